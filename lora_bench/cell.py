@@ -1,0 +1,74 @@
+"""A cell: one point of the grid, and everything that can change its number.
+
+Frozen and hashable. Its id is a hash of its canonical JSON: keys sorted, unset fields left out (so that a new
+optional field changes no old id), integers and floats normalised by the field's type. Where a cell runs (device, pack,
+paths) is no part of it: a model directory or a data folder enters as a name and a hash of its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Select = Literal["best", "last", "held-out"]
+Precision = Literal["float64", "float32", "bf16"]
+Init = Literal["default", "published"]
+
+Count = Annotated[int, Field(gt=0, le=2**31)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # -0.0 is 0.0
+Name = Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class Cell(BaseModel):
+    """One training run. Fields that the method does not have (rank for `head`, a and b outside `mini`) are None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Name
+    data: Name
+    task: Name
+    method: Name
+    rank: Count | None = None
+    a: Count | None = None
+    b: Count | None = None
+    alpha: Positive | None = None
+    init: Init | None = None
+    targets: Name | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    lr: Positive = 1e-3
+    head_lr: Positive | None = None
+    weight_decay: NotNegative = 0.0
+    warmup: Annotated[NotNegative, Field(le=1)] = 0.06
+    clip: NotNegative = 1.0
+    epochs: Count = 10
+    batch_size: Count = 32
+    max_length: Annotated[int, Field(ge=4, le=2**16)] = 128
+    select: Select = "best"
+    precision: Precision = "float32"
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+    def canonical(self) -> str:
+        """The JSON text that the id is a hash of."""
+        settings = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    @property
+    def effective_head_lr(self) -> float:
+        """The head's learning rate: its own, or the adapter's."""
+        return self.lr if self.head_lr is None else self.head_lr
+
+    def shares_batches(self) -> tuple[object, ...]:
+        """What cells of one pack must have in common (they see the same batches and dropout masks)."""
+        held_out = self.select == "held-out"
+        return (
+            self.model, self.data, self.task, self.seed, self.batch_size,
+            self.epochs, self.max_length, self.precision, held_out,
+        )  # fmt: skip

@@ -1,0 +1,220 @@
+"""The command line: parse, call, print, exit code. What takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lora_bench import __version__
+from lora_bench.errors import INTERRUPTED, NOTHING, SOME_FAILED, BenchError, unknown
+from lora_bench.options import Selection, selecting
+
+app = typer.Typer(
+    name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+AUTO_PACK = {"cpu": 16, "cuda": 64}
+
+
+def _console(stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False)
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """End a command as documented: an error is two lines and an exit code, Ctrl-C is 130."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **values: Any) -> None:
+        try:
+            command(*args, **values)
+        except BenchError as error:
+            if values.get("debug"):
+                raise
+            complain(error)
+            raise typer.Exit(error.code) from None
+        except KeyboardInterrupt:
+            _console(stderr=True).print("Interrupted. What has ended is kept; the same command goes on from there.")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return guarded
+
+
+def complain(error: BenchError) -> None:
+    """Print an error: what, and how to mend it."""
+    console = _console(stderr=True)
+    console.print(Text.assemble(("Error: ", "bold red"), printable(error.what)), soft_wrap=True)
+    console.print(Text(printable(error.mend)), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without control codes."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lora-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train a whole grid of LoRA-family adapters over one frozen encoder at once, on GLUE.
+
+    \b
+    lora-bench run --preset smoke          a grid on the bundled encoder and data, no network
+    lora-bench run --task sst2 --method mini --rank 16
+    lora-bench report --results results/smoke
+    """
+
+
+@app.command()
+@reported
+@selecting
+def run(
+    selection: Selection,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
+    save: Annotated[bool, typer.Option(help="Keep the trained adapters (not whole models).")] = True,
+    debug: Annotated[bool, typer.Option("--debug", help="Stop at the first error with a traceback.")] = False,
+) -> None:
+    """Train the cells that have no record yet, and write metrics.csv.
+
+    Options narrow or override a preset or a config. LoRA-Mini's -a and -b default to 64; its update has rank
+    min(r, a, b) at most.
+    """
+    from lora_bench import plan as plans
+    from lora_bench import progress, runner, summaries
+
+    console = _console()
+    grid = selection.grid()
+    device = runner.choose_device(device)
+    plan = plans.make(grid, selection.folder(), selection.limit(AUTO_PACK[device.partition(":")[0]]), selection.statuses())
+    console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
+    _warn_broken(plan.broken)
+    options = runner.Options(selection.folder(), device, offline, save, _cache(), debug)
+    with progress.ProgressView(console, plan) as view:
+        records = runner.Runner(plan, options, view).run()
+    console.print(summaries.closing(records))
+    console.print(Text(f"{selection.folder() / 'metrics.csv'}"), soft_wrap=True)
+    bad = [record for record in records if record.status != "done"]
+    for record in bad:
+        console.print(Text(printable(f"{record.status}: {record.id} {record.cell.task} {record.reason}")), soft_wrap=True)
+    if bad or plan.broken:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+@reported
+@selecting
+def plan(selection: Selection) -> None:
+    """Show what would run and what is there already; nothing is trained."""
+    from lora_bench import plan as plans
+    from lora_bench import summaries
+
+    made = plans.make(selection.grid(), selection.folder(), selection.limit(AUTO_PACK["cuda"]), selection.statuses())
+    console = _console()
+    console.print(summaries.opening(made, str(selection.folder()), "the device"), soft_wrap=True)
+    console.print(summaries.planned(made))
+    _warn_broken(made.broken)
+
+
+@app.command()
+@reported
+def report(
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+    out: Annotated[Path | None, typer.Option(help="Where to write [the results folder].")] = None,
+) -> None:
+    """Rebuild the tables and the accuracy-vs-rank figure from the records."""
+    from lora_bench import report as reports
+
+    built = reports.build(results, out or results, _console())
+    if built.exit_code:
+        raise typer.Exit(built.exit_code)
+
+
+@app.command(name="list")
+@reported
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, tasks or runs")],
+    results: Annotated[Path, typer.Option(help="The results folder, for runs.")] = Path("results/smoke"),
+) -> None:
+    """List the methods, the tasks, or the runs of a results folder."""
+    from lora_bench import summaries
+
+    kinds: dict[str, Callable[[], Table]] = {
+        "methods": summaries.methods_table,
+        "tasks": summaries.tasks_table,
+        "runs": lambda: summaries.runs_table(results),
+    }
+    if what not in kinds:
+        raise unknown("list", what, kinds)
+    _console().print(kinds[what]())
+
+
+@app.command()
+@reported
+def show(
+    cell_id: Annotated[str, typer.Argument(metavar="ID", help="The cell's id, or its beginning.")],
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+) -> None:
+    """Print the record of a cell as JSON."""
+    from lora_bench import store
+
+    found = [record for record in store.read_records(results).records if record.id.startswith(cell_id)]
+    if len(found) != 1:
+        trouble = "No record" if not found else f"{len(found)} records"
+        raise BenchError(
+            f"{trouble} under '{results}' with an id that begins '{cell_id}'.",
+            "See `lora-bench list runs --results DIR`.", NOTHING if not found else 2,
+        )  # fmt: skip
+    content = found[0].model_dump(mode="json")
+    content["predictions"] = f"{len(found[0].predictions)} values"
+    print(json.dumps(content, indent=2))
+
+
+@app.command()
+@reported
+def doctor(
+    results: Annotated[Path, typer.Option(help="The results folder to check.")] = Path("results"),
+) -> None:
+    """Check versions, device, the bundled sample, the Hub and the results folder."""
+    from lora_bench import diagnosis
+
+    table, sound = diagnosis.examine(results)
+    _console().print(table)
+    if not sound:
+        raise typer.Exit(3)
+
+
+def _cache() -> Path:
+    """Where tokens are kept."""
+    import os
+
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lora-bench"
+
+
+def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:
+    for path, reason in broken:
+        _console(stderr=True).print(Text(printable(f"Left out: {path} ({reason})"), "yellow"), soft_wrap=True)
+
+
+def main() -> None:
+    """The program."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    app(prog_name="lora-bench")

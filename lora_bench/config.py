@@ -1,0 +1,218 @@
+"""Config files: which cells, with which protocol; never code.
+
+A config is `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field of
+`Cell` other than `data`) to a value, a list of values, or a mapping from task (or `default`) to either. The grid is the
+union of the blocks, each laid over the defaults; without blocks the defaults alone are the one block. `notes` map a
+task, or `all`, to what deviates from the paper: they go into every record of that task and into no id.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
+
+from lora_bench import methods, tasks
+from lora_bench.cell import Cell
+from lora_bench.errors import BenchError, nearest, unknown
+from lora_bench.plain_yaml import Lines, decode, line_of, read_yaml
+
+Scalar = str | int | float | None
+Choice = tuple[Scalar, ...]
+Values = Choice | Mapping[str, Choice]
+
+SETTINGS = tuple(field for field in Cell.model_fields if field != "data")
+MAX_BYTES = 1_000_000
+DEFAULT, ALL = "default", "all"
+
+_PROBE = {"model": "model", "data": "data", "task": "task", "method": "method"}
+
+
+def checked(setting: str, value: object) -> Scalar:
+    """`value` as `Cell` normalises it (`"8"` and `8.0` are 8 for a count); a BenchError says what is allowed."""
+    if setting not in SETTINGS:
+        raise unknown("setting", setting, SETTINGS)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise BenchError(f"{setting}: {_shown(value)} is not a value.", "Write a number, a word, or a list of them.")
+    try:
+        normal: Scalar = getattr(Cell.model_validate({**_PROBE, setting: value}), setting)
+    except ValidationError as error:
+        allowed = error.errors()[0]["msg"].replace("Input", setting)
+        raise BenchError(f"{setting}: {_shown(value)} is not allowed.", f"{allowed}.") from None
+    if setting == "task":
+        tasks.get(str(normal))
+    if setting == "method":
+        methods.get(str(normal))
+    return normal
+
+
+def choice(setting: str, raw: object) -> Choice:
+    """One value, or a list of alternatives, of a setting; each checked, repetitions dropped."""
+    values = raw if isinstance(raw, list | tuple) else [raw]
+    if not values:
+        raise BenchError(f"{setting}: the list is empty.", "Give it a value, or leave the setting out.")
+    return tuple(dict.fromkeys(checked(setting, value) for value in values))
+
+
+def _values(setting: str, raw: object) -> Values:
+    if setting not in SETTINGS:
+        raise unknown("setting", setting, SETTINGS)
+    if not isinstance(raw, dict):
+        return choice(setting, raw)
+    if setting == "task" or not raw:
+        raise BenchError(f"{setting}: {_shown(raw)} is not a value.", "Write a value or a list of values.")
+    _only_tasks(raw, DEFAULT)
+    return {task: choice(setting, values) for task, values in raw.items()}
+
+
+def _only_tasks(names: Mapping[str, object], other: str) -> None:
+    for name in names:
+        if name not in tasks.TASKS and name != other:
+            raise unknown("task", str(name), [*tasks.TASKS, other])
+
+
+def _settings(raw: object) -> dict[str, Values]:
+    with _located():
+        settings = _mapping(raw, "settings")
+    found: dict[str, Values] = {}
+    for key, value in settings.items():
+        with _located(key):
+            found[key] = _values(key, value)
+    return found
+
+
+def _notes(raw: object) -> dict[str, tuple[str, ...]]:
+    with _located():
+        notes = _mapping(raw, "notes")
+    found: dict[str, tuple[str, ...]] = {}
+    for task, texts in notes.items():
+        with _located(task):
+            _only_tasks({task: texts}, ALL)
+            found[task] = _texts(texts)
+    return found
+
+
+def _mapping(raw: object, kind: str) -> dict[str, object]:
+    if not isinstance(raw, dict):
+        raise BenchError(f"{_shown(raw)} is not a mapping.", f"Write the {kind} as lines of `name: value`.")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _texts(raw: object) -> tuple[str, ...]:
+    texts = raw if isinstance(raw, list | tuple) else [raw]
+    for text in texts:
+        if not isinstance(text, str):
+            raise BenchError(f"{_shown(text)} is not a text.", "Write a note as a text or a list of texts.")
+    return tuple(texts)
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)
+
+
+@contextmanager
+def _located(*path: str) -> Iterator[None]:
+    """Hand a BenchError to pydantic, which adds where in the file it happened."""
+    try:
+        yield
+    except BenchError as error:
+        context = {"what": error.what, "mend": error.mend, "path": path}
+        raise PydanticCustomError("setting", "{what}", context) from None
+
+
+Settings = Annotated[dict[str, Values], PlainValidator(_settings)]
+
+
+class Config(BaseModel):
+    """A config file, or the grid that the command line alone describes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    description: str = ""
+    defaults: Settings = {}
+    blocks: tuple[Settings, ...] = ()
+    notes: Annotated[dict[str, tuple[str, ...]], PlainValidator(_notes)] = {}
+
+    def merged(self) -> list[dict[str, Values]]:
+        """The blocks, each laid over the defaults."""
+        return [{**self.defaults, **block} for block in self.blocks] or [dict(self.defaults)]
+
+    def notes_for(self, task: str) -> tuple[str, ...]:
+        """The notes that go into a record of that task."""
+        return self.notes.get(ALL, ()) + self.notes.get(task, ())
+
+
+def parse(text: str, origin: str) -> Config:
+    """The config in a YAML text; a BenchError names `origin`, the line, what is wrong and how to mend it."""
+    data, lines = read_yaml(text, origin)
+    if not isinstance(data, dict):
+        raise BenchError(
+            f"{origin}:1: a config is a mapping, not {_shown(data)}.", f"Its keys are {', '.join(Config.model_fields)}."
+        )
+    try:
+        return Config.model_validate({key: value for key, value in data.items() if value is not None})
+    except ValidationError as error:
+        raise _explained(error, origin, lines) from None
+
+
+def _explained(error: ValidationError, origin: str, lines: Lines) -> BenchError:
+    first = error.errors(include_url=False)[0]
+    context, path = first.get("ctx", {}), tuple(first["loc"])
+    where = f"{origin}:{line_of(lines, path + context.get('path', ()))}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return BenchError(f"{where}: unknown key '{path[-1]}'{more}.", nearest(str(path[-1]), Config.model_fields))
+    if first["type"] == "setting":
+        return BenchError(f"{where}: {first['msg']}{more}", str(context["mend"]))
+    field = ".".join(str(part) for part in path)
+    return BenchError(
+        f"{where}: {field}: {_shown(first['input'])} is not allowed{more}.", f"{first['msg'].replace('tuple', 'list')}."
+    )
+
+
+def load(path: Path) -> Config:
+    """The config in a file of at most 1 MB."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BenchError(f"{path}: {reason}.", "Give --config a YAML file, or use --preset.") from None
+    if len(content) > MAX_BYTES:
+        raise BenchError(f"{path} is larger than 1 MB.", "A config is a page of YAML: is this the right file?")
+    return parse(decode(content, str(path)), str(path))
+
+
+def parse_set(text: str) -> tuple[str, Choice]:
+    """`key=value` of `--set`: a setting, and its value as a YAML scalar or list."""
+    key, equals, value = text.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals:
+        raise BenchError(f"--set {_shown(text)} has no '='.", "Write --set key=value, as in --set weight_decay=0.1.")
+    if key not in SETTINGS:
+        raise unknown("setting", key, SETTINGS)
+    return key, choice(key, read_yaml(value, f"--set {key}")[0])
+
+
+def presets() -> dict[str, Path]:
+    """The configs that come with the package, by name: `configs/` of a checkout, or the copy in a wheel."""
+    package = Path(__file__).parent
+    checkout = package.parent
+    folders = [package / "configs"]
+    if (checkout / "pyproject.toml").is_file():
+        folders.append(checkout / "configs")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_preset(name: str) -> Path:
+    """The file of a preset; an error that names the nearest one if there is none."""
+    known = presets()
+    if name not in known:
+        raise unknown("preset", name, known)
+    return known[name]

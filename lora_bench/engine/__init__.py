@@ -1,0 +1,1 @@
+"""The packed trainer: K cells trained together over one frozen backbone."""

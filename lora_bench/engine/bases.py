@@ -1,0 +1,66 @@
+"""Frozen bases from the pretrained weights: computed once a backbone and kept.
+
+Signs are fixed (the entry of largest magnitude of every left vector is positive), so that a saved factor that lives
+between two bases means the same after they are computed again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lora_bench.engine import targets
+from lora_bench.engine.backbone import Backbone
+from lora_bench.errors import BenchError
+
+
+def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
+    """The leading `rank` directions of a linear: `[rank, in]` for `svd-input`, `[out, rank]` for the output kinds.
+
+    Raises:
+        BenchError: the weight has fewer directions than `rank`.
+    """
+    if (name, kind) not in backbone.bases:
+        _compute(backbone, name, kind)
+    whole = backbone.bases[name, kind]
+    available = whole.shape[0] if kind == "svd-input" else whole.shape[1]
+    if rank > available:
+        raise BenchError(f"Rank {rank} is more than {name} has directions ({available}).", "Use a smaller --rank.")
+    return whole[:rank] if kind == "svd-input" else whole[:, :rank]
+
+
+def _compute(backbone: Backbone, name: str, kind: str) -> None:
+    if kind == "common-output":
+        left, _, _ = _svd(_joined(backbone, name))
+        backbone.bases[name, kind] = left
+        return
+    left, values, right = _svd(_weight(backbone, name).mT)
+    backbone.bases[name, "svd-input"] = (left * values).mT.contiguous()
+    backbone.bases[name, "svd-output"] = right
+
+
+def _weight(backbone: Backbone, name: str) -> Tensor:
+    return backbone.linears()[name].weight.detach().to(backbone.exact)
+
+
+def _joined(backbone: Backbone, name: str) -> Tensor:
+    """`[out, 3 · in]`: the layer's `[Wq | Wk | Wv]` where the outputs match, else the weight alone."""
+    own = _weight(backbone, name)
+    layer = targets.layer_of(name)
+    parts = [
+        _weight(backbone, other)
+        for other in backbone.linears()
+        if targets.layer_of(other) == layer and targets.is_attention_input(other)
+    ]
+    if len(parts) == 1 and parts[0].shape[0] == 3 * own.shape[0]:
+        parts = list(parts[0].chunk(3))
+    same = bool(parts) and all(part.shape[0] == own.shape[0] for part in parts)
+    return torch.cat(parts, dim=1) if same else own
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V (not Vᵀ) of `matrix`, signs fixed."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(left.dtype)
+    return left * signs, values, (right * signs.mT).mT.contiguous()

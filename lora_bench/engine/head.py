@@ -1,0 +1,83 @@
+"""RoBERTa's classification head, stacked: dropout, dense, tanh, dropout, projection of the first token.
+
+One row of the matrix is one cell's head; its start is a function of the seed alone, so cells of one seed start alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora_bench.cell import Cell
+from lora_bench.engine import randomness
+from lora_bench.engine.bank import Block
+
+STD = 0.02
+
+
+class Heads:
+    """The heads of K cells: `[K, B, d]` hidden states of first tokens to `[K, B, outputs]` logits."""
+
+    def __init__(
+        self, cells: Sequence[Cell], hidden: int, outputs: int, rate: float, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.shapes = {
+            "dense.weight": (hidden, hidden),
+            "dense.bias": (1, hidden),
+            "out_proj.weight": (outputs, hidden),
+            "out_proj.bias": (1, outputs),
+        }
+        self.rate = rate
+        start = torch.stack([self._start(cell) for cell in cells]).to(device, dtype)
+        rates = torch.tensor([cell.effective_head_lr for cell in cells], device=device, dtype=dtype)
+        decays = torch.cat([torch.full((r * c,), float("bias" not in n)) for n, (r, c) in self.shapes.items()])
+        places = torch.arange(len(cells), device=device)
+        self.block = Block(places, start.requires_grad_(), rates, decays.to(device, dtype))
+
+    def _start(self, cell: Cell) -> Tensor:
+        """Weights from N(0, 0.02²), biases zero, as transformers starts them."""
+        parts = [
+            torch.zeros(rows * cols, dtype=torch.float64)
+            if "bias" in name
+            else torch.from_numpy(randomness.normal(rows, cols, cell.seed, "head", name) * STD).flatten()
+            for name, (rows, cols) in self.shapes.items()
+        ]
+        return torch.cat(parts)
+
+    def parts(self, matrix: Tensor) -> dict[str, Tensor]:
+        """The matrix cut into `[K, rows, cols]` by name."""
+        sizes = [rows * cols for rows, cols in self.shapes.values()]
+        return {
+            name: part.unflatten(1, shape)
+            for (name, shape), part in zip(self.shapes.items(), matrix.split(sizes, dim=1), strict=True)
+        }
+
+    def logits(self, matrix: Tensor, first: Tensor, generator: torch.Generator | None) -> Tensor:
+        """`[K, B, outputs]`. While training, one dropout mask serves all cells."""
+        own = self.parts(matrix)
+        hidden = self._drop(first.to(matrix.dtype), generator)
+        hidden = torch.baddbmm(own["dense.bias"], hidden, own["dense.weight"].mT).tanh()
+        hidden = self._drop(hidden, generator)
+        return torch.baddbmm(own["out_proj.bias"], hidden, own["out_proj.weight"].mT)
+
+    def _drop(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is None or self.rate == 0:
+            return hidden
+        drawn = torch.rand(hidden.shape[1:], generator=generator, device=hidden.device)
+        return hidden * (drawn >= self.rate).to(hidden.dtype).div_(1 - self.rate)
+
+    def state(self, row: int) -> dict[str, Tensor]:
+        """One cell's head on the CPU, biases as vectors."""
+        own = self.parts(self.block.matrix.detach()[row : row + 1])
+        return {name: _flat(name, part[0]).clone().cpu() for name, part in own.items()}
+
+    def load(self, row: int, state: dict[str, Tensor]) -> None:
+        """Put saved values in the place of a cell's."""
+        for name, part in self.parts(self.block.matrix.detach()[row : row + 1]).items():
+            part[0].copy_(state[name].view_as(part[0]))
+
+
+def _flat(name: str, value: Tensor) -> Tensor:
+    return value[0] if "bias" in name else value

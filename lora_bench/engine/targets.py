@@ -1,0 +1,59 @@
+"""Which weights are adapted: `attention`, `attention+dense`, `qv` or a comma list of name endings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from lora_bench.errors import BenchError, nearest
+
+QV = frozenset({"query", "value", "q_lin", "v_lin", "q_proj", "v_proj"})
+ATTENTION = QV | {"key", "k_lin", "k_proj", "Wqkv"}
+LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
+
+
+def within_layer(name: str) -> str | None:
+    """The name of a linear inside its layer (`attention.self.query`), or None outside the layers."""
+    match = LAYER.match(name)
+    return match.group(2) if match else None
+
+
+def layer_of(name: str) -> str | None:
+    """The layer that a linear belongs to (`encoder.layer.3`)."""
+    match = LAYER.match(name)
+    return match.group(1) if match else None
+
+
+def is_attention_input(name: str) -> bool:
+    """Whether the linear makes queries, keys or values."""
+    return name.rsplit(".", 1)[-1] in ATTENTION
+
+
+def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
+    """The linears, of those named, that `targets` means, in the model's order.
+
+    Raises:
+        BenchError: no linear of a layer matches; the error names the candidates.
+    """
+    inside = [name for name in names if within_layer(name)]
+    endings = [part.strip() for part in targets.split(",")]
+    chosen = [name for name in inside if any(_matches(name, ending) for ending in endings)]
+    unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in inside)]
+    if unmatched or not chosen:
+        candidates = {within_layer(name) or name for name in inside} | {"attention", "attention+dense", "qv"}
+        raise BenchError(
+            f"--targets '{unmatched[0] if unmatched else targets}' matches no weight of this model.",
+            f"{nearest(unmatched[0] if unmatched else targets, candidates)} "
+            f"It has: {', '.join(sorted(candidates))}.",
+        )
+    return tuple(chosen)
+
+
+def _matches(name: str, ending: str) -> bool:
+    if ending == "attention+dense":
+        return True
+    if ending == "attention":
+        return is_attention_input(name)
+    if ending == "qv":
+        return name.rsplit(".", 1)[-1] in QV
+    return name == ending or name.endswith(f".{ending}")

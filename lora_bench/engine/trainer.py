@@ -1,0 +1,166 @@
+"""The one trainer: epochs of a pack, evaluated each, with everything that could tie cells together kept per cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lora_bench.cell import Cell
+from lora_bench.engine import randomness
+from lora_bench.engine.optimiser import PackedAdamW
+from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.windows import Batch, Table, slices
+from lora_bench.metrics import score
+from lora_bench.tasks import Task
+
+EVAL_TOKENS = {"cpu": 2**13, "cuda": 2**18}
+
+
+class Watch(Protocol):
+    """Who follows the training. `step` may raise to stop it."""
+
+    def step(self, epoch: int, step: int) -> None:
+        """A step of the epoch has been issued."""
+
+    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
+        """An epoch is evaluated: the main metric of each cell."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to evaluate on: their table, and for MNLI which rows are which split."""
+
+    table: Table
+    parts: dict[str, slice] | None = None
+
+
+@dataclass
+class Progress:
+    """What is known of one cell so far. Metrics are by epoch; NaN is kept as NaN."""
+
+    cell: Cell
+    losses: list[float] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    held_out: list[dict[str, float]] = field(default_factory=list)
+    diverged: str | None = None
+    selected: int | None = None
+    state: State | None = None
+    predictions: NDArray[np.float64] | None = None
+
+    def chosen_by(self) -> list[dict[str, float]]:
+        """The metrics that choose the epoch."""
+        return self.held_out if self.cell.select == "held-out" else self.metrics
+
+    def improved(self, metric: str) -> bool:
+        """Whether the newest epoch is the one to keep so far."""
+        values = [metrics[metric] for metrics in self.chosen_by()]
+        if self.cell.select == "last" or self.selected is None:
+            return True
+        previous = values[self.selected - 1]
+        return values[-1] > previous or (math.isnan(previous) and not math.isnan(values[-1]))
+
+
+def batch_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """`[K]`: each cell's mean loss over the batch; squared error for one output, else cross-entropy."""
+    cells, rows, outputs = logits.shape
+    if outputs == 1:
+        return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
+    loss = cross_entropy(logits.flatten(0, 1), labels.repeat(cells), reduction="none")
+    return loss.view(cells, rows).mean(1)
+
+
+class Trainer:
+    """Trains a pack on a task. All cells see the same batches in the same order and the same dropout masks."""
+
+    def __init__(self, pack: Pack, task: Task, train: Table, evaluate: Split, held_out: Table | None = None) -> None:
+        self.pack, self.task = pack, task
+        self.train, self.evaluation, self.held_out = train, evaluate, held_out
+        cell = pack.cells[0]
+        self.seed, self.epochs, self.batch_size = cell.seed, cell.epochs, cell.batch_size
+        self.steps_an_epoch = math.ceil(len(train) / cell.batch_size)
+        self.blocks = pack.blocks()
+        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_an_epoch * cell.epochs)
+        self.generator = torch.Generator(pack.backbone.device)
+        self.progress = [Progress(cell) for cell in pack.cells]
+
+    def run(self, watch: Watch | None = None) -> list[Progress]:
+        """All epochs, each evaluated; what became of every cell, in the pack's order."""
+        with self.pack:
+            for epoch in range(1, self.epochs + 1):
+                losses = self._train_epoch(epoch, watch)
+                self._note_losses(epoch, losses)
+                self._evaluate_epoch(epoch, watch)
+        return self.progress
+
+    def _train_epoch(self, epoch: int, watch: Watch | None) -> Tensor:
+        """One pass over the data without waiting for the device; losses `[steps, K]`."""
+        order = randomness.permutation(len(self.train), self.seed, "order", epoch)
+        losses: list[Tensor] = []
+        for step, batch in enumerate(self.train.batches(slices(order, self.batch_size)), 1):
+            losses.append(self.train_step(batch))
+            if watch is not None:
+                watch.step(epoch, step)
+        return torch.stack(losses)
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Forward, backward, update; the losses `[K]` before the update."""
+        self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.optimiser.count))
+        self.pack.compose()
+        losses = batch_losses(self.pack.logits(batch, self.generator), batch.labels)
+        gradients = torch.autograd.grad(losses.sum(), [block.matrix for block in self.blocks])
+        self.optimiser.step(gradients, losses.detach())
+        return losses.detach()
+
+    def _note_losses(self, epoch: int, losses: Tensor) -> None:
+        alive = self.optimiser.alive.tolist()
+        for progress, own, lives in zip(self.progress, losses.T.tolist(), alive, strict=True):
+            progress.losses += own
+            progress.epoch_losses.append(float(np.mean(own)))
+            if not lives and progress.diverged is None:
+                progress.diverged = f"loss or gradient not finite in epoch {epoch}"
+
+    def _evaluate_epoch(self, epoch: int, watch: Watch | None) -> None:
+        predictions = self.predict(self.evaluation.table)
+        held = None if self.held_out is None else self.predict(self.held_out)
+        for k, progress in enumerate(self.progress):
+            progress.metrics.append(self._score(predictions[k], self.evaluation.table, self.evaluation.parts))
+            if held is not None and self.held_out is not None:
+                progress.held_out.append(self._score(held[k], self.held_out))
+            if progress.diverged is None and progress.improved(self.task.main_metric):
+                progress.selected = epoch
+                progress.state = self.pack.state(k)
+                progress.predictions = predictions[k]
+        if watch is not None:
+            watch.epoch(epoch, [progress.metrics[-1][self.task.main_metric] for progress in self.progress])
+
+    def _score(
+        self, predictions: NDArray[np.float64], table: Table, parts: dict[str, slice] | None = None
+    ) -> dict[str, float]:
+        return score(self.task, predictions, table.labels.cpu().numpy(), parts)
+
+    @torch.no_grad()
+    def predict(self, table: Table) -> NDArray[np.float64]:
+        """`[K, rows]`: class numbers, or values for regression, of every row in the table's order."""
+        self.pack.compose()
+        budget = max(1, EVAL_TOKENS.get(table.device.type, 2**13) // len(self.pack.cells))
+        found = np.empty((len(self.pack.cells), len(table)))
+        parts = [
+            (batch.rows, _decide(self.pack.logits(batch), self.task.is_regression))
+            for batch in table.batches(table.by_length(budget))
+        ]
+        for rows, decided in parts:
+            found[:, rows] = decided.cpu().numpy()
+        return found
+
+
+def _decide(logits: Tensor, regression: bool) -> Tensor:
+    return logits[..., 0].double() if regression else logits.argmax(-1).double()

@@ -1,0 +1,30 @@
+"""What a number was made with: versions and device, for every record and for `doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+from lora_bench import __version__
+
+PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    found = {"lora_bench": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def device_name(device: str) -> str:
+    """The device in words: the GPU's name, or the processor and its threads."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {platform.machine()}, {torch.get_num_threads()} threads"

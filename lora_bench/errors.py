@@ -1,0 +1,33 @@
+"""The one error that users see: a line that says what, and a line that says how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+DONE, SOME_FAILED, USAGE, MISSING, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class BenchError(Exception):
+    """Something the user can mend. `code` is the process's exit code (README, "Exit codes")."""
+
+    def __init__(self, what: str, mend: str, code: int = USAGE) -> None:
+        super().__init__(what)
+        self.what = what
+        self.mend = mend
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.mend}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the nearest of `known` to `name`, or all of them when none is near."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(options)}."
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
+    """The error for a name that is not among `known`."""
+    return BenchError(f"Unknown {kind} '{name}'.", nearest(name, known))

@@ -1,0 +1,180 @@
+"""Config to cells to packs: which cells a selection asks for, and which of them train together.
+
+`expand` takes a config and the command line's overrides. An override narrows what the config offers: blocks keep the
+values that were asked for, and a block that has none of them is dropped. Where no block has any of them, the override
+replaces the setting everywhere. Task and method narrow first, so that a value given by task or in one method's block
+counts only where that task and method are still in the grid.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+from lora_bench import methods
+from lora_bench.cell import Cell
+from lora_bench.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
+from lora_bench.errors import BenchError
+
+DEFAULT_MODEL = "FacebookAI/roberta-base"
+SAMPLE, HUB = "sample", "hub"
+MAX_CELLS = 1_000_000
+
+Overrides = Mapping[str, Sequence[object] | None]
+Atom = dict[str, Choice]
+BlockT = TypeVar("BlockT", dict[str, Values], Atom)
+_PARAMETERS = frozenset[str]().union(*(recipe.parameters for recipe in methods.RECIPES.values()))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """How a location becomes what enters the cell: a name, and a hash of the content where it is a directory."""
+
+    model_identity: Callable[[str], str]
+    data_identity: Callable[[str, str], str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a selection, each once, in the config's order, and the way back from a cell to its sources."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    models: Mapping[str, str]
+    data: Mapping[tuple[str, str], str]
+    notes: Mapping[str, tuple[str, ...]]
+
+    def model_location(self, cell: Cell) -> str:
+        """The location that the user gave for the cell's model."""
+        return self.models[cell.model]
+
+    def data_location(self, cell: Cell) -> str:
+        """The location that the cell's data come from: `hub`, `sample` or a folder."""
+        return self.data[cell.task, cell.data]
+
+    def notes_for(self, cell: Cell) -> tuple[str, ...]:
+        """What deviates from the paper in this cell."""
+        return self.notes[cell.task]
+
+
+def expand(config: Config, overrides: Overrides, sources: Sources, data: str | None = None) -> Grid:
+    """The config's grid under overrides. `data` is a folder; else the sample model has the sample's, others GLUE's.
+
+    The identity functions are called once for each distinct location (and task), after narrowing.
+    """
+    blocks = [_completed(block) for block in select(config, overrides)]
+    _guard(blocks)
+    models: dict[str, str] = {}
+    places: dict[tuple[str, str], str] = {}
+    model_identity, data_identity = cache(sources.model_identity), cache(sources.data_identity)
+    cells: dict[Cell, None] = {}
+    for settings in itertools.chain.from_iterable(map(_points, blocks)):
+        model, task = str(settings["model"]), str(settings["task"])
+        place = data or (SAMPLE if model == SAMPLE else HUB)
+        identities = {"model": model_identity(model), "data": data_identity(place, task)}
+        models.setdefault(identities["model"], model)
+        places.setdefault((task, identities["data"]), place)
+        cells.setdefault(Cell.model_validate(settings | identities))
+    notes = {cell.task: config.notes_for(cell.task) for cell in cells}
+    return Grid(config.name, tuple(cells), models, places, notes)
+
+
+def select(config: Config, overrides: Overrides) -> list[Atom]:
+    """The config's blocks, cut to one task and one method each and narrowed by the overrides."""
+    wanted = {setting: choice(setting, list(values)) for setting, values in overrides.items() if values}
+    blocks = _narrowed(config.merged(), "task", wanted)
+    by_task = [_at_task(block, task) for block in blocks for task in _chosen(block, "task", config)]
+    by_task = _narrowed(by_task, "method", wanted)
+    atoms = [_at_method(block, method) for block in by_task for method in _chosen(block, "method", config)]
+    for setting in SETTINGS:
+        if setting not in ("task", "method"):
+            atoms = _narrowed(atoms, setting, wanted)
+    return atoms
+
+
+def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice]) -> list[BlockT]:
+    """Narrow where some block has some of the values; else override everywhere."""
+    wanted = overrides.get(setting)
+    if wanted is None:
+        return blocks
+    kept = []
+    for block in blocks:
+        values = tuple(value for value in block.get(setting, wanted) if value in wanted)
+        kept.append({**block, setting: values})
+    if not any(setting in block and new[setting] for block, new in zip(blocks, kept, strict=True)):
+        return [{**block, setting: wanted} for block in blocks]
+    return [block for block in kept if block[setting]]
+
+
+def _chosen(block: Mapping[str, Values], setting: str, config: Config) -> tuple[str, ...]:
+    values = block.get(setting)
+    if not values:
+        raise BenchError(
+            f"{config.name}: no {setting} is chosen.", f"Give --{setting}, or write `{setting}:` in the config."
+        )
+    return tuple(str(value) for value in values)
+
+
+def _at_task(block: Mapping[str, Values], task: str) -> Atom:
+    """The block for one task: what is given by task is looked up, what is not given for it is left out."""
+    at: Atom = {}
+    for setting, values in block.items():
+        found = values if isinstance(values, tuple) else values.get(task, values.get(DEFAULT))
+        if found is not None:
+            at[setting] = found
+    return at | {"task": (task,)}
+
+
+def _at_method(block: Atom, method: str) -> Atom:
+    """The block for one method, without the parameters that the method lacks."""
+    lacking = _PARAMETERS - methods.get(method).parameters
+    return {key: values for key, values in block.items() if key not in lacking} | {"method": (method,)}
+
+
+def _completed(atom: Atom) -> Atom:
+    """Every setting of the method, with the method's or the cell's default where the block is silent or says null."""
+    recipe = methods.get(str(atom["method"][0]))
+    defaults = {name: field.default for name, field in Cell.model_fields.items()}
+    defaults |= {"model": DEFAULT_MODEL, "lr": recipe.default_lr, **recipe.defaults}
+    completed: Atom = {}
+    for setting in SETTINGS:
+        if setting in recipe.parameters or setting not in _PARAMETERS:
+            values = atom.get(setting, (None,))
+            completed[setting] = tuple(defaults[setting] if value is None else value for value in values)
+    return completed
+
+
+def _guard(blocks: list[Atom]) -> None:
+    size = sum(math.prod(len(values) for values in block.values()) for block in blocks)
+    if size > MAX_CELLS:
+        raise BenchError(
+            f"This grid has {size:,} cells; the most is {MAX_CELLS:,}.", "Narrow it: fewer values a setting."
+        )
+
+
+def _points(block: Atom) -> Iterator[dict[str, object]]:
+    for values in itertools.product(*block.values()):
+        yield dict(zip(block, values, strict=True))
+
+
+def packs(cells: Iterable[Cell], limit: int) -> list[tuple[Cell, ...]]:
+    """The cells in groups of at most `limit` that share batches; in each, similar ranks stand together.
+
+    A method that trains the backbone shares nothing: its packs are packs of one. Groups come in the cells' order;
+    what is in a pack does not depend on that order.
+    """
+    if limit < 1:
+        raise BenchError(f"A pack of {limit} cells is none.", "Give --pack a number from 1 up.")
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in dict.fromkeys(cells):
+        alone = (cell.id,) if methods.get(cell.method).trains_backbone else ()
+        groups.setdefault(cell.shares_batches() + alone, []).append(cell)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
+        found += [tuple(group[start : start + limit]) for start in range(0, len(group), limit)]
+    return found

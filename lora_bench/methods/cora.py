@@ -1,0 +1,44 @@
+"""CoRA, first strategy (Xiao et al., arXiv 2409.02119): B is a frozen common basis, only A trains. Our port.
+
+The paper takes the basis from several fine-tuned Llama models; how it joins them is not found, and nothing in it
+concerns encoders. Here the basis is that of the pretrained model itself: the leading left singular vectors of the
+layer's joined `[Wq | Wk | Wv]`; for a weight whose outputs are not the attention's, of that weight alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_bench.methods.recipe import Basis, Factor, Recipe, Shape, Update, Zeros, rank_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_bench.cell import Cell
+
+
+class Cora(Recipe):
+    name = "cora"
+    title = "CoRA, frozen basis (our port)"
+    source = "arXiv 2409.02119, strategy 1"
+    default_lr = 1e-3
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """`A: [r, in]` trained from zero, `B: [out, r]` frozen."""
+        rank = rank_of(cell)
+        return (
+            Factor("A", rank, shape.inputs, Zeros()),
+            Factor("B", shape.outputs, rank, Basis("common-output"), trainable=False),
+        )
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A and B as they are."""
+        return Update(factors["A"], factors["B"])
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """r · in."""
+        return rank_of(cell) * shape.inputs
+
+
+RECIPE = Cora()

@@ -1,0 +1,15 @@
+"""Head only: the control row. The head alone has more parameters than most adapters, so it must be seen alone."""
+
+from __future__ import annotations
+
+from lora_bench.methods.recipe import Unadapted
+
+
+class Head(Unadapted):
+    name = "head"
+    title = "Head only (control)"
+    source = "control row, ours"
+    default_lr = 1e-3
+
+
+RECIPE = Head()

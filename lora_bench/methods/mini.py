@@ -1,0 +1,62 @@
+"""LoRA-Mini (Singh et al., arXiv 2411.15804): each factor is split in two, the outer parts stay frozen.
+
+`A = A_train A_aux`, `B = B_aux B_train`; only `A_train: [r, a]` and `B_train: [b, r]` train, r (a + b) values whatever
+the weight's size. The update's rank is at most min(r, a, b).
+
+The paper's start is not found. Ours (`init: default`): outer factors random and scaled to keep variance (`A_aux` from
+N(0, 1/in), `B_aux` from N(0, 1/b)), `A_train` Kaiming-uniform as LoRA's A, `B_train` zero. `init: published` is what the
+one published layer file does: outer factors from N(0, 1) and both inner ones zero, so that every adapter gradient is
+exactly zero and only the head learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Uniform, Update, Zeros, rank_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_bench.cell import Cell
+
+
+def _inner(cell: Cell) -> tuple[int, int, int]:
+    if cell.a is None or cell.b is None:
+        raise ValueError("mini needs a and b")
+    return rank_of(cell), cell.a, cell.b
+
+
+class Mini(Recipe):
+    name = "mini"
+    title = "LoRA-Mini"
+    source = "arXiv 2411.15804"
+    parameters = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
+    defaults: ClassVar[Mapping[str, int | float | str]] = {
+        **Recipe.defaults, "a": 64, "b": 64, "init": "default",
+    }  # fmt: skip
+    default_lr = 2e-3
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """`A_aux: [a, in]` and `B_aux: [out, b]` frozen, `A_train: [r, a]` and `B_train: [b, r]` trained."""
+        rank, a, b = _inner(cell)
+        published = cell.init == "published"
+        return (
+            Factor("A_aux", a, shape.inputs, Normal(1.0 if published else shape.inputs**-0.5), trainable=False),
+            Factor("A_train", rank, a, Zeros() if published else Uniform(a**-0.5)),
+            Factor("B_train", b, rank, Zeros()),
+            Factor("B_aux", shape.outputs, b, Normal(1.0 if published else b**-0.5), trainable=False),
+        )
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A = A_train A_aux, B = B_aux B_train."""
+        return Update(factors["A_train"] @ factors["A_aux"], factors["B_aux"] @ factors["B_train"])
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """r (a + b)."""
+        rank, a, b = _inner(cell)
+        return rank * (a + b)
+
+
+RECIPE = Mini()

@@ -1,0 +1,132 @@
+"""What a method is: which factors an adapted weight gets, how they start, and how they make A and B.
+
+An adapted linear layer computes `y = W x + (alpha / rank) · B A x + bias` with `A: [rank, in]` and `B: [out, rank]`. A
+recipe names factors and composes A and B from them with batched products, so that one composition serves every cell
+and every weight of one shape. Nothing here imports torch: `update` works on whatever has `@` and `.mT`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_bench.cell import Cell
+
+
+class Shape(NamedTuple):
+    """The size of an adapted weight, `[out, in]` as torch keeps it."""
+
+    outputs: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Start at zero."""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Start from N(0, std²), drawn for (seed, module, factor)."""
+
+    std: float
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Start from U(-bound, bound), drawn for (seed, module, factor)."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Start from the pretrained weights: the leading `rank` singular directions.
+
+    - `svd-input`: `(U S)ᵀ` of `Wᵀ = U S Vᵀ`, one row a direction, `[rank, in]`
+    - `svd-output`: `V` of the same, one column a direction, `[out, rank]`
+    - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`, `[out, rank]`
+    """
+
+    kind: Literal["svd-input", "svd-output", "common-output"]
+
+
+Start = Zeros | Normal | Uniform | Basis
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One matrix `[rows, cols]` of one adapted weight of one cell."""
+
+    name: str
+    rows: int
+    cols: int
+    start: Start
+    trainable: bool = True
+
+
+class Update(NamedTuple):
+    """`A: [..., rank, in]` and `B: [..., out, rank]` of the update `(alpha / rank) · B A`."""
+
+    A: Tensor
+    B: Tensor
+
+
+class Recipe(ABC):
+    """A method. One instance a method; it keeps no state."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    parameters: ClassVar[frozenset[str]] = frozenset({"rank", "alpha", "targets"})
+    defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
+    default_lr: ClassVar[float]
+    trains_backbone: ClassVar[bool] = False
+
+    @abstractmethod
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """The factors that `cell` puts on a weight of this shape."""
+
+    @abstractmethod
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A and B from the factors by name; each `[cells, modules, rows, cols]`."""
+
+    @abstractmethod
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """The published formula: how many values train on a weight of this shape."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the method puts factors on the backbone's weights."""
+        return "targets" in self.parameters
+
+
+def rank_of(cell: Cell) -> int:
+    """The rank of a cell whose method has one."""
+    if cell.rank is None:
+        raise ValueError(f"{cell.method} needs a rank")
+    return cell.rank
+
+
+class Unadapted(Recipe):
+    """A method that leaves the linear layers as they are: `head` and `full`."""
+
+    parameters = frozenset()
+    defaults: ClassVar[Mapping[str, int | float | str]] = {}
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """None."""
+        return ()
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """There is none to make."""
+        raise TypeError(f"{self.name} adapts no weight")
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """No value of an adapter."""
+        return 0

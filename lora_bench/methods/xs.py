@@ -1,0 +1,45 @@
+"""LoRA-XS (Bałazy et al., arXiv 2405.17604): only an r × r matrix trains, between frozen singular bases of W.
+
+With `Wᵀ = U S Vᵀ` cut to r (`Wᵀ: [in, out]`), the update is `x (U S) R Vᵀ`: in our words `A = Rᵀ (U S)ᵀ`, `B = V`. As
+in the authors' code the singular values stand on the input side, V is orthonormal, W stays whole, and R starts from
+N(0, 1e-5²). The code's randomised SVD is replaced by an exact one (same subspace).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Shape, Update, rank_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_bench.cell import Cell
+
+
+class XS(Recipe):
+    name = "xs"
+    title = "LoRA-XS"
+    source = "arXiv 2405.17604"
+    default_lr = 1e-3
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """`US: [r, in]` and `V: [out, r]` frozen, `R: [r, r]` trained."""
+        rank = rank_of(cell)
+        return (
+            Factor("US", rank, shape.inputs, Basis("svd-input"), trainable=False),
+            Factor("R", rank, rank, Normal(1e-5)),
+            Factor("V", shape.outputs, rank, Basis("svd-output"), trainable=False),
+        )
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A = Rᵀ (US)ᵀ, B = V."""
+        return Update(factors["R"].mT @ factors["US"], factors["V"])
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """r²."""
+        return rank_of(cell) ** 2
+
+
+RECIPE = XS()

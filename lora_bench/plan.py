@@ -1,0 +1,76 @@
+"""What a selection will run, what is there already, and why. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_bench import tasks
+from lora_bench.cell import Cell
+from lora_bench.errors import BenchError
+from lora_bench.grid import HUB, SAMPLE, Grid, Sources, packs
+from lora_bench.models import identity
+from lora_bench.store import Record, read_records
+
+if TYPE_CHECKING:
+    from lora_bench.data import DataSource
+
+RETRY = ("failed", "diverged")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells to train, in packs, and the records that are there already."""
+
+    grid: Grid
+    packs: tuple[tuple[Cell, ...], ...]
+    reasons: Mapping[str, str]
+    known: Mapping[str, Record]
+    broken: tuple[tuple[Path, str], ...]
+
+    @property
+    def todo(self) -> tuple[Cell, ...]:
+        """The cells that will train, pack by pack."""
+        return tuple(cell for pack in self.packs for cell in pack)
+
+    @property
+    def recorded(self) -> list[Record]:
+        """The selection's records that will be left as they are."""
+        todo = set(self.todo)
+        return [self.known[cell.id] for cell in self.grid.cells if cell.id in self.known and cell not in todo]
+
+
+def source_of(location: str) -> DataSource:
+    """The data source of a grid's location: `hub`, `sample` or a folder."""
+    from lora_bench.data import DataSource
+
+    return DataSource.parse(None if location in (HUB, SAMPLE) else Path(location), location == SAMPLE)
+
+
+def sources() -> Sources:
+    """How models and data are named in cells."""
+    return Sources(identity, lambda place, task: source_of(place).identity(tasks.get(task)))
+
+
+def make(grid: Grid, results: Path, limit: int, retry: Iterable[str] = ()) -> Plan:
+    """Compare a grid with what `results` holds.
+
+    `retry`: the statuses (`failed`, `diverged`) whose cells run again.
+    """
+    wanted = frozenset(retry)
+    if wanted - set(RETRY):
+        raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
+    loaded = read_records(results)
+    known = {record.id: record for record in loaded.records}
+    reasons = {cell.id: _reason(known.get(cell.id), wanted) for cell in grid.cells}
+    todo = [cell for cell in grid.cells if reasons[cell.id]]
+    return Plan(grid, tuple(packs(todo, limit)), reasons, known, loaded.broken)
+
+
+def _reason(record: Record | None, retry: frozenset[str]) -> str:
+    """Why a cell runs; empty if it does not."""
+    if record is None:
+        return "no record"
+    return f"was {record.status}" if record.status in retry else ""

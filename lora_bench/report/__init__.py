@@ -1,0 +1,59 @@
+"""The report: tables, figures and one Markdown page, from the records that are there.
+
+    build -> store.read_records -> frame -> slots -> tables, figures -> render
+
+The files are a function of the records alone: no date, no path, no order of files, no locale enters them.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written. `code` is the exit code: SOME_FAILED when a record could not be read, else DONE."""
+
+    markdown: Path
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+    broken: tuple[Path, ...]
+
+    @property
+    def code(self) -> int:
+        """The process's exit code."""
+        return SOME_FAILED if self.broken else DONE
+
+
+def build(results: Path, out: Path, console: Console, errors: Console | None = None) -> Report:
+    """Write the report on `results` to `out` and print its tables to `console`.
+
+    Writes `report.md`, `tables/*.csv` and `figures/accuracy_vs_rank-*.{png,svg}`, each whole or not at all. Records
+    that cannot be read are named on `errors` (standard error by default). BenchError NOTHING: no record there.
+    """
+    from lora_bench.report.page import write
+    from lora_bench.report.render import print_lines
+    from lora_bench.store import read_records
+
+    loaded = read_records(results)
+    unread = [f"Cannot read {path.name}: {reason}" for path, reason in loaded.broken]
+    print_lines(unread, errors or _standard_error(), "yellow")
+    if not loaded.records:
+        command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
+        raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
+    page, tables, figures = write(loaded, out, console)
+    return Report(page, tables, figures, tuple(path for path, _ in loaded.broken))
+
+
+def _standard_error() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)

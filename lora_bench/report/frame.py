@@ -1,0 +1,62 @@
+"""Records as one tidy table: one row a cell, however it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lora_bench.cell import Cell
+from lora_bench.store import COLUMNS, Record, row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCOPE = ("model", "data", "split", "select", "start")
+SLOT = ("method", "init", "rank", "a", "b")
+SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *SLOT, "task", "targets", "seed"}))
+
+_INTEGERS = frozenset({
+    "rank", "a", "b", "seed", "epochs", "batch_size", "max_length", "adapter_params", "head_params", "adapter_bytes",
+    "best_epoch", "score_epoch", "modules", "pack_size", "train_rows", "eval_rows",
+})  # fmt: skip
+_TEXTS = frozenset({
+    "id", "model", "task", "method", "targets", "status", "metric", "select", "init", "precision", "data", "reason",
+    "lora_bench", "python", "torch", "transformers", "device", "split", "start", "notes",
+})  # fmt: skip
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The columns of metrics.csv, the cell's other settings, and `split`, `start`, `notes`; one row a record by id.
+
+    `score` is in the metric's own units, and NaN for a cell that failed, diverged or has no finite score. Integer
+    columns are Int64, text is `string`, the others float64; what a cell does not have is missing.
+    """
+    import pandas as pd
+
+    rows = [_row(record) for record in sorted(records, key=lambda record: record.id)]
+    columns = dict.fromkeys((*COLUMNS, *SETTINGS, *SCOPE, "notes"))
+    return pd.DataFrame({name: pd.array([row[name] for row in rows], dtype=_dtype(name)) for name in columns})
+
+
+def plain_rows(frame: pd.DataFrame, columns: Iterable[str]) -> list[dict[str, Any]]:
+    """These columns of the frame's rows, as dictionaries of Python values, what is missing as None."""
+    names = list(columns)
+    values = [frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _row(record: Record) -> dict[str, object]:
+    protocol = record.protocol
+    values = record.cell.model_dump() | row(record)
+    values |= {"split": protocol.split, "start": protocol.start, "notes": "; ".join(protocol.notes) or None}
+    return values | {"score": _score(record)}
+
+
+def _score(record: Record) -> float | None:
+    scored = record.status == "done" and record.score is not None and math.isfinite(record.score)
+    return record.score if scored else None
+
+
+def _dtype(column: str) -> Any:
+    return "Int64" if column in _INTEGERS else "string" if column in _TEXTS else "float64"

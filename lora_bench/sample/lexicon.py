@@ -1,0 +1,71 @@
+"""The words of the sample's little language.
+
+A concept is a pair of synonyms. Concepts 2k and 2k + 1 of VERBS and of ADJECTIVES are opposites. Every noun takes a
+plural in -s and every verb is regular, so that inflection is spelling, not a table.
+"""
+
+from __future__ import annotations
+
+PEOPLE: tuple[tuple[str, str], ...] = (
+    ("doctor", "physician"), ("teacher", "tutor"), ("lawyer", "attorney"), ("writer", "author"),
+    ("robber", "bandit"), ("singer", "vocalist"), ("farmer", "grower"), ("soldier", "trooper"),
+)  # fmt: skip
+ANIMALS: tuple[tuple[str, str], ...] = (
+    ("dog", "hound"), ("cat", "feline"), ("rabbit", "bunny"), ("horse", "steed"),
+    ("pig", "hog"), ("donkey", "mule"), ("snake", "serpent"), ("frog", "toad"),
+)  # fmt: skip
+NOUNS: tuple[tuple[str, str], ...] = PEOPLE + ANIMALS
+KINDS: tuple[str, str] = ("person", "animal")  # what every noun of PEOPLE, and of ANIMALS, is
+
+VERBS: tuple[tuple[str, str], ...] = (
+    ("help", "assist"), ("hinder", "hamper"), ("adore", "cherish"), ("detest", "loathe"), ("push", "shove"),
+    ("pull", "haul"), ("attack", "assault"), ("defend", "protect"), ("watch", "observe"), ("ignore", "neglect"),
+)  # fmt: skip
+ADJECTIVES: tuple[tuple[str, str], ...] = (
+    ("big", "large"), ("small", "little"), ("fast", "quick"), ("slow", "sluggish"), ("happy", "glad"),
+    ("sad", "gloomy"), ("old", "aged"), ("young", "youthful"), ("rich", "wealthy"), ("poor", "needy"),
+)  # fmt: skip
+PLACES: tuple[str, ...] = ("garden", "market", "harbor", "forest", "kitchen", "school", "castle", "valley")
+DAYS: tuple[str, ...] = ("monday", "tuesday", "wednesday", "thursday", "friday")
+NUMBERS: tuple[str, ...] = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+WORKS: tuple[str, ...] = ("film", "novel", "play", "song", "story", "album", "comedy", "poem")
+GOOD: tuple[str, ...] = (
+    "brilliant", "superb", "delightful", "witty", "charming", "fresh", "gripping", "clever", "tender", "vivid",
+    "lovely", "graceful",
+)  # fmt: skip
+BAD: tuple[str, ...] = (
+    "dull", "tedious", "clumsy", "bland", "stale", "awful", "dreary", "hollow", "shallow", "tired",
+    "lifeless", "crude",
+)  # fmt: skip
+LIKED: tuple[str, ...] = ("loved", "enjoyed", "admired")
+LOATHED: tuple[str, ...] = ("hated", "disliked", "regretted")
+
+
+def plural(noun: str) -> str:
+    """`dog` -> `dogs`, `bunny` -> `bunnies`."""
+    return noun[:-1] + "ies" if noun.endswith("ny") else noun + "s"
+
+
+def third(verb: str) -> str:
+    """The present tense after a singular subject: `push` -> `pushes`."""
+    return verb + "es" if verb.endswith(("sh", "ch")) else verb + "s"
+
+
+def past(verb: str) -> str:
+    """The past tense and participle: `help` -> `helped`, `adore` -> `adored`."""
+    return verb + "d" if verb.endswith("e") else verb + "ed"
+
+
+# Whose property explains the deed: after "the A praised the B because it was ...", `kind` is B's and `polite` A's.
+BLAMED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # verb: (what the doer was, what the other one was)
+    "praised": (("polite", "grateful"), ("helpful", "brave")),
+    "scolded": (("angry", "strict"), ("rude", "lazy")),
+    "defended": (("brave", "helpful"), ("helpless", "scared")),
+    "attacked": (("angry", "rude"), ("scared", "helpless")),
+    "avoided": (("scared", "lazy"), ("angry", "strict")),
+    "helped": (("helpful", "polite"), ("lost", "helpless")),
+    "followed": (("lost", "grateful"), ("brave", "polite")),
+    "ignored": (("rude", "lost"), ("lazy", "angry")),
+}

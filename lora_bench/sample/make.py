@@ -1,0 +1,147 @@
+"""Rebuild the sample: data, tokenizer and encoder. `python -m lora_bench.sample.make [folder]`.
+
+About 15 minutes on one core, nearly all of it pretraining. One thread and fixed seeds: the same machine and torch
+version give the same bytes (README.md has the checksum); another CPU may round differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_bench.sample import ROOT, corpus, tasks
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, RobertaForMaskedLM
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0 to 4
+START, PAD, END, MASK = 0, 1, 2, 4
+HIDDEN, LAYERS, HEADS, INNER = 64, 3, 4, 128
+STEPS, BATCH, RATE, WARMUP = 20000, 64, 3e-3, 500
+MASKED = 0.25
+SEED = 0
+
+
+def vocabulary(texts: list[tuple[str, ...]]) -> dict[str, int]:
+    """Every word of the texts, in order, after the special tokens."""
+    words = sorted({word for row in texts for text in row for word in text.split()})
+    return {word: i for i, word in enumerate([*SPECIALS, *words])}
+
+
+def make_tokenizer(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+    """One token per word, with RoBERTa's template: `<s> a </s>` and `<s> a </s></s> b </s>`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.RobertaProcessing(("</s>", END), ("<s>", START), False, False)
+    names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
+    names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return build(tokenizer_object=inner, model_max_length=128, **names)
+
+
+def number(vocab: dict[str, int], row: tuple[str, ...]) -> list[int]:
+    """A row's token ids, as the tokenizer gives them (and many times faster)."""
+    parts = [[vocab[word] for word in text.split()] for text in row]
+    return [START, *parts[0], END] if len(parts) == 1 else [START, *parts[0], END, END, *parts[1], END]
+
+
+def new_model(size: int) -> RobertaForMaskedLM:
+    """An untrained encoder with its language-modelling head, without dropout."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    config = RobertaConfig(
+        vocab_size=size, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=130, type_vocab_size=1, layer_norm_eps=1e-5,
+        pad_token_id=PAD, bos_token_id=START, eos_token_id=END, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return RobertaForMaskedLM(config)
+
+
+def batches(rows: list[list[int]], generator: torch.Generator) -> list[torch.Tensor]:
+    """Padded batches of rows of like length, in a random order."""
+    import torch
+
+    ordered = sorted(rows, key=len)
+    chunks = [ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH)]
+    padded = [torch.tensor([[*row, *[PAD] * (len(chunk[-1]) - len(row))] for row in chunk]) for chunk in chunks]
+    return [padded[i] for i in torch.randperm(len(padded), generator=generator).tolist()]
+
+
+def hide(ids: torch.Tensor, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoder sees, and where it is asked: of the asked words 80% masked, 10% replaced, 10% as they are."""
+    import torch
+
+    asked = (torch.rand(ids.shape, generator=generator) < MASKED) & (ids >= len(SPECIALS))
+    how = torch.rand(ids.shape, generator=generator)
+    noise = torch.randint(len(SPECIALS), size, ids.shape, generator=generator)
+    seen = torch.where(asked & (how < 0.8), MASK, torch.where(asked & (how > 0.9), noise, ids))
+    return seen, asked
+
+
+def pretrain(rows: list[list[int]], size: int) -> RobertaForMaskedLM:
+    """Masked language modelling, one pass over the rows."""
+    import torch
+
+    torch.manual_seed(SEED)
+    generator = torch.Generator().manual_seed(SEED)
+    model = new_model(size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / WARMUP) * (1 - s / STEPS))
+    total, began = 0.0, time.monotonic()
+    for step, ids in enumerate(batches(rows, generator), 1):
+        seen, asked = hide(ids, size, generator)
+        hidden = model.roberta(input_ids=seen, attention_mask=(ids != PAD).long()).last_hidden_state
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[asked]), ids[asked])
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        total += loss.item()
+        if step % 500 == 0:
+            print(f"step {step}/{STEPS}  loss {total / 500:.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            total = 0.0
+    return model
+
+
+def save(model: RobertaForMaskedLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
+    """The bare encoder (no head, no pooler; dropout 0.1 from here on) and its tokenizer; returns the checksum."""
+    encoder = model.roberta
+    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.1
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """The command."""
+    import torch
+
+    parser = argparse.ArgumentParser(description="Rebuild the bundled sample (about 15 minutes on one core).")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT, help="where to write data/ and encoder/")
+    parser.add_argument("--data-only", action="store_true", help="write data/ and stop")
+    args = parser.parse_args()
+    tasks.write_all(args.folder / "data")
+    if args.data_only:
+        return
+    torch.set_num_threads(1)
+    print("writing the pretraining text", flush=True)
+    texts = corpus.texts(SEED, STEPS * BATCH)
+    vocab = vocabulary(texts)
+    model = pretrain([number(vocab, row) for row in texts], len(vocab))
+    digest = save(model, make_tokenizer(vocab), args.folder / "encoder")
+    print(f"{len(vocab)} words, torch {torch.__version__}, model.safetensors sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()

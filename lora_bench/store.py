@@ -1,0 +1,210 @@
+"""Records on disk: `DIR/cells/<id>.json` is the truth, `DIR/metrics.csv` is derived from it.
+
+A record is written whole or not at all: to a temporary file in the same folder, flushed, then renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lora_bench.cell import Cell
+
+SCHEMA = 1
+Status = Literal["done", "failed", "diverged"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Epoch(_Part):
+    """One evaluation. `metrics` are of the validation split, `held_out` of the slice kept from train (or None)."""
+
+    epoch: int
+    loss: float | None
+    metrics: dict[str, float | None]
+    held_out: dict[str, float | None] | None = None
+
+
+class Counts(_Part):
+    """Numbers of trained values, the adapter without the head and the head beside it, and its bytes on disk."""
+
+    adapter_params: int
+    head_params: int
+    adapter_bytes: int
+    modules: int
+
+
+class Timing(_Part):
+    """`seconds` is the cell's share of its pack's wall time: pack_seconds / pack_size."""
+
+    seconds: float
+    pack_seconds: float
+    pack_size: int
+    tokens: int
+    tokens_per_second: float
+
+
+class Protocol(_Part):
+    """How the number was made: which split, how the epoch is chosen, what training starts from, what deviates."""
+
+    split: str
+    select: str
+    start: str = "pretrained"
+    notes: tuple[str, ...] = ()
+
+
+class DataInfo(_Part):
+    """What was read: the source, the rows of each split and a hash of the tokens and labels."""
+
+    source: str
+    train_rows: int
+    eval_rows: int
+    fingerprint: str
+
+
+class Record(_Part):
+    """A finished cell. `metric` names the task's main metric; `best`, `last` and `score` are its values."""
+
+    schema_version: int = SCHEMA
+    id: str
+    cell: Cell
+    status: Status
+    reason: str | None = None
+    metric: str
+    epochs: tuple[Epoch, ...] = ()
+    best: float | None = None
+    best_epoch: int | None = None
+    last: float | None = None
+    score: float | None = None
+    score_epoch: int | None = None
+    predictions: tuple[float, ...] = ()
+    counts: Counts | None = None
+    timing: Timing | None = None
+    protocol: Protocol
+    data: DataInfo | None = None
+    environment: dict[str, str] = {}
+
+
+METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "accuracy_matched", "accuracy_mismatched")
+COLUMNS = (
+    "id", "model", "task", "method", "rank", "a", "b", "targets", "seed", "lr", "alpha", "epochs", "batch_size",
+    "max_length", "status", "adapter_params", "head_params", "adapter_bytes", "metric", "best", "best_epoch", "last",
+    "seconds", "tokens_per_second", "score", "score_epoch", "select", "init", "head_lr", "weight_decay", "warmup",
+    "clip", "precision", "data", "modules", "pack_size", "pack_seconds", "train_rows", "eval_rows",
+    *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
+    "lora_bench", "python", "torch", "transformers", "device", "reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a results folder holds: the sound records, sorted by id, and the files that are not, with the reason."""
+
+    records: tuple[Record, ...]
+    broken: tuple[tuple[Path, str], ...]
+
+
+def csv_safe(text: str) -> str:
+    """`text` as a spreadsheet will not run it: a leading formula character is quoted, control codes are dropped."""
+    clean = "".join(character for character in text if character.isprintable())
+    return f"'{clean}" if clean.startswith(("=", "+", "-", "@")) else clean
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file beside it, flushed to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def record_path(results: Path, cell_id: str) -> Path:
+    """Where the record of that cell lies."""
+    return results / "cells" / f"{cell_id}.json"
+
+
+def write_record(results: Path, record: Record) -> None:
+    """Write one record."""
+    text = record.model_dump_json(exclude_defaults=False) + "\n"
+    write_atomically(record_path(results, record.id), text.encode())
+
+
+def read_record(path: Path) -> Record:
+    """Read one record; ValueError says in one line what is wrong with it."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where + ': ' if where else ''}{first['msg']}") from None
+    except OSError as error:
+        raise ValueError(error.strerror or "cannot be read") from None
+    if record.schema_version != SCHEMA:
+        raise ValueError(f"schema {record.schema_version}, this version reads {SCHEMA}")
+    if record.id != record.cell.id or record.id != path.stem:
+        raise ValueError("its id is not the hash of its settings")
+    return record
+
+
+def read_records(results: Path) -> Loaded:
+    """Every record under `results`, sorted by id, and the files that are none."""
+    records: list[Record] = []
+    broken: list[tuple[Path, str]] = []
+    for path in sorted((results / "cells").glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except ValueError as error:
+            broken.append((path, str(error)))
+    return Loaded(tuple(records), tuple(broken))
+
+
+def _metric_columns(record: Record) -> dict[str, object]:
+    if not record.epochs:
+        return {}
+    best = next((epoch for epoch in record.epochs if epoch.epoch == record.best_epoch), None)
+    row: dict[str, object] = {f"{name}_last": value for name, value in record.epochs[-1].metrics.items()}
+    if best is not None:
+        row |= {f"{name}_best": value for name, value in best.metrics.items()}
+    return row
+
+
+def row(record: Record) -> dict[str, object]:
+    """The record as a row of metrics.csv. `<metric>_best` is its value at the main metric's best epoch."""
+    values: dict[str, object] = record.cell.model_dump()
+    values |= record.model_dump(
+        include={"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"}
+    )
+    for part in (record.counts, record.timing, record.data):
+        values |= part.model_dump() if part is not None else {}
+    values |= record.environment | _metric_columns(record)
+    return {column: values.get(column) for column in COLUMNS}
+
+
+def write_csv(results: Path, records: Iterable[Record]) -> Path:
+    """Write `metrics.csv`, one row a record in the order of ids; an empty field is a value there is none of."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for record in sorted(records, key=lambda record: record.id):
+        cells = row(record).items()
+        writer.writerow({name: csv_safe(value) if isinstance(value, str) else value for name, value in cells})
+    path = results / "metrics.csv"
+    write_atomically(path, text.getvalue().encode())
+    return path

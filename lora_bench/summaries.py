@@ -1,0 +1,140 @@
+"""What a run, a plan and the lists print: what will run, what came out, what there is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rich.table import Table
+from rich.text import Text
+
+from lora_bench import methods, tasks
+from lora_bench.cell import Cell
+from lora_bench.errors import NOTHING, BenchError
+from lora_bench.plan import Plan
+from lora_bench.store import Record, read_records
+
+ROWS = 40
+
+
+def settings_of(cell: Cell) -> str:
+    """A cell in few words, without its seed."""
+    size = "" if cell.rank is None else f" r={cell.rank}"
+    inner = "" if cell.a is None else f" a={cell.a} b={cell.b}"
+    return f"{cell.method}{size}{inner}"
+
+
+def opening(plan: Plan, where: str, device: str) -> Text:
+    """What will run, in a line or two."""
+    cells, todo = len(plan.grid.cells), len(plan.todo)
+    names = ", ".join(dict.fromkeys(tasks.get(cell.task).title for cell in plan.grid.cells))
+    ways = ", ".join(dict.fromkeys(cell.method for cell in plan.grid.cells))
+    there = f", {cells - todo} there already" if cells > todo else ""
+    return Text(
+        f"{plan.grid.name}: {cells} cells{there}; {todo} to train in {len(plan.packs)} packs on {device}\n"
+        f"  tasks {names}; methods {ways}\n  results in {where}"
+    )
+
+
+def closing(records: Sequence[Record]) -> Table:
+    """The selection's results, means over seeds; the first rows if there are many."""
+    slots: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        key = (record.cell.task, settings_of(record.cell), record.cell.targets or "–")
+        slots.setdefault(key, []).append(record)
+    table = Table(title="Results", caption=_caption(len(slots)), title_justify="left", caption_justify="left")
+    for name in ("task", "method", "targets"):
+        table.add_column(name, overflow="fold")
+    for name in ("adapter params", "score", "seeds", "seconds"):
+        table.add_column(name, justify="right")
+    for (task, method, targets), members in list(slots.items())[:ROWS]:
+        table.add_row(tasks.get(task).title, Text(method), Text(targets), *_numbers(members))
+    return table
+
+
+def _caption(rows: int) -> str:
+    more = f"{rows - ROWS} more rows; " if rows > ROWS else ""
+    return f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
+
+
+def _numbers(members: Sequence[Record]) -> tuple[str, str, str, str]:
+    scores = [r.score * 100 for r in members if r.status == "done" and r.score is not None]
+    spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
+    bad = len([record for record in members if record.status != "done"])
+    params = next((f"{r.counts.adapter_params:,}" for r in members if r.counts), "–")
+    seconds = [r.timing.seconds for r in members if r.timing]
+    return (
+        params,
+        f"{fmean(scores):.1f}{spread}" if scores else "–",
+        f"{len(scores)}" + (f" ({bad} failed)" if bad else ""),
+        f"{fmean(seconds):.1f}" if seconds else "–",
+    )
+
+
+def planned(plan: Plan) -> Table:
+    """The packs that would train, and what is there already."""
+    table = Table(title="Plan", title_justify="left", caption=_counts(plan), caption_justify="left")
+    for name in ("pack", "task", "seed", "cells", "why", "what"):
+        table.add_column(name, justify="right" if name in ("pack", "seed", "cells") else "left", overflow="fold")
+    for number, pack in enumerate(plan.packs[:ROWS], 1):
+        what = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
+        why = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
+        title = tasks.get(pack[0].task).title
+        table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), why, what)
+    return table
+
+
+def _counts(plan: Plan) -> str:
+    there = Counter(record.status for record in plan.recorded)
+    parts = [f"{len(plan.todo)} to train"] + [f"{count} {status}" for status, count in sorted(there.items())]
+    more = f"; {len(plan.packs) - ROWS} more packs" if len(plan.packs) > ROWS else ""
+    return ", ".join(parts) + more
+
+
+def methods_table() -> Table:
+    """The methods: what they are, what they take, their default learning rate."""
+    table = Table(title="Methods", title_justify="left")
+    for name in ("method", "what", "source", "parameters"):
+        table.add_column(name, overflow="fold")
+    table.add_column("lr", justify="right")
+    for recipe in methods.RECIPES.values():
+        parameters = ", ".join(sorted(recipe.parameters)) or "–"
+        table.add_row(recipe.name, recipe.title, recipe.source, parameters, f"{recipe.default_lr:g}")
+    return table
+
+
+def tasks_table() -> Table:
+    """The tasks: rows, labels and metrics."""
+    table = Table(title="Tasks", title_justify="left")
+    for name in ("task", "title", "train", "validation", "labels", "metrics"):
+        table.add_column(name, justify="right" if name in ("train", "validation") else "left", overflow="fold")
+    for task in tasks.TASKS.values():
+        labels = ", ".join(task.labels) or "0 to 5"
+        rows = (f"{task.train_rows:,}", f"{task.eval_rows:,}")
+        table.add_row(task.name, task.title, *rows, labels, ", ".join(task.metrics))
+    return table
+
+
+def runs_table(results: Path) -> Table:
+    """The records of a results folder.
+
+    Raises:
+        BenchError: exit code 4 if there are none.
+    """
+    records = read_records(results).records
+    if not records:
+        mend = f"Fill it: lora-bench run --preset smoke --results {results}"
+        raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
+    table = Table(title=f"Runs in {results}", title_justify="left")
+    for name in ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes"):
+        table.add_column(name, justify="left" if name in ("id", "task", "method", "status") else "right", overflow="fold")
+    for record in records:
+        counts = record.counts
+        sizes = (f"{counts.adapter_params:,}", f"{counts.adapter_bytes:,}") if counts else ("–", "–")
+        score = "–" if record.score is None else f"{record.score * 100:.1f}"
+        cell = record.cell
+        place = (cell.id, cell.task, Text(settings_of(cell)), Text(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
+        table.add_row(*place, record.status, score, *sizes)
+    return table

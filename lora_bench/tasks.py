@@ -1,0 +1,191 @@
+"""The nine GLUE tasks, one record each: columns, labels, metrics, row counts, and how GLUE's own files spell them.
+
+Sources: Wang et al. 2019 (arXiv 1804.07461) for the tasks and metrics, the Hub's `nyu-mll/glue` for the column names,
+the order of the labels and the rows of each split. Adding a task is adding a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lora_bench.errors import unknown
+
+HUB_ID = "nyu-mll/glue"
+HUB_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+
+
+@dataclass(frozen=True, slots=True)
+class Tsv:
+    """How a task lies in GLUE's own download: tab-separated, never quoted.
+
+    `columns` are GLUE's names of the task's text columns, in the task's order; `label` that of the label column.
+    `names` gives the columns of a file that has no header (CoLA). `skip_short`: rows cut short are left out, as the
+    Hub does (QQP has a few).
+    """
+
+    folder: str
+    columns: tuple[str, ...]
+    label: str = "label"
+    names: tuple[str, ...] = ()
+    skip_short: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One GLUE task. Labels are in the Hub's order (label 0 first); no labels means regression on [0, 5].
+
+    `metrics`: the first is the main one. `accuracy_matched` is `accuracy` over the split `validation_matched` alone.
+    `eval_splits`: (official split, rows) pairs; there is more than one for MNLI only.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    train_rows: int
+    eval_splits: tuple[tuple[str, int], ...]
+    tsv: Tsv
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a number (STS-B) and not a class."""
+        return not self.labels
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head: one a class, or 1 for regression."""
+        return len(self.labels) or 1
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that tables show and epochs are chosen by; higher is better."""
+        return self.metrics[0]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """`train`, then the evaluation splits."""
+        return ("train", *(name for name, _ in self.eval_splits))
+
+    @property
+    def eval_rows(self) -> int:
+        """Official rows of all evaluation splits together."""
+        return sum(rows for _, rows in self.eval_splits)
+
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+
+
+def _validation(rows: int) -> tuple[tuple[str, int], ...]:
+    return (("validation", rows),)
+
+
+_RECORDS = (
+    Task(
+        name="cola",
+        title="CoLA",
+        columns=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews", "accuracy"),
+        train_rows=8551,
+        eval_splits=_validation(1043),
+        tsv=Tsv(folder="CoLA", columns=("sentence",), names=("source", "label", "mark", "sentence")),
+    ),
+    Task(
+        name="sst2",
+        title="SST-2",
+        columns=("sentence",),
+        labels=("negative", "positive"),
+        metrics=("accuracy",),
+        train_rows=67349,
+        eval_splits=_validation(872),
+        tsv=Tsv(folder="SST-2", columns=("sentence",)),
+    ),
+    Task(
+        name="mrpc",
+        title="MRPC",
+        columns=_PAIR,
+        labels=("not_equivalent", "equivalent"),
+        metrics=("accuracy", "f1"),
+        train_rows=3668,
+        eval_splits=_validation(408),
+        tsv=Tsv(folder="MRPC", columns=("#1 String", "#2 String"), label="Quality"),
+    ),
+    Task(
+        name="stsb",
+        title="STS-B",
+        columns=_PAIR,
+        labels=(),
+        metrics=("pearson", "spearman"),
+        train_rows=5749,
+        eval_splits=_validation(1500),
+        tsv=Tsv(folder="STS-B", columns=_PAIR, label="score"),
+    ),
+    Task(
+        name="qqp",
+        title="QQP",
+        columns=("question1", "question2"),
+        labels=("not_duplicate", "duplicate"),
+        metrics=("accuracy", "f1"),
+        train_rows=363846,
+        eval_splits=_validation(40430),
+        tsv=Tsv(folder="QQP", columns=("question1", "question2"), label="is_duplicate", skip_short=True),
+    ),
+    Task(
+        name="mnli",
+        title="MNLI",
+        columns=("premise", "hypothesis"),
+        labels=("entailment", "neutral", "contradiction"),
+        metrics=("accuracy", "accuracy_matched", "accuracy_mismatched"),
+        train_rows=392702,
+        eval_splits=(("validation_matched", 9815), ("validation_mismatched", 9832)),
+        tsv=Tsv(folder="MNLI", columns=_PAIR, label="gold_label"),
+    ),
+    Task(
+        name="qnli",
+        title="QNLI",
+        columns=("question", "sentence"),
+        labels=_ENTAILMENT,
+        metrics=("accuracy",),
+        train_rows=104743,
+        eval_splits=_validation(5463),
+        tsv=Tsv(folder="QNLI", columns=("question", "sentence")),
+    ),
+    Task(
+        name="rte",
+        title="RTE",
+        columns=_PAIR,
+        labels=_ENTAILMENT,
+        metrics=("accuracy",),
+        train_rows=2490,
+        eval_splits=_validation(277),
+        tsv=Tsv(folder="RTE", columns=_PAIR),
+    ),
+    Task(
+        name="wnli",
+        title="WNLI",
+        columns=_PAIR,
+        labels=("not_entailment", "entailment"),
+        metrics=("accuracy",),
+        train_rows=635,
+        eval_splits=_validation(71),
+        tsv=Tsv(folder="WNLI", columns=_PAIR),
+    ),
+)
+
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _RECORDS})
+
+
+def get(name: str) -> Task:
+    """The task called `name`. Raises BenchError (usage), naming the nearest task, when there is none."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]
+
+
+def tsv_file(split: str) -> str:
+    """GLUE's file name of an official split: `validation_matched` is `dev_matched.tsv`."""
+    return split.replace("validation", "dev") + ".tsv"
