@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit code. What takes long to import is imported by the command that needs it."""
+"""The command line: parse, call, print, exit code. A command imports what it needs, `--help` next to nothing."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def run(
     console = _console()
     grid = selection.grid()
     device = runner.choose_device(device)
-    plan = plans.make(grid, selection.folder(), selection.limit(AUTO_PACK[device.partition(":")[0]]), selection.statuses())
+    limit = selection.limit(AUTO_PACK[device.partition(":")[0]])
+    plan = plans.make(grid, selection.folder(), limit, selection.statuses())
     console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
     _warn_broken(plan.broken)
     options = runner.Options(selection.folder(), device, offline, save, _cache(), debug)
@@ -112,7 +113,8 @@ def run(
     console.print(Text(f"{selection.folder() / 'metrics.csv'}"), soft_wrap=True)
     bad = [record for record in records if record.status != "done"]
     for record in bad:
-        console.print(Text(printable(f"{record.status}: {record.id} {record.cell.task} {record.reason}")), soft_wrap=True)
+        line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
+        console.print(Text(printable(line)), soft_wrap=True)
     if bad or plan.broken:
         raise typer.Exit(SOME_FAILED)
 
@@ -141,9 +143,9 @@ def report(
     """Rebuild the tables and the accuracy-vs-rank figure from the records."""
     from lora_bench import report as reports
 
-    built = reports.build(results, out or results, _console())
-    if built.exit_code:
-        raise typer.Exit(built.exit_code)
+    built = reports.build(results, out or results, _console(), _console(stderr=True))
+    if built.code:
+        raise typer.Exit(built.code)
 
 
 @app.command(name="list")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 
 from lora_bench import sources
 from lora_bench.errors import MISSING, USAGE, BenchError
+from lora_bench.files import write_atomically
 from lora_bench.sources import Labels, Rows
 from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
 
@@ -246,19 +245,7 @@ def _write_cache(path: Path, table: TokenTable) -> None:
     np.savez(buffer, **arrays if table.types is None else arrays | {"types": table.types})  # type: ignore[arg-type]
     content = buffer.getvalue()
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, hashlib.sha256(content).digest() + content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        write_atomically(path, hashlib.sha256(content).digest() + content)
 
 
 def held_out(table: TokenTable, seed: int, fraction: float) -> tuple[TokenTable, TokenTable]:

@@ -42,7 +42,7 @@ def _out_of_reach(offline: bool) -> str:
 
     if offline or constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
         return "offline, and no copy of it is kept on this machine"
-    return "" if _reachable(_knock) else "the Hub does not answer, and no copy of it is kept on this machine"
+    return "" if reachable() else "the Hub does not answer, and no copy of it is kept on this machine"
 
 
 def _no_hub(task: Task, why: str) -> BenchError:
@@ -70,13 +70,13 @@ def _knock() -> None:
     get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
 
 
-def _reachable(knock: Callable[[], None]) -> bool:
+def reachable(knock: Callable[[], None] | None = None) -> bool:
     """Whether `knock` returns in time. In a thread, as looking up a name cannot be given a timeout."""
     answers: list[bool] = []
 
     def call() -> None:
         with suppress(Exception):  # any failure at all means: not reachable
-            knock()
+            (knock or _knock)()
             answers.append(True)
 
     thread = threading.Thread(target=call, daemon=True)

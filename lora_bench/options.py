@@ -49,13 +49,15 @@ class Selection:
     alpha: Annotated[list[float] | None, _grid("The update is scaled by alpha / r (default: 16).")] = None
     precision: Annotated[list[str] | None, _grid("float32, bf16 or float64 (default: float32).")] = None
     model: Annotated[
-        list[str] | None, _grid("Hub id, directory, or `sample` for the bundled encoder (default: FacebookAI/roberta-base).")
+        list[str] | None, _grid("Hub id, directory, or `sample` (bundled) (default: FacebookAI/roberta-base).")
     ] = None
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value for any setting.", rich_help_panel=GRID, metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option("--set", help="key=value for any setting.", rich_help_panel=GRID, metavar="KEY=VALUE"),
     ] = None
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder <task>/{train,validation}.parquet, .jsonl or .tsv.", rich_help_panel=WHERE)
+        Path | None,
+        typer.Option(help="Folder <task>/{train,validation}.parquet, .jsonl or .tsv.", rich_help_panel=WHERE),
     ] = None
     results: Annotated[
         Path | None, typer.Option(help="Results folder (default: results/<config name>).", rich_help_panel=WHERE)

@@ -17,6 +17,7 @@ from lora_bench.cell import Cell
 from lora_bench.plan import Plan
 from lora_bench.store import Record
 
+
 class ProgressView:
     """Follows a run. On a terminal two bars (grid, pack); otherwise a line an epoch."""
 

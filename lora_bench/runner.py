@@ -207,8 +207,9 @@ class Runner:
         place = self.plan.grid.data_location(cell)
         rows = data.load(task, source_of(place), self.options.offline)
         tokenizer = self._tokenizer(self.plan.grid.model_location(cell))
+        name = f"{cell.data}/{cell.task}"
         made = {
-            split: data.tokenize(part, tokenizer, cell.max_length, self.options.cache, f"{cell.data}/{task.name}/{split}")
+            split: data.tokenize(part, tokenizer, cell.max_length, self.options.cache, f"{name}/{split}")
             for split, part in {"train": rows.train, **rows.evals}.items()
         }
         for table in made.values():
@@ -225,7 +226,8 @@ class Runner:
         )  # fmt: skip
         pad = tokenizer.pad_token_id or 0
         on_device = [Table(table, self.device, pad) for table in (train, evaluation)]
-        return Prepared(on_device[0], Split(on_device[1], parts), held and Table(held, self.device, pad), info)
+        kept = None if held is None else Table(held, self.device, pad)
+        return Prepared(on_device[0], Split(on_device[1], parts), kept, info)
 
 
 def _check_fits(table: data.TokenTable, backbone: Backbone) -> None:

@@ -35,7 +35,7 @@ _REDO = "Export or download the file again."
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """One split: `texts` holds one list of N strings a text column, `labels` is int64 [N], or float32 for regression."""
+    """One split: `texts` holds a list of N strings a text column, `labels` is int64 [N], float32 for regression."""
 
     texts: tuple[list[str], ...]
     labels: Labels
@@ -100,7 +100,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Turns what the readers raise for a truncated or foreign file (Arrow's errors are ValueErrors too) into one line."""
+    """Turns what readers raise for a truncated or foreign file (Arrow's errors are ValueErrors too) into one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, csv.Error, NotImplementedError) as error:

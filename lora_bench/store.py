@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_bench.cell import Cell
+from lora_bench.files import write_atomically
 
 SCHEMA = 1
 Status = Literal["done", "failed", "diverged"]
@@ -118,21 +117,6 @@ def csv_safe(text: str) -> str:
     """`text` as a spreadsheet will not run it: a leading formula character is quoted, control codes are dropped."""
     clean = "".join(character for character in text if character.isprintable())
     return f"'{clean}" if clean.startswith(("=", "+", "-", "@")) else clean
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def record_path(results: Path, cell_id: str) -> Path:

@@ -40,17 +40,17 @@ def opening(plan: Plan, where: str, device: str) -> Text:
 
 def closing(records: Sequence[Record]) -> Table:
     """The selection's results, means over seeds; the first rows if there are many."""
-    slots: dict[tuple[str, str, str], list[Record]] = {}
+    slots: dict[Cell, list[Record]] = {}
     for record in records:
-        key = (record.cell.task, settings_of(record.cell), record.cell.targets or "–")
-        slots.setdefault(key, []).append(record)
+        slots.setdefault(record.cell.model_copy(update={"seed": 0}), []).append(record)
     table = Table(title="Results", caption=_caption(len(slots)), title_justify="left", caption_justify="left")
     for name in ("task", "method", "targets"):
         table.add_column(name, overflow="fold")
-    for name in ("adapter params", "score", "seeds", "seconds"):
+    for name in ("lr", "adapter params", "score", "seeds", "seconds"):
         table.add_column(name, justify="right")
-    for (task, method, targets), members in list(slots.items())[:ROWS]:
-        table.add_row(tasks.get(task).title, Text(method), Text(targets), *_numbers(members))
+    for cell, members in list(slots.items())[:ROWS]:
+        what = (tasks.get(cell.task).title, Text(settings_of(cell)), Text(cell.targets or "–"), f"{cell.lr:g}")
+        table.add_row(*what, *_numbers(members))
     return table
 
 
@@ -129,7 +129,8 @@ def runs_table(results: Path) -> Table:
         raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
     table = Table(title=f"Runs in {results}", title_justify="left")
     for name in ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes"):
-        table.add_column(name, justify="left" if name in ("id", "task", "method", "status") else "right", overflow="fold")
+        left = name in ("id", "task", "method", "status")
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name == "id")
     for record in records:
         counts = record.counts
         sizes = (f"{counts.adapter_params:,}", f"{counts.adapter_bytes:,}") if counts else ("–", "–")

@@ -78,7 +78,7 @@ def windowed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,  # noqa: ARG001  (transformers' signature)
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,

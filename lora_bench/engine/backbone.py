@@ -49,14 +49,18 @@ class Backbone:
         self.model = self._prepare(model)
 
     def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        model.requires_grad_(False).eval().to(self.device)
-        reference = _probe_padded(model, self.position_base)
+        model.requires_grad_(False).train(False)
+        module: nn.Module = model
+        module.to(self.device)
+        reference = _probe_padded(model)
         attention.register()
-        model.set_attn_implementation(attention.NAME)
+        with quiet_transformers():
+            model.set_attn_implementation(attention.NAME)
         attention.attach(model, self.step)
         self.model = model
         self._check(reference)
-        return model.to(self.dtype)
+        module.to(self.dtype)
+        return model
 
     @property
     def hidden_size(self) -> int:
@@ -130,7 +134,7 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
         what = f"'{location}' lacks weights ({missing[0]} …)." if missing else f"'{location}' is not an encoder."
         raise BenchError(what, "Use a complete encoder in safetensors format.", MISSING)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # our head reads the first token; an unused pooler would count as trained in `full`
+        model.register_module("pooler", None)  # our head reads the first token
     return Backbone(model, device, precision, trains)
 
 
@@ -182,7 +186,7 @@ def _probe_ids(config: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _probe_padded(model: PreTrainedModel, position_base: int) -> list[Tensor]:
+def _probe_padded(model: PreTrainedModel) -> list[Tensor]:
     """The model's own hidden states of the probe sequences, padded into one batch."""
     sequences = _probe_ids(model.config)
     pad = int(getattr(model.config, "pad_token_id", None) or 0)

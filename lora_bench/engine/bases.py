@@ -44,17 +44,17 @@ def _weight(backbone: Backbone, name: str) -> Tensor:
 
 
 def _joined(backbone: Backbone, name: str) -> Tensor:
-    """`[out, 3 · in]`: the layer's `[Wq | Wk | Wv]` where the outputs match, else the weight alone."""
+    """`[out, 3 · in]`: for queries, keys and values the layer's `[Wq | Wk | Wv]`; another weight stands alone."""
     own = _weight(backbone, name)
+    if not targets.is_attention_input(name):
+        return own
     layer = targets.layer_of(name)
     parts = [
         _weight(backbone, other)
         for other in backbone.linears()
         if targets.layer_of(other) == layer and targets.is_attention_input(other)
     ]
-    if len(parts) == 1 and parts[0].shape[0] == 3 * own.shape[0]:
-        parts = list(parts[0].chunk(3))
-    same = bool(parts) and all(part.shape[0] == own.shape[0] for part in parts)
+    same = all(part.shape[0] == own.shape[0] for part in parts)
     return torch.cat(parts, dim=1) if same else own
 
 

@@ -1,7 +1,7 @@
 """A trained adapter on disk: what was trained and the settings, nothing that can be made again.
 
-`adapter.safetensors` holds the trained factors by `module.factor`, `head.safetensors` the head, `adapter.json` the cell.
-Frozen factors are rebuilt: random ones from the cell's seed, bases from the backbone's weights.
+`adapter.safetensors` holds the trained factors by `module.factor`, `head.safetensors` the head, `adapter.json` the
+cell. Frozen factors are rebuilt: random ones from the cell's seed, bases from the backbone's weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.pack import Pack, State
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.store import write_atomically
+from lora_bench.files import write_atomically
 
 SCHEMA = 1
 

@@ -131,6 +131,6 @@ def _head_dropout(backbone: Backbone) -> float:
     config = backbone.config
     for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
         value = getattr(config, name, None)
-        if isinstance(value, float):
-            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
     return 0.0

@@ -43,8 +43,7 @@ def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
         candidates = {within_layer(name) or name for name in inside} | {"attention", "attention+dense", "qv"}
         raise BenchError(
             f"--targets '{unmatched[0] if unmatched else targets}' matches no weight of this model.",
-            f"{nearest(unmatched[0] if unmatched else targets, candidates)} "
-            f"It has: {', '.join(sorted(candidates))}.",
+            f"{nearest(unmatched[0] if unmatched else targets, candidates)} It has: {', '.join(sorted(candidates))}.",
         )
     return tuple(chosen)
 

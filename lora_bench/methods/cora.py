@@ -2,7 +2,7 @@
 
 The paper takes the basis from several fine-tuned Llama models; how it joins them is not found, and nothing in it
 concerns encoders. Here the basis is that of the pretrained model itself: the leading left singular vectors of the
-layer's joined `[Wq | Wk | Wv]`; for a weight whose outputs are not the attention's, of that weight alone.
+layer's joined `[Wq | Wk | Wv]`; for a weight that makes none of these, of that weight alone.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 the weight's size. The update's rank is at most min(r, a, b).
 
 The paper's start is not found. Ours (`init: default`): outer factors random and scaled to keep variance (`A_aux` from
-N(0, 1/in), `B_aux` from N(0, 1/b)), `A_train` Kaiming-uniform as LoRA's A, `B_train` zero. `init: published` is what the
-one published layer file does: outer factors from N(0, 1) and both inner ones zero, so that every adapter gradient is
-exactly zero and only the head learns.
+N(0, 1/in), `B_aux` from N(0, 1/b)), `A_train` Kaiming-uniform as LoRA's A, `B_train` zero. `init: published` is what
+the one published layer file does: outer factors from N(0, 1) and both inner ones zero, so that every adapter gradient
+is exactly zero and only the head learns.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_bench.files import write_atomically
 from lora_bench.report.captions import LEGEND, protocol
 from lora_bench.report.figures import draw, encode, pages
 from lora_bench.report.frame import frame
@@ -14,7 +15,7 @@ from lora_bench.report.render import csv_table, markdown_table, print_lines, pri
 from lora_bench.report.slots import Piece, pieces
 from lora_bench.report.tables import Table, method_table, rank_tables, unfinished
 from lora_bench.report.text import markdown, stems
-from lora_bench.store import Loaded, write_atomically
+from lora_bench.store import Loaded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,5 +114,5 @@ def _section(part: Section) -> Iterable[str]:
     yield from (f"- {markdown(note)}\n" for note in part.piece.notes)
     for name, _ in part.figures:
         yield f"![Score by rank: {title}](figures/{name}.png)\n"
-        yield "Mean over seeds; bars are one sample standard deviation. Methods with (a, b): averaged over all (a, b).\n"
+        yield "Mean over seeds; bars: one sample standard deviation. Methods with (a, b): averaged over all (a, b).\n"
     yield from (markdown_table(table) for table in part.tables)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 FEW = 3
 _READ = (
-    *SCOPE, *SLOT, *SETTINGS, "id", "targets", "task", "metric", "seed", "score", "notes", "adapter_params", "head_params",
+    *SCOPE, *SLOT, *SETTINGS,
+    "id", "targets", "task", "metric", "seed", "score", "notes", "adapter_params", "head_params",
 )  # fmt: skip
 
 
@@ -93,8 +94,8 @@ class Column:
 class Piece:
     """What may stand in one table: one model, data, protocol and target set. Methods without targets are in each.
 
-    `title` names it among the others: model, targets, and what else of the scope is not the same in all of them. `notes` are
-    the records' own words on what deviates in their protocol.
+    `title` names it among the others: model, targets, and what else of the scope is not the same in all of them.
+    `notes` are the records' own words on what deviates in their protocol.
     """
 
     title: str

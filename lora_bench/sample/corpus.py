@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from lora_bench.sample import lexicon as lex
 from lora_bench.sample import paired, single
 
 # How a second sentence may open, by the pair's label: a word for the encoder to predict from how the two relate.
@@ -19,9 +20,12 @@ LINKS: dict[Callable[[Random, int], tuple[str, ...]], tuple[str, ...]] = {
 }
 ALIKE: tuple[tuple[Callable[[Random, int], tuple[str, ...]], int], ...] = (
     (paired.mrpc, 1), (paired.qqp, 1), (paired.stsb, 5), (paired.stsb, 4), (paired.mnli, 0), (paired.qnli, 0),
-    (paired.rte, 0), (paired.wnli, 1),
+    (paired.rte, 0), (paired.wnli, 1), (paired.wnli, 1),
 )  # fmt: skip
-LINKED = 0.45  # the share of pairs that open with a link
+TELLING = frozenset((
+    "but", "indeed", "so", "also", "same", "another", "again", "now", "still", "rather", *lex.LIKED, *lex.LOATHED,
+))  # fmt: skip  # the words that tell how two sentences, or an opinion and its outcome, relate
+SHARES = (0.3, 0.38, 0.2, 0.12)  # single sentences, compared pairs, linked pairs, pairs that just agree
 
 
 def linked(rng: Random) -> tuple[str, ...]:
@@ -43,9 +47,9 @@ def alike(rng: Random) -> tuple[str, ...]:
 def alone(rng: Random) -> tuple[str, ...]:
     """A single well-formed sentence."""
     roll = rng.random()
-    if roll < 0.40:
+    if roll < 0.35:
         return single.cola(rng, 1)
-    if roll < 0.80:
+    if roll < 0.75:
         return (single.verdict(rng),)
     return (paired.named_cause(rng),)
 
@@ -53,8 +57,8 @@ def alone(rng: Random) -> tuple[str, ...]:
 def texts(seed: int, size: int) -> list[tuple[str, ...]]:
     """`size` rows of one or two sentences."""
     rng = Random(f"corpus {seed}")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for _ in range(size):
-        roll = rng.random()
-        rows.append(alone(rng) if roll < 0.4 else linked(rng) if roll < 0.4 + 0.6 * LINKED else alike(rng))
+        (draw,) = rng.choices((alone, paired.compared, linked, alike), SHARES)
+        rows.append(draw(rng))
     return rows

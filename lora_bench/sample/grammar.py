@@ -12,6 +12,7 @@ from random import Random
 from lora_bench.sample import lexicon as lex
 
 RARE = 0.35  # how often a concept is said by the rarer of its two words
+PASSIVE = 0.25  # how often a clause is in the passive, where it may be
 
 
 @dataclass(frozen=True)
@@ -101,44 +102,66 @@ def oppose(clause: Clause) -> Clause:
     return replace(clause, verb=clause.verb ^ 1)
 
 
-def say_phrase(rng: Random, phrase: Phrase) -> str:
-    """`the big dog`; `an animal` where only the kind is said."""
+def determiner(phrase: Phrase, known: Phrase | None) -> str:
+    """`the`; against something said before, `the same` or `another`."""
+    return "the" if known is None else "the same" if phrase.noun == known.noun else "another"
+
+
+def say_phrase(rng: Random, phrase: Phrase, known: Phrase | None = None) -> str:
+    """`the big dog`; `some animal` where only the kind is said; `another still big dog` against a known phrase."""
     if phrase.kind:
         return "some " + lex.KINDS[animal(phrase.noun)]
-    adjective = [] if phrase.adjective is None else [either(rng, lex.ADJECTIVES[phrase.adjective])]
-    return " ".join(["the", *adjective, either(rng, lex.NOUNS[phrase.noun])])
+    words = [determiner(phrase, known)]
+    if phrase.adjective is not None:
+        if known is not None:
+            words.append("still" if phrase.adjective == known.adjective else "rather")
+        words.append(either(rng, lex.ADJECTIVES[phrase.adjective]))
+    return " ".join([*words, either(rng, lex.NOUNS[phrase.noun])])
 
 
-def say_circumstances(clause: Clause) -> list[str]:
+def say_circumstances(clause: Clause, known: Clause | None = None) -> list[str]:
     """`in the garden` and `on monday`, as far as the clause has them."""
-    place = [] if clause.place is None else ["in the " + lex.PLACES[clause.place]]
-    return place + ([] if clause.day is None else ["on " + lex.DAYS[clause.day]])
+    said = []
+    if clause.place is not None:
+        which = "the" if known is None else "the same" if clause.place == known.place else "another"
+        said.append(f"in {which} {lex.PLACES[clause.place]}")
+    if clause.day is not None:
+        which = "on" if known is None else "on the same" if clause.day == known.day else "on another"
+        said.append(f"{which} {lex.DAYS[clause.day]}")
+    return said
 
 
-def say(rng: Random, clause: Clause, plain: bool = False) -> str:
-    """One wording of a clause; unless `plain`, now and then in the passive or with a circumstance in front."""
-    subject, target = say_phrase(rng, clause.subject), say_phrase(rng, clause.object)
+def say(rng: Random, clause: Clause, plain: bool = False, known: Clause | None = None) -> str:
+    """One wording of a clause; unless `plain`, now and then in the passive or with a circumstance in front.
+
+    Against a `known` clause every concept also says whether it is the known one (`the same`, `again`) or not.
+    """
+    subject = say_phrase(rng, clause.subject, known.subject if known else None)
+    target = say_phrase(rng, clause.object, known.object if known else None)
     verb = either(rng, lex.VERBS[clause.verb])
-    if not plain and rng.random() < 0.35:
-        words = [target, "was not" if clause.negated else "was", lex.past(verb), "by", subject]
+    again = [] if known is None else ["again" if clause.verb == known.verb else "now"]
+    if not plain and rng.random() < PASSIVE:
+        words = [target, "was", *(["not"] if clause.negated else again), lex.past(verb), "by", subject]
     else:
-        words = [subject, "did not " + verb if clause.negated else lex.past(verb), target]
-    around = say_circumstances(clause)
-    if around and not plain and rng.random() < 0.3:
+        words = [subject, *again, "did not " + verb if clause.negated else lex.past(verb), target]
+    around = say_circumstances(clause, known)
+    if around and not plain and rng.random() < 0.2:
         return " ".join([around.pop(0), *words, *around])
     return " ".join(words + around)
 
 
-def ask(rng: Random, clause: Clause, slot: str) -> str:
+def ask(rng: Random, clause: Clause, slot: str, known: Clause | None = None) -> str:
     """A question for one slot of a clause, presupposing the rest of it."""
-    subject, target = say_phrase(rng, clause.subject), say_phrase(rng, clause.object)
-    verb = either(rng, lex.VERBS[clause.verb])
-    if slot == "subject":
-        head = rng.choice([f"who {lex.past(verb)} {target}", f"by whom was {target} {lex.past(verb)}"])
-        return " ".join([head, *say_circumstances(clause)])
-    if slot == "object":
-        head = rng.choice([f"whom did {subject} {verb}", f"who was {lex.past(verb)} by {subject}"])
-        return " ".join([head, *say_circumstances(clause)])
-    rest = say_circumstances(clear(clause, slot))
-    head = rng.choice([f"did {subject} {verb} {target}", f"was {target} {lex.past(verb)} by {subject}"])
-    return " ".join(["where" if slot == "place" else "when", head, *rest])
+    subject = say_phrase(rng, clause.subject, known.subject if known else None)
+    target = say_phrase(rng, clause.object, known.object if known else None)
+    base = either(rng, lex.VERBS[clause.verb])
+    again = "" if known is None else "again " if clause.verb == known.verb else "now "
+    verb, done = again + base, again + lex.past(base)
+    options = {
+        "subject": (f"who {done} {target}", f"by whom was {target} {done}"),
+        "object": (f"whom did {subject} {verb}", f"who was {done} by {subject}"),
+        "place": (f"where did {subject} {verb} {target}", f"where was {target} {done} by {subject}"),
+        "day": (f"when did {subject} {verb} {target}", f"when was {target} {done} by {subject}"),
+    }
+    rest = clear(clause, slot) if slot in ("place", "day") else clause
+    return " ".join([options[slot][rng.random() < PASSIVE], *say_circumstances(rest, known)])

@@ -57,15 +57,15 @@ def past(verb: str) -> str:
     return verb + "d" if verb.endswith("e") else verb + "ed"
 
 
-# Whose property explains the deed: after "the A praised the B because it was ...", `kind` is B's and `polite` A's.
+# Whose property explains a deed: the doer's or the other one's, by the property alone, or by the deed as well.
+TRAITS: tuple[tuple[str, ...], tuple[str, ...]] = (
+    ("angry", "strict", "grateful", "worried"), ("rude", "lazy", "helpless", "lost"),
+)  # fmt: skip
 BLAMED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # verb: (what the doer was, what the other one was)
-    "praised": (("polite", "grateful"), ("helpful", "brave")),
-    "scolded": (("angry", "strict"), ("rude", "lazy")),
-    "defended": (("brave", "helpful"), ("helpless", "scared")),
-    "attacked": (("angry", "rude"), ("scared", "helpless")),
-    "avoided": (("scared", "lazy"), ("angry", "strict")),
-    "helped": (("helpful", "polite"), ("lost", "helpless")),
-    "followed": (("lost", "grateful"), ("brave", "polite")),
-    "ignored": (("rude", "lost"), ("lazy", "angry")),
+    "praised": (("polite",), ("brave",)),
+    "scolded": (("polite",), ("brave",)),
+    "followed": (("polite",), ("brave",)),
+    "avoided": (("brave",), ("polite",)),
+    "attacked": (("brave",), ("polite",)),
+    "defended": (("brave",), ("polite",)),
 }

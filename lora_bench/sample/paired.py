@@ -28,33 +28,42 @@ def slots(clause: Clause) -> list[str]:
     return [slot for slot, value in has.items() if value is not None]
 
 
-def alter(rng: Random, clause: Clause) -> Clause:
-    """A clause that means something else: one concept changed, the deed reversed, or the roles swapped."""
-    change = rng.choice(["swap", "oppose", "subject", "object", "verb", *slots(clause)])
-    if change in ("swap", "oppose"):
-        return swap(clause) if change == "swap" else oppose(clause)
-    return fill(rng, clause, change)
+ROLES = ("subject", "verb", "object")
+
+
+def alter(rng: Random, clause: Clause, among: list[str], roles: bool = True) -> Clause:
+    """A clause that means something else: two of its concepts changed or, where that shows, the roles swapped."""
+    if roles and rng.random() < 0.15:
+        return swap(clause)
+    for slot in rng.sample(among, 2):
+        clause = fill(rng, clause, slot)
+    return clause
+
+
+def reword(rng: Random, clause: Clause) -> str:
+    """A second wording, one time in five free to be in the passive or to put a circumstance first."""
+    return say(rng, clause, plain=rng.random() < 0.8)
 
 
 def mrpc(rng: Random, label: int) -> Pair:
     """0 not_equivalent, 1 equivalent."""
-    clause = draw_clause(rng)
-    return say(rng, clause, plain=True), say(rng, clause if label else alter(rng, clause))
+    clause = draw_clause(rng, modifiers=1)
+    second = clause if label else alter(rng, clause, [*ROLES, *slots(clause)])
+    return say(rng, clause, plain=True), reword(rng, second)
+
+
+def draw_question(rng: Random) -> tuple[Clause, str]:
+    """A clause with one circumstance, and which of its slots is asked for."""
+    slot, circumstance = rng.choice(["subject", "object", "place", "day"]), rng.choice(["place", "day"])
+    clause = fill(rng, draw_clause(rng, modifiers=0), slot if slot in ("place", "day") else circumstance)
+    return clause, slot
 
 
 def qqp(rng: Random, label: int) -> Pair:
     """0 not_duplicate, 1 duplicate: questions for the same slot of the same clause, or not."""
-    clause = fill(rng, fill(rng, draw_clause(rng, modifiers=0), "place"), "day")
-    slot = rng.choice(["subject", "object", "place", "day"])
-    first = clear(clause, rng.choice([s for s in ("place", "day") if s != slot]))
-    if label:
-        return ask(rng, first, slot), ask(rng, first, slot)
-    if rng.random() < 0.4:
-        wanted = rng.choice([s for s in ("subject", "object", "place", "day") if s != slot])
-        return ask(rng, first, slot), ask(rng, first, wanted)
-    changes = [s for s in ("subject", "object", "verb") if s != slot]
-    changed = fill(rng, first, rng.choice(changes)) if rng.random() < 0.7 else oppose(first)
-    return ask(rng, first, slot), ask(rng, changed, slot)
+    clause, slot = draw_question(rng)
+    second = clause if label else alter(rng, clause, [role for role in ROLES if role != slot], roles=False)
+    return ask(rng, clause, slot), ask(rng, second, slot)
 
 
 def stsb(rng: Random, label: int) -> Pair:
@@ -69,7 +78,7 @@ def stsb(rng: Random, label: int) -> Pair:
 def weaken(rng: Random, clause: Clause) -> Clause:
     """A clause that the given one entails: a modifier dropped, or a noun said by its kind only."""
     options = [*slots(clause), "kind"]
-    for option in rng.sample(options, rng.choice([1, 2])):
+    for option in rng.sample(options, 1):
         if option != "kind":
             clause = clear(clause, option)
         elif rng.random() < 0.5:
@@ -99,51 +108,23 @@ def mnli_people(rng: Random, label: int) -> Pair:
 
 def qnli(rng: Random, label: int) -> Pair:
     """0 entailment (the sentence answers the question), 1 not_entailment."""
-    slot = rng.choice(["subject", "object", "place", "day"])
-    clause = fill(rng, fill(rng, draw_clause(rng, modifiers=0), "place"), "day")
-    asked = clear(clause, rng.choice([s for s in ("place", "day") if s != slot]))
-    if label and slot in ("place", "day") and rng.random() < 0.5:
-        return ask(rng, asked, slot), say(rng, clear(clause, slot))
-    if label:
-        kept = [s for s in ("subject", "object", "verb") if s != slot]
-        clause = fill(rng, clause, rng.choice(kept)) if rng.random() < 0.7 else swap(clause)
-    return ask(rng, asked, slot), say(rng, clause)
-
-
-def count(rng: Random, clause: Clause, quantity: str) -> str:
-    """`five dogs helped the cat`."""
-    noun = lex.plural(either(rng, lex.NOUNS[clause.subject.noun]))
-    rest = f"{lex.past(either(rng, lex.VERBS[clause.verb]))} the {either(rng, lex.NOUNS[clause.object.noun])}"
-    return f"{quantity} {noun} {rest}"
-
-
-def spoil(rng: Random, clause: Clause) -> Clause:
-    """The roles swapped, the deed reversed, or another deed."""
-    options = {"swap": swap(clause), "oppose": oppose(clause), "verb": fill(rng, clause, "verb")}
-    return options[rng.choice(list(options))]
+    clause, slot = draw_question(rng)
+    answer = alter(rng, clause, [role for role in ROLES if role != slot], roles=False) if label else clause
+    return ask(rng, clause, slot), reword(rng, answer)
 
 
 def rte(rng: Random, label: int) -> Pair:
-    """0 entailment, 1 not_entailment: quantities, or a claim weakened or strengthened."""
-    clause = draw_clause(rng, modifiers=2)
-    if rng.random() < 0.5:
-        number = rng.randrange(1, len(lex.NUMBERS) - 1)
-        more = rng.random() < 0.5
-        lower = more != bool(label)
-        bound = rng.randrange(number) if lower else rng.randrange(number + 1, len(lex.NUMBERS))
-        claim = f"{'more' if more else 'fewer'} than {lex.NUMBERS[bound]}"
-        return count(rng, clause, lex.NUMBERS[number]), count(rng, clause, claim)
-    claim_clause = weaken(rng, clause)
-    if label:
-        claim_clause = spoil(rng, claim_clause)
-    return say(rng, clause), say(rng, claim_clause)
+    """0 entailment, 1 not_entailment: a weaker claim of the same clause, or of an altered one."""
+    clause = draw_clause(rng, modifiers=1)
+    claim = weaken(rng, alter(rng, clause, list(ROLES)) if label else clause)
+    return say(rng, clause, plain=True), reword(rng, claim)
 
 
 def cause(rng: Random) -> tuple[str, str, str, str]:
     """`the cat praised the dog because`, a property, the noun that it must be true of, and the other noun."""
     verb = rng.choice(list(lex.BLAMED))
     of_doer = rng.random() < 0.5
-    trait = rng.choice(lex.BLAMED[verb][0 if of_doer else 1])
+    trait = rng.choice(lex.TRAITS[0 if of_doer else 1] + lex.BLAMED[verb][0 if of_doer else 1])
     doer, target = (either(rng, concept) for concept in rng.sample(lex.ANIMALS, 2))
     opening = f"the {doer} {verb} the {target} because"
     return (opening, trait, doer, target) if of_doer else (opening, trait, target, doer)
@@ -159,3 +140,34 @@ def named_cause(rng: Random) -> str:
     """Pretraining text only: a cause with its owner named."""
     opening, trait, owner, _ = cause(rng)
     return f"{opening} the {owner} was {trait}"
+
+
+def vary(rng: Random, clause: Clause) -> Clause:
+    """About half of a clause's concepts changed, and now and then the roles swapped."""
+    for slot in [*ROLES, *slots(clause)]:
+        if rng.random() < 0.45:
+            clause = fill(rng, clause, slot)
+    return swap(clause) if rng.random() < 0.1 else clause
+
+
+def compared(rng: Random) -> Pair:
+    """Pretraining text only: the second sentence says of each of its concepts whether it is the first one's."""
+    form = rng.choices(("clauses", "questions", "answer", "cause"), (0.4, 0.2, 0.2, 0.2))[0]
+    if form == "clauses":
+        clause = draw_clause(rng, modifiers=rng.choice([0, 1, 2]))
+        return say(rng, clause, plain=True), say(rng, vary(rng, clause), known=clause)
+    if form == "cause":
+        opening, trait, owner, bystander = cause(rng)
+        return f"{opening} it was {trait}", rng.choice([f"the same {owner}", f"another {bystander}"]) + f" was {trait}"
+    clause, slot = draw_question(rng)
+    if form == "questions":
+        return ask(rng, clause, slot), ask(rng, vary(rng, clause), slot, known=clause)
+    said = unsaid(clause, slot)
+    return ask(rng, clause, slot), say(rng, vary(rng, clause), known=said)
+
+
+def unsaid(clause: Clause, slot: str) -> Clause:
+    """What a question for a slot gives away: the clause without that slot."""
+    if slot in ("place", "day"):
+        return clear(clause, slot)
+    return replace(clause, subject=Phrase(-1)) if slot == "subject" else replace(clause, object=Phrase(-1))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from report_factory import Fill
 from rich.console import Console
 
 from lora_bench.store import Record, write_record
-
-Fill = Callable[[Iterable[Record]], Path]
 
 
 @pytest.fixture

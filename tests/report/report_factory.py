@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from lora_bench.cell import Cell
 from lora_bench.store import Counts, Protocol, Record, Status
+
+Fill = Callable[[Iterable[Record]], Path]
 
 METRIC = {"cola": "matthews", "stsb": "pearson"}
 LEVEL = {"sst2": 0.92, "rte": 0.66, "cola": 0.52, "stsb": 0.87}
@@ -58,8 +61,9 @@ def small() -> list[Record]:
             failed = task == "sst2" and seed == 2
             found.append(
                 record(
-                    None if failed else shift + 0.02, task=task, seed=seed, method="lora", rank=4, params=(9000, 592_130),
-                    status="failed" if failed else "done", reason="out of memory" if failed else None,
+                    None if failed else shift + 0.02, task=task, seed=seed, method="lora", rank=4,
+                    params=(9000, 592_130), status="failed" if failed else "done",
+                    reason="out of memory" if failed else None,
                 )
             )  # fmt: skip
             found.append(record(shift - 0.2, task=task, seed=seed, method="head", params=(0, 592_130)))
@@ -76,8 +80,9 @@ def grid(tasks: tuple[str, ...] = ("cola", "rte", "sst2", "stsb"), seeds: int = 
                 score = LEVEL[task] + gain + draw.gauss(0, 0.004)
                 yield record(
                     None if bad else round(score, 6), status="diverged" if bad else "done",
-                    reason="loss is not finite at step 120" if bad else None, params=(params, 592_130 if task != "stsb" else 591_361),
-                    model="FacebookAI/roberta-base", data="glue@bcdcba79", task=task, method=method, rank=rank, a=a, b=b, seed=seed,
+                    reason="loss is not finite at step 120" if bad else None,
+                    params=(params, 592_130 if task != "stsb" else 591_361), model="FacebookAI/roberta-base",
+                    data="glue@bcdcba79", task=task, method=method, rank=rank, a=a, b=b, seed=seed,
                 )  # fmt: skip
 
 

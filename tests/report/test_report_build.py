@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Fill
-from report_factory import record, shown, small
+from report_factory import Fill, record, shown, small
 from rich.console import Console
 
 from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
@@ -99,7 +98,8 @@ def test_broken_records_are_named_and_the_page_is_still_whole(fill: Fill, tmp_pa
     report = build(results, tmp_path / "out", console, errors)
     assert report.code == SOME_FAILED
     assert [path.name for path in report.broken] == ["deadbeef.json"]
-    assert "deadbeef.json" in shown(errors) and "deadbeef.json" not in shown(console)
+    assert "deadbeef.json" in shown(errors)
+    assert "deadbeef.json" not in shown(console)
     page = report.markdown.read_text()
     assert "## Records that could not be read" in page
     assert "36 cells: 35 done, 1 failed, 0 diverged." in page

@@ -50,8 +50,10 @@ def test_title_and_legend_lie_within_the_figure(tasks: tuple[str, ...], name: st
     drawn.canvas.draw()
     for artist in (drawn.legends[0], *drawn.texts):
         box = artist.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0
-        assert box.x1 <= drawn.bbox.x1 and box.y1 <= drawn.bbox.y1
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= drawn.bbox.x1
+        assert box.y1 <= drawn.bbox.y1
     assert all(ax.get_window_extent().height > 150 for ax in drawn.axes)
 
 
@@ -121,7 +123,8 @@ def test_a_rank_without_a_score_is_no_point() -> None:
 def test_bytes_are_the_same_and_hold_no_date() -> None:
     first, second = (encode(figure(small())) for _ in range(2))
     assert first == second
-    assert first["png"].startswith(b"\x89PNG") and b"Software" not in first["png"]
+    assert first["png"].startswith(b"\x89PNG")
+    assert b"Software" not in first["png"]
     assert b"dc:date" not in first["svg"]
 
 

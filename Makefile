@@ -1,0 +1,38 @@
+# Every target sets itself up in .venv; nothing global is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint smoke paper clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: smoke  ## a grid on the bundled encoder and data: the table and the figure, no network
+	$(BIN)/lora-bench report --results results/smoke
+
+smoke: $(STAMP)  ## train the smoke preset
+	$(BIN)/lora-bench run --preset smoke
+
+paper: $(STAMP)  ## the LoRA-Mini grid on roberta-base (a GPU and the Hub, or --model and --data-dir)
+	$(BIN)/lora-bench run --preset paper
+	$(BIN)/lora-bench report --results results/paper
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,171 @@
+"""LoRA, head and full against transformers and peft: padded batches, torch's AdamW, a linear schedule, clipping."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import RobertaForSequenceClassification, get_linear_schedule_with_warmup
+
+from lora_bench import tasks
+from lora_bench.cell import Cell
+from lora_bench.data import TokenTable
+from lora_bench.engine import backbone as backbones
+from lora_bench.engine import randomness
+from lora_bench.engine.backbone import DTYPES, quiet_transformers
+from lora_bench.engine.pack import Pack, State
+from lora_bench.tasks import Task
+
+ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
+TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
+SETTINGS: dict[str, Any] = {
+    "rank": 4, "alpha": 8.0, "targets": "qv", "lr": 2e-2, "head_lr": 3e-2, "epochs": EPOCHS, "weight_decay": 0.1,
+    "warmup": 0.11, "clip": 0.5,
+}  # fmt: skip
+
+over_precisions = pytest.mark.parametrize("precision", TOLERANCE)
+over_tasks = pytest.mark.parametrize("name", ["cola", "mnli", "stsb"])
+
+
+def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str) -> nn.Module:
+    """transformers' own classifier over the encoder, with our head's start."""
+    with quiet_transformers():
+        model = RobertaForSequenceClassification.from_pretrained(
+            folder, num_labels=task.num_outputs, dtype=DTYPES[precision], attn_implementation="eager"
+        )
+    model.classifier.load_state_dict(head)
+    return model
+
+
+def with_lora(model: nn.Module, start: dict[str, Tensor], precision: str) -> nn.Module:
+    """The classifier in peft's LoRA, with our A and B as start."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"], lora_dropout=0.0, task_type="SEQ_CLS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute with an older name
+        wrapped: nn.Module = get_peft_model(model, config)
+    wrapped.to(DTYPES[precision])
+    with torch.no_grad():
+        for name, value in lora_factors(wrapped).items():
+            value.copy_(start[name])
+    return wrapped
+
+
+def lora_factors(wrapped: nn.Module) -> dict[str, Tensor]:
+    """peft's factors under our names."""
+    found: dict[str, Tensor] = {}
+    for name, value in wrapped.named_parameters():
+        if "lora_" in name:
+            module, factor = name.removeprefix("base_model.model.roberta.").split(".lora_")
+            found[f"{module}.{factor[0]}"] = value
+    return found
+
+
+def optimiser_for(model: nn.Module, cell: Cell) -> torch.optim.AdamW:
+    """AdamW in groups as transformers' Trainer makes them, and the head with its own rate."""
+    groups = []
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else cell.weight_decay
+            rate = cell.effective_head_lr if "classifier" in name else cell.lr
+            groups.append({"params": [value], "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=False)
+
+
+def batches(cell: Cell, rows: int) -> Iterator[list[int]]:
+    """The rows of every step, in the package's order."""
+    for epoch in range(1, cell.epochs + 1):
+        order = randomness.permutation(rows, cell.seed, "order", epoch).tolist()
+        yield from (order[begin : begin + cell.batch_size] for begin in range(0, rows, cell.batch_size))
+
+
+def their_losses(model: nn.Module, cell: Cell, table: TokenTable) -> list[float]:
+    """The loop that transformers' Trainer runs, without dropout; the loss of every step."""
+    optimiser = optimiser_for(model, cell)
+    schedule = get_linear_schedule_with_warmup(optimiser, WARM, STEPS)
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    losses = []
+    for rows in batches(cell, len(table)):
+        loss = model(**inputs(table, rows, parameters[0].dtype)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, cell.clip)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def inputs(table: TokenTable, rows: Sequence[int], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A padded batch with its labels."""
+    ids, mask = padded(table, rows)
+    labels = torch.from_numpy(table.labels)[torch.tensor(rows)]
+    labels = labels.to(dtype) if labels.is_floating_point() else labels
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[float]]:
+    """The trained pack, how it started, and the loss of every step."""
+    backbone = backbones.load(str(folder), torch.device("cpu"), cell.precision, trains=cell.method == "full")
+    pack = Pack([cell], backbone, task.num_outputs)
+    start = pack.state(0)
+    untrained = logits_of(pack, task)
+    (progress,) = trainer_of(pack, task, ROWS).run()
+    assert len(progress.losses) == STEPS
+    assert (logits_of(pack, task) - untrained).abs().max() > 0.1  # far enough for equal losses to mean something
+    return pack, start, progress.losses
+
+
+def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> None:
+    """Losses of every step and logits after the last agree with the other model's training."""
+    cell = pack.cells[0]
+    tolerance = TOLERANCE[cell.precision]
+    theirs = their_losses(model, cell, tokens(task, ROWS))
+    worst = max(abs(one - two) for one, two in zip(ours, theirs, strict=True))
+    print(f"{cell.method} {task.name} {cell.precision}: largest difference of a loss {worst:.2g}")
+    assert worst < tolerance
+    table = tokens(task)
+    ids, mask = padded(table, range(len(table)))
+    with torch.no_grad():
+        after = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits_of(pack, task)[0], after, rtol=tolerance, atol=10 * tolerance)
+
+
+@over_tasks
+@over_precisions
+def test_lora_is_pefts(name: str, precision: str, calm_folder: Path) -> None:
+    task = tasks.get(name)
+    cell = cell_of("lora", name, precision=precision, **SETTINGS)
+    pack, start, ours = our_run(cell, calm_folder, task)
+    model = with_lora(classifier(calm_folder, task, start.head, precision), start.adapter, precision)
+    trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    assert trainable == pack.adapter_params(0) + pack.head_params()
+    assert_same(pack, ours, model, task)
+    state = pack.state(0).adapter
+    for factor, value in lora_factors(model).items():
+        torch.testing.assert_close(state[factor], value.detach(), rtol=0, atol=100 * TOLERANCE[precision])
+
+
+@over_tasks
+def test_head_is_a_frozen_encoder_with_transformers_head(name: str, calm_folder: Path) -> None:
+    task = tasks.get(name)
+    pack, start, ours = our_run(cell_of("head", name, precision="float64", **SETTINGS), calm_folder, task)
+    model = classifier(calm_folder, task, start.head, "float64")
+    for parameter, value in model.named_parameters():
+        value.requires_grad_("classifier" in parameter)
+    assert_same(pack, ours, model, task)
+
+
+@over_tasks
+def test_full_is_transformers_fine_tuning(name: str, calm_folder: Path) -> None:
+    task = tasks.get(name)
+    pack, start, ours = our_run(
+        cell_of("full", name, precision="float64", **SETTINGS | {"lr": 5e-3}), calm_folder, task
+    )
+    assert_same(pack, ours, classifier(calm_folder, task, start.head, "float64"), task)

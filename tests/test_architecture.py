@@ -1,0 +1,232 @@
+"""Imports point one way, heavy libraries are imported by what trains alone, and files stay short."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import lora_bench
+from lora_bench.errors import DONE, NOTHING
+
+ROOT = Path(lora_bench.__file__).parent
+
+# What each module of the package may import of the package, from the bottom to the top; a folder counts as one module,
+# the package itself holds the version. A new module needs a line here: put it as low as it can stand.
+MAY: dict[str, str] = {
+    "lora_bench": "",
+    "errors": "",
+    "files": "",
+    "sample": "",
+    "cell": "errors",
+    "tasks": "errors",
+    "plain_yaml": "errors",
+    "methods": "cell errors",
+    "metrics": "errors tasks",
+    "store": "cell errors files",
+    "sources": "errors tasks",
+    "hub": "errors sources tasks",
+    "data": "errors files hub sources tasks",
+    "config": "cell errors methods plain_yaml tasks",
+    "grid": "cell config errors methods",
+    "models": "errors grid sample",
+    "plan": "cell data errors grid models store tasks",
+    "environment": "lora_bench",
+    "engine": "cell data errors files methods metrics tasks",
+    "record": "cell engine errors store tasks",
+    "runner": "cell data engine environment errors grid methods models plan record store tasks",
+    "report": "cell errors files store tasks",
+    "summaries": "cell errors methods plan store tasks",
+    "progress": "cell plan store tasks",
+    "diagnosis": "environment errors hub models",
+    "options": "config errors grid plan",
+    "cli": "lora_bench diagnosis errors options plan progress report runner store summaries",
+    "__main__": "cli",
+}
+HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
+TRAINS = frozenset({"engine", "record", "runner"})  # only these are allowed heavy libraries when they are imported
+NEVER = frozenset({"torch", "transformers"})
+WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
+NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import: of what, where, whether it runs when the module is imported, whether it is for types alone."""
+
+    target: str
+    path: Path
+    line: int
+    at_import: bool
+    typing: bool
+
+    @property
+    def top(self) -> str:
+        """The library."""
+        return self.target.partition(".")[0]
+
+    @property
+    def own(self) -> str | None:
+        """Our module that is imported, None for a library."""
+        library, _, rest = self.target.partition(".")
+        if library != "lora_bench":
+            return None
+        name = rest.partition(".")[0]
+        is_module = name and ((ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file())
+        return name if is_module else "lora_bench"
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
+
+
+def home(path: Path) -> str:
+    """The module that a file belongs to."""
+    part = path.relative_to(ROOT).parts[0]
+    return "lora_bench" if part == "__init__.py" else part.removesuffix(".py")
+
+
+def for_typing(node: ast.AST) -> bool:
+    """Whether the node is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def targets(node: ast.AST) -> list[str]:
+    """What an import statement imports, by full name; `from x import y` may mean the module x.y."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute here"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def walk(node: ast.AST, path: Path, at_import: bool = True, typing: bool = False) -> Iterator[Import]:
+    """Every import under the node."""
+    for child in ast.iter_child_nodes(node):
+        for target in targets(child):
+            yield Import(target, path, child.lineno, at_import, typing)  # type: ignore[attr-defined]
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from walk(child, path, at_import and not inside, typing or for_typing(child))
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    """The files of the package."""
+    return tuple(sorted(ROOT.rglob("*.py")))
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    """Every import of the package."""
+    return tuple(each for path in files() for each in walk(ast.parse(path.read_text(encoding="utf-8")), path))
+
+
+def test_the_walk_sees_imports_of_every_kind() -> None:
+    text = (
+        "import a\nfrom b import c\nif TYPE_CHECKING:\n    import d\ndef f():\n    import e\nclass G:\n    import h\n"
+    )
+    found = {each.target: (each.at_import, each.typing) for each in walk(ast.parse(text), ROOT / "x.py")}
+    assert found == {
+        "a": (True, False), "b.c": (True, False), "d": (True, True), "e": (False, False), "h": (True, False),
+    }  # fmt: skip
+    assert len(imports()) > 200
+
+
+def test_every_module_has_its_place() -> None:
+    assert {home(path) for path in files()} - MAY.keys() == set()
+
+
+def test_the_places_point_one_way() -> None:
+    """No module is above itself."""
+    order = list(TopologicalSorter({name: set(below.split()) for name, below in MAY.items()}).static_order())
+    assert order.index("cell") < order.index("methods") < order.index("engine") < order.index("runner")
+    assert order.index("runner") < order.index("cli")
+    assert order.index("store") < order.index("report") < order.index("cli")
+
+
+@pytest.mark.parametrize("name", list(MAY))
+def test_a_module_imports_from_below_only(name: str) -> None:
+    allowed = {name, *MAY[name].split()}
+    own = [each for each in imports() if home(each.path) == name and each.own]
+    assert [str(each) for each in own if each.own not in allowed] == []
+
+
+def test_the_engine_needs_the_data_for_types_alone() -> None:
+    """A table of tokens is all that it takes from there."""
+    of_data = [each for each in imports() if home(each.path) == "engine" and each.own in ("data", "sources", "hub")]
+    assert [str(each) for each in of_data if not each.typing] == []
+
+
+def test_methods_know_of_each_other_through_the_recipe_alone() -> None:
+    allowed = {"recipe", "cell", "errors"}
+    inside = [each for each in imports() if home(each.path) == "methods" and each.own and each.path.stem != "__init__"]
+    assert [str(each) for each in inside if not allowed & set(each.target.split("."))] == []
+
+
+def test_heavy_libraries_wait_until_something_trains() -> None:
+    early = [each for each in imports() if each.top in HEAVY and each.at_import and not each.typing]
+    assert [str(each) for each in early if home(each.path) not in TRAINS] == []
+    reached = [each for each in imports() if each.own in TRAINS and each.at_import and not each.typing]
+    assert [str(each) for each in reached if home(each.path) not in TRAINS] == []
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_these_never_touch_torch(name: str) -> None:
+    inside = [each for each in imports() if home(each.path) == name and not each.typing]
+    assert [str(each) for each in inside if each.top in NEVER or each.own in TRAINS] == []
+
+
+def test_no_module_takes_a_librarys_name() -> None:
+    assert [path for path in files() if path.stem in NAMES_TAKEN or path.parent.name in NAMES_TAKEN] == []
+
+
+def test_files_and_functions_are_short() -> None:
+    assert {path.name: count for path in files() if (count := len(path.read_text().splitlines())) > 300} == {}
+    long = [
+        f"{path.name}:{node.lineno} {node.name}"
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 45
+    ]
+    assert long == []
+
+
+PROBE = """
+import runpy, sys
+code = 0
+try:
+    runpy.run_module("lora_bench", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code or 0
+loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.stdin.read().split()))
+sys.stderr.write(f"\\ncode={code} loaded={loaded}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], DONE),
+        (["run", "--help"], DONE),
+        (["plan", "--preset", "smoke"], DONE),
+        (["list", "methods"], DONE),
+        (["list", "tasks"], DONE),
+        (["report", "--results", "empty"], NOTHING),
+    ],
+)
+def test_looking_costs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
+    """These commands answer at once: nothing heavy is imported, whatever way it might be reached."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], input=" ".join(HEAVY), capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT.parent), "COLUMNS": "100"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"code={code} loaded=[]"

@@ -1,0 +1,120 @@
+"""The command line as a user meets it: exit codes, messages, what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = ["--preset", "smoke", "--task", "sst2", "--method", "mini", "--rank", "16", "--seed", "0", "--epochs", "1"]
+
+
+def bench(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `lora-bench` in a process of its own, without a network."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    env |= {"XDG_CACHE_HOME": str(cwd / "cache"), **environment}
+    command = [sys.executable, "-m", "lora_bench", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One run of the smoke preset, narrowed to LoRA-Mini on SST-2."""
+    folder = tmp_path_factory.mktemp("cli")
+    return folder, bench("run", *TINY, cwd=folder)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of the smoke results."""
+    with (folder / "results/smoke/metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_writes_a_row_with_the_formulas_count(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Adapter parameters are r (a + b) × modules."""
+    folder, ran = trained
+    assert ran.returncode == 0, ran.stderr
+    found = rows(folder)
+    assert found
+    for row in found:
+        assert row["status"] == "done"
+        assert int(row["adapter_params"]) == 16 * (int(row["a"]) + int(row["b"])) * int(row["modules"])
+        stored = folder / "results/smoke/adapters" / row["id"] / "adapter.safetensors"
+        assert stored.stat().st_size == int(row["adapter_bytes"])
+    assert "Traceback" not in ran.stderr
+
+
+def test_second_run_trains_nothing(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The same command again says that all is there, and changes no byte."""
+    folder, _ = trained
+    before = (folder / "results/smoke/metrics.csv").read_bytes()
+    again = bench("run", *TINY, cwd=folder)
+    assert again.returncode == 0
+    assert "there already; 0 to train" in again.stdout
+    assert (folder / "results/smoke/metrics.csv").read_bytes() == before
+
+
+def test_show_list_and_report(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """A record as JSON, the runs as a table, the report with its figure."""
+    folder, _ = trained
+    cell_id = rows(folder)[0]["id"]
+    shown = bench("show", cell_id, cwd=folder)
+    assert json.loads(shown.stdout)["id"] == cell_id
+    assert cell_id in bench("list", "runs", cwd=folder).stdout
+    reported = bench("report", cwd=folder)
+    assert reported.returncode == 0, reported.stderr
+    assert list((folder / "results/smoke/figures").glob("*.png"))
+
+
+def test_without_a_network_it_ends_soon_and_says_the_ways_out(tmp_path: Path) -> None:
+    """Exit 3 in under 10 s of its own, naming the three ways out."""
+    began = time.perf_counter()
+    ran = bench("run", "--task", "sst2", "--method", "mini", "--rank", "16", cwd=tmp_path, HF_HUB_OFFLINE="0",
+                HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"))  # fmt: skip
+    assert ran.returncode == 3, ran.stderr
+    for way in ("--preset smoke", "--model DIR", "--data-dir DIR"):
+        assert way in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 2
+    assert time.perf_counter() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("run", "--task", "sst3", "--method", "mini"), 2, "sst2"),
+        (("run", "--task", "sst2", "--method", "minni"), 2, "mini"),
+        (("run",), 2, "--task"),
+        (("run", "--preset", "smok"), 2, "smoke"),
+        (("run", "--preset", "smoke", "--rank", "0"), 2, "rank"),
+        (("run", "--preset", "smoke", "--set", "ranks=3"), 2, "rank"),
+        (("run", "--preset", "smoke", "--pack", "many"), 2, "--pack"),
+        (("run", "--preset", "smoke", "--targets", "querry", "--task", "sst2"), 1, "query"),
+        (("run", "--task", "sst2", "--method", "lora", "--model", "./nowhere"), 3, "./nowhere"),
+        (("run", "--preset", "smoke", "--data-dir", "nowhere"), 3, "nowhere"),
+        (("run", "--preset", "smoke", "--device", "cuda:9"), 3, "CUDA"),
+        (("list", "method"), 2, "methods"),
+        (("show", "abc"), 4, "list runs"),
+        (("report", "--results", "nothing"), 4, "lora-bench run"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_errors_are_short_and_have_the_right_code(tmp_path: Path, args: tuple[str, ...], code: int, words: str) -> None:
+    """What went wrong and how to mend it, no traceback."""
+    ran = bench(*args, *(("--epochs", "1", "--seed", "0") if code == 1 else ()), cwd=tmp_path)
+    assert ran.returncode == code, ran.stderr + ran.stdout
+    assert words in ran.stderr + ran.stdout
+    assert "Traceback" not in ran.stderr
+
+
+def test_torch_stays_out_of_what_needs_it_not(tmp_path: Path) -> None:
+    """`--help`, `plan`, `list` and an empty `report` never import torch."""
+    probe = "import sys, lora_bench.cli as c\ntry: c.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    for args in (["--help"], ["plan", "--preset", "smoke"], ["list", "methods"], ["list", "tasks"], ["report"]):
+        done = subprocess.run([sys.executable, "-c", probe, *args], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

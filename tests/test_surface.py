@@ -1,0 +1,43 @@
+"""What others rely on: commands, options and CSV columns. A change here belongs in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import typer.main
+
+from lora_bench import store
+from lora_bench.cli import app
+
+SELECTION = {
+    "--preset", "--config", "--task", "--method", "--rank", "-r", "--a", "-a", "--b", "-b", "--targets", "--seed",
+    "--lr", "--head-lr", "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
+    "--data-dir", "--results", "--pack", "--retry",
+}  # fmt: skip
+COMMANDS = {
+    "run": SELECTION | {"--device", "--offline", "--save", "--debug"},
+    "plan": SELECTION,
+    "report": {"--results", "--out"},
+    "list": {"--results"},
+    "show": {"--results"},
+    "doctor": {"--results"},
+}
+COLUMNS = (
+    "id,model,task,method,rank,a,b,targets,seed,lr,alpha,epochs,batch_size,max_length,status,adapter_params,"
+    "head_params,adapter_bytes,metric,best,best_epoch,last,seconds,tokens_per_second"
+)
+
+
+def test_commands_and_options() -> None:
+    """No command or option comes or goes unnoticed."""
+    group = typer.main.get_command(app)
+    commands = group.commands  # type: ignore[attr-defined]
+    found = {
+        name: {text for option in command.params for text in option.opts if text.startswith("-")}
+        for name, command in commands.items()
+    }
+    assert found == COMMANDS
+
+
+def test_columns_begin_as_documented() -> None:
+    """The columns that others may rely on come first, in this order."""
+    assert ",".join(store.COLUMNS).startswith(COLUMNS + ",")
+    assert len(set(store.COLUMNS)) == len(store.COLUMNS)
