@@ -97,10 +97,13 @@ def run(
     min(r, a, b) at most.
     """
     from lora_bench import plan as plans
-    from lora_bench import progress, runner, summaries
+    from lora_bench import summaries
 
     console = _console()
-    grid = selection.grid()
+    grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
+    selection.limit(1)
+    from lora_bench import progress, runner
+
     device = runner.choose_device(device)
     limit = selection.limit(AUTO_PACK[device.partition(":")[0]])
     plan = plans.make(grid, selection.folder(), limit, selection.statuses())

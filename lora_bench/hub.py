@@ -27,7 +27,7 @@ def read_hub(task: Task, offline: bool) -> dict[str, Rows]:
     import datasets  # type: ignore[import-untyped, unused-ignore]
 
     why = _out_of_reach(offline)
-    with _hub_mode(bool(why)):
+    with hub_mode(bool(why)):
         try:
             splits = datasets.load_dataset(HUB_ID, task.name, revision=HUB_REVISION)
         except Exception as error:  # the Hub's clients raise from several families, which change between versions
@@ -86,7 +86,7 @@ def reachable(knock: Callable[[], None] | None = None) -> bool:
 
 
 @contextmanager
-def _hub_mode(offline: bool) -> Iterator[None]:
+def hub_mode(offline: bool) -> Iterator[None]:
     """Both clients' offline switches on inside the block if `offline`; the environment's own setting stays."""
     import datasets
     from huggingface_hub import constants

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_bench import data, environment, methods, tasks
+from lora_bench import data, environment, hub, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint
@@ -114,20 +114,21 @@ class Runner:
         """Train a pack; halve it and go on if it fails."""
         backbone = self._backbone_of(cells[0])
         prepared = self._tables_of(cells[0], backbone)
+        reason = ""
         try:
-            records = self._train(cells, backbone, prepared)
+            self._keep(self._train(cells, backbone, prepared))
         except Exception as error:
-            if self.options.debug or (isinstance(error, BenchError) and error.code == MISSING):
+            if self.options.debug or isinstance(error, OSError):
                 raise
-            self._after_failure(cells, error)
-            return
-        self._keep(records)
-
-    def _after_failure(self, cells: tuple[Cell, ...], error: Exception) -> None:
-        """Record the failure of a single cell; split several."""
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, BenchError) and error.code == MISSING:
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        if reason:  # outside of the except block, whose traceback keeps the failed pack alive
             torch.cuda.empty_cache()
+            self._after_failure(cells, reason)
+
+    def _after_failure(self, cells: tuple[Cell, ...], reason: str) -> None:
+        """Record the failure of a single cell; split several."""
         if len(cells) == 1:
             self._keep([failure(cells[0], reason, self._notes(cells[0]), self._environment)])
             return
@@ -180,12 +181,22 @@ class Runner:
             where = self.plan.grid.model_location(cell)
             self.view.stage(f"loading {where}")
             self._backbone = self._tables = None
-            loaded = encoders.load(location(where), self.device, cell.precision, trains, self.options.offline)
+            local = self._local_only(where)
+            with hub.hub_mode(local):
+                loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
             self._backbone = key, loaded
         return self._backbone[1]
 
+    def _local_only(self, name: str) -> bool:
+        """Whether transformers must not ask the Hub; it would try for half a minute where there is no network."""
+        return self.options.offline or Path(location(name)).is_dir() or not self._hub_answers
+
+    @cached_property
+    def _hub_answers(self) -> bool:
+        return hub.reachable()
+
     def _tables_of(self, cell: Cell, backbone: Backbone) -> Prepared:
-        key = (cell.model, cell.data, cell.task, cell.max_length, cell.select == "held-out" and cell.seed)
+        key = (cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None)
         if self._tables is None or self._tables[0] != key:
             self.view.stage(f"preparing {cell.task}")
             self._tables = None
@@ -195,8 +206,8 @@ class Runner:
     def _tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         if name not in self._tokenizers:
             try:
-                with encoders.quiet_transformers():
-                    loaded = AutoTokenizer.from_pretrained(location(name), local_files_only=self.options.offline)
+                with encoders.quiet_transformers(), hub.hub_mode(self._local_only(name)):
+                    loaded = AutoTokenizer.from_pretrained(location(name), local_files_only=self._local_only(name))
             except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
                 raise encoders.unreachable("tokenizer of", name, error) from error
             self._tokenizers[name] = loaded

@@ -10,14 +10,15 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_bench.cell import Cell
 from lora_bench.files import write_atomically
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Status = Literal["done", "failed", "diverged"]
 
 
@@ -29,9 +30,9 @@ class Epoch(_Part):
     """One evaluation. `metrics` are of the validation split, `held_out` of the slice kept from train (or None)."""
 
     epoch: int
-    loss: float | None
-    metrics: dict[str, float | None]
-    held_out: dict[str, float | None] | None = None
+    loss: Finite | None
+    metrics: dict[str, Finite | None]
+    held_out: dict[str, Finite | None] | None = None
 
 
 class Counts(_Part):
@@ -74,19 +75,19 @@ class DataInfo(_Part):
 class Record(_Part):
     """A finished cell. `metric` names the task's main metric; `best`, `last` and `score` are its values."""
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[1] = SCHEMA
     id: str
     cell: Cell
     status: Status
     reason: str | None = None
     metric: str
     epochs: tuple[Epoch, ...] = ()
-    best: float | None = None
+    best: Finite | None = None
     best_epoch: int | None = None
-    last: float | None = None
-    score: float | None = None
+    last: Finite | None = None
+    score: Finite | None = None
     score_epoch: int | None = None
-    predictions: tuple[float, ...] = ()
+    predictions: tuple[Finite, ...] = ()
     counts: Counts | None = None
     timing: Timing | None = None
     protocol: Protocol
@@ -140,8 +141,6 @@ def read_record(path: Path) -> Record:
         raise ValueError(f"{where + ': ' if where else ''}{first['msg']}") from None
     except OSError as error:
         raise ValueError(error.strerror or "cannot be read") from None
-    if record.schema_version != SCHEMA:
-        raise ValueError(f"schema {record.schema_version}, this version reads {SCHEMA}")
     if record.id != record.cell.id or record.id != path.stem:
         raise ValueError("its id is not the hash of its settings")
     return record

@@ -49,7 +49,8 @@ def rows_of(*texts: list[str]) -> Rows:
 
 
 def same(one: TokenTable, other: TokenTable) -> bool:
-    arrays = zip((one.ids, one.offsets, one.labels, one.types), (other.ids, other.offsets, other.labels, other.types))
+    fields = ("ids", "offsets", "labels", "types")
+    arrays = [(getattr(one, name), getattr(other, name)) for name in fields]
     return all(
         (a is None and b is None) or (a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b))
         for a, b in arrays

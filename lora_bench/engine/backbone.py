@@ -37,8 +37,9 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: str, trains: bool = False) -> None:
         self.precision = precision
-        self.autocast = trains and precision == "bf16"
-        self.dtype = torch.float32 if self.autocast else DTYPES[precision]
+        mixed = trains and precision == "bf16"
+        self.autocast = False  # not while the model is checked
+        self.dtype = torch.float32 if mixed else DTYPES[precision]
         self.exact = torch.promote_types(DTYPES[precision], torch.float32)
         self.device = device
         self.config = model.config
@@ -47,6 +48,7 @@ class Backbone:
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self.position_base = _position_base(model)
         self.model = self._prepare(model)
+        self.autocast = mixed
 
     def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         model.requires_grad_(False).train(False)

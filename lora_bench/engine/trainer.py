@@ -135,6 +135,8 @@ class Trainer:
             progress.metrics.append(self._score(predictions[k], self.evaluation.table, self.evaluation.parts))
             if held is not None and self.held_out is not None:
                 progress.held_out.append(self._score(held[k], self.held_out))
+            if progress.diverged is None and not np.isfinite(predictions[k]).all():
+                progress.diverged = f"outputs not finite after epoch {epoch}"
             if progress.diverged is None and progress.improved(self.task.main_metric):
                 progress.selected = epoch
                 progress.state = self.pack.state(k)
@@ -149,7 +151,7 @@ class Trainer:
 
     @torch.no_grad()
     def predict(self, table: Table) -> NDArray[np.float64]:
-        """`[K, rows]`: class numbers, or values for regression, of every row in the table's order."""
+        """`[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is none."""
         self.pack.compose()
         budget = max(1, EVAL_TOKENS.get(table.device.type, 2**13) // len(self.pack.cells))
         found = np.empty((len(self.pack.cells), len(table)))
@@ -163,4 +165,7 @@ class Trainer:
 
 
 def _decide(logits: Tensor, regression: bool) -> Tensor:
-    return logits[..., 0].double() if regression else logits.argmax(-1).double()
+    if regression:
+        return logits[..., 0].double()
+    classes = logits.argmax(-1).double()
+    return classes.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))

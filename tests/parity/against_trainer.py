@@ -28,8 +28,14 @@ from lora_bench.cell import Cell
 def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> None:
     """Train one LoRA cell with Trainer + peft; write its metric by epoch to `out`."""
     from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer
-    from transformers import TrainingArguments, set_seed
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
 
     set_seed(cell.seed)
     task = tasks.get(cell.task)
@@ -37,8 +43,8 @@ def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> Non
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=task.num_outputs)
     model.float()
     peft_config = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=cell.rank, lora_alpha=cell.alpha, target_modules=["query", "value"],
-        lora_dropout=0.0,
+        task_type=TaskType.SEQ_CLS, r=cell.rank or 8, lora_alpha=int(cell.alpha or 8), lora_dropout=0.0,
+        target_modules=["query", "value"],
     )  # fmt: skip
     rows = data.load(task, data.DataSource.parse(Path(data_dir)))
     arguments = TrainingArguments(
@@ -76,7 +82,11 @@ def _worker(cell: Cell, args: argparse.Namespace, folder: Path) -> None:
         threads = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         log = (folder / f"{cell.id}.log").open("w")
         subprocess.run(
-            [*command, "--model", args.model, "--data-dir", args.data_dir], check=True, env=threads, stderr=log, stdout=log
+            [*command, "--model", args.model, "--data-dir", args.data_dir],
+            check=True,
+            env=threads,
+            stderr=log,
+            stdout=log,
         )
 
 
