@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_bench.cell import Cell
 from lora_bench.store import COLUMNS, Record, row
+from lora_bench.tasks import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [_row(record) for record in sorted(records, key=lambda record: record.id)]
+    _name_data(rows)
     columns = dict.fromkeys((*COLUMNS, *SETTINGS, *SCOPE, "notes"))
     return pd.DataFrame({name: pd.array([row[name] for row in rows], dtype=_dtype(name)) for name in columns})
 
@@ -46,10 +48,32 @@ def plain_rows(frame: pd.DataFrame, columns: Iterable[str]) -> list[dict[str, An
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
+def _name_data(rows: Iterable[dict[str, object]]) -> None:
+    """Shorten `files:<hash>` to `files` where a task has one such source: the hash is of one task's files alone.
+
+    Otherwise no two tasks of a folder would stand in one table.
+    """
+    known = list(rows)
+    kinds = {each["data"]: str(each["data"]).partition(":")[0] for each in known}
+    found: dict[tuple[object, str], set[object]] = {}
+    for each in known:
+        found.setdefault((each["task"], kinds[each["data"]]), set()).add(each["data"])
+    single = {data for sources in found.values() if len(sources) == 1 for data in sources}
+    for each in known:
+        each["data"] = kinds[each["data"]] if each["data"] in single else each["data"]
+
+
+def _split(record: Record) -> str:
+    """`validation` for all of the task's official validation splits (MNLI has two)."""
+    task = TASKS.get(record.cell.task)
+    official = "+".join(name for name, _ in task.eval_splits) if task else ""
+    return "validation" if record.protocol.split == official else record.protocol.split
+
+
 def _row(record: Record) -> dict[str, object]:
     protocol = record.protocol
     values = record.cell.model_dump() | row(record)
-    values |= {"split": protocol.split, "start": protocol.start, "notes": "; ".join(protocol.notes) or None}
+    values |= {"split": _split(record), "start": protocol.start, "notes": "; ".join(protocol.notes) or None}
     return values | {"score": _score(record)}
 
 

@@ -248,3 +248,18 @@ def test_order_of_records_changes_nothing() -> None:
     records = small()
     shuffled = random.Random(1).sample(records, len(records))
     assert tables(frame(records)) == tables(frame(shuffled))
+
+
+def test_tasks_of_one_folder_share_a_table() -> None:
+    """A folder's data are hashed by task; only two contents of one task are kept apart."""
+    cola = record(0.5, task="cola", data="files:aaa")
+    (piece,) = pieces(frame([record(0.9, data="files:bbb"), cola, record(0.8, task="mnli", data="files:ccc")]))
+    assert [column.task for column in piece.columns] == ["cola", "sst2", "mnli"]
+    two = frame([record(0.9, data="files:bbb"), record(0.8, data="files:ddd", seed=1)])
+    assert len(pieces(two)) == 2
+
+
+def test_both_splits_of_mnli_are_the_validation() -> None:
+    """MNLI stands beside the others."""
+    mnli = record(0.8, task="mnli", split="validation_matched+validation_mismatched")
+    assert len(pieces(frame([mnli, record(0.9)]))) == 1
