@@ -46,7 +46,8 @@ def write(loaded: Loaded, out: Path, console: Console) -> tuple[Path, tuple[Path
     _show(data, parts, rest, console)
     files = _save(out, csvs), _save(out, images)
     (report,) = _save(out, {"report.md": page.encode()})
-    print_lines([f"Written: {report}, {len(csvs)} tables, {len(images)} figure files."], console)
+    shown = [f"Figure: {path}" for path in files[1] if path.suffix == ".png"]
+    print_lines([f"Written: {report}, {len(csvs)} tables, {len(images)} figure files.", *shown], console)
     return report, *files
 
 

@@ -123,3 +123,10 @@ def test_importing_the_report_is_light() -> None:
     code = f"import sys, lora_bench.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_it_ends_with_the_figures_path(fill: Fill, tmp_path: Path, console: Console) -> None:
+    """The last line says where the figure is."""
+    built = build(fill(small()), tmp_path / "out", console)
+    told = "".join(shown(console).split())
+    assert any(told.endswith(f"Figure:{path}") for path in built.figures)
