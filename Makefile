@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: smoke  ## a grid on the bundled encoder and data: the table and the figure, no network
 	$(BIN)/lora-bench report --results results/smoke
 
-smoke: $(STAMP)  ## train the smoke preset
-	$(BIN)/lora-bench run --preset smoke
+smoke: $(STAMP)  ## train the smoke preset, two seeds
+	$(BIN)/lora-bench run --preset smoke --seed 0 --seed 1
 
 paper: $(STAMP)  ## the LoRA-Mini grid on roberta-base (a GPU and the Hub, or --model and --data-dir)
 	$(BIN)/lora-bench run --preset paper

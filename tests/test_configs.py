@@ -50,7 +50,7 @@ def test_every_choice_says_whether_it_is_the_papers_or_ours(name: str) -> None:
 
 def test_the_count_of_smoke() -> None:
     head, lora, xs, mini = 1, 3, 1, 3
-    assert len(shipped("smoke").cells) == 4 * 2 * (head + lora + xs + mini)
+    assert len(shipped("smoke").cells) == 4 * (head + lora + xs + mini)
 
 
 def test_the_count_of_quick() -> None:
