@@ -2,7 +2,7 @@
 
 `register()` names our attention function to transformers' `AttentionInterface` (and a mask function that makes no
 mask). The function reads the current `Step` that `attach` put on every attention module. Masks, for attention and for
-dropout, are drawn once a step and shared by all cells of the pack.
+dropout, are made once a step and shared by all cells of the pack.
 """
 
 from __future__ import annotations
@@ -16,23 +16,34 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from lora_bench.engine.masks import Keep, Masks, Site
+
 NAME = "lora_bench_windows"
 
 
 @dataclass
 class Step:
-    """What the forward pass in progress needs to know: the windows, and the dropout stream while training."""
+    """What the forward pass in progress needs to know: the windows, and the dropout masks while training."""
 
     width: int = 1
     segments: Tensor | None = None  # [S]
     positions: Tensor | None = None  # [S]
-    generator: torch.Generator | None = None
+    masks: Masks | None = None
+    found: list[Site] | None = None  # while the sites are being found
     _bias: dict[int | None, Tensor] = field(default_factory=dict)
+    _index: dict[nn.Module, list[int]] = field(default_factory=dict)
+    _calls: dict[nn.Module, int] = field(default_factory=dict)
 
-    def begin(self, segments: Tensor, positions: Tensor, width: int, generator: torch.Generator | None) -> None:
+    def begin(self, segments: Tensor, positions: Tensor, width: int, masks: Masks | None) -> None:
         """Start a forward pass over the slots of these segments."""
-        self.segments, self.positions, self.width, self.generator = segments, positions, width, generator
+        self.segments, self.positions, self.width, self.masks = segments, positions, width, masks
         self._bias.clear()
+        self._calls.clear()
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is on."""
+        return self.masks is not None or self.found is not None
 
     def bias(self, reach: int | None, dtype: torch.dtype) -> Tensor:
         """`[n, W, W]`: 0 where two slots belong to one sequence (and lie nearer than `reach`), else -inf."""
@@ -50,12 +61,21 @@ class Step:
             far = far | ((positions[:, :, None] - positions[:, None, :]).abs() >= reach)
         return torch.zeros(far.shape, dtype=dtype, device=far.device).masked_fill_(far, float("-inf"))
 
-    def keep(self, shape: torch.Size | tuple[int, ...], rate: float, like: Tensor) -> Tensor:
-        """A dropout mask of that shape, already divided by the rate of keeping."""
-        if self.generator is None:
-            raise RuntimeError("no dropout stream outside training")
-        drawn = torch.rand(shape, generator=self.generator, device=like.device)
-        return (drawn >= rate).to(like.dtype).div_(1 - rate)
+    def keep(self, module: nn.Module, site: Site) -> Keep | None:
+        """The mask of a module's dropout; a module that runs several times a step (ALBERT's) has one for each."""
+        if self.found is not None:
+            self._index.setdefault(module, []).append(len(self.found))
+            self.found.append(site)
+            return None
+        call = self._calls.get(module, 0)
+        self._calls[module] = call + 1
+        return self.site(module, call)
+
+    def site(self, module: nn.Module, call: int = 0) -> Keep | None:
+        """The mask of the module's `call`-th dropout of this step; None if there is none."""
+        if self.masks is None or self.segments is None or module not in self._index:
+            return None
+        return self.masks.site(self._index[module][call], len(self.segments) // self.width)
 
 
 class SharedDropout(nn.Module):
@@ -67,10 +87,11 @@ class SharedDropout(nn.Module):
         self.step = step
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Drop while the step has a dropout stream; otherwise pass through."""
-        if self.p == 0 or self.step.generator is None:
+        """Drop while the step has masks; otherwise pass through."""
+        if self.p == 0 or not self.step.drops:
             return hidden
-        return hidden * self.step.keep(hidden.shape[1:], self.p, hidden)
+        keep = self.step.keep(self, Site("hidden", hidden.shape[-1], self.p))
+        return hidden if keep is None else hidden * keep.factor(hidden.dtype).view(hidden.shape[1:])
 
 
 def windowed_attention(
@@ -91,8 +112,9 @@ def windowed_attention(
     scores = query @ key.mT * (shape[-1] ** -0.5 if scaling is None else scaling)
     exact = torch.promote_types(scores.dtype, torch.float32)
     weights = (scores + step.bias(sliding_window, scores.dtype)).softmax(-1, dtype=exact).to(value.dtype)
-    if dropout > 0 and step.generator is not None:
-        weights = weights * step.keep(weights.shape[1:], dropout, weights)
+    if dropout > 0 and step.drops:
+        keep = step.keep(module, Site("attention", shape[1], dropout))
+        weights = weights if keep is None else weights * keep.factor(weights.dtype).transpose(0, 1)
     return (weights @ value).reshape(shape).transpose(1, 2).contiguous(), None
 
 

@@ -7,7 +7,7 @@ silence. So every load compares a windowed with the model's own padded forward, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,14 +18,16 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.engine import attention
+from lora_bench.engine import attention, probe
 from lora_bench.engine.attention import Step
-from lora_bench.engine.windows import Batch
+from lora_bench.engine.families import Family, by_product, by_shape
+from lora_bench.engine.fused import Encoder
+from lora_bench.engine.masks import Masks, Site
+from lora_bench.engine.windows import Batch, Form
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.methods.recipe import Update
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
-PACKABLE = "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, DistilBERT and ModernBERT can"
-PROBE_LENGTHS = (5, 23, 11, 150, 3, 64)
 
 
 class Backbone:
@@ -47,22 +49,48 @@ class Backbone:
         self.bases: dict[tuple[str, str], Tensor] = {}
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self.position_base = _position_base(model)
-        self.model = self._prepare(model)
+        self.sites: tuple[Site, ...] = ()
+        self.fused: Encoder | None = None
+        self.model = self._prepare(model, fuse=not mixed)
         self.autocast = mixed
 
-    def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _prepare(self, model: PreTrainedModel, fuse: bool) -> PreTrainedModel:
         model.requires_grad_(False).train(False)
         module: nn.Module = model
         module.to(self.device)
-        reference = _probe_padded(model)
+        reference = probe.padded(model)
         attention.register()
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
         attention.attach(model, self.step)
         self.model = model
         self._check(reference)
+        self.sites = self._find_sites()
+        self.fused = Encoder.of(model, self.step) if fuse else None
+        if self.fused is not None:
+            self._check(reference)
         module.to(self.dtype)
+        self.fused = self.fused and Encoder.of(model, self.step)  # its joined weights are the model's own again
         return model
+
+    @torch.no_grad()
+    def _find_sites(self) -> tuple[Site, ...]:
+        """The dropouts of a step in the order in which they come."""
+        self.step.found = []
+        self.encode(probe.windows(self.config, self.device), 1, training=True)
+        found, self.step.found = tuple(self.step.found), None
+        return found
+
+    def masks(self, form: Form) -> Masks:
+        """Room for the dropout masks of batches of this shape."""
+        head = Site("hidden", self.hidden_size, _head_dropout(self.config))
+        return Masks(self.sites, form.width, form.windows, head, form.rows, self.device)
+
+    def families(self, wanted: Collection[str]) -> list[Family]:
+        """These weights as the encoder handles them together."""
+        if self.fused is None:
+            return by_shape(self.linears(), wanted)
+        return by_product(self.linears(), wanted, self.fused.names)
 
     @property
     def hidden_size(self) -> int:
@@ -79,11 +107,15 @@ class Backbone:
         return {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
 
     def encode(
-        self, batch: Batch, cells: int, generator: torch.Generator | None, weights: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """Hidden states `[cells, S, d]` of the last layer. `weights` replaces parameters of the model by name."""
-        self.step.begin(batch.segments, batch.positions, batch.width, generator)
-        self.model.train(generator is not None)
+        self, batch: Batch, cells: int, masks: Masks | None = None, weights: Mapping[str, Tensor] | None = None,
+        training: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Hidden states `[cells, S, d]` of the last layer, through transformers' own code.
+
+        `weights` replaces parameters of the model by name.
+        """
+        self.step.begin(batch.segments, batch.positions, batch.width, masks)
+        self.model.train(training or masks is not None)
         inputs: dict[str, Any] = {
             "input_ids": batch.ids.expand(cells, -1),
             "position_ids": (batch.positions + self.position_base).expand(cells, -1),
@@ -96,6 +128,19 @@ class Backbone:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
+    def encode_fused(
+        self, batch: Batch, cells: int, masks: Masks | None = None,
+        updates: Mapping[Family, Update] | None = None, rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The same through `fused`, with adapters, for the slots `rows` alone if given: `[cells, rows, d]`."""
+        if self.fused is None:
+            raise RuntimeError("this encoder has no fused form")
+        self.step.begin(batch.segments, batch.positions, batch.width, masks)
+        self.model.train(masks is not None)
+        types = batch.types if self.takes_types else None
+        hidden = self.fused.embed(batch.ids, batch.positions + self.position_base, types)
+        return self.fused.encode(hidden.expand(cells, -1, -1), batch.segments, batch.width, updates or {}, rows)
+
     @property
     def takes_types(self) -> bool:
         """Whether the model has more than one kind of token type."""
@@ -103,18 +148,18 @@ class Backbone:
 
     def _check(self, reference: list[Tensor]) -> None:
         """Refuse a model whose windowed forward is not its padded one."""
-        batch = _probe_windows(self.config, self.device)
+        batch = probe.windows(self.config, self.device)
         try:
             with torch.no_grad():
-                hidden = self.encode(batch, 2, None)[1]
+                hidden = (self.encode if self.fused is None else self.encode_fused)(batch, 2)[1].float()
             worst = max(
                 float((hidden[start : start + len(rows)] - rows).abs().max() / rows.abs().max())
                 for start, rows in zip(batch.first.tolist(), reference, strict=True)
             )
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
-            raise _refusal(self.config, f"it does not run on windows ({_line(error)})") from error
-        if not worst < 1e-4:
-            raise _refusal(self.config, f"on windows it gives other numbers (relative difference {worst:.1g})")
+            raise probe.refusal(self.config, f"it does not run on windows ({probe.one_line(error)})") from error
+        if not worst < probe.TOLERANCE:
+            raise probe.refusal(self.config, f"on windows it gives other numbers (relative difference {worst:.1g})")
 
 
 def load(location: str, device: torch.device, precision: str, trains: bool = False, offline: bool = False) -> Backbone:
@@ -158,15 +203,10 @@ def quiet_transformers() -> Iterator[None]:
 def unreachable(kind: str, location: str, error: Exception) -> BenchError:
     """The error for something that could not be had, with the three ways out."""
     return BenchError(
-        f"The {kind} '{location}' cannot be loaded: {_line(error)}.",
+        f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.",
         "Without a network use --preset smoke, or --model DIR and --data-dir DIR.",
         MISSING,
     )
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _position_base(model: PreTrainedModel) -> int:
@@ -177,44 +217,10 @@ def _position_base(model: PreTrainedModel) -> int:
     return 0
 
 
-def _probe_ids(config: Any) -> list[Tensor]:
-    room = int(getattr(config, "max_position_embeddings", 512)) - 8
-    reserved = {getattr(config, "pad_token_id", None) or 0}
-    allowed = [token for token in range(min(int(config.vocab_size), 997)) if token not in reserved]
-    return [
-        torch.tensor([allowed[(7 * index + 13 * length) % len(allowed)] for index in range(min(length, room))])
-        for length in PROBE_LENGTHS
-    ]
-
-
-@torch.no_grad()
-def _probe_padded(model: PreTrainedModel) -> list[Tensor]:
-    """The model's own hidden states of the probe sequences, padded into one batch."""
-    sequences = _probe_ids(model.config)
-    pad = int(getattr(model.config, "pad_token_id", None) or 0)
-    device = next(model.parameters()).device
-    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad).to(device)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-    try:
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        raise _refusal(model.config, f"it is not an encoder ({_line(error)})") from error
-    return [rows[: len(sequence)] for rows, sequence in zip(hidden, sequences, strict=True)]
-
-
-def _probe_windows(config: Any, device: torch.device) -> Batch:
-    """The probe sequences side by side in one window."""
-    sequences = _probe_ids(config)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
-    return Batch(
-        ids=torch.cat(sequences).to(device), positions=positions.to(device), types=None,
-        segments=torch.arange(len(sequences)).repeat_interleave(lengths).to(device),
-        first=(lengths.cumsum(0) - lengths).to(device), labels=lengths, rows=lengths.numpy(),
-        width=int(lengths.sum()), tokens=int(lengths.sum()),
-    )  # fmt: skip
-
-
-def _refusal(config: Any, why: str) -> BenchError:
-    return BenchError(f"The model type '{config.model_type}' cannot be packed: {why}.", f"{PACKABLE} be.", MISSING)
+def _head_dropout(config: Any) -> float:
+    """The head's dropout as transformers resolves it: the classifier's own rate, else the hidden one."""
+    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return 0.0

@@ -8,20 +8,22 @@ gradient is exactly zero and padding changes no number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine import randomness
+from lora_bench.engine.assemble import Assemble
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bases import basis
+from lora_bench.engine.families import Family
 from lora_bench.engine.targets import resolve
-from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Shape, Start, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Start, Uniform, Update, Zeros, rank_of
 
 
 @dataclass
@@ -39,10 +41,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Stack:
-    """One factor of a group on all weights of one shape, padded to `rows` × `cols`."""
+    """One trained factor of a group: `modules` matrices, each padded to `rows` × `cols`."""
 
     name: str
-    shape: Shape
+    family: Family
     modules: tuple[str, ...]
     rows: int
     cols: int
@@ -70,35 +72,45 @@ def draw(start: Start, factor: Factor, cell: Cell, module: str, backbone: Backbo
 class Group:
     """The cells of one method and target set: their trained matrix, their frozen factors, and their A and B."""
 
-    def __init__(self, recipe: Recipe, cells: Sequence[Cell], places: Sequence[int], backbone: Backbone) -> None:
-        self.recipe, self.cells, self.places = recipe, tuple(cells), tuple(places)
-        linears = backbone.linears()
-        self.modules = resolve(linears, cells[0].targets or "attention")
-        self.shapes: dict[Shape, tuple[str, ...]] = {}
-        for name in self.modules:
-            shape = Shape(*linears[name].weight.shape)
-            self.shapes[shape] = (*self.shapes.get(shape, ()), name)
+    def __init__(
+        self, recipe: Recipe, cells: Sequence[Cell], first: int, families: Sequence[Family], backbone: Backbone
+    ) -> None:
+        self.recipe, self.cells, self.first = recipe, tuple(cells), first
+        wanted = frozenset(targets_of(cells[0], backbone))
+        own = {family: tuple(name for name in family.modules if name in wanted) for family in families}
+        self.families = {family: modules for family, modules in own.items() if modules}
         self.trained: list[Stack] = []
-        self.frozen: dict[tuple[Shape, str], Tensor] = {}
+        self.frozen: dict[tuple[Family, str], Tensor] = {}
         matrix = self._build(backbone)
         rates = torch.tensor([cell.lr for cell in cells], device=backbone.device, dtype=backbone.exact)
-        self.block = Block(torch.tensor(places, device=backbone.device), matrix.requires_grad_(), rates)
+        places = torch.arange(first, first + len(cells), device=backbone.device)
+        self.block = Block(places, matrix.requires_grad_(), rates)
         self.scale = torch.tensor(
             [(cell.alpha or rank_of(cell)) / rank_of(cell) for cell in cells],
             device=backbone.device, dtype=backbone.exact,
         ).view(-1, 1, 1, 1)  # fmt: skip
 
+    @property
+    def places(self) -> range:
+        """Which of the pack's cells these are."""
+        return range(self.first, self.first + len(self.cells))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The weights that these cells adapt."""
+        return tuple(itertools.chain.from_iterable(self.families.values()))
+
     def _build(self, backbone: Backbone) -> Tensor:
         columns: list[Tensor] = []
-        for shape, modules in self.shapes.items():
-            by_cell = [self.recipe.factors(cell, shape) for cell in self.cells]
+        for family, modules in self.families.items():
+            by_cell = [self.recipe.factors(cell, family.shape) for cell in self.cells]
             for versions in zip(*by_cell, strict=True):
                 values = self._stack(versions, modules, backbone)
                 if versions[0].trainable:
-                    self.trained.append(Stack(versions[0].name, shape, modules, *values.shape[2:]))
+                    self.trained.append(Stack(versions[0].name, family, modules, *values.shape[2:]))
                     columns.append(values.flatten(1))
                 else:
-                    self.frozen[shape, versions[0].name] = values
+                    self.frozen[family, versions[0].name] = values
         return torch.cat(columns, dim=1)
 
     def _stack(self, versions: Sequence[Factor], modules: Sequence[str], backbone: Backbone) -> Tensor:
@@ -110,21 +122,21 @@ class Group:
                 stack[k, m, : factor.rows, : factor.cols] = draw(factor.start, factor, cell, module, backbone)
         return stack.to(backbone.device)
 
-    def factors(self, matrix: Tensor) -> dict[Shape, dict[str, Tensor]]:
-        """All factors by shape and name, the trained ones as views of `matrix`."""
-        found: dict[Shape, dict[str, Tensor]] = {shape: {} for shape in self.shapes}
-        for (shape, name), values in self.frozen.items():
-            found[shape][name] = values
+    def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
+        """All factors by family and name, the trained ones as views of `matrix`."""
+        found: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
+        for (family, name), values in self.frozen.items():
+            found[family][name] = values
         for stack, part in zip(self.trained, matrix.split([s.size for s in self.trained], dim=1), strict=True):
-            found[stack.shape][stack.name] = part.unflatten(1, (len(stack.modules), stack.rows, stack.cols))
+            found[stack.family][stack.name] = part.unflatten(1, (len(stack.modules), stack.rows, stack.cols))
         return found
 
-    def updates(self, matrix: Tensor) -> dict[Shape, Update]:
-        """A and B for each shape, `[cells, modules, …]`; alpha / rank is in B."""
-        made: dict[Shape, Update] = {}
-        for shape, factors in self.factors(matrix).items():
+    def updates(self) -> dict[Family, Update]:
+        """A and B for each family, `[cells, modules, …]`; alpha / rank is in B."""
+        made: dict[Family, Update] = {}
+        for family, factors in self.factors(self.block.matrix).items():
             update = self.recipe.update(factors)
-            made[shape] = Update(update.A, update.B * self.scale)
+            made[family] = Update(update.A, update.B * self.scale)
         return made
 
     def state(self, row: int) -> dict[str, Tensor]:
@@ -138,93 +150,87 @@ class Group:
         for name, part in self._views(row, values):
             part.copy_(state[name])
 
-    def _views(self, row: int, values: dict[Shape, dict[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    def _views(self, row: int, values: dict[Family, dict[str, Tensor]]) -> list[tuple[str, Tensor]]:
         views: list[tuple[str, Tensor]] = []
         for stack in self.trained:
-            own = {f.name: f for f in self.recipe.factors(self.cells[row], stack.shape)}[stack.name]
-            padded = values[stack.shape][stack.name][0]
+            own = {f.name: f for f in self.recipe.factors(self.cells[row], stack.family.shape)}[stack.name]
+            padded = values[stack.family][stack.name][0]
             views += [(f"{m}.{stack.name}", padded[i, : own.rows, : own.cols]) for i, m in enumerate(stack.modules)]
         return views
 
 
 class Bank:
-    """All groups of a pack, and the A and B of every adapted module for all K cells."""
+    """All groups of a pack, and the A and B of every adapted weight for all K cells.
+
+    The cells of a group stand together, those without an adapter last (`arranged`).
+    """
 
     def __init__(self, cells: Sequence[Cell], backbone: Backbone) -> None:
         self.size = len(cells)
         self.device = backbone.device
         self.dtype = backbone.dtype
-        places: dict[tuple[str, str | None], list[int]] = {}
-        for place, cell in enumerate(cells):
-            if methods.get(cell.method).adapts:
-                places.setdefault((cell.method, cell.targets), []).append(place)
-        self.groups = [
-            Group(methods.get(method), [cells[i] for i in members], members, backbone)
-            for (method, _), members in places.items()
-        ]
-        self.modules = _union(self.groups)
-        self.order = self._order()
+        adapted = [cell for cell in cells if methods.get(cell.method).adapts]
+        modules = {name for cell in adapted for name in targets_of(cell, backbone)}
+        self.families = backbone.families(modules)
+        self.groups: list[Group] = []
+        for _, members in itertools.groupby(adapted, key=_group_of):
+            own = list(members)
+            first = sum(len(group.cells) for group in self.groups)
+            self.groups.append(Group(methods.get(own[0].method), own, first, self.families, backbone))
 
-    def _order(self) -> Tensor:
-        """For each cell its row in the groups laid end to end; cells without an adapter come last."""
-        placed = [place for group in self.groups for place in group.places]
-        bare = sorted(set(range(self.size)) - set(placed))
-        order = torch.empty(self.size, dtype=torch.long)
-        order[torch.tensor(placed + bare, dtype=torch.long)] = torch.arange(self.size)
-        return order.to(self.device)
+    def updates(self) -> dict[Family, Update]:
+        """A `[slots, K, J R, in]` and B `[slots, J, K, out, R]` for each family of J linears side by side.
 
-    def updates(self, matrices: Sequence[Tensor]) -> dict[str, Update]:
-        """A `[K, R, in]` and B `[K, out, R]` by module, in the backbone's type; zero where a cell adapts it not."""
-        made = [group.updates(matrix) for group, matrix in zip(self.groups, matrices, strict=True)]
-        found: dict[str, Update] = {}
-        for shape, modules in self.modules.items():
-            ranks = [parts[shape].A.shape[2] for parts in made if shape in parts]
-            a_parts, b_parts = [], []
-            for group, parts in zip(self.groups, made, strict=True):
-                a, b = self._aligned(group, parts.get(shape), shape, max(ranks))
-                a_parts.append(a)
-                b_parts.append(b)
-            a, b = self._whole(a_parts), self._whole(b_parts)
-            found |= {m: Update(*ab) for m, *ab in zip(modules, a.unbind(1), b.unbind(1), strict=True)}
+        In the backbone's type; zero where a cell adapts a weight not. R is the largest rank of the family.
+        """
+        made = [group.updates() for group in self.groups]
+        found: dict[Family, Update] = {}
+        for family in self.families:
+            parts = {
+                group.first: _spread(update[family], group.families[family], family)
+                for group, update in zip(self.groups, made, strict=True)
+                if family in update
+            }
+            rank = max(part.A.shape[2] for part in parts.values())
+            slots, side = len(family.slots), len(family.slots[0])
+            a_size = (slots, self.size, side, rank, family.shape.inputs)
+            b_size = (slots, side, self.size, family.shape.outputs, rank)
+            a: Tensor = Assemble.apply(a_size, (1, 0, 2, 3, 4), self.dtype, [*parts], *(p.A for p in parts.values()))
+            b: Tensor = Assemble.apply(b_size, (1, 2, 0, 3, 4), self.dtype, [*parts], *(p.B for p in parts.values()))
+            found[family] = Update(a.flatten(2, 3), b)
         return found
 
-    def _aligned(self, group: Group, update: Update | None, shape: Shape, rank: int) -> tuple[Tensor, Tensor]:
-        """A group's A and B padded to `rank` and to all modules of the shape."""
-        wanted = self.modules[shape]
-        if update is None:
-            cells = len(group.cells)
-            return (
-                torch.zeros(cells, len(wanted), rank, shape.inputs, device=self.device, dtype=self.dtype),
-                torch.zeros(cells, len(wanted), shape.outputs, rank, device=self.device, dtype=self.dtype),
-            )
-        a = pad(update.A.to(self.dtype), (0, 0, 0, rank - update.A.shape[2]))
-        b = pad(update.B.to(self.dtype), (0, rank - update.B.shape[3]))
-        own = group.shapes[shape]
-        if own == wanted:
-            return a, b
-        index = torch.tensor([own.index(m) if m in own else len(own) for m in wanted], device=self.device)
-        return _spread(a, index), _spread(b, index)
-
-    def _whole(self, parts: list[Tensor]) -> Tensor:
-        """The groups end to end, filled up with zeros for bare cells, in the pack's order."""
-        joined = torch.cat(parts)
-        missing = self.size - joined.shape[0]
-        if missing:
-            joined = torch.cat([joined, joined.new_zeros(missing, *joined.shape[1:])])
-        in_order = len(self.groups) == 1 and not missing
-        return joined if in_order else joined.index_select(0, self.order)
+    def by_module(self, updates: Mapping[Family, Update]) -> dict[str, Update]:
+        """A `[K, R, in]` and B `[K, out, R]` of each weight."""
+        found: dict[str, Update] = {}
+        for family, update in updates.items():
+            rank = update.B.shape[-1]
+            for slot, names in enumerate(family.slots):
+                rows = update.A[slot].split(rank, dim=1)
+                found |= {n: Update(a, b) for n, a, b in zip(names, rows, update.B[slot].unbind(), strict=True)}
+        return found
 
 
-def _union(groups: Sequence[Group]) -> dict[Shape, tuple[str, ...]]:
-    """The modules that any group adapts, by shape."""
-    found: dict[Shape, list[str]] = {}
-    for group in groups:
-        for shape, modules in group.shapes.items():
-            known = found.setdefault(shape, [])
-            known += [module for module in modules if module not in known]
-    return {shape: tuple(modules) for shape, modules in found.items()}
+def arranged(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells with those of one group together, groups as they first appear, cells without an adapter last."""
+    order: dict[object, int] = {}
+    for cell in cells:
+        order.setdefault(_group_of(cell), len(order))
+    return tuple(sorted(cells, key=lambda cell: (not methods.get(cell.method).adapts, order[_group_of(cell)])))
 
 
-def _spread(values: Tensor, index: Tensor) -> Tensor:
-    """Select along the modules, where index `len` means a module of zeros."""
-    return torch.cat([values, torch.zeros_like(values[:, :1])], dim=1).index_select(1, index)
+def targets_of(cell: Cell, backbone: Backbone) -> tuple[str, ...]:
+    """The weights that a cell adapts."""
+    return resolve(backbone.linears(), cell.targets or "attention")
+
+
+def _group_of(cell: Cell) -> tuple[str, str | None]:
+    return cell.method, cell.targets
+
+
+def _spread(update: Update, own: tuple[str, ...], family: Family) -> Update:
+    """A and B for all weights of the family, zero for those that a group does not adapt."""
+    if own == family.modules:
+        return update
+    index = torch.tensor([own.index(m) if m in own else len(own) for m in family.modules], device=update.A.device)
+    return Update(*(torch.cat([v, torch.zeros_like(v[:, :1])], dim=1).index_select(1, index) for v in update))

@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_bench.cell import Cell
 from lora_bench.engine import randomness
 from lora_bench.engine.bank import Block
+from lora_bench.engine.masks import Masks
 
 STD = 0.02
 
@@ -21,7 +22,7 @@ class Heads:
     """The heads of K cells: `[K, B, d]` hidden states of first tokens to `[K, B, outputs]` logits."""
 
     def __init__(
-        self, cells: Sequence[Cell], hidden: int, outputs: int, rate: float, device: torch.device, dtype: torch.dtype
+        self, cells: Sequence[Cell], hidden: int, outputs: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.shapes = {
             "dense.weight": (hidden, hidden),
@@ -29,7 +30,6 @@ class Heads:
             "out_proj.weight": (outputs, hidden),
             "out_proj.bias": (1, outputs),
         }
-        self.rate = rate
         start = torch.stack([self._start(cell) for cell in cells]).to(device, dtype)
         rates = torch.tensor([cell.effective_head_lr for cell in cells], device=device, dtype=dtype)
         decays = torch.cat([torch.full((r * c,), float("bias" not in n)) for n, (r, c) in self.shapes.items()])
@@ -54,19 +54,13 @@ class Heads:
             for (name, shape), part in zip(self.shapes.items(), matrix.split(sizes, dim=1), strict=True)
         }
 
-    def logits(self, matrix: Tensor, first: Tensor, generator: torch.Generator | None) -> Tensor:
+    def logits(self, matrix: Tensor, first: Tensor, masks: Masks | None) -> Tensor:
         """`[K, B, outputs]`. While training, one dropout mask serves all cells."""
         own = self.parts(matrix)
-        hidden = self._drop(first.to(matrix.dtype), generator)
+        hidden = _drop(first.to(matrix.dtype), masks, 0)
         hidden = torch.baddbmm(own["dense.bias"], hidden, own["dense.weight"].mT).tanh()
-        hidden = self._drop(hidden, generator)
+        hidden = _drop(hidden, masks, 1)
         return torch.baddbmm(own["out_proj.bias"], hidden, own["out_proj.weight"].mT)
-
-    def _drop(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is None or self.rate == 0:
-            return hidden
-        drawn = torch.rand(hidden.shape[1:], generator=generator, device=hidden.device)
-        return hidden * (drawn >= self.rate).to(hidden.dtype).div_(1 - self.rate)
 
     def state(self, row: int) -> dict[str, Tensor]:
         """One cell's head on the CPU, biases as vectors."""
@@ -81,3 +75,8 @@ class Heads:
 
 def _flat(name: str, value: Tensor) -> Tensor:
     return value[0] if "bias" in name else value
+
+
+def _drop(hidden: Tensor, masks: Masks | None, place: int) -> Tensor:
+    keep = None if masks is None else masks.head_site(place)
+    return hidden if keep is None else hidden * keep.factor(hidden.dtype)[: hidden.shape[1]]

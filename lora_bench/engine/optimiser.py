@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine.bank import Block
+from lora_bench.engine.ops import fused
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -29,6 +31,15 @@ def schedule(cells: Sequence[Cell], steps: int) -> Tensor:
     return table
 
 
+class ByRow(NamedTuple):
+    """What differs between the rows of a block, `[rows]` each."""
+
+    rate: Tensor
+    decay: Tensor
+    clip: Tensor
+    alive: Tensor
+
+
 class PackedAdamW:
     """The optimiser of a pack. `alive[k]` turns False when cell k's loss or gradient is not finite."""
 
@@ -42,34 +53,46 @@ class PackedAdamW:
         self.alive = torch.ones(len(cells), dtype=torch.bool, device=matrix.device)
         self.first = [torch.zeros_like(block.matrix) for block in self.blocks]
         self.second = [torch.zeros_like(block.matrix) for block in self.blocks]
-        self.count = 0
+        self.count = torch.zeros(1, dtype=torch.long, device=matrix.device)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], losses: Tensor) -> None:
         """One update. `losses: [K]`; a cell whose loss or gradient norm is not finite keeps its values for good."""
         norms = self.norms(gradients)
-        self.alive &= torch.isfinite(losses) & torch.isfinite(norms)
-        scale = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + 1e-6)).clamp(max=1)
-        factor = self.factors[self.count]
+        self.alive.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
+        clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + 1e-6)).clamp(max=1)
+        factor = self.factors.index_select(0, self.count)[0]
         self.count += 1
+        done = self.count.to(norms.dtype)
+        corrections = torch.cat([1 - BETA1**done, 1 - BETA2**done])
         for index, (block, gradient) in enumerate(zip(self.blocks, gradients, strict=True)):
-            self._update(index, block, gradient, factor, scale)
+            by_row = ByRow(*(values[block.cells] for values in (factor, self.decay, clip, self.alive)))
+            by_row = by_row._replace(rate=by_row.rate * block.rates)
+            self._update(block, gradient, (self.first[index], self.second[index]), by_row, corrections)
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """`[K]`: the norm of each cell's whole gradient."""
         squares = torch.zeros_like(self.decay)
         for block, gradient in zip(self.blocks, gradients, strict=True):
-            squares.index_add_(0, block.cells, gradient.square().sum(1))
+            squares.index_add_(0, block.cells, torch.linalg.vector_norm(gradient, dim=1).square())
         return squares.sqrt()
 
-    def _update(self, index: int, block: Block, gradient: Tensor, factor: Tensor, scale: Tensor) -> None:
-        alive = self.alive[block.cells, None]
-        gradient = torch.where(alive, gradient * scale[block.cells, None], 0)
-        first = self.first[index].lerp_(gradient, 1 - BETA1)
-        second = self.second[index].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        rate = (block.rates * factor[block.cells])[:, None]
-        decay = rate * self.decay[block.cells, None]
+    @staticmethod
+    def _update(
+        block: Block, gradient: Tensor, moments: tuple[Tensor, Tensor], by_row: ByRow, corrections: Tensor
+    ) -> None:
+        if fused(block.matrix):
+            from lora_bench.engine import kernels
+
+            constants = BETA1, BETA2, EPSILON
+            return kernels.adamw(block.matrix, gradient, moments, block.decays, by_row, corrections, constants)
+        rate, decay, clip, alive = (values[:, None] for values in by_row)
+        gradient = torch.where(alive, gradient * clip, 0)
+        first = moments[0].lerp_(gradient, 1 - BETA1)
+        second = moments[1].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        decay = rate * decay
         shrink = block.matrix * (decay if block.decays is None else decay * block.decays)
-        root = (second / (1 - BETA2**self.count)).sqrt_().add_(EPSILON)
-        change = (rate / (1 - BETA1**self.count)) * first / root
+        root = (second / corrections[1]).sqrt_().add_(EPSILON)
+        change = (rate / corrections[0]) * first / root
         block.matrix.sub_(torch.where(alive, shrink + change, 0))
+        return None

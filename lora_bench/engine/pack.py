@@ -14,8 +14,10 @@ from torch.utils.hooks import RemovableHandle
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.bank import Bank, Block
+from lora_bench.engine.bank import Bank, Block, arranged
+from lora_bench.engine.families import Family
 from lora_bench.engine.head import Heads
+from lora_bench.engine.masks import Masks
 from lora_bench.engine.whole import Whole
 from lora_bench.engine.windows import Batch
 from lora_bench.methods.recipe import Update
@@ -30,25 +32,36 @@ class State:
 
 
 class Pack:
-    """K cells over one backbone. Use as a context: leaving it takes the adapters off the backbone."""
+    """K cells over one backbone, arranged by method. Use as a context: leaving it takes the adapters off again."""
 
     def __init__(self, cells: Sequence[Cell], backbone: Backbone, outputs: int) -> None:
-        self.cells, self.backbone = tuple(cells), backbone
+        self.cells, self.backbone = arranged(cells), backbone
         whole = [cell for cell in cells if methods.get(cell.method).trains_backbone]
         if whole and len(cells) > 1:
             raise ValueError(f"{whole[0].method} trains the backbone: its pack is a pack of one")
         self.whole = Whole(cells[0], backbone) if whole else None
-        self.bank = Bank(cells, backbone)
-        rate = _head_dropout(backbone)
-        self.heads = Heads(cells, backbone.hidden_size, outputs, rate, backbone.device, backbone.exact)
-        self.updates: dict[str, Update] = {}
+        self.bank = Bank(self.cells, backbone)
+        self.heads = Heads(self.cells, backbone.hidden_size, outputs, backbone.device, backbone.exact)
+        self.updates: dict[Family, Update] = {}
+        self.by_module: dict[str, Update] = {}
         self.weights: dict[str, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def fused(self) -> bool:
+        """Whether the encoder runs in its fused form."""
+        return self.backbone.fused is not None and self.whole is None
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step can be recorded as a CUDA graph: transformers' own code for other forms is not relied upon."""
+        return self.backbone.fused is not None
+
     def __enter__(self) -> Self:
-        linears = self.backbone.linears()
-        names = [name for modules in self.bank.modules.values() for name in modules]
-        self._handles = [linears[name].register_forward_hook(self._hook(name)) for name in names]
+        if not self.fused:
+            linears = self.backbone.linears()
+            names = [name for family in self.bank.families for name in family.modules]
+            self._handles = [linears[name].register_forward_hook(self._hook(name)) for name in names]
         return self
 
     def __exit__(
@@ -56,11 +69,11 @@ class Pack:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self.updates, self.weights = {}, None
+        self.updates, self.by_module, self.weights = {}, {}, None
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            update = self.updates[name]
+            update = self.by_module[name]
             return torch.baddbmm(output, inputs[0] @ update.A.mT, update.B.mT)
 
         return adapt
@@ -74,13 +87,17 @@ class Pack:
 
     def compose(self) -> None:
         """Make A and B of every module from the factors as they are now (once a step)."""
-        self.updates = self.bank.updates([group.block.matrix for group in self.bank.groups])
+        self.updates = self.bank.updates()
+        self.by_module = {} if self.fused else self.bank.by_module(self.updates)
         self.weights = None if self.whole is None else self.whole.weights(self.whole.block.matrix)
 
-    def logits(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """`[K, B, outputs]`, with dropout if there is a stream for it."""
-        hidden = self.backbone.encode(batch, len(self.cells), generator, self.weights)
-        return self.heads.logits(self.heads.block.matrix, hidden[:, batch.first], generator)
+    def logits(self, batch: Batch, masks: Masks | None = None) -> Tensor:
+        """`[K, B, outputs]`, with dropout if there are masks."""
+        if self.fused:
+            hidden = self.backbone.encode_fused(batch, len(self.cells), masks, self.updates, batch.first)
+        else:
+            hidden = self.backbone.encode(batch, len(self.cells), masks, self.weights)[:, batch.first]
+        return self.heads.logits(self.heads.block.matrix, hidden, masks)
 
     def state(self, place: int) -> State:
         """What cell `place` has trained."""
@@ -91,7 +108,7 @@ class Pack:
             return self.whole.state()
         for group in self.bank.groups:
             if place in group.places:
-                return group.state(group.places.index(place))
+                return group.state(place - group.first)
         return {}
 
     @torch.no_grad()
@@ -102,7 +119,7 @@ class Pack:
             self.whole.load(state.adapter)
         for group in self.bank.groups:
             if place in group.places:
-                group.load(group.places.index(place), state.adapter)
+                group.load(place - group.first, state.adapter)
 
     def adapter_params(self, place: int) -> int:
         """How many values the cell trains outside its head."""
@@ -121,16 +138,6 @@ class Pack:
     @torch.no_grad()
     def deltas(self, place: int) -> dict[str, Tensor]:
         """ΔW `[out, in]` of every weight the cell adapts."""
-        self.compose()
         own = {name for group in self.bank.groups if place in group.places for name in group.modules}
-        return {name: update.B[place] @ update.A[place] for name, update in self.updates.items() if name in own}
-
-
-def _head_dropout(backbone: Backbone) -> float:
-    """The head's dropout as transformers resolves it: the classifier's own rate, else the hidden one."""
-    config = backbone.config
-    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
-        value = getattr(config, name, None)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    return 0.0
+        updates = self.bank.by_module(self.bank.updates())
+        return {name: update.B[place] @ update.A[place] for name, update in updates.items() if name in own}

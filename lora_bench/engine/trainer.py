@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from lora_bench.cell import Cell
 from lora_bench.engine import randomness
+from lora_bench.engine.graphs import SMALL, Replays, choose
+from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.pack import Pack, State
-from lora_bench.engine.windows import Batch, Table, slices
+from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
 
@@ -69,56 +74,101 @@ class Progress:
         return values[-1] > previous or (math.isnan(previous) and not math.isnan(values[-1]))
 
 
-def batch_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """`[K]`: each cell's mean loss over the batch; squared error for one output, else cross-entropy."""
+def batch_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """`[K]`: each cell's loss, rows counted by `weights`; squared error for one output, else cross-entropy."""
     cells, rows, outputs = logits.shape
+    weights = weights.to(logits.dtype)
     if outputs == 1:
-        return (logits[..., 0] - labels.to(logits.dtype)).square().mean(1)
+        return (logits[..., 0] - labels.to(logits.dtype)).square() @ weights
     loss = cross_entropy(logits.flatten(0, 1), labels.repeat(cells), reduction="none")
-    return loss.view(cells, rows).mean(1)
+    return loss.view(cells, rows) @ weights
 
 
 class Trainer:
     """Trains a pack on a task. All cells see the same batches in the same order and the same dropout masks."""
 
-    def __init__(self, pack: Pack, task: Task, train: Table, evaluate: Split, held_out: Table | None = None) -> None:
+    def __init__(self, pack: Pack, task: Task, table: Table, evaluate: Split, held_out: Table | None = None) -> None:
         self.pack, self.task = pack, task
-        self.train, self.evaluation, self.held_out = train, evaluate, held_out
+        self.table, self.evaluation, self.held_out = table, evaluate, held_out
         cell = pack.cells[0]
         self.seed, self.epochs, self.batch_size = cell.seed, cell.epochs, cell.batch_size
-        self.steps_an_epoch = math.ceil(len(train) / cell.batch_size)
+        self.steps_an_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
         self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_an_epoch * cell.epochs)
-        self.generator = torch.Generator(pack.backbone.device)
+        self.device = pack.backbone.device
+        self.generator = torch.Generator(self.device)
+        self.replays = Replays(self._advance, self._room)
+        self.steps = 0
         self.progress = [Progress(cell) for cell in pack.cells]
+        self._rooms: dict[int, tuple[Form, Masks]] = {}
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def run(self, watch: Watch | None = None) -> list[Progress]:
         """All epochs, each evaluated; what became of every cell, in the pack's order."""
         with self.pack:
+            self.prepare()
             for epoch in range(1, self.epochs + 1):
-                losses = self._train_epoch(epoch, watch)
+                losses = self.train(self.groups(epoch), partial(watch.step, epoch) if watch else None)
                 self._note_losses(epoch, losses)
                 self._evaluate_epoch(epoch, watch)
         return self.progress
 
-    def _train_epoch(self, epoch: int, watch: Watch | None) -> Tensor:
-        """One pass over the data without waiting for the device; losses `[steps, K]`."""
-        order = randomness.permutation(len(self.train), self.seed, "order", epoch)
+    def groups(self, epoch: int) -> list[Ints]:
+        """The rows of each batch of an epoch."""
+        return slices(randomness.permutation(len(self.table), self.seed, "order", epoch), self.batch_size)
+
+    def prepare(self, steps: int | None = None) -> None:
+        """Choose which shapes of batches to record as CUDA graphs, for that many steps (default: all)."""
+        groups = self.groups(1)
+        forms = Counter(self.table.layout(group).form for group in groups)
+        mean = sum(form.width * form.windows * count for form, count in forms.items()) / len(groups)
+        if self._stream is not None and self.pack.recordable and mean * len(self.pack.cells) <= SMALL:
+            share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
+            self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
+
+    def train(self, groups: Sequence[Ints], watch: Callable[[int], None] | None = None) -> Tensor:
+        """A step for each group of rows, issued without waiting for the device; losses `[steps, K]`."""
         losses: list[Tensor] = []
-        for step, batch in enumerate(self.train.batches(slices(order, self.batch_size)), 1):
-            losses.append(self.train_step(batch))
-            if watch is not None:
-                watch.step(epoch, step)
-        return torch.stack(losses)
+        with self._on_stream():
+            for step, batch in enumerate(self.table.batches(groups, self.replays.fit), 1):
+                losses.append(self.train_step(batch))
+                if watch is not None:
+                    watch(step)
+            return torch.stack(losses)
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Recording needs a stream of its own; everything that trains is issued on it."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def train_step(self, batch: Batch) -> Tensor:
         """Forward, backward, update; the losses `[K]` before the update."""
-        self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.optimiser.count))
+        self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
+        self.steps += 1
+        return self.replays.step(batch, lambda masks: masks.draw(self.generator, batch.windows, len(batch.rows)))
+
+    def _advance(self, batch: Batch, masks: Masks) -> Tensor:
+        """The part of a step that happens on the device."""
         self.pack.compose()
-        losses = batch_losses(self.pack.logits(batch, self.generator), batch.labels)
+        losses = batch_losses(self.pack.logits(batch, masks), batch.labels, batch.weights)
         gradients = torch.autograd.grad(losses.sum(), [block.matrix for block in self.blocks])
         self.optimiser.step(gradients, losses.detach())
         return losses.detach()
+
+    def _room(self, form: Form) -> Masks:
+        """Room for the masks of a batch of this shape; one for each width, made larger when it must be."""
+        held, masks = self._rooms.get(form.width, (Form(form.width, 0, 0), None))
+        if masks is None or held.windows < form.windows or held.rows < form.rows:
+            held = Form(form.width, max(held.windows, -(-form.windows // 8) * 8), max(held.rows, form.rows))
+            masks = self.pack.backbone.masks(held)
+            self._rooms[form.width] = held, masks
+        return masks
 
     def _note_losses(self, epoch: int, losses: Tensor) -> None:
         alive = self.optimiser.alive.tolist()

@@ -7,9 +7,10 @@ batch alone, never on the cells that train on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lora_bench.data import TokenTable
 
 Ints = NDArray[np.int64]
+CHUNK = 512
+USUAL = 0.98  # of all sequences: so about half of all batches of 32 have none that is longer
 
 
 def window_size(longest: int) -> int:
@@ -43,17 +46,61 @@ def first_fit(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device. `S = windows · width` slots, `B` sequences."""
+    """One batch on the device. `S` slots in windows of `width`, `B` places for sequences.
 
-    ids: Tensor  # [S]
-    positions: Tensor  # [S], from 0 within each sequence
-    types: Tensor | None  # [S]
-    segments: Tensor  # [S], the sequence of each slot, or -1
+    The last windows and places may be empty: the batch is then padded to a shape that several batches share. `windows`
+    counts those that hold something; `rows` has one entry a sequence.
+    """
+
+    slots: Tensor  # [3 or 4, S]: ids, positions from 0 within each sequence, segments (or -1), types
     first: Tensor  # [B], the slot of each sequence's first token
     labels: Tensor  # [B]
-    rows: Ints  # [B], the rows of the table (on the host)
+    weights: Tensor  # [B], what each loss counts: 1 / rows, 0 for an empty place
+    rows: Ints  # the rows of the table (on the host)
     width: int
+    windows: int
     tokens: int
+
+    @property
+    def ids(self) -> Tensor:
+        """`[S]`."""
+        return self.slots[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """`[S]`, from 0 within each sequence."""
+        return self.slots[1]
+
+    @property
+    def segments(self) -> Tensor:
+        """`[S]`, the sequence of each slot, or -1."""
+        return self.slots[2]
+
+    @property
+    def types(self) -> Tensor | None:
+        """`[S]`, if the tokenizer makes token types."""
+        return self.slots[3] if len(self.slots) > 3 else None
+
+    @property
+    def shape(self) -> Form:
+        """How large the batch is, empty windows and places counted."""
+        return Form(self.width, self.slots.shape[1] // self.width, len(self.first))
+
+
+class Form(NamedTuple):
+    """The shape of a batch: the windows' width, how many there are, and places for sequences."""
+
+    width: int
+    windows: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each sequence of a group goes."""
+
+    starts: list[int]
+    form: Form
 
 
 class Table:
@@ -61,69 +108,86 @@ class Table:
 
     def __init__(self, table: TokenTable, device: torch.device, pad_id: int) -> None:
         flat = np.append(table.ids, np.int32(pad_id)).astype(np.int64)
-        self.ids = torch.from_numpy(flat).to(device)
-        types = None if table.types is None else np.append(table.types, np.uint8(0)).astype(np.int64)
-        self.types = None if types is None else torch.from_numpy(types).to(device)
+        types = np.zeros_like(flat) if table.types is None else np.append(table.types, np.uint8(0)).astype(np.int64)
+        self.typed = table.types is not None
+        self.flat = torch.from_numpy(np.stack([flat, types])).to(device)
         self.labels = torch.from_numpy(np.array(table.labels)).to(device)
         self.offsets: Ints = np.asarray(table.offsets, dtype=np.int64)
         self.lengths: Ints = np.diff(self.offsets)
-        self.width = window_size(int(self.lengths.max()))
+        self.usual = window_size(int(np.quantile(self.lengths, USUAL)))
         self.device = device
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batches(self, groups: Sequence[Ints]) -> Iterator[Batch]:
-        """One batch for each group of rows. All index arrays travel to the device in one copy."""
-        starts, sizes = self._layout(groups)
-        rows = np.concatenate(groups)
+    def layout(self, group: Ints) -> Layout:
+        """The windows of a group of rows: as wide as batches of this table mostly need, wider if this one must be."""
+        lengths = self.lengths[group].tolist()
+        width = max(self.usual, window_size(max(lengths)))
+        starts, windows = first_fit(lengths, width)
+        return Layout(starts, Form(width, windows, len(group)))
+
+    def batches(self, groups: Sequence[Ints], fit: Callable[[Form], Form] | None = None) -> Iterator[Batch]:
+        """One batch for each group of rows, padded to the shape that `fit` gives its shape.
+
+        The index arrays of many batches travel to the device in one copy.
+        """
+        for begin in range(0, len(groups), CHUNK):
+            part = groups[begin : begin + CHUNK]
+            layouts = [self.layout(group) for group in part]
+            forms = [fit(layout.form) if fit else layout.form for layout in layouts]
+            yield from self._cut(part, layouts, forms, *self._sent(part, layouts, forms))
+
+    def _sent(self, groups: Sequence[Ints], layouts: list[Layout], forms: list[Form]) -> tuple[Tensor, Tensor]:
+        """On the device: `[3, slots]` source, position and segment; `[2, places]` first slot and row."""
+        rows, sizes = np.concatenate(groups), [form.width * form.windows for form in forms]
+        lengths, members = self.lengths[rows], np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         bases = np.concatenate([[0], np.cumsum(sizes)])
-        lengths = self.lengths[rows]
-        members = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-        slots = self._slots(np.asarray(starts) + bases[members], lengths)
+        starts = np.concatenate([layout.starts for layout in layouts])
+        before = np.cumsum(lengths) - lengths
+        within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+        slots = np.repeat(starts + bases[members], lengths) + within
         local = np.concatenate([np.arange(len(group)) for group in groups])
-        within = np.arange(len(slots)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        grid = np.full((3, bases[-1]), -1, dtype=np.int64)
-        grid[0], grid[1] = len(self.ids) - 1, 0
+        grid = np.empty((3, bases[-1]), dtype=np.int64)
+        grid[0], grid[1], grid[2] = self.flat.shape[1] - 1, 0, -1
         grid[0, slots] = np.repeat(self.offsets[rows], lengths) + within
         grid[1, slots] = within
         grid[2, slots] = np.repeat(local, lengths)
-        sent = torch.from_numpy(grid).to(self.device)
-        heads = torch.from_numpy(np.stack([np.asarray(starts), rows])).to(self.device)
-        yield from self._cut(groups, bases, sent, heads)
+        places = np.zeros((2, sum(form.rows for form in forms)), dtype=np.int64)
+        ends = np.cumsum([0] + [form.rows for form in forms])
+        places[:, ends[members] + local] = np.stack([starts, rows])
+        return self._send(grid), self._send(places)
 
-    def _layout(self, groups: Sequence[Ints]) -> tuple[list[int], list[int]]:
-        starts: list[int] = []
-        sizes: list[int] = []
-        for group in groups:
-            begin, windows = first_fit(self.lengths[group].tolist(), self.width)
-            starts += begin
-            sizes.append(windows * self.width)
-        return starts, sizes
+    def _send(self, values: Ints) -> Tensor:
+        made = torch.from_numpy(values)
+        return made.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else made
 
-    @staticmethod
-    def _slots(starts: Ints, lengths: Ints) -> Ints:
-        before = np.cumsum(lengths) - lengths
-        slots: Ints = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-        return slots
-
-    def _cut(self, groups: Sequence[Ints], bases: Ints, sent: Tensor, heads: Tensor) -> Iterator[Batch]:
-        done = 0
-        for index, group in enumerate(groups):
-            source, positions, segments = sent[:, bases[index] : bases[index + 1]].unbind(0)
-            first, rows = heads[:, done : done + len(group)].unbind(0)
-            done += len(group)
+    def _cut(
+        self, groups: Sequence[Ints], layouts: list[Layout], forms: list[Form], grid: Tensor, places: Tensor
+    ) -> Iterator[Batch]:
+        slots = torch.cat([self.flat[:1, grid[0]], grid[1:], self.flat[1:, grid[0]]][: 3 if self.typed else 2])
+        labels, done, placed = self.labels[places[1]], 0, 0
+        for group, layout, form in zip(groups, layouts, forms, strict=True):
+            size = form.width * form.windows
+            own = slice(placed, placed + form.rows)
             yield Batch(
-                ids=self.ids[source], positions=positions, segments=segments, first=first, labels=self.labels[rows],
-                types=None if self.types is None else self.types[source], rows=group, width=self.width,
-                tokens=int(self.lengths[group].sum()),
+                slots=slots[:, done : done + size], first=places[0, own], labels=labels[own],
+                weights=_weights(len(group), form.rows, self.device), rows=group, width=form.width,
+                windows=layout.form.windows, tokens=int(self.lengths[group].sum()),
             )  # fmt: skip
+            done, placed = done + size, placed + form.rows
 
     def by_length(self, budget: int) -> list[Ints]:
         """All rows in order of length, cut into groups of at most `budget` tokens (for evaluation)."""
         order = np.argsort(self.lengths, kind="stable")
         filled = np.cumsum(self.lengths[order]) // max(budget, 1)
         return np.split(order, np.flatnonzero(np.diff(filled)) + 1)
+
+
+@lru_cache(maxsize=64)
+def _weights(rows: int, places: int, device: torch.device) -> Tensor:
+    """`[places]`: 1 / rows for each sequence, 0 for an empty place."""
+    return torch.tensor([1 / rows] * rows + [0.0] * (places - rows), dtype=torch.float64).to(device)
 
 
 def slices(order: Ints, size: int) -> list[Ints]:

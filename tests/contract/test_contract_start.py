@@ -104,9 +104,9 @@ def drawn_by(method: str, seed: int, load: Load) -> dict[str, Tensor]:
     cell = cell_of(method, seed=seed)
     (group,) = Pack([cell], load("float32"), 2).bank.groups
     return {
-        f"{shape}.{factor.name}": group.factors(group.block.matrix.detach())[shape][factor.name]
-        for shape in group.shapes
-        for factor in RECIPES[method].factors(cell, shape)
+        f"{family.name}.{factor.name}": group.factors(group.block.matrix.detach())[family][factor.name]
+        for family in group.families
+        for factor in RECIPES[method].factors(cell, family.shape)
         if isinstance(factor.start, (Normal, Uniform))
     }
 

@@ -64,8 +64,8 @@ def test_every_weight_has_every_trainable_factor(method: str, trained: Trained) 
     (group,) = run.pack.bank.groups
     expected = {
         f"{module}.{factor.name}": (factor.rows, factor.cols)
-        for shape, modules in group.shapes.items()
-        for factor in run.recipe.factors(run.cell, shape)
+        for family, modules in group.families.items()
+        for factor in run.recipe.factors(run.cell, family.shape)
         if factor.trainable
         for module in modules
     }
@@ -172,8 +172,8 @@ def test_padding_is_trimmed_from_the_state(method: str, load: Load) -> None:
     (group,) = run.pack.bank.groups
     for place, cell in enumerate(cells):
         state = run.pack.state(place).adapter
-        for shape, modules in group.shapes.items():
-            for factor in RECIPES[method].factors(cell, shape):
+        for family, modules in group.families.items():
+            for factor in RECIPES[method].factors(cell, family.shape):
                 found = {tuple(state[f"{m}.{factor.name}"].shape) for m in modules} if factor.trainable else set()
                 assert found <= {(factor.rows, factor.cols)}
 
@@ -182,7 +182,7 @@ def test_padding_is_trimmed_from_the_state(method: str, load: Load) -> None:
 def test_padding_holds_exact_zeros_after_training(method: str, load: Load) -> None:
     cells = [cell_of(method, rank=2, a=3, b=4), cell_of(method, rank=5, a=7, b=6)]
     (group,) = train(cells, load("float32"), tasks.get("cola")).pack.bank.groups
-    small = sum(RECIPES[method].trainable(cells[0], shape) * len(names) for shape, names in group.shapes.items())
+    small = sum(RECIPES[method].trainable(cells[0], f.shape) * len(names) for f, names in group.families.items())
     assert int(group.block.matrix[0].count_nonzero()) == small < group.block.matrix.shape[1]
 
 
@@ -192,8 +192,9 @@ def test_a_small_cell_is_loaded_among_larger_ones(method: str, trained: Trained,
     cells = [cell_of(method, rank=6, a=9, b=8), cell_of("head"), run.cell]
     mixed = type(run.pack)(cells, load("float32"), run.task.num_outputs)
     before = mixed.state(0).adapter
-    mixed.load(2, run.pack.state(0))
-    assert_same_state(run, mixed.state(2).adapter)
+    place = mixed.cells.index(run.cell)
+    mixed.load(place, run.pack.state(0))
+    assert_same_state(run, mixed.state(place).adapter)
     assert all(torch.equal(value, before[name]) for name, value in mixed.state(0).adapter.items())
-    alone, among = logits_of(run.pack, run.task)[0], logits_of(mixed, run.task)[2]
+    alone, among = logits_of(run.pack, run.task)[0], logits_of(mixed, run.task)[place]
     torch.testing.assert_close(among, alone, rtol=1e-5, atol=1e-5)

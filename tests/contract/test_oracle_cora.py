@@ -32,8 +32,8 @@ def starts(method: str, load: Load, rank: int = RANK) -> dict[str, Matrix]:
     (group,) = Pack([cell_of(method, rank=rank, precision="float64")], load("float64"), 2).bank.groups
     factors = group.factors(group.block.matrix.detach())
     return {
-        name: factors[shape]["B"][0, place].numpy()
-        for shape, modules in group.shapes.items()
+        name: factors[family]["B"][0, place].numpy()
+        for family, modules in group.families.items()
         for place, name in enumerate(modules)
     }
 

@@ -24,7 +24,8 @@ def gradients(pack: Pack, task: Task) -> list[Tensor]:
     with pack:
         pack.compose()
         batch = next(table.batches([np.arange(len(table))]))
-        losses = batch_losses(pack.logits(batch, generator), batch.labels)
+        masks = pack.backbone.masks(batch.shape).draw(generator, batch.windows, len(batch.rows))
+        losses = batch_losses(pack.logits(batch, masks), batch.labels, batch.weights)
         return list(torch.autograd.grad(losses.sum(), [block.matrix for block in pack.blocks()]))
 
 
@@ -92,17 +93,17 @@ def test_default_start_leaves_the_head_row(load: Load) -> None:
 def test_outer_factors_are_of_the_stated_size(init: str, stds: tuple[float, float], load: Load) -> None:
     cell = cell_of("mini", init=init, a=40, b=48, targets="query")
     (group,) = Pack([cell], load("float32"), 2).bank.groups
-    (shape,) = group.shapes
+    (family,) = group.families
     for name, std in zip(("A_aux", "B_aux"), stds, strict=True):
-        assert float(group.frozen[shape, name].std()) == pytest.approx(std, rel=0.06)
+        assert float(group.frozen[family, name].std()) == pytest.approx(std, rel=0.06)
 
 
 def test_update_is_the_product_of_four(load: Load) -> None:
     run = train([cell_of("mini", precision="float64")], load("float64"), COLA)
     (group,) = run.pack.bank.groups
     deltas, state = run.pack.deltas(0), run.pack.state(0).adapter
-    for shape, modules in group.shapes.items():
+    for family, modules in group.families.items():
         for place, name in enumerate(modules):
-            outer_a, outer_b = (group.frozen[shape, factor][0, place] for factor in ("A_aux", "B_aux"))
+            outer_a, outer_b = (group.frozen[family, factor][0, place] for factor in ("A_aux", "B_aux"))
             product = outer_b @ state[f"{name}.B_train"] @ state[f"{name}.A_train"] @ outer_a
             torch.testing.assert_close(deltas[name], 8.0 / 4 * product)

@@ -34,8 +34,8 @@ def ours(load: Load) -> tuple[Pack, dict[str, tuple[Matrix, Matrix]]]:
     pack = Pack([cell_of("xs", rank=RANK, precision="float64")], load("float64"), 2)
     (group,) = pack.bank.groups
     found: dict[str, tuple[Matrix, Matrix]] = {}
-    for shape, modules in group.shapes.items():
-        bases = (group.frozen[shape, name][0].numpy() for name in ("US", "V"))
+    for family, modules in group.families.items():
+        bases = (group.frozen[family, name][0].numpy() for name in ("US", "V"))
         found |= {module: (us, v) for module, us, v in zip(modules, *bases, strict=True)}
     return pack, found
 

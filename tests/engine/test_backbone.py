@@ -46,13 +46,13 @@ def one_batch(made: Table) -> Batch:
 def own(kind: str, made: Table, types: bool) -> list[Tensor]:
     """The hidden states of every sequence in the model's own padded forward."""
     model = encoder(kind).train(False)
-    parts = made.ids[:-1].split(made.lengths.tolist())
+    parts = made.flat[0, :-1].split(made.lengths.tolist())
     ids = pad_sequence(list(parts), batch_first=True, padding_value=PAD)
     mask = (torch.arange(ids.shape[1]) < torch.from_numpy(made.lengths)[:, None]).long()
     inputs = {"input_ids": ids, "attention_mask": mask}
     if types:
-        assert made.types is not None
-        kinds = made.types[:-1].split(made.lengths.tolist())
+        assert made.typed
+        kinds = made.flat[1, :-1].split(made.lengths.tolist())
         inputs["token_type_ids"] = pad_sequence(list(kinds), batch_first=True)
     hidden = model(**inputs).last_hidden_state
     return [rows[:length] for rows, length in zip(hidden, made.lengths.tolist(), strict=True)]
@@ -61,7 +61,7 @@ def own(kind: str, made: Table, types: bool) -> list[Tensor]:
 @torch.no_grad()
 def windowed(backbone: Backbone, batch: Batch, cells: int = 1) -> list[Tensor]:
     """`[cells, length, d]` of every sequence."""
-    hidden = backbone.encode(batch, cells, None)
+    hidden = backbone.encode(batch, cells)
     return [hidden[:, batch.segments == segment] for segment in range(len(batch.first))]
 
 
@@ -102,11 +102,12 @@ def test_company_in_a_window_changes_nothing(on_windows: Backbone) -> None:
 def test_dropout_is_drawn_from_the_stream_alone(on_windows: Backbone) -> None:
     batch, stream = one_batch(table(tokens(LENGTHS[:3]))), torch.Generator()
     with torch.no_grad():
-        once = on_windows.encode(batch, 2, stream.manual_seed(5))
+        masks = on_windows.masks(batch.shape)
+        once = on_windows.encode(batch, 2, masks.draw(stream.manual_seed(5), batch.windows, 3))
         torch.rand(7)
-        again = on_windows.encode(batch, 2, stream.manual_seed(5))
-        other = on_windows.encode(batch, 2, stream.manual_seed(6))
-        without = on_windows.encode(batch, 2, None)
+        again = on_windows.encode(batch, 2, masks.draw(stream.manual_seed(5), batch.windows, 3))
+        other = on_windows.encode(batch, 2, masks.draw(stream.manual_seed(6), batch.windows, 3))
+        without = on_windows.encode(batch, 2)
     assert torch.equal(once, again)
     assert torch.equal(once[0], once[1])
     assert not torch.allclose(once, other)

@@ -26,10 +26,10 @@ def single() -> Backbone:
 
 
 def company(bad_lr: float) -> list[Cell]:
-    """Five cells; the third, in one group with its neighbours, has the learning rate."""
+    """Five cells; the third, in one group with the one before, has the learning rate."""
     return [
-        cell("lora", rank=2, precision="float32"),
         cell("mini", lr=1e-2, precision="float32"),
+        cell("lora", rank=2, precision="float32"),
         cell("lora", lr=bad_lr, head_lr=bad_lr, rank=7, alpha=9.0, precision="float32"),
         cell("lora", rank=4, targets="qv", precision="float32"),
         cell("head", precision="float32"),
@@ -63,8 +63,8 @@ def test_a_cell_that_overflows_is_marked_and_keeps_finite_values(single: Backbon
 
 def steps(made: Trainer, epoch: int) -> None:
     """Train an epoch by hand."""
-    order = randomness.permutation(len(made.train), made.seed, "order", epoch)
-    for batch in made.train.batches(slices(order, made.batch_size)):
+    order = randomness.permutation(len(made.table), made.seed, "order", epoch)
+    for batch in made.table.batches(slices(order, made.batch_size)):
         made.train_step(batch)
 
 
@@ -129,7 +129,7 @@ def test_held_out_sees_fewer_rows_and_chooses_the_epoch() -> None:
     kept, held = data.held_out(rows(60, 1), one.seed, 0.2)
     assert (len(kept), len(held)) == (48, 12)
     made = trainer([one, one.model_copy(update={"method": "head"})], exact, 60, table(held))
-    made.train = table(kept)
+    made.table = table(kept)
     for progress in made.run():
         assert len(progress.held_out) == len(progress.metrics) == 4
         chosen_by = [metrics["accuracy"] for metrics in progress.held_out]

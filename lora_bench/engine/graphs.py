@@ -1,0 +1,98 @@
+"""CUDA graphs of whole training steps, for packs so small that issuing kernels takes longer than running them.
+
+A step of a given shape is recorded once, the second time it comes, and replayed from then on: the batch and its
+dropout masks are copied to where the graph reads them. Shapes that come rarely are padded to the next larger one with
+empty windows, which changes no number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_bench.engine.masks import Masks
+from lora_bench.engine.windows import Batch, Form
+
+WORTH = 50  # steps that repay the recording of a shape
+SMALL = 2**15  # slots x cells below which a step is bound by launches
+
+Advance = Callable[[Batch, Masks], Tensor]
+
+
+def choose(counts: Mapping[Form, int], worth: int = WORTH) -> list[Form]:
+    """The shapes to record, given how often each comes: each serves those below it that come too rarely."""
+    rows = max((form.rows for form in counts), default=0)
+    totals: Counter[tuple[int, int]] = Counter()
+    for form, count in counts.items():
+        totals[form.width, form.windows] += count
+    chosen: list[Form] = []
+    for width in sorted({width for width, _ in totals}):
+        waiting = 0
+        for windows in sorted(n for w, n in totals if w == width):
+            waiting += totals[width, windows]
+            if waiting >= worth:
+                chosen.append(Form(width, windows, rows))
+                waiting = 0
+    return chosen
+
+
+@dataclass
+class Recorded:
+    """A graph, the batch and masks that it reads, and the losses that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    masks: Masks
+    losses: Tensor
+
+
+class Replays:
+    """Takes steps, by replaying graphs for the shapes that were chosen."""
+
+    def __init__(self, advance: Advance, room: Callable[[Form], Masks]) -> None:
+        self.advance, self.room = advance, room
+        self.forms: list[Form] = []
+        self._seen: set[Form] = set()
+        self._recorded: dict[Form, Recorded] = {}
+        self._pool: Any = None
+
+    def fit(self, form: Form) -> Form:
+        """The recorded shape that holds a batch of this one, else its own."""
+        holding = [f for f in self.forms if f.width == form.width and f.windows >= form.windows and f.rows >= form.rows]
+        return min(holding, key=lambda f: f.windows, default=form)
+
+    def step(self, batch: Batch, draw: Callable[[Masks], object]) -> Tensor:
+        """One step; `draw` fills the masks."""
+        form = batch.shape
+        if form in self.forms and form in self._seen:
+            if form not in self._recorded:
+                self._record(form, batch)
+            return self._replay(self._recorded[form], batch, draw)
+        self._seen.add(form)
+        masks = self.room(form)
+        draw(masks)
+        return self.advance(batch, masks)
+
+    def _record(self, form: Form, batch: Batch) -> None:
+        own = replace(batch, slots=batch.slots.clone(), first=batch.first.clone(), labels=batch.labels.clone(),
+                      weights=batch.weights.clone())  # fmt: skip
+        masks, graph = self.room(form), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            losses = self.advance(own, masks)
+        self._pool = self._pool or graph.pool()
+        self._recorded[form] = Recorded(graph, own, masks, losses)
+
+    @staticmethod
+    def _replay(recorded: Recorded, batch: Batch, draw: Callable[[Masks], object]) -> Tensor:
+        own = recorded.batch
+        own.slots.copy_(batch.slots)
+        for mine, other in ((own.first, batch.first), (own.labels, batch.labels), (own.weights, batch.weights)):
+            mine.copy_(other)
+        draw(recorded.masks)
+        recorded.graph.replay()
+        return recorded.losses.clone()

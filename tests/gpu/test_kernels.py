@@ -1,0 +1,78 @@
+"""Every GPU kernel gives what the plain implementation in float64 gives, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_bench.engine import ops
+from lora_bench.engine.masks import Keep
+from lora_bench.engine.ops import Norm, Windows
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+K, N = 3, 4
+
+over_types = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "bfloat16"])
+over_masks = pytest.mark.parametrize("drops", [False, True], ids=["whole", "dropped"])
+
+
+@pytest.fixture
+def stream() -> torch.Generator:
+    """Fresh random numbers, the same every time."""
+    return torch.Generator("cuda").manual_seed(7)
+
+
+def draw(stream: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=stream, device="cuda", dtype=torch.float64)
+
+
+def mask(stream: torch.Generator, drops: bool, *shape: int) -> Keep | None:
+    """A mask whose windows lie apart in memory, as a step's do."""
+    wide = torch.rand(shape[0], shape[1:].numel() + 64, generator=stream, device="cuda") >= 0.3  # type: ignore[attr-defined]
+    return Keep(wide[:, 64:].unflatten(1, shape[1:]), 1 / 0.7) if drops else None
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """‖found - expected‖ / ‖expected‖; NaN never passes."""
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@over_types
+@over_masks
+@pytest.mark.parametrize(("width", "size"), [(32, 128), (64, 768), (32, 384), (128, 1024), (32, 96)])
+def test_add_norm(stream: torch.Generator, dtype: torch.dtype, drops: bool, width: int, size: int) -> None:
+    slots = N * width
+    hidden, residual, above = (draw(stream, K, slots, size).to(dtype) for _ in range(3))
+    residual = residual[:1].expand(K, -1, -1) if width == 64 else residual  # the first layer's is shared
+    norm = Norm((1 + draw(stream, size) / 9).to(dtype), draw(stream, size).to(dtype), 1e-5)
+    keep = mask(stream, drops, *torch.Size((N, width, size)))
+    exact = Norm(norm.weight.double(), norm.bias.double(), norm.epsilon)
+    expected, known = ops.add_norm(hidden.double(), residual.double(), keep, exact)
+    found, saved = ops.add_norm(hidden.clone(), residual, keep, norm)
+    assert error(found, expected) < TOLERANCE[dtype]
+    slopes = ops.add_norm_backward(above.double(), known, keep, exact)
+    for one, other in zip(ops.add_norm_backward(above, saved, keep, norm), slopes, strict=True):
+        assert error(one, other) < TOLERANCE[dtype]
+
+
+@over_types
+@over_masks
+@pytest.mark.parametrize(
+    ("width", "heads", "head"), [(32, 12, 32), (64, 12, 64), (128, 12, 64), (128, 2, 16), (32, 4, 128)]
+)
+def test_attention(stream: torch.Generator, dtype: torch.dtype, drops: bool, width: int, heads: int, head: int) -> None:
+    slots = N * width
+    mixed = (draw(stream, K, slots, 3 * heads * head)).to(dtype)
+    above = draw(stream, K, slots, heads * head).to(dtype)
+    segments = (torch.arange(slots, device="cuda") // 11).where(torch.arange(slots, device="cuda") < slots - 40, -1)
+    windows = Windows(segments, width, heads, head**-0.5)
+    keep = mask(stream, drops, *torch.Size((N, heads, width, width)))
+    same = segments.view(N, width)[:, :, None] == segments.view(N, width)[:, None, :]
+    bias = torch.zeros(N, width, width, device="cuda", dtype=torch.float64).masked_fill_(~same, float("-inf"))
+    expected, weights = ops.attention(mixed.double(), windows, keep, bias)
+    found, nothing = ops.attention(mixed, windows, keep, bias.to(dtype))
+    assert nothing is None
+    assert error(found, expected) < TOLERANCE[dtype]
+    slope = ops.attention_backward(above.double(), mixed.double(), weights, windows, keep)
+    assert error(ops.attention_backward(above, mixed, None, windows, keep), slope) < TOLERANCE[dtype]

@@ -1,0 +1,102 @@
+"""On a GPU: recorded steps are issued steps, the pack law holds, and the loss is the CPU's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lora_bench import tasks
+from lora_bench.cell import Cell
+from lora_bench.data import DataSource, load, tokenize
+from lora_bench.engine import backbone as backbones
+from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.pack import Pack
+from lora_bench.engine.trainer import Progress, Split, Trainer
+from lora_bench.engine.windows import Table
+from lora_bench.models import location
+
+FOLDER = os.environ.get("LORA_BENCH_MODEL", location("sample"))
+SST2 = tasks.get("sst2")
+MIX = [("lora", 4), ("mini", 16), ("xs", 8), ("cora", 8), ("lora", 8), ("cora-init", 4), ("head", None), ("mini", 4)]
+
+
+def cell(method: str, rank: int | None, precision: str, **other: object) -> Cell:
+    adapted = {"rank": rank, "alpha": 16.0, "targets": "attention+dense"} if rank else {}
+    inner = {"a": 24, "b": 16} if method == "mini" else {}
+    values = {
+        "model": "m", "data": "d", "task": "sst2", "method": method, "seed": 3, "lr": 1e-3, "epochs": 12,
+        "precision": precision, "max_length": 64,
+    }  # fmt: skip
+    return Cell.model_validate(values | adapted | inner | other)
+
+
+@pytest.fixture(scope="module", params=["float64", "float32", "bf16"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return backbones.load(FOLDER, torch.device("cuda"), request.param)
+
+
+def table(on: Backbone, rows: int, skip: int = 0) -> Table:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(location("sample"))
+    split = load(SST2, DataSource.parse(None, sample=True)).train
+    made = tokenize(split, tokenizer, 64, None, "gpu").take(np.arange(skip, skip + rows))
+    return Table(made, on.device, 1)
+
+
+def run(cells: list[Cell], on: Backbone, record: bool = True, rows: int = 320) -> dict[Cell, Progress]:
+    made = Trainer(Pack(cells, on, 2), SST2, table(on, rows), Split(table(on, 80, rows)))
+    if not record:
+        made.prepare = lambda steps=None: None  # type: ignore[method-assign,assignment]
+    found = dict(zip(made.pack.cells, made.run(), strict=True))
+    assert bool(made.replays._recorded) == record
+    return found
+
+
+def company(precision: str) -> list[Cell]:
+    return [cell(method, rank, precision) for method, rank in MIX]
+
+
+def worst(one: list[float], other: list[float]) -> float:
+    return float(np.abs(np.array(one) - np.array(other)).max())
+
+
+def test_recorded_steps_are_issued_steps(backbone: Backbone) -> None:
+    cells = company(backbone.precision)
+    recorded, issued = run(cells, backbone), run(cells, backbone, record=False)
+    limit = {"float64": 1e-10, "float32": 1e-5, "bf16": 0.05}[backbone.precision]
+    for one in cells:
+        difference = worst(recorded[one].losses, issued[one].losses)
+        print(f"{backbone.precision} {one.method} r={one.rank}: recorded - issued {difference:.2g}")
+        assert difference < limit
+        assert len(recorded[one].losses) == 120
+
+
+def test_a_cell_does_not_depend_on_its_pack(backbone: Backbone) -> None:
+    cells = company(backbone.precision)
+    together = run(cells, backbone)
+    limit = {"float64": 1e-10, "float32": 1e-4, "bf16": 0.2}[backbone.precision]
+    for one in cells:
+        (alone,) = run([one], backbone).values()
+        difference = worst(together[one].losses, alone.losses)
+        print(f"{backbone.precision} {one.method} r={one.rank}: packed - solo {difference:.2g}")
+        assert difference < limit
+
+
+def test_the_loss_is_the_cpus_without_dropout(backbone: Backbone) -> None:
+    if backbone.precision != "float64":
+        pytest.skip("compared in float64")
+    one = cell("lora", 8, "float64")
+    on_cpu = backbones.load(FOLDER, torch.device("cpu"), "float64")
+    losses = []
+    for on in (backbone, on_cpu):
+        on.sites = tuple(site._replace(rate=0.0) for site in on.sites)
+        on.config.hidden_dropout_prob = on.config.classifier_dropout = 0.0
+        (found,) = run([one], on, record=on is backbone).values()
+        losses.append(found.losses)
+    assert worst(*losses) < 1e-9
+    assert Path(FOLDER).exists()
