@@ -205,6 +205,43 @@ def doctor(
         raise typer.Exit(3)
 
 
+@app.command()
+@reported
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A minute: SST-2, 1 and 8 cells, the bundled sample.")] = False,
+    model: Annotated[str | None, typer.Option(help="Hub id, directory (weights or not), or `sample`.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder <task>/train.parquet, .jsonl or .tsv.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable (default: sst2, cola, mrpc, rte).")] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="Repeatable (default: qv, attention+dense).")] = None,
+    mix: Annotated[list[str] | None, typer.Option(help="lora or mixed, repeatable (default: both).")] = None,
+    pack: Annotated[list[str] | None, typer.Option(help="Cells at once, repeatable (default: 1 to 64, auto).")] = None,
+    peers: Annotated[str | None, typer.Option(help="Of trainer,loop,processes; or none (default: all).")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or float32 (default: bf16 on a GPU).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences a batch.")] = 32,
+    seconds: Annotated[float | None, typer.Option(help="Timed seconds a measurement (default: 6).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Where to write <name>.json and <name>.md.")] = Path("results/bench"),
+    name: Annotated[str | None, typer.Option(help="(default: bench, or quick).")] = None,
+) -> None:
+    """Measure training speed beside Trainer + peft, a bare peft loop and several processes, in one run."""
+    from lora_bench.bench import choice as choices
+
+    chosen = choices.choose(choices.Wish(
+        quick, model, data_dir, task, targets, mix, pack, peers, precision, batch_size, seconds, device, name,
+    ))  # fmt: skip
+    from lora_bench.bench import show, suite
+
+    log, console = _console(stderr=True), _console()
+    made = suite.run(
+        chosen, lambda text: log.print(Text(printable(text)), soft_wrap=True),
+        lambda report: show.write(report, out, chosen.name),
+    )  # fmt: skip
+    show.show(made, console)
+    console.print(Text(f"{out / chosen.name}.json\n{out / chosen.name}.md"), soft_wrap=True)
+    if made.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
 def _cache() -> Path:
     """Where tokens are kept."""
     import os

@@ -12,8 +12,13 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetenso
 
 def versions() -> dict[str, str]:
     """Versions of what decides a number."""
-    found = {"lora_bench": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    return {"lora_bench": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}
+
+
+def versions_of(*names: str) -> dict[str, str]:
+    """Versions of installed packages, `missing` for one that is not."""
+    found = {}
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

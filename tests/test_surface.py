@@ -19,6 +19,10 @@ COMMANDS = {
     "list": {"--results"},
     "show": {"--results"},
     "doctor": {"--results"},
+    "bench": {
+        "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",
+        "--batch-size", "--seconds", "--device", "--out", "--name",
+    },  # fmt: skip
 }
 COLUMNS = (
     "id,model,task,method,rank,a,b,targets,seed,lr,alpha,epochs,batch_size,max_length,status,adapter_params,"

@@ -1,0 +1,198 @@
+"""All measurements, task by task: first the peers, then ours. What fails is a row with an error; the others go on."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_bench import environment, hub, tasks
+from lora_bench.bench import crowd, packed, peak, peers, workload
+from lora_bench.bench.choice import AUTO, Choice
+from lora_bench.bench.clock import REPEATS, Measured, select
+from lora_bench.bench.rows import PROCESSES, Row, filled, with_ratios
+from lora_bench.bench.workload import Work
+from lora_bench.engine import backbone as encoders
+from lora_bench.engine import targets as names
+from lora_bench.engine.backbone import Backbone
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.runner import choose_device
+
+OUT_OF_MEMORY = "out of memory"
+_SHORTAGES = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+WORKERS = {"cpu": (0,), "cuda": (0, 2)}  # of Trainer's data loader; the faster number counts
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured: where, against which peak, and the rows so far."""
+
+    environment: dict[str, Any]
+    peak: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a row has an error that is no lack of memory."""
+        return any(row.error not in (None, OUT_OF_MEMORY) for row in self.rows)
+
+
+class Suite:
+    """A benchmark under way. `say` is told a line now and then, `keep` gets the report after each row."""
+
+    def __init__(
+        self, choice: Choice, scratch: Path, say: Callable[[str], None], keep: Callable[[Report], object]
+    ) -> None:
+        self.choice, self.scratch, self.say, self.keep = choice, scratch, say, keep
+        self.device = torch.device(choose_device(choice.device))
+        select(self.device)
+        self.precision = choice.precision or ("bf16" if self.device.type == "cuda" else "float32")
+        self.model = workload.place(choice, scratch)
+        self.rows: list[Row] = []
+        self.workers = 0
+
+    def run(self) -> Report:
+        """Measure everything.
+
+        Raises:
+            BenchError: the model or the data cannot be had, or a target matches nothing.
+        """
+        for targets in self.choice.targets:
+            names.resolve(self.backbone.linears(), targets)
+        if self.left_out:
+            self.say(self.left_out)
+        if self.model.random:
+            self.say(f"'{self.choice.model}' has no weights: both sides train on random ones (the speed is the same).")
+        self.say(f"{self.peak['dtype']} matmul peak: {self.peak['tflops']:.4g} TFLOP/s")
+        for task in self.choice.tasks:
+            work = self._work(task)
+            for targets in self.choice.targets:
+                for row, action in self._measurements(work, targets):
+                    self._attempt(row, action)
+        return self.report()
+
+    def report(self) -> Report:
+        """What is known by now."""
+        return Report(self.environment, self.peak, tuple(with_ratios(self.rows)))
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """Our encoder, loaded once for all packs."""
+        with hub.hub_mode(self.model.offline):
+            return encoders.load(self.model.location, self.device, self.precision, False, self.model.offline)
+
+    @cached_property
+    def peak(self) -> dict[str, Any]:
+        """The device's matmul rate."""
+        return peak.measure(self.device, self.precision)
+
+    @cached_property
+    def operations(self) -> int:
+        """FLOP of a real token: the backbone is frozen in every variant."""
+        return peak.operations_a_token(peak.linear_weights(self.backbone.linears().values()))
+
+    @cached_property
+    def left_out(self) -> str:
+        """Why there are no peers, if some were asked for; else empty."""
+        lacking = peers.missing() if self.choice.peers else []
+        if not lacking:
+            return ""
+        left, are = ", ".join(self.choice.peers), "is" if len(lacking) == 1 else "are"
+        return f"{' and '.join(lacking)} {are} not installed, {left} left out: pip install 'lora-bench[bench]'"
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, model and settings of this run."""
+        choice = self.choice
+        return {
+            **environment.versions(), **environment.versions_of(*peers.NEEDED),
+            "device": environment.device_name(str(self.device)), "processors": os.cpu_count(),
+            "threads": torch.get_num_threads(), "precision": self.precision, "model": choice.model,
+            "random_weights": self.model.random, "data": choice.data, "batch_size": choice.batch_size,
+            "max_length": min(choice.max_length, self.backbone.longest), "seconds": choice.seconds, "repeats": REPEATS,
+            "operations_a_token": self.operations, "left_out": self.left_out,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }  # fmt: skip
+
+    def _work(self, task: str) -> Work:
+        work = workload.load(task, self.choice, self.model, self.precision, self.backbone.longest)
+        vocabulary = int(self.backbone.config.vocab_size)
+        if work.table.max_id >= vocabulary:
+            what = f"The tokenizer makes token {work.table.max_id}, the model has {vocabulary} embeddings."
+            raise BenchError(what, "Use the tokenizer that belongs to the model.", MISSING)
+        return work
+
+    def _measurements(self, work: Work, targets: str) -> Iterator[tuple[Row, Callable[[], Measured]]]:
+        """Every row to fill, and how; later ones may use what earlier ones found."""
+        row = partial(Row, task=work.task.name, targets=targets)
+        if self.choice.peers and not self.left_out:
+            yield from self._of_peers(row, work, targets)
+        for mix in self.choice.mixes:
+            for k, auto in self._packs():
+                made = partial(workload.cells, work, targets, mix, k, self.backbone.hidden_size)
+                yield row("packed", mix=mix, k=k, auto=auto), partial(self._packed, made, work)
+
+    def _of_peers(
+        self, row: Callable[..., Row], work: Work, targets: str
+    ) -> Iterator[tuple[Row, Callable[[], Measured]]]:
+        peer = peers.Peer(self.model, work, targets, self.device, self.choice.seconds, self.scratch)
+        if "trainer" in self.choice.peers:
+            yield row("trainer", mix="lora", k=1), partial(self._trainer, peer)
+        if "loop" in self.choice.peers:
+            yield row("loop", mix="lora", k=1), partial(peers.loop, peer)
+        if "processes" in self.choice.peers:
+            for count in self.choice.crowds:
+                made = row(f"{PROCESSES}{count}", mix="lora", k=count)
+                yield made, lambda count=count: crowd.run(peer, count, self.workers)  # type: ignore[misc]
+
+    def _packs(self) -> list[tuple[int, bool]]:
+        """The pack sizes, each once, and whether it is the automatic one."""
+        automatic = packed.automatic(self.device) if AUTO in self.choice.packs else None
+        sizes = [automatic if pack == AUTO else int(pack) for pack in self.choice.packs]
+        return [(size, size == automatic) for size in dict.fromkeys(sizes) if size]
+
+    def _packed(self, cells: Callable[[], Any], work: Work) -> Measured:
+        return packed.run(cells(), work, self.backbone, self.choice.seconds)
+
+    def _trainer(self, peer: peers.Peer) -> Measured:
+        """Trainer with the number of data-loader workers that is fastest here."""
+        tried = [peers.trainer(peer, workers) for workers in WORKERS.get(self.device.type, (0,))]
+        best = max(tried, key=lambda one: sum(window.steps / window.seconds for window in one.windows))
+        self.workers = int(best.settings["dataloader_num_workers"])
+        return best
+
+    def _attempt(self, row: Row, action: Callable[[], Measured]) -> None:
+        """Fill the row, or note why it cannot be."""
+        try:
+            row = filled(row, action(), self.operations, float(self.peak["tflops"]))
+        except Exception as error:
+            row = Row(row.variant, row.task, row.targets, row.mix, row.k, row.auto, error=reason(error))
+        gc.collect()  # outside of the except block, whose traceback keeps what failed alive
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.rows.append(row)
+        rate = row.error or f"{row.cell_steps_per_second:.4g} steps·cells/s"
+        self.say(f"{tasks.get(row.task).title}, {row.targets}, {row.variant}, {row.mix}, k={row.k}: {rate}")
+        self.keep(self.report())
+
+
+def reason(error: Exception) -> str:
+    """An error in a line; a lack of memory always in the same words."""
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text.lower() for words in _SHORTAGES):
+        return OUT_OF_MEMORY
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+def run(choice: Choice, say: Callable[[str], None], keep: Callable[[Report], object]) -> Report:
+    """Measure what was chosen, with a scratch folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch:
+        return Suite(choice, Path(scratch), say, keep).run()

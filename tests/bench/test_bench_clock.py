@@ -1,0 +1,77 @@
+"""The stopwatch: a lap that warms up, laps that find the length of a window, three that count."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from lora_bench.bench.clock import REPEATS, Memory, Stopwatch
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "perf_counter", made)
+    return made
+
+
+def train(watch: Stopwatch, clock: Clock, step: float, start: float = 0.0) -> list[int]:
+    """Steps that take `step` seconds each, the first one `start` more; the laps' steps."""
+    watch.start()
+    laps = []
+    clock.now += start
+    while not watch.done:
+        laps.append(watch.wanted)
+        clock.now += watch.wanted * step
+        watch.lap()
+    return laps
+
+
+def test_windows_last_their_share_and_count_steps_of_all_cells(clock: Clock) -> None:
+    tokens = np.arange(20_000)
+    watch = Stopwatch(6.0, CPU, tokens, cells=4)
+    laps = train(watch, clock, 0.01, start=3.0)
+    assert laps[-REPEATS:] == [200] * REPEATS
+    begin = sum(laps[:-REPEATS])
+    for place, window in enumerate(watch.windows):
+        first = begin + 200 * place
+        assert window.seconds == pytest.approx(2.0)
+        assert window.steps == 200 * 4
+        assert window.tokens == 4 * tokens[first : first + 200].sum()
+    assert watch.once == pytest.approx(3.0)
+
+
+def test_slow_steps_are_taken_one_at_a_time(clock: Clock) -> None:
+    """Five steps in all on a processor: one to warm up, one to learn, three to count."""
+    assert train(Stopwatch(1.0, CPU, np.ones(20_000)), clock, 5.0) == [1, 1, 1, 1, 1]
+
+
+def test_fast_steps_never_leave_the_order(clock: Clock) -> None:
+    tokens = np.ones(5_000)
+    watch = Stopwatch(60.0, CPU, tokens)
+    assert sum(train(watch, clock, 1e-5)) <= len(tokens)
+    assert all(window.tokens == window.steps for window in watch.windows)
+
+
+def test_the_first_lap_may_be_longer(clock: Clock) -> None:
+    assert train(Stopwatch(1.0, CPU, np.ones(20_000), warm=64), clock, 0.1)[0] == 64
+
+
+def test_a_processor_has_no_memory_to_tell_of() -> None:
+    memory = Memory(CPU)
+    memory.begin()
+    assert memory.peak() is None

@@ -1,0 +1,180 @@
+"""A benchmark from end to end, and what becomes of a measurement that fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_factory import choice, measured
+from typer.testing import CliRunner, Result
+
+from lora_bench.bench import packed, peers, suite
+from lora_bench.bench.suite import Report
+from lora_bench.cli import app
+from lora_bench.errors import BenchError
+
+QUICK = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """`lora-bench bench --quick` as a user calls it, with short windows."""
+    out = tmp_path_factory.mktemp("bench")
+    return out, CliRunner().invoke(app, [*QUICK, "--out", str(out)], env={"COLUMNS": "80"})
+
+
+def test_quick_measures_every_variant(quick: tuple[Path, Result]) -> None:
+    out, ended = quick
+    assert ended.exit_code == 0, ended.output
+    content = json.loads((out / "quick.json").read_text())
+    found = [(row["variant"], row["mix"], row["k"]) for row in content["rows"]]
+    peer = [("trainer", "lora", 1), ("loop", "lora", 1), ("processes-2", "lora", 2)]
+    assert found == [*peer, *(("packed", mix, k) for mix in ("lora", "mixed") for k in (1, 8))]
+    assert all(row["task"] == "sst2" and row["targets"] == "qv" and "error" not in row for row in content["rows"])
+
+
+def test_ratios_and_utilisation_follow_from_the_files_own_numbers(quick: tuple[Path, Result]) -> None:
+    content = json.loads((quick[0] / "quick.json").read_text())
+    rates = {row["variant"]: row["cell_steps_per_second"] for row in content["rows"]}
+    operations, peak = content["environment"]["operations_a_token"], content["peak"]["tflops"]
+    for row in content["rows"]:
+        rate = row["cell_steps_per_second"]
+        assert row["ratio_to_trainer"] == pytest.approx(rate / rates["trainer"])
+        assert row["ratio_to_loop"] == pytest.approx(rate / rates["loop"])
+        assert row["ratio_to_processes"] == pytest.approx(rate / rates["processes-2"])
+        assert row["utilisation"] == pytest.approx(row["tokens_per_second"] * operations / 1e12 / peak)
+        assert len(row["repeats"]) == 3
+
+
+def test_the_environment_names_what_decides_a_number(quick: tuple[Path, Result]) -> None:
+    about = json.loads((quick[0] / "quick.json").read_text())["environment"]
+    assert about["operations_a_token"] == 4 * 4 * (4 * 64 * 64 + 2 * 64 * 128)
+    assert about.keys() >= {"torch", "transformers", "peft", "accelerate", "device", "threads", "started"}
+    assert (about["precision"], about["batch_size"], about["random_weights"]) == ("float32", 32, False)
+
+
+def test_the_table_fits_a_terminal(quick: tuple[Path, Result]) -> None:
+    out, ended = quick
+    lines = [line for line in ended.stdout.splitlines() if str(out) not in line]
+    assert max(map(len, lines)) <= 80
+    table = [line for line in ended.stdout.splitlines() if line.strip().startswith(("trainer", "packed"))]
+    assert len(table) == 5
+    assert "…" not in "".join(table)
+
+
+class Under:
+    """A suite with stand-ins for the measurements."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        self.kept: list[Report] = []
+        self.tmp_path = tmp_path
+        monkeypatch.setattr(packed, "run", lambda cells, *_: measured(10.0 * len(cells)))
+        monkeypatch.setattr(peers, "trainer", lambda peer, workers: self.trainer())
+        monkeypatch.setattr(suite.peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
+
+    def trainer(self) -> Any:
+        made = measured(2.0)
+        made.settings["dataloader_num_workers"] = 0
+        return made
+
+    def run(self, **wishes: Any) -> Report:
+        made = choice(**{"peers": "trainer", "mix": ["lora"], **wishes})
+        return suite.Suite(made, self.tmp_path, self.said.append, self.kept.append).run()
+
+
+@pytest.fixture
+def under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Under:
+    return Under(tmp_path, monkeypatch)
+
+
+def test_out_of_memory_is_a_row(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go on, and it is no failure of the benchmark."""
+
+    def run(cells: list[Any], *_: Any) -> Any:
+        if len(cells) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.")
+        return measured(5.0)
+
+    monkeypatch.setattr(packed, "run", run)
+    made = under.run(pack=["1", "8", "16"])
+    assert [row.error for row in made.rows] == [None, None, "out of memory", None]
+    assert made.rows[2].k == 8
+    assert made.rows[2].cell_steps_per_second is None
+    assert made.rows[3].ratio_to_trainer == 2.5
+    assert not made.failed
+
+
+def test_another_error_is_a_row_too_and_a_failure(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise ValueError("no\nway")
+
+    monkeypatch.setattr(under, "trainer", fail)
+    made = under.run()
+    assert made.rows[0].error == "ValueError: no way"
+    assert made.rows[1].cell_steps_per_second == 10.0
+    assert made.failed
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (RuntimeError("process 1 of 4: torch.OutOfMemoryError: CUDA out of memory."), "out of memory"),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_reasons(error: Exception, words: str) -> None:
+    assert suite.reason(error) == words
+
+
+def test_without_peft_the_peers_are_left_out_with_one_line(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "missing", lambda: ["peft"])
+    made = under.run(peers="trainer,loop")
+    told = "peft is not installed, trainer, loop left out: pip install 'lora-bench[bench]'"
+    assert under.said.count(told) == 1
+    assert [row.variant for row in made.rows] == ["packed", "packed"]
+    assert all(row.ratio_to_trainer is None for row in made.rows)
+    assert made.environment["left_out"] == told
+    assert not made.failed
+
+
+def test_nothing_is_said_of_peers_that_nobody_asked_for(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "missing", lambda: ["peft"])
+    assert under.run(peers="none").environment["left_out"] == ""
+
+
+def test_what_is_there_is_kept_after_each_row(under: Under) -> None:
+    under.run()
+    assert [len(report.rows) for report in under.kept] == [1, 2, 3]
+
+
+def test_auto_is_a_number_measured_once(under: Under) -> None:
+    made = under.run(peers="none", pack=["1", "8", "auto"])
+    assert [(row.k, row.auto) for row in made.rows] == [(1, False), (8, True)]
+
+
+def test_a_target_that_matches_nothing_ends_it_before_anything_is_measured(under: Under) -> None:
+    with pytest.raises(BenchError, match="querry"):
+        under.run(targets=["qv", "querry"])
+    assert under.kept == []
+
+
+def test_a_usage_error_has_code_2_and_two_lines() -> None:
+    ended = CliRunner().invoke(app, ["bench", "--task", "sst3"])
+    assert ended.exit_code == 2
+    assert "sst2" in ended.output
+    assert len(ended.output.strip().splitlines()) == 2
+
+
+def test_a_failed_row_is_exit_code_1(under: Under, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(packed, "run", lambda *_: 1 / 0)
+    ended = CliRunner().invoke(app, [*QUICK, "--peers", "none", "--out", str(tmp_path / "out")])
+    assert ended.exit_code == 1
+    assert "ZeroDivisionError" in ended.stdout
+    assert len(json.loads((tmp_path / "out/quick.json").read_text())["rows"]) == 4
