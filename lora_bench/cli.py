@@ -142,11 +142,12 @@ def plan(selection: Selection) -> None:
 def report(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
     out: Annotated[Path | None, typer.Option(help="Where to write [the results folder].")] = None,
+    vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published numbers.")] = False,
 ) -> None:
-    """Rebuild the tables and the accuracy-vs-rank figure from the records."""
+    """Rebuild tables, figures, statistics and the page from the records; the page's path is the last line."""
     from lora_bench import report as reports
 
-    built = reports.build(results, out or results, _console(), _console(stderr=True))
+    built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper)
     if built.code:
         raise typer.Exit(built.code)
 

@@ -15,7 +15,7 @@ SELECTION = {
 COMMANDS = {
     "run": SELECTION | {"--device", "--offline", "--save", "--debug"},
     "plan": SELECTION,
-    "report": {"--results", "--out"},
+    "report": {"--results", "--out", "--vs-paper"},
     "list": {"--results"},
     "show": {"--results"},
     "doctor": {"--results"},

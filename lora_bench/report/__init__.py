@@ -1,6 +1,6 @@
-"""The report: tables, figures and one Markdown page, from the records that are there.
+"""The report: tables, figures, statistics and one HTML page, from the records that are there.
 
-    build -> store.read_records -> frame -> slots -> tables, figures -> render
+    build -> store.read_records -> rows -> slots -> content (tables, sentences) -> write, html
 
 The files are a function of the records alone: no date, no path, no order of files, no locale enters them.
 """
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Report:
     """What was written. `code` is the exit code: SOME_FAILED when a record could not be read, else DONE."""
 
-    markdown: Path
+    page: Path
+    reports: tuple[Path, ...]
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
     broken: tuple[Path, ...]
@@ -33,14 +34,16 @@ class Report:
         return SOME_FAILED if self.broken else DONE
 
 
-def build(results: Path, out: Path, console: Console, errors: Console | None = None) -> Report:
-    """Write the report on `results` to `out` and print its tables to `console`.
+def build(results: Path, out: Path, console: Console, errors: Console | None = None, vs_paper: bool = False) -> Report:
+    """Write the report on `results` to `out` and print its tables to `console`, the page's path last.
 
-    Writes `report.md`, `tables/*.csv` and `figures/accuracy_vs_rank-*.{png,svg}`, each whole or not at all. Records
-    that cannot be read are named on `errors` (standard error by default). BenchError NOTHING: no record there.
+    Writes `report.html`, `report.md`, `report.tex`, `report.json`, `tables/*.{csv,tex}` and `figures/*.{png,svg,pdf}`,
+    each whole or not at all. `vs_paper` adds the published numbers. Records that cannot be read are named on `errors`
+    (standard error by default). BenchError NOTHING: no record there.
     """
-    from lora_bench.report.page import write
+    from lora_bench.report.content import gather
     from lora_bench.report.render import print_lines
+    from lora_bench.report.write import show, show_files, write
     from lora_bench.store import read_records
 
     loaded = read_records(results)
@@ -49,8 +52,11 @@ def build(results: Path, out: Path, console: Console, errors: Console | None = N
     if not loaded.records:
         command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
-    page, tables, figures = write(loaded, out, console)
-    return Report(page, tables, figures, tuple(path for path, _ in loaded.broken))
+    content = gather(loaded, vs_paper)
+    written = write(content, out)
+    show(content, console)
+    show_files(written, console)
+    return Report(written.page, written.reports, written.tables, written.figures, tuple(p for p, _ in loaded.broken))
 
 
 def _standard_error() -> Console:

@@ -9,12 +9,14 @@ from lora_bench.report.slots import Column, Piece, Slot
 from lora_bench.tasks import TASKS
 
 LEGEND = (
-    "Numbers are ×100: mean ± sample standard deviation over seeds (number of seeds). No ± for one seed.",
+    "Numbers are ×100: mean ± sample standard deviation over seeds; median (number of seeds). One seed has neither.",
     "(4/5): 4 of 5 seeds have a score, the others failed or diverged; — where none has.",
     "†: fewer than 3 seeds.",
     "Bold: the best mean of its column, as printed.",
-    "average: the mean of the rows above; its ± and count are of the seeds that have a score in every one of them.",
-    "adapter params, head params: trained values; no score: seeds without one, over all tasks of the row.",
+    "average: the mean of the rows above; its ±, median and count are of the seeds that have a score in all of them.",
+    "adapter, head params: trained values; bytes: the saved adapter; seconds a cell: its share of its pack's time.",
+    "95% interval: over seeds, by Student's t from 3 seeds on; where the score is an accuracy, widened by what the "
+    "examples of the split add.",
 )
 
 _METRICS = {

@@ -1,12 +1,15 @@
-"""The tables written out: to a terminal, as Markdown, as CSV."""
+"""The tables written out: to a terminal, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lora_bench.report.layout import folds, is_right
 from lora_bench.report.tables import Field, Table
 from lora_bench.report.text import ascii_only, clean, markdown, sheet
 
@@ -14,29 +17,34 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-_GAP = 2
-_WRAPPED, _WRAPPED_WIDTH = "reason", 30
+SHOWN = 60
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table; one wider than the console is folded into parts, each with the label columns."""
+    """Print a table; one wider than the console is folded into parts, each with the label columns.
+
+    Of a long table the first rows and the summary are shown: the files hold all of it.
+    """
     _say(console, table.title, "bold")
-    for at, part in enumerate(_folds(table, console.width)):
-        console.print(*([""] if at else []), _rich(table, part, console), sep="\n")
+    short, left_out = _shortened(table)
+    for at, part in enumerate(folds(short, console.width)):
+        console.print(*([""] if at else []), _rich(short, part, console), sep="\n")
+    if left_out:
+        _say(console, f"… {left_out} more rows in the files.", "dim")
     for note in table.notes:
         _say(console, note, "dim")
     console.print()
 
 
-def print_lines(lines: Iterable[str], console: Console, style: str = "") -> None:
-    """Print lines of text from anywhere, wrapped to the console."""
+def print_lines(lines: Iterable[str], console: Console, style: str = "", whole: bool = False) -> None:
+    """Print lines of text from anywhere, wrapped to the console unless they must stay `whole`."""
     for line in lines:
-        _say(console, line, style)
+        _say(console, line, style, whole)
 
 
 def markdown_table(table: Table, level: int = 3) -> str:
     """The table as GitHub's Markdown: heading, table, notes."""
-    right = [_right(table, column) for column in range(len(table.heads))]
+    right = [is_right(table, column) for column in range(len(table.heads))]
     lines = [
         f"{'#' * level} {markdown(table.title)}",
         "",
@@ -58,10 +66,36 @@ def csv_table(table: Table) -> str:
     return text.getvalue()
 
 
-def _say(console: Console, line: str, style: str) -> None:
+def json_report(content: Mapping[str, object], tables: Iterable[Table]) -> str:
+    """The report as JSON: `content`, and the tables with their unrounded numbers, one object a place."""
+    found = [
+        {
+            "name": table.name,
+            "title": table.title,
+            "notes": table.notes,
+            "rows": [_known_numbers(row) for row in table.data],
+        }
+        for table in tables
+    ]
+    return json.dumps({**content, "tables": found}, indent=1, allow_nan=False) + "\n"
+
+
+def _known_numbers(row: Mapping[str, object]) -> dict[str, object]:
+    """A row without what it does not have; long as the list of settings is, that is much of it."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _shortened(table: Table) -> tuple[Table, int]:
+    left_out = len(table.rows) - SHOWN - table.footer
+    if left_out <= 0:
+        return table, 0
+    return replace(table, rows=table.rows[:SHOWN] + table.rows[len(table.rows) - table.footer :]), left_out
+
+
+def _say(console: Console, line: str, style: str, whole: bool = False) -> None:
     from rich.text import Text
 
-    console.print(Text(_known(line, console), style=style), soft_wrap=False)
+    console.print(Text(_known(line, console), style=style), soft_wrap=whole)
 
 
 def _known(text: str, console: Console) -> str:
@@ -77,10 +111,6 @@ def _line(fields: Iterable[str]) -> str:
     return f"| {' | '.join(fields)} |"
 
 
-def _right(table: Table, column: int) -> bool:
-    return all(row[column].number for row in table.rows[: len(table.rows) - table.footer])
-
-
 def _rich(table: Table, columns: Sequence[int], console: Console) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
@@ -89,38 +119,10 @@ def _rich(table: Table, columns: Sequence[int], console: Console) -> RichTable:
     shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
         head = Text("\n".join(_known(part, console) for part in table.heads[column].split("\n")))
-        shown.add_column(head, justify="right" if _right(table, column) else "left", overflow="fold")
+        shown.add_column(head, justify="right" if is_right(table, column) else "left", overflow="fold")
     for at, row in enumerate(table.rows):
         if table.footer and at == len(table.rows) - table.footer:
             shown.add_section()
         fields = (row[column] for column in columns)
         shown.add_row(*(Text(_known(field.text, console), style="bold" if field.strong else "") for field in fields))
     return shown
-
-
-def _folds(table: Table, width: int) -> list[list[int]]:
-    """The columns of each part: as few parts as fit the width, and those as even as they can be."""
-    widths = [_width(table, column) + _GAP for column in range(len(table.heads))]
-    room = width + _GAP - sum(widths[: table.labels])
-    values = list(range(table.labels, len(widths)))
-    fewest = len(_fill(values, widths, room))
-    rooms = range(1, max(1, room) + 1)
-    evenest = next(fit for space in rooms if len(fit := _fill(values, widths, space)) == fewest)
-    return [[*range(table.labels), *fold] for fold in evenest]
-
-
-def _fill(columns: Iterable[int], widths: Sequence[int], room: int) -> list[list[int]]:
-    folds: list[list[int]] = [[]]
-    for column in columns:
-        if folds[-1] and sum(widths[known] for known in folds[-1]) + widths[column] > room:
-            folds.append([])
-        folds[-1].append(column)
-    return folds
-
-
-def _width(table: Table, column: int) -> int:
-    from rich.cells import cell_len
-
-    head = table.heads[column]
-    longest = max(cell_len(clean(row[column].text)) for row in table.rows)
-    return max(*map(cell_len, head.split("\n")), min(longest, _WRAPPED_WIDTH) if head == _WRAPPED else longest)

@@ -7,23 +7,15 @@ What must not be compared at all (another model, other data, another way to choo
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
 
-from lora_bench.report.frame import SCOPE, SETTINGS, SLOT, plain_rows
+from lora_bench.report.rows import SCOPE, SETTINGS, SLOT, Key, Row, split_by
 from lora_bench.tasks import TASKS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Row = Mapping[str, Any]
 FEW = 3
-_READ = (
-    *SCOPE, *SLOT, *SETTINGS,
-    "id", "targets", "task", "metric", "seed", "score", "notes", "adapter_params", "head_params",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,31 +32,27 @@ class Entry:
     total: int
 
     def text(self) -> str:
-        """`91.2 ± 0.3 (5)`: x100; `(4/5)` when a seed has no score, a dagger below three."""
+        """`91.2 ± 0.3; 91.3 (5)`: x100, mean ± std; median (n). `(4/5)` when a seed has no score, a dagger below 3."""
         count = f"({self.n})" if self.n == self.total else f"({self.n}/{self.total})"
-        if self.mean is None:
+        if self.mean is None or self.median is None:
             return f"— {count}"
-        spread = "" if self.std is None else f" ± {percent(self.std)}"
+        spread = "" if self.std is None else f" ± {percent(self.std)}; {percent(self.median)}"
         return f"{percent(self.mean)}{spread} {count}{'†' if self.n < FEW else ''}"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The setting shown in one slot: its scores by seed, and how many settings it was chosen from."""
+    """The setting shown in one slot: its cells by seed, and from how many settings it was chosen."""
 
     method: str
     init: str | None
     rank: int | None
     a: int | None
     b: int | None
-    scores: Mapping[int, float]
-    total: int
-    settings: Row
-    adapter_params: int | None
-    head_params: int | None
-    tried: int
-    varying: tuple[str, ...]
-    hidden_failures: int
+    cells: tuple[Row, ...]
+    tried: int = 1
+    varying: tuple[str, ...] = ()
+    hidden_failures: int = 0
 
     @property
     def label(self) -> str:
@@ -72,14 +60,50 @@ class Slot:
         return self.method if self.init is None else f"{self.method} ({self.init} start)"
 
     @property
+    def size(self) -> str:
+        """The method with its rank, a and b, in words."""
+        parts = [f"{name}={value}" for name, value in (("r", self.rank), ("a", self.a), ("b", self.b)) if value]
+        return " ".join((self.label, *parts))
+
+    @property
     def pair(self) -> tuple[int | None, int | None]:
         """a and b."""
         return self.a, self.b
 
-    @property
+    @cached_property
+    def scores(self) -> Mapping[int, float]:
+        """Score by seed, of the seeds that have one."""
+        return self.values("score")
+
+    @cached_property
+    def settings(self) -> Row:
+        """What the cells share beside the slot."""
+        return {name: self.cells[0][name] for name in SETTINGS}
+
+    @cached_property
     def entry(self) -> Entry:
         """Its numbers."""
-        return entry(list(self.scores.values()), self.total)
+        return entry(list(self.scores.values()), len(self.cells))
+
+    @property
+    def lost(self) -> Counter[str]:
+        """How many seeds have no score, by how they ended; `undefined` is a cell that ended with no finite score."""
+        return Counter(
+            "undefined" if cell["status"] == "done" else cell["status"] for cell in self.cells if cell["score"] is None
+        )
+
+    def values(self, name: str) -> dict[int, float]:
+        """A number of each cell by seed, where there is one."""
+        return {cell["seed"]: cell[name] for cell in self.cells if cell[name] is not None}
+
+    def largest(self, name: str) -> int | None:
+        """The largest count among the cells, None where none has it."""
+        return max((cell[name] for cell in self.cells if cell[name] is not None), default=None)
+
+    def seconds(self) -> float | None:
+        """Mean seconds a cell."""
+        known = list(self.values("seconds").values())
+        return statistics.fmean(known) if known else None
 
 
 @dataclass(frozen=True, order=True)
@@ -104,11 +128,18 @@ class Piece:
     columns: Mapping[Column, tuple[Slot, ...]]
     notes: tuple[str, ...] = ()
 
+    def chosen(self, column: Column) -> dict[str, Slot]:
+        """The best setting of each method on that task, by the name of the method."""
+        by_label: dict[str, list[Slot]] = {}
+        for slot in self.columns[column]:
+            by_label.setdefault(slot.label, []).append(slot)
+        return {label: max(slots, key=lambda slot: merit(slot.cells)) for label, slots in sorted(by_label.items())}
 
-def percent(value: float) -> str:
+
+def percent(value: float, digits: int = 1) -> str:
     """A metric in [-1, 1] as it is printed: x100, one decimal, no negative zero."""
-    text = f"{100 * value:.1f}"
-    return "0.0" if text == "-0.0" else text
+    text = f"{100 * value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def plain_score(value: float) -> float:
@@ -126,13 +157,13 @@ def entry(scores: Sequence[float], total: int) -> Entry:
 def average(slots: Sequence[Slot]) -> Entry:
     """The mean of the slots' means. Spread and n come from the seeds that have a score in every slot that has any."""
     scored = [slot for slot in slots if slot.scores]
-    seeds = max((slot.total for slot in slots), default=0)
+    seeds = max((len(slot.cells) for slot in slots), default=0)
     if not scored:
         return entry([], seeds)
-    common = sorted(set.intersection(*(set(slot.scores) for slot in scored)))
-    by_seed = entry([statistics.fmean(slot.scores[seed] for slot in scored) for seed in common], seeds)
-    means = [mean for slot in scored if (mean := slot.entry.mean) is not None]
-    return Entry(statistics.fmean(means), by_seed.std, by_seed.median, by_seed.n, seeds)
+    shared = set.intersection(*(set(slot.scores) for slot in scored))
+    by_seed = entry([statistics.fmean(slot.scores[seed] for slot in scored) for seed in sorted(shared)], seeds)
+    mean = statistics.fmean(slot.entry.mean for slot in scored if slot.entry.mean is not None)
+    return Entry(mean, by_seed.std, mean if by_seed.median is None else by_seed.median, by_seed.n, seeds)
 
 
 def by_rank(slots: Iterable[Slot]) -> dict[str, dict[int, list[Slot]]]:
@@ -144,79 +175,59 @@ def by_rank(slots: Iterable[Slot]) -> dict[str, dict[int, list[Slot]]]:
     return {label: dict(sorted(ranks.items())) for label, ranks in sorted(ranked.items())}
 
 
-def pieces(frame: pd.DataFrame) -> tuple[Piece, ...]:
-    """The frame by scope and target set, in order of names."""
-    scopes = _split(plain_rows(frame, _READ), lambda row: tuple(row[name] for name in SCOPE))
+def has_pairs(ranks: Mapping[int, Sequence[Slot]]) -> bool:
+    """Whether a method has (a, b)."""
+    return any(slot.pair != (None, None) for slots in ranks.values() for slot in slots)
+
+
+def merit(cells: Sequence[Row]) -> tuple[int, float, int]:
+    """What a setting is chosen by: its mean, among those that have three scores, or else the most."""
+    scores = [cell["score"] for cell in cells if cell["score"] is not None]
+    return min(len(scores), FEW), statistics.fmean(scores) if scores else 0.0, len(scores)
+
+
+def slot_of(
+    key: Key, cells: Sequence[Row], tried: int = 1, varying: tuple[str, ...] = (), hidden_failures: int = 0
+) -> Slot:
+    """The slot of cells that share a key: method, start, rank, a, b."""
+    method, init, rank, a, b = key
+    return Slot(method, init, rank, a, b, tuple(cells), tried, varying, hidden_failures)
+
+
+def pieces(rows: Sequence[Row]) -> tuple[Piece, ...]:
+    """The rows by scope and target set, in order of names."""
+    scopes = split_by(rows, lambda row: tuple(row[name] for name in SCOPE))
     told = [at for at in range(1, len(SCOPE)) if len({scope[at] for scope, _ in scopes}) > 1]
     found = []
-    for scope, rows in scopes:
-        named = sorted({row["targets"] for row in rows} - {None})
+    for scope, inside in scopes:
+        named = sorted({row["targets"] for row in inside} - {None})
         for targets in named or [None]:
             title = ", ".join((scope[0], targets or "no adapter", *(str(scope[at]) for at in told)))
-            here = [row for row in rows if row["targets"] in (None, targets)]
+            here = [row for row in inside if row["targets"] in (None, targets)]
             notes = tuple(sorted({row["notes"] for row in here} - {None}))
             found.append(Piece(title, dict(zip(SCOPE, scope, strict=True)), targets, _columns(here), notes))
     return tuple(found)
 
 
-def order(key: Iterable[Any]) -> tuple[tuple[bool, Any], ...]:
-    """A sort key for values of which some are None: None comes first."""
-    return tuple((value is not None, 0 if value is None else value) for value in key)
-
-
 def _columns(rows: Sequence[Row]) -> dict[Column, tuple[Slot, ...]]:
-    parts = _split(rows, lambda row: (row["task"], row["metric"]))
+    parts = split_by(rows, lambda row: (row["task"], row["metric"]))
     known = list(TASKS)
     parts.sort(key=lambda item: known.index(item[0][0]) if item[0][0] in known else len(known))
     return {Column(*name): tuple(_slots(part)) for name, part in parts}
 
 
 def _slots(rows: Sequence[Row]) -> Iterable[Slot]:
-    for key, part in _split(rows, _slot_key):
-        yield _slot(key, [cells for _, cells in _split(part, lambda row: tuple(row[name] for name in SETTINGS))])
+    for key, part in split_by(rows, _slot_key):
+        yield _slot(key, [cells for _, cells in split_by(part, lambda row: tuple(row[name] for name in SETTINGS))])
 
 
-def _slot_key(row: Row) -> tuple[Any, ...]:
+def _slot_key(row: Row) -> Key:
     return tuple(None if name == "init" and row[name] == "default" else row[name] for name in SLOT)
 
 
-def _slot(key: tuple[Any, ...], settings: list[list[Row]]) -> Slot:
-    shown = max(settings, key=_merit)
-    varying = [name for name in SETTINGS if len({cells[0][name] for cells in settings}) > 1]
-    method, init, rank, a, b = key
-    return Slot(
-        method=method,
-        init=init,
-        rank=rank,
-        a=a,
-        b=b,
-        scores=_scores(shown),
-        total=len(shown),
-        settings={name: shown[0][name] for name in SETTINGS},
-        adapter_params=_largest(shown, "adapter_params"),
-        head_params=_largest(shown, "head_params"),
-        tried=len(settings),
-        varying=tuple(varying),
-        hidden_failures=sum(len(cells) - len(_scores(cells)) for cells in settings if cells is not shown),
-    )
-
-
-def _merit(cells: list[Row]) -> tuple[bool, float, int]:
-    scores = _scores(cells)
-    return bool(scores), statistics.fmean(scores.values()) if scores else 0.0, len(scores)
-
-
-def _scores(cells: Iterable[Row]) -> dict[int, float]:
-    ordered = sorted(cells, key=lambda row: (row["seed"], row["id"]))
-    return {row["seed"]: row["score"] for row in ordered if row["score"] is not None}
-
-
-def _largest(cells: Iterable[Row], name: str) -> int | None:
-    return max((row[name] for row in cells if row[name] is not None), default=None)
-
-
-def _split(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    parts: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        parts[key(row)].append(row)
-    return sorted(parts.items(), key=lambda item: order(item[0]))
+def _slot(key: Key, settings: list[list[Row]]) -> Slot:
+    shown = max(settings, key=merit)
+    hidden = sum(cell["score"] is None for cells in settings if cells is not shown for cell in cells)
+    varying = tuple(name for name in SETTINGS if len({cells[0][name] for cells in settings}) > 1)
+    cells = tuple(sorted(shown, key=lambda row: (row["seed"], row["id"])))
+    return slot_of(key, cells, len(settings), varying, hidden)

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from lora_bench.cell import Cell
-from lora_bench.store import Counts, Protocol, Record, Status
+from lora_bench.store import Counts, DataInfo, Epoch, Protocol, Record, Status, Timing
+from lora_bench.tasks import TASKS
 
 Fill = Callable[[Iterable[Record]], Path]
 
@@ -28,6 +29,10 @@ def record(
     start: str = "pretrained",
     notes: tuple[str, ...] = (),
     params: tuple[int, int] | None = (1000, 592_130),
+    curve: tuple[Epoch, ...] = (),
+    predictions: tuple[float, ...] = (),
+    seconds: float | None = None,
+    device: str = "NVIDIA H200",
     **settings: Any,
 ) -> Record:
     """A record of one cell: `mini` on sst2 with rank 4, a = b = 8 unless told otherwise."""
@@ -40,11 +45,26 @@ def record(
     counts = None if params is None else Counts(
         adapter_params=params[0], head_params=params[1], adapter_bytes=4 * params[0], modules=24
     )  # fmt: skip
+    timing = None if seconds is None else Timing(
+        seconds=seconds, pack_seconds=seconds, pack_size=1, tokens=1, tokens_per_second=1.0
+    )  # fmt: skip
+    rows = len(predictions) or (TASKS[cell.task].eval_rows if cell.task in TASKS else 0)
     return Record(
         id=cell.id, cell=cell, status=status, reason=reason, metric=METRIC.get(cell.task, "accuracy"),
-        score=score, best=score, last=score, counts=counts,
+        score=score, best=score, last=curve[-1].metrics.get(METRIC.get(cell.task, "accuracy")) if curve else score,
+        score_epoch=curve[0].epoch if curve else None, counts=counts, timing=timing, epochs=curve,
+        predictions=predictions, environment={"device": device, "lora_bench": "0.1.0"},
+        data=DataInfo(source=cell.data, train_rows=1, eval_rows=rows, fingerprint=f"train+{cell.task}"),
         protocol=Protocol(split=split, select=cell.select, start=start, notes=notes),
     )  # fmt: skip
+
+
+def epochs_of(*values: float | None, metric: str = "accuracy", held: tuple[float, ...] = ()) -> tuple[Epoch, ...]:
+    """Epochs with these values of the metric, and of the same on what was held out."""
+    return tuple(
+        Epoch(epoch=at, loss=1.0, metrics={metric: value}, held_out={metric: held[at - 1]} if held else None)
+        for at, value in enumerate(values, 1)
+    )
 
 
 def small() -> list[Record]:

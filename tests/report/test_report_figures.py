@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import matplotlib
 import pytest
-from matplotlib.container import ErrorbarContainer
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report_factory import record, small
+from matplotlib.lines import Line2D
+from report_factory import epochs_of, record, small
 
-from lora_bench.report.figures import draw, encode, pages, panels
-from lora_bench.report.frame import frame
+from lora_bench.report import figure_cost, figure_curves, figure_heat
+from lora_bench.report.drawing import encode, in_pages, looks
+from lora_bench.report.figure_cost import Point, pareto
+from lora_bench.report.figure_rank import Panel, draw, paired_only, panels
+from lora_bench.report.figures import figures
+from lora_bench.report.rows import rows
 from lora_bench.report.slots import Piece, pieces
 from lora_bench.store import Record
 
 
 def piece(records: list[Record]) -> Piece:
-    return pieces(frame(records))[0]
+    return pieces(rows(records))[0]
+
+
+def pages(piece: Piece) -> list[Sequence[Panel]]:
+    return in_pages(panels(piece))
+
+
+def curves(ax: Axes) -> list[Line2D]:
+    """The methods with ranks: the lines that are not horizontal over the whole axis."""
+    return [line for line in ax.lines if list(line.get_xdata()) != [0, 1]]
 
 
 def figure(records: list[Record]) -> Figure:
@@ -31,7 +49,7 @@ def test_lines_levels_and_legend() -> None:
     assert [ax.get_title() for ax in drawn.axes] == ["CoLA (Matthews)", "SST-2 (accuracy)"]
     assert legend(drawn) == ["mini", "lora", "head"]
     for ax in drawn.axes:
-        assert sum(isinstance(drawn, ErrorbarContainer) for drawn in ax.containers) == 2
+        assert len(curves(ax)) == len(ax.collections) == 2
         assert ax.lines[-1].get_xdata() == [0, 1]
 
 
@@ -57,13 +75,13 @@ def test_title_and_legend_lie_within_the_figure(tasks: tuple[str, ...], name: st
     assert all(ax.get_window_extent().height > 150 for ax in drawn.axes)
 
 
-def test_curve_is_the_average_over_a_and_b_with_bars_from_seeds() -> None:
+def test_curve_is_the_average_over_a_and_b_with_a_band_from_seeds() -> None:
     sst2 = figure(small()).axes[1]
-    mini = sst2.containers[0]
-    assert isinstance(mini, ErrorbarContainer)
-    assert mini[0].get_ydata() == pytest.approx([91.52, 91.92])
-    (low, high) = (point[1] for point in mini[2][0].get_segments()[0])
-    assert (high - low) / 2 == pytest.approx(1.0)
+    (mini,) = [line for line in curves(sst2) if to_hex(line.get_color()) == "#0072b2"]
+    assert mini.get_ydata() == pytest.approx([91.52, 91.92])
+    band = next(each for each in sst2.collections if to_hex(each.get_facecolor()[0]) == "#0072b2")
+    ends = band.get_paths()[0].get_extents()
+    assert (ends.y0, ends.y1) == pytest.approx((90.52, 92.92))
 
 
 def test_level_is_the_mean_of_head() -> None:
@@ -83,11 +101,9 @@ def test_ranks_are_the_ticks_of_a_log2_axis() -> None:
 def test_methods_differ_in_colour_marker_and_line() -> None:
     methods = ("mini", "lora", "xs", "cora", "cora-init", "zzz")
     ax = figure([record(0.5, method=method, rank=4, a=None, b=None) for method in methods]).axes[0]
-    for take in ("get_color", "get_marker", "get_linestyle"):
-        looks = [str(getattr(drawn[0], take)()) for drawn in ax.containers]
-        if take == "get_linestyle":
-            looks = [str(drawn[0]._unscaled_dash_pattern) for drawn in ax.containers]
-        assert len(set(looks)) == len(methods), take
+    for take in ("get_color", "get_marker", "_unscaled_dash_pattern"):
+        found = [getattr(line, take) for line in curves(ax)]
+        assert len({str(each() if callable(each) else each) for each in found}) == len(methods), take
 
 
 def test_tasks_go_four_to_a_page() -> None:
@@ -126,6 +142,8 @@ def test_bytes_are_the_same_and_hold_no_date() -> None:
     assert first["png"].startswith(b"\x89PNG")
     assert b"Software" not in first["png"]
     assert b"dc:date" not in first["svg"]
+    assert first["pdf"].startswith(b"%PDF")
+    assert b"CreationDate" not in first["pdf"]
 
 
 def test_settings_of_matplotlib_stay_and_do_not_matter() -> None:
@@ -142,3 +160,78 @@ def test_names_from_outside_are_drawn_as_they_read(name: str) -> None:
     drawn = draw(name, pages(piece([record(0.5, method=name.replace("\ud800", "") or "x", rank=4)]))[0])
     assert encode(drawn)["svg"]
     assert len(legend(drawn)) == 1
+
+
+def test_the_papers_figure_shows_the_methods_with_a_and_b_alone() -> None:
+    (only,) = {tuple(panel.lines) for panel in paired_only(panels(piece(small())))}
+    assert only == ("mini",)
+    assert paired_only(panels(piece([record(0.5, method="lora", rank=4)]))) == ()
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    draw = random.Random(0)
+    points = [Point("m", draw.randint(1, 20), draw.randint(0, 9) / 10, 0.0) for _ in range(60)]
+    unbeaten = {
+        (point.cost, point.mean)
+        for point in points
+        for place in [(point.cost, point.mean)]
+        if not any(
+            other.cost <= point.cost
+            and other.mean >= point.mean
+            and (other.cost, other.mean) != (point.cost, point.mean)
+            for other in points
+        )
+    }
+    front = pareto(points)
+    assert {(point.cost, point.mean) for point in front} == unbeaten
+    assert [point.cost for point in front] == sorted(point.cost for point in front)
+
+
+def test_cost_panels_hold_every_setting_and_draw_what_is_free_as_a_level() -> None:
+    (panel, _) = figure_cost.panels(piece(small()), "params")
+    assert sorted({point.cost for point in panel.points}) == [1000, 9000]
+    assert [point.label for point in panel.free] == ["head"]
+    assert panel.front[-1].label == "lora"
+    (drawn,) = figure_cost.cost_figures(piece(small()), "params")
+    assert drawn.axes[0].get_xscale() == "log"
+    drawn.draw_without_rendering()
+    assert "$" not in "".join(label.get_text() for label in drawn.axes[0].get_xticklabels())
+
+
+def test_no_cost_no_figure() -> None:
+    assert figure_cost.cost_figures(piece([record(0.5, params=None)]), "bytes") == []
+    assert figure_cost.cost_figures(piece([record(0.5)]), "seconds") == []
+
+
+def test_heat_map_is_a_by_b_with_gaps() -> None:
+    records = [record(0.5 + a / 1000 + b / 10_000, a=a, b=b) for a in (8, 16) for b in (8, 16) if (a, b) != (16, 16)]
+    maps = figure_heat.heat_maps(piece(records))
+    (drawn,) = figure_heat.heat_figures(piece(records), "mini", maps["mini"])
+    (image,) = drawn.axes[0].images
+    values = image.get_array()
+    assert values is not None
+    assert values[0, 1] == pytest.approx(0.5 + 0.008 + 0.0016)
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["50.9", "51.0", "51.7", "–"]
+    assert figure_heat.heat_maps(piece([record(0.5)])) == {}
+
+
+def test_learning_curve_is_the_mean_of_the_seeds_that_ended() -> None:
+    seeds = [record(0.9, seed=seed, curve=epochs_of(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
+    lost = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
+    (panel,) = figure_curves.panels(piece([*seeds, lost]))
+    (first, second) = panel.curves["mini"]
+    assert first == pytest.approx((1, 0.6, 0.1))
+    assert second == pytest.approx((2, 0.9, 0))
+
+
+def test_a_method_looks_the_same_whatever_stands_beside_it() -> None:
+    assert looks(["head", "lora", "mini"])["mini"] == looks(["mini", "xs"])["mini"]
+    assert list(looks(["head", "zzz", "xs", "lora"])) == ["lora", "xs", "zzz", "head"]
+
+
+def test_every_figure_has_a_name_of_its_own() -> None:
+    names = [name for _, name, _ in figures(piece(small()), "stem")]
+    assert len(set(names)) == len(names)
+    assert {name.partition("-")[0] for name in names} == {
+        "figure2", "accuracy_vs_rank", "score_vs_params", "score_vs_bytes", "heat",
+    }  # fmt: skip

@@ -3,64 +3,82 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from report_factory import grid, record, shown
 from rich.cells import cell_len
 from rich.console import Console
 
-from lora_bench.report.frame import frame
-from lora_bench.report.render import print_table
-from lora_bench.report.tables import tables
-from lora_bench.store import Record
+from lora_bench.report.content import gather
+from lora_bench.report.render import SHOWN, print_table
+from lora_bench.report.rows import rows as rows_of
+from lora_bench.report.score_tables import method_table, rank_tables
+from lora_bench.report.slots import pieces
+from lora_bench.report.tables import Table, unfinished
+from lora_bench.store import Loaded, Record
 
 AT_80 = """
 Methods: tiny, attention
-                      CoLA            SST-2
-method  rank    a  b  Matthews        accuracy
-───────────────────────────────────────────────────────
+                      CoLA                  SST-2
+method  rank    a  b  Matthews              accuracy
+───────────────────────────────────────────────────────────────────
 head
-mini       4    8  8  51.0 ± 1.0 (3)  91.0 ± 1.0 (3)
-mini       4  128  8                  90.0 ± 1.0 (3)
-mini      16    8  8  51.0 ± 1.0 (3)  91.0 ± 1.4 (2/3)†
-mini      16  128  8                  90.0 ± 1.0 (3)
-mini      64    8  8  51.1 ± 1.0 (3)  91.1 ± 1.0 (3)
-mini      64  128  8                  90.0 ± 1.0 (3)
-mini     256    8  8  51.3 ± 1.0 (3)  91.3 ± 1.0 (3)
-mini     256  128  8                  90.0 ± 1.0 (3)
-mini    1024    8  8  52.0 ± 1.0 (3)  92.0 ± 1.0 (3)
-mini    1024  128  8                  90.0 ± 1.0 (3)
+mini       4    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.0; 91.0 (3)
+mini       4  128  8                        90.0 ± 1.0; 90.0 (3)
+mini      16    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.4; 91.0 (2/3)†
+mini      16  128  8                        90.0 ± 1.0; 90.0 (3)
+mini      64    8  8  51.1 ± 1.0; 51.1 (3)  91.1 ± 1.0; 91.1 (3)
+mini      64  128  8                        90.0 ± 1.0; 90.0 (3)
+mini     256    8  8  51.3 ± 1.0; 51.3 (3)  91.3 ± 1.0; 91.3 (3)
+mini     256  128  8                        90.0 ± 1.0; 90.0 (3)
+mini    1024    8  8  52.0 ± 1.0; 52.0 (3)  92.0 ± 1.0; 92.0 (3)
+mini    1024  128  8                        90.0 ± 1.0; 90.0 (3)
 
-                      STS-B           adapter     head     no
-method  rank    a  b  Pearson          params   params  score
-─────────────────────────────────────────────────────────────
-head                  80.0 ± 0.0 (3)    1,000  592,130      0
-mini       4    8  8  81.0 ± 1.0 (3)    1,000  592,130      0
-mini       4  128  8                    1,000  592,130      0
-mini      16    8  8  81.0 ± 1.0 (3)    1,000  592,130      1
-mini      16  128  8                    1,000  592,130      0
-mini      64    8  8  81.1 ± 1.0 (3)    1,000  592,130      0
-mini      64  128  8                    1,000  592,130      0
-mini     256    8  8  81.3 ± 1.0 (3)    1,000  592,130      0
-mini     256  128  8                    1,000  592,130      0
-mini    1024    8  8  82.0 ± 1.0 (3)    1,000  592,130      0
-mini    1024  128  8                    1,000  592,130      0
+                      STS-B                 adapter     head
+method  rank    a  b  Pearson                params   params
+────────────────────────────────────────────────────────────
+head                  80.0 ± 0.0; 80.0 (3)    1,000  592,130
+mini       4    8  8  81.0 ± 1.0; 81.0 (3)    1,000  592,130
+mini       4  128  8                          1,000  592,130
+mini      16    8  8  81.0 ± 1.0; 81.0 (3)    1,000  592,130
+mini      16  128  8                          1,000  592,130
+mini      64    8  8  81.1 ± 1.0; 81.1 (3)    1,000  592,130
+mini      64  128  8                          1,000  592,130
+mini     256    8  8  81.3 ± 1.0; 81.3 (3)    1,000  592,130
+mini     256  128  8                          1,000  592,130
+mini    1024    8  8  82.0 ± 1.0; 82.0 (3)    1,000  592,130
+mini    1024  128  8                          1,000  592,130
+
+                      adapter  seconds     without
+method  rank    a  b    bytes   a cell       score
+──────────────────────────────────────────────────
+head                    4,000        —           0
+mini       4    8  8    4,000        —           0
+mini       4  128  8    4,000        —           0
+mini      16    8  8    4,000        —  1 diverged
+mini      16  128  8    4,000        —           0
+mini      64    8  8    4,000        —           0
+mini      64  128  8    4,000        —           0
+mini     256    8  8    4,000        —           0
+mini     256  128  8    4,000        —           0
+mini    1024    8  8    4,000        —           0
+mini    1024  128  8    4,000        —           0
 
 SST-2 (accuracy) by rank: mini; tiny, attention
-      a  b  r=4             r=16
-─────────────────────────────────────────────
-      8  8  91.0 ± 1.0 (3)  91.0 ± 1.4 (2/3)†
-    128  8  90.0 ± 1.0 (3)  90.0 ± 1.0 (3)
+      a  b  r=4                   r=16
+─────────────────────────────────────────────────────────
+      8  8  91.0 ± 1.0; 91.0 (3)  91.0 ± 1.4; 91.0 (2/3)†
+    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
 
-average     90.5 ± 1.0 (3)  90.5 ± 1.4 (2/3)†
+average     90.5 ± 1.0; 90.5 (3)  90.5 ± 1.4; 90.5 (2/3)†
 
-      a  b  r=64            r=256           r=1024
-──────────────────────────────────────────────────────────
-      8  8  91.1 ± 1.0 (3)  91.3 ± 1.0 (3)  92.0 ± 1.0 (3)
-    128  8  90.0 ± 1.0 (3)  90.0 ± 1.0 (3)  90.0 ± 1.0 (3)
+      a  b  r=64                  r=256                 r=1024
+────────────────────────────────────────────────────────────────────────────
+      8  8  91.1 ± 1.0; 91.1 (3)  91.3 ± 1.0; 91.3 (3)  92.0 ± 1.0; 92.0 (3)
+    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
 
-average     90.5 ± 1.0 (3)  90.6 ± 1.0 (3)  91.0 ± 1.0 (3)
+average     90.5 ± 1.0; 90.5 (3)  90.6 ± 1.0; 90.6 (3)  91.0 ± 1.0; 91.0 (3)
 
 Cells without a score
 id            task  method  rank  a  b  seed     lr
@@ -74,28 +92,50 @@ id            status    reason
 
 AT_120 = """
 Methods: tiny, attention
-                      CoLA            SST-2              STS-B           adapter     head     no
-method  rank    a  b  Matthews        accuracy           Pearson          params   params  score
-────────────────────────────────────────────────────────────────────────────────────────────────
-head                                                     80.0 ± 0.0 (3)    1,000  592,130      0
-mini       4    8  8  51.0 ± 1.0 (3)  91.0 ± 1.0 (3)     81.0 ± 1.0 (3)    1,000  592,130      0
-mini       4  128  8                  90.0 ± 1.0 (3)                       1,000  592,130      0
-mini      16    8  8  51.0 ± 1.0 (3)  91.0 ± 1.4 (2/3)†  81.0 ± 1.0 (3)    1,000  592,130      1
-mini      16  128  8                  90.0 ± 1.0 (3)                       1,000  592,130      0
-mini      64    8  8  51.1 ± 1.0 (3)  91.1 ± 1.0 (3)     81.1 ± 1.0 (3)    1,000  592,130      0
-mini      64  128  8                  90.0 ± 1.0 (3)                       1,000  592,130      0
-mini     256    8  8  51.3 ± 1.0 (3)  91.3 ± 1.0 (3)     81.3 ± 1.0 (3)    1,000  592,130      0
-mini     256  128  8                  90.0 ± 1.0 (3)                       1,000  592,130      0
-mini    1024    8  8  52.0 ± 1.0 (3)  92.0 ± 1.0 (3)     82.0 ± 1.0 (3)    1,000  592,130      0
-mini    1024  128  8                  90.0 ± 1.0 (3)                       1,000  592,130      0
+                      CoLA                  SST-2                    STS-B
+method  rank    a  b  Matthews              accuracy                 Pearson
+─────────────────────────────────────────────────────────────────────────────────────────
+head                                                                 80.0 ± 0.0; 80.0 (3)
+mini       4    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.0; 91.0 (3)     81.0 ± 1.0; 81.0 (3)
+mini       4  128  8                        90.0 ± 1.0; 90.0 (3)
+mini      16    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.4; 91.0 (2/3)†  81.0 ± 1.0; 81.0 (3)
+mini      16  128  8                        90.0 ± 1.0; 90.0 (3)
+mini      64    8  8  51.1 ± 1.0; 51.1 (3)  91.1 ± 1.0; 91.1 (3)     81.1 ± 1.0; 81.1 (3)
+mini      64  128  8                        90.0 ± 1.0; 90.0 (3)
+mini     256    8  8  51.3 ± 1.0; 51.3 (3)  91.3 ± 1.0; 91.3 (3)     81.3 ± 1.0; 81.3 (3)
+mini     256  128  8                        90.0 ± 1.0; 90.0 (3)
+mini    1024    8  8  52.0 ± 1.0; 52.0 (3)  92.0 ± 1.0; 92.0 (3)     82.0 ± 1.0; 82.0 (3)
+mini    1024  128  8                        90.0 ± 1.0; 90.0 (3)
+
+                      adapter     head  adapter  seconds     without
+method  rank    a  b   params   params    bytes   a cell       score
+────────────────────────────────────────────────────────────────────
+head                    1,000  592,130    4,000        —           0
+mini       4    8  8    1,000  592,130    4,000        —           0
+mini       4  128  8    1,000  592,130    4,000        —           0
+mini      16    8  8    1,000  592,130    4,000        —  1 diverged
+mini      16  128  8    1,000  592,130    4,000        —           0
+mini      64    8  8    1,000  592,130    4,000        —           0
+mini      64  128  8    1,000  592,130    4,000        —           0
+mini     256    8  8    1,000  592,130    4,000        —           0
+mini     256  128  8    1,000  592,130    4,000        —           0
+mini    1024    8  8    1,000  592,130    4,000        —           0
+mini    1024  128  8    1,000  592,130    4,000        —           0
 
 SST-2 (accuracy) by rank: mini; tiny, attention
-      a  b  r=4             r=16               r=64            r=256           r=1024
-─────────────────────────────────────────────────────────────────────────────────────────────
-      8  8  91.0 ± 1.0 (3)  91.0 ± 1.4 (2/3)†  91.1 ± 1.0 (3)  91.3 ± 1.0 (3)  92.0 ± 1.0 (3)
-    128  8  90.0 ± 1.0 (3)  90.0 ± 1.0 (3)     90.0 ± 1.0 (3)  90.0 ± 1.0 (3)  90.0 ± 1.0 (3)
+      a  b  r=4                   r=16
+─────────────────────────────────────────────────────────
+      8  8  91.0 ± 1.0; 91.0 (3)  91.0 ± 1.4; 91.0 (2/3)†
+    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
 
-average     90.5 ± 1.0 (3)  90.5 ± 1.4 (2/3)†  90.5 ± 1.0 (3)  90.6 ± 1.0 (3)  91.0 ± 1.0 (3)
+average     90.5 ± 1.0; 90.5 (3)  90.5 ± 1.4; 90.5 (2/3)†
+
+      a  b  r=64                  r=256                 r=1024
+────────────────────────────────────────────────────────────────────────────
+      8  8  91.1 ± 1.0; 91.1 (3)  91.3 ± 1.0; 91.3 (3)  92.0 ± 1.0; 92.0 (3)
+    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
+
+average     90.5 ± 1.0; 90.5 (3)  90.6 ± 1.0; 90.6 (3)  91.0 ± 1.0; 91.0 (3)
 
 Cells without a score
 id            task  method  rank  a  b  seed     lr  status    reason
@@ -122,29 +162,45 @@ def rows() -> Iterator[Record]:
         yield record(0.8, task="stsb", method="head", seed=seed)
 
 
+def tables(records: Iterable[Record]) -> tuple[Table, ...]:
+    return gather(Loaded(tuple(records), ())).tables
+
+
 @pytest.mark.parametrize(("width", "wanted"), [(80, AT_80), (120, AT_120)])
 def test_terminal(width: int, wanted: str) -> None:
     console = Console(file=io.StringIO(), width=width)
-    for table in tables(frame(rows())):
-        if "CoLA (" not in table.title and "STS-B (" not in table.title:
-            print_table(table, console)
+    found = rows_of(rows())
+    (piece,) = pieces(found)
+    shortened = [table for table in rank_tables(piece) if table.title.startswith("SST-2")]
+    for table in (method_table(piece), *shortened, *unfinished(found)):
+        print_table(table, console)
     assert shown(console).strip() == wanted.strip()
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 def test_nothing_is_wider_than_the_terminal_and_nothing_is_cut(width: int) -> None:
-    found = tables(frame(grid(tasks=("cola",))))
+    found = tables(grid(tasks=("cola",)))
     console = Console(file=io.StringIO(), width=width)
     for table in found:
         print_table(table, console)
     text = shown(console)
     assert max(map(cell_len, text.splitlines())) <= width
-    words = {word for table in found for row in table.rows for field in row for word in field.text.split()}
+    words = {word for table in found for row in table.rows[:SHOWN] for field in row for word in field.text.split()}
     assert words <= set(text.split())
 
 
 @pytest.mark.parametrize("width", [1, 10, 30])
 def test_a_terminal_too_narrow_for_one_column_breaks_its_text(width: int) -> None:
     console = Console(file=io.StringIO(), width=width)
-    print_table(tables(frame([record(0.5)]))[0], console)
+    print_table(tables([record(0.5)])[0], console)
     assert max(map(cell_len, shown(console).splitlines())) <= max(width, 10)
+
+
+def test_of_a_long_table_the_first_rows_and_the_average_are_shown() -> None:
+    (piece,) = pieces(rows_of([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
+    console = Console(file=io.StringIO(), width=100)
+    print_table(rank_tables(piece)[0], console)
+    text = shown(console)
+    assert "average" in text
+    assert "… 40 more rows in the files." in text
+    assert len(text.splitlines()) < 75

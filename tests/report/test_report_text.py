@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,16 +16,26 @@ from hypothesis import strategies as st
 from report_factory import record, shown
 from rich.console import Console
 
-from lora_bench.report.frame import frame
-from lora_bench.report.render import csv_table, markdown_table, print_table
-from lora_bench.report.tables import Table, tables
+from lora_bench.report.content import gather
+from lora_bench.report.html import html_table, page
+from lora_bench.report.latex import latex, latex_document
+from lora_bench.report.render import csv_table, json_report, markdown_table, print_table
+from lora_bench.report.tables import Table
 from lora_bench.report.text import ascii_only, clean, markdown, sheet, slug, stems
+from lora_bench.store import Loaded, Record
 
-EVIL = "=1+1 | `x` [bold]b[/bold] [/] <script>alert(1)</script> \x1b[31mred\x1b]0;title\x07\n# head \u202e**x** $y$"
+EVIL = (
+    "=1+1 | `x` [bold]b[/bold] [/] <script>alert(1)</script> \x1b[31mred\x1b]0;title\x07\n# head \u202e**x** $y$ "
+    "\\input{/etc/passwd} </script> {{data}} &lt; %~^"
+)
 
 
 def evil_tables() -> tuple[Table, ...]:
-    return tables(frame([record(None, status="failed", reason=EVIL, model=EVIL), record(0.5, seed=1, model=EVIL)]))
+    return tables([record(None, status="failed", reason=EVIL, model=EVIL), record(0.5, seed=1, model=EVIL)])
+
+
+def tables(records: list[Record]) -> tuple[Table, ...]:
+    return gather(Loaded(tuple(records), ())).tables
 
 
 @pytest.mark.parametrize(
@@ -105,7 +120,7 @@ def test_csv_reads_back_and_runs_nothing() -> None:
 
 
 def test_negative_numbers_in_csv_stay_numbers() -> None:
-    rows = csv.DictReader(io.StringIO(csv_table(tables(frame([record(-0.25)]))[0])))
+    rows = csv.DictReader(io.StringIO(csv_table(tables([record(-0.25)])[0])))
     assert next(rows)["mean"] == "-0.25"
 
 
@@ -123,7 +138,64 @@ def test_terminal_shows_markup_as_text(terminal: bool) -> None:
 
 def test_ascii_terminal() -> None:
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=100)
-    print_table(tables(frame([record(0.5), record(0.6, seed=1)]))[0], console)
+    print_table(tables([record(0.5), record(0.6, seed=1)])[0], console)
     console.file.flush()
-    assert b"55.0 +/- 7.1 (2)*" in console.file.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"55.0 +/- 7.1; 55.0 (2)*" in console.file.buffer.getvalue()  # type: ignore[attr-defined]
     assert ascii_only("中 ± —") == "? +/- --"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("\\input{x}", r"\textbackslash{}input\{x\}"),
+        ("a_b & 50% #1 $x$ ~ ^", r"a\_b \& 50\% \#1 \$x\$ \textasciitilde{} \textasciicircum{}"),
+        ("91.0 ± 1.0", r"91.0 \ensuremath{\pm} 1.0"),
+        ("naïve 中", "naive ?"),
+        ("a\x1b[31mb", "ab"),
+    ],
+)
+def test_latex(text: str, wanted: str) -> None:
+    assert latex(text) == wanted
+
+
+@given(st.text())
+def test_latex_leaves_nothing_that_tex_acts_on(text: str) -> None:
+    bare = re.sub(r"\\(text[a-z]+|ensuremath|pm|times|le|ge|dag|dots|[{}$&#%_])", "", latex(text))
+    assert not set("\\$&#%_^~") & set(bare)
+    latex(text).encode("ascii")
+
+
+def test_the_page_shows_names_as_text() -> None:
+    failed = record(None, status="failed", reason=EVIL, model=EVIL, task=EVIL, method=EVIL, rank=4)
+    written = page(gather(Loaded((failed, record(0.5, seed=1, model=EVIL, method=EVIL, rank=4)), ())))
+    before, _, rest = written.partition('<script type="application/json" id="data">')
+    data, _, after = rest.partition("</script>")
+    assert "<" not in data
+    assert json.loads(data)["settings"]
+    for part in (before, after):
+        assert "<script>alert" not in part
+        assert "\x1b" not in part
+    assert "{{data}}" in before  # the name's own text, left alone
+    assert before.count("<script") == 0
+
+
+def test_html_tables_escape() -> None:
+    for table in evil_tables():
+        assert "<script" not in html_table(table)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html_table(evil_tables()[-1])
+
+
+def test_json_reads_back_as_it_was() -> None:
+    content = json.loads(json_report({"summary": EVIL}, evil_tables()))
+    assert content["summary"] == EVIL
+    assert {row["model"] for table in content["tables"] for row in table["rows"]} == {EVIL}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no TeX here")
+def test_tex_compiles_and_reads_no_file(tmp_path: Path) -> None:
+    (tmp_path / "report.tex").write_text(latex_document(EVIL, [EVIL], evil_tables()), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-recorder", "report.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "report.pdf").stat().st_size > 5000
+    assert "/etc/passwd" not in (tmp_path / "report.fls").read_text()

@@ -1,0 +1,185 @@
+"""What all figures share: style, looks of the methods, small multiples with one legend, and bytes that never change.
+
+Colours are Okabe and Ito's; markers and line styles differ too, so that print without colour reads.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lora_bench.report.text import clean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Item = TypeVar("Item")
+PANELS = 4
+DPI = 150
+WIDTH, HEIGHT, LINE = 4.2, 3.0, 0.2
+LONGEST = 30
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "lora-bench",
+    "pdf.fonttype": 42,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "figure.titlesize": 10,
+}
+_METADATA: Mapping[str, Mapping[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+_COLOURS: tuple[tuple[str, str, Any], ...] = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#CC79A7", "D", ":"),
+    ("#56B4E9", "v", (0, (5, 1, 1, 1, 1, 1))),
+    ("#E69F00", "P", (0, (8, 2))),
+)
+_FIRST = ("mini", "lora", "xs", "cora", "cora-init")
+_LEVELS: Mapping[str, tuple[str, str, Any]] = {
+    "head": ("#000000", "x", (0, (4, 3))),
+    "full": ("#666666", "*", (0, (1, 1.5))),
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, the same in every figure of a piece."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """A look for each method, in the order of the legend."""
+    ranked = sorted(labels, key=lambda each: (each in _LEVELS, _FIRST.index(each) if each in _FIRST else 9, each))
+    plain = [label for label in ranked if label not in _LEVELS]
+    found = {label: Look(*_COLOURS[at % len(_COLOURS)]) for at, label in enumerate(plain)}
+    return found | {label: Look(*_LEVELS[label]) for label in ranked if label in _LEVELS}
+
+
+def compose(
+    heading: Sequence[str],
+    items: Sequence[Item],
+    paint: Callable[[Axes, Item], Mapping[str, Any]],
+    order: Iterable[str],
+) -> Figure:
+    """Up to four panels, two abreast, under a heading and over one legend.
+
+    `paint` draws an item and returns what stands for each label; `order` is that of the legend.
+    """
+    across = 1 if len(items) == 1 else 2
+    down = -(-len(items) // across)
+    text = wrapped(heading, WIDTH * across)
+    with styled():
+        figure, axes = canvas((WIDTH * across, HEIGHT * down), (down, across))
+        handles: dict[str, Any] = {}
+        for item, ax in zip(items, axes, strict=False):
+            handles |= paint(ax, item)
+        for ax in axes[len(items) :]:
+            ax.set_axis_off()
+        figure.suptitle(text)
+        names = [label for label in order if label in handles]
+        labels = [short(label) for label in names]
+        columns = _legend_columns(labels, WIDTH * across)
+        extra = LINE * (len(text.splitlines()) - (-len(labels) // columns)) + 0.2
+        figure.set_size_inches(WIDTH * across, HEIGHT * down + extra)
+        shown = [handles[name] for name in names]
+        figure.legend(shown, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
+    return figure
+
+
+def canvas(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figure, list[Axes]]:
+    """A figure of that size in inches with rows and columns of axes; needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(*shape, squeeze=False).flat)
+
+
+def encode(figure: Figure) -> dict[str, bytes]:
+    """The figure's bytes as `png` (150 dots an inch), `svg` and `pdf`, the same for the same figure on every day."""
+    found = {}
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not once a format
+        for kind, metadata in _METADATA.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict(metadata))
+            found[kind] = buffer.getvalue()
+    return found
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The report's style, whatever the user's settings; they are as before afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def wrapped(lines: Sequence[str], width: float) -> str:
+    """The lines for a title `width` inches wide."""
+    return "\n".join(part for line in lines for part in textwrap.wrap(clean(line), int(12 * width)))
+
+
+def short(text: str) -> str:
+    """A name as a figure shows it."""
+    shown = clean(text).lstrip("_") or "unnamed"
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def in_pages(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """The panels, four to a page."""
+    return [items[start : start + PANELS] for start in range(0, len(items), PANELS)]
+
+
+def band(ax: Axes, look: Look, points: Sequence[tuple[float, float, float]]) -> Any:
+    """A line through (x, mean, std), the band one std wide on both sides; means and stds are x1, drawn x100."""
+    across = [x for x, _, _ in points]
+    means = [100 * mean for _, mean, _ in points]
+    low, high = ([100 * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1))
+    ax.fill_between(across, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    (line,) = ax.plot(
+        across, means, color=look.colour, marker=look.marker, linestyle=look.dashes, markersize=5, linewidth=1.5
+    )  # fmt: skip
+    return line
+
+
+def level(ax: Axes, look: Look, value: float) -> Any:
+    """A horizontal line at that score."""
+    return ax.axhline(100 * value, color=look.colour, linestyle=look.dashes, linewidth=1.3, zorder=1)
+
+
+def label_axes(ax: Axes, title: str, across: str) -> None:
+    """Title and names of the axes, and a quiet grid."""
+    ax.set_title(short(title))
+    ax.set_xlabel(across)
+    ax.set_ylabel("score ×100")
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """As many as fit `width` inches, reckoning with the longest label."""
+    column = 0.8 + 0.085 * max(map(len, labels), default=1)
+    return max(1, min(len(labels), int(width / column)))

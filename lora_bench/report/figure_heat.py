@@ -1,0 +1,76 @@
+"""Heat maps of (a, b): a row a task, a column a rank, one scale of colour a task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lora_bench.report.captions import column_title
+from lora_bench.report.drawing import canvas, in_pages, short, styled, wrapped
+from lora_bench.report.rows import order
+from lora_bench.report.slots import Column, Piece, Slot, by_rank, has_pairs, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIDE, _NUMBERED = 2.1, 8
+Maps = tuple[Column, dict[int, list[Slot]]]
+
+
+def heat_maps(piece: Piece) -> dict[str, list[Maps]]:
+    """Of each method with more than one (a, b): its slots by rank, for each task that has a score."""
+    found: dict[str, list[Maps]] = {}
+    for column, slots in piece.columns.items():
+        for label, ranks in by_rank(slots).items():
+            pairs = {slot.pair for each in ranks.values() for slot in each}
+            if has_pairs(ranks) and len(pairs) > 1 and any(slot.scores for each in ranks.values() for slot in each):
+                found.setdefault(label, []).append((column, ranks))
+    return found
+
+
+def heat_figures(piece: Piece, label: str, maps: Sequence[Maps]) -> list[Figure]:
+    """A figure a page of four tasks."""
+    heading = [piece.title, f"{label}: mean over seeds ×100, by a and b; one scale of colour a task; – no score"]
+    return [_draw(heading, page) for page in in_pages(maps)]
+
+
+def _draw(heading: Sequence[str], page: Sequence[Maps]) -> Figure:
+    ranks = sorted({rank for _, found in page for rank in found})
+    width, height = max(_SIDE * len(ranks), 4.2), _SIDE * len(page)
+    text = wrapped(heading, width)
+    with styled():
+        figure, axes = canvas((width, height + 0.2 * len(text.splitlines()) + 0.2), (len(page), len(ranks)))
+        for at, (column, found) in enumerate(page):
+            _row(axes[at * len(ranks) : (at + 1) * len(ranks)], column, found, ranks)
+        figure.suptitle(text)
+    return figure
+
+
+def _row(axes: Sequence[Axes], column: Column, found: dict[int, list[Slot]], ranks: Sequence[int]) -> None:
+    slots = [slot for each in found.values() for slot in each]
+    sides = [sorted({slot.pair[side] for slot in slots}, key=lambda value: order((value,))) for side in (0, 1)]
+    means = [slot.entry.mean for slot in slots if slot.entry.mean is not None]
+    for rank, ax in zip(ranks, axes, strict=True):
+        at = {slot.pair: slot.entry.mean for slot in found.get(rank, ())}
+        values = [[at.get((a, b)) for b in sides[1]] for a in sides[0]]
+        _map(ax, values, (min(means), max(means)))
+        ax.set_xticks(range(len(sides[1])), [str(b) for b in sides[1]])
+        ax.set_yticks(range(len(sides[0])), [str(a) for a in sides[0]])
+        ax.set_title(f"r={rank}", fontsize=9)
+        ax.set_xlabel("b")
+    axes[0].set_ylabel(f"{short(column_title(column))}\na")
+
+
+def _map(ax: Axes, values: Sequence[Sequence[float | None]], ends: tuple[float, float]) -> None:
+    shown = [[math.nan if value is None else value for value in line] for line in values]
+    low, high = ends if ends[1] > ends[0] else (ends[0] - 0.005, ends[0] + 0.005)
+    ax.imshow(shown, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
+    if max(len(values), len(values[0])) > _NUMBERED:
+        return
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            dark = value is not None and value < (low + high) / 2
+            text = "–" if value is None else percent(value)
+            ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
