@@ -22,8 +22,8 @@ COMMANDS = {
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",
         "--batch-size", "--seconds", "--device", "--out", "--name",
-    },  # fmt: skip
-}
+    },
+}  # fmt: skip
 COLUMNS = (
     "id,model,task,method,rank,a,b,targets,seed,lr,alpha,epochs,batch_size,max_length,status,adapter_params,"
     "head_params,adapter_bytes,metric,best,best_epoch,last,seconds,tokens_per_second"

@@ -47,7 +47,9 @@ class Wish:
 class Choice:
     """What is measured. `seconds`: the timed seconds of one measurement, all repeats together.
 
-    `crowds`: the numbers of peer processes at once. `precision` None: bf16 on CUDA, else float32.
+    `crowds`: the numbers of peer processes at once. `precision` None: bf16 on CUDA, else float32. `threads`: of each
+    side on a processor, None for torch's own choice. Quick takes one: the sample is too small to share out, and two
+    threads that wait for each other on a busy machine measure the machine.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Choice:
     batch_size: int
     seconds: float
     device: str
+    threads: int | None = None
     max_length: int = MAX_LENGTH
 
 
@@ -87,7 +90,7 @@ def choose(wish: Wish) -> Choice:
         peers=_peers(wish.peers), crowds=CROWDS[:1] if wish.quick else CROWDS,
         precision=_known("precision", [wish.precision], PRECISIONS)[0] if wish.precision else None,
         batch_size=wish.batch_size, seconds=wish.seconds or (QUICK_SECONDS if wish.quick else SECONDS),
-        device=wish.device,
+        device=wish.device, threads=1 if wish.quick else None,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lora_bench.bench.clock import REPEATS, Measured, Window
 from lora_bench.bench.peers import Peer
@@ -62,7 +63,7 @@ def run(peer: Peer, count: int, workers: int = 0) -> Measured:
 def _start(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
     """One worker, with its share of the processor's threads."""
     root = str(Path(__file__).parents[2])
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     with (folder / f"{number}.log").open("wb") as log:

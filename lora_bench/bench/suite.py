@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -192,7 +193,18 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:500]
 
 
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Torch on so many threads of the processor, for both sides; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(choice: Choice, say: Callable[[str], None], keep: Callable[[Report], object]) -> Report:
     """Measure what was chosen, with a scratch folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch, on_threads(choice.threads):
         return Suite(choice, Path(scratch), say, keep).run()

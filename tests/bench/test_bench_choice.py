@@ -18,6 +18,7 @@ def test_quick_is_small_and_needs_no_network() -> None:
     chosen = choose(Wish(quick=True))
     assert (chosen.model, chosen.data, chosen.tasks, chosen.packs) == ("sample", "sample", ("sst2",), ("1", "8"))
     assert (chosen.mixes, chosen.peers, chosen.crowds) == (("lora", "mixed"), ("trainer", "loop", "processes"), (2,))
+    assert (chosen.threads, choose(Wish()).threads) == (1, None)
 
 
 def test_by_default_all_that_was_promised() -> None:

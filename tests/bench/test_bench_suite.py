@@ -154,6 +154,14 @@ def test_what_is_there_is_kept_after_each_row(under: Under) -> None:
     assert [len(report.rows) for report in under.kept] == [1, 2, 3]
 
 
+def test_threads_are_set_and_given_back() -> None:
+    before = torch.get_num_threads()
+    for count, inside in ((before + 1, before + 1), (None, before)):
+        with suite.on_threads(count):
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == before
+
+
 def test_auto_is_a_number_measured_once(under: Under) -> None:
     made = under.run(peers="none", pack=["1", "8", "auto"])
     assert [(row.k, row.auto) for row in made.rows] == [(1, False), (8, True)]
