@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,7 @@ def page_data(content: Content) -> dict[str, Any]:
     keys = (*SCOPE, "metric", "targets", *SETTINGS, "init")
     varying = tuple(name for name in keys if name != "metric" and _varies(content.rows, name))
     columns = (*_ALWAYS, *varying)
-    groups = split_by(
-        content.rows, lambda row: tuple(row[name] for name in ("task", "method", "rank", "a", "b", *keys))
-    )
+    groups = split_by(content.rows, (*_ALWAYS, *keys))
     at = {cell["id"]: number for number, (_, cells) in enumerate(groups) for cell in cells}
     return {
         "columns": [*columns, *_NUMBERS, "lost"],
@@ -43,11 +42,12 @@ def page_data(content: Content) -> dict[str, Any]:
 
 def _varies(rows: Sequence[Row], name: str) -> bool:
     """Whether a setting has two values within a task; none, and the default start, are no values."""
-    found: dict[str, set[object]] = {}
-    for row in rows:
-        if row[name] is not None and row[name] != "default":
-            found.setdefault(row["task"], set()).add(row[name])
-    return any(len(values) > 1 for values in found.values()) or (name == "init" and any(found.values()))
+    if len({row[name] for row in rows} - {None, "default"}) < (1 if name == "init" else 2):
+        return False
+    found = Counter(
+        task for task, value in {(row["task"], row[name]) for row in rows} if value not in (None, "default")
+    )
+    return name == "init" or max(found.values()) > 1
 
 
 def shared_settings(rows: Sequence[Row]) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _front(piece: Piece, column: Column, kind: str) -> list[list[float]]:
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+    return None if value is None else round(value, 6)
 
 
 def _known(value: object) -> object:

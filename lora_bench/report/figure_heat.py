@@ -44,6 +44,8 @@ def _draw(heading: Sequence[str], page: Sequence[Maps]) -> Figure:
         figure, axes = canvas((width, height + 0.2 * len(text.splitlines()) + 0.2), (len(page), len(ranks)))
         for at, (column, found) in enumerate(page):
             _row(axes[at * len(ranks) : (at + 1) * len(ranks)], column, found, ranks)
+        for ax in axes[-len(ranks) :]:
+            ax.set_xlabel("b")
         figure.suptitle(text)
     return figure
 
@@ -57,9 +59,8 @@ def _row(axes: Sequence[Axes], column: Column, found: dict[int, list[Slot]], ran
         values = [[at.get((a, b)) for b in sides[1]] for a in sides[0]]
         _map(ax, values, (min(means), max(means)))
         ax.set_xticks(range(len(sides[1])), [str(b) for b in sides[1]])
-        ax.set_yticks(range(len(sides[0])), [str(a) for a in sides[0]])
+        ax.set_yticks(range(len(sides[0])), [str(a) for a in sides[0]] if ax is axes[0] else [""] * len(sides[0]))
         ax.set_title(f"r={rank}", fontsize=9)
-        ax.set_xlabel("b")
     axes[0].set_ylabel(f"{short(column_title(column))}\na")
 
 

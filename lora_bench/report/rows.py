@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from lora_bench.cell import Cell
@@ -15,6 +16,7 @@ Key = tuple[Any, ...]
 
 SCOPE = ("model", "data", "split", "select", "start")
 SLOT = ("method", "init", "rank", "a", "b")
+SHOWN_SLOT = ("method", "start_shown", "rank", "a", "b")  # the default start is shown as none
 SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *SLOT, "task", "targets", "seed"}))
 COUNTS = ("adapter_params", "head_params", "adapter_bytes")
 
@@ -35,9 +37,10 @@ def order(key: Iterable[Any]) -> tuple[tuple[bool, Any], ...]:
     return tuple((value is not None, 0 if value is None else value) for value in key)
 
 
-def split_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> list[tuple[Key, list[Row]]]:
-    """The rows by key, in the order of the keys."""
+def split_by(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[Key, list[Row]]]:
+    """The rows by these values (two at least), in the order of the values."""
     parts: dict[Key, list[Row]] = {}
+    key = itemgetter(*names)
     for row in rows:
         parts.setdefault(key(row), []).append(row)
     return sorted(parts.items(), key=lambda item: order(item[0]))
@@ -54,7 +57,8 @@ def _row(record: Record) -> dict[str, Any]:
     counts, protocol, timing = record.counts, record.protocol, record.timing
     scored = record.status == "done" and record.score is not None and math.isfinite(record.score)
     return vars(record.cell) | {
-        "id": record.id, "record": record, "status": record.status, "reason": record.reason, "metric": record.metric,
+        "id": record.id, "record": record, "start_shown": None if record.cell.init == "default" else record.cell.init,
+        "status": record.status, "reason": record.reason, "metric": record.metric,
         "split": _split(record), "start": protocol.start, "notes": "; ".join(protocol.notes) or None,
         "score": record.score if scored else None, "best": record.best if scored else None,
         "last": record.last if scored else None, "held_out": _held_out(record) if scored else None,

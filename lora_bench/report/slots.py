@@ -6,13 +6,14 @@ What must not be compared at all (another model, other data, another way to choo
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lora_bench.report.rows import SCOPE, SETTINGS, SLOT, Key, Row, split_by
+from lora_bench.report.rows import SCOPE, SETTINGS, SHOWN_SLOT, Key, Row, split_by
 from lora_bench.tasks import TASKS
 
 FEW = 3
@@ -150,8 +151,11 @@ def plain_score(value: float) -> float:
 def entry(scores: Sequence[float], total: int) -> Entry:
     """The numbers of these scores, whatever their order."""
     n = len(scores)
-    mean = statistics.fmean(scores) if n else None
-    return Entry(mean, statistics.stdev(scores) if n > 1 else None, statistics.median(scores) if n else None, n, total)
+    if not n:
+        return Entry(None, None, None, 0, total)
+    mean = statistics.fmean(scores)
+    std = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (n - 1)) if n > 1 else None
+    return Entry(mean, std, statistics.median(scores), n, total)
 
 
 def average(slots: Sequence[Slot]) -> Entry:
@@ -196,7 +200,7 @@ def slot_of(
 
 def pieces(rows: Sequence[Row]) -> tuple[Piece, ...]:
     """The rows by scope and target set, in order of names."""
-    scopes = split_by(rows, lambda row: tuple(row[name] for name in SCOPE))
+    scopes = split_by(rows, SCOPE)
     told = [at for at in range(1, len(SCOPE)) if len({scope[at] for scope, _ in scopes}) > 1]
     found = []
     for scope, inside in scopes:
@@ -210,19 +214,15 @@ def pieces(rows: Sequence[Row]) -> tuple[Piece, ...]:
 
 
 def _columns(rows: Sequence[Row]) -> dict[Column, tuple[Slot, ...]]:
-    parts = split_by(rows, lambda row: (row["task"], row["metric"]))
+    parts = split_by(rows, ("task", "metric"))
     known = list(TASKS)
     parts.sort(key=lambda item: known.index(item[0][0]) if item[0][0] in known else len(known))
     return {Column(*name): tuple(_slots(part)) for name, part in parts}
 
 
 def _slots(rows: Sequence[Row]) -> Iterable[Slot]:
-    for key, part in split_by(rows, _slot_key):
-        yield _slot(key, [cells for _, cells in split_by(part, lambda row: tuple(row[name] for name in SETTINGS))])
-
-
-def _slot_key(row: Row) -> Key:
-    return tuple(None if name == "init" and row[name] == "default" else row[name] for name in SLOT)
+    for key, part in split_by(rows, SHOWN_SLOT):
+        yield _slot(key, [cells for _, cells in split_by(part, SETTINGS)])
 
 
 def _slot(key: Key, settings: list[list[Row]]) -> Slot:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
@@ -14,6 +15,7 @@ _ASCII = str.maketrans({"±": "+/-", "×": "x", "—": "--", "†": "*", "≥": 
 _LONGEST_SLUG = 80
 
 
+@lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     """`text` on one line: escape sequences, control, direction-changing and unencodable characters dropped."""
     spaced = re.sub(r"\s+", " ", _ANSI.sub("", text))
