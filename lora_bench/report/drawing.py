@@ -118,7 +118,8 @@ def encode(figure: Figure) -> dict[str, bytes]:
     found = {}
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.draw_without_rendering()
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
         figure.set_layout_engine("none")  # laid out once, not once a format
         for kind, metadata in _METADATA.items():
             buffer = io.BytesIO()

@@ -14,6 +14,7 @@ from lora_bench.report.slots import Column, Piece, Slot, by_rank, has_pairs, per
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _SIDE, _NUMBERED = 2.1, 8
 Maps = tuple[Column, dict[int, list[Slot]]]
@@ -57,21 +58,31 @@ def _row(axes: Sequence[Axes], column: Column, found: dict[int, list[Slot]], ran
     for rank, ax in zip(ranks, axes, strict=True):
         at = {slot.pair: slot.entry.mean for slot in found.get(rank, ())}
         values = [[at.get((a, b)) for b in sides[1]] for a in sides[0]]
-        _map(ax, values, (min(means), max(means)))
-        ax.set_xticks(range(len(sides[1])), [str(b) for b in sides[1]])
-        ax.set_yticks(range(len(sides[0])), [str(a) for a in sides[0]] if ax is axes[0] else [""] * len(sides[0]))
+        image = _map(ax, values, (min(means), max(means)))
+        ax.set_xticks(*_ticks(sides[1]))
+        ax.set_yticks(*_ticks(sides[0] if ax is axes[0] else ()))
         ax.set_title(f"r={rank}", fontsize=9)
     axes[0].set_ylabel(f"{short(column_title(column))}\na")
+    if max(map(len, sides)) > _NUMBERED:
+        scale = axes[-1].figure.colorbar(image, ax=axes[-1])
+        scale.ax.yaxis.set_major_formatter(lambda value, _: percent(value))
 
 
-def _map(ax: Axes, values: Sequence[Sequence[float | None]], ends: tuple[float, float]) -> None:
+def _ticks(sizes: Sequence[int | None]) -> tuple[list[int], list[str]]:
+    """Places and labels, at most eight."""
+    step = -(-len(sizes) // _NUMBERED) or 1
+    return [*range(0, len(sizes), step)], [str(size) for size in sizes[::step]]
+
+
+def _map(ax: Axes, values: Sequence[Sequence[float | None]], ends: tuple[float, float]) -> AxesImage:
     shown = [[math.nan if value is None else value for value in line] for line in values]
     low, high = ends if ends[1] > ends[0] else (ends[0] - 0.005, ends[0] + 0.005)
-    ax.imshow(shown, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
+    image = ax.imshow(shown, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
     if max(len(values), len(values[0])) > _NUMBERED:
-        return
+        return image
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             dark = value is not None and value < (low + high) / 2
             text = "–" if value is None else percent(value)
             ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    return image

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lora_bench.report.captions import column_title, task_title
 from lora_bench.report.slots import Column, Piece, Slot, by_rank, entry
 from lora_bench.report.statistics import Interval, holm, over_seeds, paired_over_seeds
-from lora_bench.report.tables import Field, Table, interval_text, p_text, place, plain, signed
+from lora_bench.report.tables import Field, Table, interval_text, p_text, p_words, place, plain, signed
 from lora_bench.report.versus import SAME, SURE, UNTESTED
 
 
@@ -80,7 +80,7 @@ def _sentence(each: Symmetry) -> str:
     mean = 100 * abs(statistics.fmean(each.differences))
     return (
         f"{task_title(each.column.task)}: with {each.label}, a larger {each.verdict} is worth {mean:.1f} more "
-        f"than the other (95% interval of a less b {interval_text(each.interval)}; Holm's p = {p_text(each.holm)})."
+        f"than the other (95% interval of a less b {interval_text(each.interval)}; Holm's p {p_words(each.holm)})."
     )
 
 

@@ -113,6 +113,12 @@ def p_text(value: float | None) -> str:
     return "—" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
+def p_words(value: float | None) -> str:
+    """`= 0.013` or `< 0.001`, after the name of the p-value."""
+    text = p_text(value)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+
+
 def place(piece: Piece, column: Column) -> dict[str, object]:
     """Which piece, task and metric a row of data is of."""
     scope: dict[str, object] = {name: piece.scope[name] for name in SCOPE}

@@ -10,7 +10,7 @@ from lora_bench.report.captions import column_title, task_title
 from lora_bench.report.intervals import Examples, compare_examples
 from lora_bench.report.slots import Column, Piece, Slot
 from lora_bench.report.statistics import Interval, holm, over_seeds, paired_over_seeds, with_examples
-from lora_bench.report.tables import Field, Table, interval_text, p_text, place, plain, signed, which
+from lora_bench.report.tables import Field, Table, interval_text, p_text, p_words, place, plain, signed, which
 
 REFERENCE = "lora"
 SURE = 0.05
@@ -153,7 +153,7 @@ def _sentence(each: Comparison) -> str:
     ends = "" if each.interval is None else f", 95% interval {interval_text(each.interval)}"
     return (
         f"{task_title(each.column.task)}: {each.slot.size} is {100 * abs(each.mean):.1f} {each.verdict} "
-        f"{each.reference.size} (mean of {len(each.differences)} paired seeds{ends}; Holm's p = {p_text(each.holm)})."
+        f"{each.reference.size} (mean of {len(each.differences)} paired seeds{ends}; Holm's p {p_words(each.holm)})."
     )
 
 

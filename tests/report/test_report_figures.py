@@ -215,6 +215,15 @@ def test_heat_map_is_a_by_b_with_gaps() -> None:
     assert figure_heat.heat_maps(piece([record(0.5)])) == {}
 
 
+def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
+    records = [record(0.5 + a / 1000, a=a) for a in range(1, 13)]
+    (drawn,) = figure_heat.heat_figures(piece(records), "mini", figure_heat.heat_maps(piece(records))["mini"])
+    assert len(drawn.axes) == 2
+    assert len(drawn.axes[0].texts) == 0
+    drawn.draw_without_rendering()
+    assert "50.5" in [label.get_text() for label in drawn.axes[1].get_yticklabels()]
+
+
 def test_learning_curve_is_the_mean_of_the_seeds_that_ended() -> None:
     seeds = [record(0.9, seed=seed, curve=epochs_of(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
     lost = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))

@@ -131,7 +131,7 @@
       if (free && costs.length) traces.push(level(each, look, ends));
       else traces.push(dots(each, look, x, { size: 8, opacity: 0.8 }));
     }
-    draw("pareto", traces, layout($("cost").selectedOptions[0].textContent, { type: "log", exponentformat: "SI", dtick: ends[1] < 300 * ends[0] ? "D2" : 1 }));
+    draw("pareto", traces, layout($("cost").selectedOptions[0].textContent, { type: "log", tickformat: "~s", dtick: ends[1] < 300 * ends[0] ? "D2" : 1 }));
   }
 
   function drawCurves() {
