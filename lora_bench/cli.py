@@ -22,7 +22,6 @@ app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-AUTO_PACK = {"cpu": 16, "cuda": 64}
 
 
 def _console(stderr: bool = False) -> Console:
@@ -101,12 +100,12 @@ def run(
 
     console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
-    selection.limit(1)
-    from lora_bench import progress, runner
+    limit = selection.limit()
+    from lora_bench import environment, progress, runner
 
     device = runner.choose_device(device)
-    limit = selection.limit(AUTO_PACK[device.partition(":")[0]])
-    plan = plans.make(grid, selection.folder(), limit, selection.statuses())
+    name = environment.device_name(device)
+    plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, _calibration())
     console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
     _warn_broken(plan.broken)
     options = runner.Options(selection.folder(), device, offline, save, _cache(), debug)
@@ -125,14 +124,19 @@ def run(
 @app.command()
 @reported
 @selecting
-def plan(selection: Selection) -> None:
-    """Show what would run and what is there already; nothing is trained."""
+def plan(
+    selection: Selection,
+    device: Annotated[str, typer.Option(help="The device's name as `doctor` says it, or cpu.")] = "auto",
+) -> None:
+    """Show what would run, what it will cost, and what is there already; nothing is trained."""
+    from lora_bench import environment, summaries
     from lora_bench import plan as plans
-    from lora_bench import summaries
 
-    made = plans.make(selection.grid(), selection.folder(), selection.limit(AUTO_PACK["cuda"]), selection.statuses())
+    name = environment.local_device() if device == "auto" else device
+    limit, folder = selection.limit(), selection.folder()
+    made = plans.make(selection.grid(), folder, limit, selection.statuses(), name, _calibration())
     console = _console()
-    console.print(summaries.opening(made, str(selection.folder()), "the device"), soft_wrap=True)
+    console.print(summaries.opening(made, str(folder), name), soft_wrap=True)
     console.print(summaries.planned(made))
     _warn_broken(made.broken)
 
@@ -214,7 +218,7 @@ def bench(
     data_dir: Annotated[Path | None, typer.Option(help="Folder <task>/train.parquet, .jsonl or .tsv.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task, repeatable (default: sst2, cola, mrpc, rte).")] = None,
     targets: Annotated[list[str] | None, typer.Option(help="Repeatable (default: qv, attention+dense).")] = None,
-    mix: Annotated[list[str] | None, typer.Option(help="lora or mixed, repeatable (default: both).")] = None,
+    mix: Annotated[list[str] | None, typer.Option(help="lora, mixed, full; repeatable (default: not full).")] = None,
     pack: Annotated[list[str] | None, typer.Option(help="Cells at once, repeatable (default: 1 to 64, auto).")] = None,
     peers: Annotated[str | None, typer.Option(help="Of trainer,loop,processes; or none (default: all).")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or float32 (default: bf16 on a GPU).")] = None,
@@ -223,6 +227,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where to write <name>.json and <name>.md.")] = Path("results/bench"),
     name: Annotated[str | None, typer.Option(help="(default: bench, or quick).")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Keep what `plan` needs to know this device.")] = False,
 ) -> None:
     """Measure training speed beside Trainer + peft, a bare peft loop and several processes, in one run."""
     from lora_bench.bench import choice as choices
@@ -230,6 +235,7 @@ def bench(
     chosen = choices.choose(choices.Wish(
         quick, model, data_dir, task, targets, mix, pack, peers, precision, batch_size, seconds, device, name,
     ))  # fmt: skip
+    from lora_bench.bench import calibrate as calibration
     from lora_bench.bench import show, suite
 
     log, console = _console(stderr=True), _console()
@@ -238,6 +244,8 @@ def bench(
         lambda report: show.write(report, out, chosen.name),
     )  # fmt: skip
     show.show(made, console)
+    if calibrate:
+        console.print(Text(calibration.keep(made.as_json(), _calibration())))
     console.print(Text(f"{out / chosen.name}.json\n{out / chosen.name}.md"), soft_wrap=True)
     if made.failed:
         raise typer.Exit(SOME_FAILED)
@@ -249,6 +257,11 @@ def _cache() -> Path:
 
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "lora-bench"
+
+
+def _calibration() -> Path:
+    """What `bench --calibrate` measured of this machine's devices."""
+    return _cache() / "devices.json"
 
 
 def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:

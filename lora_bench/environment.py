@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from pathlib import Path
 
 from lora_bench import __version__
 
@@ -24,6 +25,15 @@ def versions_of(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
+
+
+def local_device() -> str:
+    """The name of this machine's first NVIDIA GPU, else `cpu`. Asks no torch."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return "cpu"
 
 
 def device_name(device: str) -> str:

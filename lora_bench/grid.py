@@ -161,14 +161,12 @@ def _points(block: Atom) -> Iterator[dict[str, object]]:
         yield dict(zip(block, values, strict=True))
 
 
-def packs(cells: Iterable[Cell], limit: int) -> list[tuple[Cell, ...]]:
-    """The cells in groups of at most `limit` that share batches; in each, similar ranks stand together.
+def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cell, ...]]:
+    """The cells in groups of at most `limit` that share batches, of even sizes; in each, similar ranks stand together.
 
     A method that trains the backbone shares nothing: its packs are packs of one. Groups come in the cells' order;
     what is in a pack does not depend on that order.
     """
-    if limit < 1:
-        raise BenchError(f"A pack of {limit} cells is none.", "Give --pack a number from 1 up.")
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
         alone = (cell.id,) if methods.get(cell.method).trains_backbone else ()
@@ -176,5 +174,7 @@ def packs(cells: Iterable[Cell], limit: int) -> list[tuple[Cell, ...]]:
     found = []
     for group in groups.values():
         group.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
-        found += [tuple(group[start : start + limit]) for start in range(0, len(group), limit)]
+        count = math.ceil(len(group) / limit(group[0]))
+        cuts = [round(index * len(group) / count) for index in range(count + 1)]
+        found += [tuple(group[start:end]) for start, end in itertools.pairwise(cuts)]
     return found

@@ -104,10 +104,10 @@ class Selection:
         """Where the results lie."""
         return self.results or Path("results") / self.chosen().name
 
-    def limit(self, automatic: int) -> int:
-        """The most cells a pack may have."""
+    def limit(self) -> int | None:
+        """The most cells a pack may have; None: as many as fill the device."""
         if self.pack == "auto":
-            return automatic
+            return None
         if not self.pack.isdecimal() or int(self.pack) < 1:
             raise BenchError(f"--pack '{self.pack}' is no number of cells.", "Use --pack auto or a number from 1.")
         return int(self.pack)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
+from lora_bench.cost import Estimate, coefficients
 from lora_bench.errors import BenchError
 from lora_bench.grid import HUB, SAMPLE, Grid, Sources, packs
 from lora_bench.models import identity
+from lora_bench.sample import DATA
 from lora_bench.store import Record, read_records
 
 if TYPE_CHECKING:
@@ -29,11 +31,20 @@ class Plan:
     reasons: Mapping[str, str]
     known: Mapping[str, Record]
     broken: tuple[tuple[Path, str], ...]
+    estimate: Estimate
 
     @property
     def todo(self) -> tuple[Cell, ...]:
         """The cells that will train, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)
+
+    def seconds(self, pack: Sequence[Cell]) -> float | None:
+        """How long a pack will take, if that can be told."""
+        return self.estimate.seconds(pack, self.grid.model_location(pack[0]))
+
+    def bytes(self, pack: Sequence[Cell]) -> float | None:
+        """How much of a GPU's memory a pack will take at its peak, if that can be told."""
+        return self.estimate.bytes(pack, self.grid.model_location(pack[0]))
 
     @property
     def recorded(self) -> list[Record]:
@@ -54,10 +65,14 @@ def sources() -> Sources:
     return Sources(identity, lambda place, task: source_of(place).identity(tasks.get(task)))
 
 
-def make(grid: Grid, results: Path, limit: int, retry: Iterable[str] = ()) -> Plan:
+def make(
+    grid: Grid, results: Path, limit: int | None, retry: Iterable[str] = (), device: str = "cpu",
+    measured: Path | None = None,
+) -> Plan:  # fmt: skip
     """Compare a grid with what `results` holds.
 
-    `retry`: the statuses (`failed`, `diverged`) whose cells run again.
+    `limit`: the most cells a pack may have, None for as many as fill the device. `retry`: the statuses (`failed`,
+    `diverged`) whose cells run again. `device`: its name, as records have it; `measured`: its own coefficients.
     """
     wanted = frozenset(retry)
     if wanted - set(RETRY):
@@ -66,7 +81,26 @@ def make(grid: Grid, results: Path, limit: int, retry: Iterable[str] = ()) -> Pl
     known = {record.id: record for record in loaded.records}
     reasons = {cell.id: _reason(known.get(cell.id), wanted) for cell in grid.cells}
     todo = [cell for cell in grid.cells if reasons[cell.id]]
-    return Plan(grid, tuple(packs(todo, limit)), reasons, known, loaded.broken)
+    precision = grid.cells[0].precision if grid.cells else "float32"
+    estimate = Estimate(coefficients(device, precision, measured), rows=_sample_rows(grid))
+    estimate = estimate.refined(known.values(), device, grid.models)
+    kind = "cpu" if device.startswith("cpu") else "cuda"
+
+    def fitting(cell: Cell) -> int:
+        return limit or estimate.cells_a_pack(cell, kind)
+
+    return Plan(grid, tuple(packs(todo, fitting)), reasons, known, loaded.broken, estimate)
+
+
+def _sample_rows(grid: Grid) -> dict[tuple[str, str], tuple[int, int]]:
+    """Rows of the bundled data's splits, which are not the official ones."""
+    found = {}
+    for task, data in {(cell.task, cell.data) for cell in grid.cells}:
+        if grid.data[task, data] == SAMPLE:
+            lines = {path.stem: path.read_bytes().count(b"\n") for path in sorted((DATA / task).glob("*.jsonl"))}
+            train = lines.pop("train", 0)
+            found[data, task] = train, sum(lines.values())
+    return found
 
 
 def _reason(record: Record | None, retry: frozenset[str]) -> str:

@@ -22,6 +22,7 @@ from lora_bench.cell import Cell
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint
 from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.memory import SAMPLES, cells_that_fit, forget_peak, free_bytes, peak_bytes
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.trainer import Progress, Split, Trainer, Watch
 from lora_bench.engine.windows import Table
@@ -32,6 +33,7 @@ from lora_bench.record import failure, finished
 from lora_bench.store import DataInfo, Record, Timing, write_csv, write_record
 
 HELD_OUT = 0.1
+SURE = 0.4  # a pack that is foretold to take less than this share of the free memory fits
 
 
 class View(Watch, Protocol):
@@ -97,6 +99,7 @@ class Runner:
         self.plan, self.options, self.view = plan, options, view
         self.device = torch.device(options.device)
         self.records = dict(plan.known)
+        self._kept: set[str] = set()
         self._backbone: tuple[tuple[str, str, bool], Backbone] | None = None
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._tables: tuple[tuple[object, ...], Prepared] | None = None
@@ -110,14 +113,17 @@ class Runner:
             write_csv(self.options.results, self.records.values())
         return [self.records[cell.id] for cell in self.plan.grid.cells if cell.id in self.records]
 
-    def _run_pack(self, cells: tuple[Cell, ...]) -> None:
+    def _run_pack(self, cells: tuple[Cell, ...], halved: int = 0) -> None:
         """Train a pack; halve it and go on if it fails."""
         backbone = self._backbone_of(cells[0])
         prepared = self._tables_of(cells[0], backbone)
-        reason = ""
+        reason, memory = "", False
         try:
-            self._keep(self._train(cells, backbone, prepared))
+            room = self._room(cells, backbone, prepared) if not halved else len(cells)
+            for part in _even(cells, room):
+                self._keep(self._train(part, backbone, prepared, halved))
         except Exception as error:
+            memory = isinstance(error, torch.OutOfMemoryError)
             if self.options.debug or isinstance(error, OSError):
                 raise
             if isinstance(error, BenchError) and error.code == MISSING:
@@ -125,9 +131,25 @@ class Runner:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         if reason:  # outside of the except block, whose traceback keeps the failed pack alive
             torch.cuda.empty_cache()
-            self._after_failure(cells, reason)
+            left = tuple(cell for cell in cells if cell.id not in self._kept)
+            self._after_failure(left, reason, halved + memory)
 
-    def _after_failure(self, cells: tuple[Cell, ...], reason: str) -> None:
+    def _room(self, cells: tuple[Cell, ...], backbone: Backbone, prepared: Prepared) -> int:
+        """How many of the cells a GPU's memory holds; measured where the forecast is unknown or near the limit."""
+        if self.device.type != "cuda" or len(cells) <= SAMPLES[1]:
+            return len(cells)
+        foretold = self.plan.bytes(cells)
+        if foretold is not None and foretold < SURE * free_bytes(self.device):
+            return len(cells)
+        self.view.stage("measuring memory")
+        return cells_that_fit(cells, lambda some: self._trainer(some, backbone, prepared), self.device)
+
+    def _trainer(self, cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
+        task = tasks.get(cells[0].task)
+        pack = Pack(cells, backbone, task.num_outputs)
+        return Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out)
+
+    def _after_failure(self, cells: tuple[Cell, ...], reason: str, halved: int) -> None:
         """Record the failure of a single cell; split several."""
         if len(cells) == 1:
             self._keep([failure(cells[0], reason, self._notes(cells[0]), self._environment)])
@@ -135,13 +157,12 @@ class Runner:
         self.view.warn(f"A pack of {len(cells)} cells failed ({reason[:120]}); going on with two halves.")
         middle = len(cells) // 2
         for half in (cells[:middle], cells[middle:]):
-            self._run_pack(half)
+            self._run_pack(half, halved)
 
-    def _train(self, cells: tuple[Cell, ...], backbone: Backbone, prepared: Prepared) -> list[Record]:
-        task = tasks.get(cells[0].task)
+    def _train(self, cells: tuple[Cell, ...], backbone: Backbone, prepared: Prepared, halved: int) -> list[Record]:
         self.view.stage("building the adapters")
-        pack = Pack(cells, backbone, task.num_outputs)
-        trainer = Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out)
+        forget_peak(self.device)
+        trainer = self._trainer(cells, backbone, prepared)
         self.view.pack(cells, trainer.steps_an_epoch, trainer.epochs)
         start = time.perf_counter()
         ended = trainer.run(self.view)
@@ -149,8 +170,9 @@ class Runner:
         tokens = int(prepared.train.lengths.sum()) * cells[0].epochs
         timing = Timing(
             seconds=elapsed / len(cells), pack_seconds=elapsed, pack_size=len(cells), tokens=tokens,
-            tokens_per_second=tokens * len(cells) / elapsed,
+            tokens_per_second=tokens * len(cells) / elapsed, peak_bytes=peak_bytes(self.device), halved=halved,
         )  # fmt: skip
+        pack = trainer.pack
         return [self._finish(pack, place, progress, prepared.info, timing) for place, progress in enumerate(ended)]
 
     def _finish(self, pack: Pack, place: int, progress: Progress, info: DataInfo, timing: Timing) -> Record:
@@ -164,6 +186,7 @@ class Runner:
         for record in records:
             write_record(self.options.results, record)
             self.records[record.id] = record
+            self._kept.add(record.id)
         write_csv(self.options.results, self.records.values())
         self.view.done(records)
 
@@ -239,6 +262,12 @@ class Runner:
         on_device = [Table(table, self.device, pad) for table in (train, evaluation)]
         kept = None if held is None else Table(held, self.device, pad)
         return Prepared(on_device[0], Split(on_device[1], parts), kept, info)
+
+
+def _even(cells: tuple[Cell, ...], room: int) -> list[tuple[Cell, ...]]:
+    """The cells in as few parts of at most `room` as can be, of even sizes."""
+    count = -(-len(cells) // room)
+    return [cells[index * len(cells) // count : (index + 1) * len(cells) // count] for index in range(count)]
 
 
 def _check_fits(table: data.TokenTable, backbone: Backbone) -> None:

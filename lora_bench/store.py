@@ -45,13 +45,19 @@ class Counts(_Part):
 
 
 class Timing(_Part):
-    """`seconds` is the cell's share of its pack's wall time: pack_seconds / pack_size."""
+    """`seconds` is the cell's share of its pack's wall time: pack_seconds / pack_size.
+
+    `peak_bytes`: the pack's device memory at its peak (a GPU's). `halved`: how often the pack was cut in two because
+    memory ran out.
+    """
 
     seconds: float
     pack_seconds: float
     pack_size: int
     tokens: int
     tokens_per_second: float
+    peak_bytes: int | None = None
+    halved: int = 0
 
 
 class Protocol(_Part):
@@ -100,7 +106,8 @@ COLUMNS = (
     "id", "model", "task", "method", "rank", "a", "b", "targets", "seed", "lr", "alpha", "epochs", "batch_size",
     "max_length", "status", "adapter_params", "head_params", "adapter_bytes", "metric", "best", "best_epoch", "last",
     "seconds", "tokens_per_second", "score", "score_epoch", "select", "init", "head_lr", "weight_decay", "warmup",
-    "clip", "precision", "data", "modules", "pack_size", "pack_seconds", "train_rows", "eval_rows",
+    "clip", "precision", "data", "modules", "pack_size", "pack_seconds", "peak_bytes", "halved", "train_rows",
+    "eval_rows",
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
     "lora_bench", "python", "torch", "transformers", "device", "reason",
 )  # fmt: skip

@@ -34,8 +34,31 @@ def opening(plan: Plan, where: str, device: str) -> Text:
     there = f", {cells - todo} there already" if cells > todo else ""
     return Text(
         f"{plan.grid.name}: {cells} cells{there}; {todo} to train in {len(plan.packs)} packs on {device}\n"
-        f"  tasks {names}; methods {ways}\n  results in {where}"
+        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {where}"
     )
+
+
+def cost(plan: Plan) -> str:
+    """The time of all packs and the memory of the largest, as far as they can be told; empty if nothing can."""
+    times = [plan.seconds(pack) for pack in plan.packs]
+    known = [seconds for seconds in times if seconds is not None]
+    sizes = [size for pack in plan.packs if (size := plan.bytes(pack)) is not None]
+    if not known:
+        return ""
+    missing = f" and {len(times) - len(known)} packs of unknown length" if len(known) < len(times) else ""
+    memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
+    return f"about {duration(sum(known))}{missing}{memory}; "
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, minutes // 1440
+    if hours < 2:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if days < 2 else f"{days} d {hours % 24} h"
 
 
 def closing(records: Sequence[Record]) -> Table:
@@ -76,13 +99,16 @@ def _numbers(members: Sequence[Record]) -> tuple[str, str, str, str]:
 def planned(plan: Plan) -> Table:
     """The packs that would train, and what is there already."""
     table = Table(title="Plan", title_justify="left", caption=_counts(plan), caption_justify="left")
-    for name in ("pack", "task", "seed", "cells", "why", "what"):
-        table.add_column(name, justify="right" if name in ("pack", "seed", "cells") else "left", overflow="fold")
+    for name in ("pack", "task", "seed", "cells", "time", "GiB", "why", "what"):
+        table.add_column(name, justify="left" if name in ("task", "why", "what") else "right", overflow="fold")
     for number, pack in enumerate(plan.packs[:ROWS], 1):
         what = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
         why = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
         title = tasks.get(pack[0].task).title
-        table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), why, what)
+        seconds, size = plan.seconds(pack), plan.bytes(pack)
+        time = "–" if seconds is None else duration(seconds)
+        memory = "–" if size is None else f"{size / 2**30:.1f}"
+        table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), time, memory, why, what)
     return table
 
 

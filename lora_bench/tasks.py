@@ -37,7 +37,8 @@ class Task:
     """One GLUE task. Labels are in the Hub's order (label 0 first); no labels means regression on [0, 5].
 
     `metrics`: the first is the main one. `accuracy_matched` is `accuracy` over the split `validation_matched` alone.
-    `eval_splits`: (official split, rows) pairs; there is more than one for MNLI only.
+    `eval_splits`: (official split, rows) pairs; there is more than one for MNLI only. `mean_tokens`: tokens of
+    RoBERTa's tokenizer a training sequence cut at 128, where they were counted (costs are foretold from them).
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     train_rows: int
     eval_splits: tuple[tuple[str, int], ...]
     tsv: Tsv
+    mean_tokens: float | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -93,6 +95,7 @@ _RECORDS = (
         train_rows=8551,
         eval_splits=_validation(1043),
         tsv=Tsv(folder="CoLA", columns=("sentence",), names=("source", "label", "mark", "sentence")),
+        mean_tokens=11.4,
     ),
     Task(
         name="sst2",
@@ -103,6 +106,7 @@ _RECORDS = (
         train_rows=67349,
         eval_splits=_validation(872),
         tsv=Tsv(folder="SST-2", columns=("sentence",)),
+        mean_tokens=14.4,
     ),
     Task(
         name="mrpc",
@@ -113,6 +117,7 @@ _RECORDS = (
         train_rows=3668,
         eval_splits=_validation(408),
         tsv=Tsv(folder="MRPC", columns=("#1 String", "#2 String"), label="Quality"),
+        mean_tokens=54.1,
     ),
     Task(
         name="stsb",
@@ -123,6 +128,7 @@ _RECORDS = (
         train_rows=5749,
         eval_splits=_validation(1500),
         tsv=Tsv(folder="STS-B", columns=_PAIR, label="score"),
+        mean_tokens=29.1,
     ),
     Task(
         name="qqp",
@@ -163,6 +169,7 @@ _RECORDS = (
         train_rows=2490,
         eval_splits=_validation(277),
         tsv=Tsv(folder="RTE", columns=_PAIR),
+        mean_tokens=67.5,
     ),
     Task(
         name="wnli",
@@ -173,6 +180,7 @@ _RECORDS = (
         train_rows=635,
         eval_splits=_validation(71),
         tsv=Tsv(folder="WNLI", columns=_PAIR),
+        mean_tokens=37.7,
     ),
 )
 

@@ -38,7 +38,8 @@ MAY: dict[str, str] = {
     "config": "cell errors methods plain_yaml tasks",
     "grid": "cell config errors methods",
     "models": "errors grid sample",
-    "plan": "cell data errors grid models store tasks",
+    "cost": "cell methods models store tasks",
+    "plan": "cell cost data errors grid models sample store tasks",
     "environment": "lora_bench",
     "engine": "cell data errors files methods metrics tasks",
     "record": "cell engine errors store tasks",
@@ -48,8 +49,8 @@ MAY: dict[str, str] = {
     "progress": "cell plan store tasks",
     "diagnosis": "environment errors hub models",
     "options": "config errors grid plan",
-    "bench": "cell data engine environment errors files grid hub methods models plan runner tasks",
-    "cli": "lora_bench bench diagnosis errors options plan progress report runner store summaries",
+    "bench": "cell cost data engine environment errors files grid hub methods models plan runner tasks",
+    "cli": "lora_bench bench diagnosis environment errors options plan progress report runner store summaries",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})

@@ -226,27 +226,21 @@ def test_a_wrong_override_is_refused(overrides: dict[str, list[Any]], line: str)
 # ---- packs
 
 
-def test_packs_are_full_but_the_last_and_full_fine_tuning_stands_alone() -> None:
+def test_packs_are_of_even_sizes_and_full_fine_tuning_stands_alone() -> None:
     grid = made(BASE | {"method": ["full", "head", "lora", "mini"], "rank": [4, 8], "seed": [0, 1], "lr": [0.1, 0.2]})
-    sizes = [len(pack) for pack in packs(grid.cells, 4)]
-    assert sorted(sizes) == [1] * 4 + [2] * 2 + [4] * 4
+    sizes = [len(pack) for pack in packs(grid.cells, lambda _: 4)]
+    assert sorted(sizes) == [1] * 4 + [3] * 4 + [4] * 2
 
 
 def test_a_cell_twice_is_packed_once() -> None:
     (cell,) = made().cells
-    assert packs([cell, cell], 8) == [(cell,)]
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_pack_of_none_is_refused(limit: int) -> None:
-    with pytest.raises(BenchError, match="Give --pack"):
-        packs(made().cells, limit)
+    assert packs([cell, cell], lambda _: 8) == [(cell,)]
 
 
 def test_the_packs_of_the_shipped_grid_keep_ranks_together() -> None:
     grid = expand(load(find_preset("paper")), {"task": ["rte"], "seed": [0]}, SOURCES)
-    found = [pack for pack in packs(grid.cells, 64) if pack[0].method != "full"]
-    assert [len(pack) for pack in found] == [64, 64, 63]
+    found = [pack for pack in packs(grid.cells, lambda _: 64) if pack[0].method != "full"]
+    assert sorted(len(pack) for pack in found) == [63, 64, 64]
     assert all(len({cell.rank for cell in pack}) <= 3 for pack in found)
 
 
@@ -264,10 +258,10 @@ import sys
 from lora_bench.config import find_preset, load
 from lora_bench.grid import Sources, expand, packs
 grid = expand(load(find_preset("smoke")), {}, Sources(lambda x: f"id of {x}", lambda x, task: f"{x}'s {task}"))
-print(*(cell.id for pack in packs(grid.cells, 5) for cell in pack))
+print(*(cell.id for pack in packs(grid.cells, lambda _: 5) for cell in pack))
 assert not {"torch", "transformers", "numpy"} & set(sys.modules)
 """
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     grid = expand(load(find_preset("smoke")), {}, SOURCES)
-    assert run.stdout.split() == [cell.id for pack in packs(grid.cells, 5) for cell in pack]
+    assert run.stdout.split() == [cell.id for pack in packs(grid.cells, lambda _: 5) for cell in pack]

@@ -14,14 +14,14 @@ SELECTION = {
 }  # fmt: skip
 COMMANDS = {
     "run": SELECTION | {"--device", "--offline", "--save", "--debug"},
-    "plan": SELECTION,
+    "plan": SELECTION | {"--device"},
     "report": {"--results", "--out", "--vs-paper"},
     "list": {"--results"},
     "show": {"--results"},
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",
-        "--batch-size", "--seconds", "--device", "--out", "--name",
+        "--batch-size", "--seconds", "--device", "--out", "--name", "--calibrate",
     },
 }  # fmt: skip
 COLUMNS = (

@@ -85,10 +85,8 @@ class Group:
         rates = torch.tensor([cell.lr for cell in cells], device=backbone.device, dtype=backbone.exact)
         places = torch.arange(first, first + len(cells), device=backbone.device)
         self.block = Block(places, matrix.requires_grad_(), rates)
-        self.scale = torch.tensor(
-            [(cell.alpha or rank_of(cell)) / rank_of(cell) for cell in cells],
-            device=backbone.device, dtype=backbone.exact,
-        ).view(-1, 1, 1, 1)  # fmt: skip
+        scales = [(cell.alpha or rank_of(cell)) / rank_of(cell) for cell in cells]
+        self.scale = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
 
     @property
     def places(self) -> range:
@@ -132,12 +130,8 @@ class Group:
         return found
 
     def updates(self) -> dict[Family, Update]:
-        """A and B for each family, `[cells, modules, …]`; alpha / rank is in B."""
-        made: dict[Family, Update] = {}
-        for family, factors in self.factors(self.block.matrix).items():
-            update = self.recipe.update(factors)
-            made[family] = Update(update.A, update.B * self.scale)
-        return made
+        """A and B for each family, `[cells, modules, …]`, without `scale`."""
+        return {family: self.recipe.update(factors) for family, factors in self.factors(self.block.matrix).items()}
 
     def state(self, row: int) -> dict[str, Tensor]:
         """What one cell trains, without padding: `module.factor` → `[rows, cols]` on the CPU."""
@@ -181,22 +175,21 @@ class Bank:
     def updates(self) -> dict[Family, Update]:
         """A `[slots, K, J R, in]` and B `[slots, J, K, out, R]` for each family of J linears side by side.
 
-        In the backbone's type; zero where a cell adapts a weight not. R is the largest rank of the family.
+        B is multiplied by alpha / rank. In the backbone's type; zero where a cell adapts a weight not. R is the
+        largest rank of the family.
         """
         made = [group.updates() for group in self.groups]
         found: dict[Family, Update] = {}
         for family in self.families:
-            parts = {
-                group.first: _spread(update[family], group.families[family], family)
-                for group, update in zip(self.groups, made, strict=True)
-                if family in update
-            }
-            rank = max(part.A.shape[2] for part in parts.values())
+            own = [(group, update[family]) for group, update in zip(self.groups, made, strict=True) if family in update]
+            parts = [_spread(update, group.families[family], family) for group, update in own]
+            firsts, scales = [group.first for group, _ in own], [group.scale for group, _ in own]
+            rank = max(part.A.shape[2] for part in parts)
             slots, side = len(family.slots), len(family.slots[0])
             a_size = (slots, self.size, side, rank, family.shape.inputs)
             b_size = (slots, side, self.size, family.shape.outputs, rank)
-            a: Tensor = Assemble.apply(a_size, (1, 0, 2, 3, 4), self.dtype, [*parts], *(p.A for p in parts.values()))
-            b: Tensor = Assemble.apply(b_size, (1, 2, 0, 3, 4), self.dtype, [*parts], *(p.B for p in parts.values()))
+            a: Tensor = Assemble.apply(a_size, (1, 0, 2, 3, 4), self.dtype, firsts, None, *(p.A for p in parts))
+            b: Tensor = Assemble.apply(b_size, (1, 2, 0, 3, 4), self.dtype, firsts, scales, *(p.B for p in parts))
             found[family] = Update(a.flatten(2, 3), b)
         return found
 

@@ -12,17 +12,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 
 from lora_bench.engine import ops
 from lora_bench.engine.attention import Step
 from lora_bench.engine.families import Family
 from lora_bench.engine.masks import Keep
 from lora_bench.engine.ops import Norm, Normed, Windows
+from lora_bench.engine.product import Adapter, Product
 from lora_bench.methods.recipe import Update
 
 PLACES = {
@@ -32,68 +33,6 @@ PLACES = {
     "narrowed": ("output.dense",),
 }
 """The products of a layer, by what they make, and the linears in each."""
-
-
-class Adapter(NamedTuple):
-    """The adapters of one product of one layer: `A [K, J R, in]`, `B [J, K, out, R]` for J linears side by side."""
-
-    A: Tensor
-    B: Tensor
-    columns: tuple[int, ...]  # which of the product's linears each of the J is
-
-
-class Product:
-    """A frozen linear, or several that read the same input, with adapters."""
-
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
-        weight = torch.cat([module.weight.detach() for module in modules])
-        bias = torch.cat([module.bias.detach() for module in modules])
-        self.modules = list(modules)
-        self.size = modules[0].out_features
-        for index, module in enumerate(modules):  # one copy of the weights, shared with the model
-            own = slice(index * self.size, (index + 1) * self.size)
-            module.weight.data, module.bias.data = weight[own], bias[own]
-        self.weight, self.bias = weight, bias
-
-    def forward(self, inputs: Tensor, adapter: Adapter | None) -> tuple[Tensor, Tensor | None]:
-        """`[K, S, in]` to `[K, S, out]`, and the adapters' inner values `[K, S, J R]`."""
-        shared = inputs.shape[0] > 1 and inputs.stride(0) == 0
-        out = linear(inputs[:1] if shared else inputs, self.weight, self.bias)
-        out = out.expand(len(inputs), -1, -1).contiguous() if shared else out
-        if adapter is None:
-            return out, None
-        inner = torch.bmm(inputs, adapter.A.mT)
-        rank = adapter.B.shape[-1]
-        for place, column in enumerate(adapter.columns):
-            part = out[:, :, column * self.size : (column + 1) * self.size]
-            part.baddbmm_(inner[:, :, place * rank : (place + 1) * rank], adapter.B[place].mT)
-        return out, inner
-
-    def adapt_backward(
-        self, gradient: Tensor, inputs: Tensor, inner: Tensor, adapter: Adapter, into: Adapter
-    ) -> Tensor:
-        """Write the gradients of A and B to `into`; the gradient of the inner values."""
-        rank = adapter.B.shape[-1]
-        below = torch.empty_like(inner)
-        for place, column in enumerate(adapter.columns):
-            part = gradient[:, :, column * self.size : (column + 1) * self.size]
-            own = slice(place * rank, (place + 1) * rank)
-            torch.bmm(part.mT, inner[:, :, own], out=into.B[place])
-            below[:, :, own] = torch.bmm(part, adapter.B[place])
-        torch.bmm(below.mT, inputs, out=into.A)
-        return below
-
-    def backward(self, gradient: Tensor, below: Tensor | None, adapter: Adapter | None, onto: Tensor | None) -> Tensor:
-        """The gradient of the input `[K, S, in]`, added onto `onto` in place if there is one."""
-        flat = gradient.flatten(0, 1)
-        if onto is None:
-            made = (flat @ self.weight).view(*gradient.shape[:2], -1)
-        else:
-            made = onto
-            made.flatten(0, 1).addmm_(flat, self.weight)
-        if below is not None and adapter is not None:
-            made.baddbmm_(below, adapter.A)
-        return made
 
 
 @dataclass
@@ -172,28 +111,35 @@ class Layer:
     ) -> Tensor | None:  # fmt: skip
         """Write the adapters' gradients to `into`; the gradient of the layer's input if a layer before needs it."""
 
-        def back(name: str, values: Tensor, inputs: Tensor | None, onto: Tensor | None) -> Tensor:
-            adapter, below = adapters.get(name), None
-            if adapter is not None and inputs is not None:
-                inner = tape.inner[name]
-                below = self.products[name].adapt_backward(values, inputs, inner, adapter, into[name])
-            return self.products[name].backward(values, below, adapter, onto)
+        def back(name: str, values: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            adapter, product = adapters.get(name), self.products[name]
+            below = None if adapter is None else product.inner_backward(values, tape.inner[name], adapter, into[name])
+            return product.backward(values, below, adapter, onto), below
+
+        def outer(name: str, below: Tensor | None, inputs: Tensor | None) -> None:
+            if below is not None and inputs is not None:
+                torch.bmm(below.mT, inputs, out=into[name].A)
 
         first, second = self._keeps(run, last)
         onto, values = ops.add_norm_backward(gradient, tape.second, second, self.norms[1])
-        wide = back("narrowed", values, gelu(tape.wide) if "narrowed" in adapters else None, None)
-        torch.ops.aten.gelu_backward.grad_input(wide, tape.wide, grad_input=wide)
-        onto, values = ops.add_norm_backward(back("widened", wide, tape.middle, onto), tape.first, first, self.norms[0])
-        attended = back("attended", values, tape.attended, None)
+        wide, below = back("narrowed", values)
+        outer("narrowed", below, ops.gelu_backward(wide, tape.wide, again=below is not None))
+        middle, below = back("widened", wide, onto)
+        outer("widened", below, tape.middle)
+        onto, values = ops.add_norm_backward(middle, tape.first, first, self.norms[0])
+        attended, below = back("attended", values)
+        outer("attended", below, tape.attended)
         if last and run.rows is not None:
             attended, onto = _spread(attended, run.rows, tape.inputs), _spread(onto, run.rows, tape.inputs)
         keep = run.step.site(self.attention)
         mixed = ops.attention_backward(attended, tape.mixed, tape.weights, run.windows, keep)
         if further:
-            return back("mixed", mixed, tape.inputs, onto)
+            inputs, below = back("mixed", mixed, onto)
+            outer("mixed", below, tape.inputs)
+            return inputs
         if "mixed" in adapters:
-            inner, adapter = tape.inner["mixed"], adapters["mixed"]
-            self.products["mixed"].adapt_backward(mixed, tape.inputs, inner, adapter, into["mixed"])
+            below = self.products["mixed"].inner_backward(mixed, tape.inner["mixed"], adapters["mixed"], into["mixed"])
+            outer("mixed", below, tape.inputs)
         return None
 
 

@@ -7,8 +7,10 @@ empty windows, which changes no number.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +84,7 @@ class Replays:
         own = replace(batch, slots=batch.slots.clone(), first=batch.first.clone(), labels=batch.labels.clone(),
                       weights=batch.weights.clone())  # fmt: skip
         masks, graph = self.room(form), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+        with _nothing_freed(), torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
             losses = self.advance(own, masks)
         self._pool = self._pool or graph.pool()
         self._recorded[form] = Recorded(graph, own, masks, losses)
@@ -96,3 +98,14 @@ class Replays:
         draw(recorded.masks)
         recorded.graph.replay()
         return recorded.losses.clone()
+
+
+@contextmanager
+def _nothing_freed() -> Iterator[None]:
+    """Keep the garbage collector from freeing device memory, which would spoil a recording."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -117,12 +117,10 @@ def _row(size: int) -> dict[str, Any]:
 
 
 @triton.jit
-def _weights(query, key, segments, window, scale, W: tl.constexpr, EXACT: tl.constexpr):
-    """Softmax over the slots of the same segment, `[W, W]` in float32."""
-    slot = tl.arange(0, W)
-    own = tl.load(segments + window * W + slot)
+def _weights(query, key, own, others, scale, EXACT: tl.constexpr):
+    """Softmax over the slots of the same segment, `[M, W]` in float32."""
     scores = tl.dot(query, tl.trans(key), input_precision=EXACT) * scale
-    scores = tl.where(own[:, None] == own[None, :], scores, float("-inf"))
+    scores = tl.where(own[:, None] == others[None, :], scores, float("-inf"))
     grown = tl.exp(scores - tl.max(scores, 1)[:, None])
     return grown / tl.sum(grown, 1)[:, None]
 
@@ -130,76 +128,83 @@ def _weights(query, key, segments, window, scale, W: tl.constexpr, EXACT: tl.con
 @triton.jit
 def _attention(
     mixed, segments, keep, out, slots, heads, keep_window, scale, keep_scale,
-    W: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr, EXACT: tl.constexpr,
+    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    head, window, cell = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    head, cell = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    window, block = tl.program_id(1) // (W // M), tl.program_id(1) % (W // M)
     size = heads * D
-    slot, column = tl.arange(0, W), tl.arange(0, D)
-    row = cell * slots + window * W + slot
-    place = row[:, None] * (3 * size) + head * D + column[None, :]
-    query = tl.load(mixed + place)
+    slot, mine, column = tl.arange(0, W), block * M + tl.arange(0, M), tl.arange(0, D)
+    first = cell * slots + window * W
+    place = (first + slot)[:, None] * (3 * size) + head * D + column[None, :]
+    query = tl.load(mixed + (first + mine)[:, None] * (3 * size) + head * D + column[None, :])
     key = tl.load(mixed + place + size)
     value = tl.load(mixed + place + 2 * size)
-    weights = _weights(query, key, segments, window, scale, W, EXACT)
+    own, others = tl.load(segments + window * W + mine), tl.load(segments + window * W + slot)
+    weights = _weights(query, key, own, others, scale, EXACT)
     if DROPS:
-        kept = tl.load(keep + window * keep_window + head * W * W + slot[:, None] * W + slot[None, :])
+        kept = tl.load(keep + window * keep_window + head * W * W + mine[:, None] * W + slot[None, :])
         weights = tl.where(kept != 0, weights * keep_scale, 0.0)
     result = tl.dot(weights.to(value.dtype), value, input_precision=EXACT)
-    tl.store(out + row[:, None] * size + head * D + column[None, :], result.to(out.dtype.element_ty))
+    tl.store(out + (first + mine)[:, None] * size + head * D + column[None, :], result.to(out.dtype.element_ty))
 
 
 @triton.jit
 def _attention_backward(
     gradient, mixed, segments, keep, out, slots, heads, keep_window, scale, keep_scale,
-    W: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr, EXACT: tl.constexpr,
+    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     head, window, cell = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     size = heads * D
     slot, column = tl.arange(0, W), tl.arange(0, D)
-    row = cell * slots + window * W + slot
-    place = row[:, None] * (3 * size) + head * D + column[None, :]
-    query = tl.load(mixed + place)
+    first = cell * slots + window * W
+    place = (first + slot)[:, None] * (3 * size) + head * D + column[None, :]
     key = tl.load(mixed + place + size)
     value = tl.load(mixed + place + 2 * size)
-    above = tl.load(gradient + row[:, None] * size + head * D + column[None, :])
-    weights = _weights(query, key, segments, window, scale, W, EXACT)
-    by_weight = tl.dot(above, tl.trans(value), input_precision=EXACT)
-    dropped = weights
-    if DROPS:
-        kept = tl.load(keep + window * keep_window + head * W * W + slot[:, None] * W + slot[None, :])
-        dropped = tl.where(kept != 0, weights * keep_scale, 0.0)
-        by_weight = tl.where(kept != 0, by_weight * keep_scale, 0.0)
-    by_value = tl.dot(tl.trans(dropped.to(above.dtype)), above, input_precision=EXACT)
-    tl.store(out + place + 2 * size, by_value.to(out.dtype.element_ty))
-    by_score = weights * (by_weight - tl.sum(by_weight * weights, 1)[:, None]) * scale
-    by_score = by_score.to(query.dtype)
-    tl.store(out + place, tl.dot(by_score, key, input_precision=EXACT).to(out.dtype.element_ty))
-    by_key = tl.dot(tl.trans(by_score), query, input_precision=EXACT)
+    others = tl.load(segments + window * W + slot)
+    by_key = tl.zeros([W, D], tl.float32)
+    by_value = tl.zeros([W, D], tl.float32)
+    for start in tl.static_range(0, W, M):
+        mine = start + tl.arange(0, M)
+        here = (first + mine)[:, None] * (3 * size) + head * D + column[None, :]
+        query = tl.load(mixed + here)
+        above = tl.load(gradient + (first + mine)[:, None] * size + head * D + column[None, :])
+        weights = _weights(query, key, tl.load(segments + window * W + mine), others, scale, EXACT)
+        by_weight = tl.dot(above, tl.trans(value), input_precision=EXACT)
+        dropped = weights
+        if DROPS:
+            kept = tl.load(keep + window * keep_window + head * W * W + mine[:, None] * W + slot[None, :])
+            dropped = tl.where(kept != 0, weights * keep_scale, 0.0)
+            by_weight = tl.where(kept != 0, by_weight * keep_scale, 0.0)
+        by_value += tl.dot(tl.trans(dropped.to(above.dtype)), above, input_precision=EXACT)
+        by_score = weights * (by_weight - tl.sum(by_weight * weights, 1)[:, None]) * scale
+        by_score = by_score.to(query.dtype)
+        tl.store(out + here, tl.dot(by_score, key, input_precision=EXACT).to(out.dtype.element_ty))
+        by_key += tl.dot(tl.trans(by_score), query, input_precision=EXACT)
     tl.store(out + place + size, by_key.to(out.dtype.element_ty))
+    tl.store(out + place + 2 * size, by_value.to(out.dtype.element_ty))
 
 
 def attention(mixed: Tensor, windows: Windows, keep: Keep | None) -> Tensor:
     """See `ops.attention`."""
     cells, slots, size = mixed.shape
     out = mixed.new_empty(cells, slots, size // 3)
-    grid, shared = _attending(mixed, windows, keep)
-    mask, scale = _bytes(keep), 1.0 if keep is None else keep.scale
-    window = 0 if keep is None else keep.mask.stride(0)
+    shared = _attending(mixed, windows, keep, 64)
+    grid = windows.heads, slots // shared["M"], cells
     _attention[grid](
-        mixed, windows.segments, mask, out, slots, windows.heads, window, windows.scale, scale, **shared
-    )  # fmt: skip
+        mixed, windows.segments, _bytes(keep), out, slots, windows.heads, *_scaled(windows, keep), **shared
+    )
     return out
 
 
 def attention_backward(gradient: Tensor, mixed: Tensor, windows: Windows, keep: Keep | None) -> Tensor:
     """See `ops.attention_backward`."""
     out = torch.empty_like(mixed)
-    grid, shared = _attending(mixed, windows, keep)
-    mask, scale = _bytes(keep), 1.0 if keep is None else keep.scale
-    window = 0 if keep is None else keep.mask.stride(0)
+    cells, slots, _ = mixed.shape
+    grid = windows.heads, slots // windows.width, cells
+    shared = _attending(mixed, windows, keep, 128 if mixed.shape[-1] >= 192 * windows.heads else 64)
     _attention_backward[grid](
-        gradient.contiguous(), mixed, windows.segments, mask, out, mixed.shape[1], windows.heads, window,
-        windows.scale, scale, **shared,
+        gradient.contiguous(), mixed, windows.segments, _bytes(keep), out, slots, windows.heads,
+        *_scaled(windows, keep), **shared,
     )  # fmt: skip
     return out
 
@@ -208,15 +213,37 @@ def _bytes(keep: Keep | None) -> Tensor | None:
     return None if keep is None else keep.mask.view(torch.uint8)
 
 
-def _attending(mixed: Tensor, windows: Windows, keep: Keep | None) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    cells, slots, size = mixed.shape
-    grid = (windows.heads, slots // windows.width, cells)
-    exact = "ieee" if mixed.dtype == torch.float32 else "tf32"
-    warps = 8 if windows.width > 64 else 4
-    head = size // (3 * windows.heads)
-    return grid, {
-        "W": windows.width, "D": head, "DROPS": keep is not None, "EXACT": exact, "num_warps": warps,
+def _scaled(windows: Windows, keep: Keep | None) -> tuple[int, float, float]:
+    return (0, windows.scale, 1.0) if keep is None else (keep.mask.stride(0), windows.scale, keep.scale)
+
+
+def _attending(mixed: Tensor, windows: Windows, keep: Keep | None, block: int) -> dict[str, Any]:
+    """How a kernel is compiled; blocks of `block` queries were the fastest on an H200."""
+    exact, block = mixed.dtype == torch.float32, min(windows.width, block)
+    return {
+        "W": windows.width, "M": block, "D": mixed.shape[-1] // (3 * windows.heads),
+        "DROPS": keep is not None, "EXACT": "ieee" if exact else "tf32",
+        "num_warps": 8 if block > 64 or exact else 4,
     }  # fmt: skip
+
+
+@triton.jit
+def _gelu_backward(gradient, wide, out, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    value = tl.load(wide + place, mask=inside, other=0.0).to(tl.float32)
+    above = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    below = 0.5 * (1 + tl.math.erf(value * 0.7071067811865476))
+    slope = below + value * tl.exp(-0.5 * value * value) * 0.3989422804014327
+    tl.store(out + place, (value * below).to(out.dtype.element_ty), mask=inside)
+    tl.store(gradient + place, (above * slope).to(gradient.dtype.element_ty), mask=inside)
+
+
+def gelu_backward(gradient: Tensor, wide: Tensor) -> Tensor:
+    """See `ops.gelu_backward`."""
+    out, block = torch.empty_like(wide), 2048
+    _gelu_backward[(triton.cdiv(wide.numel(), block),)](gradient, wide, out, wide.numel(), BLOCK=block, num_warps=8)
+    return out
 
 
 @triton.jit

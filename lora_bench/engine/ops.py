@@ -79,6 +79,16 @@ def add_norm_backward(gradient: Tensor, saved: Normed, keep: Keep | None, norm: 
     return both, both if keep is None else both * keep.factor(both.dtype).view(both.shape[1:])
 
 
+def gelu_backward(gradient: Tensor, wide: Tensor, again: bool) -> Tensor | None:
+    """Turn the gradient of `gelu(wide)` into that of `wide`, in place; `gelu(wide)` once more if it is wanted."""
+    if again and fused(gradient):
+        from lora_bench.engine import kernels
+
+        return kernels.gelu_backward(gradient, wide)
+    aten.gelu_backward.grad_input(gradient, wide, grad_input=gradient)
+    return torch.nn.functional.gelu(wide) if again else None
+
+
 def attention(mixed: Tensor, windows: Windows, keep: Keep | None, bias: Tensor) -> tuple[Tensor, Tensor | None]:
     """Attention within windows: `[K, S, 3 d]` queries, keys and values to `[K, S, d]`, and what backward needs.
 

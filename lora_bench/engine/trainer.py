@@ -121,7 +121,7 @@ class Trainer:
         """Choose which shapes of batches to record as CUDA graphs, for that many steps (default: all)."""
         groups = self.groups(1)
         forms = Counter(self.table.layout(group).form for group in groups)
-        mean = sum(form.width * form.windows * count for form, count in forms.items()) / len(groups)
+        mean = sum(form.slots * count for form, count in forms.items()) / len(groups)
         if self._stream is not None and self.pack.recordable and mean * len(self.pack.cells) <= SMALL:
             share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
             self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
@@ -135,6 +135,13 @@ class Trainer:
                 if watch is not None:
                     watch(step)
             return torch.stack(losses)
+
+    def probe(self) -> None:
+        """A step on the largest batch of the first epoch that updates nothing, for the memory that it takes."""
+        largest = max(self.groups(1), key=lambda group: self.table.layout(group).form.slots)
+        (batch,) = self.table.batches([largest])
+        with self.pack, self._on_stream():
+            self._gradients(batch, self._room(batch.shape))
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -155,11 +162,15 @@ class Trainer:
 
     def _advance(self, batch: Batch, masks: Masks) -> Tensor:
         """The part of a step that happens on the device."""
+        losses, gradients = self._gradients(batch, masks)
+        self.optimiser.step(gradients, losses)
+        return losses
+
+    def _gradients(self, batch: Batch, masks: Masks) -> tuple[Tensor, Sequence[Tensor]]:
         self.pack.compose()
         losses = batch_losses(self.pack.logits(batch, masks), batch.labels, batch.weights)
         gradients = torch.autograd.grad(losses.sum(), [block.matrix for block in self.blocks])
-        self.optimiser.step(gradients, losses.detach())
-        return losses.detach()
+        return losses.detach(), gradients
 
     def _room(self, form: Form) -> Masks:
         """Room for the masks of a batch of this shape; one for each width, made larger when it must be."""

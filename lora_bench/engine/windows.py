@@ -94,6 +94,11 @@ class Form(NamedTuple):
     windows: int
     rows: int
 
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.width * self.windows
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def draw(stream: torch.Generator, *shape: int) -> Tensor:
 
 def mask(stream: torch.Generator, drops: bool, *shape: int) -> Keep | None:
     """A mask whose windows lie apart in memory, as a step's do."""
-    wide = torch.rand(shape[0], shape[1:].numel() + 64, generator=stream, device="cuda") >= 0.3  # type: ignore[attr-defined]
+    wide = torch.rand(shape[0], math.prod(shape[1:]) + 64, generator=stream, device="cuda") >= 0.3
     return Keep(wide[:, 64:].unflatten(1, shape[1:]), 1 / 0.7) if drops else None
 
 
@@ -46,7 +48,7 @@ def test_add_norm(stream: torch.Generator, dtype: torch.dtype, drops: bool, widt
     hidden, residual, above = (draw(stream, K, slots, size).to(dtype) for _ in range(3))
     residual = residual[:1].expand(K, -1, -1) if width == 64 else residual  # the first layer's is shared
     norm = Norm((1 + draw(stream, size) / 9).to(dtype), draw(stream, size).to(dtype), 1e-5)
-    keep = mask(stream, drops, *torch.Size((N, width, size)))
+    keep = mask(stream, drops, N, width, size)
     exact = Norm(norm.weight.double(), norm.bias.double(), norm.epsilon)
     expected, known = ops.add_norm(hidden.double(), residual.double(), keep, exact)
     found, saved = ops.add_norm(hidden.clone(), residual, keep, norm)
@@ -67,7 +69,7 @@ def test_attention(stream: torch.Generator, dtype: torch.dtype, drops: bool, wid
     above = draw(stream, K, slots, heads * head).to(dtype)
     segments = (torch.arange(slots, device="cuda") // 11).where(torch.arange(slots, device="cuda") < slots - 40, -1)
     windows = Windows(segments, width, heads, head**-0.5)
-    keep = mask(stream, drops, *torch.Size((N, heads, width, width)))
+    keep = mask(stream, drops, N, heads, width, width)
     same = segments.view(N, width)[:, :, None] == segments.view(N, width)[:, None, :]
     bias = torch.zeros(N, width, width, device="cuda", dtype=torch.float64).masked_fill_(~same, float("-inf"))
     expected, weights = ops.attention(mixed.double(), windows, keep, bias)

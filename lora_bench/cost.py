@@ -1,0 +1,237 @@
+"""What packs will cost before anything runs: seconds, bytes, and how many cells a pack should have. No torch.
+
+A step's time is a sum of few terms, each a count times a device's coefficient (`devices.json`, measured by
+`lora-bench bench --calibrate`): issuing kernels, products with frozen weights, activations moved, adapters, trained
+values. Memory is counted from the shapes. Cells that have finished refine both (`Estimate.refined`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+
+from lora_bench import methods, tasks
+from lora_bench.cell import Cell
+from lora_bench.methods.recipe import Shape
+from lora_bench.models import location
+from lora_bench.store import Record
+
+ITEM = {"bf16": 2, "float32": 4, "float64": 8}
+FILL = 0.92  # of the slots hold a token
+PEAK = 1.2  # the largest batch of an epoch over the mean one
+WANTED = {"cuda": 2**15, "cpu": 2**13}  # slots x cells a step from which more cells gain nothing
+UNKNOWN_TOKENS = 40.0
+TERMS = ("layer", "flop", "byte", "adapter_byte", "value", "setup")
+
+Coefficients = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of an encoder."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    embeddings: int  # rows of all tables
+
+    @property
+    def linear(self) -> int:
+        """Values of all linear weights of the layers."""
+        return self.layers * self.hidden * (4 * self.hidden + 2 * self.inner)
+
+    def adapted(self, targets: str | None) -> list[Shape]:
+        """The weights that a target set adapts in one layer; an own list of names counts as `attention`."""
+        square = Shape(self.hidden, self.hidden)
+        if targets is None:
+            return []
+        if targets == "attention+dense":
+            return [square] * 4 + [Shape(self.inner, self.hidden), Shape(self.hidden, self.inner)]
+        return [square] * (2 if targets == "qv" else 3)
+
+
+@lru_cache(maxsize=64)
+def geometry(model: str) -> Geometry | None:
+    """The sizes of a model, from its config.json in the directory or the Hub's cache; None if it is not there."""
+    folder = Path(location(model)).expanduser()
+    path: object = folder / "config.json"
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(model, "config.json")
+    try:
+        content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        hidden = int(content.get("hidden_size") or content["dim"])
+        return Geometry(
+            int(content.get("num_hidden_layers") or content["n_layers"]), hidden,
+            int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
+            int(content.get("num_attention_heads") or content["n_heads"]),
+            int(content["vocab_size"]) + int(content["max_position_embeddings"]),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def shipped() -> dict[str, dict[str, dict[str, float]]]:
+    """Coefficients by device and precision."""
+    content: dict[str, dict[str, dict[str, float]]] = json.loads(
+        Path(__file__).with_name("devices.json").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def coefficients(device: str, precision: str, own: Path | None = None) -> Coefficients | None:
+    """What is known of a device: measured here (`own`), else shipped; None if neither."""
+    tables = [shipped()]
+    if own is not None and own.is_file():
+        tables.insert(0, json.loads(own.read_text(encoding="utf-8")))
+    name = "cpu" if device.startswith("cpu") else device
+    return next((table[name][precision] for table in tables if precision in table.get(name, {})), None)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a pack asks of a device."""
+
+    cells: int
+    slots: float  # a step
+    steps: int
+    eval_slots: float  # an evaluation
+    epochs: int
+    values: int  # trained, of all cells
+    frozen: int  # values of frozen factors
+    adapted: int  # sum of inputs and outputs of all adapted weights
+    rank: int
+    model: Geometry
+    item: int
+    whole: bool
+
+    def terms(self, slots: float) -> dict[str, float]:
+        """What one training step of so many slots has of each term."""
+        many, model = slots * self.cells, self.model
+        width = model.layers * (45 * model.hidden + 12 * model.inner)
+        return {
+            "layer": model.layers * (3 if self.whole else 1),
+            "flop": many * model.linear * (6 if self.whole else 4),
+            "byte": many * width * self.item,
+            "adapter_byte": many * self.adapted * 4 * self.item,
+            "value": float(self.values),
+            "setup": 0.0,
+        }
+
+    def seconds(self, known: Coefficients) -> float:
+        """The whole pack: set-up, training and an evaluation an epoch, which is the forward third of a step."""
+        step = sum(known[term] * count for term, count in self.terms(self.slots).items())
+        forward = self.terms(self.eval_slots) | {"value": 0.0}
+        evaluation = sum(known[term] * count for term, count in forward.items()) / (2.5 if not self.whole else 3)
+        return known["setup"] + self.steps * step + self.epochs * evaluation
+
+    def bytes(self) -> float:
+        """Device memory at its peak: weights, what backward needs of the largest batch, what trains."""
+        model, many = self.model, self.slots * PEAK * self.cells
+        tape = model.layers * (6 * model.hidden + model.inner) + self.adapted / 2
+        passing = 6 * model.hidden + 4 * model.inner
+        weights = model.linear + model.embeddings * model.hidden
+        trained = self.values * 20 + self.frozen * 4 + 3 * self.cells * self.adapted * self.rank * self.item
+        return weights * self.item + many * (tape + passing) * self.item + trained
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What finished cells say of a device and of the data: measured over counted, and tokens a sequence."""
+
+    known: Coefficients | None = None
+    time: float = 1.0
+    memory: float = 1.0
+    tokens: Mapping[tuple[str, str, int], float] = field(default_factory=dict)
+    rows: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def mean_tokens(self, cell: Cell) -> float | None:
+        """Tokens a training sequence: as counted in this model's and data's records, else the task's usual number."""
+        told = self.tokens.get((cell.data, cell.task, cell.max_length))
+        usual = tasks.get(cell.task).mean_tokens
+        return told if told is not None else None if usual is None else min(usual, cell.max_length)
+
+    def load(self, cells: Sequence[Cell], model: Geometry) -> Load:
+        """What a pack asks for."""
+        first, task = cells[0], tasks.get(cells[0].task)
+        tokens = (self.mean_tokens(first) or UNKNOWN_TOKENS) / FILL
+        rows, eval_rows = self.rows.get((first.data, first.task), (task.train_rows, task.eval_rows))
+        whole = methods.get(first.method).trains_backbone
+        values, frozen, adapted = _trained(cells, model, task.num_outputs)
+        return Load(
+            cells=len(cells), slots=tokens * min(first.batch_size, rows), epochs=first.epochs,
+            steps=math.ceil(rows / first.batch_size) * first.epochs, eval_slots=tokens * eval_rows,
+            values=values + (model.linear + model.embeddings * model.hidden if whole else 0), frozen=frozen,
+            adapted=adapted, rank=max((cell.rank or 0 for cell in cells), default=0), model=model,
+            item=ITEM[first.precision], whole=whole,
+        )  # fmt: skip
+
+    def seconds(self, cells: Sequence[Cell], model: str) -> float | None:
+        """The pack's time; None where the device, the model or the data's length is not known."""
+        sizes = geometry(model)
+        if self.known is None or sizes is None or self.mean_tokens(cells[0]) is None:
+            return None
+        return self.time * self.load(cells, sizes).seconds(self.known)
+
+    def bytes(self, cells: Sequence[Cell], model: str) -> float | None:
+        """The pack's peak memory on a GPU."""
+        sizes = geometry(model)
+        own = (self.known or {}).get("memory", 1.0)
+        return None if sizes is None else self.memory * own * self.load(cells, sizes).bytes()
+
+    def cells_a_pack(self, cell: Cell, kind: str) -> int:
+        """How many cells fill a device of this kind (`cuda` or `cpu`) when they train on batches like this cell's."""
+        slots = (self.mean_tokens(cell) or UNKNOWN_TOKENS) / FILL * cell.batch_size
+        return max(1, min(256 if kind == "cuda" else 16, round(WANTED[kind] / slots)))
+
+    def refined(self, records: Iterable[Record], device: str, models: Mapping[str, str]) -> Estimate:
+        """Corrected by what finished cells took on this device."""
+        packs: dict[tuple[float, int, str], list[Record]] = {}
+        tokens, rows = dict(self.tokens), dict(self.rows)
+        for record in records:
+            if record.timing is None or record.data is None:
+                continue
+            counted = record.timing.tokens / record.cell.epochs / max(1, record.data.train_rows)
+            tokens[record.cell.data, record.cell.task, record.cell.max_length] = counted
+            rows[record.cell.data, record.cell.task] = record.data.train_rows, record.data.eval_rows
+            if _same(record.environment.get("device", ""), device) and record.cell.model in models:
+                packs.setdefault((record.timing.pack_seconds, record.timing.pack_size, record.cell.task), []).append(
+                    record
+                )
+        plain = replace(self, tokens=tokens, rows=rows, time=1.0, memory=1.0)
+        times, memories = [], []
+        for members in packs.values():
+            cells, model = [record.cell for record in members], models[members[0].cell.model]
+            share = members[0].timing.pack_size / len(members) if members[0].timing else 1.0
+            seconds, size = plain.seconds(cells, model), plain.bytes(cells, model)
+            if seconds and members[0].timing:
+                times.append(members[0].timing.pack_seconds / (seconds * share))
+            if size and members[0].timing and members[0].timing.peak_bytes and share == 1:
+                memories.append(members[0].timing.peak_bytes / size)
+        return replace(plain, time=median(times) if times else 1.0, memory=median(memories) if memories else 1.0)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names are of one kind of device: all processors count as one."""
+    return one == other or (one.startswith("cpu") and other.startswith("cpu"))
+
+
+def _trained(cells: Sequence[Cell], model: Geometry, outputs: int) -> tuple[int, int, int]:
+    """Values that train and frozen ones, of all cells; inputs and outputs of all weights that some cell adapts."""
+    head = model.hidden * (model.hidden + 1) + outputs * (model.hidden + 1)
+    values, frozen, widest = 0, 0, 0
+    for cell in cells:
+        recipe, shapes = methods.get(cell.method), model.adapted(cell.targets)
+        factors = [factor for shape in shapes for factor in recipe.factors(cell, shape)] if recipe.adapts else []
+        values += head + model.layers * sum(f.rows * f.cols for f in factors if f.trainable)
+        frozen += model.layers * sum(f.rows * f.cols for f in factors if not f.trainable)
+        widest = max(widest, model.layers * sum(sum(shape) for shape in shapes))
+    return values, frozen, widest

@@ -1,0 +1,128 @@
+"""What is foretold follows from counts: linear in cells and epochs, corrected by finished cells, silent if unsure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_bench import cost
+from lora_bench.cell import Cell
+from lora_bench.cost import Estimate, Geometry
+from lora_bench.store import DataInfo, Protocol, Record, Timing
+
+KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder with the sizes of RoBERTa-base."""
+    sizes = {
+        "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "num_attention_heads": 12,
+        "vocab_size": 50265, "max_position_embeddings": 514,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    return str(tmp_path)
+
+
+def cells(count: int = 4, **other: object) -> list[Cell]:
+    base = {
+        "model": "m", "data": "d", "task": "mrpc", "method": "lora", "rank": 8, "alpha": 16.0, "seed": 0, "epochs": 4,
+        "targets": "attention", "batch_size": 32, "max_length": 128, "lr": 1e-3,
+    }  # fmt: skip
+    return [Cell.model_validate(base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
+
+
+def finished(members: list[Cell], seconds: float, peak: int, device: str = "card") -> list[Record]:
+    timing = Timing(
+        seconds=seconds / len(members), pack_seconds=seconds, pack_size=len(members), tokens=4 * 3668 * 50,
+        tokens_per_second=1.0, peak_bytes=peak,
+    )  # fmt: skip
+    info = DataInfo(source="d", train_rows=3668, eval_rows=408, fingerprint="f")
+    return [
+        Record(
+            id=cell.id,
+            cell=cell,
+            status="done",
+            metric="accuracy",
+            timing=timing,
+            data=info,
+            protocol=Protocol(split="validation", select="best"),
+            environment={"device": device},
+        )
+        for cell in members
+    ]
+
+
+def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
+    sizes = cost.geometry(model)
+    assert sizes == Geometry(12, 768, 3072, 12, 50779)
+    assert sizes.linear == 12 * (4 * 768 * 768 + 2 * 768 * 3072) == 84_934_656
+    assert len(sizes.adapted("attention+dense")) == 6
+    assert cost.geometry("no/such-model") is None
+
+
+def test_sizes_of_distilbert_have_other_names(tmp_path: Path) -> None:
+    named = {"dim": 8, "n_layers": 2, "hidden_dim": 16, "n_heads": 2, "vocab_size": 9, "max_position_embeddings": 3}
+    (tmp_path / "config.json").write_text(json.dumps(named))
+    assert cost.geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
+
+
+def test_trained_values_are_the_formulas(model: str) -> None:
+    sizes = cost.geometry(model)
+    assert sizes is not None
+    load = Estimate().load(cells(3), sizes)
+    head = 768 * 769 + 2 * 769
+    assert load.values == 3 * (36 * 8 * 1536 + head)
+    assert Estimate().load(cells(1, method="mini", a=16, b=24), sizes).values == 36 * 8 * 40 + head
+    assert Estimate().load(cells(1, method="full", rank=None, targets=None, alpha=None), sizes).values > 120e6
+
+
+def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
+    estimate = Estimate(KNOWN)
+    once, twice = (estimate.seconds(cells(epochs=epochs), model) for epochs in (4, 8))
+    assert once is not None
+    assert twice is not None
+    assert twice - KNOWN["setup"] == pytest.approx(2 * (once - KNOWN["setup"]))
+    assert estimate.seconds(cells(task="cola"), model) != once
+    few, many = (estimate.bytes(cells(count), model) for count in (4, 64))
+    assert few is not None
+    assert many is not None
+    assert few < many < 16 * few
+
+
+def test_what_is_not_known_is_not_foretold(model: str) -> None:
+    assert Estimate(None).seconds(cells(), model) is None
+    assert Estimate(KNOWN).seconds(cells(), "no/such-model") is None
+    assert Estimate(KNOWN).seconds(cells(task="qqp"), model) is None
+    assert Estimate().bytes(cells(), "no/such-model") is None
+
+
+def test_finished_cells_correct_time_and_memory(model: str) -> None:
+    plain = Estimate(KNOWN)
+    first = plain.refined([], "card", {"m": model})
+    done = finished(cells(), 1000.0, 3 * 2**30)
+    better = plain.refined(done, "card", {"m": model})
+    assert better.seconds(cells(), model) == pytest.approx(1000.0)
+    assert better.bytes(cells(), model) == pytest.approx(3 * 2**30)
+    assert better.mean_tokens(cells()[0]) == pytest.approx(50.0)
+    assert first.seconds(cells(), model) != pytest.approx(1000.0)
+    elsewhere = plain.refined(finished(cells(), 1000.0, 1, "another card"), "card", {"m": model})
+    assert elsewhere.time == 1.0
+    assert elsewhere.mean_tokens(cells()[0]) == pytest.approx(50.0)
+
+
+def test_a_pack_fills_the_device(model: str) -> None:
+    short, long = cells(1, task="sst2")[0], cells(1, task="rte")[0]
+    estimate = Estimate()
+    assert estimate.cells_a_pack(short, "cuda") > 3 * estimate.cells_a_pack(long, "cuda") > 12
+    assert 1 <= estimate.cells_a_pack(long, "cpu") <= estimate.cells_a_pack(short, "cpu") <= 16
+
+
+def test_own_measurements_come_before_the_shipped_ones(tmp_path: Path) -> None:
+    own = tmp_path / "devices.json"
+    own.write_text(json.dumps({"card": {"bf16": KNOWN}}))
+    assert cost.coefficients("card", "bf16", own) == KNOWN
+    assert cost.coefficients("card", "float32", own) is None
+    assert cost.coefficients("no card", "bf16", own) is None
