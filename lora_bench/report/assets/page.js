@@ -54,7 +54,9 @@
     };
   }
 
-  const draw = (id, traces, shape) => Plotly.react(id, traces, shape, { responsive: true, displaylogo: false, displayModeBar: false });
+  // On paper a chart cannot follow its column: it is drawn for the width of a page.
+  const paper = () => (state.printing ? { width: 680, height: 320 } : {});
+  const draw = (id, traces, shape) => Plotly.react(id, traces, { ...shape, ...paper() }, { responsive: true, displaylogo: false, displayModeBar: false });
 
   function chart() {
     const title = $("piece").value;
