@@ -45,8 +45,9 @@ def _draw(heading: Sequence[str], page: Sequence[Maps]) -> Figure:
         figure, axes = canvas((width, height + 0.2 * len(text.splitlines()) + 0.2), (len(page), len(ranks)))
         for at, (column, found) in enumerate(page):
             _row(axes[at * len(ranks) : (at + 1) * len(ranks)], column, found, ranks)
-        for ax in axes[-len(ranks) :]:
-            ax.set_xlabel("b")
+        for rank, top, bottom in zip(ranks, axes, axes[-len(ranks) :], strict=False):
+            top.set_title(f"r={rank}", fontsize=9)
+            bottom.set_xlabel("b")
         figure.suptitle(text)
     return figure
 
@@ -61,7 +62,6 @@ def _row(axes: Sequence[Axes], column: Column, found: dict[int, list[Slot]], ran
         image = _map(ax, values, (min(means), max(means)))
         ax.set_xticks(*_ticks(sides[1]))
         ax.set_yticks(*_ticks(sides[0] if ax is axes[0] else ()))
-        ax.set_title(f"r={rank}", fontsize=9)
     axes[0].set_ylabel(f"{short(column_title(column))}\na")
     if max(map(len, sides)) > _NUMBERED:
         scale = axes[-1].figure.colorbar(image, ax=axes[-1])

@@ -34,7 +34,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 def test_a_row_a_record_by_id() -> None:
     found = rows(reversed(small()))
     assert [row["id"] for row in found] == sorted(record.id for record in small())
-    assert {"score", "status", "split", "start", "notes", *SETTINGS} <= found[0].keys()
+    assert {"score", "split", "start", "notes", *SETTINGS} <= found[0].keys()
 
 
 def test_nothing_is_an_empty_report() -> None:
@@ -76,8 +76,7 @@ def test_slots_match_pandas() -> None:
 
 
 def test_average_row_matches_pandas() -> None:
-    data = frame(grid(tasks=("cola",)))
-    data["score"] = data["score"].astype(float)
+    data = frame(grid(tasks=("cola",))).astype({"score": float})
     mini = data[(data["method"] == "mini") & (data["rank"] == 16)]
     mean = mini.groupby(["a", "b"])["score"].mean().mean()
     by_seed = mini.pivot(index="seed", columns=["a", "b"], values="score").dropna().mean(axis=1)
@@ -278,8 +277,8 @@ def test_cost_columns_name_the_device_and_the_mean_seconds() -> None:
     assert texts(table, "adapter\nbytes") == ["4,000"]
     on_cpu = pieces(rows([record(0.9, seconds=2.0, device="cpu, x86_64, 2 threads")]))[0]
     assert "CPU-seconds\na cell" in method_table(on_cpu).heads
-    mixed = [record(0.9, seconds=2.0), record(0.8, seed=1, seconds=4.0, device="cpu, x86_64")]
-    assert "seconds\na cell" in method_table(pieces(rows(mixed))[0]).heads
+    mixed = pieces(rows([record(0.9, seconds=2.0), record(0.8, seed=1, seconds=4.0, device="cpu, x86_64")]))[0]
+    assert "seconds\na cell" in method_table(mixed).heads
 
 
 def test_best_setting_of_each_method_counts_what_it_was_chosen_from() -> None:
