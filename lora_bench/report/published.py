@@ -200,8 +200,8 @@ def _datum(each: Verdict) -> dict[str, object]:
     here = slot.entry if slot else None
     return {
         "row": value.row, "model": value.model, "method": value.method, "rank": value.rank, "params": value.params,
-        "task": value.task, "metric": value.metric, "published": value.value / 100,
-        "published_spread": None if value.spread is None else value.spread / 100, "source": value.source,
+        "task": value.task, "metric": value.metric, "published": round(value.value / 100, 6),
+        "published_spread": None if value.spread is None else round(value.spread / 100, 6), "source": value.source,
         "table": value.table, "tag": value.tag, "secondary": value.secondary, "start": value.start,
         "select": value.protocol["select"], "published_seeds": value.protocol["seeds"],
         "here": slot.size if slot else None, "mean": here.mean if here else None,
