@@ -24,7 +24,8 @@ from lora_bench.store import Record
 ITEM = {"bf16": 2, "float32": 4, "float64": 8}
 FILL = 0.92  # of the slots hold a token
 PEAK = 1.2  # the largest batch of an epoch over the mean one
-WANTED = {"cuda": 2**15, "cpu": 2**13}  # slots x cells a step from which more cells gain nothing
+WANTED = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}  # slots x cells x linear weights from which more gain nothing
+MOST = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0
 TERMS = ("layer", "flop", "byte", "adapter_byte", "value", "setup")
 
@@ -187,10 +188,12 @@ class Estimate:
         own = (self.known or {}).get("memory", 1.0)
         return None if sizes is None else self.memory * own * self.load(cells, sizes).bytes()
 
-    def cells_a_pack(self, cell: Cell, kind: str) -> int:
+    def cells_a_pack(self, cell: Cell, kind: str, model: str) -> int:
         """How many cells fill a device of this kind (`cuda` or `cpu`) when they train on batches like this cell's."""
         slots = (self.mean_tokens(cell) or UNKNOWN_TOKENS) / FILL * cell.batch_size
-        return max(1, min(256 if kind == "cuda" else 16, round(WANTED[kind] / slots)))
+        sizes = geometry(model)
+        work = slots * (85e6 if sizes is None else sizes.linear)
+        return max(1, min(MOST[kind], round(WANTED[kind] / work)))
 
     def refined(self, records: Iterable[Record], device: str, models: Mapping[str, str]) -> Estimate:
         """Corrected by what finished cells took on this device."""

@@ -87,7 +87,7 @@ def make(
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
     def fitting(cell: Cell) -> int:
-        return limit or estimate.cells_a_pack(cell, kind)
+        return limit or estimate.cells_a_pack(cell, kind, grid.model_location(cell))
 
     return Plan(grid, tuple(packs(todo, fitting)), reasons, known, loaded.broken, estimate)
 

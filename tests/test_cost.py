@@ -116,8 +116,10 @@ def test_finished_cells_correct_time_and_memory(model: str) -> None:
 def test_a_pack_fills_the_device(model: str) -> None:
     short, long = cells(1, task="sst2")[0], cells(1, task="rte")[0]
     estimate = Estimate()
-    assert estimate.cells_a_pack(short, "cuda") > 3 * estimate.cells_a_pack(long, "cuda") > 12
-    assert 1 <= estimate.cells_a_pack(long, "cpu") <= estimate.cells_a_pack(short, "cpu") <= 16
+    few, many = (estimate.cells_a_pack(cell, "cuda", model) for cell in (long, short))
+    assert 12 < 3 * few < many
+    assert many < estimate.cells_a_pack(short, "cuda", "sample") <= 512
+    assert 1 <= estimate.cells_a_pack(long, "cpu", model) <= estimate.cells_a_pack(short, "cpu", model) <= 16
 
 
 def test_own_measurements_come_before_the_shipped_ones(tmp_path: Path) -> None:

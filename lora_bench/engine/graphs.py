@@ -21,7 +21,7 @@ from lora_bench.engine.masks import Masks
 from lora_bench.engine.windows import Batch, Form
 
 WORTH = 50  # steps that repay the recording of a shape
-SMALL = 2**15  # slots x cells below which a step is bound by launches
+SMALL = 2**15 * 85e6  # slots x cells x linear weights below which a step is bound by launches
 
 Advance = Callable[[Batch, Masks], Tensor]
 

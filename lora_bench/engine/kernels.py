@@ -15,7 +15,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lora_bench.engine.masks import Keep
     from lora_bench.engine.ops import Norm, Normed, Windows
-    from lora_bench.engine.optimiser import ByRow
 
 
 @triton.jit
@@ -244,42 +243,3 @@ def gelu_backward(gradient: Tensor, wide: Tensor) -> Tensor:
     out, block = torch.empty_like(wide), 2048
     _gelu_backward[(triton.cdiv(wide.numel(), block),)](gradient, wide, out, wide.numel(), BLOCK=block, num_warps=8)
     return out
-
-
-@triton.jit
-def _adamw(
-    matrix, gradient, first, second, decays, rate, decay, clip, alive, corrections,
-    values, beta1, beta2, epsilon, DECAYS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(1)
-    if tl.load(alive + row) != 0:
-        column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        inside = column < values
-        place = row.to(tl.int64) * values + column
-        slope = tl.load(gradient + place, mask=inside, other=0.0) * tl.load(clip + row)
-        mean = tl.load(first + place, mask=inside, other=0.0)
-        mean += (slope - mean) * (1 - beta1)
-        square = tl.load(second + place, mask=inside, other=0.0) * beta2 + slope * slope * (1 - beta2)
-        tl.store(first + place, mean, mask=inside)
-        tl.store(second + place, square, mask=inside)
-        own, step = tl.load(matrix + place, mask=inside, other=0.0), tl.load(rate + row)
-        shrink = tl.load(decay + row) * step
-        if DECAYS:
-            shrink *= tl.load(decays + column, mask=inside, other=0.0)
-        root = tl.sqrt(square / tl.load(corrections + 1)) + epsilon
-        own -= own * shrink + (step / tl.load(corrections)) * mean / root
-        tl.store(matrix + place, own, mask=inside)
-
-
-def adamw(
-    matrix: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], decays: Tensor | None,
-    by_row: ByRow, corrections: Tensor, constants: tuple[float, float, float],
-) -> None:  # fmt: skip
-    """AdamW on float32 `[rows, values]`, in place; a row that is not alive keeps its values."""
-    rows, values = matrix.shape
-    block = 2048
-    rate, decay, clip, alive = by_row
-    _adamw[(triton.cdiv(values, block), rows)](
-        matrix, gradient.contiguous(), *moments, decays, rate, decay, clip, alive.view(torch.uint8), corrections,
-        values, *constants, DECAYS=decays is not None, BLOCK=block, num_warps=8,
-    )  # fmt: skip

@@ -125,6 +125,18 @@ def attention_backward(
     return _joined([scores @ key, scores.mT @ query, by_value])
 
 
+def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
+    """Copy `[cells, slots, side, p, q]`, however either lies in memory, in the target's type, times `scale [cells]`."""
+    if fused(target) and fused(source):
+        from lora_bench.engine import value_kernels
+
+        value_kernels.transfer(source, target, scale)
+    elif scale is None:
+        target.copy_(source)
+    else:
+        torch.mul(source, scale.view(-1, 1, 1, 1, 1), out=target)
+
+
 def takes(mixed: Tensor, windows: Windows) -> bool:
     """Whether the attention kernels take these sizes."""
     return windows.width <= 128 and mixed.shape[-1] // (3 * windows.heads) in (16, 32, 64, 128)

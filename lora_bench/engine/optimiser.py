@@ -82,10 +82,10 @@ class PackedAdamW:
         block: Block, gradient: Tensor, moments: tuple[Tensor, Tensor], by_row: ByRow, corrections: Tensor
     ) -> None:
         if fused(block.matrix):
-            from lora_bench.engine import kernels
+            from lora_bench.engine import value_kernels
 
             constants = BETA1, BETA2, EPSILON
-            return kernels.adamw(block.matrix, gradient, moments, block.decays, by_row, corrections, constants)
+            return value_kernels.adamw(block.matrix, gradient, moments, block.decays, by_row, corrections, constants)
         rate, decay, clip, alive = (values[:, None] for values in by_row)
         gradient = torch.where(alive, gradient * clip, 0)
         first = moments[0].lerp_(gradient, 1 - BETA1)

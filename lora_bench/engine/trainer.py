@@ -122,7 +122,8 @@ class Trainer:
         groups = self.groups(1)
         forms = Counter(self.table.layout(group).form for group in groups)
         mean = sum(form.slots * count for form, count in forms.items()) / len(groups)
-        if self._stream is not None and self.pack.recordable and mean * len(self.pack.cells) <= SMALL:
+        work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
+        if self._stream is not None and self.pack.recordable and work <= SMALL:
             share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
             self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
 

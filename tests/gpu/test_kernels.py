@@ -59,6 +59,21 @@ def test_add_norm(stream: torch.Generator, dtype: torch.dtype, drops: bool, widt
 
 
 @over_types
+@pytest.mark.parametrize("scaled", [False, True])
+def test_transfer(stream: torch.Generator, dtype: torch.dtype, scaled: bool) -> None:
+    source = draw(stream, 5, 24, 7, 33)[:, :, :6, :].unflatten(1, (12, 2)).float()
+    scale = draw(stream, 5).float() if scaled else None
+    for order in ((1, 0, 2, 3, 4), (1, 2, 0, 3, 4)):
+        size = [(5, 12, 2, 9, 40)[axis] for axis in order]
+        whole = torch.zeros(size, device="cuda", dtype=dtype)
+        target = whole.permute([order.index(axis) for axis in range(5)])[:, :, :, :6, :33]
+        ops.transfer(source, target, scale)
+        expected = source.double() * (1 if scale is None else scale.double().view(-1, 1, 1, 1, 1))
+        assert error(target, expected) < TOLERANCE[dtype]
+        assert float(whole.double().norm()) == pytest.approx(float(target.double().norm()))
+
+
+@over_types
 @over_masks
 @pytest.mark.parametrize(
     ("width", "heads", "head"), [(32, 12, 32), (64, 12, 64), (128, 12, 64), (128, 2, 16), (32, 4, 128)]
