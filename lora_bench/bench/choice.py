@@ -13,6 +13,7 @@ from lora_bench.grid import DEFAULT_MODEL, HUB, SAMPLE
 
 AUTO = "auto"
 MIXES = ("lora", "mixed")
+FULL = "full"  # the mix of one cell that trains the whole model; only if asked for
 PEERS = ("trainer", "loop", "processes")
 PRECISIONS = ("bf16", "float32")
 PACKS = ("1", "8", "16", "32", "64", AUTO)
@@ -86,7 +87,8 @@ def choose(wish: Wish) -> Choice:
         name=name, model=model, data=str(wish.data_dir) if wish.data_dir else SAMPLE if model == SAMPLE else HUB,
         tasks=tuple(dict.fromkeys(tasks.get(each).name for each in chosen)),
         targets=tuple(dict.fromkeys(wish.targets or (TARGETS[:1] if wish.quick else TARGETS))),
-        mixes=_known("mix", wish.mix or MIXES, MIXES), packs=_packs(wish.pack or (PACKS[:2] if wish.quick else PACKS)),
+        mixes=_known("mix", wish.mix or MIXES, (*MIXES, FULL)),
+        packs=_packs(wish.pack or (PACKS[:2] if wish.quick else PACKS)),
         peers=_peers(wish.peers), crowds=CROWDS[:1] if wish.quick else CROWDS,
         precision=_known("precision", [wish.precision], PRECISIONS)[0] if wish.precision else None,
         batch_size=wish.batch_size, seconds=wish.seconds or (QUICK_SECONDS if wish.quick else SECONDS),

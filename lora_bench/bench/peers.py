@@ -1,8 +1,9 @@
 """The peers: transformers' Trainer + peft, and a bare peft loop, each at the settings that are fastest for it.
 
-Both train LoRA of rank 16 on the weights that ours adapts, with the same rows in the same order, the model's dropout,
-our clipping and schedule. With bf16 the frozen weights are bfloat16 and what trains is float32, under autocast, as in
-ours: float32 weights would be cast anew in every step. peft and accelerate are imported here and in no other module.
+Both train LoRA of rank 16 on the weights that ours adapts, or the whole model (`full`, without peft), with the same
+rows in the same order, the model's dropout, our clipping and schedule. With bf16 the frozen weights are bfloat16 and
+what trains is float32, under autocast, as in ours: frozen float32 weights would be cast anew in every step. peft and
+accelerate are imported here and in no other module.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lora_bench import hub
+from lora_bench import hub, methods
+from lora_bench.bench.choice import FULL
 from lora_bench.bench.clock import Measured, Memory, Stopwatch
 from lora_bench.bench.workload import ALPHA, RANK, RATE, SEED, STEPS, Collate, Model, Work, has_types, rows_of
 from lora_bench.engine import backbone as encoders
@@ -42,7 +44,7 @@ READY_BATCHES = 512  # that `loop` collates before it starts; it goes round
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """What a peer trains, where, and for how many timed seconds."""
+    """What a peer trains, where, and for how many timed seconds; the whole model if `full`, else LoRA."""
 
     model: Model
     work: Work
@@ -50,6 +52,12 @@ class Peer:
     device: torch.device
     seconds: float
     scratch: Path
+    full: bool = False
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return methods.get(FULL).default_lr if self.full else RATE
 
 
 def missing() -> list[str]:
@@ -66,26 +74,32 @@ def quiet() -> Iterator[None]:
 
 
 def build(peer: Peer) -> Any:
-    """The classifier with peft's LoRA, on the device, in training mode."""
-    from peft import LoraConfig, TaskType, get_peft_model
-
+    """The classifier on the device, in training mode: whole, or with peft's LoRA on frozen weights."""
     torch.manual_seed(SEED)
-    mixed = peer.work.precision == "bf16"
+    mixed = peer.work.precision == "bf16" and not peer.full
     with hub.hub_mode(peer.model.offline):
         model = AutoModelForSequenceClassification.from_pretrained(
             peer.model.location, num_labels=peer.work.task.num_outputs, local_files_only=peer.model.offline,
             dtype=torch.bfloat16 if mixed else torch.float32, use_safetensors=True,
         )  # fmt: skip
+    if not peer.full:
+        model = _with_lora(peer, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model.to(peer.device).train()
+
+
+def _with_lora(peer: Peer, model: Any) -> Any:
+    """The model frozen, with LoRA on the targets."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
     linears = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=min(RANK, int(model.config.hidden_size)), lora_alpha=int(ALPHA), lora_dropout=0.0,
         target_modules=list(names.resolve(linears, peer.targets)),
     )  # fmt: skip
-    adapted = get_peft_model(model, config).to(peer.device).train()
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return adapted
+    return get_peft_model(model, config)
 
 
 def autocast(peer: Peer) -> Any:
@@ -102,7 +116,7 @@ def loop(peer: Peer) -> Measured:
         model = build(peer)
     built = time.perf_counter() - start
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(trained, lr=peer.rate, weight_decay=0.0, fused=True)
     schedule = get_linear_schedule_with_warmup(optimiser, round(WARMUP * STEPS), STEPS)
     tokens = np.resize(peer.work.tokens[:READY_BATCHES], STEPS)
     watch = Stopwatch(peer.seconds, peer.device, tokens)
@@ -162,7 +176,7 @@ def make_trainer(peer: Peer, model: Any, workers: int, after_step: Callable[[], 
     work, cuda = peer.work, peer.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(peer.scratch / "trainer"), max_steps=STEPS, per_device_train_batch_size=work.batch_size,
-        learning_rate=RATE, weight_decay=0.0, warmup_steps=round(WARMUP * STEPS), lr_scheduler_type="linear",
+        learning_rate=peer.rate, weight_decay=0.0, warmup_steps=round(WARMUP * STEPS), lr_scheduler_type="linear",
         max_grad_norm=CLIP, optim="adamw_torch_fused", bf16=work.precision == "bf16", use_cpu=not cuda, seed=SEED,
         eval_strategy="no", save_strategy="no", logging_strategy="no", logging_nan_inf_filter=False, report_to=[],
         disable_tqdm=True, train_sampling_strategy="sequential", dataloader_num_workers=workers,

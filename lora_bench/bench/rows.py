@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
+from lora_bench.bench.choice import FULL
 from lora_bench.bench.clock import Measured
 
 PROCESSES = "processes-"
 RATIOS = ("trainer", "loop", "processes")
+MAYBE = ("error", "settings", "terms", "counted_bytes")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Row:
     `variant`: `trainer`, `loop`, `processes-N` or `packed`. `k`: cells that train at once. `auto`: k is what
     `--pack auto` means here. `cell_steps_per_second`: steps · cells. `tokens_per_second`: real tokens, over all cells.
     `utilisation`: `tflops` of real tokens as a part of the peak. `spread`: (largest - smallest) / median of the
-    repeats. `steps`: the timed ones, of each cell on average. `error`: why there is no number.
+    repeats. `steps`: the timed ones, of each cell on average. `terms`, `counted_bytes`: what the cost model counts for
+    a step of the pack and for its memory (`cost.Load`). `error`: why there is no number.
     """
 
     variant: str
@@ -43,12 +46,14 @@ class Row:
     repeats: tuple[float, ...] = ()
     spread: float | None = None
     settings: dict[str, int | str] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
+    counted_bytes: float | None = None
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The row for the file; `error` and `settings` only where there are any."""
+        """The row for the file; `MAYBE` only where there is something."""
         content = asdict(self)
-        return {key: value for key, value in content.items() if value or key not in ("error", "settings")}
+        return {key: value for key, value in content.items() if value or key not in MAYBE}
 
 
 def filled(row: Row, measured: Measured, operations: int, peak_tflops: float) -> Row:
@@ -66,13 +71,21 @@ def filled(row: Row, measured: Measured, operations: int, peak_tflops: float) ->
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their rates over the peers' of the same task and targets; of `processes-N` over the best N's."""
-    best: dict[tuple[str, str, str], float] = {}
+    """The rows with their rates over the peers' of the same task and targets; of `processes-N` over the best N's.
+
+    `full` rows and the others, all adapters, know nothing of each other.
+    """
+    best: dict[tuple[str, str, bool, str], float] = {}
     for row in rows:
         if row.variant != "packed" and row.cell_steps_per_second:
-            key = (row.task, row.targets, row.variant.partition("-")[0])
+            key = (*_group(row), row.variant.partition("-")[0])
             best[key] = max(best.get(key, 0.0), row.cell_steps_per_second)
-    return [_over(row, {peer: best.get((row.task, row.targets, peer)) for peer in RATIOS}) for row in rows]
+    return [_over(row, {peer: best.get((*_group(row), peer)) for peer in RATIOS}) for row in rows]
+
+
+def _group(row: Row) -> tuple[str, str, bool]:
+    """What rows have in common that are measured by each other."""
+    return row.task, row.targets, row.mix == FULL
 
 
 def _over(row: Row, peers: dict[str, float | None]) -> Row:

@@ -25,18 +25,16 @@ LONG = (
     "tokens/s", "TFLOP/s", "of peak", "memory GiB", "set-up s",
 )  # fmt: skip
 LEGEND = (
-    "rate: steps · cells a second, median of {repeats}; ×: over the peers, LoRA r=16 (proc.: the best number of "
-    "processes); peak: real tokens' FLOP as a part of {tflops:.4g} TFLOP/s, measured here"
+    "rate: steps · cells a second, median of {repeats}; ×: over the peers, which train LoRA r=16 "
+    "(full: the whole model; proc.: the best number of processes); peak: real tokens' FLOP as a part of "
+    "{tflops:.4g} TFLOP/s, measured here"
 )
 
 
 def write(report: Report, folder: Path, name: str) -> list[Path]:
     """Write `<name>.json` and `<name>.md`; their paths."""
-    content = {
-        "environment": report.environment, "peak": report.peak, "rows": [row.as_json() for row in report.rows],
-    }  # fmt: skip
     made = {
-        folder / f"{name}.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+        folder / f"{name}.json": json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n",
         folder / f"{name}.md": markdown(report),
     }
     for path, text in made.items():

@@ -1,4 +1,7 @@
-"""All measurements, task by task: first the peers, then ours. What fails is a row with an error; the others go on."""
+"""All measurements, task by task: first the peers, then ours; the same for `full`.
+
+What fails is a row with an error; the others go on.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ from typing import Any
 import torch
 
 from lora_bench import environment, hub, tasks
-from lora_bench.bench import crowd, packed, peak, peers, workload
-from lora_bench.bench.choice import AUTO, Choice
+from lora_bench.bench import calibrate, crowd, packed, peak, peers, workload
+from lora_bench.bench.choice import AUTO, FULL, Choice
 from lora_bench.bench.clock import REPEATS, Measured, select
 from lora_bench.bench.rows import PROCESSES, Row, filled, with_ratios
 from lora_bench.bench.workload import Work
+from lora_bench.cell import Cell
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
 from lora_bench.engine.backbone import Backbone
@@ -29,6 +33,7 @@ from lora_bench.runner import choose_device
 
 OUT_OF_MEMORY = "out of memory"
 _SHORTAGES = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+WHOLE = "all"  # what `full` has for targets
 WORKERS = {"cpu": (0,), "cuda": (0, 2)}  # of Trainer's data loader; the faster number counts
 
 
@@ -40,10 +45,18 @@ class Report:
     peak: dict[str, Any]
     rows: tuple[Row, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """The report for the file."""
+        rows = [row.as_json() for row in self.rows]
+        return {"environment": self.environment, "peak": self.peak, "rows": rows}
+
     @property
     def failed(self) -> bool:
         """Whether a row has an error that is no lack of memory."""
         return any(row.error not in (None, OUT_OF_MEMORY) for row in self.rows)
+
+
+Measurement = tuple[Row, Callable[[], Measured]]
 
 
 class Suite:
@@ -75,9 +88,8 @@ class Suite:
         self.say(f"{self.peak['dtype']} matmul peak: {self.peak['tflops']:.4g} TFLOP/s")
         for task in self.choice.tasks:
             work = self._work(task)
-            for targets in self.choice.targets:
-                for row, action in self._measurements(work, targets):
-                    self._attempt(row, action)
+            for row, action in self._measurements(work):
+                self._attempt(row, action)
         return self.report()
 
     def report(self) -> Report:
@@ -86,9 +98,12 @@ class Suite:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """Our encoder, loaded once for all packs."""
+        """Our frozen encoder, loaded once for all packs."""
+        return self._load(trains=False)
+
+    def _load(self, trains: bool) -> Backbone:
         with hub.hub_mode(self.model.offline):
-            return encoders.load(self.model.location, self.device, self.precision, False, self.model.offline)
+            return encoders.load(self.model.location, self.device, self.precision, trains, self.model.offline)
 
     @cached_property
     def peak(self) -> dict[str, Any]:
@@ -96,9 +111,10 @@ class Suite:
         return peak.measure(self.device, self.precision)
 
     @cached_property
-    def operations(self) -> int:
-        """FLOP of a real token: the backbone is frozen in every variant."""
-        return peak.operations_a_token(peak.linear_weights(self.backbone.linears().values()))
+    def operations(self) -> dict[bool, int]:
+        """FLOP of a real token, by whether the backbone trains."""
+        weights = peak.linear_weights(self.backbone.linears().values())
+        return {trains: peak.operations_a_token(weights, trains) for trains in (False, True)}
 
     @cached_property
     def left_out(self) -> str:
@@ -119,8 +135,8 @@ class Suite:
             "threads": torch.get_num_threads(), "precision": self.precision, "model": choice.model,
             "random_weights": self.model.random, "data": choice.data, "batch_size": choice.batch_size,
             "max_length": min(choice.max_length, self.backbone.longest), "seconds": choice.seconds, "repeats": REPEATS,
-            "operations_a_token": self.operations, "left_out": self.left_out,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "operations_a_token": self.operations[False], "operations_a_token_full": self.operations[True],
+            "left_out": self.left_out, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }  # fmt: skip
 
     def _work(self, task: str) -> Work:
@@ -131,51 +147,65 @@ class Suite:
             raise BenchError(what, "Use the tokenizer that belongs to the model.", MISSING)
         return work
 
-    def _measurements(self, work: Work, targets: str) -> Iterator[tuple[Row, Callable[[], Measured]]]:
+    def _measurements(self, work: Work) -> Iterator[Measurement]:
         """Every row to fill, and how; later ones may use what earlier ones found."""
-        row = partial(Row, task=work.task.name, targets=targets)
-        if self.choice.peers and not self.left_out:
-            yield from self._of_peers(row, work, targets)
-        for mix in self.choice.mixes:
-            for k, auto in self._packs():
-                made = partial(workload.cells, work, targets, mix, k, self.backbone.hidden_size)
-                yield row("packed", mix=mix, k=k, auto=auto), partial(self._packed, made, work)
+        adapters = [mix for mix in self.choice.mixes if mix != FULL]
+        for targets in self.choice.targets if adapters else ():
+            yield from self._of_peers(work, targets)
+            for mix in adapters:
+                for k, auto in self._packs(work, targets):
+                    yield self._of_pack(work, targets, mix, k, auto)
+        if FULL in self.choice.mixes:
+            yield from self._of_peers(work, WHOLE, full=True)
+            yield self._of_pack(work, WHOLE, FULL)
 
-    def _of_peers(
-        self, row: Callable[..., Row], work: Work, targets: str
-    ) -> Iterator[tuple[Row, Callable[[], Measured]]]:
-        peer = peers.Peer(self.model, work, targets, self.device, self.choice.seconds, self.scratch)
+    def _of_peers(self, work: Work, targets: str, full: bool = False) -> Iterator[Measurement]:
+        """The peers; of those that train the whole model no `processes-N`."""
+        if self.left_out:
+            return
+        peer = peers.Peer(self.model, work, targets, self.device, self.choice.seconds, self.scratch, full)
+        row = partial(Row, task=work.task.name, targets=targets, mix=FULL if full else "lora")
         if "trainer" in self.choice.peers:
-            yield row("trainer", mix="lora", k=1), partial(self._trainer, peer)
+            yield row("trainer", k=1), partial(self._trainer, peer)
         if "loop" in self.choice.peers:
-            yield row("loop", mix="lora", k=1), partial(peers.loop, peer)
-        if "processes" in self.choice.peers:
+            yield row("loop", k=1), partial(peers.loop, peer)
+        if "processes" in self.choice.peers and not full:
             for count in self.choice.crowds:
-                made = row(f"{PROCESSES}{count}", mix="lora", k=count)
+                made = row(f"{PROCESSES}{count}", k=count)
                 yield made, lambda count=count: crowd.run(peer, count, self.workers)  # type: ignore[misc]
 
-    def _packs(self) -> list[tuple[int, bool]]:
+    def _of_pack(self, work: Work, targets: str, mix: str, k: int = 1, auto: bool = False) -> Measurement:
+        """Ours, and what the cost model counts for it."""
+        cells = workload.cells(work, targets, mix, k, self.backbone.hidden_size)
+        terms, size = calibrate.counted(cells, work.mean_tokens, self.model.location)
+        row = Row("packed", work.task.name, targets, mix, k, auto, terms=terms, counted_bytes=size)
+        return row, partial(self._packed, cells, work, mix == FULL)
+
+    def _packs(self, work: Work, targets: str) -> list[tuple[int, bool]]:
         """The pack sizes, each once, and whether it is the automatic one."""
-        automatic = packed.automatic(self.device) if AUTO in self.choice.packs else None
+        sample = workload.cells(work, targets, "lora", 1, self.backbone.hidden_size)[0]
+        automatic = packed.automatic(self.device, sample, self.model.location) if AUTO in self.choice.packs else None
         sizes = [automatic if pack == AUTO else int(pack) for pack in self.choice.packs]
         return [(size, size == automatic) for size in dict.fromkeys(sizes) if size]
 
-    def _packed(self, cells: Callable[[], Any], work: Work) -> Measured:
-        return packed.run(cells(), work, self.backbone, self.choice.seconds)
+    def _packed(self, cells: Sequence[Cell], work: Work, trains: bool) -> Measured:
+        encoder = partial(self._load, trains) if trains else lambda: self.backbone
+        return packed.run(cells, work, encoder, self.device, self.choice.seconds)
 
     def _trainer(self, peer: peers.Peer) -> Measured:
         """Trainer with the number of data-loader workers that is fastest here."""
         tried = [peers.trainer(peer, workers) for workers in WORKERS.get(self.device.type, (0,))]
         best = max(tried, key=lambda one: sum(window.steps / window.seconds for window in one.windows))
-        self.workers = int(best.settings["dataloader_num_workers"])
+        if not peer.full:
+            self.workers = int(best.settings["dataloader_num_workers"])
         return best
 
     def _attempt(self, row: Row, action: Callable[[], Measured]) -> None:
         """Fill the row, or note why it cannot be."""
         try:
-            row = filled(row, action(), self.operations, float(self.peak["tflops"]))
+            row = filled(row, action(), self.operations[row.mix == FULL], float(self.peak["tflops"]))
         except Exception as error:
-            row = Row(row.variant, row.task, row.targets, row.mix, row.k, row.auto, error=reason(error))
+            row = replace(row, error=reason(error))
         gc.collect()  # outside of the except block, whose traceback keeps what failed alive
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_bench import data, hub, methods, tasks
-from lora_bench.bench.choice import Choice
+from lora_bench.bench.choice import FULL, Choice
 from lora_bench.cell import Cell
 from lora_bench.data import TokenTable
 from lora_bench.engine import backbone as encoders
@@ -59,6 +59,11 @@ class Work:
         """`[STEPS]`, real tokens of each batch."""
         found: Ints = self.table.lengths[self.order].sum(1)
         return found
+
+    @property
+    def mean_tokens(self) -> float:
+        """Real tokens of a sequence."""
+        return float(self.tokens.mean()) / self.batch_size
 
     @property
     def epochs(self) -> int:
@@ -133,18 +138,24 @@ def order(rows: int, batch: int) -> Ints:
 
 
 def cells(work: Work, targets: str, mix: str, count: int, width: int) -> list[Cell]:
-    """`count` different cells: LoRA of rank 16, or methods and ranks in turn (ranks up to the encoder's `width`)."""
+    """`count` different cells: LoRA of rank 16, or methods and ranks in turn (ranks up to the encoder's `width`).
+
+    One for `full`, which has no targets: the whole model trains.
+    """
+    if mix == FULL:
+        return [_cell(work, FULL, {"lr": methods.get(FULL).default_lr})]
     ranks = [rank for rank in RANKS if rank <= width]
     made = []
     for index in range(count):
         method = MIXED[index % len(MIXED)] if mix == "mixed" else "lora"
         rank = ranks[index // len(MIXED) % len(ranks)] if mix == "mixed" else min(RANK, width)
-        made.append(_cell(work, method, {"targets": targets, "rank": rank, "lr": RATE * (1 + index / count)}))
+        own = {"targets": targets, "rank": rank, "alpha": ALPHA, "lr": RATE * (1 + index / count)}
+        made.append(_cell(work, method, own))
     return made
 
 
 def _cell(work: Work, method: str, own: dict[str, Any]) -> Cell:
-    settings: dict[str, Any] = {**methods.get(method).defaults, "alpha": ALPHA, **own}
+    settings: dict[str, Any] = {**methods.get(method).defaults, **own}
     settings |= {"method": method, "precision": work.precision, "batch_size": work.batch_size, "epochs": work.epochs}
     return Cell(model="bench", data="bench", task=work.task.name, seed=SEED, select="last", **settings)
 

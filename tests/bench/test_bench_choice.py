@@ -52,6 +52,11 @@ def test_choosing_costs_no_torch() -> None:
     assert ended.stdout.strip() == "False"
 
 
+def test_full_is_there_for_who_asks() -> None:
+    assert choose(Wish(mix=["full", "lora"])).mixes == ("full", "lora")
+    assert "full" not in choose(Wish()).mixes
+
+
 def test_no_peers() -> None:
     assert choose(Wish(peers="none")).peers == ()
 

@@ -39,6 +39,18 @@ def test_ratios_are_rates_over_the_peers_of_the_same_task_and_targets() -> None:
         assert made.cell_steps_per_second == pytest.approx((made.ratio_to_trainer or 0) * 10.0)
 
 
+def test_full_rows_are_measured_by_full_peers_alone() -> None:
+    """Even under the same targets."""
+    rows = [
+        row("trainer", 10.0), row("trainer", 4.0, mix="full"), row("loop", 8.0), row("packed", 12.0, mix="full"),
+        row("packed", 20.0), row("packed", 30.0, mix="mixed"),
+    ]  # fmt: skip
+    *_, full, lora, mixed = with_ratios(rows)
+    assert (full.ratio_to_trainer, full.ratio_to_loop) == (3.0, None)
+    assert (lora.ratio_to_trainer, lora.ratio_to_loop) == (2.0, 2.5)
+    assert (mixed.ratio_to_trainer, mixed.ratio_to_loop) == (3.0, 3.75)
+
+
 def test_a_row_that_failed_has_no_ratio_and_is_nobodys_measure() -> None:
     failed, packed = with_ratios([Row("trainer", "sst2", "qv", "lora", 1, error="out of memory"), row("packed", 9.0)])
     assert failed.ratio_to_trainer is None

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from bench_factory import choice, measured
+from bench_factory import SAMPLE, choice, measured, work
 from typer.testing import CliRunner, Result
 
-from lora_bench.bench import packed, peers, suite
+from lora_bench.bench import packed, peers, suite, workload
 from lora_bench.bench.suite import Report
 from lora_bench.cli import app
 from lora_bench.errors import BenchError
@@ -163,8 +163,10 @@ def test_threads_are_set_and_given_back() -> None:
 
 
 def test_auto_is_a_number_measured_once(under: Under) -> None:
-    made = under.run(peers="none", pack=["1", "8", "auto"])
-    assert [(row.k, row.auto) for row in made.rows] == [(1, False), (8, True)]
+    cell = workload.cells(work(), "qv", "lora", 1, 64)[0]
+    auto = packed.automatic(torch.device("cpu"), cell, SAMPLE.location)
+    made = under.run(peers="none", pack=["1", str(auto), "auto"])
+    assert [(row.k, row.auto) for row in made.rows] == [(1, False), (auto, True)]
 
 
 def test_a_target_that_matches_nothing_ends_it_before_anything_is_measured(under: Under) -> None:

@@ -73,6 +73,18 @@ def test_mixes() -> None:
     assert max(cell.rank or 0 for cell in workload.cells(work(), "qv", "mixed", 20, 40)) == 32
 
 
+def test_full_is_one_cell_that_has_nothing_of_an_adapter() -> None:
+    """The method's own learning rate; it shares everything else with the others."""
+    (cell,) = workload.cells(work(), "all", "full", 1, 64)
+    assert (cell.method, cell.lr, cell.targets, cell.rank, cell.alpha) == ("full", 2e-5, None, None, None)
+    assert cell.shares_batches() == workload.cells(work(), "qv", "lora", 1, 64)[0].shares_batches()
+
+
+def test_tokens_of_a_sequence() -> None:
+    made = work()
+    assert made.mean_tokens == pytest.approx(made.table.lengths[made.order].mean())
+
+
 def test_a_directory_without_weights_is_given_random_ones(tmp_path: Path) -> None:
     """Config and tokenizer suffice; both sides load the same files, made from a fixed seed."""
     bare = tmp_path / "bare"

@@ -1,0 +1,193 @@
+"""The cost model's coefficients (`cost.py`), fitted to measured rows. No torch.
+
+    python -m lora_bench.bench.calibrate results/bench/a.json results/bench/b.json --out lora_bench/devices.json
+
+fits anew from stored benchmarks, each device and precision by itself, and prints what it found. A row has all that
+this needs: the terms that the model counts for one of its steps, and what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from lora_bench import cost
+from lora_bench.cell import Cell
+from lora_bench.errors import NOTHING, BenchError
+from lora_bench.files import write_atomically
+
+STEP = tuple(term for term in cost.TERMS if term != "setup")
+MEMORY = "memory"
+RIDGE = 0.01  # small beside the errors of measurements
+
+Tables = dict[str, dict[str, dict[str, float]]]  # device, precision, coefficient
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured pack: the counts of each term in a step of all its cells, and what they took.
+
+    `seconds`: of that step. `setup`: seconds before the first one. `memory`: measured bytes over counted ones.
+    """
+
+    terms: Mapping[str, float]
+    seconds: float
+    setup: float = 0.0
+    memory: float | None = None
+
+
+def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> tuple[dict[str, float], float | None]:
+    """The terms of a pack's step, and its bytes at their peak; empty and None where the model's sizes are not known.
+
+    `mean_tokens`: real tokens of a training sequence.
+    """
+    sizes = cost.geometry(model)
+    if sizes is None:
+        return {}, None
+    first = cells[0]
+    load = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens}).load(cells, sizes)
+    return {term: count for term, count in load.terms(load.slots).items() if term in STEP}, load.bytes()
+
+
+def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """The packs among a report's rows (as in its JSON) that were measured and counted."""
+    packs = [row for row in rows if row["variant"] == "packed" and row["cell_steps_per_second"] and row.get("terms")]
+    return [
+        Point(
+            row["terms"], row["k"] / row["cell_steps_per_second"], row["build_seconds"] + row["setup_seconds"],
+            row["peak_memory_bytes"] / row["counted_bytes"] if row["peak_memory_bytes"] else None,
+        )
+        for row in packs
+    ]  # fmt: skip
+
+
+def fit(points: Sequence[Point]) -> dict[str, float]:
+    """Seconds of each term, none below zero, with the least squares of the relative errors.
+
+    Terms that the rows cannot tell apart, as in all packs of one task and one target set, share their time: a ridge on
+    each term's part of a step keeps it from falling to one of them by chance.
+
+    `setup` is the median; `memory`, the median too, is there only if memory was measured.
+
+    Raises:
+        BenchError: there are no points.
+    """
+    if not points:
+        raise BenchError("No row has what a fit needs.", "Measure packs of a model that has a config.json.", NOTHING)
+    shares = np.array([[point.terms[term] / point.seconds for term in STEP] for point in points])
+    widest = shares.max(axis=0)
+    scale = np.where(widest > 0, widest, 1.0)
+    rows = np.vstack([shares / scale, RIDGE * np.eye(len(STEP))])
+    solution, _ = nnls(rows, np.append(np.ones(len(points)), np.zeros(len(STEP))))
+    found = dict(zip(STEP, (solution / scale).tolist(), strict=True))
+    found["setup"] = median(point.setup for point in points)
+    ratios = [point.memory for point in points if point.memory is not None]
+    return found | ({MEMORY: median(ratios)} if ratios else {})
+
+
+def errors(points: Sequence[Point], known: cost.Coefficients) -> list[float]:
+    """How far each step's estimate is from its measured seconds, as a part of them."""
+    return [abs(sum(known[t] * point.terms[t] for t in STEP) / point.seconds - 1) for point in points]
+
+
+def verdict(points: Sequence[Point], known: cost.Coefficients) -> str:
+    """The fit in a line."""
+    off = errors(points, known)
+    return f"Cost model, {len(points)} rows: off by {fmean(off):.0%} on average, {max(off):.0%} at worst."
+
+
+def store(path: Path, device: str, precision: str, coefficients: Mapping[str, float]) -> None:
+    """Put the coefficients in a JSON file beside those of other devices and precisions.
+
+    Raises:
+        BenchError: what is there is no such file; it stays as it is.
+    """
+    tables = _read(path) if path.is_file() else {}
+    if not isinstance(tables, dict) or not all(isinstance(own, dict) for own in tables.values()):
+        raise BenchError(f"'{path}' has no coefficients of devices.", "Delete it, then measure anew.")
+    tables[device] = {**tables.get(device, {}), precision: _rounded(coefficients)}
+    write_atomically(path, _text(tables).encode())
+
+
+def keep(content: Mapping[str, Any], path: Path) -> str:
+    """Fit a report (as in its JSON), store the coefficients, and say how well they fit."""
+    own = points(content["rows"])
+    known = fit(own)
+    store(path, *_place(content), known)
+    return verdict(own, known)
+
+
+def _place(content: Mapping[str, Any]) -> tuple[str, str]:
+    """The device, `cpu` for every processor, and the precision of a report."""
+    about = content["environment"]
+    return "cpu" if about["device"].startswith("cpu") else about["device"], about["precision"]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"'{path}' cannot be read as JSON.", "Delete it, or give another file.") from error
+
+
+def _rounded(coefficients: Mapping[str, float]) -> dict[str, float]:
+    """Four digits of each: more than any of them is known to."""
+    return {
+        name: value if value == 0 else round(value, 3 - math.floor(math.log10(abs(value))))
+        for name, value in coefficients.items()
+    }
+
+
+def _text(tables: Tables) -> str:
+    return json.dumps(tables, indent=2, sort_keys=True) + "\n"
+
+
+def _together(paths: Sequence[Path]) -> dict[tuple[str, str], list[Point]]:
+    """The points of all reports, by device and precision.
+
+    Raises:
+        BenchError: a file is no report.
+    """
+    found: dict[tuple[str, str], list[Point]] = {}
+    for path in paths:
+        content = _read(path)
+        try:
+            found.setdefault(_place(content), []).extend(points(content["rows"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BenchError(f"'{path}' is no report of `lora-bench bench`.", "Give its <name>.json.") from error
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit stored reports; the coefficients to the standard output and, with `--out`, into a file."""
+    parser = argparse.ArgumentParser(prog="python -m lora_bench.bench.calibrate", description=__doc__)
+    parser.add_argument("reports", nargs="+", type=Path, help="<name>.json files of `lora-bench bench`")
+    parser.add_argument("--out", type=Path, help="a JSON file to put the coefficients in")
+    given = parser.parse_args(arguments)
+    tables: Tables = {}
+    try:
+        for (device, precision), own in _together(given.reports).items():
+            known = fit(own)
+            tables.setdefault(device, {})[precision] = _rounded(known)
+            sys.stderr.write(f"{device}, {precision}. {verdict(own, known)}\n")
+            if given.out is not None:
+                store(given.out, device, precision, known)
+    except BenchError as error:
+        sys.stderr.write(f"Error: {error.what}\n{error.mend}\n")
+        return error.code
+    sys.stdout.write(_text(tables))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Full fine-tuning beside its peers: they train what ours trains, once a task, and nobody else's ratio moves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_factory import SAMPLE, choice, measured, work
+from typer.testing import CliRunner, Result
+
+from lora_bench import cost
+from lora_bench.bench import packed, peak, peers, suite, workload
+from lora_bench.bench.peers import Peer
+from lora_bench.bench.suite import Report
+from lora_bench.cli import app
+from lora_bench.engine import backbone as encoders
+from lora_bench.engine.pack import Pack
+
+CPU = torch.device("cpu")
+CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]
+
+
+@pytest.fixture(scope="module")
+def called(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """`--mix lora --mix full --calibrate` on the sample, with a cache of its own."""
+    out = tmp_path_factory.mktemp("full")
+    environment = {"COLUMNS": "80", "XDG_CACHE_HOME": str(out / "cache")}
+    mixes = ["--mix", "lora", "--mix", "full", "--calibrate"]
+    return out, CliRunner().invoke(app, [*CALL, *mixes, "--out", str(out)], env=environment)
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((out / "quick.json").read_text())["rows"]
+    return rows
+
+
+def test_full_rows_come_once_a_task_with_peers_of_their_own(called: tuple[Path, Result]) -> None:
+    out, ended = called
+    assert ended.exit_code == 0, ended.output
+    found = [(row["targets"], row["variant"], row["mix"], row["k"]) for row in rows_of(out)]
+    lora = [("qv", "trainer", "lora", 1), ("qv", "loop", "lora", 1), ("qv", "packed", "lora", 2)]
+    assert found == [*lora, *(("all", variant, "full", 1) for variant in ("trainer", "loop", "packed"))]
+    assert max(len(line) for line in ended.stdout.splitlines() if str(out) not in line) <= 80
+
+
+def test_full_rows_count_six_flop_a_weight_and_their_own_ratios(called: tuple[Path, Result]) -> None:
+    content = json.loads((called[0] / "quick.json").read_text())
+    about, (trainer, loop, ours) = content["environment"], content["rows"][3:]
+    assert about["operations_a_token_full"] == 1.5 * about["operations_a_token"]
+    for row in (trainer, loop, ours):
+        assert row["tflops"] == pytest.approx(row["tokens_per_second"] * about["operations_a_token_full"] / 1e12)
+    assert ours["ratio_to_trainer"] == pytest.approx(ours["cell_steps_per_second"] / trainer["cell_steps_per_second"])
+    assert ours["ratio_to_loop"] == pytest.approx(ours["cell_steps_per_second"] / loop["cell_steps_per_second"])
+    assert ours["ratio_to_processes"] is None
+
+
+def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result]) -> None:
+    """The terms of a step on the work's own tokens; the peers have none."""
+    sizes = cost.geometry(SAMPLE.location)
+    assert sizes is not None
+    tokens = {("bench", "sst2", 128): work().mean_tokens}
+    for row in rows_of(called[0]):
+        assert ("terms" in row) == (row["variant"] == "packed")
+        if row["variant"] == "packed":
+            cells = workload.cells(work(), row["targets"], row["mix"], row["k"], 64)
+            load = cost.Estimate(tokens=tokens).load(cells, sizes)
+            assert row["terms"] | {"setup": 0.0} == pytest.approx(load.terms(load.slots))
+            assert row["counted_bytes"] == pytest.approx(load.bytes())
+
+
+def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> None:
+    out, ended = called
+    assert "Cost model, 2 rows: off by" in ended.stdout
+    known = cost.coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
+    assert known is not None
+    assert known.keys() == set(cost.TERMS)
+    assert min(known.values()) >= 0
+    assert known["setup"] > 0
+
+
+def test_both_sides_train_every_value_of_the_model(tmp_path: Path) -> None:
+    """Float32 weights, none frozen; ours and theirs are as many."""
+    with peers.quiet():
+        model = peers.build(Peer(SAMPLE, work(), "all", CPU, 0.05, tmp_path, full=True))
+    assert all(part.requires_grad and part.dtype == torch.float32 for part in model.parameters())
+    backbone = encoders.load(SAMPLE.location, CPU, "float32", trains=True)
+    pack = Pack(workload.cells(work(), "all", "full", 1, 64), backbone, 2)
+    assert sum(part.numel() for part in model.parameters()) == pack.adapter_params(0) + pack.head_params()
+
+
+def test_with_bf16_the_trained_weights_stay_float32(tmp_path: Path) -> None:
+    made = workload.load("sst2", choice(), SAMPLE, "bf16", 128)
+    peer = Peer(SAMPLE, made, "all", CPU, 0.02, tmp_path, full=True)
+    with peers.quiet():
+        assert {part.dtype for part in peers.build(peer).parameters()} == {torch.float32}
+    (cell,) = workload.cells(made, "all", "full", 1, 64)
+    encoder = encoders.load(SAMPLE.location, CPU, "bf16", trains=True)
+    for timed in (peers.loop(peer), packed.run([cell], made, lambda: encoder, CPU, 0.02)):
+        assert len(timed.windows) == 3
+
+
+def test_the_peers_move_every_value_at_the_rate_of_the_method(tmp_path: Path) -> None:
+    own = Peer(SAMPLE, work(), "all", CPU, 0.05, tmp_path, full=True)
+    steps = iter(range(3))
+    with peers.quiet():
+        model = peers.build(own)
+        before = {name: part.detach().clone() for name, part in model.named_parameters()}
+        made = peers.make_trainer(own, model, 0, lambda: next(steps) == 2)
+        made.train()
+    assert made.args.learning_rate == 2e-5
+    still = [name for name, part in model.named_parameters() if torch.equal(part, before[name])]
+    assert still == []
+
+
+class Counted:
+    """A suite with stand-ins that note who was called."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.calls: list[tuple[str, str, bool]] = []
+        monkeypatch.setattr(peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
+        monkeypatch.setattr(packed, "run", lambda cells, *_: measured(5.0))
+        for name in ("trainer", "loop"):
+            monkeypatch.setattr(peers, name, lambda peer, *_, name=name: self.note(name, peer))
+        monkeypatch.setattr(suite.crowd, "run", lambda peer, *_: self.note("processes", peer))
+
+    def note(self, name: str, peer: Peer) -> Any:
+        self.calls.append((name, peer.targets, peer.full))
+        made = measured(2.0)
+        made.settings["dataloader_num_workers"] = 0
+        return made
+
+    def run(self, **wishes: Any) -> Report:
+        return suite.Suite(choice(**wishes), self.folder, lambda _: None, lambda _: None).run()
+
+
+def test_no_peer_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the adapters once a target set, those of full once a task and without processes."""
+    under = Counted(tmp_path, monkeypatch)
+    under.run(mix=["full", "lora", "mixed"], targets=["qv", "attention"], pack=["1"])
+    lora = [(name, targets, False) for targets in ("qv", "attention") for name in ("trainer", "loop", "processes")]
+    assert under.calls == [*lora, ("trainer", "all", True), ("loop", "all", True)]
+
+
+def test_full_alone_needs_no_other_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under = Counted(tmp_path, monkeypatch)
+    made = under.run(mix=["full"], pack=["1", "8", "auto"])
+    assert under.calls == [("trainer", "all", True), ("loop", "all", True)]
+    assert [(row.variant, row.mix, row.k) for row in made.rows][2:] == [("packed", "full", 1)]
+    assert made.rows[2].ratio_to_trainer == 2.5
