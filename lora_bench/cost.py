@@ -119,7 +119,7 @@ class Load:
         many, model = slots * self.cells, self.model
         width = model.layers * (45 * model.hidden + 12 * model.inner)
         return {
-            "layer": model.layers * (3 if self.whole else 1),
+            "layer": float(model.layers),
             "flop": many * model.linear * (6 if self.whole else 4),
             "byte": many * width * self.item,
             "adapter_byte": many * self.adapted * 4 * self.item,
