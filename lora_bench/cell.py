@@ -22,6 +22,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # -0.0 is 0.0
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
 
 class Cell(BaseModel):
     """One training run. Fields that the method does not have (rank for `head`, a and b outside `mini`) are None."""
@@ -58,7 +60,7 @@ class Cell(BaseModel):
     def canonical(self) -> str:
         """The JSON text that the id is a hash of."""
         settings = self.model_dump(mode="json", exclude_none=True)
-        return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return _CANONICAL.encode(settings)
 
     @property
     def effective_head_lr(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,8 @@ def write_record(results: Path, record: Record) -> None:
 def read_record(path: Path) -> Record:
     """Read one record; ValueError says in one line what is wrong with it."""
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        with io.FileIO(path) as file:
+            record = Record.model_validate_json(file.readall())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -153,11 +155,22 @@ def read_record(path: Path) -> Record:
     return record
 
 
+def _files(results: Path) -> list[str]:
+    """The names of all record files, sorted; names alone, as 100,000 Paths are slow to sort."""
+    folder = results / "cells"
+    return sorted(name for name in os.listdir(folder) if name.endswith(".json")) if folder.is_dir() else []  # noqa: PTH208
+
+
+def count_records(results: Path) -> int:
+    """How many record files there are, sound or not."""
+    return len(_files(results))
+
+
 def read_records(results: Path) -> Loaded:
     """Every record under `results`, sorted by id, and the files that are none."""
     records: list[Record] = []
     broken: list[tuple[Path, str]] = []
-    for path in sorted((results / "cells").glob("*.json")):
+    for path in map((results / "cells").joinpath, _files(results)):
         try:
             records.append(read_record(path))
         except ValueError as error:

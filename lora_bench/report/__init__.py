@@ -20,6 +20,8 @@ from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lora_bench.report.encoding import Helpers
+
 
 @dataclass(frozen=True)
 class Report:
@@ -44,22 +46,31 @@ def build(results: Path, out: Path, console: Console, errors: Console | None = N
     each whole or not at all. `vs_paper` adds the published numbers. Records that cannot be read are named on `errors`
     (standard error by default). BenchError NOTHING: no record there.
     """
+    from lora_bench.report.encoding import helping
+    from lora_bench.store import count_records
+
+    with _uncollected(), helping(count_records(results)) as helpers:
+        return _build(results, out, console, errors, vs_paper, helpers)
+
+
+def _build(
+    results: Path, out: Path, console: Console, errors: Console | None, vs_paper: bool, helpers: Helpers
+) -> Report:
     from lora_bench.report.content import gather
     from lora_bench.report.render import print_lines
     from lora_bench.report.write import show, show_files, write
     from lora_bench.store import read_records
 
-    with _uncollected():
-        loaded = read_records(results)
+    loaded = read_records(results)
+    gc.freeze()  # some libraries collect when they are imported
     unread = [f"Cannot read {path.name}: {reason}" for path, reason in loaded.broken]
     print_lines(unread, errors or _standard_error(), "yellow")
     if not loaded.records:
         command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
-    with _uncollected():
-        content = gather(loaded, vs_paper)
-        written = write(content, out)
-        show(content, console)
+    content = gather(loaded, vs_paper)
+    written = write(content, out, helpers)
+    show(content, console)
     show_files(written, console)
     return Report(written.page, written.reports, written.tables, written.figures, tuple(p for p, _ in loaded.broken))
 
@@ -69,7 +80,6 @@ def _uncollected() -> Iterator[None]:
     """No garbage collection inside: 100,000 records are none, and to look through them again doubles the time."""
     was_on = gc.isenabled()
     gc.disable()
-    gc.freeze()
     try:
         yield
     finally:

@@ -113,6 +113,11 @@ def canvas(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figure, l
     return figure, list(figure.subplots(*shape, squeeze=False).flat)
 
 
+def prepare() -> None:
+    """Import what `encode` needs, before there is a figure."""
+    from matplotlib.backends import backend_agg, backend_pdf, backend_svg  # noqa: F401
+
+
 def encode(figure: Figure) -> dict[str, bytes]:
     """The figure's bytes as `png` (150 dots an inch), `svg` and `pdf`, the same for the same figure on every day."""
     found = {}

@@ -65,7 +65,7 @@ def _row(axes: Sequence[Axes], column: Column, found: dict[int, list[Slot]], ran
     axes[0].set_ylabel(f"{short(column_title(column))}\na")
     if max(map(len, sides)) > _NUMBERED:
         scale = axes[-1].figure.colorbar(image, ax=axes[-1])
-        scale.ax.yaxis.set_major_formatter(lambda value, _: percent(value))
+        scale.ax.yaxis.set_major_formatter(_tick)
 
 
 def _ticks(sizes: Sequence[int | None]) -> tuple[list[int], list[str]]:
@@ -86,3 +86,8 @@ def _map(ax: Axes, values: Sequence[Sequence[float | None]], ends: tuple[float, 
             text = "–" if value is None else percent(value)
             ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     return image
+
+
+def _tick(value: float, _: object) -> str:
+    """A tick of the scale; a function of the module, as figures are sent to other processes."""
+    return percent(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lora_bench.files import write_atomically
 from lora_bench.report.captions import LEGEND
 from lora_bench.report.content import Content, Section
-from lora_bench.report.drawing import encode
+from lora_bench.report.encoding import Encoded, Helpers
 from lora_bench.report.figures import figures
 from lora_bench.report.html import page
 from lora_bench.report.latex import latex_document, latex_table
@@ -35,22 +35,25 @@ class Written:
     figures: tuple[Path, ...]
 
 
-def write(content: Content, out: Path) -> Written:
+def write(content: Content, out: Path, helpers: Helpers) -> Written:
     """Write every file of the report to `out`, each whole or not at all; the page comes last."""
     named = dict(zip(stems([table.name for table in content.tables]), content.tables, strict=True))
-    written = _save(out, _table_files(named))
-    drawn: list[Path] = []
+    waiting: list[tuple[str, Encoded]] = []
     pictures: dict[str, list[tuple[str, str]]] = {}
     for section in content.sections:
         for caption, name, figure in figures(section.piece, section.stem):
             pictures.setdefault(section.stem, []).append((caption, name))
-            drawn += _save(out, {f"figures/{name}.{kind}": data for kind, data in encode(figure).items()})
+            waiting.append((name, helpers.encode(figure)))
+    written = _save(out, _table_files(named))
     reports = {
         MARKDOWN: "\n".join(_markdown(content, pictures, sorted(named))).encode(),
         LATEX: latex_document("Report", _opening(content), content.tables).encode(),
         JSON: json_report(_facts(content), content.tables).encode(),
         PAGE: page(content).encode(),
     }
+    drawn: list[Path] = []
+    for name, ready in waiting:
+        drawn += _save(out, {f"figures/{name}.{kind}": data for kind, data in ready().items()})
     *others, last = _save(out, reports)
     return Written(last, tuple(others), tuple(written), tuple(drawn))
 

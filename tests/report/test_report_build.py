@@ -26,7 +26,8 @@ import sys
 import time
 from pathlib import Path
 from rich.console import Console
-from lora_bench.report import build
+from lora_bench.report import build, encoding
+encoding.MANY = 0  # figures are encoded in other processes
 build(Path(sys.argv[1]), Path(sys.argv[2]), Console(width=120, stderr=True))
 print("torch" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
