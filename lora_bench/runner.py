@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_bench import data, environment, hub, methods, tasks
+from lora_bench import cost, data, environment, hub, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint
@@ -208,6 +208,7 @@ class Runner:
             with hub.hub_mode(local):
                 loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
             self._backbone = key, loaded
+            cost.geometry.cache_clear()  # a model that has just been downloaded has sizes now
         return self._backbone[1]
 
     def _local_only(self, name: str) -> bool:

@@ -43,7 +43,7 @@ MAY: dict[str, str] = {
     "environment": "lora_bench",
     "engine": "cell data errors files methods metrics tasks",
     "record": "cell engine errors store tasks",
-    "runner": "cell data engine environment errors grid hub methods models plan record store tasks",
+    "runner": "cell cost data engine environment errors grid hub methods models plan record store tasks",
     "report": "cell errors files store tasks",
     "summaries": "cell errors methods plan store tasks",
     "progress": "cell plan store tasks",
