@@ -163,6 +163,8 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(
     assert found.keys() == whole.keys()
     assert all(record.timing is not None and record.timing.pack_size <= above for record in found.values())
     assert "OutOfMemoryError" in view.warnings[0]
+    assert {record.timing.halved for record in found.values() if record.timing} <= {1, 2, 3}
+    assert {record.timing.halved for record in whole.values() if record.timing} == {0}
     for cell, record in found.items():
         same_numbers(record, whole[cell])
 
