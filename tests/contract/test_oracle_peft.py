@@ -1,9 +1,10 @@
-"""LoRA, head and full against transformers and peft: padded batches, torch's AdamW, a linear schedule, clipping."""
+"""LoRA and its kin, head and full against transformers and peft: padded batches, AdamW, a linear schedule, clipping."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,54 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
     return model
 
 
-def with_lora(model: nn.Module, start: dict[str, Tensor], precision: str) -> nn.Module:
-    """The classifier in peft's LoRA, with our A and B as start."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"], lora_dropout=0.0, task_type="SEQ_CLS")
+@dataclass(frozen=True)
+class Peer:
+    """How peft is told to be a method: options of `LoraConfig`, and which of its parameters stay frozen."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    freezes: str = "none"
+
+
+PEERS = {
+    "lora": Peer(),
+    "lora-fa": Peer(freezes=".lora_A."),
+}
+
+
+def wrapped_by_peft(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """The classifier in peft's LoRA."""
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["query", "value"], lora_dropout=0.0, task_type="SEQ_CLS", **options
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute with an older name
         wrapped: nn.Module = get_peft_model(model, config)
-    wrapped.to(DTYPES[precision])
+    return wrapped
+
+
+def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: str) -> nn.Module:
+    """The classifier as peft has the method, with our factors as start."""
+    peer = PEERS[method]
+    wrapped = wrapped_by_peft(model, peer.options).to(DTYPES[precision])
     with torch.no_grad():
         for name, value in lora_factors(wrapped).items():
             value.copy_(start[name])
+    for name, value in wrapped.named_parameters():
+        if peer.freezes in name:
+            value.requires_grad_(False)
     return wrapped
+
+
+def factors_of(pack: Pack) -> dict[str, Tensor]:
+    """All factors of the one cell, trained and frozen, by `module.factor`."""
+    (group,) = pack.bank.groups
+    found = group.factors(group.block.matrix.detach())
+    return {
+        f"{module}.{name}": values[0, place].clone()
+        for family, modules in group.families.items()
+        for name, values in found[family].items()
+        for place, module in enumerate(modules)
+    }
 
 
 def lora_factors(wrapped: nn.Module) -> dict[str, Tensor]:
@@ -112,10 +150,10 @@ def inputs(table: TokenTable, rows: Sequence[int], dtype: torch.dtype) -> dict[s
 
 
 def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[float]]:
-    """The trained pack, how it started, and the loss of every step."""
+    """The trained pack, how it started (frozen factors too), and the loss of every step."""
     backbone = backbones.load(str(folder), torch.device("cpu"), cell.precision, trains=cell.method == "full")
     pack = Pack([cell], backbone, task.num_outputs)
-    start = pack.state(0)
+    start = State(factors_of(pack) if pack.bank.groups else {}, pack.state(0).head)
     untrained = logits_of(pack, task)
     (progress,) = trainer_of(pack, task, ROWS).run()
     assert len(progress.losses) == STEPS
@@ -140,15 +178,16 @@ def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> 
 
 @over_tasks
 @over_precisions
-def test_lora_is_pefts(name: str, precision: str, calm_folder: Path) -> None:
+@pytest.mark.parametrize("method", PEERS)
+def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Path) -> None:
     task = tasks.get(name)
-    cell = cell_of("lora", name, precision=precision, **SETTINGS)
+    cell = cell_of(method, name, precision=precision, **SETTINGS)
     pack, start, ours = our_run(cell, calm_folder, task)
-    model = with_lora(classifier(calm_folder, task, start.head, precision), start.adapter, precision)
+    model = peer_of(method, classifier(calm_folder, task, start.head, precision), start.adapter, precision)
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert trainable == pack.adapter_params(0) + pack.head_params()
     assert_same(pack, ours, model, task)
-    state = pack.state(0).adapter
+    state = factors_of(pack)
     for factor, value in lora_factors(model).items():
         if precision == "float64":
             torch.testing.assert_close(state[factor], value.detach(), rtol=0, atol=1e-7)
