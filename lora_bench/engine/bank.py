@@ -85,7 +85,7 @@ class Group:
         rates = torch.tensor([cell.lr for cell in cells], device=backbone.device, dtype=backbone.exact)
         places = torch.arange(first, first + len(cells), device=backbone.device)
         self.block = Block(places, matrix.requires_grad_(), rates)
-        scales = [(cell.alpha or rank_of(cell)) / rank_of(cell) for cell in cells]
+        scales = [recipe.scale(cell) for cell in cells]
         self.scale = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
 
     @property
@@ -175,7 +175,7 @@ class Bank:
     def updates(self) -> dict[Family, Update]:
         """A `[slots, K, J R, in]` and B `[slots, J, K, out, R]` for each family of J linears side by side.
 
-        B is multiplied by alpha / rank. In the backbone's type; zero where a cell adapts a weight not. R is the
+        B is multiplied by the method's scale. In the backbone's type; zero where a cell adapts a weight not. R is the
         largest rank of the family.
         """
         made = [group.updates() for group in self.groups]

@@ -1,8 +1,9 @@
 """What a method is: which factors an adapted weight gets, how they start, and how they make A and B.
 
-An adapted linear layer computes `y = W x + (alpha / rank) · B A x + bias` with `A: [rank, in]` and `B: [out, rank]`. A
-recipe names factors and composes A and B from them with batched products, so that one composition serves every cell
-and every weight of one shape. Nothing here imports torch: `update` works on whatever has `@` and `.mT`.
+An adapted linear layer computes `y = W x + s · B A x + bias` with `A: [rank, in]`, `B: [out, rank]` and, unless the
+method says otherwise, s = alpha / rank. A recipe names factors and composes A and B from them with batched products, so
+that one composition serves every cell and every weight of one shape. Nothing here imports torch: `update` works on
+whatever has `@` and `.mT`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Factor:
 
 
 class Update(NamedTuple):
-    """`A: [..., rank, in]` and `B: [..., out, rank]` of the update `(alpha / rank) · B A`."""
+    """`A: [..., rank, in]` and `B: [..., out, rank]` of the update `s · B A`."""
 
     A: Tensor
     B: Tensor
@@ -99,6 +100,10 @@ class Recipe(ABC):
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """The published formula: how many values train on a weight of this shape."""
+
+    def scale(self, cell: Cell) -> float:
+        """What B A is multiplied by."""
+        return (cell.alpha or rank_of(cell)) / rank_of(cell)
 
     @property
     def adapts(self) -> bool:

@@ -57,6 +57,7 @@ class Peer:
 PEERS = {
     "lora": Peer(),
     "lora-fa": Peer(freezes=".lora_A."),
+    "rslora": Peer({"use_rslora": True}),
 }
 
 
