@@ -30,13 +30,15 @@ from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Start, Unif
 class Block:
     """Values that train together: `matrix[i]` belongs to the pack's cell `cells[i]`.
 
-    `decays` marks the columns that weight decay applies to (None: all). `rates` are the learning rates by row.
+    `decays` marks the columns that weight decay applies to (None: all). `rates` are the learning rates by row,
+    `multiples` what they are multiplied by in each column (None: by 1).
     """
 
     cells: Tensor  # [rows], positions in the pack
     matrix: Tensor  # [rows, values], a leaf
     rates: Tensor  # [rows]
     decays: Tensor | None = None  # [values]
+    multiples: Tensor | None = None  # [values]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Stack:
     modules: tuple[str, ...]
     rows: int
     cols: int
+    rate: float
 
     @property
     def size(self) -> int:
@@ -84,7 +87,7 @@ class Group:
         matrix = self._build(backbone)
         rates = torch.tensor([cell.lr for cell in cells], device=backbone.device, dtype=backbone.exact)
         places = torch.arange(first, first + len(cells), device=backbone.device)
-        self.block = Block(places, matrix.requires_grad_(), rates)
+        self.block = Block(places, matrix.requires_grad_(), rates, multiples=self._multiples(matrix))
         scales = [recipe.scale(cell) for cell in cells]
         self.scale = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
 
@@ -103,13 +106,19 @@ class Group:
         for family, modules in self.families.items():
             by_cell = [self.recipe.factors(cell, family.shape) for cell in self.cells]
             for versions in zip(*by_cell, strict=True):
-                values = self._stack(versions, modules, backbone)
-                if versions[0].trainable:
-                    self.trained.append(Stack(versions[0].name, family, modules, *values.shape[2:]))
+                values, factor = self._stack(versions, modules, backbone), versions[0]
+                if factor.trainable:
+                    rows, cols = values.shape[2:]
+                    self.trained.append(Stack(factor.name, family, modules, rows, cols, factor.rate))
                     columns.append(values.flatten(1))
                 else:
-                    self.frozen[family, versions[0].name] = values
+                    self.frozen[family, factor.name] = values
         return torch.cat(columns, dim=1)
+
+    def _multiples(self, matrix: Tensor) -> Tensor | None:
+        if all(stack.rate == 1.0 for stack in self.trained):
+            return None
+        return torch.cat([matrix.new_full((stack.size,), stack.rate) for stack in self.trained])
 
     def _stack(self, versions: Sequence[Factor], modules: Sequence[str], backbone: Backbone) -> Tensor:
         """`[cells, modules, rows, cols]`: each cell's version of one factor, zero-padded to the largest."""

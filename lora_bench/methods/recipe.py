@@ -62,13 +62,17 @@ Start = Zeros | Normal | Uniform | Basis
 
 @dataclass(frozen=True)
 class Factor:
-    """One matrix `[rows, cols]` of one adapted weight of one cell."""
+    """One matrix `[rows, cols]` of one adapted weight of one cell.
+
+    `rate` multiplies the cell's learning rate; it is the same for all cells of a method.
+    """
 
     name: str
     rows: int
     cols: int
     start: Start
     trainable: bool = True
+    rate: float = 1.0
 
 
 class Update(NamedTuple):

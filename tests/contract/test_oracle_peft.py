@@ -12,6 +12,7 @@ import pytest
 import torch
 from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
 from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from transformers import RobertaForSequenceClassification, get_linear_schedule_with_warmup
 
@@ -48,16 +49,18 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
 
 @dataclass(frozen=True)
 class Peer:
-    """How peft is told to be a method: options of `LoraConfig`, and which of its parameters stay frozen."""
+    """How peft is told to be a method: options of `LoraConfig`, what stays frozen, and LoRA+'s ratio."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     freezes: str = "none"
+    ratio: float | None = None
 
 
 PEERS = {
     "lora": Peer(),
     "lora-fa": Peer(freezes=".lora_A."),
     "rslora": Peer({"use_rslora": True}),
+    "lora-plus": Peer(ratio=16.0),
 }
 
 
@@ -107,13 +110,23 @@ def lora_factors(wrapped: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
+    """The rate of each parameter as peft's LoRA+ optimiser gives it, if the method is that."""
+    ratio = PEERS.get(cell.method, Peer()).ratio
+    if ratio is None:
+        return {}
+    made = create_loraplus_optimizer(model, torch.optim.AdamW, lr=cell.lr, loraplus_lr_ratio=ratio)
+    return {value: group["lr"] for group in made.param_groups for value in group["params"]}
+
+
 def optimiser_for(model: nn.Module, cell: Cell) -> torch.optim.AdamW:
     """AdamW in groups as transformers' Trainer makes them, and the head with its own rate."""
     groups = []
+    adapters = adapter_rates(model, cell)
     for name, value in model.named_parameters():
         if value.requires_grad:
             decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else cell.weight_decay
-            rate = cell.effective_head_lr if "classifier" in name else cell.lr
+            rate = cell.effective_head_lr if "classifier" in name else adapters.get(value, cell.lr)
             groups.append({"params": [value], "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=False)
 
