@@ -23,7 +23,7 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bases import basis
 from lora_bench.engine.families import Family
 from lora_bench.engine.targets import resolve
-from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Start, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Start, Uniform, Update, Zeros
 
 
 @dataclass
@@ -68,8 +68,9 @@ def draw(start: Start, factor: Factor, cell: Cell, module: str, backbone: Backbo
             return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
         case Uniform(bound):
             return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
-        case Basis(kind):
-            return basis(backbone, module, kind, rank_of(cell)).double().cpu()
+        case Basis(kind, gain):
+            count = factor.rows if kind.endswith("input") else factor.cols
+            return basis(backbone, module, kind, count).double().cpu() * gain
 
 
 class Group:
@@ -88,6 +89,7 @@ class Group:
         rates = torch.tensor([cell.lr for cell in cells], device=backbone.device, dtype=backbone.exact)
         places = torch.arange(first, first + len(cells), device=backbone.device)
         self.block = Block(places, matrix.requires_grad_(), rates, multiples=self._multiples(matrix))
+        self.start = self._made(matrix.detach().clone()) if recipe.subtracts_start else None
         scales = [recipe.scale(cell) for cell in cells]
         self.scale = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
 
@@ -140,7 +142,11 @@ class Group:
 
     def updates(self) -> dict[Family, Update]:
         """A and B for each family, `[cells, modules, …]`, without `scale`."""
-        return {family: self.recipe.update(factors) for family, factors in self.factors(self.block.matrix).items()}
+        made = self._made(self.block.matrix)
+        return made if self.start is None else {family: _since(self.start[family], now) for family, now in made.items()}
+
+    def _made(self, matrix: Tensor) -> dict[Family, Update]:
+        return {family: self.recipe.update(factors) for family, factors in self.factors(matrix).items()}
 
     def state(self, row: int) -> dict[str, Tensor]:
         """What one cell trains, without padding: `module.factor` → `[rows, cols]` on the CPU."""
@@ -228,6 +234,11 @@ def targets_of(cell: Cell, backbone: Backbone) -> tuple[str, ...]:
 
 def _group_of(cell: Cell) -> tuple[str, str | None]:
     return cell.method, cell.targets
+
+
+def _since(start: Update, now: Update) -> Update:
+    """B A − B₀ A₀ as (B − B₀) A + B₀ (A − A₀): zero to the bit at the start, no difference of large products."""
+    return Update(torch.cat([now.A, now.A - start.A], dim=-2), torch.cat([now.B - start.B, start.B], dim=-1))
 
 
 def _spread(update: Update, own: tuple[str, ...], family: Family) -> Update:

@@ -58,5 +58,9 @@ class Mini(Recipe):
         rank, a, b = _inner(cell)
         return rank * (a + b)
 
+    def update_rank(self, cell: Cell) -> int:
+        """The smallest of r, a and b."""
+        return min(_inner(cell))
+
 
 RECIPE = Mini()

@@ -47,14 +47,18 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Basis:
-    """Start from the pretrained weights: the leading `rank` singular directions.
+    """Start from the pretrained weights, times `gain`: as many leading directions as the factor has room for.
 
-    - `svd-input`: `(U S)ᵀ` of `Wᵀ = U S Vᵀ`, one row a direction, `[rank, in]`
-    - `svd-output`: `V` of the same, one column a direction, `[out, rank]`
-    - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`, `[out, rank]`
+    The input kinds have one row a direction, `[count, in]`, the output kinds one column, `[out, count]`.
+
+    - `svd-input`, `svd-output`: `(U S)ᵀ` and `V` of `Wᵀ = U S Vᵀ`
+    - `root-input`, `root-output`: `(U √S)ᵀ` and `V √S` of the same
+    - `qr-input`, `qr-output`: the leading rows of R and columns of Q of `W = Q R`
+    - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`
     """
 
-    kind: Literal["svd-input", "svd-output", "common-output"]
+    kind: Literal["svd-input", "svd-output", "root-input", "root-output", "qr-input", "qr-output", "common-output"]
+    gain: float = 1.0
 
 
 Start = Zeros | Normal | Uniform | Basis
@@ -92,6 +96,7 @@ class Recipe(ABC):
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
+    subtracts_start: ClassVar[bool] = False  # the layer's update is B A less its value at the start
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -108,6 +113,10 @@ class Recipe(ABC):
     def scale(self, cell: Cell) -> float:
         """What B A is multiplied by."""
         return (cell.alpha or rank_of(cell)) / rank_of(cell)
+
+    def update_rank(self, cell: Cell) -> int:
+        """The largest rank that the update can have."""
+        return rank_of(cell) * (2 if self.subtracts_start else 1)
 
     @property
     def adapts(self) -> bool:

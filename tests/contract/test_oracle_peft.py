@@ -13,6 +13,7 @@ import torch
 from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import RobertaForSequenceClassification, get_linear_schedule_with_warmup
 
@@ -23,6 +24,7 @@ from lora_bench.engine import backbone as backbones
 from lora_bench.engine import randomness
 from lora_bench.engine.backbone import DTYPES, quiet_transformers
 from lora_bench.engine.pack import Pack, State
+from lora_bench.methods import RECIPES
 from lora_bench.tasks import Task
 
 ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
@@ -61,6 +63,8 @@ PEERS = {
     "lora-fa": Peer(freezes=".lora_A."),
     "rslora": Peer({"use_rslora": True}),
     "lora-plus": Peer(ratio=16.0),
+    "pissa": Peer(),  # peft starts them in float32 alone, which has a test of its own
+    "olora": Peer(),
 }
 
 
@@ -82,10 +86,22 @@ def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: 
     with torch.no_grad():
         for name, value in lora_factors(wrapped).items():
             value.copy_(start[name])
+        if RECIPES[method].subtracts_start:
+            for name, layer in lora_layers(wrapped).items():
+                layer.get_base_layer().weight -= 8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"]
     for name, value in wrapped.named_parameters():
         if peer.freezes in name:
             value.requires_grad_(False)
     return wrapped
+
+
+def lora_layers(wrapped: nn.Module) -> dict[str, LoraLayer]:
+    """peft's adapted layers under our names."""
+    return {
+        name.removeprefix("base_model.model.roberta."): module
+        for name, module in wrapped.named_modules()
+        if isinstance(module, LoraLayer)
+    }
 
 
 def factors_of(pack: Pack) -> dict[str, Tensor]:
@@ -205,6 +221,24 @@ def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Pa
     for factor, value in lora_factors(model).items():
         if precision == "float64":
             torch.testing.assert_close(state[factor], value.detach(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None:
+    task = tasks.get("cola")
+    backbone = backbones.load(str(calm_folder), torch.device("cpu"), "float32")
+    pack = Pack([cell_of(method, **SETTINGS)], backbone, 2)
+    start, weights = factors_of(pack), backbone.linears()
+    model = classifier(calm_folder, task, pack.state(0).head, "float32")
+    layers = lora_layers(wrapped_by_peft(model, {"init_lora_weights": method}))
+    assert sorted(layers) == sorted(pack.bank.groups[0].modules)
+    for name, layer in layers.items():
+        a, b = start[f"{name}.A"], start[f"{name}.B"]
+        signs = (a * layer.lora_A["default"].weight).sum(1).sign()  # of a direction, the sign is free
+        torch.testing.assert_close(a, layer.lora_A["default"].weight * signs[:, None], rtol=0, atol=1e-5)
+        torch.testing.assert_close(b, layer.lora_B["default"].weight * signs, rtol=0, atol=1e-5)
+        rest = weights[name].weight - layer.scaling["default"] * b @ a
+        torch.testing.assert_close(rest, layer.get_base_layer().weight, rtol=0, atol=1e-5)
 
 
 @over_tasks
