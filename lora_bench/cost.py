@@ -239,7 +239,10 @@ def _trained(cells: Sequence[Cell], model: Geometry, outputs: int) -> tuple[int,
     for cell in cells:
         recipe, shapes = methods.get(cell.method), model.adapted(cell.targets)
         factors = [factor for shape in shapes for factor in recipe.factors(cell, shape)] if recipe.adapts else []
-        values += head + model.layers * sum(f.rows * f.cols for f in factors if f.trainable)
-        frozen += model.layers * sum(f.rows * f.cols for f in factors if recipe.subtracts_start or not f.trainable)
+        values += head
+        for factor in factors:
+            size = factor.rows * factor.cols * (1 if factor.shared else model.layers)
+            values += size if factor.trainable else 0
+            frozen += size if recipe.subtracts_start or not factor.trainable else 0
         widest = max(widest, model.layers * sum(sum(shape) for shape in shapes))
     return values, frozen, widest

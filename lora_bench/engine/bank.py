@@ -23,7 +23,7 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bases import basis
 from lora_bench.engine.families import Family
 from lora_bench.engine.targets import resolve
-from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Start, Uniform, Update, Zeros
+from lora_bench.methods.recipe import Basis, Constant, Factor, Normal, Recipe, Start, Uniform, Update, Zeros
 
 
 @dataclass
@@ -60,10 +60,12 @@ class Stack:
 
 def draw(start: Start, factor: Factor, cell: Cell, module: str, backbone: Backbone) -> Tensor:
     """A factor's first value, `[rows, cols]` on the CPU: a function of the cell's seed, the module and the factor."""
-    key = (cell.seed, module, factor.name)
+    key = (cell.seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
     match start:
         case Zeros():
             return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
+        case Constant(value):
+            return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
         case Normal(std):
             return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
         case Uniform(bound):
@@ -125,11 +127,12 @@ class Group:
     def _stack(self, versions: Sequence[Factor], modules: Sequence[str], backbone: Backbone) -> Tensor:
         """`[cells, modules, rows, cols]`: each cell's version of one factor, zero-padded to the largest."""
         rows, cols = max(f.rows for f in versions), max(f.cols for f in versions)
-        stack = torch.zeros(len(versions), len(modules), rows, cols, dtype=backbone.exact)
+        drawn = modules[:1] if versions[0].shared else modules
+        stack = torch.zeros(len(versions), len(drawn), rows, cols, dtype=backbone.exact)
         for k, (cell, factor) in enumerate(zip(self.cells, versions, strict=True)):
-            for m, module in enumerate(modules):
+            for m, module in enumerate(drawn):
                 stack[k, m, : factor.rows, : factor.cols] = draw(factor.start, factor, cell, module, backbone)
-        return stack.to(backbone.device)
+        return stack.to(backbone.device).expand(-1, len(modules), -1, -1)
 
     def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
         """All factors by family and name, the trained ones as views of `matrix`."""

@@ -3,7 +3,7 @@
 An adapted linear layer computes `y = W x + s · B A x + bias` with `A: [rank, in]`, `B: [out, rank]` and, unless the
 method says otherwise, s = alpha / rank. A recipe names factors and composes A and B from them with batched products, so
 that one composition serves every cell and every weight of one shape. Nothing here imports torch: `update` works on
-whatever has `@` and `.mT`.
+whatever has `@`, `*` and `.mT`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ class Shape(NamedTuple):
 @dataclass(frozen=True)
 class Zeros:
     """Start at zero."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Start at one value."""
+
+    value: float
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,15 @@ class Basis:
     gain: float = 1.0
 
 
-Start = Zeros | Normal | Uniform | Basis
+Start = Zeros | Constant | Normal | Uniform | Basis
 
 
 @dataclass(frozen=True)
 class Factor:
     """One matrix `[rows, cols]` of one adapted weight of one cell.
 
-    `rate` multiplies the cell's learning rate; it is the same for all cells of a method.
+    `rate` multiplies the cell's learning rate; it is the same for all cells of a method. A `shared` factor is frozen
+    and drawn for (seed, size, factor): all weights with one of its size have the same.
     """
 
     name: str
@@ -77,6 +85,7 @@ class Factor:
     start: Start
     trainable: bool = True
     rate: float = 1.0
+    shared: bool = False
 
 
 class Update(NamedTuple):

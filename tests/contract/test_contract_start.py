@@ -81,6 +81,7 @@ def test_formula_counts_the_trainable_factors(method: str, shape: Shape) -> None
         cell = cell_of(method, rank=rank)
         factors = RECIPES[method].factors(cell, shape)
         assert sum(f.rows * f.cols for f in factors if f.trainable) == RECIPES[method].trainable(cell, shape)
+        assert not any(f.shared and f.trainable for f in factors)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,7 +97,13 @@ def test_random_factors_hang_on_seed_and_module_alone(method: str, load: Load) -
     for name, values in first.items():
         torch.testing.assert_close(values, again[name], rtol=0, atol=0)
         assert not torch.equal(values, other[name])
-        assert math.prod(values.shape[:2]) == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two modules alike"
+        drawn = 1 if name.rpartition(".")[2] in shared_by(method) else math.prod(values.shape[:2])
+        assert drawn == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two modules alike, or a shared one not"
+
+
+def shared_by(method: str) -> set[str]:
+    """The factors that are the same for all modules."""
+    return {f.name for f in RECIPES[method].factors(cell_of(method), Shape(32, 32)) if f.shared}
 
 
 def drawn_by(method: str, seed: int, load: Load) -> dict[str, Tensor]:

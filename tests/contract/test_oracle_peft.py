@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -51,9 +52,10 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
 
 @dataclass(frozen=True)
 class Peer:
-    """How peft is told to be a method: options of `LoraConfig`, what stays frozen, and LoRA+'s ratio."""
+    """How peft is told to be a method: its config and options of that, what stays frozen, and LoRA+'s ratio."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    config: type[PeftConfig] = LoraConfig
+    options: Mapping[str, Any] = field(default_factory=lambda: {"lora_alpha": 8})
     freezes: str = "none"
     ratio: float | None = None
 
@@ -61,18 +63,17 @@ class Peer:
 PEERS = {
     "lora": Peer(),
     "lora-fa": Peer(freezes=".lora_A."),
-    "rslora": Peer({"use_rslora": True}),
+    "rslora": Peer(options={"lora_alpha": 8, "use_rslora": True}),
     "lora-plus": Peer(ratio=16.0),
     "pissa": Peer(),  # peft starts them in float32 alone, which has a test of its own
     "olora": Peer(),
+    "vera": Peer(VeraConfig, {"d_initial": 0.1}),
 }
 
 
-def wrapped_by_peft(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
-    """The classifier in peft's LoRA."""
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=["query", "value"], lora_dropout=0.0, task_type="SEQ_CLS", **options
-    )
+def wrapped_by_peft(model: nn.Module, peer: Peer) -> nn.Module:
+    """The classifier in peft's form of a method."""
+    config = peer.config(r=4, target_modules=["query", "value"], task_type="SEQ_CLS", **peer.options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute with an older name
         wrapped: nn.Module = get_peft_model(model, config)
@@ -82,10 +83,10 @@ def wrapped_by_peft(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
 def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: str) -> nn.Module:
     """The classifier as peft has the method, with our factors as start."""
     peer = PEERS[method]
-    wrapped = wrapped_by_peft(model, peer.options).to(DTYPES[precision])
+    wrapped = wrapped_by_peft(model, peer).to(DTYPES[precision])
     with torch.no_grad():
-        for name, value in lora_factors(wrapped).items():
-            value.copy_(start[name])
+        for name, value in peft_factors(wrapped).items():
+            value.copy_(start[name].view_as(value))
         if RECIPES[method].subtracts_start:
             for name, layer in lora_layers(wrapped).items():
                 layer.get_base_layer().weight -= 8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"]
@@ -116,13 +117,13 @@ def factors_of(pack: Pack) -> dict[str, Tensor]:
     }
 
 
-def lora_factors(wrapped: nn.Module) -> dict[str, Tensor]:
-    """peft's factors under our names."""
+def peft_factors(wrapped: nn.Module) -> dict[str, Tensor]:
+    """peft's factors under our names; one that all layers share stands under the first layer's."""
     found: dict[str, Tensor] = {}
-    for name, value in wrapped.named_parameters():
-        if "lora_" in name:
-            module, factor = name.removeprefix("base_model.model.roberta.").split(".lora_")
-            found[f"{module}.{factor[0]}"] = value
+    for name, value in [*wrapped.named_parameters(), *wrapped.named_buffers()]:
+        known = re.fullmatch(r"base_model\.model\.roberta\.(.+)\.(?:lora|vera|vera_lambda)_([ABdb])\.\S+", name)
+        if known:
+            found[f"{known[1]}.{known[2]}"] = value
     return found
 
 
@@ -218,9 +219,9 @@ def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Pa
     assert trainable == pack.adapter_params(0) + pack.head_params()
     assert_same(pack, ours, model, task)
     state = factors_of(pack)
-    for factor, value in lora_factors(model).items():
+    for factor, value in peft_factors(model).items():
         if precision == "float64":
-            torch.testing.assert_close(state[factor], value.detach(), rtol=0, atol=1e-7)
+            torch.testing.assert_close(state[factor].view_as(value), value.detach(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora"])
@@ -230,7 +231,7 @@ def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None
     pack = Pack([cell_of(method, **SETTINGS)], backbone, 2)
     start, weights = factors_of(pack), backbone.linears()
     model = classifier(calm_folder, task, pack.state(0).head, "float32")
-    layers = lora_layers(wrapped_by_peft(model, {"init_lora_weights": method}))
+    layers = lora_layers(wrapped_by_peft(model, Peer(options={"lora_alpha": 8, "init_lora_weights": method})))
     assert sorted(layers) == sorted(pack.bank.groups[0].modules)
     for name, layer in layers.items():
         a, b = start[f"{name}.A"], start[f"{name}.B"]
