@@ -23,7 +23,18 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bases import basis
 from lora_bench.engine.families import Family
 from lora_bench.engine.targets import resolve
-from lora_bench.methods.recipe import Basis, Constant, Factor, Normal, Recipe, Start, Uniform, Update, Zeros
+from lora_bench.methods.recipe import (
+    Basis,
+    Constant,
+    Factor,
+    Normal,
+    Orthonormal,
+    Recipe,
+    Start,
+    Uniform,
+    Update,
+    Zeros,
+)
 
 
 @dataclass
@@ -70,6 +81,9 @@ def draw(start: Start, factor: Factor, cell: Cell, module: str, backbone: Backbo
             return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
         case Uniform(bound):
             return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
+        case Orthonormal(std):
+            longer = max(factor.rows, factor.cols)
+            return torch.from_numpy(randomness.orthonormal(factor.rows, factor.cols, *key) * (std * longer**0.5))
         case Basis(kind, gain):
             count = factor.rows if kind.endswith("input") else factor.cols
             return basis(backbone, module, kind, count).double().cpu() * gain

@@ -24,7 +24,9 @@ def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
     parts = _parts(backbone, name, {"root": "svd"}.get(family, family))
     available = parts[0].shape[1]
     if rank > available:
-        raise BenchError(f"Rank {rank} is more than {name} has directions ({available}).", "Use a smaller --rank.")
+        raise BenchError(
+            f"{rank} directions are more than {name} has ({available}).", "Use a smaller --rank (or --a and --b)."
+        )
     if family == "qr":
         return parts[1][:rank] if side == "input" else parts[0][:, :rank]
     left, values, right = parts[0][:, :rank], parts[1][:rank], parts[2][:, :rank]

@@ -53,6 +53,13 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Orthonormal:
+    """Start from random orthonormal directions along the shorter side, times one number: entries of size `std`."""
+
+    std: float
+
+
+@dataclass(frozen=True)
 class Basis:
     """Start from the pretrained weights, times `gain`: as many leading directions as the factor has room for.
 
@@ -68,7 +75,7 @@ class Basis:
     gain: float = 1.0
 
 
-Start = Zeros | Constant | Normal | Uniform | Basis
+Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis
 
 
 @dataclass(frozen=True)

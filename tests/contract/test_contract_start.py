@@ -14,7 +14,7 @@ from lora_bench import tasks
 from lora_bench.engine.pack import Pack, State
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import Basis, Normal, Shape, Uniform
+from lora_bench.methods.recipe import Basis, Normal, Orthonormal, Shape, Uniform
 
 TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
 MEANING = {
@@ -114,7 +114,7 @@ def drawn_by(method: str, seed: int, load: Load) -> dict[str, Tensor]:
         f"{family.name}.{factor.name}": group.factors(group.block.matrix.detach())[family][factor.name]
         for family in group.families
         for factor in RECIPES[method].factors(cell, family.shape)
-        if isinstance(factor.start, (Normal, Uniform))
+        if isinstance(factor.start, (Normal, Uniform, Orthonormal))
     }
 
 
@@ -134,9 +134,9 @@ def test_every_target_must_match(targets: str, load: Load) -> None:
 
 @pytest.mark.parametrize("method", BASED)
 def test_rank_beyond_a_basis_is_refused(method: str, load: Load) -> None:
-    Pack([cell_of(method, rank=32)], load("float32"), 2)
-    with pytest.raises(BenchError, match=r"Rank 33 .*\(32\)"):
-        Pack([cell_of(method, rank=33)], load("float32"), 2)
+    Pack([cell_of(method, rank=32, a=32, b=32)], load("float32"), 2)
+    with pytest.raises(BenchError, match=r"33 directions .*\(32\)"):
+        Pack([cell_of(method, rank=33, a=33, b=33)], load("float32"), 2)
 
 
 def test_methods_are_found() -> None:
