@@ -27,9 +27,7 @@ class Mini(Recipe):
     title = "LoRA-Mini"
     source = "arXiv 2411.15804"
     parameters = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
-    defaults: ClassVar[Mapping[str, int | float | str]] = {
-        **Recipe.defaults, "a": 64, "b": 64, "init": "default",
-    }  # fmt: skip
+    defaults: ClassVar[Mapping[str, int | float | str]] = {**Recipe.defaults, "a": 64, "b": 64, "init": "default"}
     default_lr = 2e-3
     shares_outer: ClassVar[bool] = False
 
@@ -71,13 +69,11 @@ class Mini(Recipe):
 
 
 class MiniVariant(Mini):
-    """LoRA-Mini with other outer factors; the published start is of `mini` alone."""
+    """LoRA-Mini with other outer factors; the published start is `mini`'s alone."""
 
     source = "ours, after arXiv 2411.15804"
     parameters = Mini.parameters - {"init"}
-    defaults: ClassVar[Mapping[str, int | float | str]] = {
-        name: value for name, value in Mini.defaults.items() if name != "init"
-    }
+    defaults: ClassVar[Mapping[str, int | float | str]] = {**Recipe.defaults, "a": 64, "b": 64}
 
 
 RECIPE = Mini()
