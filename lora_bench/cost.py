@@ -171,7 +171,7 @@ class Estimate:
             cells=len(cells), slots=tokens * min(first.batch_size, rows), epochs=first.epochs,
             steps=math.ceil(rows / first.batch_size) * first.epochs, eval_slots=tokens * eval_rows,
             values=values + (model.linear + model.embeddings * model.hidden if whole else 0), frozen=frozen,
-            adapted=adapted, rank=max((cell.rank or 0 for cell in cells), default=0), model=model,
+            adapted=adapted, rank=max(map(_width, cells), default=0), model=model,
             item=ITEM[first.precision], whole=whole,
         )  # fmt: skip
 
@@ -227,6 +227,11 @@ def _same(one: str, other: str) -> bool:
     return one == other or (one.startswith("cpu") and other.startswith("cpu"))
 
 
+def _width(cell: Cell) -> int:
+    """Rows of A in the cell's update."""
+    return (cell.rank or 0) * (2 if methods.get(cell.method).subtracts_start else 1)
+
+
 def _trained(cells: Sequence[Cell], model: Geometry, outputs: int) -> tuple[int, int, int]:
     """Values that train and frozen ones, of all cells; inputs and outputs of all weights that some cell adapts."""
     head = model.hidden * (model.hidden + 1) + outputs * (model.hidden + 1)
@@ -234,7 +239,10 @@ def _trained(cells: Sequence[Cell], model: Geometry, outputs: int) -> tuple[int,
     for cell in cells:
         recipe, shapes = methods.get(cell.method), model.adapted(cell.targets)
         factors = [factor for shape in shapes for factor in recipe.factors(cell, shape)] if recipe.adapts else []
-        values += head + model.layers * sum(f.rows * f.cols for f in factors if f.trainable)
-        frozen += model.layers * sum(f.rows * f.cols for f in factors if not f.trainable)
+        values += head
+        for factor in factors:
+            size = factor.rows * factor.cols * (1 if factor.shared else model.layers)
+            values += size if factor.trainable else 0
+            frozen += size if recipe.subtracts_start or not factor.trainable else 0
         widest = max(widest, model.layers * sum(sum(shape) for shape in shapes))
     return values, frozen, widest

@@ -167,10 +167,12 @@ def test_the_engine_needs_the_data_for_types_alone() -> None:
     assert [str(each) for each in of_data if not each.typing] == []
 
 
-def test_methods_know_of_each_other_through_the_recipe_alone() -> None:
+def test_methods_know_of_each_other_through_the_recipe_or_as_the_class_that_they_vary() -> None:
     allowed = {"recipe", "cell", "errors"}
     inside = [each for each in imports() if home(each.path) == "methods" and each.own and each.path.stem != "__init__"]
-    assert [str(each) for each in inside if not allowed & set(each.target.split("."))] == []
+    others = [each for each in inside if not allowed & set(each.target.split("."))]
+    assert [str(each) for each in others if not each.target.rpartition(".")[2][0].isupper()] == []
+    assert [str(each) for each in others if each.target.endswith(".RECIPE")] == []
 
 
 def test_heavy_libraries_wait_until_something_trains() -> None:

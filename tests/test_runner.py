@@ -113,7 +113,7 @@ def test_a_cell_at_fault_is_recorded_and_the_others_are_done(bench: Bench) -> No
     (record,) = bad.values()
     assert (record.cell.method, record.cell.rank, record.status) == ("xs", 40, "failed")
     assert record.reason is not None
-    assert record.reason.startswith("BenchError: Rank 40 is more than")
+    assert record.reason.startswith("BenchError: 40 directions are more than")
     assert record.counts is None
     assert view.warnings
     assert {row["id"]: row["status"] for row in bench.csv()} == {r.id: r.status for r in records.values()}

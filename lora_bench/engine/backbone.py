@@ -46,7 +46,7 @@ class Backbone:
         self.device = device
         self.config = model.config
         self.step = Step()
-        self.bases: dict[tuple[str, str], Tensor] = {}
+        self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self.position_base = _position_base(model)
         self.sites: tuple[Site, ...] = ()

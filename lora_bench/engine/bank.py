@@ -23,20 +23,33 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bases import basis
 from lora_bench.engine.families import Family
 from lora_bench.engine.targets import resolve
-from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Start, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import (
+    Basis,
+    Constant,
+    Factor,
+    Normal,
+    Orthonormal,
+    Recipe,
+    Start,
+    Uniform,
+    Update,
+    Zeros,
+)
 
 
 @dataclass
 class Block:
     """Values that train together: `matrix[i]` belongs to the pack's cell `cells[i]`.
 
-    `decays` marks the columns that weight decay applies to (None: all). `rates` are the learning rates by row.
+    `decays` marks the columns that weight decay applies to (None: all). `rates` are the learning rates by row,
+    `multiples` what they are multiplied by in each column (None: by 1).
     """
 
     cells: Tensor  # [rows], positions in the pack
     matrix: Tensor  # [rows, values], a leaf
     rates: Tensor  # [rows]
     decays: Tensor | None = None  # [values]
+    multiples: Tensor | None = None  # [values]
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Stack:
     modules: tuple[str, ...]
     rows: int
     cols: int
+    rate: float
 
     @property
     def size(self) -> int:
@@ -57,16 +71,22 @@ class Stack:
 
 def draw(start: Start, factor: Factor, cell: Cell, module: str, backbone: Backbone) -> Tensor:
     """A factor's first value, `[rows, cols]` on the CPU: a function of the cell's seed, the module and the factor."""
-    key = (cell.seed, module, factor.name)
+    key = (cell.seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
     match start:
         case Zeros():
             return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
+        case Constant(value):
+            return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
         case Normal(std):
             return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
         case Uniform(bound):
             return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
-        case Basis(kind):
-            return basis(backbone, module, kind, rank_of(cell)).double().cpu()
+        case Orthonormal(std):
+            longer = max(factor.rows, factor.cols)
+            return torch.from_numpy(randomness.orthonormal(factor.rows, factor.cols, *key) * (std * longer**0.5))
+        case Basis(kind, gain):
+            count = factor.rows if kind.endswith("input") else factor.cols
+            return basis(backbone, module, kind, count).double().cpu() * gain
 
 
 class Group:
@@ -84,8 +104,9 @@ class Group:
         matrix = self._build(backbone)
         rates = torch.tensor([cell.lr for cell in cells], device=backbone.device, dtype=backbone.exact)
         places = torch.arange(first, first + len(cells), device=backbone.device)
-        self.block = Block(places, matrix.requires_grad_(), rates)
-        scales = [(cell.alpha or rank_of(cell)) / rank_of(cell) for cell in cells]
+        self.block = Block(places, matrix.requires_grad_(), rates, multiples=self._multiples(matrix))
+        self.start = self._made(matrix.detach().clone()) if recipe.subtracts_start else None
+        scales = [recipe.scale(cell) for cell in cells]
         self.scale = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
 
     @property
@@ -103,22 +124,29 @@ class Group:
         for family, modules in self.families.items():
             by_cell = [self.recipe.factors(cell, family.shape) for cell in self.cells]
             for versions in zip(*by_cell, strict=True):
-                values = self._stack(versions, modules, backbone)
-                if versions[0].trainable:
-                    self.trained.append(Stack(versions[0].name, family, modules, *values.shape[2:]))
+                values, factor = self._stack(versions, modules, backbone), versions[0]
+                if factor.trainable:
+                    rows, cols = values.shape[2:]
+                    self.trained.append(Stack(factor.name, family, modules, rows, cols, factor.rate))
                     columns.append(values.flatten(1))
                 else:
-                    self.frozen[family, versions[0].name] = values
+                    self.frozen[family, factor.name] = values
         return torch.cat(columns, dim=1)
+
+    def _multiples(self, matrix: Tensor) -> Tensor | None:
+        if all(stack.rate == 1.0 for stack in self.trained):
+            return None
+        return torch.cat([matrix.new_full((stack.size,), stack.rate) for stack in self.trained])
 
     def _stack(self, versions: Sequence[Factor], modules: Sequence[str], backbone: Backbone) -> Tensor:
         """`[cells, modules, rows, cols]`: each cell's version of one factor, zero-padded to the largest."""
         rows, cols = max(f.rows for f in versions), max(f.cols for f in versions)
-        stack = torch.zeros(len(versions), len(modules), rows, cols, dtype=backbone.exact)
+        drawn = modules[:1] if versions[0].shared else modules
+        stack = torch.zeros(len(versions), len(drawn), rows, cols, dtype=backbone.exact)
         for k, (cell, factor) in enumerate(zip(self.cells, versions, strict=True)):
-            for m, module in enumerate(modules):
+            for m, module in enumerate(drawn):
                 stack[k, m, : factor.rows, : factor.cols] = draw(factor.start, factor, cell, module, backbone)
-        return stack.to(backbone.device)
+        return stack.to(backbone.device).expand(-1, len(modules), -1, -1)
 
     def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
         """All factors by family and name, the trained ones as views of `matrix`."""
@@ -131,7 +159,11 @@ class Group:
 
     def updates(self) -> dict[Family, Update]:
         """A and B for each family, `[cells, modules, …]`, without `scale`."""
-        return {family: self.recipe.update(factors) for family, factors in self.factors(self.block.matrix).items()}
+        made = self._made(self.block.matrix)
+        return made if self.start is None else {family: _since(self.start[family], now) for family, now in made.items()}
+
+    def _made(self, matrix: Tensor) -> dict[Family, Update]:
+        return {family: self.recipe.update(factors) for family, factors in self.factors(matrix).items()}
 
     def state(self, row: int) -> dict[str, Tensor]:
         """What one cell trains, without padding: `module.factor` → `[rows, cols]` on the CPU."""
@@ -175,7 +207,7 @@ class Bank:
     def updates(self) -> dict[Family, Update]:
         """A `[slots, K, J R, in]` and B `[slots, J, K, out, R]` for each family of J linears side by side.
 
-        B is multiplied by alpha / rank. In the backbone's type; zero where a cell adapts a weight not. R is the
+        B is multiplied by the method's scale. In the backbone's type; zero where a cell adapts a weight not. R is the
         largest rank of the family.
         """
         made = [group.updates() for group in self.groups]
@@ -219,6 +251,11 @@ def targets_of(cell: Cell, backbone: Backbone) -> tuple[str, ...]:
 
 def _group_of(cell: Cell) -> tuple[str, str | None]:
     return cell.method, cell.targets
+
+
+def _since(start: Update, now: Update) -> Update:
+    """B A − B₀ A₀ as (B − B₀) A + B₀ (A − A₀): zero to the bit at the start, no difference of large products."""
+    return Update(torch.cat([now.A, now.A - start.A], dim=-2), torch.cat([now.B - start.B, start.B], dim=-1))
 
 
 def _spread(update: Update, own: tuple[str, ...], family: Family) -> Update:

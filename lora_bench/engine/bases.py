@@ -15,28 +15,37 @@ from lora_bench.errors import BenchError
 
 
 def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
-    """The leading `rank` directions of a linear: `[rank, in]` for `svd-input`, `[out, rank]` for the output kinds.
+    """The leading `rank` directions of a linear: `[rank, in]` for the input kinds, `[out, rank]` for the output kinds.
 
     Raises:
         BenchError: the weight has fewer directions than `rank`.
     """
-    if (name, kind) not in backbone.bases:
-        _compute(backbone, name, kind)
-    whole = backbone.bases[name, kind]
-    available = whole.shape[0] if kind == "svd-input" else whole.shape[1]
+    family, _, side = kind.partition("-")
+    parts = _parts(backbone, name, {"root": "svd"}.get(family, family))
+    available = parts[0].shape[1]
     if rank > available:
-        raise BenchError(f"Rank {rank} is more than {name} has directions ({available}).", "Use a smaller --rank.")
-    return whole[:rank] if kind == "svd-input" else whole[:, :rank]
+        raise BenchError(
+            f"{rank} directions are more than {name} has ({available}).", "Use a smaller --rank (or --a and --b)."
+        )
+    if family == "qr":
+        return parts[1][:rank] if side == "input" else parts[0][:, :rank]
+    left, values, right = parts[0][:, :rank], parts[1][:rank], parts[2][:, :rank]
+    if family == "root":
+        return (left * values.sqrt()).mT if side == "input" else right * values.sqrt()
+    if family == "common":
+        return left
+    return (left * values).mT if side == "input" else right
 
 
-def _compute(backbone: Backbone, name: str, kind: str) -> None:
-    if kind == "common-output":
-        left, _, _ = _svd(_joined(backbone, name))
-        backbone.bases[name, kind] = left
-        return
-    left, values, right = _svd(_weight(backbone, name).mT)
-    backbone.bases[name, "svd-input"] = (left * values).mT.contiguous()
-    backbone.bases[name, "svd-output"] = right
+def _parts(backbone: Backbone, name: str, family: str) -> tuple[Tensor, ...]:
+    """U, S, V of the joined weights (`common`) or of Wᵀ (`svd`), or Q, R of W (`qr`); kept."""
+    if (name, family) not in backbone.bases:
+        if family == "qr":
+            made: tuple[Tensor, ...] = torch.linalg.qr(_weight(backbone, name))
+        else:
+            made = _svd(_joined(backbone, name) if family == "common" else _weight(backbone, name).mT)
+        backbone.bases[name, family] = made
+    return backbone.bases[name, family]
 
 
 def _weight(backbone: Backbone, name: str) -> Tensor:

@@ -84,12 +84,12 @@ class PackedAdamW:
         if fused(block.matrix):
             from lora_bench.engine import value_kernels
 
-            constants = BETA1, BETA2, EPSILON
-            return value_kernels.adamw(block.matrix, gradient, moments, block.decays, by_row, corrections, constants)
+            return value_kernels.adamw(block, gradient, moments, by_row, corrections, (BETA1, BETA2, EPSILON))
         rate, decay, clip, alive = (values[:, None] for values in by_row)
         gradient = torch.where(alive, gradient * clip, 0)
         first = moments[0].lerp_(gradient, 1 - BETA1)
         second = moments[1].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        rate = rate if block.multiples is None else rate * block.multiples
         decay = rate * decay
         shrink = block.matrix * (decay if block.decays is None else decay * block.decays)
         root = (second / corrections[1]).sqrt_().add_(EPSILON)

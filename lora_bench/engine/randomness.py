@@ -42,6 +42,13 @@ def uniform(rows: int, cols: int, *key: str | int) -> Floats:
     return values
 
 
+def orthonormal(rows: int, cols: int, *key: str | int) -> Floats:
+    """`[rows, cols]` of random orthonormal rows or columns, whichever are fewer; no direction is preferred."""
+    tall, triangle = np.linalg.qr(normal(max(rows, cols), min(rows, cols), *key))
+    tall = tall * np.where(np.diag(triangle) < 0, -1.0, 1.0)
+    return tall if rows >= cols else tall.T
+
+
 def permutation(count: int, *key: str | int) -> NDArray[np.int64]:
     """A permutation of 0 … count-1."""
     return np.argsort(_raw(count, *key), kind="stable")

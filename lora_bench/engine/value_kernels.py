@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lora_bench.engine.bank import Block
     from lora_bench.engine.optimiser import ByRow
 
 
@@ -44,8 +45,8 @@ def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
 
 @triton.jit
 def _adamw(
-    matrix, gradient, first, second, decays, rate, decay, clip, alive, corrections,
-    values, beta1, beta2, epsilon, DECAYS: tl.constexpr, BLOCK: tl.constexpr,
+    matrix, gradient, first, second, decays, multiples, rate, decay, clip, alive, corrections,
+    values, beta1, beta2, epsilon, DECAYS: tl.constexpr, MULTIPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
     if tl.load(alive + row) != 0:
@@ -59,6 +60,8 @@ def _adamw(
         tl.store(first + place, mean, mask=inside)
         tl.store(second + place, square, mask=inside)
         own, step = tl.load(matrix + place, mask=inside, other=0.0), tl.load(rate + row)
+        if MULTIPLES:
+            step = step * tl.load(multiples + column, mask=inside, other=0.0)
         shrink = tl.load(decay + row) * step
         if DECAYS:
             shrink *= tl.load(decays + column, mask=inside, other=0.0)
@@ -68,14 +71,15 @@ def _adamw(
 
 
 def adamw(
-    matrix: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], decays: Tensor | None,
+    own: Block, gradient: Tensor, moments: tuple[Tensor, Tensor],
     by_row: ByRow, corrections: Tensor, constants: tuple[float, float, float],
 ) -> None:  # fmt: skip
-    """AdamW on float32 `[rows, values]`, in place; a row that is not alive keeps its values."""
-    rows, values = matrix.shape
+    """AdamW on a block's float32 `[rows, values]`, in place; a row that is not alive keeps its values."""
+    rows, values = own.matrix.shape
     block = 2048
     rate, decay, clip, alive = by_row
     _adamw[(triton.cdiv(values, block), rows)](
-        matrix, gradient.contiguous(), *moments, decays, rate, decay, clip, alive.view(torch.uint8), corrections,
-        values, *constants, DECAYS=decays is not None, BLOCK=block, num_warps=8,
+        own.matrix, gradient.contiguous(), *moments, own.decays, own.multiples, rate, decay, clip,
+        alive.view(torch.uint8), corrections, values, *constants,
+        DECAYS=own.decays is not None, MULTIPLES=own.multiples is not None, BLOCK=block, num_warps=8,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Start, Uniform, Update, Zeros, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,32 +22,37 @@ if TYPE_CHECKING:
     from lora_bench.cell import Cell
 
 
-def _inner(cell: Cell) -> tuple[int, int, int]:
-    if cell.a is None or cell.b is None:
-        raise ValueError("mini needs a and b")
-    return rank_of(cell), cell.a, cell.b
-
-
 class Mini(Recipe):
     name = "mini"
     title = "LoRA-Mini"
     source = "arXiv 2411.15804"
     parameters = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
-    defaults: ClassVar[Mapping[str, int | float | str]] = {
-        **Recipe.defaults, "a": 64, "b": 64, "init": "default",
-    }  # fmt: skip
+    defaults: ClassVar[Mapping[str, int | float | str]] = {**Recipe.defaults, "a": 64, "b": 64, "init": "default"}
     default_lr = 2e-3
+    shares_outer: ClassVar[bool] = False
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """`A_aux: [a, in]` and `B_aux: [out, b]` frozen, `A_train: [r, a]` and `B_train: [b, r]` trained."""
-        rank, a, b = _inner(cell)
-        published = cell.init == "published"
+        rank, a, b = self.sizes(cell)
+        outer_a, outer_b = self.outer(cell, shape)
         return (
-            Factor("A_aux", a, shape.inputs, Normal(1.0 if published else shape.inputs**-0.5), trainable=False),
-            Factor("A_train", rank, a, Zeros() if published else Uniform(a**-0.5)),
+            Factor("A_aux", a, shape.inputs, outer_a, trainable=False, shared=self.shares_outer),
+            Factor("A_train", rank, a, Zeros() if cell.init == "published" else Uniform(a**-0.5)),
             Factor("B_train", b, rank, Zeros()),
-            Factor("B_aux", shape.outputs, b, Normal(1.0 if published else b**-0.5), trainable=False),
+            Factor("B_aux", shape.outputs, b, outer_b, trainable=False, shared=self.shares_outer),
         )
+
+    def outer(self, cell: Cell, shape: Shape) -> tuple[Start, Start]:
+        """How `A_aux` and `B_aux` start."""
+        if cell.init == "published":
+            return Normal(1.0), Normal(1.0)
+        return Normal(shape.inputs**-0.5), Normal(self.sizes(cell)[2] ** -0.5)
+
+    def sizes(self, cell: Cell) -> tuple[int, int, int]:
+        """Rank, a and b."""
+        if cell.a is None or cell.b is None:
+            raise ValueError(f"{self.name} needs a and b")
+        return rank_of(cell), cell.a, cell.b
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
         """A = A_train A_aux, B = B_aux B_train."""
@@ -55,8 +60,20 @@ class Mini(Recipe):
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """r (a + b)."""
-        rank, a, b = _inner(cell)
+        rank, a, b = self.sizes(cell)
         return rank * (a + b)
+
+    def update_rank(self, cell: Cell) -> int:
+        """The smallest of r, a and b."""
+        return min(self.sizes(cell))
+
+
+class MiniVariant(Mini):
+    """LoRA-Mini with other outer factors; the published start is `mini`'s alone."""
+
+    source = "ours, after arXiv 2411.15804"
+    parameters = Mini.parameters - {"init"}
+    defaults: ClassVar[Mapping[str, int | float | str]] = {**Recipe.defaults, "a": 64, "b": 64}
 
 
 RECIPE = Mini()

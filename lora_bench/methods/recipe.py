@@ -1,8 +1,9 @@
 """What a method is: which factors an adapted weight gets, how they start, and how they make A and B.
 
-An adapted linear layer computes `y = W x + (alpha / rank) · B A x + bias` with `A: [rank, in]` and `B: [out, rank]`. A
-recipe names factors and composes A and B from them with batched products, so that one composition serves every cell
-and every weight of one shape. Nothing here imports torch: `update` works on whatever has `@` and `.mT`.
+An adapted linear layer computes `y = W x + s · B A x + bias` with `A: [rank, in]`, `B: [out, rank]` and, unless the
+method says otherwise, s = alpha / rank. A recipe names factors and composes A and B from them with batched products, so
+that one composition serves every cell and every weight of one shape. Nothing here imports torch: `update` works on
+whatever has `@`, `*` and `.mT`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ class Zeros:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """Start at one value."""
+
+    value: float
+
+
+@dataclass(frozen=True)
 class Normal:
     """Start from N(0, std²), drawn for (seed, module, factor)."""
 
@@ -45,33 +53,50 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Basis:
-    """Start from the pretrained weights: the leading `rank` singular directions.
+class Orthonormal:
+    """Start from random orthonormal directions along the shorter side, times one number: entries of size `std`."""
 
-    - `svd-input`: `(U S)ᵀ` of `Wᵀ = U S Vᵀ`, one row a direction, `[rank, in]`
-    - `svd-output`: `V` of the same, one column a direction, `[out, rank]`
-    - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`, `[out, rank]`
+    std: float
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Start from the pretrained weights, times `gain`: as many leading directions as the factor has room for.
+
+    The input kinds have one row a direction, `[count, in]`, the output kinds one column, `[out, count]`.
+
+    - `svd-input`, `svd-output`: `(U S)ᵀ` and `V` of `Wᵀ = U S Vᵀ`
+    - `root-input`, `root-output`: `(U √S)ᵀ` and `V √S` of the same
+    - `qr-input`, `qr-output`: the leading rows of R and columns of Q of `W = Q R`
+    - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`
     """
 
-    kind: Literal["svd-input", "svd-output", "common-output"]
+    kind: Literal["svd-input", "svd-output", "root-input", "root-output", "qr-input", "qr-output", "common-output"]
+    gain: float = 1.0
 
 
-Start = Zeros | Normal | Uniform | Basis
+Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One matrix `[rows, cols]` of one adapted weight of one cell."""
+    """One matrix `[rows, cols]` of one adapted weight of one cell.
+
+    `rate` multiplies the cell's learning rate; it is the same for all cells of a method. A `shared` factor is frozen
+    and drawn for (seed, size, factor): all weights with one of its size have the same.
+    """
 
     name: str
     rows: int
     cols: int
     start: Start
     trainable: bool = True
+    rate: float = 1.0
+    shared: bool = False
 
 
 class Update(NamedTuple):
-    """`A: [..., rank, in]` and `B: [..., out, rank]` of the update `(alpha / rank) · B A`."""
+    """`A: [..., rank, in]` and `B: [..., out, rank]` of the update `s · B A`."""
 
     A: Tensor
     B: Tensor
@@ -87,6 +112,7 @@ class Recipe(ABC):
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
+    subtracts_start: ClassVar[bool] = False  # the layer's update is B A less its value at the start
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -99,6 +125,14 @@ class Recipe(ABC):
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """The published formula: how many values train on a weight of this shape."""
+
+    def scale(self, cell: Cell) -> float:
+        """What B A is multiplied by."""
+        return (cell.alpha or rank_of(cell)) / rank_of(cell)
+
+    def update_rank(self, cell: Cell) -> int:
+        """The largest rank that the update can have."""
+        return rank_of(cell) * (2 if self.subtracts_start else 1)
 
     @property
     def adapts(self) -> bool:

@@ -68,8 +68,14 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     """A look for each method, in the order of the legend."""
     ranked = sorted(labels, key=lambda each: (each in _LEVELS, _FIRST.index(each) if each in _FIRST else 9, each))
     plain = [label for label in ranked if label not in _LEVELS]
-    found = {label: Look(*_COLOURS[at % len(_COLOURS)]) for at, label in enumerate(plain)}
+    found = {label: _look(at) for at, label in enumerate(plain)}
     return found | {label: Look(*_LEVELS[label]) for label in ranked if label in _LEVELS}
+
+
+def _look(at: int) -> Look:
+    """After each round of colours, markers and dashes move on, so that no two methods look alike."""
+    count, turn = len(_COLOURS), at // len(_COLOURS)
+    return Look(_COLOURS[at % count][0], _COLOURS[(at + turn) % count][1], _COLOURS[(at + 2 * turn) % count][2])
 
 
 def compose(

@@ -130,6 +130,7 @@ def frozen_of(pack: Pack) -> dict[str, Tensor]:
     found = dict(pack.backbone.model.state_dict())
     for number, group in enumerate(pack.bank.groups):
         found |= {f"{number}.{shape}.{name}": value for (shape, name), value in group.frozen.items()}
+        found |= {f"{number}.{shape}.start": torch.cat([u.A, u.B.mT], -1) for shape, u in (group.start or {}).items()}
     return found
 
 

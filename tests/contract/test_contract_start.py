@@ -14,7 +14,7 @@ from lora_bench import tasks
 from lora_bench.engine.pack import Pack, State
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import Basis, Normal, Shape, Uniform
+from lora_bench.methods.recipe import Basis, Normal, Orthonormal, Shape, Uniform
 
 TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
 MEANING = {
@@ -81,6 +81,7 @@ def test_formula_counts_the_trainable_factors(method: str, shape: Shape) -> None
         cell = cell_of(method, rank=rank)
         factors = RECIPES[method].factors(cell, shape)
         assert sum(f.rows * f.cols for f in factors if f.trainable) == RECIPES[method].trainable(cell, shape)
+        assert not any(f.shared and f.trainable for f in factors)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,7 +97,13 @@ def test_random_factors_hang_on_seed_and_module_alone(method: str, load: Load) -
     for name, values in first.items():
         torch.testing.assert_close(values, again[name], rtol=0, atol=0)
         assert not torch.equal(values, other[name])
-        assert math.prod(values.shape[:2]) == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two modules alike"
+        drawn = 1 if name.rpartition(".")[2] in shared_by(method) else math.prod(values.shape[:2])
+        assert drawn == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two modules alike, or a shared one not"
+
+
+def shared_by(method: str) -> set[str]:
+    """The factors that are the same for all modules."""
+    return {f.name for f in RECIPES[method].factors(cell_of(method), Shape(32, 32)) if f.shared}
 
 
 def drawn_by(method: str, seed: int, load: Load) -> dict[str, Tensor]:
@@ -107,7 +114,7 @@ def drawn_by(method: str, seed: int, load: Load) -> dict[str, Tensor]:
         f"{family.name}.{factor.name}": group.factors(group.block.matrix.detach())[family][factor.name]
         for family in group.families
         for factor in RECIPES[method].factors(cell, family.shape)
-        if isinstance(factor.start, (Normal, Uniform))
+        if isinstance(factor.start, (Normal, Uniform, Orthonormal))
     }
 
 
@@ -127,9 +134,9 @@ def test_every_target_must_match(targets: str, load: Load) -> None:
 
 @pytest.mark.parametrize("method", BASED)
 def test_rank_beyond_a_basis_is_refused(method: str, load: Load) -> None:
-    Pack([cell_of(method, rank=32)], load("float32"), 2)
-    with pytest.raises(BenchError, match=r"Rank 33 .*\(32\)"):
-        Pack([cell_of(method, rank=33)], load("float32"), 2)
+    Pack([cell_of(method, rank=32, a=32, b=32)], load("float32"), 2)
+    with pytest.raises(BenchError, match=r"33 directions .*\(32\)"):
+        Pack([cell_of(method, rank=33, a=33, b=33)], load("float32"), 2)
 
 
 def test_methods_are_found() -> None:

@@ -1,16 +1,20 @@
-"""LoRA, head and full against transformers and peft: padded batches, torch's AdamW, a linear schedule, clipping."""
+"""LoRA and its kin, head and full against transformers and peft: padded batches, AdamW, a linear schedule, clipping."""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, VeraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import RobertaForSequenceClassification, get_linear_schedule_with_warmup
 
@@ -21,6 +25,7 @@ from lora_bench.engine import backbone as backbones
 from lora_bench.engine import randomness
 from lora_bench.engine.backbone import DTYPES, quiet_transformers
 from lora_bench.engine.pack import Pack, State
+from lora_bench.methods import RECIPES
 from lora_bench.tasks import Task
 
 ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
@@ -45,36 +50,100 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
     return model
 
 
-def with_lora(model: nn.Module, start: dict[str, Tensor], precision: str) -> nn.Module:
-    """The classifier in peft's LoRA, with our A and B as start."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"], lora_dropout=0.0, task_type="SEQ_CLS")
+@dataclass(frozen=True)
+class Peer:
+    """How peft is told to be a method: its config and options of that, what stays frozen, and LoRA+'s ratio."""
+
+    config: type[PeftConfig] = LoraConfig
+    options: Mapping[str, Any] = field(default_factory=lambda: {"lora_alpha": 8})
+    freezes: str = "none"
+    ratio: float | None = None
+
+
+PEERS = {
+    "lora": Peer(),
+    "lora-fa": Peer(freezes=".lora_A."),
+    "rslora": Peer(options={"lora_alpha": 8, "use_rslora": True}),
+    "lora-plus": Peer(ratio=16.0),
+    "pissa": Peer(),  # peft starts them in float32 alone, which has a test of its own
+    "olora": Peer(),
+    "vera": Peer(VeraConfig, {"d_initial": 0.1}),
+}
+
+
+def wrapped_by_peft(model: nn.Module, peer: Peer) -> nn.Module:
+    """The classifier in peft's form of a method."""
+    config = peer.config(r=4, target_modules=["query", "value"], task_type="SEQ_CLS", **peer.options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute with an older name
         wrapped: nn.Module = get_peft_model(model, config)
-    wrapped.to(DTYPES[precision])
-    with torch.no_grad():
-        for name, value in lora_factors(wrapped).items():
-            value.copy_(start[name])
     return wrapped
 
 
-def lora_factors(wrapped: nn.Module) -> dict[str, Tensor]:
-    """peft's factors under our names."""
-    found: dict[str, Tensor] = {}
+def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: str) -> nn.Module:
+    """The classifier as peft has the method, with our factors as start."""
+    peer = PEERS[method]
+    wrapped = wrapped_by_peft(model, peer).to(DTYPES[precision])
+    with torch.no_grad():
+        for name, value in peft_factors(wrapped).items():
+            value.copy_(start[name].view_as(value))
+        if RECIPES[method].subtracts_start:
+            for name, layer in lora_layers(wrapped).items():
+                layer.get_base_layer().weight -= 8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"]
     for name, value in wrapped.named_parameters():
-        if "lora_" in name:
-            module, factor = name.removeprefix("base_model.model.roberta.").split(".lora_")
-            found[f"{module}.{factor[0]}"] = value
+        if peer.freezes in name:
+            value.requires_grad_(False)
+    return wrapped
+
+
+def lora_layers(wrapped: nn.Module) -> dict[str, LoraLayer]:
+    """peft's adapted layers under our names."""
+    return {
+        name.removeprefix("base_model.model.roberta."): module
+        for name, module in wrapped.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def factors_of(pack: Pack) -> dict[str, Tensor]:
+    """All factors of the one cell, trained and frozen, by `module.factor`."""
+    (group,) = pack.bank.groups
+    found = group.factors(group.block.matrix.detach())
+    return {
+        f"{module}.{name}": values[0, place].clone()
+        for family, modules in group.families.items()
+        for name, values in found[family].items()
+        for place, module in enumerate(modules)
+    }
+
+
+def peft_factors(wrapped: nn.Module) -> dict[str, Tensor]:
+    """peft's factors under our names; one that all layers share stands under the first layer's."""
+    found: dict[str, Tensor] = {}
+    for name, value in [*wrapped.named_parameters(), *wrapped.named_buffers()]:
+        known = re.fullmatch(r"base_model\.model\.roberta\.(.+)\.(?:lora|vera|vera_lambda)_([ABdb])\.\S+", name)
+        if known:
+            found[f"{known[1]}.{known[2]}"] = value
     return found
+
+
+def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
+    """The rate of each parameter as peft's LoRA+ optimiser gives it, if the method is that."""
+    ratio = PEERS.get(cell.method, Peer()).ratio
+    if ratio is None:
+        return {}
+    made = create_loraplus_optimizer(model, torch.optim.AdamW, lr=cell.lr, loraplus_lr_ratio=ratio)
+    return {value: group["lr"] for group in made.param_groups for value in group["params"]}
 
 
 def optimiser_for(model: nn.Module, cell: Cell) -> torch.optim.AdamW:
     """AdamW in groups as transformers' Trainer makes them, and the head with its own rate."""
     groups = []
+    adapters = adapter_rates(model, cell)
     for name, value in model.named_parameters():
         if value.requires_grad:
             decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else cell.weight_decay
-            rate = cell.effective_head_lr if "classifier" in name else cell.lr
+            rate = cell.effective_head_lr if "classifier" in name else adapters.get(value, cell.lr)
             groups.append({"params": [value], "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=False)
 
@@ -112,10 +181,10 @@ def inputs(table: TokenTable, rows: Sequence[int], dtype: torch.dtype) -> dict[s
 
 
 def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[float]]:
-    """The trained pack, how it started, and the loss of every step."""
+    """The trained pack, how it started (frozen factors too), and the loss of every step."""
     backbone = backbones.load(str(folder), torch.device("cpu"), cell.precision, trains=cell.method == "full")
     pack = Pack([cell], backbone, task.num_outputs)
-    start = pack.state(0)
+    start = State(factors_of(pack) if pack.bank.groups else {}, pack.state(0).head)
     untrained = logits_of(pack, task)
     (progress,) = trainer_of(pack, task, ROWS).run()
     assert len(progress.losses) == STEPS
@@ -140,18 +209,37 @@ def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> 
 
 @over_tasks
 @over_precisions
-def test_lora_is_pefts(name: str, precision: str, calm_folder: Path) -> None:
+@pytest.mark.parametrize("method", PEERS)
+def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Path) -> None:
     task = tasks.get(name)
-    cell = cell_of("lora", name, precision=precision, **SETTINGS)
+    cell = cell_of(method, name, precision=precision, **SETTINGS)
     pack, start, ours = our_run(cell, calm_folder, task)
-    model = with_lora(classifier(calm_folder, task, start.head, precision), start.adapter, precision)
+    model = peer_of(method, classifier(calm_folder, task, start.head, precision), start.adapter, precision)
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert trainable == pack.adapter_params(0) + pack.head_params()
     assert_same(pack, ours, model, task)
-    state = pack.state(0).adapter
-    for factor, value in lora_factors(model).items():
+    state = factors_of(pack)
+    for factor, value in peft_factors(model).items():
         if precision == "float64":
-            torch.testing.assert_close(state[factor], value.detach(), rtol=0, atol=1e-7)
+            torch.testing.assert_close(state[factor].view_as(value), value.detach(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None:
+    task = tasks.get("cola")
+    backbone = backbones.load(str(calm_folder), torch.device("cpu"), "float32")
+    pack = Pack([cell_of(method, **SETTINGS)], backbone, 2)
+    start, weights = factors_of(pack), backbone.linears()
+    model = classifier(calm_folder, task, pack.state(0).head, "float32")
+    layers = lora_layers(wrapped_by_peft(model, Peer(options={"lora_alpha": 8, "init_lora_weights": method})))
+    assert sorted(layers) == sorted(pack.bank.groups[0].modules)
+    for name, layer in layers.items():
+        a, b = start[f"{name}.A"], start[f"{name}.B"]
+        signs = (a * layer.lora_A["default"].weight).sum(1).sign()  # of a direction, the sign is free
+        torch.testing.assert_close(a, layer.lora_A["default"].weight * signs[:, None], rtol=0, atol=1e-5)
+        torch.testing.assert_close(b, layer.lora_B["default"].weight * signs, rtol=0, atol=1e-5)
+        rest = weights[name].weight - layer.scaling["default"] * b @ a
+        torch.testing.assert_close(rest, layer.get_base_layer().weight, rtol=0, atol=1e-5)
 
 
 @over_tasks

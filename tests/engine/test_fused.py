@@ -32,6 +32,8 @@ def company() -> list[Cell]:
         cell("mini", targets="qv"),
         cell("cora", rank=2, targets="output.dense"),
         cell("lora", rank=2, targets="intermediate.dense"),
+        cell("pissa", rank=3, targets="qv"),
+        cell("vera", rank=4, targets="attention+dense"),
         cell("head"),
     ]
 

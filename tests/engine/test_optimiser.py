@@ -36,7 +36,7 @@ class Setting:
 
 
 def setting(seed: int = 0) -> Setting:
-    """Random values and gradients; the second block decays in some columns only."""
+    """Random values and gradients; the second block decays in some columns only, at thrice the rate."""
     stream = torch.Generator().manual_seed(seed)
     shapes = ((len(ADAPTED), 11), (len(CELLS), 7))
     values = [torch.randn(shape, generator=stream, dtype=torch.float64) for shape in shapes]
@@ -46,6 +46,7 @@ def setting(seed: int = 0) -> Setting:
             torch.arange(len(CELLS)), values[1],
             torch.tensor([each.effective_head_lr for each in CELLS], dtype=torch.float64),
             torch.tensor([1, 1, 1, 0, 0, 1, 0], dtype=torch.float64),
+            torch.tensor([3, 3, 3, 1, 1, 3, 1], dtype=torch.float64),
         ),
     ]  # fmt: skip
     scales = torch.logspace(-3, 1, STEPS, dtype=torch.float64)
@@ -68,7 +69,7 @@ class Reference:
         self.row = ADAPTED.index(place) if place in ADAPTED else None
         self.keeps = made.blocks[1].decays == 1  # type: ignore[operator]
         self.parameters = [part.clone().requires_grad_() for part in self.cut([b.matrix for b in made.blocks])]
-        rates = [one.lr, one.effective_head_lr, one.effective_head_lr]
+        rates = [one.lr, 3 * one.effective_head_lr, one.effective_head_lr]
         decays = [one.weight_decay, one.weight_decay, 0.0]
         groups = [
             {"params": [parameter], "lr": rate, "weight_decay": decay}

@@ -21,7 +21,10 @@ from lora_bench.models import location
 
 FOLDER = os.environ.get("LORA_BENCH_MODEL", location("sample"))
 SST2 = tasks.get("sst2")
-MIX = [("lora", 4), ("mini", 16), ("xs", 8), ("cora", 8), ("lora", 8), ("cora-init", 4), ("head", None), ("mini", 4)]
+MIX = [
+    ("lora", 4), ("mini", 16), ("xs", 8), ("cora", 8), ("lora", 8), ("cora-init", 4), ("head", None), ("mini", 4),
+    ("lora-plus", 4),
+]  # fmt: skip
 
 
 def cell(method: str, rank: int | None, precision: str, **other: object) -> Cell:

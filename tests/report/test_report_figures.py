@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from report_factory import epochs_of, record, small
 
+from lora_bench.methods import RECIPES
 from lora_bench.report import figure_cost, figure_curves, figure_heat
 from lora_bench.report.drawing import encode, in_pages, looks
 from lora_bench.report.figure_cost import Point, pareto
@@ -104,6 +105,11 @@ def test_methods_differ_in_colour_marker_and_line() -> None:
     for take in ("get_color", "get_marker", "_unscaled_dash_pattern"):
         found = [getattr(line, take) for line in curves(ax)]
         assert len({str(each() if callable(each) else each) for each in found}) == len(methods), take
+
+
+def test_many_methods_all_look_different() -> None:
+    found = looks([*RECIPES, *(f"other-{number}" for number in range(8))])
+    assert len({(look.colour, look.marker, str(look.dashes)) for look in found.values()}) == len(found) > 20
 
 
 def test_tasks_go_four_to_a_page() -> None:

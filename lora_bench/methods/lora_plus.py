@@ -1,0 +1,34 @@
+"""LoRA+ (arXiv 2402.12354): LoRA whose B learns at a multiple of A's rate: η_B = 16 η_A, with η_A the cell's rate.
+
+`A: [r, in]` Kaiming-uniform (a = √5), `B: [out, r]` from zero, both train: r (in + out) values. The paper itself was
+not read. Its repository's README calls the best ratio dependent on model and task, and advises a slightly smaller η_A
+than LoRA's; 16 is the value that axolotl's documentation recommends. What deviates from peft's optimiser: the head
+keeps its own rate (there its weights have η_A, its biases η_B), and weight decay is the cell's (there 0 by default).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_bench.methods.lora import Lora
+from lora_bench.methods.recipe import Factor, Shape
+
+if TYPE_CHECKING:
+    from lora_bench.cell import Cell
+
+
+class LoraPlus(Lora):
+    name = "lora-plus"
+    title = "LoRA+"
+    source = "arXiv 2402.12354"
+    default_lr = 2e-4
+    ratio: ClassVar[float] = 16.0
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """LoRA's, B at a multiple of the rate."""
+        a, b = super().factors(cell, shape)
+        return a, replace(b, rate=self.ratio)
+
+
+RECIPE = LoraPlus()

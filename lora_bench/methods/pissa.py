@@ -1,0 +1,35 @@
+"""PiSSA (arXiv 2404.02948): A and B start from the leading singular directions of W, which leave W.
+
+With `W = V S Uᵀ` cut to r and s = alpha / r: `A = √(S / s) Uᵀ: [r, in]`, `B = V √(S / s): [out, r]`, both train,
+r (in + out) values, and the layer computes `W + s (B A − B₀ A₀)`, so that the start is W itself, as in peft's
+`"pissa"`; the paper itself was not read. What deviates: W stays whole and shared by all cells, the start is subtracted
+from the update instead; a saved adapter holds A and B, its start is computed again from W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lora_bench.methods.lora import Lora
+from lora_bench.methods.recipe import Basis, Factor, Shape
+
+if TYPE_CHECKING:
+    from lora_bench.cell import Cell
+
+
+class Pissa(Lora):
+    name = "pissa"
+    title = "PiSSA"
+    source = "arXiv 2404.02948"
+    default_lr = 2e-4
+    subtracts_start = True
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """LoRA's, from the singular directions with the root of their values on both sides."""
+        a, b = super().factors(cell, shape)
+        gain = self.scale(cell) ** -0.5
+        return replace(a, start=Basis("root-input", gain)), replace(b, start=Basis("root-output", gain))
+
+
+RECIPE = Pissa()
