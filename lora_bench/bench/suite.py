@@ -172,7 +172,7 @@ class Suite:
         if "processes" in self.choice.peers and not full:
             for count in self.choice.crowds:
                 made = row(f"{PROCESSES}{count}", k=count)
-                yield made, lambda count=count: crowd.run(peer, count, self.workers)  # type: ignore[misc]
+                yield made, partial(crowd.run, peer, count, self.workers)
 
     def _of_pack(self, work: Work, targets: str, mix: str, k: int = 1, auto: bool = False) -> Measurement:
         """Ours, and what the cost model counts for it."""

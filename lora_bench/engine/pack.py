@@ -52,11 +52,6 @@ class Pack:
         """Whether the encoder runs in its fused form."""
         return self.backbone.fused is not None and self.whole is None
 
-    @property
-    def recordable(self) -> bool:
-        """Whether a step can be recorded as a CUDA graph: transformers' own code for other forms is not relied upon."""
-        return self.backbone.fused is not None
-
     def __enter__(self) -> Self:
         if not self.fused:
             linears = self.backbone.linears()
