@@ -51,10 +51,10 @@ class Backbone:
         self.position_base = _position_base(model)
         self.sites: tuple[Site, ...] = ()
         self.fused: Encoder | None = None
-        self.model = self._prepare(model, fuse=not mixed)
+        self.model = self._prepare(model)
         self.autocast = mixed
 
-    def _prepare(self, model: PreTrainedModel, fuse: bool) -> PreTrainedModel:
+    def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         model.requires_grad_(False).train(False)
         module: nn.Module = model
         module.to(self.device)
@@ -66,7 +66,7 @@ class Backbone:
         self.model = model
         self._check(reference)
         self.sites = self._find_sites()
-        self.fused = Encoder.of(model, self.step) if fuse else None
+        self.fused = Encoder.of(model, self.step)
         if self.fused is not None:
             self._check(reference)
         module.to(self.dtype)

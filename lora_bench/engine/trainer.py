@@ -120,13 +120,13 @@ class Trainer:
     def prepare(self, steps: int | None = None) -> None:
         """Choose which shapes of batches to record as CUDA graphs, for that many steps (default: all).
 
-        Only the written-out encoder is recorded: transformers' own code may do what a graph cannot hold.
+        Only the family that is written out is recorded: another encoder's code may do what a graph cannot hold.
         """
         groups = self.groups(1)
         forms = Counter(self.table.layout(group).form for group in groups)
         mean = sum(form.slots * count for form, count in forms.items()) / len(groups)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        if self._stream is not None and self.pack.fused and work <= SMALL:
+        if self._stream is not None and self.pack.backbone.fused is not None and work <= SMALL:
             share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
             self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
 

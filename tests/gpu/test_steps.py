@@ -79,6 +79,16 @@ def test_recorded_steps_are_issued_steps(backbone: Backbone) -> None:
         assert len(recorded[one].losses) == 120
 
 
+def test_full_fine_tuning_is_recorded_too(backbone: Backbone) -> None:
+    whole = backbones.load(FOLDER, torch.device("cuda"), backbone.precision, trains=True)
+    one = cell("full", None, backbone.precision, lr=2e-5)
+    (recorded,), (issued,) = run([one], whole).values(), run([one], whole, record=False).values()
+    difference = worst(recorded.losses, issued.losses)
+    print(f"{backbone.precision} full: recorded - issued {difference:.2g}")
+    assert difference < {"float64": 1e-10, "float32": 1e-4, "bf16": 0.05}[backbone.precision]
+    assert recorded.losses[0] > recorded.losses[-1]
+
+
 def test_a_cell_does_not_depend_on_its_pack(backbone: Backbone) -> None:
     cells = company(backbone.precision)
     together = run(cells, backbone)
