@@ -132,7 +132,7 @@ def plan(
     from lora_bench import environment, summaries
     from lora_bench import plan as plans
 
-    name = environment.local_device() if device == "auto" else device
+    name = environment.named_device(device)
     limit, folder = selection.limit(), selection.folder()
     made = plans.make(selection.grid(), folder, limit, selection.statuses(), name, _calibration())
     console = _console()

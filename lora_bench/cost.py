@@ -25,6 +25,7 @@ ITEM = {"bf16": 2, "float32": 4, "float64": 8}
 FILL = 0.92  # of the slots hold a token
 PEAK = 1.2  # the largest batch of an epoch over the mean one
 WANTED = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}  # slots x cells x linear weights from which more gain nothing
+EVAL_SLOTS = {"cuda": 2**17, "cpu": 2**13}  # slots x cells of one batch of an evaluation
 MOST = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0
 TERMS = ("layer", "flop", "byte", "adapter_byte", "value", "setup")
@@ -135,13 +136,15 @@ class Load:
         return known["setup"] + self.steps * step + self.epochs * evaluation
 
     def bytes(self) -> float:
-        """Device memory at its peak: weights, what backward needs of the largest batch, what trains."""
+        """Device memory at its peak: weights, activations of the largest batch or an evaluation, what trains."""
         model, many = self.model, self.slots * PEAK * self.cells
         tape = model.layers * (6 * model.hidden + model.inner) + self.adapted / 2
         passing = 6 * model.hidden + 4 * model.inner
+        training = many * (tape + passing)
+        evaluation = min(self.eval_slots * self.cells, EVAL_SLOTS["cuda"]) * (9 * model.hidden + 2 * model.inner)
         weights = model.linear + model.embeddings * model.hidden
         trained = self.values * 20 + self.frozen * 4 + 3 * self.cells * self.adapted * self.rank * self.item
-        return weights * self.item + many * (tape + passing) * self.item + trained
+        return (weights + max(training, evaluation)) * self.item + trained
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,11 @@ class Estimate:
     memory: float = 1.0
     tokens: Mapping[tuple[str, str, int], float] = field(default_factory=dict)
     rows: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def start(self) -> float:
+        """Seconds before the first pack: the libraries, the encoder, the data, kernels compiled."""
+        return (self.known or {}).get("start", 0.0)
 
     def mean_tokens(self, cell: Cell) -> float | None:
         """Tokens a training sequence: as counted in this model's and data's records, else the task's usual number."""

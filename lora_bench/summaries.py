@@ -47,7 +47,7 @@ def cost(plan: Plan) -> str:
         return ""
     missing = f" and {len(times) - len(known)} packs of unknown length" if len(known) < len(times) else ""
     memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
-    return f"about {duration(sum(known))}{missing}{memory}; "
+    return f"about {duration(plan.estimate.start + sum(known))}{missing}{memory}; "
 
 
 def duration(seconds: float) -> str:

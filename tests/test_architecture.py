@@ -41,7 +41,7 @@ MAY: dict[str, str] = {
     "cost": "cell methods models store tasks",
     "plan": "cell cost data errors grid models sample store tasks",
     "environment": "lora_bench",
-    "engine": "cell data errors files methods metrics tasks",
+    "engine": "cell cost data errors files methods metrics tasks",
     "record": "cell engine errors store tasks",
     "runner": "cell cost data engine environment errors grid hub methods models plan record store tasks",
     "report": "cell errors files store tasks",

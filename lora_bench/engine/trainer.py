@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lora_bench.cell import Cell
+from lora_bench.cost import EVAL_SLOTS
 from lora_bench.engine import randomness
 from lora_bench.engine.graphs import SMALL, Replays, choose
 from lora_bench.engine.masks import Masks
@@ -25,8 +26,6 @@ from lora_bench.engine.pack import Pack, State
 from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
-
-EVAL_TOKENS = {"cpu": 2**13, "cuda": 2**18}
 
 
 class Watch(Protocol):
@@ -218,7 +217,7 @@ class Trainer:
     def predict(self, table: Table) -> NDArray[np.float64]:
         """`[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is none."""
         self.pack.compose()
-        budget = max(1, EVAL_TOKENS.get(table.device.type, 2**13) // len(self.pack.cells))
+        budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
         found = np.empty((len(self.pack.cells), len(table)))
         parts = [
             (batch.rows, _decide(self.pack.logits(batch), self.task.is_regression))
