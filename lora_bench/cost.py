@@ -23,11 +23,11 @@ from lora_bench.store import Record
 
 ITEM = {"bf16": 2, "float32": 4, "float64": 8}
 FILL = 0.92  # of the slots hold a token
-PEAK = 1.2  # the largest batch of an epoch over the mean one
 WANTED = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}  # slots x cells x linear weights from which more gain nothing
 EVAL_SLOTS = {"cuda": 2**17, "cpu": 2**13}  # slots x cells of one batch of an evaluation
 MOST = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0
+WHOLE = 2.5  # kernels of a layer whose weights train, over those of a frozen one
 TERMS = ("layer", "flop", "byte", "adapter_byte", "value", "setup")
 
 Coefficients = Mapping[str, float]
@@ -104,6 +104,7 @@ class Load:
 
     cells: int
     slots: float  # a step
+    largest: float  # slots of an epoch's largest batch
     steps: int
     eval_slots: float  # an evaluation
     epochs: int
@@ -120,7 +121,7 @@ class Load:
         many, model = slots * self.cells, self.model
         width = model.layers * (45 * model.hidden + 12 * model.inner)
         return {
-            "layer": float(model.layers),
+            "layer": model.layers * (WHOLE if self.whole else 1.0),
             "flop": many * model.linear * (6 if self.whole else 4),
             "byte": many * width * self.item,
             "adapter_byte": many * self.adapted * 4 * self.item,
@@ -137,10 +138,9 @@ class Load:
 
     def bytes(self) -> float:
         """Device memory at its peak: weights, activations of the largest batch or an evaluation, what trains."""
-        model, many = self.model, self.slots * PEAK * self.cells
-        tape = model.layers * (6 * model.hidden + model.inner) + self.adapted / 2
-        passing = 6 * model.hidden + 4 * model.inner
-        training = many * (tape + passing)
+        model, dense = self.model, self.adapted > self.model.layers * 6 * self.model.hidden
+        tape = model.layers * ((8 if dense else 6) * model.hidden + model.inner)
+        training = self.largest * self.cells * (tape + 3 * model.hidden + model.inner)
         evaluation = min(self.eval_slots * self.cells, EVAL_SLOTS["cuda"]) * (9 * model.hidden + 2 * model.inner)
         weights = model.linear + model.embeddings * model.hidden
         trained = self.values * 20 + self.frozen * 4 + 3 * self.cells * self.adapted * self.rank * self.item
@@ -173,11 +173,14 @@ class Estimate:
         first, task = cells[0], tasks.get(cells[0].task)
         tokens = (self.mean_tokens(first) or UNKNOWN_TOKENS) / FILL
         rows, eval_rows = self.rows.get((first.data, first.task), (task.train_rows, task.eval_rows))
+        batch = min(first.batch_size, rows)
+        steps = math.ceil(rows / first.batch_size)
+        largest = 1 + task.token_spread * math.sqrt(2 * math.log(steps) / batch)  # of so many normal sums
         whole = methods.get(first.method).trains_backbone
         values, frozen, adapted = _trained(cells, model, task.num_outputs)
         return Load(
-            cells=len(cells), slots=tokens * min(first.batch_size, rows), epochs=first.epochs,
-            steps=math.ceil(rows / first.batch_size) * first.epochs, eval_slots=tokens * eval_rows,
+            cells=len(cells), slots=tokens * batch, largest=tokens * batch * largest,
+            epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * eval_rows,
             values=values + (model.linear + model.embeddings * model.hidden if whole else 0), frozen=frozen,
             adapted=adapted, rank=max(map(_width, cells), default=0), model=model,
             item=ITEM[first.precision], whole=whole,
