@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import stat
 import tempfile
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import write_atomically
+from lora_bench.files import read_file, write_atomically
 from lora_bench.seal import seal, unseal
 from lora_bench.text import sheet
 
@@ -166,12 +165,19 @@ def _unusable(results: Path, error: OSError) -> BenchError:
 def write_record(results: Path, record: Record) -> None:
     """Write one record. Whatever is in its place and is no record is kept beside it, as `<id>.json.broken`."""
     path = record_path(results, record.id)
-    if os.path.lexists(path):
-        _set_aside(path)
-    write_atomically(path, seal(record.model_dump_json(exclude_defaults=False)))
+    make_room(path)
+    write_atomically(path, record_text(record))
 
 
-def _set_aside(path: Path) -> None:
+def record_text(record: Record) -> bytes:
+    """What is written of a record."""
+    return seal(record.model_dump_json(exclude_defaults=False))
+
+
+def make_room(path: Path) -> None:
+    """Rename what is in the place of a record and is none; a record stays."""
+    if not os.path.lexists(path):
+        return
     try:
         read_record(path)
     except ValueError:
@@ -182,7 +188,7 @@ def _set_aside(path: Path) -> None:
 def read_record(path: Path) -> Record:
     """Read one record; ValueError says in one line what is wrong with it."""
     try:
-        record = Record.model_validate_json(unseal(_content(path)))
+        record = Record.model_validate_json(unseal(read_file(path)))
     except ValidationError as error:
         raise ValueError(_first(error)) from None
     except OSError as error:
@@ -190,14 +196,6 @@ def read_record(path: Path) -> Record:
     if record.id != record.cell.id or record.id != path.stem:
         raise ValueError("its id is not the hash of its settings")
     return record
-
-
-def _content(path: Path) -> bytes:
-    """The bytes of a file; what is no file, as a pipe, is not waited for."""
-    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("this is no file")
-        return file.readall()
 
 
 def _first(error: ValidationError) -> str:
