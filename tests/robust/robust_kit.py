@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lora_bench.sample import DATA, ENCODER
 
 SIZES = ("--epochs", "1", "--batch-size", "8", "--max-length", "16")
 LORA = ("--method", "lora", "--rank", "2", *SIZES)
+FLIPS = 10**9 if os.environ.get("LORA_BENCH_FUZZ") else 1000  # of bits, at most: all of them when there is time
 PLACES = {"--task": "sst2", "--model": "model", "--data-dir": "rows", "--results": "results"}
 
 
@@ -85,10 +87,10 @@ def truncated(content: bytes) -> Iterator[bytes]:
     return (content[:end] for end in range(len(content)))
 
 
-def flipped(content: bytes, count: int) -> Iterator[bytes]:
+def flipped(content: bytes, count: int = FLIPS) -> Iterator[bytes]:
     """The content with one bit turned, `count` times at even distances (all bits where there are fewer)."""
     bits = len(content) * 8
-    for bit in sorted({place * bits // count for place in range(count)}):
+    for bit in sorted({place * bits // count for place in range(count)}) if count < bits else range(bits):
         yield content[: bit // 8] + bytes([content[bit // 8] ^ (1 << bit % 8)]) + content[bit // 8 + 1 :]
 
 

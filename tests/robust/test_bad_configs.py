@@ -53,7 +53,10 @@ CONFIGS: dict[str, tuple[bytes | str, str]] = {
     "a method of 5,000 characters": (f"name: x\ndefaults: {{method: {'m' * 5000}}}\n", "at most 300 characters"),
     "a number of 5,000 digits": (f"name: x\ndefaults: {{seed: {'9' * 5000}}}\n", "seed: inf is not allowed"),
     "NaN": ("name: x\ndefaults: {lr: .nan}\n", "lr: '.nan' is not allowed"),
-    "a million cells and more": (f"name: x\n{GRID[:-2]}, lr: 1, seed: [{MANY}], epochs: [{MANY[3:]}]}}\n", "the most is"),
+    "a million cells and more": (
+        f"name: x\n{GRID[:-2]}, lr: 1, seed: [{MANY}], epochs: [{MANY[3:]}]}}\n",
+        "the most is",
+    ),
     "no method": ("name: x\ndefaults: {task: sst2}\n", "no method is chosen"),
 }
 

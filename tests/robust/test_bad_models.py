@@ -115,7 +115,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "an unknown activation": (config(hidden_act="nope"), "cannot be loaded"),
     "a dropout of 2": (config(hidden_dropout_prob=2.0), "between 0 and 1"),
     "padding outside of the words": (config(pad_token_id=99_999), "cannot be loaded"),
-    "quantised weights": (config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "cannot be loaded"),
+    "quantised weights": (
+        config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "cannot be loaded",
+    ),
     "code of its own": (own_code, "cannot be loaded"),
     "no weights": (without("model.safetensors"), "has no weights in safetensors format"),
     "pickled weights alone": (pickled, "has no weights in safetensors format"),

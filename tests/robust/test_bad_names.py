@@ -69,7 +69,9 @@ def test_a_bad_name_is_two_lines_and_writes_nothing(how: str, workplace: Path) -
     assert tree(workplace) == before
 
 
-@pytest.mark.parametrize("name", ["größe ü", " ", "[red]x[bold]", "trailing.", "CON", "a\x1b[31mb", "=1+1", "--", "\udcff"])
+@pytest.mark.parametrize(
+    "name", ["größe ü", " ", "[red]x[bold]", "trailing.", "CON", "a\x1b[31mb", "=1+1", "--", "\udcff"]
+)
 def test_a_results_folder_may_have_any_name_that_the_system_has(name: str, workplace: Path) -> None:
     """All is written under it and nothing beside it; its name does nothing to the terminal."""
     ended = run(f"--results={name}")

@@ -1,4 +1,4 @@
-"""A results folder that something has happened to: it is told in a line, nothing in it is lost, what is sound counts."""
+"""A results folder that something has happened to: told in a line, nothing is lost, what is sound counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from robust_kit import is_clear, lora_bench, only_record, put_record, run, tree
 from lora_bench.cell import Cell
 from lora_bench.errors import DONE, MISSING, NOTHING, SOME_FAILED
 from lora_bench.store import read_record
-
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +152,7 @@ def test_text_in_records_does_nothing_to_the_terminal(results: Path) -> None:
     """A record from elsewhere, of a task and a method that this version does not know, with escape codes and markup."""
     evil = "\x1b[31m\x1b]0;title\x07[/red][bold]\r\nx\u202ey"
     content = record_of(results)
-    cell = Cell(**content["cell"] | {name: evil for name in ("task", "method", "model", "data", "targets")})
+    cell = Cell(**content["cell"] | dict.fromkeys(("task", "method", "model", "data", "targets"), evil))
     texts = {"status": "failed", "reason": evil, "metric": evil, "score": None, "environment": {"device": evil}}
     put_record(results, content | texts | {"id": cell.id, "cell": cell.model_dump(mode="json")})
     own = put_record(results, content | {"status": "failed", "reason": evil, "score": None})
