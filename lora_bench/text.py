@@ -11,7 +11,7 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _TOKEN = re.compile(r"\b(hf_|gh[opsu]_|github_pat_|sk-|glpat-|AKIA)[\w-]{12,}")
 _LOGIN = re.compile(r"(?<=://)[^\s/@]+@")
-_PATH = re.compile(r"(?<![\w.:/\\-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:*?\"'<>|,;()\[\]]+)*[/\\](?=[^\s/\\])")
+_PATH = re.compile(r"(?<![\w.:/\\…~-])(?:~[\w.-]*|[A-Za-z]:)?(?:[/\\][^\s/\\:*?\"'<>|,;()\[\]]+)*[/\\](?=[^\s/\\])")
 
 
 @lru_cache(maxsize=4096)
