@@ -52,8 +52,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 def complain(error: BenchError) -> None:
     """Print an error: what, and how to mend it."""
     console = _console(stderr=True)
-    console.print(Text.assemble(("Error: ", "bold red"), clean(error.what)), soft_wrap=True)
-    console.print(Text(clean(error.mend)), soft_wrap=True)
+    console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
+    console.print(Text(error.mend), soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import read_file, write_atomically
 from lora_bench.seal import seal, unseal
-from lora_bench.text import sheet
+from lora_bench.text import clean, sheet
 
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
@@ -204,7 +204,7 @@ def _first(error: ValidationError) -> str:
         if each["loc"] == ("schema_version",) and type(each["input"]) is int and each["input"] > SCHEMA:
             return f"{NEWER} (schema {each['input']})"
     where = ".".join(str(part) for part in errors[0]["loc"])
-    return f"{where + ': ' if where else ''}{errors[0]['msg']}"
+    return clean(f"{where + ': ' if where else ''}{errors[0]['msg']}")[:200]
 
 
 def _files(results: Path) -> list[str]:
