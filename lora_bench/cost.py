@@ -15,8 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import is_folder
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import location
 from lora_bench.store import Record
@@ -61,23 +65,24 @@ class Geometry:
 @lru_cache(maxsize=64)
 def geometry(model: str) -> Geometry | None:
     """The sizes of a model, from its config.json in the directory or the Hub's cache; None if it is not there."""
-    folder = Path(location(model)).expanduser()
+    folder = Path(location(model))
     path: object = folder / "config.json"
-    if not folder.is_dir():
+    if not is_folder(folder):
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(model, "config.json")
     try:
         content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
         hidden = int(content.get("hidden_size") or content["dim"])
-        return Geometry(
+        sizes = Geometry(
             int(content.get("num_hidden_layers") or content["n_layers"]), hidden,
             int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
             int(content.get("num_attention_heads") or content["n_heads"]),
             int(content["vocab_size"]) + int(content["max_position_embeddings"]),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+    return sizes if all(0 < size < 2**31 for size in vars(sizes).values()) else None
 
 
 @lru_cache(maxsize=1)
@@ -93,9 +98,20 @@ def coefficients(device: str, precision: str, own: Path | None = None) -> Coeffi
     """What is known of a device: measured here (`own`), else shipped; None if neither."""
     tables = [shipped()]
     if own is not None and own.is_file():
-        tables.insert(0, json.loads(own.read_text(encoding="utf-8")))
+        tables.insert(0, _measured(own))
     name = "cpu" if device.startswith("cpu") else device
     return next((table[name][precision] for table in tables if precision in table.get(name, {})), None)
+
+
+def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
+    try:
+        table = TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_json(own.read_bytes())
+    except (ValidationError, OSError):
+        table = {"": {"": {}}}
+    if not all(each.keys() >= set(TERMS) for device in table.values() for each in device.values()):
+        mend = "Delete it, then measure again: lora-bench bench --calibrate."
+        raise BenchError(f"'{own}' is not what `bench --calibrate` wrote.", mend, MISSING)
+    return table
 
 
 @dataclass(frozen=True)
@@ -211,7 +227,7 @@ class Estimate:
         packs: dict[tuple[float, int, str], list[Record]] = {}
         tokens, rows = dict(self.tokens), dict(self.rows)
         for record in records:
-            if record.timing is None or record.data is None:
+            if record.timing is None or record.data is None or not _known(record.cell):
                 continue
             counted = record.timing.tokens / record.cell.epochs / max(1, record.data.train_rows)
             tokens[record.cell.data, record.cell.task, record.cell.max_length] = counted
@@ -231,6 +247,11 @@ class Estimate:
             if size and members[0].timing and members[0].timing.peak_bytes and share == 1:
                 memories.append(members[0].timing.peak_bytes / size)
         return replace(plain, time=median(times) if times else 1.0, memory=median(memories) if memories else 1.0)
+
+
+def _known(cell: Cell) -> bool:
+    """Whether this version has the cell's task and method; a results folder may hold others'."""
+    return cell.task in tasks.TASKS and cell.method in methods.RECIPES
 
 
 def _same(one: str, other: str) -> bool:

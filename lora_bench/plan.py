@@ -78,6 +78,7 @@ def make(
     if wanted - set(RETRY):
         raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
     loaded = read_records(results)
+    loaded.refuse_newer({cell.id for cell in grid.cells})
     known = {record.id: record for record in loaded.records}
     reasons = {cell.id: _reason(known.get(cell.id), wanted) for cell in grid.cells}
     todo = [cell for cell in grid.cells if reasons[cell.id]]

@@ -12,6 +12,7 @@ from lora_bench.engine.trainer import Progress
 from lora_bench.store import Counts, DataInfo, Epoch, Protocol, Record, Timing
 from lora_bench.tasks import Task
 from lora_bench.tasks import get as get_task
+from lora_bench.text import discreet
 
 
 def finished(
@@ -49,7 +50,7 @@ def failure(cell: Cell, reason: str, notes: Sequence[str], environment: Mapping[
     """The record of a cell that could not be trained."""
     task = get_task(cell.task)
     return Record(
-        id=cell.id, cell=cell, status="failed", reason=reason, metric=task.main_metric,
+        id=cell.id, cell=cell, status="failed", reason=discreet(reason), metric=task.main_metric,
         protocol=_protocol(cell, task, notes), environment=dict(environment),
     )  # fmt: skip
 

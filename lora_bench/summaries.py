@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.plan import Plan
-from lora_bench.store import Record, read_records
+from lora_bench.store import Record
+from lora_bench.text import clean
 
 ROWS = 40
 
@@ -23,7 +25,7 @@ def settings_of(cell: Cell) -> str:
     """A cell in few words, without its seed."""
     size = "" if cell.rank is None else f" r={cell.rank}"
     inner = "" if cell.a is None else f" a={cell.a} b={cell.b}"
-    return f"{cell.method}{size}{inner}"
+    return clean(f"{cell.method}{size}{inner}")
 
 
 def opening(plan: Plan, where: str, device: str) -> Text:
@@ -34,7 +36,7 @@ def opening(plan: Plan, where: str, device: str) -> Text:
     there = f", {cells - todo} there already" if cells > todo else ""
     return Text(
         f"{plan.grid.name}: {cells} cells{there}; {todo} to train in {len(plan.packs)} packs on {device}\n"
-        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {where}"
+        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {clean(where)}"
     )
 
 
@@ -72,7 +74,7 @@ def closing(records: Sequence[Record]) -> Table:
     for name in ("lr", "adapter params", "score", "seeds", "seconds"):
         table.add_column(name, justify="right")
     for cell, members in list(slots.items())[:ROWS]:
-        what = (tasks.get(cell.task).title, Text(settings_of(cell)), Text(cell.targets or "–"), f"{cell.lr:g}")
+        what = (tasks.get(cell.task).title, settings_of(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
         table.add_row(*what, *_numbers(members))
     return table
 
@@ -143,17 +145,16 @@ def tasks_table() -> Table:
     return table
 
 
-def runs_table(results: Path) -> Table:
+def runs_table(records: Sequence[Record], results: Path) -> Table:
     """The records of a results folder.
 
     Raises:
         BenchError: exit code 4 if there are none.
     """
-    records = read_records(results).records
     if not records:
-        mend = f"Fill it: lora-bench run --preset smoke --results {results}"
+        mend = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
-    table = Table(title=f"Runs in {results}", title_justify="left")
+    table = Table(title=f"Runs in {clean(str(results))}", title_justify="left")
     for name in ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes"):
         left = name in ("id", "task", "method", "status")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name == "id")
@@ -162,6 +163,13 @@ def runs_table(results: Path) -> Table:
         sizes = (f"{counts.adapter_params:,}", f"{counts.adapter_bytes:,}") if counts else ("–", "–")
         score = "–" if record.score is None else f"{record.score * 100:.1f}"
         cell = record.cell
-        place = (cell.id, cell.task, Text(settings_of(cell)), Text(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
+        place = (
+            record.id,
+            clean(cell.task),
+            settings_of(cell),
+            clean(cell.targets or "–"),
+            str(cell.seed),
+            f"{cell.lr:g}",
+        )
         table.add_row(*place, record.status, score, *sizes)
     return table
