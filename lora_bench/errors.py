@@ -21,6 +21,14 @@ class BenchError(Exception):
         return f"{self.what}\n{self.mend}"
 
 
+def of_the_system(error: OSError) -> BenchError:
+    """What the operating system refused, as an error that says with which file."""
+    where = f": '{error.filename}'" if error.filename else ""
+    return BenchError(
+        f"{error.strerror or type(error).__name__}{where}.", "Mend that, then give the same command again.", MISSING
+    )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming the nearest of `known` to `name`, or all of them when none is near."""
     options = sorted(known)

@@ -20,7 +20,7 @@ from lora_bench.files import write_atomically
 
 SCHEMA: Literal[1] = 1
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Status = Literal["done", "failed", "diverged"]
+Status = Literal["done", "failed", "diverged", "oom"]
 
 
 class _Part(BaseModel):
@@ -133,10 +133,14 @@ def record_path(results: Path, cell_id: str) -> Path:
     return results / "cells" / f"{cell_id}.json"
 
 
+def record_text(record: Record) -> bytes:
+    """What is written of a record."""
+    return (record.model_dump_json(exclude_defaults=False) + "\n").encode()
+
+
 def write_record(results: Path, record: Record) -> None:
     """Write one record."""
-    text = record.model_dump_json(exclude_defaults=False) + "\n"
-    write_atomically(record_path(results, record.id), text.encode())
+    write_atomically(record_path(results, record.id), record_text(record))
 
 
 def read_record(path: Path) -> Record:
