@@ -64,8 +64,8 @@ class Keeper:
         manifest = states.Manifest(
             steps=trainer.steps, seconds=self.seconds, fingerprint=self.common,
             cells=tuple(
-                snapshot.facts(each, position, fingerprint.code(each.progress.cell.method))
-                for position, each in enumerate(taken)
+                snapshot.facts(each, position, fingerprint.code(cell.method), self.place.written.get(cell.id, 0))
+                for position, (each, cell) in enumerate((each, each.progress.cell) for each in taken)
             ),
         )  # fmt: skip
         try:
@@ -106,7 +106,7 @@ def find(place: Place, cells: Sequence[Cell], common: Mapping[str, str]) -> dict
 
 
 def _continues(place: Place, folder: states.Folder, cell: Cell, common: Mapping[str, str]) -> bool:
-    if cell.id not in folder.cells or folder.written <= place.written.get(cell.id, 0):
+    if cell.id not in folder.alive(place.written):
         return False
     return not fingerprint.differences(folder.fingerprint(cell.id), {**common, "code": fingerprint.code(cell.method)})
 

@@ -76,7 +76,7 @@ class Lease:
         self.path = self.folder / f"{self.holder.token}.json"
         self.lost = False
         self._all = FileLock(self.folder / "all.lock", timeout=PATIENCE)
-        self._own = FileLock(self.path.with_suffix(".lock"), timeout=0)
+        self._own = FileLock(self.path.with_suffix(".lock"), timeout=PATIENCE)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -91,6 +91,7 @@ class Lease:
             self._own.acquire()
             self._write()
         except BaseException:
+            self._own.release()
             self._remove(self.path)
             raise
         self._thread.start()
@@ -153,7 +154,15 @@ class Lease:
                 self._remove(sign.path)
             else:
                 found |= dict.fromkeys(sign.holder.cells, sign.holder)
+        self._remove_orphans()
         return found
+
+    def _remove_orphans(self) -> None:
+        """Locks of processes that died before they had a lease."""
+        ours = {Path(self._all.lock_file), Path(self._own.lock_file)}
+        for lock in set(self.folder.glob("*.lock")) - ours:
+            if not lock.with_suffix(".json").exists() and _is_free(lock):
+                files.remove(lock)
 
     def alone(self) -> bool:
         """Under the lock, after `others`: whether no other process has a lease."""
@@ -207,9 +216,11 @@ def holders(results: Path) -> dict[str, Holder]:
 
 def _has_ended(sign: _Sign) -> bool:
     """Whether the owner is of this machine and holds its lock no more."""
-    if sign.holder.boot != _boot() or not sign.lock.exists():
-        return sign.holder.boot == _boot()
-    probe = FileLock(sign.lock, timeout=0)
+    return sign.holder.boot == _boot() and (not sign.lock.exists() or _is_free(sign.lock))
+
+
+def _is_free(lock: Path) -> bool:
+    probe = FileLock(lock, timeout=0)
     try:
         probe.acquire()
     except Timeout:

@@ -150,7 +150,7 @@ class Runner:
                 raise
             if isinstance(error, BenchError) and error.code == MISSING:
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+            reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:500]
             failed = Failure("oom" if self.worker.is_memory(error) else "failed", reason)
         finally:
             self.stopper.release()

@@ -30,7 +30,7 @@ _TAIL = len(_CHECK.format("0" * 64))
 class Place:
     """Where a process saves. `token` is its lease's, `guard` raises LeaseLostError when that is gone.
 
-    `written`: when the cells' records were written; what was saved before that is over. `warn` tells the user.
+    `written`: when the cells' records were written (nanoseconds), if they have one. `warn` tells the user.
     """
 
     results: Path
@@ -45,7 +45,7 @@ class SavedCell(BaseModel):
     """What is known of a cell besides values. `steps` taken; `lived` of them while its loss and gradient were finite.
 
     `position` is its number in the names of the values. Metrics and losses are by epoch; NaN is kept. `code` is that
-    of its method, as in `fingerprint`.
+    of its method, as in `fingerprint`; `since` when the record was written that the cell had (0: none).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -53,6 +53,7 @@ class SavedCell(BaseModel):
     id: str
     position: int
     code: str
+    since: int
     steps: int
     lived: int
     diverged: str | None = None
@@ -81,11 +82,10 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Folder:
-    """A sound manifest, where it lies, and when it was written (nanoseconds)."""
+    """A sound manifest and where it lies."""
 
     path: Path
     manifest: Manifest
-    written: int
 
     @property
     def cells(self) -> dict[str, SavedCell]:
@@ -95,6 +95,10 @@ class Folder:
     def fingerprint(self, cell: str) -> dict[str, str]:
         """What the cell's numbers so far depend on."""
         return {**self.manifest.fingerprint, "code": self.cells[cell].code}
+
+    def alive(self, written: Mapping[str, int]) -> list[str]:
+        """The cells that are still to end: their record, if any, is the one that they had. `written`: as `since`."""
+        return [cell.id for cell in self.manifest.cells if cell.since == written.get(cell.id, 0)]
 
     def values(self) -> bytes:
         """The file of values.
@@ -156,30 +160,27 @@ def folders(results: Path) -> list[Folder]:
         if path.name.startswith("."):
             continue
         try:
-            manifest = decode(files.read(path / MANIFEST))
-            found.append(Folder(path, manifest, (path / MANIFEST).stat().st_mtime_ns))
+            found.append(Folder(path, decode(files.read(path / MANIFEST))))
         except (OSError, ValueError):
             continue
-    return sorted(found, key=lambda folder: (-folder.manifest.steps, -folder.written, folder.path.name))
+    return sorted(found, key=lambda folder: (-folder.manifest.steps, folder.path.name))
 
 
-def newest(found: Iterable[Folder], since: Mapping[str, int]) -> dict[str, Folder]:
-    """For each cell the folder with the most steps; one not newer than `since` (the cell's record) is over."""
+def newest(found: Iterable[Folder], written: Mapping[str, int]) -> dict[str, Folder]:
+    """For each cell that is still to end the folder with the most steps."""
     best: dict[str, Folder] = {}
     for folder in found:
-        for cell in folder.cells:
-            if folder.written > since.get(cell, 0):
-                best.setdefault(cell, folder)
+        for cell in folder.alive(written):
+            best.setdefault(cell, folder)
     return best
 
 
-def prune(results: Path, own: Collection[str], since: Mapping[str, int]) -> None:
-    """Remove the folders whose cells are all this process's (`own`) or over, but for the newest generations."""
+def prune(results: Path, own: Collection[str], written: Mapping[str, int]) -> None:
+    """Remove the folders whose cells have ended or are this process's (`own`), of those all but the newest."""
     kept = 0
     for folder in folders(results):
-        alive = [cell for cell in folder.cells if folder.written > since.get(cell, 0)]
-        if not set(alive) <= set(own):
-            continue
-        kept += bool(alive)
-        if not alive or kept > GENERATIONS:
-            files.remove(folder.path)
+        alive = folder.alive(written)
+        if set(alive) <= set(own):
+            kept += bool(alive)
+            if not alive or kept > GENERATIONS:
+                files.remove(folder.path)

@@ -56,11 +56,11 @@ def restore(trainer: Trainer, snapshots: Mapping[str, Snapshot]) -> None:
     optimiser.alive.copy_(optimiser.lived == trainer.steps)
 
 
-def facts(snapshot: Snapshot, position: int, code: str) -> SavedCell:
+def facts(snapshot: Snapshot, position: int, code: str, since: int) -> SavedCell:
     """What is written of a cell besides values."""
     progress = snapshot.progress
     return SavedCell(
-        id=progress.cell.id, position=position, code=code, steps=snapshot.steps, lived=snapshot.lived,
+        id=progress.cell.id, position=position, code=code, since=since, steps=snapshot.steps, lived=snapshot.lived,
         diverged=progress.diverged, selected=progress.selected, epoch_losses=tuple(progress.epoch_losses),
         metrics=tuple(progress.metrics), held_out=tuple(progress.held_out),
     )  # fmt: skip
