@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_bench import __version__
+from lora_bench import __version__, signals
 from lora_bench.errors import INTERRUPTED, NOTHING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.options import Selection, selecting
 from lora_bench.text import clean
@@ -35,7 +35,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(*args: Any, **values: Any) -> None:
         try:
-            command(*args, **values)
+            with signals.Stopper():
+                command(*args, **values)
         except (BenchError, OSError) as error:
             if values.get("debug"):
                 raise
@@ -43,7 +44,9 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             complain(told)
             raise typer.Exit(told.code) from None
         except KeyboardInterrupt:
-            _console(stderr=True).print("Interrupted. What has ended is kept; the same command goes on from there.")
+            _console(stderr=True).print(
+                "Interrupted. What has ended and what was in training is kept; the same command goes on from there."
+            )
             raise typer.Exit(INTERRUPTED) from None
 
     return guarded
@@ -98,18 +101,20 @@ def run(
     console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
     limit = selection.limit()
-    from lora_bench import environment, progress, runner, store
+    from lora_bench import environment, progress, runner, store, training, work
 
-    device = runner.choose_device(device)
+    device = training.choose_device(device)
     name = environment.device_name(device)
     plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, _calibration())
     console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
     _warn_broken(plan.broken)
     store.prepare(selection.folder())
-    options = runner.Options(selection.folder(), device, offline, save, _cache(), debug)
-    with progress.ProgressView(console, plan) as view:
-        records = runner.Runner(plan, options, view).run()
+    options = work.Options(selection.folder(), device, offline, save, _cache(), debug)
+    with signals.Stopper() as stopper, progress.ProgressView(console, plan) as view:
+        running = runner.Runner(plan, options, view, stopper)
+        records = running.run()
     console.print(summaries.closing(records))
+    console.print(summaries.elsewhere(running.held), soft_wrap=True, end="")
     console.print(Text(clean(f"{selection.folder() / 'metrics.csv'}")), soft_wrap=True)
     bad = [record for record in records if record.status != "done"]
     for record in bad:
@@ -136,6 +141,7 @@ def plan(
     console = _console()
     console.print(summaries.opening(made, str(folder), name), soft_wrap=True)
     console.print(summaries.planned(made))
+    console.print(summaries.standings_table(made))
     _warn_broken(made.broken)
 
 

@@ -26,7 +26,7 @@ from lora_bench.text import clean, sheet
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Status = Literal["done", "failed", "diverged"]
+Status = Literal["done", "failed", "diverged", "oom"]
 
 
 class _Part(BaseModel):

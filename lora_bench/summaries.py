@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -14,11 +14,13 @@ from rich.text import Text
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
+from lora_bench.leases import Holder
 from lora_bench.plan import Plan
+from lora_bench.standing import STATES, Standing
 from lora_bench.store import Record
 from lora_bench.text import clean
 
-ROWS = 40
+ROWS, NAMED = 40, 4
 
 
 def settings_of(cell: Cell) -> str:
@@ -79,6 +81,13 @@ def closing(records: Sequence[Record]) -> Table:
     return table
 
 
+def elsewhere(held: Mapping[str, Holder]) -> Text:
+    """Who trains the cells that this run has left to others; empty if there are none."""
+    counts = Counter(str(holder) for holder in held.values())
+    lines = [f"{count} {'cell is' if count == 1 else 'cells are'} with {who}\n" for who, count in counts.items()]
+    return Text("".join(lines))
+
+
 def _caption(rows: int) -> str:
     more = f"{rows - ROWS} more rows; " if rows > ROWS else ""
     return f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
@@ -119,6 +128,28 @@ def _counts(plan: Plan) -> str:
     parts = [f"{len(plan.todo)} to train"] + [f"{count} {status}" for status, count in sorted(there.items())]
     more = f"; {len(plan.packs) - ROWS} more packs" if len(plan.packs) > ROWS else ""
     return ", ".join(parts) + more
+
+
+def standings_table(plan: Plan) -> Table:
+    """Where the cells stand and why they run or not: how many for each reason, and which if they are few."""
+    groups: dict[Standing, list[str]] = {}
+    for cell in plan.grid.cells:
+        groups.setdefault(plan.standings[cell.id], []).append(cell.id)
+    caption = f"{len(groups) - ROWS} more rows" if len(groups) > ROWS else None
+    table = Table(title="Cells", title_justify="left", caption=caption, caption_justify="left")
+    for name in ("state", "cells", "runs", "why", "which"):
+        table.add_column(name, justify="right" if name == "cells" else "left", overflow="fold")
+    order = sorted(groups, key=lambda standing: (not standing.runs, STATES.index(standing.state), standing.why))
+    for standing in order[:ROWS]:
+        ids = groups[standing]
+        which = " ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
+        runs = "yes" if standing.runs else "no"
+        table.add_row(standing.state, str(len(ids)), runs, Text(_plain(standing.why)), which)
+    return table
+
+
+def _plain(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def methods_table() -> Table:

@@ -165,15 +165,13 @@ class Group:
     def _made(self, matrix: Tensor) -> dict[Family, Update]:
         return {family: self.recipe.update(factors) for family, factors in self.factors(matrix).items()}
 
-    def state(self, row: int) -> dict[str, Tensor]:
-        """What one cell trains, without padding: `module.factor` → `[rows, cols]` on the CPU."""
-        values = self.factors(self.block.matrix.detach()[row : row + 1])
-        return {name: part.clone().cpu() for name, part in self._views(row, values)}
+    def state(self, row: int, values: Tensor) -> dict[str, Tensor]:
+        """A cell's row `[1, values]` of the matrix (or of what has its shape) without padding: `module.factor`."""
+        return {name: part.clone() for name, part in self._views(row, self.factors(values))}
 
-    def load(self, row: int, state: dict[str, Tensor]) -> None:
-        """Put saved values in the place of a cell's."""
-        values = self.factors(self.block.matrix.detach()[row : row + 1])
-        for name, part in self._views(row, values):
+    def load(self, row: int, state: dict[str, Tensor], values: Tensor) -> None:
+        """Put a state into such a row."""
+        for name, part in self._views(row, self.factors(values)):
             part.copy_(state[name])
 
     def _views(self, row: int, values: dict[Family, dict[str, Tensor]]) -> list[tuple[str, Tensor]]:
