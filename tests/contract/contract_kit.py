@@ -58,6 +58,11 @@ def cell_of(method: str, task: str = "cola", **changes: Any) -> Cell:
     return Cell(model="tiny", data="made-up", task=task, method=method, **settings | known)
 
 
+def sizes_of(method: str) -> list[Cell]:
+    """A smaller and a larger cell of a method."""
+    return [cell_of(method, rank=2, a=3, b=4), cell_of(method, rank=5, a=7, b=6)]
+
+
 def tokens(task: Task, rows: int = ROWS) -> TokenTable:
     """Sequences of 3 to 20 tokens whose label hangs on the second one."""
     random = np.random.default_rng(7)

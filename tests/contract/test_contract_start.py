@@ -14,7 +14,7 @@ from lora_bench import tasks
 from lora_bench.engine.pack import Pack, State
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import Basis, Normal, Orthonormal, Shape, Uniform
+from lora_bench.methods.recipe import Basis, Factor, Normal, Orthonormal, Shape, Uniform
 
 TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
 MEANING = {
@@ -23,14 +23,15 @@ MEANING = {
     "attention+dense": ("query", "key", "value", "dense"),
     "key, output.dense": ("key", "output.dense"),
 }
-BASED = tuple(
-    name
-    for name in ADAPTING
-    if any(
-        isinstance(factor.start, Basis) and factor.cols > 1
-        for factor in RECIPES[name].factors(cell_of(name), Shape(8, 8))
-    )
-)
+
+
+def bases(method: str, size: int) -> list[Factor]:
+    """The factors that start from the pretrained weights, in a cell of that rank, a and b."""
+    factors = RECIPES[method].factors(cell_of(method, rank=size, a=size, b=size), Shape(8, 8))
+    return [factor for factor in factors if isinstance(factor.start, Basis)]
+
+
+BASED = tuple(name for name in ADAPTING if bases(name, 2) != bases(name, 3))
 
 
 def nearly(method: str) -> float:
@@ -140,6 +141,12 @@ def test_rank_beyond_a_basis_is_refused(method: str, load: Load) -> None:
     Pack([cell_of(method, rank=32, a=32, b=32)], load("float32"), 2)
     with pytest.raises(BenchError, match=r"33 directions .*\(32\)"):
         Pack([cell_of(method, rank=33, a=33, b=33)], load("float32"), 2)
+
+
+def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
+    Pack([cell_of("svft-banded", b=31)], load("float32"), 2)
+    with pytest.raises(BenchError, match="32 diagonals"):
+        Pack([cell_of("svft-banded", b=32)], load("float32"), 2)
 
 
 def test_methods_are_found() -> None:
