@@ -130,9 +130,22 @@ Trained = Callable[[str, str, str], Run]
 def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROWS) -> Run:
     """Train a pack to the end, with copies of what was there before."""
     pack = Pack(cells, backbone, task.num_outputs)
+    trainer = trainer_of(pack, task, rows)
     start = [pack.state(place) for place in range(len(cells))]
     frozen = {name: value.clone() for name, value in frozen_of(pack).items()}
-    return Run(pack, task, start, frozen, trainer_of(pack, task, rows).run())
+    return Run(pack, task, start, frozen, trainer.run())
+
+
+def made_of_data(method: str) -> frozenset[str]:
+    """The names of the frozen factors that cannot be made again without the data."""
+    factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
+    return frozenset(factor.name for factor in factors if factor.saved and not factor.trainable)
+
+
+def trained_names(cell: Cell) -> frozenset[str]:
+    """The names of the factors that the cell trains."""
+    shapes = Shape(32, 32), Shape(32, 64)
+    return frozenset(f.name for shape in shapes for f in RECIPES[cell.method].factors(cell, shape) if f.trainable)
 
 
 def frozen_of(pack: Pack) -> dict[str, Tensor]:

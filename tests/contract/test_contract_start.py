@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract_kit import ADAPTING, KINDS, METHODS, PACKED, Load, cell_of, logits_of, plain_encoder, shapes_in
+from contract_kit import (
+    ADAPTING,
+    KINDS,
+    METHODS,
+    PACKED,
+    Load,
+    cell_of,
+    logits_of,
+    made_of_data,
+    plain_encoder,
+    shapes_in,
+    trained_names,
+)
 from torch import Tensor
 
 from lora_bench import tasks
@@ -64,7 +76,8 @@ def test_trainable_count_is_the_formula(method: str, targets: str, load: Load, f
     shapes = shapes_in(plain_encoder(folder), MEANING[targets])
     pack = Pack([cell], load("float32"), 2)
     formula = sum(RECIPES[method].trainable(cell, shape) for shape in shapes.values())
-    assert sum(value.numel() for value in pack.state(0).adapter.values()) == formula > 0
+    trained = {n: v for n, v in pack.state(0).adapter.items() if n.rpartition(".")[2] in trained_names(cell)}
+    assert sum(value.numel() for value in trained.values()) == formula > 0
     assert pack.adapter_params(0) == formula
     assert pack.modules(0) == len(shapes)
 
@@ -150,6 +163,7 @@ def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
 
 
 def test_methods_are_found() -> None:
+    assert {method for method in METHODS if made_of_data(method)} == {"lora-sb"}
     assert {"full", "head", "lora", "mini", "xs", "cora", "cora-init"} <= set(METHODS)
     assert set(PACKED) == set(METHODS) - {"full"}
     assert {"xs", "cora", "cora-init"} <= set(BASED)

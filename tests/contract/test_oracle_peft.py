@@ -206,9 +206,10 @@ def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[flo
     """The trained pack, how it started (frozen factors too), and the loss of every step."""
     backbone = backbones.load(str(folder), torch.device("cpu"), cell.precision, trains=cell.method == "full")
     pack = Pack([cell], backbone, task.num_outputs)
+    trainer = trainer_of(pack, task, ROWS)
     start = State(factors_of(pack) if pack.bank.groups else {}, pack.state(0).head)
     untrained = logits_of(pack, task)
-    (progress,) = trainer_of(pack, task, ROWS).run()
+    (progress,) = trainer.run()
     assert len(progress.losses) == STEPS
     assert (logits_of(pack, task) - untrained).abs().max() > 0.05  # far enough for equal losses to mean something
     return pack, start, progress.losses
