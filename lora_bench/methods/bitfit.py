@@ -25,7 +25,7 @@ class BitFit(Recipe):
     source = "arXiv 2106.10199"
     parameters = frozenset({"targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"targets": "attention+dense"}
-    default_lr = 1e-3
+    default_lr = 2e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """`b: [out, 1]`."""

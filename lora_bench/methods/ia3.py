@@ -27,7 +27,7 @@ class IA3(Recipe):
     source = "arXiv 2205.05638"
     parameters = frozenset({"targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"targets": "kv+ffn"}
-    default_lr = 3e-3
+    default_lr = 5e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """`stretch: [in, 1]` where the weight narrows, else `gain: [out, 1]`."""

@@ -25,7 +25,7 @@ class SvftBanded(Svft):
     title = "SVFT, banded"
     parameters = frozenset({"b", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"b": 16, "targets": "attention"}
-    default_lr = 5e-3
+    default_lr = 5e-4
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
         """A = Uᵀ, B = V M, M put together from its diagonals."""

@@ -27,7 +27,7 @@ class TinyLora(Recipe):
     source = "arXiv 2602.04118"
     parameters = frozenset({"rank", "a", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 2, "a": 64, "targets": "attention"}
-    default_lr = 5e-3
+    default_lr = 5e-4
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """`A: [r, in]`, `B: [out, r]` and `P: [r a, r]` frozen (P[i] are its rows i, i + a, …), `v: [1, a]` trained."""
