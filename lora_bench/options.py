@@ -34,11 +34,15 @@ class Selection:
     method: Annotated[list[str] | None, _grid("Method; see `lora-bench list methods`.")] = None
     rank: Annotated[list[int] | None, _grid("Rank r (default: 16).", "--rank", "-r")] = None
     a: Annotated[
-        list[int] | None, _grid("LoRA-Mini's inner input size (default: 64); ΔW has rank min(r, a, b).", "--a", "-a")
+        list[int] | None,
+        _grid("LoRA-Mini's inner input size (default: 64); ΔW has rank min(r, a, b). TinyLoRA's values.", "--a", "-a"),
     ] = None
-    b: Annotated[list[int] | None, _grid("LoRA-Mini's inner output size (default: 64).", "--b", "-b")] = None
+    b: Annotated[
+        list[int] | None, _grid("LoRA-Mini's inner output size (default: 64). SVFT's side diagonals.", "--b", "-b")
+    ] = None
     targets: Annotated[
-        list[str] | None, _grid("attention, attention+dense, qv, or name endings by commas (default: attention).")
+        list[str] | None,
+        _grid("attention, attention+dense, qv, kv+ffn, or name endings by commas (default: by method)."),
     ] = None
     seed: Annotated[list[int] | None, _grid("Seed (default: 0).")] = None
     lr: Annotated[list[float] | None, _grid("Learning rate (default: by method).")] = None

@@ -26,7 +26,7 @@ ROWS, NAMED = 40, 4
 def settings_of(cell: Cell) -> str:
     """A cell in few words, without its seed."""
     size = "" if cell.rank is None else f" r={cell.rank}"
-    inner = "" if cell.a is None else f" a={cell.a} b={cell.b}"
+    inner = "".join(f" {name}={value}" for name, value in (("a", cell.a), ("b", cell.b)) if value is not None)
     return clean(f"{cell.method}{size}{inner}")
 
 

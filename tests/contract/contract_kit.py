@@ -26,6 +26,7 @@ PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
 METHODS = tuple(RECIPES)
 ADAPTING = tuple(name for name, recipe in RECIPES.items() if recipe.adapts)
 PACKED = tuple(name for name, recipe in RECIPES.items() if not recipe.trains_backbone)
+SIZED = tuple(name for name in ADAPTING if {"rank", "a", "b"} & RECIPES[name].parameters)
 KINDS = tuple({task.num_outputs: name for name, task in reversed(tuple(TASKS.items()))}.values())
 PARAMETERS = frozenset[str]().union(*(recipe.parameters for recipe in RECIPES.values()))
 TARGETS = "attention+dense"
@@ -33,14 +34,18 @@ SIZES: dict[str, int | float | str] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, 
 
 
 def save_encoder(folder: Path, dropout: float) -> Path:
-    """A random RoBERTa of two layers with weights large enough for adapters to matter."""
+    """A random RoBERTa of two layers with weights and biases large enough for adapters to matter."""
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=80, type_vocab_size=1, pad_token_id=PAD, initializer_range=0.2,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
-    RobertaModel(config).save_pretrained(folder)
+    model = RobertaModel(config)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.bias, std=0.2)  # transformers starts them at zero
+    model.save_pretrained(folder)
     return folder
 
 
@@ -51,6 +56,11 @@ def cell_of(method: str, task: str = "cola", **changes: Any) -> Cell:
     settings |= {"lr": 1e-2, "epochs": 2, "batch_size": 8, "max_length": 32, "select": "last"}
     known = {name: value for name, value in changes.items() if name in settings or name not in PARAMETERS}
     return Cell(model="tiny", data="made-up", task=task, method=method, **settings | known)
+
+
+def sizes_of(method: str) -> list[Cell]:
+    """A smaller and a larger cell of a method."""
+    return [cell_of(method, rank=2, a=3, b=4), cell_of(method, rank=5, a=7, b=6)]
 
 
 def tokens(task: Task, rows: int = ROWS) -> TokenTable:
@@ -120,9 +130,22 @@ Trained = Callable[[str, str, str], Run]
 def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROWS) -> Run:
     """Train a pack to the end, with copies of what was there before."""
     pack = Pack(cells, backbone, task.num_outputs)
+    trainer = trainer_of(pack, task, rows)
     start = [pack.state(place) for place in range(len(cells))]
     frozen = {name: value.clone() for name, value in frozen_of(pack).items()}
-    return Run(pack, task, start, frozen, trainer_of(pack, task, rows).run())
+    return Run(pack, task, start, frozen, trainer.run())
+
+
+def made_of_data(method: str) -> frozenset[str]:
+    """The names of the frozen factors that cannot be made again without the data."""
+    factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
+    return frozenset(factor.name for factor in factors if factor.saved and not factor.trainable)
+
+
+def trained_names(cell: Cell) -> frozenset[str]:
+    """The names of the factors that the cell trains."""
+    shapes = Shape(32, 32), Shape(32, 64)
+    return frozenset(f.name for shape in shapes for f in RECIPES[cell.method].factors(cell, shape) if f.trainable)
 
 
 def frozen_of(pack: Pack) -> dict[str, Tensor]:

@@ -69,7 +69,11 @@ def encoder(kind: str) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(11)
         config = {**PACKABLE, **UNPACKABLE}[kind]()
-        return hf.AutoModel.from_config(config, attn_implementation="eager")
+        model = hf.AutoModel.from_config(config, attn_implementation="eager")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module.bias is not None:
+                torch.nn.init.normal_(module.bias, std=0.2)  # transformers starts them at zero
+        return model
 
 
 def saved(kind: str, root: Path) -> Path:
@@ -153,7 +157,7 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def start(cell: Cell, on: Backbone) -> dict[str, Tensor]:
     """The values that the cell trains, as they are before the first step."""
-    state = Pack([cell], on, tasks.get(cell.task).num_outputs).state(0)
+    state = trainer([cell], on).pack.state(0)
     return {**state.adapter, **{f"head.{name}": part for name, part in state.head.items()}}
 
 
