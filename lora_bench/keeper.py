@@ -47,11 +47,13 @@ class Keeper:
         return self.place.stopper.asked or self._since() > max(WITHIN, SHARE * self._cost)
 
     def keep(self, trainer: Trainer) -> None:
-        """Save if it is time; KeyboardInterrupt when a signal has come."""
+        """Save if it is time; KeyboardInterrupt when a signal has come. A pack that has ended is published instead."""
         self.place.guard()
+        if trainer.finished:
+            return
         if self.place.stopper.asked or self._since() >= max(EVERY, SHARE * self._cost):
             self.save(trainer)
-        if self.place.stopper.asked and not trainer.finished:
+        if self.place.stopper.asked:
             raise KeyboardInterrupt
 
     def _since(self) -> float:

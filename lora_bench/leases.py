@@ -89,7 +89,8 @@ class Lease:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._own.acquire()
-            self._write()
+            with self.locked():  # who is alone under the lock has no one beginning beside it
+                self._write()
         except BaseException:
             self._own.release()
             self._remove(self.path)
@@ -106,14 +107,14 @@ class Lease:
         self._remove(self.path)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone on the folder, among all processes.
+    def locked(self, patience: float | None = None) -> Iterator[None]:
+        """Alone on the folder, among all processes. `patience`: seconds to wait at most.
 
         Raises:
             BenchError: exit code 3 if another process keeps the lock.
         """
         try:
-            lock = self._all.acquire()
+            lock = self._all.acquire(patience)
         except Timeout:
             what = f"The results folder '{self.folder.parent}' is locked by a process that does not go on."
             raise BenchError(
