@@ -221,10 +221,11 @@ def _has_ended(sign: _Sign) -> bool:
 
 
 def _is_free(lock: Path) -> bool:
+    """Whether nobody holds a lock; where that cannot be tried, somebody does."""
     probe = FileLock(lock, timeout=0)
     try:
         probe.acquire()
-    except Timeout:
+    except OSError:
         return False
     probe.release()
     return True
