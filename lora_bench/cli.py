@@ -110,8 +110,8 @@ def run(
     _warn_broken(plan.broken)
     store.prepare(selection.folder())
     options = work.Options(selection.folder(), device, offline, save, _cache(), debug)
-    with signals.Stopper() as stopper, progress.ProgressView(console, plan) as view:
-        running = runner.Runner(plan, options, view, stopper)
+    with progress.ProgressView(console, plan) as view:
+        running = runner.Runner(plan, options, view, signals.current())
         records = running.run()
     console.print(summaries.closing(records))
     console.print(summaries.elsewhere(running.held), soft_wrap=True, end="")

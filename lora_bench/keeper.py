@@ -47,11 +47,13 @@ class Keeper:
         return self.place.stopper.asked or self._since() > max(WITHIN, SHARE * self._cost)
 
     def keep(self, trainer: Trainer) -> None:
-        """Save if it is time; KeyboardInterrupt when a signal has come."""
+        """Save if it is time; KeyboardInterrupt when a signal has come. A pack that has ended is published instead."""
         self.place.guard()
+        if trainer.finished:
+            return
         if self.place.stopper.asked or self._since() >= max(EVERY, SHARE * self._cost):
             self.save(trainer)
-        if self.place.stopper.asked and not trainer.finished:
+        if self.place.stopper.asked:
             raise KeyboardInterrupt
 
     def _since(self) -> float:
@@ -111,8 +113,8 @@ def _continues(place: Place, folder: states.Folder, cell: Cell, common: Mapping[
     return not fingerprint.differences(folder.fingerprint(cell.id), {**common, "code": fingerprint.code(cell.method)})
 
 
-def start(trainer: Trainer, found: Mapping[str, Found]) -> float:
-    """Let a new trainer go on from what was found of its cells; the seconds that they have trained.
+def start(trainer: Trainer, found: dict[str, Found]) -> float:
+    """Let a new trainer go on from what was found of its cells, which `found` gives up; the seconds that they trained.
 
     Raises:
         KeyError, ValueError, RuntimeError: what was found is not theirs; the trainer is as it was.
@@ -122,4 +124,4 @@ def start(trainer: Trainer, found: Mapping[str, Found]) -> float:
         return 0.0
     fresh = {each.progress.cell.id: each for each in snapshot.take(trainer)}
     snapshot.restore(trainer, {cell: found[cell].rebuilt(fresh[cell]) for cell in own})
-    return max(found[cell].folder.manifest.seconds for cell in own)
+    return max(found.pop(cell).folder.manifest.seconds for cell in own)

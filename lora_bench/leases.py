@@ -89,7 +89,8 @@ class Lease:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._own.acquire()
-            self._write()
+            with self.locked():  # who is alone under the lock has no one beginning beside it
+                self._write()
         except BaseException:
             self._own.release()
             self._remove(self.path)
@@ -106,14 +107,14 @@ class Lease:
         self._remove(self.path)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone on the folder, among all processes.
+    def locked(self, patience: float | None = None) -> Iterator[None]:
+        """Alone on the folder, among all processes. `patience`: seconds to wait at most.
 
         Raises:
             BenchError: exit code 3 if another process keeps the lock.
         """
         try:
-            lock = self._all.acquire()
+            lock = self._all.acquire(patience)
         except Timeout:
             what = f"The results folder '{self.folder.parent}' is locked by a process that does not go on."
             raise BenchError(
@@ -220,10 +221,11 @@ def _has_ended(sign: _Sign) -> bool:
 
 
 def _is_free(lock: Path) -> bool:
+    """Whether nobody holds a lock; where that cannot be tried, somebody does."""
     probe = FileLock(lock, timeout=0)
     try:
         probe.acquire()
-    except Timeout:
+    except OSError:
         return False
     probe.release()
     return True

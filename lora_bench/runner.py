@@ -72,18 +72,19 @@ class Runner:
                 self._tidy()
                 while self._pass():
                     pass
+                self._tidy()
             except LeaseLostError:
                 return True
             except BaseException:
-                with suppress(OSError, BenchError):
-                    self._tidy()
+                with suppress(OSError, BenchError, LeaseLostError):
+                    self._tidy(patience=2.0)
                 raise
-            self._tidy()
         return False
 
-    def _tidy(self) -> None:
+    def _tidy(self, patience: float | None = None) -> None:
         """Bring what dead processes published, rebuild metrics.csv, remove what they left if no other is alive."""
-        with self._lease.locked():
+        with self._lease.locked(patience):
+            self._lease.check()
             self.shelf.recover()
             self.shelf.write_csv()
             self._lease.others()
@@ -105,6 +106,7 @@ class Runner:
         if not self._left(cells):
             return ()
         with self._lease.locked():
+            self._lease.check()
             self.shelf.recover()
             left, others = self._left(cells), self._lease.others()
             self.held |= {cell.id: others[cell.id] for cell in left if cell.id in others}

@@ -8,6 +8,7 @@ recorded all or none, and a row of metrics.csv is lost to nobody. No torch.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lora_bench import files, states
 from lora_bench.outcome import Outcome
 from lora_bench.store import Loaded, Record, make_room, read_record, record_text, write_csv
 
+CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
 
 
@@ -26,6 +28,7 @@ class Shelf:
         self.records: dict[str, Record] = {}
         self.broken: dict[Path, str] = {}
         self._stamps: dict[str, Stamp] = {}
+        self._told = self._telling = 0.0  # when metrics.csv was written, and the seconds that it took
         self.refresh()
 
     def written(self) -> dict[str, int]:
@@ -80,7 +83,7 @@ class Shelf:
         return made
 
     def publish(self, made: Path, name: str) -> None:
-        """Under the lock: let what was staged count, and bring it to its places.
+        """Under the lock: let what was staged count, bring it to its places, tell of it in metrics.csv.
 
         Raises:
             OSError: if it counts already, the next process brings the rest.
@@ -92,7 +95,8 @@ class Shelf:
             raise
         files.sync(self.results / "pending")
         self.recover()
-        self.write_csv()
+        if time.monotonic() - self._told >= CSV_SHARE * self._telling:
+            self.write_csv()
 
     def recover(self) -> None:
         """Under the lock: bring to their places what processes have published, dead ones too; look again."""
@@ -105,7 +109,10 @@ class Shelf:
 
     def write_csv(self) -> None:
         """Under the lock: rebuild metrics.csv from the records."""
+        start = time.monotonic()
         write_csv(self.results, self.records.values())
+        self._told = time.monotonic()
+        self._telling = self._told - start
 
     def sweep(self) -> None:
         """Under the lock, alone on the folder: remove what killed processes left, and states that are over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,10 +23,12 @@ class Stopper:
         self.asked = False
         self._held = False
         self._before: dict[int, Any] = {}
+        self._outer: Token[Stopper] | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._answer) for number in SIGNALS}
+        self._outer = _CURRENT.set(self)
         return self
 
     def __exit__(
@@ -33,6 +36,8 @@ class Stopper:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        if self._outer is not None:
+            _CURRENT.reset(self._outer)
 
     def _answer(self, *_: object) -> None:
         self.asked = True
@@ -54,3 +59,11 @@ class Stopper:
         self._held = False
         if self.asked:
             raise KeyboardInterrupt
+
+
+_CURRENT: ContextVar[Stopper] = ContextVar("stopper")
+
+
+def current() -> Stopper:
+    """The one that answers signals now; one that nothing asks if there is none."""
+    return _CURRENT.get(Stopper())

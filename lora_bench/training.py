@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,7 +203,7 @@ class _PackRun:
         self.training, self.backbone, self.prepared, self.keeper = training, backbone, prepared, keeper
         self.ended: list[Ended] = []
 
-    def train(self, cells: Sequence[Cell], found: Mapping[str, Found], halved: int) -> list[Outcome]:
+    def train(self, cells: Sequence[Cell], found: dict[str, Found], halved: int) -> list[Outcome]:
         """From the start, or from what was saved, to the end."""
         training, prepared = self.training, self.prepared
         training.view.stage("building the adapters")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).parent / "robust"))
 from stub_worker import Silent, grid, runner
 
 from lora_bench import fingerprint, leases, states
