@@ -26,6 +26,7 @@ from lora_bench.text import clean, sheet
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Status = Literal["done", "failed", "diverged", "oom"]
 
 
@@ -36,7 +37,7 @@ class _Part(BaseModel):
 class Epoch(_Part):
     """One evaluation. `metrics` are of the validation split, `held_out` of the slice kept from train (or None)."""
 
-    epoch: int
+    epoch: Natural
     loss: Finite | None
     metrics: dict[str, Finite | None]
     held_out: dict[str, Finite | None] | None = None
@@ -45,10 +46,10 @@ class Epoch(_Part):
 class Counts(_Part):
     """Numbers of trained values, the adapter without the head and the head beside it, and its bytes on disk."""
 
-    adapter_params: int
-    head_params: int
-    adapter_bytes: int
-    modules: int
+    adapter_params: Natural
+    head_params: Natural
+    adapter_bytes: Natural
+    modules: Natural
 
 
 class Timing(_Part):
@@ -58,13 +59,13 @@ class Timing(_Part):
     memory ran out.
     """
 
-    seconds: float
-    pack_seconds: float
-    pack_size: int
-    tokens: int
-    tokens_per_second: float
-    peak_bytes: int | None = None
-    halved: int = 0
+    seconds: Finite
+    pack_seconds: Finite
+    pack_size: Natural
+    tokens: Natural
+    tokens_per_second: Finite
+    peak_bytes: Natural | None = None
+    halved: Natural = 0
 
 
 class Protocol(_Part):
@@ -80,8 +81,8 @@ class DataInfo(_Part):
     """What was read: the source, the rows of each split and a hash of the tokens and labels."""
 
     source: str
-    train_rows: int
-    eval_rows: int
+    train_rows: Natural
+    eval_rows: Natural
     fingerprint: str
 
 
@@ -96,10 +97,10 @@ class Record(_Part):
     metric: str
     epochs: tuple[Epoch, ...] = ()
     best: Finite | None = None
-    best_epoch: int | None = None
+    best_epoch: Natural | None = None
     last: Finite | None = None
     score: Finite | None = None
-    score_epoch: int | None = None
+    score_epoch: Natural | None = None
     predictions: tuple[Finite, ...] = ()
     counts: Counts | None = None
     timing: Timing | None = None

@@ -21,6 +21,7 @@ from lora_bench.engine import backbone as encoders
 from lora_bench.engine import randomness
 from lora_bench.engine.windows import Ints, slices
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import is_folder
 from lora_bench.models import TOKENIZER_FILES, location
 from lora_bench.plan import source_of
 from lora_bench.tasks import Task
@@ -78,8 +79,8 @@ class Work:
 
 def place(choice: Choice, scratch: Path) -> Model:
     """The model to load; a directory without weights is filled with random ones, under `scratch`."""
-    where = Path(location(choice.model)).expanduser()
-    if not where.is_dir():
+    where = Path(location(choice.model))
+    if not is_folder(where):
         if choice.model.startswith((".", "/", "~")):
             raise BenchError(f"There is no model directory '{choice.model}'.", "Give --model DIR or `sample`.", MISSING)
         return Model(choice.model, False, not hub.reachable())

@@ -37,7 +37,7 @@ CONFIGS: dict[str, tuple[bytes | str, str]] = {
     "no mapping": ("- x\n", "bad.yaml:1: a config is a mapping"),
     "no name": (GRID, "there is no 'name'"),
     "two documents": ("name: x\n---\nname: y\n", "bad.yaml:2: found another document"),
-    "deep nesting": ("[" * 5_000, "nested too deeply"),
+    "deep nesting": ("[" * 1_500, "nested too deeply"),
     "JSON that is cut off": ('{"name": "x", ', "bad.yaml:1: "),
     "a name that leads out": (f"name: ../up\n{GRID}", "name: '../up' is not allowed"),
     "a hidden name": (f"name: .ssh\n{GRID}", "name: '.ssh' is not allowed"),
@@ -83,7 +83,6 @@ def test_a_config_that_is_no_file(path: str, words: str) -> None:
     [
         (["plan", "--config", "bad.yaml"], USAGE, "key 'name' is given twice"),
         (["plan", "--preset", "smoke", "--results", "bad.yaml"], MISSING, "'bad.yaml' cannot be used"),
-        (["list", "runs", "--results", "bad\udcff"], 4, "no records"),
     ],
 )
 def test_the_program_itself_shows_no_traceback(arguments: list[str], code: int, words: str) -> None:

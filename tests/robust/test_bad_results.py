@@ -148,6 +148,23 @@ def test_a_place_that_is_taken_ends_the_report_in_a_line(results: Path) -> None:
     assert read_record(path).status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("timing", "seconds", float("nan")), ("timing", "tokens_per_second", float("inf")), ("timing", "pack_size", -1),
+        ("counts", "adapter_bytes", 10**400), ("data", "train_rows", -1), (None, "best_epoch", -1),
+        (None, "score", "1e999"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none_is_found_out(results: Path, part: str | None, name: str, value: object) -> None:
+    """Even with a checksum that is right: a report could not be drawn of it."""
+    content = record_of(results)
+    (content[part] if part else content)[name] = value
+    path = put_record(results, content)
+    with pytest.raises(ValueError, match=name):
+        read_record(path)
+
+
 def test_text_in_records_does_nothing_to_the_terminal(results: Path) -> None:
     """A record from elsewhere, of a task and a method that this version does not know, with escape codes and markup."""
     evil = "\x1b[31m\x1b]0;title\x07[/red][bold]\r\nx\u202ey"

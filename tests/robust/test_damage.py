@@ -11,8 +11,9 @@ import torch
 from robust_kit import flipped, lora_bench, only_record, put_record, run, truncated
 
 from lora_bench.cell import Cell
+from lora_bench.engine import backbone as backbones
 from lora_bench.engine import checkpoint
-from lora_bench.engine.pack import State
+from lora_bench.engine.pack import Pack, State
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, BenchError
 from lora_bench.seal import seal, unseal
 from lora_bench.store import read_record, read_records
@@ -112,6 +113,7 @@ def adapter(tmp_path: Path) -> Path:
     state = State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)})
     checkpoint.save(tmp_path / "adapter", cell, 2, state)
     assert checkpoint.read(tmp_path / "adapter")[0] == cell
+    assert checkpoint.adapter_bytes(state) == (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
     return tmp_path / "adapter"
 
 
@@ -166,10 +168,50 @@ def test_a_head_alone_is_an_adapter(tmp_path: Path) -> None:
     """Files of another cell that were there before do not count."""
     cell = Cell(model="tiny", data="made", task="sst2", method="head")
     checkpoint.save(tmp_path, cell, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
-    checkpoint.save(tmp_path, cell, 3, State({}, {"w": torch.ones(2)}))
+    alone = State({}, {"w": torch.ones(2)})
+    checkpoint.save(tmp_path, cell, 3, alone)
+    assert checkpoint.adapter_bytes(alone) == 0
     read, outputs, state = checkpoint.read(tmp_path)
     assert (read, outputs, state.adapter) == (cell, 3, {})
     assert state.head["w"].tolist() == [1.0, 1.0]
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, shared: Path) -> None:
+    """Its values would be spread over other shapes in silence."""
+    on = backbones.load(str(shared / "model"), torch.device("cpu"), "float32")
+    cell = Cell(model="tiny", data="made", task="sst2", method="lora", rank=1, alpha=1.0, targets="qv")
+    own = Pack([cell], on, 2).state(0)
+    checkpoint.save(tmp_path, cell, 2, own)
+    again = checkpoint.load(tmp_path, on).state(0)
+    for name, part in own.adapter.items():
+        assert torch.equal(again.adapter[name], part)
+    name = next(iter(own.adapter))
+    others = (
+        State({**own.adapter, name: own.adapter[name][..., :1].clone()}, own.head),
+        State({f"{key}x": part for key, part in own.adapter.items()}, own.head),
+        State(own.adapter, {key: part[..., :1].clone() for key, part in own.head.items()}),
+    )
+    for other in others:
+        checkpoint.save(tmp_path, cell, 2, other)
+        with pytest.raises(BenchError, match="is not of this model") as caught:
+            checkpoint.load(tmp_path, on)
+        assert caught.value.code == MISSING
+
+
+def test_the_size_of_a_large_adapter_is_told_without_writing_it() -> None:
+    """As safetensors lays it out: a header, whose numbers are longer, and the values."""
+    values, parts = 2**27 + 4, 8
+    state = State({f"x{at}.A": torch.empty(1).expand(values // 4 // parts + 1) for at in range(parts)}, {})
+    exact = sum(part.numel() * part.element_size() for part in state.adapter.values())
+    assert exact < checkpoint.adapter_bytes(state) < exact + 100 * parts
+
+
+def test_a_manifest_can_be_read_by_people(adapter: Path) -> None:
+    content = json.loads((adapter / "adapter.json").read_text())
+    assert (adapter / "adapter.json").read_text().count("\n") > 10
+    assert (content["schema_version"], content["outputs"], content["cell"]["rank"]) == (1, 2, 1)
+    assert set(content["files"]) == {"adapter.safetensors", "head.safetensors"}
+    assert content["files"]["head.safetensors"]["bytes"] == (adapter / "head.safetensors").stat().st_size
 
 
 def test_the_seal_is_the_last_field_and_the_object_comes_back() -> None:

@@ -1,0 +1,156 @@
+"""A results folder with something wrong in it, at the store: what is refused, set aside, or told of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_store import failed, record
+
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.seal import seal
+from lora_bench.store import (
+    NEWER,
+    count_records,
+    make_room,
+    prepare,
+    read_record,
+    read_records,
+    record_path,
+    record_text,
+    write_record,
+)
+
+
+def rewritten(folder: Path, **changes: Any) -> Path:
+    """A record's file with other content, sealed as it should be."""
+    one = record()
+    write_record(folder, one)
+    path = record_path(folder, one.id)
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "crc32"}
+    path.write_bytes(seal(json.dumps(content | changes)))
+    return path
+
+
+def test_a_record_says_what_is_set_and_what_is_not(tmp_path: Path) -> None:
+    """Defaults are written out, and the text is one line that ends with the checksum."""
+    text = record_text(failed())
+    content = json.loads(text)
+    assert content["schema_version"] == 1
+    assert content["epochs"] == content["predictions"] == []
+    assert content["protocol"]["start"] == "pretrained"
+    assert list(content)[-1] == "crc32"
+    assert text.count(b"\n") == 1
+    assert text.endswith(b"}\n")
+
+
+def test_what_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
+    for changes, words in (
+        ({"status": "splendid"}, "status: Input should be 'done'"),
+        ({"counts": {"adapter_params": "x"}}, "counts.adapter_params: "),
+        ({"schema_version": 0}, "schema_version: Input should be 1"),
+        ({"schema_version": "2"}, "schema_version: Input should be 1"),
+        ({"schema_version": 2.5}, "schema_version: Input should be 1"),
+        ({"x" * 300: 1}, "x" * 200),
+    ):
+        with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+            read_record(rewritten(tmp_path, **changes))
+        assert str(caught.value).startswith(words)
+        assert len(str(caught.value)) <= 200
+
+
+def test_a_newer_record_is_known_as_such_whatever_else_is_new(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, schema_version=2, aaa=1, counts=None, status="splendid")
+    with pytest.raises(ValueError, match=rf"^{NEWER} \(schema 2\)$"):
+        read_record(path)
+
+
+def test_a_newer_record_is_refused_for_its_own_cell_alone(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, schema_version=3)
+    (tmp_path / "cells" / "spoiled.json").write_text("{")
+    loaded = read_records(tmp_path)
+    assert len(loaded.broken) == 2
+    loaded.refuse_newer({"another", "spoiled"})
+    with pytest.raises(BenchError, match=r"was written by a newer lora-bench \(schema 3\)\.") as caught:
+        loaded.refuse_newer({"another", path.stem})
+    assert caught.value.code == MISSING
+    assert "Upgrade" in caught.value.mend
+
+
+def test_the_folders_are_made_and_made_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        prepare(tmp_path / "some" / "results")
+    assert sorted(path.name for path in (tmp_path / "some" / "results").rglob("*")) == ["adapters", "cells"]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("metrics.csv", True), ("cells", False), ("adapters", False)])
+def test_a_place_that_is_taken_is_told_before_anything_is_written(tmp_path: Path, name: str, folder: bool) -> None:
+    (tmp_path / name).mkdir() if folder else (tmp_path / name).touch()
+    with pytest.raises(BenchError, match=rf"The results folder '{tmp_path}' cannot be used: ") as caught:
+        prepare(tmp_path)
+    assert caught.value.code == MISSING
+
+
+def test_a_folder_that_cannot_be_written_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders are there, the disk is not."""
+    prepare(tmp_path)
+
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(BenchError, match="cannot be used: Read-only file system"):
+        prepare(tmp_path)
+
+
+def test_metrics_that_are_a_file_are_no_trouble(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("old")
+    prepare(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file", "file/under"])
+def test_results_that_cannot_be_a_folder_are_told_of(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    for read in (read_records, count_records):
+        with pytest.raises(BenchError, match="cannot be used: ") as caught:
+            read(tmp_path / name)
+        assert caught.value.code == MISSING
+
+
+def test_what_is_no_record_makes_room_and_is_kept(tmp_path: Path) -> None:
+    one = record()
+    path = record_path(tmp_path, one.id)
+    for content in (b"first", b"second", b"third"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        write_record(tmp_path, one)
+        assert read_record(path) == one
+    kept = {each.name.removeprefix(path.name): each.read_bytes() for each in path.parent.glob("*.broken*")}
+    assert kept == {".broken": b"first", ".broken-2": b"second", ".broken-3": b"third"}
+    assert len(read_records(tmp_path).broken) == 0, "what is set aside is not counted again"
+
+
+def test_a_record_stays_where_it_is(tmp_path: Path) -> None:
+    """It is replaced by the next one, as a retry replaces a failure."""
+    one = record()
+    write_record(tmp_path, one)
+    make_room(record_path(tmp_path, one.id))
+    make_room(record_path(tmp_path, "none"))
+    assert read_records(tmp_path).records == (one,)
+    again = one.model_copy(update={"score": 0.25})
+    write_record(tmp_path, again)
+    assert read_records(tmp_path).records == (again,)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{one.id}.json"]
+
+
+def test_a_link_that_leads_nowhere_makes_room(tmp_path: Path) -> None:
+    one = record()
+    path = record_path(tmp_path, one.id)
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "outside.json")
+    write_record(tmp_path, one)
+    assert read_record(path) == one
+    assert not (tmp_path / "outside.json").exists()
+    assert not path.is_symlink()
