@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_bench import __version__
-from lora_bench.errors import INTERRUPTED, NOTHING, SOME_FAILED, BenchError, unknown
+from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, unknown
 from lora_bench.options import Selection, selecting
 
 app = typer.Typer(
@@ -182,18 +182,39 @@ def show(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
 ) -> None:
     """Print the record of a cell as JSON."""
-    from lora_bench import store
+    from lora_bench.lookup import find_record
 
-    found = [record for record in store.read_records(results).records if record.id.startswith(cell_id)]
-    if len(found) != 1:
-        trouble = "No record" if not found else f"{len(found)} records"
-        raise BenchError(
-            f"{trouble} under '{results}' with an id that begins '{cell_id}'.",
-            "See `lora-bench list runs --results DIR`.", NOTHING if not found else 2,
-        )  # fmt: skip
-    content = found[0].model_dump(mode="json")
-    content["predictions"] = f"{len(found[0].predictions)} values"
+    found = find_record(results, cell_id)
+    content = found.model_dump(mode="json")
+    content["predictions"] = f"{len(found.predictions)} values"
     print(json.dumps(content, indent=2))
+
+
+@app.command()
+@reported
+def export(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The cell's id, or its beginning.")],
+    to: Annotated[str, typer.Option(help="peft, merged or glue (glue takes several ids, one a task).")],
+    out: Annotated[Path, typer.Option(help="A new folder to write to.")],
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+    model: Annotated[Path | None, typer.Option(help="The model's directory, where it is not the Hub's.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="glue: folder <task>/test.parquet, .jsonl or .tsv.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; not for glue.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
+) -> None:
+    """Hand a trained cell to other tools: a peft LoRA, a transformers model, or GLUE's leaderboard.
+
+    peft and merged are checked against the cell before they are written; each folder has a model card.
+    """
+    from lora_bench.export import command
+
+    command.refuse_early(ids, to, dtype)
+    lines = command.run(command.Wish(tuple(ids), to, out, results, model, data_dir, dtype, device, offline))
+    console = _console()
+    for line in lines:
+        console.print(Text(printable(line)), soft_wrap=True)
+    console.print(Text(printable(str(out))), soft_wrap=True)
 
 
 @app.command()

@@ -18,6 +18,7 @@ COMMANDS = {
     "report": {"--results", "--out", "--vs-paper"},
     "list": {"--results"},
     "show": {"--results"},
+    "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline"},
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

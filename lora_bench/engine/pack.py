@@ -136,3 +136,7 @@ class Pack:
         own = {name for group in self.bank.groups if place in group.places for name in group.modules}
         updates = self.bank.by_module(self.bank.updates())
         return {name: update.B[place] @ update.A[place] for name, update in updates.items() if name in own}
+
+    def bias_deltas(self, place: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """What is added to the bias `[out]` of every linear whose bias the cell changes."""
+        return {}
