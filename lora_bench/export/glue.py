@@ -136,7 +136,8 @@ def _faults(name: str, text: str) -> list[str]:
         found.append(f"{name}: {len(lines):,} rows, GLUE's test split has {test.rows:,}.")
     if [field[0] for field in fields] != [str(number) for number in range(len(lines))]:
         found.append(f"{name}: the index is not 0, 1, 2 and so on.")
-    if not all(len(field) == 2 and _is_answer(task, field[1]) for field in fields):
+    answers = {field[-1] for field in fields}
+    if {len(field) for field in fields} - {2} or not all(_is_answer(task, text) for text in answers):
         found.append(f"{name}: an answer is not of the task.")
     return found
 
