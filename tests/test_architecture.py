@@ -22,7 +22,7 @@ ROOT = Path(lora_bench.__file__).parent
 # What each module of the package may import of the package, from the bottom to the top; a folder counts as one module,
 # the package itself holds the version. A new module needs a line here: put it as low as it can stand.
 MAY: dict[str, str] = {
-    "lora_bench": "",
+    "lora_bench": "adapt",
     "errors": "",
     "files": "",
     "sample": "",
@@ -42,6 +42,7 @@ MAY: dict[str, str] = {
     "plan": "cell cost data errors grid models sample store tasks",
     "environment": "lora_bench",
     "engine": "cell data errors files methods metrics tasks",
+    "adapt": "cell engine errors methods",
     "record": "cell engine errors store tasks",
     "runner": "cell cost data engine environment errors grid hub methods models plan record store tasks",
     "report": "cell errors files store tasks",
@@ -56,9 +57,7 @@ MAY: dict[str, str] = {
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
-TRAINS = frozenset(
-    {"engine", "record", "runner", "bench", "export"}
-)  # they alone may import heavy libraries at their top
+TRAINS = frozenset({"engine", "record", "runner", "bench", "export", "adapt"})  # they may import heavy libraries early
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")

@@ -69,7 +69,7 @@ class Pack:
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             update = self.by_module[name]
-            return torch.baddbmm(output, inputs[0] @ update.A.mT, update.B.mT)
+            return output + (inputs[0] @ update.A.mT @ update.B.mT).view_as(output)
 
         return adapt
 
