@@ -196,7 +196,7 @@ def get_adapted_model(
     label = Path(name).name if Path(name).is_dir() else name
     given: dict[str, Any] = {**recipe.defaults, **settings, "lr": recipe.default_lr, "seed": seed}
     try:
-        cell = Cell(model=label, data=OWN, task=OWN, method=method, **given)
+        cell = Cell(model=label, data=OWN, task=OWN, method=method, origin=methods.origin(method), **given)
     except ValidationError as error:
         first = error.errors()[0]
         raise BenchError(f"{first['loc'][0]}: {first['input']!r} is not allowed.", f"{first['msg']}.") from None

@@ -16,7 +16,11 @@ from rich.text import Text
 
 from lora_bench import __version__
 from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, unknown
-from lora_bench.options import Selection, selecting
+from lora_bench.options import Selection, including, selecting
+
+Included = Annotated[
+    list[Path] | None, typer.Option("--include", help="A Python file with a method of your own; it is run.")
+]
 
 app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -161,8 +165,10 @@ def report(
 def list_(
     what: Annotated[str, typer.Argument(help="methods, tasks or runs")],
     results: Annotated[Path, typer.Option(help="The results folder, for runs.")] = Path("results/smoke"),
+    include: Included = None,
 ) -> None:
     """List the methods, the tasks, or the runs of a results folder."""
+    including(include)
     from lora_bench import summaries
 
     kinds: dict[str, Callable[[], Table]] = {
@@ -202,6 +208,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; not for glue.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
+    include: Included = None,
 ) -> None:
     """Hand a trained cell to other tools: a peft LoRA, a transformers model, or GLUE's leaderboard.
 
@@ -209,6 +216,7 @@ def export(
     """
     from lora_bench.export import command
 
+    including(include)
     command.refuse_early(ids, to, dtype)
     lines = command.run(command.Wish(tuple(ids), to, out, results, model, data_dir, dtype, device, offline))
     console = _console()

@@ -110,7 +110,7 @@ COLUMNS = (
     "clip", "precision", "data", "modules", "pack_size", "pack_seconds", "peak_bytes", "halved", "train_rows",
     "eval_rows",
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
-    "lora_bench", "python", "torch", "transformers", "device", "reason",
+    "origin", "lora_bench", "python", "torch", "transformers", "device", "reason",
 )  # fmt: skip
 
 

@@ -125,6 +125,8 @@ def methods_table() -> Table:
     for name in ("method", "what", "source", "parameters"):
         table.add_column(name, overflow="fold")
     table.add_column("lr", justify="right")
+    for name, reason in methods.BROKEN.items():
+        table.add_row(Text(name), Text(f"cannot be loaded: {reason}"), "–", "–", "–")
     for recipe in methods.RECIPES.values():
         parameters = ", ".join(sorted(recipe.parameters)) or "–"
         table.add_row(recipe.name, recipe.title, recipe.source, parameters, f"{recipe.default_lr:g}")

@@ -51,7 +51,7 @@ MAY: dict[str, str] = {
     "summaries": "cell errors methods plan store tasks",
     "progress": "cell plan store tasks",
     "diagnosis": "environment errors hub models",
-    "options": "config errors grid plan",
+    "options": "config errors grid methods plan",
     "bench": "cell cost data engine environment errors files grid hub methods models plan runner tasks",
     "cli": "lora_bench bench diagnosis environment errors export lookup options plan progress report runner summaries",
     "__main__": "cli",

@@ -65,6 +65,7 @@ def load(
         )  # fmt: skip
     where = model_location(record.cell, model)
     local = offline or Path(where).is_dir() or not hub.reachable()
+    _same_method(record.cell)
     trains = methods.get(record.cell.method).trains_backbone
     with hub.hub_mode(local):
         backbone = encoders.load(where, torch.device(device), record.cell.precision, trains, local)
@@ -72,6 +73,16 @@ def load(
     if pack.cells != (record.cell,):
         raise BenchError(f"'{folder}' is the adapter of another cell.", "Train the cell again.", MISSING)
     return Trained(record, _over_seeds(results, record), pack, where, local)
+
+
+def _same_method(cell: Cell) -> None:
+    """Refuse a method of the cell's name that is not the one it was trained with."""
+    present = methods.origin(methods.get(cell.method).name)
+    if present != cell.origin:
+        raise BenchError(
+            f"The cell was trained with {cell.origin or 'this package'}'s '{cell.method}', here it is {present}'s.",
+            "Include the file as it was: --include FILE.", MISSING,
+        )  # fmt: skip
 
 
 @contextmanager
