@@ -54,6 +54,8 @@ class Geometry:
             return []
         if targets == "attention+dense":
             return [square] * 4 + [Shape(self.inner, self.hidden), Shape(self.hidden, self.inner)]
+        if targets == "kv+ffn":
+            return [square] * 2 + [Shape(self.hidden, self.inner)]
         return [square] * (2 if targets == "qv" else 3)
 
 
@@ -171,7 +173,7 @@ class Estimate:
             cells=len(cells), slots=tokens * min(first.batch_size, rows), epochs=first.epochs,
             steps=math.ceil(rows / first.batch_size) * first.epochs, eval_slots=tokens * eval_rows,
             values=values + (model.linear + model.embeddings * model.hidden if whole else 0), frozen=frozen,
-            adapted=adapted, rank=max(map(_width, cells), default=0), model=model,
+            adapted=adapted, rank=max((_width(cell, model) for cell in cells), default=0), model=model,
             item=ITEM[first.precision], whole=whole,
         )  # fmt: skip
 
@@ -227,9 +229,10 @@ def _same(one: str, other: str) -> bool:
     return one == other or (one.startswith("cpu") and other.startswith("cpu"))
 
 
-def _width(cell: Cell) -> int:
-    """Rows of A in the cell's update."""
-    return (cell.rank or 0) * (2 if methods.get(cell.method).subtracts_start else 1)
+def _width(cell: Cell, model: Geometry) -> int:
+    """Rows of A in the cell's widest update."""
+    recipe = methods.get(cell.method)
+    return max((recipe.width(cell, shape) for shape in model.adapted(cell.targets)), default=0)
 
 
 def _trained(cells: Sequence[Cell], model: Geometry, outputs: int) -> tuple[int, int, int]:

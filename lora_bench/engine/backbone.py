@@ -23,9 +23,9 @@ from lora_bench.engine.attention import Step
 from lora_bench.engine.families import Family, by_product, by_shape
 from lora_bench.engine.fused import Encoder
 from lora_bench.engine.masks import Masks, Site
+from lora_bench.engine.product import Operands
 from lora_bench.engine.windows import Batch, Form
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.methods.recipe import Update
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -130,7 +130,7 @@ class Backbone:
 
     def encode_fused(
         self, batch: Batch, cells: int, masks: Masks | None = None,
-        updates: Mapping[Family, Update] | None = None, rows: Tensor | None = None,
+        updates: Mapping[Family, Operands] | None = None, rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The same through `fused`, with adapters, for the slots `rows` alone if given: `[cells, rows, d]`."""
         if self.fused is None:

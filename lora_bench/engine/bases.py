@@ -21,12 +21,12 @@ def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
         BenchError: the weight has fewer directions than `rank`.
     """
     family, _, side = kind.partition("-")
-    parts = _parts(backbone, name, {"root": "svd"}.get(family, family))
+    if family == "length":
+        lengths: Tensor = _weight(backbone, name).square().sum(1, keepdim=True).sqrt()
+        return lengths
+    parts = _parts(backbone, name, {"root": "svd", "unit": "svd"}.get(family, family))
     available = parts[0].shape[1]
-    if rank > available:
-        raise BenchError(
-            f"{rank} directions are more than {name} has ({available}).", "Use a smaller --rank (or --a and --b)."
-        )
+    require(rank, available, name)
     if family == "qr":
         return parts[1][:rank] if side == "input" else parts[0][:, :rank]
     left, values, right = parts[0][:, :rank], parts[1][:rank], parts[2][:, :rank]
@@ -34,7 +34,17 @@ def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
         return (left * values.sqrt()).mT if side == "input" else right * values.sqrt()
     if family == "common":
         return left
+    if family == "unit":
+        return left.mT
     return (left * values).mT if side == "input" else right
+
+
+def require(rank: int, available: int, name: str) -> None:
+    """Refuse more directions than a weight has."""
+    if rank > available:
+        raise BenchError(
+            f"{rank} directions are more than {name} has ({available}).", "Use a smaller --rank (or --a and --b)."
+        )
 
 
 def _parts(backbone: Backbone, name: str, family: str) -> tuple[Tensor, ...]:
@@ -43,7 +53,7 @@ def _parts(backbone: Backbone, name: str, family: str) -> tuple[Tensor, ...]:
         if family == "qr":
             made: tuple[Tensor, ...] = torch.linalg.qr(_weight(backbone, name))
         else:
-            made = _svd(_joined(backbone, name) if family == "common" else _weight(backbone, name).mT)
+            made = svd(_joined(backbone, name) if family == "common" else _weight(backbone, name).mT)
         backbone.bases[name, family] = made
     return backbone.bases[name, family]
 
@@ -67,7 +77,7 @@ def _joined(backbone: Backbone, name: str) -> Tensor:
     return torch.cat(parts, dim=1) if same else own
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, S and V (not Vᵀ) of `matrix`, signs fixed."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))

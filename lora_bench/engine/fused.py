@@ -9,10 +9,9 @@ all cells and computed once. Encoders of another form run through transformers' 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,7 @@ from lora_bench.engine.attention import Step
 from lora_bench.engine.families import Family
 from lora_bench.engine.masks import Keep
 from lora_bench.engine.ops import Norm, Normed, Windows
-from lora_bench.engine.product import Adapter, Product
-from lora_bench.methods.recipe import Update
+from lora_bench.engine.product import Adapter, Inside, Operands, Product, outer, unstretch
 
 PLACES = {
     "mixed": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -47,7 +45,7 @@ class Tape:
     middle: Tensor | None
     wide: Tensor
     second: Normed
-    inner: dict[str, Tensor]
+    inside: dict[str, Inside]
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,13 @@ class Pass:
         return Keep(keep.mask[self.rows // width, self.rows % width][None], keep.scale)
 
 
+class Part(NamedTuple):
+    """Which linears of a product have adapters, and which operands these consist of."""
+
+    columns: tuple[int, ...]
+    fields: tuple[str, ...]
+
+
 class Layer:
     """One layer of the family."""
 
@@ -79,12 +84,12 @@ class Layer:
 
     def forward(self, inputs: Tensor, run: Pass, adapters: dict[str, Adapter], last: bool) -> tuple[Tensor, Tape]:
         """`[K, S, d]` to `[K, S, d]`, or to the pass's rows in the last layer."""
-        inner: dict[str, Tensor] = {}
+        inside: dict[str, Inside] = {}
 
         def project(name: str, values: Tensor) -> Tensor:
-            out, inside = self.products[name].forward(values, adapters.get(name))
-            if inside is not None:
-                inner[name] = inside
+            out, own = self.products[name].forward(values, adapters.get(name))
+            if own is not None:
+                inside[name] = own
             return out
 
         mixed = project("mixed", inputs)
@@ -96,9 +101,9 @@ class Layer:
         middle, normed = ops.add_norm(project("attended", attended), residual, first, self.norms[0])
         wide = project("widened", middle)
         out, again = ops.add_norm(project("narrowed", gelu(wide)), middle, second, self.norms[1])
-        kept = attended if "attended" in inner else None
+        kept = attended if "attended" in inside else None
         return out, Tape(
-            inputs, mixed, weights, kept, normed, middle if "widened" in inner else None, wide, again, inner
+            inputs, mixed, weights, kept, normed, middle if "widened" in inside else None, wide, again, inside
         )
 
     def _keeps(self, run: Pass, last: bool) -> tuple[Keep | None, Keep | None]:
@@ -111,36 +116,47 @@ class Layer:
     ) -> Tensor | None:  # fmt: skip
         """Write the adapters' gradients to `into`; the gradient of the layer's input if a layer before needs it."""
 
-        def back(name: str, values: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-            adapter, product = adapters.get(name), self.products[name]
-            below = None if adapter is None else product.inner_backward(values, tape.inner[name], adapter, into[name])
-            return product.backward(values, below, adapter, onto), below
+        def down(name: str, values: Tensor) -> tuple[Tensor, Tensor | None]:
+            if name not in adapters:
+                return values, None
+            product, inside = self.products[name], tape.inside[name]
+            values = product.undress(values, inside, adapters[name], into[name])
+            return values, product.inner_backward(values, inside.inner, adapters[name], into[name])
 
-        def outer(name: str, below: Tensor | None, inputs: Tensor | None) -> None:
+        def back(name: str, values: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            values, below = down(name, values)
+            if name in adapters and adapters[name].stretch is not None:
+                made = self.products[name].backward(values, below, adapters[name], None)
+                made = unstretch(made, self._read(name, tape), adapters[name], into[name])
+                return made if onto is None else onto.add_(made), below
+            return self.products[name].backward(values, below, adapters.get(name), onto), below
+
+        def outwards(name: str, below: Tensor | None, inputs: Tensor | None) -> None:
             if below is not None and inputs is not None:
-                torch.bmm(below.mT, inputs, out=into[name].A)
+                outer(below, inputs, adapters[name], into[name])
 
         first, second = self._keeps(run, last)
         onto, values = ops.add_norm_backward(gradient, tape.second, second, self.norms[1])
         wide, below = back("narrowed", values)
-        outer("narrowed", below, ops.gelu_backward(wide, tape.wide, again=below is not None))
+        outwards("narrowed", below, ops.gelu_backward(wide, tape.wide, again=below is not None))
         middle, below = back("widened", wide, onto)
-        outer("widened", below, tape.middle)
+        outwards("widened", below, tape.middle)
         onto, values = ops.add_norm_backward(middle, tape.first, first, self.norms[0])
         attended, below = back("attended", values)
-        outer("attended", below, tape.attended)
+        outwards("attended", below, tape.attended)
         if last and run.rows is not None:
             attended, onto = _spread(attended, run.rows, tape.inputs), _spread(onto, run.rows, tape.inputs)
         keep = run.step.site(self.attention)
         mixed = ops.attention_backward(attended, tape.mixed, tape.weights, run.windows, keep)
-        if further:
-            inputs, below = back("mixed", mixed, onto)
-            outer("mixed", below, tape.inputs)
-            return inputs
-        if "mixed" in adapters:
-            below = self.products["mixed"].inner_backward(mixed, tape.inner["mixed"], adapters["mixed"], into["mixed"])
-            outer("mixed", below, tape.inputs)
-        return None
+        inputs, below = back("mixed", mixed, onto) if further else (None, down("mixed", mixed)[1])
+        outwards("mixed", below, tape.inputs)
+        return inputs
+
+    @staticmethod
+    def _read(name: str, tape: Tape) -> Tensor:
+        """What a product that can be stretched has read."""
+        kept = {"attended": tape.attended, "widened": tape.middle}.get(name)
+        return gelu(tape.wide) if kept is None else kept
 
 
 def _spread(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
@@ -190,7 +206,7 @@ class Encoder:
         return hidden if project is None else project(hidden)
 
     def encode(
-        self, hidden: Tensor, segments: Tensor, width: int, updates: Mapping[Family, Update], rows: Tensor | None
+        self, hidden: Tensor, segments: Tensor, width: int, updates: Mapping[Family, Operands], rows: Tensor | None
     ) -> Tensor:
         """`[K, S, d]` embeddings to the hidden states `[K, rows, d]` of the last layer, differentiable in the updates.
 
@@ -198,14 +214,17 @@ class Encoder:
         """
         windows = Windows(segments, width, self.heads, self.scale)
         run = Pass(windows, self.step, self.step.bias(None, hidden.dtype), rows)
-        columns = self._columns(updates)
-        flat = itertools.chain.from_iterable(updates.values())
-        made: Tensor = _Encode.apply(self, hidden, run, columns, *flat)
+        parts = {family.name: self._part(family, own) for family, own in updates.items()}
+        flat = (value for own in updates.values() for value in own if value is not None)
+        made: Tensor = _Encode.apply(self, hidden, run, parts, *flat)
         return made
 
-    def _columns(self, updates: Mapping[Family, Update]) -> dict[str, tuple[int, ...]]:
-        """By product, which of its linears have adapters."""
-        return {f.name: tuple(self.names[f.name][0].index(name) for name in f.slots[0]) for f in updates}
+    def _part(self, family: Family, own: Operands) -> Part:
+        names = self.names[family.name][0]
+        fields = tuple(field for field, value in own._asdict().items() if value is not None)
+        if own.stretch is not None and len(names) > 1:
+            raise ValueError(f"{', '.join(names)} read one input: it cannot be stretched for one of them")
+        return Part(tuple(names.index(name) for name in family.slots[0]), fields)
 
     def forward(
         self, hidden: Tensor, run: Pass, by_layer: list[dict[str, Adapter]], tapes: list[Tape] | None
@@ -218,29 +237,30 @@ class Encoder:
         return hidden
 
 
-def split(columns: dict[str, tuple[int, ...]], flat: Sequence[Tensor], layers: int) -> list[dict[str, Adapter]]:
+def split(parts: Mapping[str, Part], flat: Sequence[Tensor], layers: int) -> list[dict[str, Adapter]]:
     """The flat tensors by layer and product."""
-    pairs = zip(flat[::2], flat[1::2], strict=True)
-    whole = [(name, A, B) for name, (A, B) in zip(columns, pairs, strict=True)]
-    return [{name: Adapter(A[i], B[i], columns[name]) for name, A, B in whole} for i in range(layers)]
+    left = iter(flat)
+    whole = {name: {field: next(left) for field in part.fields} for name, part in parts.items()}
+    return [
+        {name: Adapter(parts[name].columns, **{f: value[i] for f, value in own.items()}) for name, own in whole.items()}
+        for i in range(layers)
+    ]
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, encoder: Encoder, hidden: Tensor, run: Pass, columns: dict[str, tuple[int, ...]], *flat: Tensor
-    ) -> Tensor:
-        ctx.encoder, ctx.run, ctx.columns, ctx.flat = encoder, run, columns, flat
+    def forward(ctx: Any, encoder: Encoder, hidden: Tensor, run: Pass, parts: dict[str, Part], *flat: Tensor) -> Tensor:
+        ctx.encoder, ctx.run, ctx.parts, ctx.flat = encoder, run, parts, flat
         ctx.tapes = [] if any(ctx.needs_input_grad) else None
-        return encoder.forward(hidden, run, split(columns, flat, len(encoder.layers)), ctx.tapes)
+        return encoder.forward(hidden, run, split(parts, flat, len(encoder.layers)), ctx.tapes)
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         encoder, tapes = ctx.encoder, ctx.tapes
         count = len(encoder.layers)
         into = [torch.empty_like(tensor) for tensor in ctx.flat]
-        adapters = split(ctx.columns, ctx.flat, count)
-        slopes = split(ctx.columns, into, count)
+        adapters = split(ctx.parts, ctx.flat, count)
+        slopes = split(ctx.parts, into, count)
         gradient = above[0].contiguous()
         for index in reversed(range(count)):
             gradient = encoder.layers[index].backward(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.engine.bank import Block
+from lora_bench.engine.group import Block
 from lora_bench.engine.ops import fused
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8

@@ -14,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.bank import Bank, Block, arranged
+from lora_bench.engine.bank import Bank, arranged
 from lora_bench.engine.families import Family
+from lora_bench.engine.group import Block
 from lora_bench.engine.head import Heads
 from lora_bench.engine.masks import Masks
+from lora_bench.engine.product import Operands
 from lora_bench.engine.whole import Whole
 from lora_bench.engine.windows import Batch
-from lora_bench.methods.recipe import Update
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Pack:
         self.whole = Whole(cells[0], backbone) if whole else None
         self.bank = Bank(self.cells, backbone)
         self.heads = Heads(self.cells, backbone.hidden_size, outputs, backbone.device, backbone.exact)
-        self.updates: dict[Family, Update] = {}
-        self.by_module: dict[str, Update] = {}
+        self.updates: dict[Family, Operands] = {}
+        self.by_module: dict[str, Operands] = {}
         self.weights: dict[str, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -56,7 +57,8 @@ class Pack:
         if not self.fused:
             linears = self.backbone.linears()
             names = [name for family in self.bank.families for name in family.modules]
-            self._handles = [linears[name].register_forward_hook(self._hook(name)) for name in names]
+            self._handles = [linears[name].register_forward_pre_hook(self._before(name)) for name in names]
+            self._handles += [linears[name].register_forward_hook(self._after(name)) for name in names]
         return self
 
     def __exit__(
@@ -66,10 +68,19 @@ class Pack:
             handle.remove()
         self.updates, self.by_module, self.weights = {}, {}, None
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def _before(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        def stretch(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            own = self.by_module[name].stretch
+            return None if own is None else (torch.addcmul(inputs[0], inputs[0], own),)
+
+        return stretch
+
+    def _after(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            update = self.by_module[name]
-            return output + (inputs[0] @ update.A.mT @ update.B.mT).view_as(output)
+            own = self.by_module[name]
+            output = output + (inputs[0] @ own.A.mT @ own.B.mT).view_as(output) if own.A.shape[1] else output
+            output = output if own.gain is None else torch.addcmul(output, output, own.gain)
+            return output if own.shift is None else output + own.shift
 
         return adapt
 
@@ -120,7 +131,7 @@ class Pack:
         """How many values the cell trains outside its head."""
         if self.whole is not None:
             return sum(self.whole.sizes)
-        return sum(value.numel() for value in self._adapter_state(place).values())
+        return sum(group.params(place - group.first) for group in self.bank.groups if place in group.places)
 
     def head_params(self) -> int:
         """How many values a cell's head has."""
@@ -132,11 +143,32 @@ class Pack:
 
     @torch.no_grad()
     def deltas(self, place: int) -> dict[str, Tensor]:
-        """ΔW `[out, in]` of every weight the cell adapts."""
-        own = {name for group in self.bank.groups if place in group.places for name in group.modules}
-        updates = self.bank.by_module(self.bank.updates())
-        return {name: update.B[place] @ update.A[place] for name, update in updates.items() if name in own}
+        """ΔW `[out, in]` of every weight the cell adapts: the merged weight is W + ΔW, gain and stretch within."""
+        return {name: self._delta(name, own, place) for name, own in self._own(place).items()}
 
-    def bias_deltas(self, place: int) -> dict[str, Tensor]:  # noqa: ARG002
+    def _delta(self, name: str, own: Operands, place: int) -> Tensor:
+        delta = own.B[place] @ own.A[place]
+        weight = self.backbone.linears()[name].weight.to(delta.dtype)
+        if own.gain is not None:
+            delta = delta + own.gain[place].mT * (weight + delta)
+        return delta if own.stretch is None else delta + own.stretch[place] * (weight + delta)
+
+    @torch.no_grad()
+    def bias_deltas(self, place: int) -> dict[str, Tensor]:
         """What is added to the bias `[out]` of every linear whose bias the cell changes."""
-        return {}
+        found: dict[str, Tensor] = {}
+        for name, own in self._own(place).items():
+            bias = self.backbone.linears()[name].bias
+            delta = own.B.new_zeros(own.B.shape[1])
+            if own.gain is not None and bias is not None:
+                delta = delta + own.gain[place, 0] * bias.to(delta.dtype)
+            delta = delta if own.shift is None else delta + own.shift[place, 0]
+            if delta.any():
+                found[name] = delta
+        return found
+
+    def _own(self, place: int) -> dict[str, Operands]:
+        """The operands of the weights that the cell adapts, in exact type."""
+        modules = {name for group in self.bank.groups if place in group.places for name in group.modules}
+        made = self.bank.by_module(self.bank.updates(self.backbone.exact))
+        return {name: own for name, own in made.items() if name in modules}

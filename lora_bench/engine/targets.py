@@ -1,4 +1,4 @@
-"""Which weights are adapted: `attention`, `attention+dense`, `qv` or a comma list of name endings."""
+"""Which weights are adapted: `attention`, `attention+dense`, `qv`, `kv+ffn` or a comma list of name endings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from lora_bench.errors import BenchError, nearest
 
 QV = frozenset({"query", "value", "q_lin", "v_lin", "q_proj", "v_proj"})
 ATTENTION = QV | {"key", "k_lin", "k_proj", "Wqkv"}
+KV = frozenset({"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"})
+SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})
 LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
 
@@ -40,7 +42,7 @@ def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
     chosen = [name for name in inside if any(_matches(name, ending) for ending in endings)]
     unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in inside)]
     if unmatched or not chosen:
-        candidates = {within_layer(name) or name for name in inside} | {"attention", "attention+dense", "qv"}
+        candidates = {within_layer(name) or name for name in inside} | {"attention", "attention+dense", "qv", "kv+ffn"}
         raise BenchError(
             f"--targets '{unmatched[0] if unmatched else targets}' matches no weight of this model.",
             f"{nearest(unmatched[0] if unmatched else targets, candidates)} It has: {', '.join(sorted(candidates))}.",
@@ -55,4 +57,6 @@ def _matches(name: str, ending: str) -> bool:
         return is_attention_input(name)
     if ending == "qv":
         return name.rsplit(".", 1)[-1] in QV
+    if ending == "kv+ffn":
+        return name.rsplit(".", 1)[-1] in KV or within_layer(name) in SECOND_FEED_FORWARD
     return name == ending or name.endswith(f".{ending}")

@@ -17,7 +17,7 @@ from lora_bench import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, classifier, low_rank
-from lora_bench.export.trained import Trained, exactly
+from lora_bench.export.trained import Trained
 
 
 def write_peft(trained: Trained, out: Path, dtype: str) -> str:
@@ -40,9 +40,7 @@ def write_peft(trained: Trained, out: Path, dtype: str) -> str:
 def write_merged(trained: Trained, out: Path, dtype: str) -> str:
     """A directory that transformers loads by itself, with the tokenizer and a card; says in a line what was written."""
     model = classifier.untrained(trained)
-    with exactly(trained.pack):
-        deltas = trained.pack.deltas(0)
-    classifier.fold(model, trained.pack, deltas)
+    classifier.fold(model, trained.pack, trained.pack.deltas(0))
     difference = classifier.check(model, trained.pack)
     with whole(out) as folder:
         _save(model.to(getattr(torch, dtype)), folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,16 +81,6 @@ def _same_method(cell: Cell) -> None:
             f"The cell was trained with {cell.origin or 'this package'}'s '{cell.method}', here it is {present}'s.",
             "Include the file as it was: --include FILE.", MISSING,
         )  # fmt: skip
-
-
-@contextmanager
-def exactly(pack: Pack) -> Iterator[None]:
-    """Inside, the pack's updates are not rounded to the type of the frozen weights (bf16)."""
-    before, pack.bank.dtype = pack.bank.dtype, pack.backbone.exact
-    try:
-        yield
-    finally:
-        pack.bank.dtype = before
 
 
 def model_location(cell: Cell, given: Path | None) -> str:

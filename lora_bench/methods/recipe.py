@@ -1,9 +1,9 @@
 """What a method is: which factors an adapted weight gets, how they start, and how they make A and B.
 
 An adapted linear layer computes `y = W x + s · B A x + bias` with `A: [rank, in]`, `B: [out, rank]` and, unless the
-method says otherwise, s = alpha / rank. A recipe names factors and composes A and B from them with batched products, so
-that one composition serves every cell and every weight of one shape. Nothing here imports torch: `update` works on
-whatever has `@`, `*` and `.mT`.
+method says otherwise, s = alpha / rank; a few methods also scale inputs or outputs, or shift outputs (`Update`). A
+recipe names factors and composes these from them with batched products, so that one composition serves every cell and
+every weight of one shape. Nothing here imports torch: `update` works with operators and methods of the tensors.
 """
 
 from __future__ import annotations
@@ -67,23 +67,43 @@ class Basis:
 
     - `svd-input`, `svd-output`: `(U S)ᵀ` and `V` of `Wᵀ = U S Vᵀ`
     - `root-input`, `root-output`: `(U √S)ᵀ` and `V √S` of the same
+    - `unit-input`: `Uᵀ` of the same
+    - `length-output`: the lengths of W's rows, one column
     - `qr-input`, `qr-output`: the leading rows of R and columns of Q of `W = Q R`
     - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`
     """
 
-    kind: Literal["svd-input", "svd-output", "root-input", "root-output", "qr-input", "qr-output", "common-output"]
+    kind: Literal[
+        "svd-input", "svd-output", "root-input", "root-output", "unit-input", "length-output", "qr-input", "qr-output",
+        "common-output",
+    ]  # fmt: skip
     gain: float = 1.0
 
 
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis
+@dataclass(frozen=True)
+class FirstStep:
+    """Start from the first step of full fine-tuning, `-η sign(∂ loss / ∂ W) = U S Vᵀ`, times `gain`.
+
+    The loss is that of the first batch, without dropout, at the unadapted start with the cell's own head; η is the
+    cell's rate at its first step of warm-up that is not zero. `input`: Vᵀ `[count, in]`; `core`: S `[count, count]`;
+    `output`: U `[out, count]`. Zero until the training begins. Saved with the adapter, also where it is frozen: it
+    cannot be made again without the data.
+    """
+
+    part: Literal["input", "core", "output"]
+    gain: float = 1.0
+
+
+Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis | FirstStep
 
 
 @dataclass(frozen=True)
 class Factor:
     """One matrix `[rows, cols]` of one adapted weight of one cell.
 
-    `rate` multiplies the cell's learning rate; it is the same for all cells of a method. A `shared` factor is frozen
-    and drawn for (seed, size, factor): all weights with one of its size have the same.
+    `rate` multiplies the cell's learning rate; it is the same for all cells of a method, as is whether weight decay
+    applies. A `shared` factor is frozen and drawn for (seed, size, factor): all weights with one of its size have the
+    same.
     """
 
     name: str
@@ -93,13 +113,27 @@ class Factor:
     trainable: bool = True
     rate: float = 1.0
     shared: bool = False
+    decays: bool = True
+
+    @property
+    def saved(self) -> bool:
+        """Whether a saved adapter holds it."""
+        return self.trainable or isinstance(self.start, FirstStep)
 
 
 class Update(NamedTuple):
-    """`A: [..., rank, in]` and `B: [..., out, rank]` of the update `s · B A`."""
+    """What a method makes of `W x + bias`: `gain ⊙ (W z + s · B A z + bias) + shift` with `z = stretch ⊙ x`.
 
-    A: Tensor
-    B: Tensor
+    `A: [..., rank, in]` and `B: [..., out, rank]`, both or neither; `gain` and `shift`: `[..., out, 1]`; `stretch`:
+    `[..., in, 1]`. What is None changes nothing. A weight that reads its input together with others (queries, keys and
+    values) cannot be stretched.
+    """
+
+    A: Tensor | None = None
+    B: Tensor | None = None
+    gain: Tensor | None = None
+    stretch: Tensor | None = None
+    shift: Tensor | None = None
 
 
 class Recipe(ABC):
@@ -113,6 +147,8 @@ class Recipe(ABC):
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
     subtracts_start: ClassVar[bool] = False  # the layer's update is B A less its value at the start
+    normalises: ClassVar[bool] = False  # `gain` is the length of the rows of W + s B A; the bias is left as it is
+    full_width: ClassVar[bool] = False  # A and B are as large as the weight: such cells have packs of their own
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -120,19 +156,27 @@ class Recipe(ABC):
 
     @abstractmethod
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A and B from the factors by name; each `[cells, modules, rows, cols]`."""
+        """The update from the factors by name; each `[cells, modules, rows, cols]`."""
 
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """The published formula: how many values train on a weight of this shape."""
 
     def scale(self, cell: Cell) -> float:
-        """What B A is multiplied by."""
-        return (cell.alpha or rank_of(cell)) / rank_of(cell)
+        """What B A is multiplied by: alpha / rank, or 1 for a method without either."""
+        return 1.0 if cell.alpha is None or cell.rank is None else cell.alpha / cell.rank
 
-    def update_rank(self, cell: Cell) -> int:
-        """The largest rank that the update can have."""
+    def update_rank(self, cell: Cell) -> int | None:
+        """The largest rank that the change of a weight can have; None: any."""
         return rank_of(cell) * (2 if self.subtracts_start else 1)
+
+    def width(self, cell: Cell, shape: Shape) -> int:
+        """Rows of A in the update of a weight of this shape."""
+        return (cell.rank or 0) * (2 if self.subtracts_start else 1)
+
+    def layout(self, cell: Cell) -> object:
+        """What cells must have in common for their factors to be padded to one size, beside method and targets."""
+        return None
 
     @property
     def adapts(self) -> bool:

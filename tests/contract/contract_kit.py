@@ -26,6 +26,7 @@ PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
 METHODS = tuple(RECIPES)
 ADAPTING = tuple(name for name, recipe in RECIPES.items() if recipe.adapts)
 PACKED = tuple(name for name, recipe in RECIPES.items() if not recipe.trains_backbone)
+SIZED = tuple(name for name in ADAPTING if {"rank", "a", "b"} & RECIPES[name].parameters)
 KINDS = tuple({task.num_outputs: name for name, task in reversed(tuple(TASKS.items()))}.values())
 PARAMETERS = frozenset[str]().union(*(recipe.parameters for recipe in RECIPES.values()))
 TARGETS = "attention+dense"
@@ -33,14 +34,18 @@ SIZES: dict[str, int | float | str] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, 
 
 
 def save_encoder(folder: Path, dropout: float) -> Path:
-    """A random RoBERTa of two layers with weights large enough for adapters to matter."""
+    """A random RoBERTa of two layers with weights and biases large enough for adapters to matter."""
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=80, type_vocab_size=1, pad_token_id=PAD, initializer_range=0.2,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
-    RobertaModel(config).save_pretrained(folder)
+    model = RobertaModel(config)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.bias, std=0.2)  # transformers starts them at zero
+    model.save_pretrained(folder)
     return folder
 
 

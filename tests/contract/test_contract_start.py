@@ -26,7 +26,10 @@ MEANING = {
 BASED = tuple(
     name
     for name in ADAPTING
-    if any(isinstance(factor.start, Basis) for factor in RECIPES[name].factors(cell_of(name), Shape(8, 8)))
+    if any(
+        isinstance(factor.start, Basis) and factor.cols > 1
+        for factor in RECIPES[name].factors(cell_of(name), Shape(8, 8))
+    )
 )
 
 

@@ -10,6 +10,7 @@ from contract_kit import (
     ADAPTING,
     KINDS,
     METHODS,
+    SIZED,
     Load,
     Run,
     Trained,
@@ -32,6 +33,7 @@ from lora_bench.methods import RECIPES
 
 over_kinds = pytest.mark.parametrize("task", KINDS)
 over_methods = pytest.mark.parametrize("method", METHODS)
+over_sized = pytest.mark.parametrize("method", SIZED)
 over_adapting = pytest.mark.parametrize("method", ADAPTING)
 
 
@@ -53,7 +55,7 @@ def test_all_that_trains_moves(method: str, task: str, trained: Trained) -> None
     stuck = [name for name, value in after.head.items() if torch.equal(value, before.head[name])]
     for name, value in after.adapter.items():
         still = value == before.adapter[name]
-        idle = bool(still.all()) if run.recipe.trains_backbone else bool(still.any())
+        idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1  # one may come back by chance
         stuck += [name] if idle and not name.endswith("key.bias") else []  # softmax ignores a shift of all keys
     assert not stuck
 
@@ -125,6 +127,10 @@ def merged(run: Run, folder: Path) -> torch.nn.Module:
         weight = plain.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         weight += delta
+    for name, delta in run.pack.bias_deltas(0).items():
+        bias = plain.get_submodule(name).bias
+        assert isinstance(bias, Tensor)
+        bias += delta
     if run.recipe.trains_backbone:
         unknown = plain.load_state_dict(run.pack.state(0).adapter, strict=False)
         assert not unknown.unexpected_keys
@@ -147,12 +153,14 @@ def test_rank_of_the_update_by_its_sizes(method: str, rank: int, a: int, b: int,
 
 
 def assert_ranks(run: Run) -> None:
-    """Every ΔW is of at most the stated rank, and of some."""
-    bound, deltas = run.recipe.update_rank(run.cell), run.pack.deltas(0)
+    """Every ΔW is of at most the stated rank, and of some if it has any."""
+    stated, deltas = run.recipe.update_rank(run.cell), run.pack.deltas(0)
     assert deltas
     for name, delta in deltas.items():
+        bound = min(delta.shape) if stated is None else stated
         assert delta.dtype == torch.float64
-        assert 1 <= int(torch.linalg.matrix_rank(delta)) <= bound, name
+        assert min(1, bound) <= int(torch.linalg.matrix_rank(delta)) <= bound, name
+    assert bool(run.pack.bias_deltas(0)) == (run.cell.method in ("bitfit", "ia3"))
 
 
 @over_methods
@@ -165,7 +173,7 @@ def test_same_seed_same_losses(method: str, trained: Trained, load: Load) -> Non
     assert all(one != two for one, two in zip(first.progress[0].losses, other.progress[0].losses, strict=True))
 
 
-@over_adapting
+@over_sized
 def test_padding_is_trimmed_from_the_state(method: str, load: Load) -> None:
     cells = [cell_of(method, rank=2, a=3, b=4), cell_of(method, rank=5, a=7, b=6)]
     run = train(cells, load("float32"), tasks.get("cola"))
@@ -178,7 +186,7 @@ def test_padding_is_trimmed_from_the_state(method: str, load: Load) -> None:
                 assert found <= {(factor.rows, factor.cols)}
 
 
-@over_adapting
+@over_sized
 def test_padding_holds_exact_zeros_after_training(method: str, load: Load) -> None:
     cells = [cell_of(method, rank=2, a=3, b=4), cell_of(method, rank=5, a=7, b=6)]
     (group,) = train(cells, load("float32"), tasks.get("cola")).pack.bank.groups
@@ -192,7 +200,7 @@ def test_a_small_cell_is_loaded_among_larger_ones(method: str, trained: Trained,
     cells = [cell_of(method, rank=6, a=9, b=8), cell_of("head"), run.cell]
     mixed = type(run.pack)(cells, load("float32"), run.task.num_outputs)
     before = mixed.state(0).adapter
-    place = mixed.cells.index(run.cell)
+    place = max(k for k, cell in enumerate(mixed.cells) if cell == run.cell)  # without sizes, the first is alike
     mixed.load(place, run.pack.state(0))
     assert_same_state(run, mixed.state(place).adapter)
     assert all(torch.equal(value, before[name]) for name, value in mixed.state(0).adapter.items())

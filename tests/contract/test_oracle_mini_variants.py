@@ -11,8 +11,8 @@ from contract_kit import Load, cell_of, plain_encoder, trainer_of
 from torch import Tensor, nn
 
 from lora_bench import tasks
-from lora_bench.engine.bank import Group
 from lora_bench.engine.families import Family
+from lora_bench.engine.group import Group
 from lora_bench.engine.pack import Pack
 
 COLA = tasks.get("cola")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
-from peft import LoraConfig, PeftConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from lora_bench.tasks import Task
 
 ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
 # Adam turns the rounding of a near-zero gradient into a step, and rates here are high: float64 is what compares.
-TOLERANCE = {"float32": 3e-4, "float64": 1e-9}
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # of the largest loss
 SETTINGS: dict[str, Any] = {
     "rank": 4, "alpha": 8.0, "targets": "qv", "lr": 2e-2, "head_lr": 3e-2, "epochs": EPOCHS, "weight_decay": 0.1,
     "warmup": 0.11, "clip": 0.5,
@@ -52,28 +52,34 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
 
 @dataclass(frozen=True)
 class Peer:
-    """How peft is told to be a method: its config and options of that, what stays frozen, and LoRA+'s ratio."""
+    """How peft is told to be a method: its config and options of that, what stays frozen, LoRA+'s ratio, targets."""
 
     config: type[PeftConfig] = LoraConfig
-    options: Mapping[str, Any] = field(default_factory=lambda: {"lora_alpha": 8})
+    options: Mapping[str, Any] = field(default_factory=lambda: {"r": 4, "lora_alpha": 8})
     freezes: str = "none"
     ratio: float | None = None
+    targets: str = "qv"
+    modules: str = r".*\.(query|value)"
 
 
+FFN = r".*layer\.\d+\.output\.dense"
+LINEARS = r".*encoder\.layer.*\.(query|key|value|dense)"
 PEERS = {
     "lora": Peer(),
     "lora-fa": Peer(freezes=".lora_A."),
-    "rslora": Peer(options={"lora_alpha": 8, "use_rslora": True}),
+    "rslora": Peer(options={"r": 4, "lora_alpha": 8, "use_rslora": True}),
     "lora-plus": Peer(ratio=16.0),
     "pissa": Peer(),  # peft starts them in float32 alone, which has a test of its own
     "olora": Peer(),
-    "vera": Peer(VeraConfig, {"d_initial": 0.1}),
+    "vera": Peer(VeraConfig, {"r": 4, "d_initial": 0.1}),
+    "dora": Peer(options={"r": 4, "lora_alpha": 8, "use_dora": True}, targets="attention+dense", modules=LINEARS),
+    "ia3": Peer(IA3Config, {"feedforward_modules": FFN}, targets="kv+ffn", modules=rf"{FFN}|.*\.(key|value)"),
 }
 
 
 def wrapped_by_peft(model: nn.Module, peer: Peer) -> nn.Module:
     """The classifier in peft's form of a method."""
-    config = peer.config(r=4, target_modules=["query", "value"], task_type="SEQ_CLS", **peer.options)
+    config = peer.config(target_modules=peer.modules, task_type="SEQ_CLS", **peer.options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute with an older name
         wrapped: nn.Module = get_peft_model(model, config)
@@ -117,13 +123,19 @@ def factors_of(pack: Pack) -> dict[str, Tensor]:
     }
 
 
+THEIRS = {
+    "lora_A": "A", "lora_B": "B", "vera_A": "A", "vera_B": "B", "vera_lambda_d": "d", "vera_lambda_b": "b",
+    "lora_magnitude_vector": "m", "ia3_l": "",
+}  # fmt: skip
+
+
 def peft_factors(wrapped: nn.Module) -> dict[str, Tensor]:
     """peft's factors under our names; one that all layers share stands under the first layer's."""
     found: dict[str, Tensor] = {}
     for name, value in [*wrapped.named_parameters(), *wrapped.named_buffers()]:
-        known = re.fullmatch(r"base_model\.model\.roberta\.(.+)\.(?:lora|vera|vera_lambda)_([ABdb])\.\S+", name)
+        known = re.fullmatch(rf"base_model\.model\.roberta\.(.+)\.({'|'.join(THEIRS)})\.\S+", name)
         if known:
-            found[f"{known[1]}.{known[2]}"] = value
+            found[f"{known[1]}.{THEIRS[known[2]] or ('stretch' if len(value) == 1 else 'gain')}"] = value
     return found
 
 
@@ -188,7 +200,7 @@ def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[flo
     untrained = logits_of(pack, task)
     (progress,) = trainer_of(pack, task, ROWS).run()
     assert len(progress.losses) == STEPS
-    assert (logits_of(pack, task) - untrained).abs().max() > 0.1  # far enough for equal losses to mean something
+    assert (logits_of(pack, task) - untrained).abs().max() > 0.05  # far enough for equal losses to mean something
     return pack, start, progress.losses
 
 
@@ -197,8 +209,8 @@ def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> 
     cell = pack.cells[0]
     tolerance = TOLERANCE[cell.precision]
     theirs = their_losses(model, cell, tokens(task, ROWS))
-    worst = max(abs(one - two) for one, two in zip(ours, theirs, strict=True))
-    print(f"{cell.method} {task.name} {cell.precision}: largest difference of a loss {worst:.2g}")
+    worst = max(abs(one - two) for one, two in zip(ours, theirs, strict=True)) / max(1.0, *theirs)
+    print(f"{cell.method} {task.name} {cell.precision}: largest difference of a loss {worst:.2g} of the largest")
     assert worst < tolerance
     table = tokens(task)
     ids, mask = padded(table, range(len(table)))
@@ -212,7 +224,7 @@ def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> 
 @pytest.mark.parametrize("method", PEERS)
 def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Path) -> None:
     task = tasks.get(name)
-    cell = cell_of(method, name, precision=precision, **SETTINGS)
+    cell = cell_of(method, name, precision=precision, **SETTINGS | {"targets": PEERS[method].targets})
     pack, start, ours = our_run(cell, calm_folder, task)
     model = peer_of(method, classifier(calm_folder, task, start.head, precision), start.adapter, precision)
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -231,7 +243,7 @@ def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None
     pack = Pack([cell_of(method, **SETTINGS)], backbone, 2)
     start, weights = factors_of(pack), backbone.linears()
     model = classifier(calm_folder, task, pack.state(0).head, "float32")
-    layers = lora_layers(wrapped_by_peft(model, Peer(options={"lora_alpha": 8, "init_lora_weights": method})))
+    layers = lora_layers(wrapped_by_peft(model, Peer(options={"r": 4, "lora_alpha": 8, "init_lora_weights": method})))
     assert sorted(layers) == sorted(pack.bank.groups[0].modules)
     for name, layer in layers.items():
         a, b = start[f"{name}.A"], start[f"{name}.B"]
@@ -249,6 +261,20 @@ def test_head_is_a_frozen_encoder_with_transformers_head(name: str, calm_folder:
     model = classifier(calm_folder, task, start.head, "float64")
     for parameter, value in model.named_parameters():
         value.requires_grad_("classifier" in parameter)
+    assert_same(pack, ours, model, task)
+
+
+@over_tasks
+def test_bitfit_is_transformers_with_all_else_frozen(name: str, calm_folder: Path) -> None:
+    task = tasks.get(name)
+    cell = cell_of("bitfit", name, precision="float64", **SETTINGS | {"targets": "attention+dense"})
+    pack, start, ours = our_run(cell, calm_folder, task)
+    model = classifier(calm_folder, task, start.head, "float64")
+    for parameter, value in model.named_parameters():
+        trains = (
+            parameter.startswith("roberta.encoder") and parameter.endswith(".bias") and "LayerNorm" not in parameter
+        )
+        value.requires_grad_("classifier" in parameter or trains)
     assert_same(pack, ours, model, task)
 
 

@@ -69,7 +69,11 @@ def encoder(kind: str) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(11)
         config = {**PACKABLE, **UNPACKABLE}[kind]()
-        return hf.AutoModel.from_config(config, attn_implementation="eager")
+        model = hf.AutoModel.from_config(config, attn_implementation="eager")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module.bias is not None:
+                torch.nn.init.normal_(module.bias, std=0.2)  # transformers starts them at zero
+        return model
 
 
 def saved(kind: str, root: Path) -> Path:

@@ -34,6 +34,10 @@ def company() -> list[Cell]:
         cell("lora", rank=2, targets="intermediate.dense"),
         cell("pissa", rank=3, targets="qv"),
         cell("vera", rank=4, targets="attention+dense"),
+        cell("dora", rank=2, targets="attention+dense"),
+        cell("ia3", targets="attention+dense"),
+        cell("ia3", targets="kv+ffn"),
+        cell("bitfit", targets="qv"),
         cell("head"),
     ]
 

@@ -1,0 +1,47 @@
+"""DoRA, weight-decomposed (Liu et al., arXiv 2402.09353): LoRA sets the direction of each row of W, m its length.
+
+`y = m ⊙ (W x + s · B A x) / ‖W + s B A‖ + bias` with the lengths of rows: `A: [r, in]` Kaiming-uniform (a = √5),
+`B: [out, r]` from zero and `m: [out, 1]` from ‖W‖ train: r (in + out) + out values. The norm is a constant in the
+backward pass, as in peft's `use_dora`, which quotes section 4.3 for it; the paper itself was not read. (The paper
+speaks of columns: its W is [in, out].) Nothing deviates from peft but that the norm is had without forming B A:
+‖W‖² + 2 s (W Aᵀ ⊙ B) + s² (B (A Aᵀ)) ⊙ B. Another method of that name (dynamic rank, arXiv 2405.17357) is not this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_bench.methods.lora import Lora
+from lora_bench.methods.recipe import Basis, Factor, Shape, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_bench.cell import Cell
+
+
+class Dora(Lora):
+    name = "dora"
+    title = "DoRA (weight-decomposed)"
+    source = "arXiv 2402.09353"
+    default_lr = 5e-4
+    normalises = True
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """LoRA's, and m."""
+        return (*super().factors(cell, shape), Factor("m", shape.outputs, 1, Basis("length-output")))
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """LoRA's, with rows of length m."""
+        return super().update(factors)._replace(gain=factors["m"])
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """r (in + out) + out."""
+        return super().trainable(cell, shape) + shape.outputs
+
+    def update_rank(self, cell: Cell) -> None:
+        """Any: all of W changes its length."""
+
+
+RECIPE = Dora()
