@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_bench import __version__
+from lora_bench import __version__, outward
 from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, unknown
 from lora_bench.options import Selection, including, selecting
-
-Included = Annotated[
-    list[Path] | None, typer.Option("--include", help="A Python file with a method of your own; it is run.")
-]
 
 app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -61,6 +57,17 @@ def complain(error: BenchError) -> None:
 def printable(text: str) -> str:
     """`text` on one line, without control codes."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def told(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
+    """Print the lines that a command yields, as they come."""
+
+    @functools.wraps(command)
+    def telling(*args: Any, **values: Any) -> None:
+        for line in command(*args, **values):
+            _console().print(Text(printable(line)), soft_wrap=True)
+
+    return telling
 
 
 def _version(wanted: bool) -> None:
@@ -165,7 +172,7 @@ def report(
 def list_(
     what: Annotated[str, typer.Argument(help="methods, tasks or runs")],
     results: Annotated[Path, typer.Option(help="The results folder, for runs.")] = Path("results/smoke"),
-    include: Included = None,
+    include: outward.Included = None,
 ) -> None:
     """List the methods, the tasks, or the runs of a results folder."""
     including(include)
@@ -194,35 +201,6 @@ def show(
     content = found.model_dump(mode="json")
     content["predictions"] = f"{len(found.predictions)} values"
     print(json.dumps(content, indent=2))
-
-
-@app.command()
-@reported
-def export(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The cell's id, or its beginning.")],
-    to: Annotated[str, typer.Option(help="peft, merged or glue (glue takes several ids, one a task).")],
-    out: Annotated[Path, typer.Option(help="A new folder to write to.")],
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
-    model: Annotated[Path | None, typer.Option(help="The model's directory, where it is not the Hub's.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="glue: folder <task>/test.parquet, .jsonl or .tsv.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; not for glue.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
-    include: Included = None,
-) -> None:
-    """Hand a trained cell to other tools: a peft LoRA, a transformers model, or GLUE's leaderboard.
-
-    peft and merged are checked against the cell before they are written; each folder has a model card.
-    """
-    from lora_bench.export import command
-
-    including(include)
-    command.refuse_early(ids, to, dtype)
-    lines = command.run(command.Wish(tuple(ids), to, out, results, model, data_dir, dtype, device, offline))
-    console = _console()
-    for line in lines:
-        console.print(Text(printable(line)), soft_wrap=True)
-    console.print(Text(printable(str(out))), soft_wrap=True)
 
 
 @app.command()
@@ -278,6 +256,10 @@ def bench(
     console.print(Text(f"{out / chosen.name}.json\n{out / chosen.name}.md"), soft_wrap=True)
     if made.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+for outward_command in (outward.export, outward.check):
+    app.command()(reported(told(outward_command)))
 
 
 def _cache() -> Path:

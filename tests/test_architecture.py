@@ -46,18 +46,20 @@ MAY: dict[str, str] = {
     "record": "cell engine errors store tasks",
     "runner": "cell cost data engine environment errors grid hub methods models plan record store tasks",
     "report": "cell errors files store tasks",
+    "contracts": "cell data engine methods tasks",
     "lookup": "errors store",
+    "outward": "contracts errors export methods options",
     "export": "lora_bench cell data engine errors grid hub lookup methods models report runner sources store tasks",
     "summaries": "cell errors methods plan store tasks",
     "progress": "cell plan store tasks",
     "diagnosis": "environment errors hub models",
     "options": "config errors grid methods plan",
     "bench": "cell cost data engine environment errors files grid hub methods models plan runner tasks",
-    "cli": "lora_bench bench diagnosis environment errors export lookup options plan progress report runner summaries",
+    "cli": "lora_bench bench diagnosis environment errors lookup options outward plan progress report runner summaries",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
-TRAINS = frozenset({"engine", "record", "runner", "bench", "export", "adapt"})  # they may import heavy libraries early
+TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "record", "runner"})  # heavy imports at the top
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")

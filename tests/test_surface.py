@@ -19,6 +19,7 @@ COMMANDS = {
     "list": {"--results", "--include"},
     "show": {"--results"},
     "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include"},
+    "check": set(),
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",
