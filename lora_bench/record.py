@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from lora_bench.cell import Cell
-from lora_bench.engine.checkpoint import adapter_bytes
+from lora_bench.engine.checkpoint import stored_bytes
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.trainer import Progress
 from lora_bench.store import Counts, DataInfo, Epoch, Protocol, Record, Timing
@@ -39,7 +41,9 @@ def finished(
         predictions=() if progress.predictions is None else tuple(round(float(p), 6) for p in progress.predictions),
         counts=Counts(
             adapter_params=pack.adapter_params(place), head_params=pack.head_params(),
-            adapter_bytes=adapter_bytes(state), modules=pack.modules(place),
+            adapter_bytes=stored_bytes(state.adapter), modules=pack.modules(place),
+            adapter_bytes_fp16=stored_bytes(state.adapter, torch.float16), head_bytes=stored_bytes(state.head),
+            head_bytes_fp16=stored_bytes(state.head, torch.float16),
         ),
         timing=timing, protocol=_protocol(progress.cell, task, notes), data=info, environment=dict(environment),
     )  # fmt: skip

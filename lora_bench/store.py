@@ -37,12 +37,18 @@ class Epoch(_Part):
 
 
 class Counts(_Part):
-    """Numbers of trained values, the adapter without the head and the head beside it, and its bytes on disk."""
+    """Numbers of trained values, the adapter without the head and the head beside it, and their files' bytes.
+
+    `_fp16`: the bytes of the same file with every value in 16 bits. None in records from before these were counted.
+    """
 
     adapter_params: int
     head_params: int
     adapter_bytes: int
     modules: int
+    adapter_bytes_fp16: int | None = None
+    head_bytes: int | None = None
+    head_bytes_fp16: int | None = None
 
 
 class Timing(_Part):
@@ -110,7 +116,8 @@ COLUMNS = (
     "clip", "precision", "data", "modules", "pack_size", "pack_seconds", "peak_bytes", "halved", "train_rows",
     "eval_rows",
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
-    "origin", "lora_bench", "python", "torch", "transformers", "device", "reason",
+    "lora_bench", "python", "torch", "transformers", "device", "reason",
+    "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin",
 )  # fmt: skip
 
 

@@ -156,14 +156,19 @@ def runs_table(results: Path) -> Table:
         mend = f"Fill it: lora-bench run --preset smoke --results {results}"
         raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
     table = Table(title=f"Runs in {results}", title_justify="left")
-    for name in ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes"):
+    names = ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes", "as fp16")
+    for name in names:
         left = name in ("id", "task", "method", "status")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name == "id")
     for record in records:
         counts = record.counts
-        sizes = (f"{counts.adapter_params:,}", f"{counts.adapter_bytes:,}") if counts else ("–", "–")
+        sizes = [counts.adapter_params, counts.adapter_bytes, counts.adapter_bytes_fp16] if counts else [None] * 3
         score = "–" if record.score is None else f"{record.score * 100:.1f}"
         cell = record.cell
         place = (cell.id, cell.task, Text(settings_of(cell)), Text(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
-        table.add_row(*place, record.status, score, *sizes)
+        table.add_row(*place, record.status, score, *map(_count, sizes))
     return table
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"

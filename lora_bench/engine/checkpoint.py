@@ -7,11 +7,14 @@ cell. Frozen factors are rebuilt: random ones from the cell's seed, bases from t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
@@ -22,15 +25,15 @@ from lora_bench.files import write_atomically
 SCHEMA = 1
 
 
-def adapter_bytes(state: State) -> int:
-    """The size of `adapter.safetensors`, without writing it; 0 where only the head trains."""
-    if not state.adapter:
+def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
+    """The size of a safetensors file of these values, in their own type or another; 0 where there are none."""
+    if not values:
         return 0
-    values = sum(tensor.numel() * tensor.element_size() for tensor in state.adapter.values())
-    empty = {name: tensor.new_empty(0) for name, tensor in state.adapter.items()}
-    if values > 2**27:
-        return values + len(safetensors.torch.save(empty))
-    return len(safetensors.torch.save(state.adapter))
+    cast = {name: value.to(dtype or value.dtype) for name, value in values.items()}
+    size = sum(value.numel() * value.element_size() for value in cast.values())
+    if size > 2**27:
+        return size + len(safetensors.torch.save({name: value.new_empty(0) for name, value in cast.items()}))
+    return len(safetensors.torch.save(cast))
 
 
 def save(folder: Path, cell: Cell, outputs: int, state: State) -> None:
