@@ -59,7 +59,7 @@ def load(
     if not (folder / "adapter.json").is_file():
         raise BenchError(
             f"Nothing trained is kept of {record.id} ({record.cell.method}, {record.status}).",
-            "Adapters are kept unless --no-save; whole models (`full`) only with --save-full.", MISSING,
+            "Train it again; adapters are kept unless --no-save, whole models (`full`) are not.", MISSING,
         )  # fmt: skip
     where = model_location(record.cell, model)
     local = offline or Path(where).is_dir() or not hub.reachable()
