@@ -21,6 +21,7 @@ from lora_bench.engine import checkpoint
 from lora_bench.engine.families import Family, by_shape
 from lora_bench.engine.pack import Pack, State
 from lora_bench.errors import BenchError, unknown
+from lora_bench.methods.recipe import FirstStep, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,7 +96,7 @@ class AdaptedModel(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the trained factors, the settings with the seed, and what trains outside of the encoder."""
         head = {name: value.detach().cpu().clone() for name, value in self._outside().items() if value.requires_grad}
-        outputs = int(getattr(getattr(self.model, "config", None), "num_labels", 0))
+        outputs = int(getattr(getattr(self.model, "config", None), "num_labels", 1))
         checkpoint.save(Path(folder), self.cell, outputs, State(self._state(), head))
 
     @torch.no_grad()
@@ -186,7 +187,7 @@ def get_adapted_model(
     """Adapt `model` in place. `settings` are the method's: rank, a, b, alpha, init, targets (see `lora-bench list`).
 
     Raises:
-        BenchError: no such method or setting, or targets that the model lacks.
+        BenchError: no such method or setting, targets that the model lacks, or a start that needs data (LoRA-SB).
     """
     recipe = methods.get(method)
     for name in settings:
@@ -200,6 +201,10 @@ def get_adapted_model(
     except ValidationError as error:
         first = error.errors()[0]
         raise BenchError(f"{first['loc'][0]}: {first['input']!r} is not allowed.", f"{first['msg']}.") from None
+    if any(isinstance(factor.start, FirstStep) for factor in recipe.factors(cell, Shape(8, 8))):
+        raise BenchError(
+            f"'{method}' starts from a gradient of the benchmark's data.", "Train it with `lora-bench run`."
+        )
     return AdaptedModel(model, cell)
 
 

@@ -165,12 +165,14 @@ def _points(block: Atom) -> Iterator[dict[str, object]]:
 def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cell, ...]]:
     """The cells in groups of at most `limit` that share batches, of even sizes; in each, similar ranks stand together.
 
-    A method that trains the backbone shares nothing: its packs are packs of one. Groups come in the cells' order;
+    A method that trains the backbone shares nothing: its packs are packs of one. Those whose factors are as large as
+    the weights keep to themselves, as all cells of a pack have the room of the widest. Groups come in the cells' order;
     what is in a pack does not depend on that order.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
-        alone = (cell.id,) if methods.get(cell.method).trains_backbone else ()
+        recipe = methods.get(cell.method)
+        alone = (cell.id,) if recipe.trains_backbone else (recipe.full_width,)
         groups.setdefault(cell.shares_batches() + alone, []).append(cell)
     found = []
     for group in groups.values():

@@ -15,11 +15,14 @@ import torch
 import yaml
 from engine.runner_factory import Bench, make_data, make_model
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from lora_bench import data, methods, tasks
 from lora_bench.cli import app
+from lora_bench.engine import backbone as backbones
+from lora_bench.engine import checkpoint
+from lora_bench.engine.pack import Pack, State
 from lora_bench.engine.windows import Table
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
@@ -130,6 +133,25 @@ def test_a_fresh_process_has_the_same_logits(method: str, bench: Bench, loaded: 
     assert f"{method} merged" in forms
     assert max(worst.values()) < 1e-5
     assert method == "head" or np.abs(ours - our_logits(bench, record_of(bench, "head"))).max() > 1e-3
+
+
+def test_a_whole_model_that_was_kept_is_merged(bench: Bench, tmp_path: Path) -> None:
+    """`run` keeps none: this one is put in place by hand."""
+    (record,) = bench.run([{"method": "full"}], precision="float32", epochs=1, lr=1e-3)
+    code, said = export(bench, tmp_path / "none", record.id, "--to", "merged")
+    assert (code, "whole models (`full`) are not" in said) == (3, True), said
+    backbone = backbones.load(str(bench.model), torch.device("cpu"), "float32", trains=True)
+    state = Pack([record.cell], backbone, 2).state(0)
+    moved = {name: value + 0.01 * torch.randn_like(value) for name, value in state.adapter.items()}
+    checkpoint.save(bench.results / "adapters" / record.id, record.cell, 2, State(moved, state.head))
+    assert export(bench, tmp_path / "peft", record.id, "--to", "peft")[0] == 2
+    code, said = export(bench, tmp_path / "out", record.id, "--to", "merged")
+    assert code == 0, said
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model(**inputs).logits.numpy()
+    assert np.abs(found - our_logits(bench, record)).max() < 1e-5
 
 
 def test_low_rank_methods_are_loras(loaded: dict[str, np.ndarray]) -> None:

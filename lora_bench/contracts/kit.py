@@ -22,7 +22,7 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.pack import Pack, State
 from lora_bench.engine.trainer import Progress, Split, Trainer
 from lora_bench.engine.windows import Table
-from lora_bench.methods.recipe import Recipe
+from lora_bench.methods.recipe import Recipe, Shape
 from lora_bench.tasks import TASKS, Task
 
 PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
@@ -141,9 +141,17 @@ class Run:
 def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROWS) -> Run:
     """Train a pack to the end, with copies of what was there before."""
     pack = Pack(cells, backbone, task.num_outputs)
+    trainer = trainer_of(pack, task, rows)
     start = [pack.state(place) for place in range(len(cells))]
     frozen = {name: value.clone() for name, value in frozen_of(pack).items()}
-    return Run(pack, task, start, frozen, trainer_of(pack, task, rows).run())
+    return Run(pack, task, start, frozen, trainer.run())
+
+
+def trained_names(cell: Cell) -> frozenset[str]:
+    """The names of the factors that the cell trains."""
+    shapes = Shape(32, 32), Shape(32, 64)
+    recipe = methods.get(cell.method)
+    return frozenset(factor.name for shape in shapes for factor in recipe.factors(cell, shape) if factor.trainable)
 
 
 def frozen_of(pack: Pack) -> dict[str, Tensor]:

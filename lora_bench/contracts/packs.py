@@ -27,7 +27,7 @@ def padding_is_trimmed_and_stays_zero(method: str, bench: Workbench) -> None:
         for group in pack.bank.groups:
             for family, modules in group.families.items():
                 for factor in recipe.factors(cell, family.shape):
-                    found = {tuple(state[f"{m}.{factor.name}"].shape) for m in modules} if factor.trainable else set()
+                    found = {tuple(state[f"{m}.{factor.name}"].shape) for m in modules} if factor.saved else set()
                     require(found <= {(factor.rows, factor.cols)}, f"{factor.name} is saved as {found}")
     for group in pack.bank.groups:
         if group.cells[0] == cells[0]:

@@ -21,6 +21,7 @@ from lora_bench.contracts.kit import (
     require,
     tokens,
     train,
+    trained_names,
 )
 from lora_bench.engine import checkpoint
 
@@ -40,6 +41,8 @@ def what_trains_moves(method: str, bench: Workbench) -> None:
         after, before = run.pack.state(0), run.start[0]
         stuck = [name for name, value in after.head.items() if torch.equal(value, before.head[name])]
         for name, value in after.adapter.items():
+            if not run.recipe.trains_backbone and name.rpartition(".")[2] not in trained_names(run.cell):
+                continue
             still = value == before.adapter[name]
             idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1  # one may come back
             stuck += [name] if idle and not name.endswith("key.bias") else []  # softmax ignores a shift of all keys

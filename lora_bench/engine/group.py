@@ -213,17 +213,18 @@ class Group:
 
     def params(self, row: int) -> int:
         """How many values one cell trains."""
-        own = ((f, len(m)) for family, m in self.families.items() for f in self._versions(row, family))
+        own = ((f, len(m)) for family, m in self.families.items() for f in self.versions(row, family))
         return sum(factor.rows * factor.cols * count for factor, count in own if factor.trainable)
 
-    def _versions(self, row: int, family: Family) -> tuple[Factor, ...]:
+    def versions(self, row: int, family: Family) -> tuple[Factor, ...]:
+        """One cell's factors of a family."""
         return self.recipe.factors(self.cells[row], family.shape)
 
     def _views(self, row: int) -> list[tuple[str, Tensor]]:
         views: list[tuple[str, Tensor]] = []
         values = self.factors(self.block.matrix.detach())
         for family, modules in self.families.items():
-            for own in self._versions(row, family):
+            for own in self.versions(row, family):
                 if own.saved:
                     padded = values[family][own.name][row]
                     views += [(f"{m}.{own.name}", padded[i, : own.rows, : own.cols]) for i, m in enumerate(modules)]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lora_bench.cell import Cell
-from lora_bench.engine import randomness
+from lora_bench.engine import first_step, randomness
 from lora_bench.engine.graphs import SMALL, Replays, choose
+from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.pack import Pack, State
@@ -74,16 +74,6 @@ class Progress:
         return values[-1] > previous or (math.isnan(previous) and not math.isnan(values[-1]))
 
 
-def batch_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """`[K]`: each cell's loss, rows counted by `weights`; squared error for one output, else cross-entropy."""
-    cells, rows, outputs = logits.shape
-    weights = weights.to(logits.dtype)
-    if outputs == 1:
-        return (logits[..., 0] - labels.to(logits.dtype)).square() @ weights
-    loss = cross_entropy(logits.flatten(0, 1), labels.repeat(cells), reduction="none")
-    return loss.view(cells, rows) @ weights
-
-
 class Trainer:
     """Trains a pack on a task. All cells see the same batches in the same order and the same dropout masks."""
 
@@ -102,6 +92,10 @@ class Trainer:
         self.progress = [Progress(cell) for cell in pack.cells]
         self._rooms: dict[int, tuple[Form, Masks]] = {}
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if any(first_step.starts_from_it(group) for group in pack.bank.groups):
+            (batch,) = table.batches([self.groups(1)[0]])
+            with self._on_stream():
+                first_step.begin(pack, batch, self.steps_an_epoch * self.epochs)
 
     def run(self, watch: Watch | None = None) -> list[Progress]:
         """All epochs, each evaluated; what became of every cell, in the pack's order."""

@@ -27,6 +27,7 @@ from lora_bench.contracts.kit import (
     table_of,
     tokens,
     train,
+    trained_names,
     trainer_of,
 )
 from lora_bench.engine.backbone import Backbone
@@ -36,7 +37,8 @@ from lora_bench.methods.recipe import Shape
 __all__ = [
     "ADAPTING", "HIDDEN", "KINDS", "METHODS", "PACKED", "PAD", "PARAMETERS", "ROWS", "SIZED", "SIZES", "TARGETS",
     "VOCABULARY", "Load", "Run", "Trained", "cell_of", "frozen_of", "head_by_hand", "logits_of", "padded",
-    "plain_encoder", "save_encoder", "shapes_in", "split_of", "table_of", "tokens", "train", "trainer_of",
+    "plain_encoder", "save_encoder", "shapes_in", "split_of", "table_of", "tokens", "train", "trained_names",
+    "trainer_of",
 ]  # fmt: skip
 
 METHODS = tuple(RECIPES)

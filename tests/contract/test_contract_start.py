@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract_kit import ADAPTING, KINDS, METHODS, PACKED, Load, cell_of, plain_encoder, shapes_in
+from contract_kit import ADAPTING, KINDS, METHODS, PACKED, Load, cell_of, plain_encoder, shapes_in, trained_names
 
 from lora_bench.engine.pack import Pack
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import Basis, Shape
+from lora_bench.methods.recipe import Basis, Factor, Shape
 
 MEANING = {
     "qv": ("query", "value"),
@@ -18,14 +18,15 @@ MEANING = {
     "attention+dense": ("query", "key", "value", "dense"),
     "key, output.dense": ("key", "output.dense"),
 }
-BASED = tuple(
-    name
-    for name in ADAPTING
-    if any(
-        isinstance(factor.start, Basis) and factor.cols > 1
-        for factor in RECIPES[name].factors(cell_of(name), Shape(8, 8))
-    )
-)
+
+
+def bases(method: str, size: int) -> list[Factor]:
+    """The factors that start from the pretrained weights, in a cell of that rank, a and b."""
+    factors = RECIPES[method].factors(cell_of(method, rank=size, a=size, b=size), Shape(8, 8))
+    return [factor for factor in factors if isinstance(factor.start, Basis)]
+
+
+BASED = tuple(name for name in ADAPTING if bases(name, 2) != bases(name, 3))
 
 
 @pytest.mark.parametrize("targets", MEANING)
@@ -35,7 +36,8 @@ def test_trainable_count_is_the_formula(method: str, targets: str, load: Load, f
     shapes = shapes_in(plain_encoder(folder), MEANING[targets])
     pack = Pack([cell], load("float32"), 2)
     formula = sum(RECIPES[method].trainable(cell, shape) for shape in shapes.values())
-    assert sum(value.numel() for value in pack.state(0).adapter.values()) == formula > 0
+    trained = {n: v for n, v in pack.state(0).adapter.items() if n.rpartition(".")[2] in trained_names(cell)}
+    assert sum(value.numel() for value in trained.values()) == formula > 0
     assert pack.adapter_params(0) == formula
     assert pack.modules(0) == len(shapes)
 
@@ -77,7 +79,20 @@ def test_rank_beyond_a_basis_is_refused(method: str, load: Load) -> None:
         Pack([cell_of(method, rank=33, a=33, b=33)], load("float32"), 2)
 
 
+def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
+    Pack([cell_of("svft-banded", b=31)], load("float32"), 2)
+    with pytest.raises(BenchError, match="32 diagonals"):
+        Pack([cell_of("svft-banded", b=32)], load("float32"), 2)
+
+
+def made_of_data(method: str) -> bool:
+    """Whether the method saves frozen factors that cannot be made again without the data."""
+    factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
+    return any(factor.saved and not factor.trainable for factor in factors)
+
+
 def test_methods_are_found() -> None:
+    assert {method for method in METHODS if made_of_data(method)} == {"lora-sb"}
     assert {"full", "head", "lora", "mini", "xs", "cora", "cora-init"} <= set(METHODS)
     assert set(PACKED) == set(METHODS) - {"full"}
     assert {"xs", "cora", "cora-init"} <= set(BASED)

@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from contract_kit import KINDS, PACKED, ROWS, Load, Run, cell_of, logits_of, table_of, train
+from contract_kit import KINDS, PACKED, ROWS, Load, Run, cell_of, logits_of, made_of_data, table_of, train
 from torch.nn.functional import cross_entropy, mse_loss
 
+from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.pack import Pack
-from lora_bench.engine.trainer import batch_losses
 from lora_bench.tasks import TASKS
 
 over_tasks = pytest.mark.parametrize("name", TASKS)
@@ -39,7 +39,7 @@ def test_every_method_trains_on_the_task(name: str, mixed_run: Callable[[str], R
         assert all(map(math.isfinite, progress.losses))
         assert [tuple(metrics) for metrics in progress.metrics] == [task.metrics]
         assert run.pack.state(place).head["out_proj.weight"].shape == (task.num_outputs, 32)
-    first = [progress.losses[0] for progress in run.progress]
+    first = [progress.losses[0] for progress in run.progress if not made_of_data(progress.cell.method)]
     assert max(first) - min(first) < 1e-4  # the same batch, the same dropout, the same head
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
-from peft import IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, TinyLoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ PEERS = {
     "pissa": Peer(),  # peft starts them in float32 alone, which has a test of its own
     "olora": Peer(),
     "vera": Peer(VeraConfig, {"r": 4, "d_initial": 0.1}),
+    "tinylora": Peer(TinyLoraConfig, {"r": 4, "u": 7}),
     "dora": Peer(options={"r": 4, "lora_alpha": 8, "use_dora": True}, targets="attention+dense", modules=LINEARS),
     "ia3": Peer(IA3Config, {"feedforward_modules": FFN}, targets="kv+ffn", modules=rf"{FFN}|.*\.(key|value)"),
 }
@@ -92,7 +93,7 @@ def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: 
     wrapped = wrapped_by_peft(model, peer).to(DTYPES[precision])
     with torch.no_grad():
         for name, value in peft_factors(wrapped).items():
-            value.copy_(start[name].view_as(value))
+            value.copy_(in_their_form(start[name], value))
         if RECIPES[method].subtracts_start:
             for name, layer in lora_layers(wrapped).items():
                 layer.get_base_layer().weight -= 8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"]
@@ -125,7 +126,7 @@ def factors_of(pack: Pack) -> dict[str, Tensor]:
 
 THEIRS = {
     "lora_A": "A", "lora_B": "B", "vera_A": "A", "vera_B": "B", "vera_lambda_d": "d", "vera_lambda_b": "b",
-    "lora_magnitude_vector": "m", "ia3_l": "",
+    "lora_magnitude_vector": "m", "ia3_l": "", "tinylora_A": "A", "tinylora_B": "B", "tinylora_P": "P",
 }  # fmt: skip
 
 
@@ -136,7 +137,16 @@ def peft_factors(wrapped: nn.Module) -> dict[str, Tensor]:
         known = re.fullmatch(rf"base_model\.model\.roberta\.(.+)\.({'|'.join(THEIRS)})\.\S+", name)
         if known:
             found[f"{known[1]}.{THEIRS[known[2]] or ('stretch' if len(value) == 1 else 'gain')}"] = value
-    return found
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in found))
+    mixes = [value for name, value in wrapped.named_parameters() if name.startswith("base_model.tinylora_v")]
+    return found | {f"{module}.v": value for module, value in zip(modules, mixes, strict=False)}
+
+
+def in_their_form(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Our factor in the shape of peft's, where a vector has one axis and TinyLoRA's matrices have three."""
+    if theirs.dim() < 3:
+        return ours.view_as(theirs)
+    return ours.unflatten(0, (theirs.shape[1], theirs.shape[0])).transpose(0, 1)
 
 
 def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
@@ -196,9 +206,10 @@ def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[flo
     """The trained pack, how it started (frozen factors too), and the loss of every step."""
     backbone = backbones.load(str(folder), torch.device("cpu"), cell.precision, trains=cell.method == "full")
     pack = Pack([cell], backbone, task.num_outputs)
+    trainer = trainer_of(pack, task, ROWS)
     start = State(factors_of(pack) if pack.bank.groups else {}, pack.state(0).head)
     untrained = logits_of(pack, task)
-    (progress,) = trainer_of(pack, task, ROWS).run()
+    (progress,) = trainer.run()
     assert len(progress.losses) == STEPS
     assert (logits_of(pack, task) - untrained).abs().max() > 0.05  # far enough for equal losses to mean something
     return pack, start, progress.losses
@@ -233,7 +244,8 @@ def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Pa
     state = factors_of(pack)
     for factor, value in peft_factors(model).items():
         if precision == "float64":
-            torch.testing.assert_close(state[factor].view_as(value), value.detach(), rtol=0, atol=1e-7)
+            ours = in_their_form(state[factor], value)
+            torch.testing.assert_close(ours, value.detach(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora"])
@@ -252,6 +264,24 @@ def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None
         torch.testing.assert_close(b, layer.lora_B["default"].weight * signs, rtol=0, atol=1e-5)
         rest = weights[name].weight - layer.scaling["default"] * b @ a
         torch.testing.assert_close(rest, layer.get_base_layer().weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "names"), [("dora", "m"), ("tinylora", "AB")])
+def test_frozen_or_first_values_are_pefts(method: str, names: str, calm_folder: Path) -> None:
+    backbone = backbones.load(str(calm_folder), torch.device("cpu"), "float32")
+    pack = Pack([cell_of(method, **SETTINGS | {"targets": PEERS[method].targets})], backbone, 2)
+    ours = factors_of(pack)
+    model = classifier(calm_folder, tasks.get("cola"), pack.state(0).head, "float32")
+    theirs = {
+        name: value.detach()
+        for name, value in peft_factors(wrapped_by_peft(model, PEERS[method])).items()
+        if name.rpartition(".")[2] in names
+    }
+    assert len(theirs) == len(names) * len(pack.bank.groups[0].modules)
+    for name, value in theirs.items():
+        own = in_their_form(ours[name], value)
+        alike = own if method == "dora" else own.abs()  # of a direction, the sign is free
+        torch.testing.assert_close(alike, value if method == "dora" else value.abs(), rtol=0, atol=1e-5)
 
 
 @over_tasks

@@ -157,7 +157,7 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def start(cell: Cell, on: Backbone) -> dict[str, Tensor]:
     """The values that the cell trains, as they are before the first step."""
-    state = Pack([cell], on, tasks.get(cell.task).num_outputs).state(0)
+    state = trainer([cell], on).pack.state(0)
     return {**state.adapter, **{f"head.{name}": part for name, part in state.head.items()}}
 
 

@@ -23,7 +23,7 @@ FOLDER = os.environ.get("LORA_BENCH_MODEL", location("sample"))
 SST2 = tasks.get("sst2")
 MIX = [
     ("lora", 4), ("mini", 16), ("xs", 8), ("cora", 8), ("lora", 8), ("cora-init", 4), ("head", None), ("mini", 4),
-    ("lora-plus", 4),
+    ("lora-plus", 4), ("dora", 4), ("ia3", None), ("bitfit", None),
 ]  # fmt: skip
 
 

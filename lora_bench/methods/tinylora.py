@@ -1,0 +1,59 @@
+"""TinyLoRA (arXiv 2602.04118): LoRA-XS whose r × r matrix is a mix of a fixed random matrices; only the mix trains.
+
+With `W = V S Uᵀ` cut to r: `A = (U √S)ᵀ: [r, in]`, `B = V √S R: [out, r]`, `R = Σᵢ v[i] P[i]`, `v: [1, a]` from zero,
+P random and frozen, from N(0, 1 / r): a values a weight. a is the number of trained values (peft's u), 64 as in peft;
+r is 2, as peft says that the paper recommends. There is no alpha. As in peft's `TinyLoraConfig`; the paper itself was
+not read, and peft says that it leaves the distribution of P open. What deviates: P is drawn from the cell's seed and
+the weight's name, not from a seed of its own and the weight's number; no vector is shared by several weights
+(`weight_tying`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Shape, Update, Zeros, rank_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_bench.cell import Cell
+
+
+class TinyLora(Recipe):
+    name = "tinylora"
+    title = "TinyLoRA"
+    source = "arXiv 2602.04118"
+    parameters = frozenset({"rank", "a", "targets"})
+    defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 2, "a": 64, "targets": "attention"}
+    default_lr = 5e-3
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """`A: [r, in]`, `B: [out, r]` and `P: [r a, r]` frozen (P[i] are its rows i, i + a, …), `v: [1, a]` trained."""
+        rank, mixed = rank_of(cell), self.trainable(cell, shape)
+        return (
+            Factor("A", rank, shape.inputs, Basis("root-input"), trainable=False),
+            Factor("B", shape.outputs, rank, Basis("root-output"), trainable=False),
+            Factor("P", rank * mixed, rank, Normal(rank**-0.5), trainable=False),
+            Factor("v", 1, mixed, Zeros()),
+        )
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A, and B R."""
+        v, a = factors["v"], factors["A"]
+        mixed = factors["P"].unflatten(-2, (a.shape[-2], v.shape[-1]))  # [..., r, a, r]
+        return Update(a, factors["B"] @ (v[..., None, :, :] @ mixed)[..., 0, :])
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """The number of matrices, a."""
+        if cell.a is None:
+            raise ValueError("tinylora needs a")
+        return cell.a
+
+    def layout(self, cell: Cell) -> object:
+        """P's rows lie as a says."""
+        return cell.a
+
+
+RECIPE = TinyLora()
