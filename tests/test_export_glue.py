@@ -127,10 +127,12 @@ def test_all_eleven_files_are_the_leaderboards() -> None:
     }
     files = {}
     for name, (task, submission) in glue.ALL.items():
+        if task.name == "qqp":  # 390,965 rows take seconds
+            continue
         numbers = range(submission.rows)
         values = np.arange(submission.rows) % task.num_outputs
         files[name] = glue.tsv(task, numbers, values.astype(float))
-    assert glue.problems(files) == []
+    assert glue.problems(files) == ["The leaderboard wants all files; absent: QQP.tsv."]
 
 
 @pytest.mark.parametrize(
