@@ -51,6 +51,7 @@ class Cell(BaseModel):
     max_length: Annotated[int, Field(ge=4, le=2**16)] = 128
     select: Select = "best"
     precision: Precision = "float32"
+    origin: Name | None = None  # of a method that is not of this package: its file and a hash of that
 
     @property
     def id(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_bench import __version__, signals
-from lora_bench.errors import INTERRUPTED, NOTHING, SOME_FAILED, BenchError, of_the_system, unknown
-from lora_bench.options import Selection, selecting
+from lora_bench import __version__, outward, signals
+from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
+from lora_bench.options import Selection, including, selecting
 from lora_bench.text import clean
 
 app = typer.Typer(
@@ -57,6 +57,17 @@ def complain(error: BenchError) -> None:
     console = _console(stderr=True)
     console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
     console.print(Text(error.mend), soft_wrap=True)
+
+
+def told(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
+    """Print the lines that a command yields, as they come."""
+
+    @functools.wraps(command)
+    def telling(*args: Any, **values: Any) -> None:
+        for line in command(*args, **values):
+            _console().print(Text(clean(line)), soft_wrap=True)
+
+    return telling
 
 
 def _version(wanted: bool) -> None:
@@ -165,8 +176,10 @@ def report(
 def list_(
     what: Annotated[str, typer.Argument(help="methods, tasks or runs")],
     results: Annotated[Path, typer.Option(help="The results folder, for runs.")] = Path("results/smoke"),
+    include: outward.Included = None,
 ) -> None:
     """List the methods, the tasks, or the runs of a results folder."""
+    including(include)
     from lora_bench import summaries
 
     kinds: dict[str, Callable[[], Table]] = {
@@ -186,19 +199,11 @@ def show(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
 ) -> None:
     """Print the record of a cell as JSON."""
-    from lora_bench import store
+    from lora_bench.lookup import find_record
 
-    loaded = store.read_records(results)
-    _warn_broken(tuple(each for each in loaded.broken if each[0].name.startswith(cell_id)))
-    found = [record for record in loaded.records if record.id.startswith(cell_id)]
-    if len(found) != 1:
-        trouble = "No record" if not found else f"{len(found)} records"
-        raise BenchError(
-            f"{trouble} under '{results}' with an id that begins '{cell_id}'.",
-            "See `lora-bench list runs --results DIR`.", NOTHING if not found else 2,
-        )  # fmt: skip
-    content = found[0].model_dump(mode="json")
-    content["predictions"] = f"{len(found[0].predictions)} values"
+    found = find_record(results, cell_id)
+    content = found.model_dump(mode="json")
+    content["predictions"] = f"{len(found.predictions)} values"
     print(json.dumps(content, indent=2))
 
 
@@ -255,6 +260,10 @@ def bench(
     console.print(Text(f"{out / chosen.name}.json\n{out / chosen.name}.md"), soft_wrap=True)
     if made.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+for outward_command in (outward.export, outward.check):
+    app.command()(reported(told(outward_command)))
 
 
 def _cache() -> Path:

@@ -1,9 +1,9 @@
 """Config files: which cells, with which protocol; never code.
 
 A config is `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field of
-`Cell` other than `data`) to a value, a list of values, or a mapping from task (or `default`) to either. The grid is the
-union of the blocks, each laid over the defaults; without blocks the defaults alone are the one block. `notes` map a
-task, or `all`, to what deviates from the paper: they go into every record of that task and into no id.
+`Cell` other than `data` and `origin`) to a value, a list of values, or a mapping from task (or `default`) to either.
+The grid is the union of the blocks, each laid over the defaults; without blocks the defaults alone are the one block.
+`notes` map a task, or `all`, to what deviates from the paper: they go into every record of that task and into no id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Scalar = str | int | float | None
 Choice = tuple[Scalar, ...]
 Values = Choice | Mapping[str, Choice]
 
-SETTINGS = tuple(field for field in Cell.model_fields if field != "data")
+SETTINGS = tuple(field for field in Cell.model_fields if field not in ("data", "origin"))
 MAX_BYTES = 1_000_000
 DEFAULT, ALL = "default", "all"
 

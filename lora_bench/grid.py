@@ -28,7 +28,7 @@ MAX_CELLS = 1_000_000
 Overrides = Mapping[str, Sequence[object] | None]
 Atom = dict[str, Choice]
 BlockT = TypeVar("BlockT", dict[str, Values], Atom)
-_PARAMETERS = frozenset[str]().union(*(recipe.parameters for recipe in methods.RECIPES.values()))
+_PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: str | N
         identities = {"model": model_identity(model), "data": data_identity(place, task)}
         models.setdefault(identities["model"], model)
         places.setdefault((task, identities["data"]), place)
-        cells.setdefault(Cell.model_validate(settings | identities))
+        origin = methods.origin(str(settings["method"]))
+        cells.setdefault(Cell.model_validate(settings | identities | {"origin": origin}))
     notes = {cell.task: config.notes_for(cell.task) for cell in cells}
     return Grid(config.name, tuple(cells), models, places, notes)
 

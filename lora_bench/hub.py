@@ -24,15 +24,24 @@ def read_hub(task: Task, offline: bool) -> dict[str, Rows]:
 
     Raises BenchError (code 3) within seconds when there is neither network nor copy.
     """
+    splits = _splits(task, offline)
+    return {split: checked(_from_hub(splits, task, split), task) for split in task.splits}
+
+
+def read_hub_test(task: Task, split: str, offline: bool) -> Any:
+    """A test split from the same place as an Arrow table; its labels are hidden (-1)."""
+    return _of_revision(_splits(task, offline), task, split)
+
+
+def _splits(task: Task, offline: bool) -> Any:
     import datasets  # type: ignore[import-untyped, unused-ignore]
 
     why = _out_of_reach(offline)
     with hub_mode(bool(why)):
         try:
-            splits = datasets.load_dataset(HUB_ID, task.name, revision=HUB_REVISION)
+            return datasets.load_dataset(HUB_ID, task.name, revision=HUB_REVISION)
         except Exception as error:  # the Hub's clients raise from several families, which change between versions
             raise _no_hub(task, why or first_line(error)) from error
-    return {split: checked(_from_hub(splits, task, split), task) for split in task.splits}
 
 
 def _out_of_reach(offline: bool) -> str:
@@ -54,13 +63,18 @@ def _no_hub(task: Task, why: str) -> BenchError:
 
 
 def _from_hub(splits: Mapping[str, Any], task: Task, split: str) -> Raw:
+    return from_table(_of_revision(splits, task, split), task, f"{HUB_ID}/{task.name}/{split}")
+
+
+def _of_revision(splits: Mapping[str, Any], task: Task, split: str) -> Any:
+    """A split as an Arrow table."""
     data = splits[split]
     for file in data.cache_files:
         # Without the Hub, `datasets` takes the latest copy, of whatever revision; the folder is named by the revision.
         revision = Path(file["filename"]).parent.name
         if re.fullmatch("[0-9a-f]{40}", revision) and revision != HUB_REVISION:
             raise _no_hub(task, f"the copy on this machine is of revision {revision[:8]}, not {HUB_REVISION[:8]}")
-    return from_table(data.with_format("arrow")[:], task, f"{HUB_ID}/{task.name}/{split}")
+    return data.with_format("arrow")[:]
 
 
 def _knock() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -55,6 +55,10 @@ class Selection:
     model: Annotated[
         list[str] | None, _grid("Hub id, directory, or `sample` (bundled) (default: FacebookAI/roberta-base).")
     ] = None
+    include: Annotated[
+        list[Path] | None,
+        typer.Option(help="A Python file with a method of your own; it is run.", rich_help_panel=GRID, metavar="FILE"),
+    ] = None
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value for any setting.", rich_help_panel=GRID, metavar="KEY=VALUE"),
@@ -74,9 +78,10 @@ class Selection:
     ] = None  # fmt: skip
 
     def chosen(self) -> Config:
-        """The config of the selection: a preset, a file, or none but the options."""
+        """The config of the selection: a preset, a file, or none but the options. Includes what is to be included."""
         from lora_bench import config as configs
 
+        including(self.include)
         if self.preset and self.config:
             raise BenchError("--preset and --config exclude each other.", "Give one of them.")
         if self.preset:
@@ -121,6 +126,15 @@ class Selection:
     def statuses(self) -> tuple[str, ...]:
         """The states to run again."""
         return tuple(part.strip() for text in self.retry or () for part in text.split(",") if part.strip())
+
+
+def including(files: Sequence[Path] | None) -> None:
+    """Add the methods of these files."""
+    if files:
+        from lora_bench import methods
+
+        for path in files:
+            methods.include(path)
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

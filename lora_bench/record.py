@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_bench.engine.checkpoint import adapter_bytes
+import torch
+
+from lora_bench.engine.checkpoint import stored_bytes
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.progress import Progress
 from lora_bench.outcome import protocol
@@ -27,7 +29,9 @@ def ended(pack: Pack, place: int, progress: Progress) -> Ended:
     state = progress.state if progress.state is not None else pack.state(place)
     counts = Counts(
         adapter_params=pack.adapter_params(place), head_params=pack.head_params(),
-        adapter_bytes=adapter_bytes(state), modules=pack.modules(place),
+        adapter_bytes=stored_bytes(state.adapter), modules=pack.modules(place),
+        adapter_bytes_fp16=stored_bytes(state.adapter, torch.float16), head_bytes=stored_bytes(state.head),
+        head_bytes_fp16=stored_bytes(state.head, torch.float16),
     )  # fmt: skip
     return Ended(progress, counts)
 

@@ -44,12 +44,18 @@ class Epoch(_Part):
 
 
 class Counts(_Part):
-    """Numbers of trained values, the adapter without the head and the head beside it, and its bytes on disk."""
+    """Numbers of trained values, the adapter without the head and the head beside it, and their files' bytes.
+
+    `_fp16`: the bytes of the same file with every value in 16 bits. None in records from before these were counted.
+    """
 
     adapter_params: Natural
     head_params: Natural
     adapter_bytes: Natural
     modules: Natural
+    adapter_bytes_fp16: Natural | None = None
+    head_bytes: Natural | None = None
+    head_bytes_fp16: Natural | None = None
 
 
 class Timing(_Part):
@@ -118,6 +124,7 @@ COLUMNS = (
     "eval_rows",
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
     "lora_bench", "python", "torch", "transformers", "device", "reason",
+    "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin",
 )  # fmt: skip
 
 

@@ -158,6 +158,8 @@ def methods_table() -> Table:
     for name in ("method", "what", "source", "parameters"):
         table.add_column(name, overflow="fold")
     table.add_column("lr", justify="right")
+    for name, reason in methods.BROKEN.items():
+        table.add_row(Text(name), Text(f"cannot be loaded: {reason}"), "–", "–", "–")
     for recipe in methods.RECIPES.values():
         parameters = ", ".join(sorted(recipe.parameters)) or "–"
         table.add_row(recipe.name, recipe.title, recipe.source, parameters, f"{recipe.default_lr:g}")
@@ -186,21 +188,20 @@ def runs_table(records: Sequence[Record], results: Path) -> Table:
         mend = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
     table = Table(title=f"Runs in {clean(str(results))}", title_justify="left")
-    for name in ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes"):
+    names = ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes", "as fp16")
+    for name in names:
         left = name in ("id", "task", "method", "status")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name == "id")
     for record in records:
         counts = record.counts
-        sizes = (f"{counts.adapter_params:,}", f"{counts.adapter_bytes:,}") if counts else ("–", "–")
+        sizes = [counts.adapter_params, counts.adapter_bytes, counts.adapter_bytes_fp16] if counts else [None] * 3
         score = "–" if record.score is None else f"{record.score * 100:.1f}"
         cell = record.cell
-        place = (
-            record.id,
-            clean(cell.task),
-            settings_of(cell),
-            clean(cell.targets or "–"),
-            str(cell.seed),
-            f"{cell.lr:g}",
-        )
-        table.add_row(*place, record.status, score, *sizes)
+        targets, lr = clean(cell.targets or "–"), f"{cell.lr:g}"
+        place = (record.id, clean(cell.task), settings_of(cell), targets, str(cell.seed), lr)
+        table.add_row(*place, record.status, score, *map(_count, sizes))
     return table
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"

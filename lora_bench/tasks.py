@@ -1,14 +1,16 @@
 """The nine GLUE tasks, one record each: columns, labels, metrics, row counts, and how GLUE's own files spell them.
 
 Sources: Wang et al. 2019 (arXiv 1804.07461) for the tasks and metrics, the Hub's `nyu-mll/glue` for the column names,
-the order of the labels and the rows of each split. Adding a task is adding a record.
+the order of the labels and the rows of each split; the rows of the test splits as published submissions count them,
+their file names and label names as several public exporters write them. Adding a task is adding a record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 from lora_bench.errors import unknown
 
@@ -32,6 +34,14 @@ class Tsv:
     skip_short: bool = False
 
 
+class Submission(NamedTuple):
+    """A test split as the leaderboard takes its predictions: `file`.tsv of `rows` lines."""
+
+    split: str
+    file: str
+    rows: int
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One GLUE task. Labels are in the Hub's order (label 0 first); no labels means regression on [0, 5].
@@ -39,7 +49,8 @@ class Task:
     `metrics`: the first is the main one. `accuracy_matched` is `accuracy` over the split `validation_matched` alone.
     `eval_splits`: (official split, rows) pairs; there is more than one for MNLI only. `mean_tokens`: tokens of
     RoBERTa's tokenizer a training sequence cut at 128, where they were counted; `token_spread`: their
-    standard deviation over their mean (costs are foretold from both).
+    standard deviation over their mean (costs are foretold from both). `submits_names`: the leaderboard takes names of
+    labels, not numbers.
     """
 
     name: str
@@ -50,8 +61,10 @@ class Task:
     train_rows: int
     eval_splits: tuple[tuple[str, int], ...]
     tsv: Tsv
+    submissions: tuple[Submission, ...] = ()
     mean_tokens: float | None = None
     token_spread: float = 0.5
+    submits_names: bool = False
 
     @property
     def is_regression(self) -> bool:
@@ -97,6 +110,7 @@ _RECORDS = (
         train_rows=8551,
         eval_splits=_validation(1043),
         tsv=Tsv(folder="CoLA", columns=("sentence",), names=("source", "label", "mark", "sentence")),
+        submissions=(Submission("test", "CoLA", 1063),),
         mean_tokens=11.4,
         token_spread=0.35,
     ),
@@ -109,6 +123,7 @@ _RECORDS = (
         train_rows=67349,
         eval_splits=_validation(872),
         tsv=Tsv(folder="SST-2", columns=("sentence",)),
+        submissions=(Submission("test", "SST-2", 1821),),
         mean_tokens=14.4,
         token_spread=0.65,
     ),
@@ -121,6 +136,7 @@ _RECORDS = (
         train_rows=3668,
         eval_splits=_validation(408),
         tsv=Tsv(folder="MRPC", columns=("#1 String", "#2 String"), label="Quality"),
+        submissions=(Submission("test", "MRPC", 1725),),
         mean_tokens=54.1,
         token_spread=0.24,
     ),
@@ -133,6 +149,7 @@ _RECORDS = (
         train_rows=5749,
         eval_splits=_validation(1500),
         tsv=Tsv(folder="STS-B", columns=_PAIR, label="score"),
+        submissions=(Submission("test", "STS-B", 1379),),
         mean_tokens=29.1,
         token_spread=0.49,
     ),
@@ -145,6 +162,7 @@ _RECORDS = (
         train_rows=363846,
         eval_splits=_validation(40430),
         tsv=Tsv(folder="QQP", columns=("question1", "question2"), label="is_duplicate", skip_short=True),
+        submissions=(Submission("test", "QQP", 390965),),
     ),
     Task(
         name="mnli",
@@ -155,6 +173,8 @@ _RECORDS = (
         train_rows=392702,
         eval_splits=(("validation_matched", 9815), ("validation_mismatched", 9832)),
         tsv=Tsv(folder="MNLI", columns=_PAIR, label="gold_label"),
+        submissions=(Submission("test_matched", "MNLI-m", 9796), Submission("test_mismatched", "MNLI-mm", 9847)),
+        submits_names=True,
     ),
     Task(
         name="qnli",
@@ -165,6 +185,8 @@ _RECORDS = (
         train_rows=104743,
         eval_splits=_validation(5463),
         tsv=Tsv(folder="QNLI", columns=("question", "sentence")),
+        submissions=(Submission("test", "QNLI", 5463),),
+        submits_names=True,
     ),
     Task(
         name="rte",
@@ -175,8 +197,10 @@ _RECORDS = (
         train_rows=2490,
         eval_splits=_validation(277),
         tsv=Tsv(folder="RTE", columns=_PAIR),
+        submissions=(Submission("test", "RTE", 3000),),
         mean_tokens=67.5,
         token_spread=0.48,
+        submits_names=True,
     ),
     Task(
         name="wnli",
@@ -187,6 +211,7 @@ _RECORDS = (
         train_rows=635,
         eval_splits=_validation(71),
         tsv=Tsv(folder="WNLI", columns=_PAIR),
+        submissions=(Submission("test", "WNLI", 146),),
         mean_tokens=37.7,
         token_spread=0.41,
     ),
@@ -200,6 +225,16 @@ def get(name: str) -> Task:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]
+
+
+# GLUE's diagnostic set: it has a test split alone, which a model of MNLI answers.
+DIAGNOSTIC = replace(
+    TASKS["mnli"],
+    name="ax",
+    title="AX",
+    submissions=(Submission("test", "AX", 1104),),
+    tsv=Tsv(folder="diagnostic", columns=_PAIR),
+)
 
 
 def tsv_file(split: str) -> str:

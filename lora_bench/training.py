@@ -179,7 +179,7 @@ class Training:
             for split, part in {"train": rows.train, **rows.evals}.items()
         }
         for table in made.values():
-            _check_fits(table, backbone)
+            check_fits(table, backbone)
         train, held = made.pop("train"), None
         if cell.select == "held-out":
             train, held = data.held_out(train, cell.seed, HELD_OUT)
@@ -266,7 +266,7 @@ def _even(cells: Sequence[Cell], room: int) -> list[Sequence[Cell]]:
     return [cells[index * len(cells) // count : (index + 1) * len(cells) // count] for index in range(count)]
 
 
-def _check_fits(table: data.TokenTable, backbone: Backbone) -> None:
+def check_fits(table: data.TokenTable, backbone: Backbone) -> None:
     """Refuse tokens that the encoder has no embedding or position for."""
     vocabulary = int(backbone.config.vocab_size)
     if table.max_id >= vocabulary:

@@ -22,7 +22,7 @@ ROOT = Path(lora_bench.__file__).parent
 # What each module of the package may import of the package, from the bottom to the top; a folder counts as one module,
 # the package itself holds the version. A new module needs a line here: put it as low as it can stand.
 MAY: dict[str, str] = {
-    "lora_bench": "",
+    "lora_bench": "adapt",
     "text": "",
     "errors": "text",
     "files": "",
@@ -53,6 +53,7 @@ MAY: dict[str, str] = {
     "standing": "cell fingerprint leases shelf states store",
     "plan": "cell cost data errors grid models sample shelf standing store tasks",
     "engine": "cell cost data errors files seal methods metrics states tasks",
+    "adapt": "cell engine errors methods",
     "record": "engine outcome store tasks",
     "runner": "cell errors files leases outcome plan signals states store training work",
     "keeper": "cell engine fingerprint states",
@@ -61,21 +62,23 @@ MAY: dict[str, str] = {
         "store tasks work"
     ),
     "report": "cell errors files store tasks text",
+    "contracts": "cell data engine methods tasks",
+    "lookup": "errors store",
+    "outward": "contracts errors export methods options",
+    "export": "lora_bench cell data engine errors grid hub lookup methods models report sources store tasks training",
     "summaries": "cell errors leases methods plan standing store tasks text",
     "progress": "cell plan store tasks text",
     "diagnosis": "environment errors hub models text",
-    "options": "config errors grid plan",
+    "options": "config errors grid methods plan",
     "bench": "cell cost data engine environment errors files grid hub methods models plan tasks training",
     "cli": (
-        "lora_bench bench diagnosis environment errors options plan progress report runner signals store summaries "
-        "text training work"
+        "lora_bench bench diagnosis environment errors lookup options outward plan progress report runner signals "
+        "store summaries text training work"
     ),
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
-TRAINS = frozenset(
-    {"engine", "record", "keeper", "training", "bench"}
-)  # they alone may import heavy libraries at their top
+TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "keeper", "record", "training"})  # heavy imports
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")

@@ -10,14 +10,16 @@ from lora_bench.cli import app
 SELECTION = {
     "--preset", "--config", "--task", "--method", "--rank", "-r", "--a", "-a", "--b", "-b", "--targets", "--seed",
     "--lr", "--head-lr", "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
-    "--data-dir", "--results", "--pack", "--retry",
+    "--data-dir", "--results", "--pack", "--retry", "--include",
 }  # fmt: skip
 COMMANDS = {
     "run": SELECTION | {"--device", "--offline", "--save", "--debug"},
     "plan": SELECTION | {"--device"},
     "report": {"--results", "--out", "--vs-paper"},
-    "list": {"--results"},
+    "list": {"--results", "--include"},
     "show": {"--results"},
+    "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include"},
+    "check": set(),
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

@@ -7,6 +7,7 @@ cell's seed, bases from the backbone's weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,15 +32,15 @@ HEAD: Part = "head.safetensors"
 MANIFEST = "adapter.json"
 
 
-def adapter_bytes(state: State) -> int:
-    """The size of `adapter.safetensors`, without writing it; 0 where only the head trains."""
-    if not state.adapter:
+def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
+    """The size of a safetensors file of these values, in their own type or another; 0 where there are none."""
+    if not values:
         return 0
-    values = sum(tensor.numel() * tensor.element_size() for tensor in state.adapter.values())
-    empty = {name: tensor.new_empty(0) for name, tensor in state.adapter.items()}
-    if values > 2**27:
-        return values + len(safetensors.torch.save(empty))
-    return len(safetensors.torch.save(state.adapter))
+    cast = {name: value.to(dtype or value.dtype) for name, value in values.items()}
+    size = sum(value.numel() * value.element_size() for value in cast.values())
+    if size > 2**27:
+        return size + len(safetensors.torch.save({name: value.new_empty(0) for name, value in cast.items()}))
+    return len(safetensors.torch.save(cast))
 
 
 class File(BaseModel):

@@ -93,7 +93,7 @@ class Pack:
     def _after(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             own = self.by_module[name]
-            output = torch.baddbmm(output, inputs[0] @ own.A.mT, own.B.mT) if own.A.shape[1] else output
+            output = output + (inputs[0] @ own.A.mT @ own.B.mT).view_as(output) if own.A.shape[1] else output
             output = output if own.gain is None else torch.addcmul(output, output, own.gain)
             return output if own.shift is None else output + own.shift
 

@@ -26,15 +26,20 @@ def _ids(config: Any) -> list[Tensor]:
     ]
 
 
+def batch(config: Any) -> tuple[Tensor, Tensor]:
+    """The probe sequences padded into one batch: ids and attention mask, `[rows, longest]`."""
+    sequences = _ids(config)
+    pad = int(getattr(config, "pad_token_id", None) or 0)
+    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
 @torch.no_grad()
 def padded(model: PreTrainedModel) -> list[Tensor]:
     """The model's own hidden states of the probe sequences, padded into one batch."""
-    sequences = _ids(model.config)
-    pad = int(getattr(model.config, "pad_token_id", None) or 0)
     device = next(model.parameters()).device
-    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad).to(device)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    ids, mask = (part.to(device) for part in batch(model.config))
     try:
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
@@ -43,7 +48,7 @@ def padded(model: PreTrainedModel) -> list[Tensor]:
         raise BenchError(
             "The model makes numbers that are not finite.", "Its weights are damaged: get them again.", MISSING
         )
-    return [rows[: len(sequence)] for rows, sequence in zip(hidden, sequences, strict=True)]
+    return [rows[:length] for rows, length in zip(hidden, mask.sum(1).tolist(), strict=True)]
 
 
 def windows(config: Any, device: torch.device) -> Batch:

@@ -14,7 +14,8 @@ LEGEND = (
     "†: fewer than 3 seeds.",
     "Bold: the best mean of its column, as printed.",
     "average: the mean of the rows above; its ±, median and count are of the seeds that have a score in all of them.",
-    "adapter, head params: trained values; bytes: the saved adapter; seconds a cell: its share of its pack's time.",
+    "adapter, head params: trained values; bytes: the saved adapter, and the same file in 16 "
+    "bits; seconds a cell: its share of its pack's time.",
     "95% interval: over seeds, by Student's t from 3 seeds on; where the score is an accuracy, widened by what the "
     "examples of the split add.",
 )

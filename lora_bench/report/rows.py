@@ -18,7 +18,7 @@ SCOPE = ("model", "data", "split", "select", "start")
 SLOT = ("method", "init", "rank", "a", "b")
 SHOWN_SLOT = ("method", "start_shown", "rank", "a", "b")  # the default start is shown as none
 SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *SLOT, "task", "targets", "seed"}))
-COUNTS = ("adapter_params", "head_params", "adapter_bytes")
+COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
 
 def rows(records: Iterable[Record]) -> tuple[Row, ...]:

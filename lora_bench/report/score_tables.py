@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_bench.report.captions import choice_notes, column_title, uneven_notes
 from lora_bench.report.intervals import slot_interval
-from lora_bench.report.rows import device_kind, order
+from lora_bench.report.rows import COUNTS, device_kind, order
 from lora_bench.report.slots import Column, Piece, Slot, average, by_rank, has_pairs
 from lora_bench.report.tables import (
     Field,
@@ -144,9 +144,10 @@ def _tried(piece: Piece, column: Column, slot: Slot) -> int:
 
 def _cost_heads(piece: Piece) -> tuple[str, ...]:
     kind = device_kind(cell for slots in piece.columns.values() for slot in slots for cell in slot.cells)
-    return "adapter\nparams", "head\nparams", "adapter\nbytes", f"{kind}seconds\na cell", "without\nscore"
+    sizes = ("adapter\nparams", "head\nparams", "adapter\nbytes", "bytes\nas fp16")
+    return *sizes, f"{kind}seconds\na cell", "without\nscore"
 
 
 def _costs(slots: Sequence[Slot]) -> tuple[Field, ...]:
-    counts = (span(slot.largest(name) for slot in slots) for name in ("adapter_params", "head_params", "adapter_bytes"))
+    counts = (span(slot.largest(name) for slot in slots) for name in COUNTS)
     return *counts, span((slot.seconds() for slot in slots), ",.1f"), lost_field(slots)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lora_bench.report.captions import metric_name, task_title
-from lora_bench.report.rows import SCOPE, SETTINGS, Row, order
+from lora_bench.report.rows import COUNTS, SCOPE, SETTINGS, Row, order
 from lora_bench.report.slots import Column, Entry, Piece, Slot, percent, plain_score
 from lora_bench.report.statistics import Interval
 
@@ -135,8 +135,7 @@ def datum(piece: Piece, column: Column, slot: Slot, entry: Entry, kind: str = "s
     lost = slot.lost
     numbers = {
         "mean": entry.mean, "std": entry.std, "median": entry.median, "n": entry.n, "seeds": entry.total,
-        "failed": lost["failed"], "diverged": lost["diverged"], "adapter_params": slot.largest("adapter_params"),
-        "head_params": slot.largest("head_params"), "adapter_bytes": slot.largest("adapter_bytes"),
+        "failed": lost["failed"], "diverged": lost["diverged"], **{name: slot.largest(name) for name in COUNTS},
         "seconds": slot.seconds(), "settings_tried": slot.tried,
     }  # fmt: skip
     return {**place(piece, column), "kind": kind, **which(slot), **numbers, **slot.settings}
@@ -146,5 +145,5 @@ def mean_datum(piece: Piece, column: Column, slots: list[Slot], entry: Entry) ->
     """The same for an average over (a, b): what differs between its slots is left empty."""
     whole = datum(piece, column, slots[0], entry, "average")
     counts = {kind: sum(slot.lost[kind] for slot in slots) for kind in ("failed", "diverged")}
-    empty = ("a", "b", "adapter_params", "head_params", "adapter_bytes", "seconds", "settings_tried", *SETTINGS)
+    empty = ("a", "b", *COUNTS, "seconds", "settings_tried", *SETTINGS)
     return whole | dict.fromkeys(empty) | counts

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from contract_kit import Load, Run, Trained, cell_of, save_encoder, train
+from contract_kit import Load, Trained, save_encoder
 
-from lora_bench import tasks
-from lora_bench.engine import backbone as backbones
+from lora_bench.contracts.kit import Workbench
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,9 +22,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny encoder with dropout, as files."""
-    return save_encoder(tmp_path_factory.mktemp("encoder"), dropout=0.1)
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """The tiny encoder with dropout, and cells trained on it once a session."""
+    return Workbench(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def folder(bench: Workbench) -> Path:
+    """The encoder as files."""
+    return bench.folder
 
 
 @pytest.fixture(scope="session")
@@ -36,17 +40,12 @@ def calm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def load(folder: Path) -> Load:
+def load(bench: Workbench) -> Load:
     """The encoder in a precision; one copy serves all tests, as frozen weights may."""
-    return cache(lambda precision: backbones.load(str(folder), torch.device("cpu"), precision))
+    return bench.load
 
 
 @pytest.fixture(scope="session")
-def trained(load: Load) -> Trained:
+def trained(bench: Workbench) -> Trained:
     """A cell of a method after two epochs of a task; trained once a session."""
-
-    @cache
-    def run(method: str, task: str, precision: str) -> Run:
-        return train([cell_of(method, task, precision=precision)], load(precision), tasks.get(task))
-
-    return run
+    return bench.trained

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
-import torch
-from contract_kit import (
-    ADAPTING,
-    KINDS,
-    METHODS,
-    PACKED,
-    Load,
-    cell_of,
-    logits_of,
-    made_of_data,
-    plain_encoder,
-    shapes_in,
-    trained_names,
-)
-from torch import Tensor
+from contract_kit import ADAPTING, KINDS, METHODS, PACKED, Load, cell_of, plain_encoder, shapes_in, trained_names
 
-from lora_bench import tasks
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.pack import Pack
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import Basis, Factor, Normal, Orthonormal, Shape, Uniform
+from lora_bench.methods.recipe import Basis, Factor, Shape
 
-TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
 MEANING = {
     "qv": ("query", "value"),
     "attention": ("query", "key", "value"),
@@ -44,29 +27,6 @@ def bases(method: str, size: int) -> list[Factor]:
 
 
 BASED = tuple(name for name in ADAPTING if bases(name, 2) != bases(name, 3))
-
-
-def nearly(method: str) -> float:
-    """How far step 0 may be from the base model: more where a trained factor starts from small noise."""
-    starts = [factor.start for factor in RECIPES[method].factors(cell_of(method), Shape(32, 32)) if factor.trainable]
-    noisy = any(isinstance(start, Normal) and start.std < TINY_START for start in starts)
-    return 1e-4 if noisy else 1e-6
-
-
-@pytest.mark.parametrize("task", KINDS)
-@pytest.mark.parametrize("method", METHODS)
-def test_step_zero_is_the_base_model(method: str, task: str, load: Load) -> None:
-    found, base = (first_logits(name, task, load) for name in (method, "head"))
-    assert base.std() > 0.02
-    torch.testing.assert_close(found, base, rtol=0, atol=nearly(method))
-
-
-def first_logits(method: str, task: str, load: Load) -> Tensor:
-    """An untrained cell's logits, with its head enlarged so that differences show."""
-    pack = Pack([cell_of(method, task)], load("float32"), tasks.get(task).num_outputs)
-    state = pack.state(0)
-    pack.load(0, State(state.adapter, {name: 5 * value for name, value in state.head.items()}))
-    return logits_of(pack, tasks.get(task))
 
 
 @pytest.mark.parametrize("targets", MEANING)
@@ -91,48 +51,11 @@ def test_without_an_adapter_all_or_nothing_trains(method: str, load: Load, folde
     assert pack.adapter_params(0) == expected
 
 
-@pytest.mark.parametrize("shape", [Shape(32, 32), Shape(64, 32), Shape(32, 64)])
-@pytest.mark.parametrize("method", METHODS)
-def test_formula_counts_the_trainable_factors(method: str, shape: Shape) -> None:
-    for rank in (1, 4, 8):
-        cell = cell_of(method, rank=rank)
-        factors = RECIPES[method].factors(cell, shape)
-        assert sum(f.rows * f.cols for f in factors if f.trainable) == RECIPES[method].trainable(cell, shape)
-        assert not any(f.shared and f.trainable for f in factors)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_head_is_counted_beside_and_not_within(method: str, load: Load) -> None:
     pack = Pack([cell_of(method)], load("float32"), 3)
     assert pack.head_params() == 32 * 32 + 32 + 3 * 32 + 3
     assert pack.head_params() == sum(value.numel() for value in pack.state(0).head.values())
-
-
-@pytest.mark.parametrize("method", ADAPTING)
-def test_random_factors_hang_on_seed_and_module_alone(method: str, load: Load) -> None:
-    first, again, other = (drawn_by(method, seed, load) for seed in (0, 0, 1))
-    for name, values in first.items():
-        torch.testing.assert_close(values, again[name], rtol=0, atol=0)
-        assert not torch.equal(values, other[name])
-        drawn = 1 if name.rpartition(".")[2] in shared_by(method) else math.prod(values.shape[:2])
-        assert drawn == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two modules alike, or a shared one not"
-
-
-def shared_by(method: str) -> set[str]:
-    """The factors that are the same for all modules."""
-    return {f.name for f in RECIPES[method].factors(cell_of(method), Shape(32, 32)) if f.shared}
-
-
-def drawn_by(method: str, seed: int, load: Load) -> dict[str, Tensor]:
-    """The randomly drawn factors `[cells, modules, rows, cols]` of a cell with that seed."""
-    cell = cell_of(method, seed=seed)
-    (group,) = Pack([cell], load("float32"), 2).bank.groups
-    return {
-        f"{family.name}.{factor.name}": group.factors(group.block.matrix.detach())[family][factor.name]
-        for family in group.families
-        for factor in RECIPES[method].factors(cell, family.shape)
-        if isinstance(factor.start, (Normal, Uniform, Orthonormal))
-    }
 
 
 @pytest.mark.parametrize("method", ADAPTING)
@@ -160,6 +83,12 @@ def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
     Pack([cell_of("svft-banded", b=31)], load("float32"), 2)
     with pytest.raises(BenchError, match="32 diagonals"):
         Pack([cell_of("svft-banded", b=32)], load("float32"), 2)
+
+
+def made_of_data(method: str) -> bool:
+    """Whether the method saves frozen factors that cannot be made again without the data."""
+    factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
+    return any(factor.saved and not factor.trainable for factor in factors)
 
 
 def test_methods_are_found() -> None:

@@ -43,7 +43,8 @@ def record(
         base |= {"targets": "attention"}
     cell = Cell(**(base | settings))
     counts = None if params is None else Counts(
-        adapter_params=params[0], head_params=params[1], adapter_bytes=4 * params[0], modules=24
+        adapter_params=params[0], head_params=params[1], adapter_bytes=4 * params[0], modules=24,
+        adapter_bytes_fp16=2 * params[0],
     )  # fmt: skip
     timing = None if seconds is None else Timing(
         seconds=seconds, pack_seconds=seconds, pack_size=1, tokens=1, tokens_per_second=1.0

@@ -1,0 +1,101 @@
+"""What a method keeps before it trains."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lora_bench import methods, tasks
+from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
+from lora_bench.engine.pack import Pack, State
+from lora_bench.methods.recipe import Normal, Orthonormal, Shape, Uniform
+
+TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
+SHAPES = (Shape(32, 32), Shape(64, 32), Shape(32, 64))
+
+
+def its_settings_are_complete(method: str, bench: Workbench) -> None:
+    """every parameter is known and has a default"""
+    recipe = methods.get(method)
+    unknown = recipe.parameters - PARAMETERS
+    require(not unknown, f"no cell has the parameter {', '.join(sorted(unknown))}; there are {sorted(PARAMETERS)}")
+    missing, extra = recipe.parameters - recipe.defaults.keys(), recipe.defaults.keys() - recipe.parameters
+    require(not missing and not extra, f"defaults lack {sorted(missing)}, and have {sorted(extra)} beyond parameters")
+    require(0 < recipe.default_lr < math.inf, f"default_lr is {recipe.default_lr}")
+    require(bool(recipe.name and recipe.title and recipe.source), "name, title or source is empty")
+
+
+def it_starts_as_the_base_model(method: str, bench: Workbench) -> None:
+    """before the first step the logits are the base model's"""
+    for task in KINDS:
+        found, base = (_first_logits(name, task, bench) for name in (method, "head"))
+        alike(found, base, _nearly(method), f"{task}: a logit at step 0")
+
+
+def _nearly(method: str) -> float:
+    """How far step 0 may be from the base model: more where a trained factor starts from small noise."""
+    starts = [factor.start for factor in methods.get(method).factors(cell_of(method), SHAPES[0]) if factor.trainable]
+    noisy = any(isinstance(start, Normal) and start.std < TINY_START for start in starts)
+    return 1e-4 if noisy else 1e-6
+
+
+def _first_logits(method: str, task: str, bench: Workbench) -> Tensor:
+    """An untrained cell's logits, with its head enlarged so that differences show."""
+    pack = Pack([cell_of(method, task)], bench.load("float32"), tasks.get(task).num_outputs)
+    state = pack.state(0)
+    pack.load(0, State(state.adapter, {name: 5 * value for name, value in state.head.items()}))
+    return logits_of(pack, tasks.get(task))
+
+
+def its_count_is_that_of_its_factors(method: str, bench: Workbench) -> None:
+    """`trainable` counts the trained factors' values, whatever rank and shape"""
+    recipe = methods.get(method)
+    for shape in SHAPES:
+        for rank in (1, 4, 8):
+            cell = cell_of(method, rank=rank)
+            factors = recipe.factors(cell, shape)
+            counted, stated = sum(f.rows * f.cols for f in factors if f.trainable), recipe.trainable(cell, shape)
+            require(counted == stated, f"rank {rank}, {shape}: {counted} values train, the formula says {stated}")
+            require(not any(f.shared and f.trainable for f in factors), "a factor that trains cannot be shared")
+
+
+def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
+    """a model's adapter has the sum of the formula over its weights"""
+    for targets in ("qv", "attention", TARGETS):
+        cell = cell_of(method, targets=targets)
+        pack = Pack([cell], bench.load("float32"), 2)
+        if not pack.bank.groups:
+            return
+        shapes = [family.shape for group in pack.bank.groups for family, own in group.families.items() for _ in own]
+        stated = sum(methods.get(method).trainable(cell, shape) for shape in shapes)
+        found = pack.adapter_params(0)
+        require(found == stated > 0, f"{targets}: {found} values train, the formula says {stated}")
+
+
+def its_draws_hang_on_seed_and_module(method: str, bench: Workbench) -> None:
+    """random factors are a function of the seed and the weight's name"""
+    first, again, other = (_drawn(method, seed, bench) for seed in (0, 0, 1))
+    for name, values in first.items():
+        require(torch.equal(values, again[name]), f"{name}: the same seed gives other values")
+        require(not torch.equal(values, other[name]), f"{name}: another seed gives the same values")
+        drawn = 1 if name.rpartition(".")[2] in _shared(method) else math.prod(values.shape[:2])
+        require(drawn == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two weights alike, or a shared one not")
+
+
+def _shared(method: str) -> set[str]:
+    """The factors that are the same for all modules."""
+    return {f.name for f in methods.get(method).factors(cell_of(method), SHAPES[0]) if f.shared}
+
+
+def _drawn(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
+    """The randomly drawn factors `[cells, modules, rows, cols]` of a cell with that seed."""
+    cell = cell_of(method, seed=seed)
+    return {
+        f"{family.name}.{factor.name}": group.factors(group.block.matrix.detach())[family][factor.name]
+        for group in Pack([cell], bench.load("float32"), 2).bank.groups
+        for family in group.families
+        for factor in methods.get(method).factors(cell, family.shape)
+        if isinstance(factor.start, Normal | Uniform | Orthonormal)
+    }

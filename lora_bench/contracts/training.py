@@ -1,0 +1,145 @@
+"""What a method keeps once it has trained: what may move moves, saved or merged it is the same model."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lora_bench import methods
+from lora_bench.contracts.kit import (
+    KINDS,
+    Run,
+    Workbench,
+    alike,
+    cell_of,
+    frozen_of,
+    head_by_hand,
+    logits_of,
+    padded,
+    plain_encoder,
+    require,
+    tokens,
+    train,
+    trained_names,
+)
+from lora_bench.engine import checkpoint
+
+
+def what_is_frozen_stays(method: str, bench: Workbench) -> None:
+    """the encoder and the frozen factors stay to the bit"""
+    for task in KINDS:
+        run = bench.trained(method, task, "float32")
+        moved = [name for name, value in frozen_of(run.pack).items() if not torch.equal(value, run.frozen[name])]
+        require(not moved, f"{task}: {', '.join(moved)} moved")
+
+
+def what_trains_moves(method: str, bench: Workbench) -> None:
+    """every trained value moves"""
+    for task in KINDS:
+        run = bench.trained(method, task, "float32")
+        after, before = run.pack.state(0), run.start[0]
+        stuck = [name for name, value in after.head.items() if torch.equal(value, before.head[name])]
+        for name, value in after.adapter.items():
+            if not run.recipe.trains_backbone and name.rpartition(".")[2] not in trained_names(run.cell):
+                continue
+            still = value == before.adapter[name]
+            idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1  # one may come back
+            stuck += [name] if idle and not name.endswith("key.bias") else []  # softmax ignores a shift of all keys
+        require(not stuck, f"{task}: {', '.join(stuck)} stayed, at least in part")
+
+
+def it_comes_back_as_it_was_saved(method: str, bench: Workbench) -> None:
+    """saved and loaded it is the same to the bit"""
+    for task in KINDS:
+        run, folder = bench.trained(method, task, "float32"), bench.new_folder()
+        checkpoint.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
+        loaded = checkpoint.load(folder, bench.load("float32"))
+        require(loaded.cells == (run.cell,), "another cell came back")
+        _same_state(run, loaded.state(0).adapter)
+        alike(logits_of(loaded, run.task), logits_of(run.pack, run.task), 1e-7, f"{task}: a logit of what was loaded")
+
+
+def _same_state(run: Run, adapter: dict[str, Tensor]) -> None:
+    """The adapter is the run's to the bit."""
+    own = run.pack.state(0).adapter
+    require(adapter.keys() == own.keys(), "other factors came back")
+    changed = [name for name, value in adapter.items() if not torch.equal(value, own[name])]
+    require(not changed, f"{', '.join(changed)} came back with other values")
+
+
+def its_file_holds_what_trains_alone(method: str, bench: Workbench) -> None:
+    """a saved adapter holds no frozen value that can be made again"""
+    run, folder = bench.trained(method, "cola", "float32"), bench.new_folder()
+    checkpoint.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
+    file = folder / "adapter.safetensors"
+    values = load_file(file) if file.exists() else {}
+    written = file.stat().st_size if values else 0
+    require(checkpoint.stored_bytes(run.pack.state(0).adapter) == written, "the size that is told is not the file's")
+    if run.recipe.trains_backbone:
+        return
+    shapes = [family.shape for group in run.pack.bank.groups for family in group.families]
+    factors = {f.name: f for shape in shapes for f in run.recipe.factors(run.cell, shape)}
+    kept = {name.rsplit(".", 1)[-1] for name in values}
+    require(kept == {name for name, factor in factors.items() if factor.saved}, f"the file holds {sorted(kept)}")
+
+
+def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:
+    """its change added to the plain encoder's weights gives its logits"""
+    for task in KINDS:
+        run = bench.trained(method, task, "float32")
+        rows = tokens(run.task)
+        ids, mask = padded(rows, range(len(rows)))
+        with torch.no_grad():
+            hidden = merged(run, bench)(input_ids=ids, attention_mask=mask).last_hidden_state
+            by_hand = head_by_hand(hidden[:, 0], run.pack.state(0).head)
+            plain = plain_encoder(bench.folder)(input_ids=ids, attention_mask=mask).last_hidden_state
+        alike(by_hand, logits_of(run.pack, run.task)[0], 1e-5, f"{task}: a logit of the merged model")
+        changes = run.recipe.adapts or run.recipe.trains_backbone
+        require(not changes or bool((hidden - plain).abs().max() > 1e-2), f"{task}: training changed nothing")
+
+
+@torch.no_grad()
+def merged(run: Run, bench: Workbench) -> nn.Module:
+    """The plain encoder with the cell's updates added to its weights (or its weights replaced)."""
+    plain = plain_encoder(bench.folder)
+    values = dict(plain.named_parameters())
+    for name, delta in run.pack.deltas(0).items():
+        values[f"{name}.weight"].add_(delta)
+    for name, delta in run.pack.bias_deltas(0).items():
+        values[f"{name}.bias"].add_(delta)
+    if run.recipe.trains_backbone:
+        unknown = plain.load_state_dict(run.pack.state(0).adapter, strict=False)
+        require(all("pooler" in name for name in unknown.missing_keys), "not every parameter was saved")
+    return plain
+
+
+def its_change_has_the_rank_it_states(method: str, bench: Workbench) -> None:
+    """the rank of what it adds to a weight is at most `update_rank`"""
+    runs = [bench.trained(method, "cola", "float64")]
+    for rank, a, b in ((1, 7, 6), (5, 2, 6), (5, 7, 3)):
+        cell = cell_of(method, precision="float64", rank=rank, a=a, b=b)
+        if cell != runs[0].cell:
+            runs.append(train([cell], bench.load("float64"), runs[0].task))
+    for run in runs:
+        for name, delta in run.pack.deltas(0).items():
+            stated = run.recipe.update_rank(run.cell)
+            bound = min(delta.shape) if stated is None else stated
+            found = int(torch.linalg.matrix_rank(delta))
+            require(min(1, bound) <= found <= bound, f"{name}: rank {found}, stated {bound}")
+
+
+def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
+    """the same seed gives the same losses, another seed others"""
+    first = bench.trained(method, "cola", "float32")
+    again = train([first.cell], bench.load("float32"), first.task)
+    other = train([cell_of(method, seed=1)], bench.load("float32"), first.task)
+    require(first.progress[0].losses == again.progress[0].losses, "the same seed gave other losses")
+    _same_state(first, again.pack.state(0).adapter)
+    pairs = zip(first.progress[0].losses, other.progress[0].losses, strict=True)
+    require(all(one != two for one, two in pairs), "another seed gave the same losses")
+
+
+def sized(method: str) -> bool:
+    """Whether cells of the method can differ in size."""
+    return bool({"rank", "a", "b"} & methods.get(method).parameters)

@@ -1,0 +1,111 @@
+"""A trained cell as transformers' own classifier: the updates in its weights, our head in its head.
+
+Our head is RoBERTa's classification head. A model type whose head computes something else (BERT, DistilBERT,
+ModernBERT; ELECTRA's has the same names and another activation) cannot hold it and is refused by comparing numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from lora_bench import hub
+from lora_bench.engine import backbone as encoders
+from lora_bench.engine import probe
+from lora_bench.engine.pack import Pack
+from lora_bench.errors import USAGE, BenchError
+from lora_bench.export.trained import Trained
+from lora_bench.tasks import Task
+
+HEAD = "classifier"
+WITH_OUR_HEAD = "RoBERTa, XLM-R and CamemBERT have it"
+TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "bf16": 0.1}  # of logits, relative to the largest
+
+
+def labelled(task: Task) -> dict[str, Any]:
+    """What the config of a classifier for the task says."""
+    if task.is_regression:
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = dict(enumerate(task.labels))
+    return {
+        "num_labels": len(names), "problem_type": "single_label_classification",
+        "id2label": names, "label2id": {name: number for number, name in names.items()},
+    }  # fmt: skip
+
+
+def untrained(trained: Trained) -> PreTrainedModel:
+    """The base model in float32 with a fresh head of our form.
+
+    Raises:
+        BenchError: exit code 2 if transformers' head for this model type is of another form.
+    """
+    with torch.random.fork_rng(), encoders.quiet_transformers(), hub.hub_mode(trained.offline):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            trained.model, dtype=torch.float32, use_safetensors=True, local_files_only=trained.offline,
+            attn_implementation="eager", ignore_mismatched_sizes=True, **labelled(trained.task),
+        )  # fmt: skip
+    model.eval()
+    if not _is_our_head(getattr(model, HEAD, None), trained.pack):
+        raise BenchError(
+            f"transformers' classifier for '{model.config.model_type}' has another head than the one that was trained.",
+            f"A RoBERTa head is needed ({WITH_OUR_HEAD}); the Python API takes the adapter alone.", USAGE,
+        )  # fmt: skip
+    return model
+
+
+@torch.no_grad()
+def _is_our_head(head: nn.Module | None, pack: Pack) -> bool:
+    """Whether the module computes what our head does from the first token, for random weights."""
+    shapes = {name: value.shape for name, value in pack.state(0).head.items()}
+    if head is None or {name: value.shape for name, value in head.state_dict().items()} != shapes:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    head.load_state_dict(values)
+    tokens = torch.randn(4, 3, shapes["dense.weight"][1], generator=generator) / 8
+    hidden = torch.tanh(tokens[:, 0] @ values["dense.weight"].T + values["dense.bias"])
+    expected = hidden @ values["out_proj.weight"].T + values["out_proj.bias"]
+    return torch.allclose(head(tokens), expected, atol=1e-4)
+
+
+@torch.no_grad()
+def fold(model: PreTrainedModel, pack: Pack, deltas: dict[str, Tensor]) -> None:
+    """Put the cell into the model: its head, `deltas` added to the weights `module`, its biases, or all of it."""
+    base = model.base_model
+    for name, delta in deltas.items():
+        _add(base.get_submodule(name).weight, delta)
+    for name, delta in pack.bias_deltas(0).items():
+        _add(base.get_submodule(name).bias, delta)
+    state = pack.state(0)
+    if pack.whole is not None:
+        base.load_state_dict(state.adapter, strict=False)
+    getattr(model, HEAD).load_state_dict(state.head)
+
+
+def _add(value: Any, delta: Tensor) -> None:
+    value.copy_(value.double() + delta.double().cpu())
+
+
+@torch.no_grad()
+def check(model: PreTrainedModel, pack: Pack) -> float:
+    """The largest difference of a logit between the cell and the model, over the probe sequences.
+
+    Raises:
+        BenchError: exit code 2 if they are not the same model.
+    """
+    config, device = pack.backbone.config, pack.backbone.device
+    with pack:
+        pack.compose()
+        ours = pack.logits(probe.windows(config, device))[0].cpu().double()
+    ids, mask = probe.batch(config)
+    theirs = model(input_ids=ids, attention_mask=mask).logits.double()
+    difference = float((ours - theirs).abs().max())
+    if not difference <= TOLERANCE[pack.backbone.precision] * max(1.0, float(ours.abs().max())):
+        raise BenchError(
+            f"What was exported differs from what was trained: a logit by {difference:.2g}.",
+            "This is a fault of lora-bench: please report the method and the model.", USAGE,
+        )  # fmt: skip
+    return difference

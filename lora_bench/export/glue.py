@@ -1,0 +1,151 @@
+"""Predictions of GLUE's test splits in the leaderboard's format: a zip of tsv files with official names.
+
+RTE, QNLI, MNLI and its diagnostic set AX are answered by names of labels, STS-B by a number from 0 to 5, the others by
+0 or 1. The leaderboard wants all eleven files; `problems` says what a submission lacks.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from lora_bench import data, hub
+from lora_bench.data import DataSource
+from lora_bench.engine import backbone as encoders
+from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.windows import Table
+from lora_bench.errors import USAGE, BenchError
+from lora_bench.export import card, unlabelled
+from lora_bench.export.folders import whole
+from lora_bench.export.trained import Trained
+from lora_bench.sources import HIGHEST, LOWEST
+from lora_bench.tasks import DIAGNOSTIC, TASKS, Submission, Task
+from lora_bench.training import check_fits
+
+HEADER = "index\tprediction"
+ZIP = "submission.zip"
+ALL: Mapping[str, tuple[Task, Submission]] = {
+    f"{test.file}.tsv": (task, test) for task in (*TASKS.values(), DIAGNOSTIC) for test in task.submissions
+}
+_DATE = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same bytes
+
+
+def write(cells: Iterable[Callable[[], Trained]], out: Path, source: Callable[[Trained], DataSource]) -> list[str]:
+    """Predict the test splits of the cells' tasks; lines that say what was written and what the submission lacks.
+
+    The cells are loaded one after another.
+    """
+    files: dict[str, str] = {}
+    sections: list[str] = []
+    for load in cells:
+        trained = load()
+        made = predictions(trained, source(trained))
+        if made.keys() & files.keys():
+            mend = "Give one id a task."
+            raise BenchError(f"Two of the cells are of the task {trained.task.title}.", mend, USAGE)
+        files |= made
+        sections.append(card.section(trained, ", ".join(made)))
+    with whole(out) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / ZIP).write_bytes(zipped(files))
+        (folder / "README.md").write_text(card.submission(sections, problems(files)), encoding="utf-8")
+    return [f"{ZIP} with {', '.join(files)}", *problems(files)]
+
+
+def predictions(trained: Trained, source: DataSource) -> dict[str, str]:
+    """The files of a cell's task by name; for MNLI the diagnostic set too, where the source has it."""
+    files = {f"{test.file}.tsv": _predicted(trained, trained.task, test, source) for test in trained.task.submissions}
+    if trained.task == TASKS["mnli"]:
+        (test,) = DIAGNOSTIC.submissions
+        try:
+            files[f"{test.file}.tsv"] = _predicted(trained, DIAGNOSTIC, test, source)
+        except BenchError:
+            if source.root is not None and _has(source.root, test):
+                raise
+    return files
+
+
+def _has(root: Path, test: Submission) -> bool:
+    try:
+        return unlabelled.find(root, DIAGNOSTIC, test).is_file()
+    except BenchError:
+        return False
+
+
+def _predicted(trained: Trained, task: Task, test: Submission, source: DataSource) -> str:
+    rows, numbers = unlabelled.read(task, test, source, trained.offline)
+    with encoders.quiet_transformers(), hub.hub_mode(trained.offline):
+        tokenizer = AutoTokenizer.from_pretrained(trained.model, local_files_only=trained.offline)
+    tokens = data.tokenize(rows, tokenizer, trained.cell.max_length)
+    check_fits(tokens, trained.pack.backbone)
+    table = Table(tokens, trained.pack.backbone.device, tokenizer.pad_token_id or 0)
+    with trained.pack:
+        (values,) = Trainer(trained.pack, trained.task, table, Split(table)).predict(table)
+    if not np.isfinite(values).all():
+        raise BenchError(
+            f"{trained.record.id} gives outputs that are no numbers.", "Choose a cell that is done.", USAGE
+        )
+    return tsv(task, numbers, values)
+
+
+def tsv(task: Task, numbers: Sequence[int], values: NDArray[np.float64]) -> str:
+    """The file's text from class numbers or scores `[N]`, in the order of their numbers."""
+    lines = [f"{numbers[row]}\t{answer(task, float(values[row]))}" for row in np.argsort(np.asarray(numbers))]
+    return "\n".join([HEADER, *lines]) + "\n"
+
+
+def answer(task: Task, value: float) -> str:
+    """A prediction as the leaderboard takes it."""
+    if task.is_regression:
+        return f"{min(max(value, LOWEST), HIGHEST):.3f}"
+    return task.labels[int(value)] if task.submits_names else str(int(value))
+
+
+def zipped(files: Mapping[str, str]) -> bytes:
+    """The files at the top of a zip."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _DATE), text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def problems(files: Mapping[str, str]) -> list[str]:
+    """What the leaderboard would not take: files that are absent, rows too few or too many, answers that are none."""
+    absent = [name for name in ALL if name not in files]
+    found = [f"The leaderboard wants all files; absent: {', '.join(absent)}."] if absent else []
+    return found + list(chain.from_iterable(_faults(name, text) for name, text in files.items()))
+
+
+def _faults(name: str, text: str) -> list[str]:
+    if name not in ALL:
+        return [f"{name}: no file of the leaderboard's."]
+    task, test = ALL[name]
+    header, *lines = text.splitlines()
+    fields = [line.split("\t") for line in lines]
+    found = [] if header == HEADER else [f"{name}: its first line is not '{HEADER}'."]
+    if len(lines) != test.rows:
+        found.append(f"{name}: {len(lines):,} rows, GLUE's test split has {test.rows:,}.")
+    if [field[0] for field in fields] != [str(number) for number in range(len(lines))]:
+        found.append(f"{name}: the index is not 0, 1, 2 and so on.")
+    answers = {field[-1] for field in fields}
+    if {len(field) for field in fields} - {2} or not all(_is_answer(task, text) for text in answers):
+        found.append(f"{name}: an answer is not of the task.")
+    return found
+
+
+def _is_answer(task: Task, text: str) -> bool:
+    if not task.is_regression:
+        return text in (task.labels if task.submits_names else map(str, range(len(task.labels))))
+    try:
+        return LOWEST <= float(text) <= HIGHEST
+    except ValueError:
+        return False

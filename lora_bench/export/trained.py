@@ -1,0 +1,111 @@
+"""From an id to the trained cell: its record, its encoder, its adapter, and where its model comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_bench import hub, methods
+from lora_bench.cell import Cell
+from lora_bench.engine import backbone as encoders
+from lora_bench.engine import checkpoint
+from lora_bench.engine.pack import Pack
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.grid import SAMPLE
+from lora_bench.lookup import find_record
+from lora_bench.models import identity, location
+from lora_bench.store import Record, read_records
+from lora_bench.tasks import Task, get
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished cell as a pack of one, and the records of the same settings over all seeds."""
+
+    record: Record
+    seeds: tuple[Record, ...]
+    pack: Pack
+    model: str  # what transformers loads
+    offline: bool
+
+    @property
+    def cell(self) -> Cell:
+        """Its settings."""
+        return self.record.cell
+
+    @property
+    def task(self) -> Task:
+        """Its task."""
+        return get(self.cell.task)
+
+    @property
+    def base(self) -> str:
+        """The model's public name: the Hub's id, or a directory's own name (never its path)."""
+        return self.cell.model.partition("@")[0]
+
+
+def load(
+    beginning: str, results: Path, model: Path | None = None, device: str = "cpu", offline: bool = False
+) -> Trained:
+    """The cell whose id begins so, as it was when its chosen epoch ended.
+
+    Raises:
+        BenchError: exit code 4 without a record, 3 without its adapter, its model or the model's files.
+    """
+    record = find_record(results, beginning)
+    folder = results / "adapters" / record.id
+    if not (folder / "adapter.json").is_file():
+        raise BenchError(
+            f"Nothing trained is kept of {record.id} ({record.cell.method}, {record.status}).",
+            "Train it again; adapters are kept unless --no-save, whole models (`full`) are not.", MISSING,
+        )  # fmt: skip
+    where = model_location(record.cell, model)
+    local = offline or Path(where).is_dir() or not hub.reachable()
+    _same_method(record.cell)
+    trains = methods.get(record.cell.method).trains_backbone
+    with hub.hub_mode(local):
+        backbone = encoders.load(where, torch.device(device), record.cell.precision, trains, local)
+    pack = checkpoint.load(folder, backbone)
+    if pack.cells != (record.cell,):
+        raise BenchError(f"'{folder}' is the adapter of another cell.", "Train the cell again.", MISSING)
+    return Trained(record, _over_seeds(results, record), pack, where, local)
+
+
+def _same_method(cell: Cell) -> None:
+    """Refuse a method of the cell's name that is not the one it was trained with."""
+    present = methods.origin(methods.get(cell.method).name)
+    if present != cell.origin:
+        raise BenchError(
+            f"The cell was trained with {cell.origin or 'this package'}'s '{cell.method}', here it is {present}'s.",
+            "Include the file as it was: --include FILE.", MISSING,
+        )  # fmt: skip
+
+
+def model_location(cell: Cell, given: Path | None) -> str:
+    """What transformers loads for the cell: `given`, else the bundled encoder or the Hub's id.
+
+    Raises:
+        BenchError: exit code 3 if the model was a directory and none is given, or another one.
+    """
+    name, at, _ = cell.model.partition("@")
+    if given is None and at and name != SAMPLE:
+        raise BenchError(f"The cell was trained over a directory, '{name}'.", "Say where it is: --model DIR.", MISSING)
+    chosen = str(given) if given is not None else (SAMPLE if at else cell.model)
+    if identity(chosen) != cell.model:
+        raise BenchError(
+            f"'{chosen}' is {identity(chosen)}, the cell was trained over {cell.model}.",
+            "Give --model the directory that it was trained over.", MISSING,
+        )  # fmt: skip
+    return location(chosen)
+
+
+def _over_seeds(results: Path, record: Record) -> tuple[Record, ...]:
+    """The finished records that differ from this one in the seed alone, this one among them."""
+    settings = record.cell.model_copy(update={"seed": 0})
+    return tuple(
+        other
+        for other in read_records(results).records
+        if other.status == "done" and other.cell.model_copy(update={"seed": 0}) == settings
+    )

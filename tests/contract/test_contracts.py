@@ -1,0 +1,198 @@
+"""The package's contracts: every method keeps them, and a method that breaks one is found out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from contract_kit import ADAPTING, METHODS, Trained
+from torch import Tensor
+from typer.testing import CliRunner
+
+from lora_bench import methods
+from lora_bench.cell import Cell
+from lora_bench.cli import app
+from lora_bench.contracts import packs, start, training
+from lora_bench.contracts.kit import ContractError, Workbench
+from lora_bench.contracts.suite import CONTRACTS, Contract
+from lora_bench.methods.lora import Lora
+from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
+@pytest.mark.parametrize("method", METHODS)
+def test_contract(method: str, contract: Contract, bench: Workbench) -> None:
+    contract(method, bench)
+
+
+@pytest.mark.parametrize("method", ADAPTING)
+def test_every_weight_has_every_trainable_factor(method: str, trained: Trained) -> None:
+    run = trained(method, "cola", "float32")
+    (group,) = run.pack.bank.groups
+    expected = {
+        f"{module}.{factor.name}": (factor.rows, factor.cols)
+        for family, modules in group.families.items()
+        for factor in run.recipe.factors(run.cell, family.shape)
+        if factor.saved
+        for module in modules
+    }
+    assert {name: tuple(value.shape) for name, value in run.pack.state(0).adapter.items()} == expected
+
+
+def test_biases_change_where_outputs_are_scaled_or_shifted(trained: Trained) -> None:
+    assert {method for method in ADAPTING if trained(method, "cola", "float64").pack.bias_deltas(0)} == {
+        "bitfit",
+        "ia3",
+    }
+
+
+@contextmanager
+def registered(recipe: Recipe) -> Iterator[str]:
+    """A method of this test's own."""
+    methods._recipes[recipe.name] = recipe
+    try:
+        yield recipe.name
+    finally:
+        del methods._recipes[recipe.name]
+
+
+class Miscounting(Lora):
+    """Counts one value too many."""
+
+    name = "miscounting"
+
+    def trainable(self, cell: Cell, shape: Shape) -> int:
+        """One more than there are."""
+        return super().trainable(cell, shape) + 1
+
+
+class Jumping(Lora):
+    """Starts away from the base model."""
+
+    name = "jumping"
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """B random."""
+        a, b = super().factors(cell, shape)
+        return a, Factor(b.name, b.rows, b.cols, Normal(1.0))
+
+
+class Stuck(Lora):
+    """A gets no gradient."""
+
+    name = "stuck"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A cut off."""
+        return Update(factors["A"].detach(), factors["B"])
+
+
+class Mixing(Lora):
+    """Ties the cells of a pack together."""
+
+    name = "mixing"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """A is the mean over the cells."""
+        return Update(factors["A"].mean(0, keepdim=True).expand_as(factors["A"]), factors["B"])
+
+
+class Leaking(Lora):
+    """Makes something of padding."""
+
+    name = "leaking"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """No row of A is zero."""
+        return Update(factors["A"] + 1, factors["B"])
+
+
+class Understating(Lora):
+    """States a rank below its own."""
+
+    name = "understating"
+
+    def update_rank(self, cell: Cell) -> int:
+        """One."""
+        return 1
+
+
+class Undefaulted(Lora):
+    """Has a parameter without a default, and one that no cell has."""
+
+    name = "undefaulted"
+    parameters = frozenset({"rank", "alpha", "targets", "depth"})
+
+
+class Forgetful(Lora):
+    """Starts anew each time, whatever the seed."""
+
+    name = "forgetful"
+    calls: ClassVar[list[int]] = []
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """Factors whose names, and so whose draws, change from call to call."""
+        a, b = super().factors(cell, shape)
+        self.calls.append(1)
+        return Factor(a.name, a.rows, a.cols, Normal(len(self.calls))), b
+
+
+CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
+    (Miscounting, start.its_count_is_that_of_its_factors, "the formula says"),
+    (Miscounting, start.its_pack_trains_as_many, "the formula says"),
+    (Jumping, start.it_starts_as_the_base_model, "a logit at step 0 differs"),
+    (Stuck, training.what_trains_moves, r"query\.A"),
+    (Mixing, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Mixing, packs.it_loads_among_larger_cells, "differs by"),
+    (Leaking, packs.padding_is_trimmed_and_stays_zero, "padding moved"),
+    (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
+    (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
+    (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "contract", "why"), CAUGHT, ids=lambda each: getattr(each, "__name__", ""))
+def test_a_method_that_breaks_it_is_found_out(
+    recipe: Callable[[], Recipe], contract: Contract, why: str, bench: Workbench
+) -> None:
+    with registered(recipe()) as method, pytest.raises(ContractError, match=why):
+        contract(method, bench)
+
+
+def test_the_newcomers_method_keeps_all(bench: Workbench, tmp_path: Path) -> None:
+    """As it stands in CONTRIBUTING.md."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "my_method.py").write_text(example)
+    method = methods.include(tmp_path / "my_method.py").name
+    try:
+        for contract in CONTRACTS:
+            contract(method, bench)
+    finally:
+        del methods._recipes[method], methods._origins[method]
+    assert f"{method}: {len(CONTRACTS)} of {len(CONTRACTS)} contracts are kept." in text
+
+
+def test_check_tells_each_contract_and_ends_with_one_where_one_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = (start.its_settings_are_complete, start.its_count_is_that_of_its_factors)
+    monkeypatch.setattr("lora_bench.contracts.suite.CONTRACTS", quick)
+    file = tmp_path / "my_method.py"
+    text = "from lora_bench.methods.lora import Lora\n\n\nclass Mine(Lora):\n    name = 'mine'\n{}\n\nRECIPE = Mine()\n"
+    file.write_text(text.format("    def trainable(self, cell, shape):\n        return 1 / 0\n"))
+    seen: dict[str, Any] = {}
+    for what in ("lora", str(file), "no-such"):
+        seen[what] = CliRunner().invoke(app, ["check", what])
+    del methods._recipes["mine"], methods._origins["mine"]
+    assert seen["lora"].exit_code == 0
+    assert "lora: 2 of 2 contracts are kept." in seen["lora"].output
+    assert seen[str(file)].exit_code == 1
+    assert "pass  every parameter is known" in seen[str(file)].output
+    assert "ZeroDivisionError: division by zero" in seen[str(file)].output
+    assert "mine: 1 of 2 contracts are kept." in seen[str(file)].output
+    assert seen["no-such"].exit_code == 2

@@ -1,0 +1,195 @@
+"""The Python API: any method on a transformers model, for a loop of one's own."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from engine.engine_factory import PACKABLE, cell
+from engine.runner_factory import Bench, make_data, make_model
+from torch import Tensor, nn
+
+import lora_bench
+from lora_bench import AdaptedModel, get_adapted_model, load_adapted_model, methods
+from lora_bench.engine import backbone as backbones
+from lora_bench.engine.pack import Pack
+from lora_bench.errors import BenchError
+
+OF_DATA = {"lora-sb"}  # starts from a gradient
+METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and name not in OF_DATA]
+SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}
+IDS = torch.tensor([[0, 5, 9, 11, 2, 1], [0, 33, 40, 2, 1, 1], [0, 7, 2, 1, 1, 1]])
+INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 1).long()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny RoBERTa on disk."""
+    return make_model(tmp_path_factory.mktemp("adapt") / "tiny")
+
+
+def classifier(folder: Path) -> Any:
+    """It with transformers' head, the same every time."""
+    torch.manual_seed(0)
+    return hf.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
+
+
+def settings(method: str) -> dict[str, Any]:
+    """Those of the small sizes that the method has."""
+    return {name: value for name, value in SIZES.items() if name in methods.get(method).parameters}
+
+
+def moved(adapted: AdaptedModel) -> AdaptedModel:
+    """Three steps of a loop of one's own."""
+    optimiser = torch.optim.AdamW(adapted.parameter_groups(lr=2e-2, head_lr=1e-2))
+    for _ in range(3):
+        loss = adapted(**INPUTS, labels=torch.tensor([0, 1, 1])).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return adapted
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    """Of the inputs."""
+    found: Tensor = model(**INPUTS).logits
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_start_is_the_packed_trainers(method: str, folder: Path, tmp_path: Path) -> None:
+    """The same seed, the same factors: there is one implementation of a recipe."""
+    adapted = get_adapted_model(classifier(folder), method, seed=3, **settings(method))
+    adapted.save(tmp_path)
+    own = cell(method, seed=3, precision="float32", **settings(method))
+    pack = Pack([own], backbones.load(str(folder), torch.device("cpu"), "float32", offline=True), 2)
+    expected = pack.state(0).adapter
+    saved = lora_bench.adapt.checkpoint.read(tmp_path)[2].adapter
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_saves_loads_and_merges(method: str, folder: Path, tmp_path: Path) -> None:
+    plain = classifier(folder)
+    before = {name: value.clone() for name, value in plain.base_model.state_dict().items()}
+    untouched = logits(plain)
+    adapted = get_adapted_model(plain, method, **settings(method))
+    torch.testing.assert_close(logits(adapted), untouched, rtol=0, atol=1e-4)
+    trainable = {name for name, value in adapted.named_parameters() if value.requires_grad}
+    assert all(name.startswith(("factors.", "model.classifier.")) for name in trainable)
+    moved(adapted)
+    trained = logits(adapted)
+    assert (trained - untouched).abs().max() > 1e-2
+    assert all(torch.equal(value, before[name]) for name, value in plain.base_model.state_dict().items())
+    adapted.save(tmp_path)
+    again = load_adapted_model(classifier(folder), tmp_path).eval()
+    torch.testing.assert_close(logits(again), trained, rtol=0, atol=1e-6)
+    merged = adapted.merge()
+    assert merged is plain
+    torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
+    assert all(value.requires_grad for value in merged.parameters())
+
+
+def test_a_benchmarks_adapter_is_loaded(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(folder, make_data(tmp_path / "rows"), tmp_path / "results")
+    (record,) = bench.run([{"method": "mini", "rank": 4, "a": 8, "b": 6}], precision="float32")
+    saved = bench.results / "adapters" / record.id
+    pack = lora_bench.adapt.checkpoint.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
+    deltas = pack.deltas(0)
+    adapted = load_adapted_model(classifier(folder), saved)
+    assert torch.equal(adapted.model.classifier.dense.weight, pack.state(0).head["dense.weight"])
+    base = {name: value.clone() for name, value in adapted.encoder.state_dict().items()}
+    merged = adapted.merge()
+    for name, delta in deltas.items():
+        weight = merged.base_model.get_submodule(name).weight
+        torch.testing.assert_close(weight, base[f"{name}.weight"] + delta, rtol=0, atol=1e-6)
+    encoder = hf.AutoModel.from_pretrained(folder)
+    assert load_adapted_model(encoder, saved).encoder is encoder
+
+
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_any_encoder_with_its_own_head(kind: str) -> None:
+    """What the benchmark's export must refuse, an own loop can train."""
+    torch.manual_seed(1)
+    adapted = get_adapted_model(hf.AutoModelForSequenceClassification.from_config(PACKABLE[kind]()), "mini", rank=2)
+    before = [value.detach().clone() for value in adapted.factors.values()]
+    moved(adapted)
+    assert not any(torch.equal(value, old) for value, old in zip(adapted.factors.values(), before, strict=True))
+
+
+def test_a_cast_model_keeps_what_it_learnt(folder: Path) -> None:
+    adapted = moved(get_adapted_model(classifier(folder), "pissa", **settings("pissa"))).eval()
+    before, factors = logits(adapted), list(adapted.factors.values())
+    adapted.to(torch.float64)
+    assert all(one is other for one, other in zip(adapted.factors.values(), factors, strict=True))
+    torch.testing.assert_close(logits(adapted).float(), before, rtol=0, atol=1e-4)
+
+
+def test_lora_plus_has_its_rates(folder: Path) -> None:
+    adapted = get_adapted_model(classifier(folder), "lora-plus", rank=2)
+    rates = [group["lr"] for group in adapted.parameter_groups(lr=1e-3, head_lr=5e-4)]
+    assert sorted(rates) == [5e-4, 1e-3, 16e-3]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("minni", {}, "mini"),
+        ("lora", {"a": 3}, "Known: alpha, rank, targets"),
+        ("lora", {"rank": 0}, "rank: 0"),
+        ("lora", {"targets": "querry"}, "query"),
+        ("lora-sb", {}, "gradient of the benchmark's data"),
+        ("full", {}, "Train the model as it is"),
+    ],
+)
+def test_wrong_calls_are_told(method: str, given: dict[str, Any], said: str, folder: Path) -> None:
+    with pytest.raises(BenchError, match=said):
+        get_adapted_model(classifier(folder), method, **given)
+
+
+def test_a_head_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    get_adapted_model(classifier(folder), "lora", rank=2).save(tmp_path)
+    three = hf.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    with pytest.raises(BenchError, match="not that of this model"):
+        load_adapted_model(three, tmp_path)
+
+
+def test_the_package_alone_imports_no_torch() -> None:
+    probe = "import sys; from lora_bench import methods; assert 'torch' not in sys.modules; methods.get('mini')"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = lora_bench.nothing_such
+
+
+def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, on a smaller model and fewer rows."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    tiny = make_model(tmp_path / "roberta")
+    batch = {"labels": torch.tensor([0, 1, 1]), **INPUTS}
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"batches": [batch] * 3}
+    (tmp_path / "example.py").write_text(example.replace('"FacebookAI/roberta-base"', repr(str(tiny))))
+    names = runpy.run_path(str(tmp_path / "example.py"), names)
+    assert (tmp_path / "my-adapter/adapter.safetensors").is_file()
+    assert np.isfinite(names["merged"](**INPUTS).logits.detach().numpy()).all()

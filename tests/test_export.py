@@ -1,0 +1,262 @@
+"""Exported cells, loaded by peft and transformers in a process that has never heard of this package."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from engine.runner_factory import Bench, make_data, make_model
+from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from lora_bench import data, methods, tasks
+from lora_bench.cli import app
+from lora_bench.engine import backbone as backbones
+from lora_bench.engine import checkpoint
+from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.windows import Table
+from lora_bench.errors import BenchError
+from lora_bench.export import trained as trains
+from lora_bench.store import Record
+
+SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
+PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]
+TEXTS = ["w1 w2 w3", "w40 w50 w3 w9 w9 w10 w11", "w7", "w20 w21 w22 w23 w24 w25"]
+FRESH = """
+import json, sys, warnings
+import numpy as np, torch
+from transformers import AutoModelForSequenceClassification as Auto, AutoTokenizer
+warnings.simplefilter("ignore")
+asked = json.load(sys.stdin)
+found = {}
+for name, (form, folder) in asked["folders"].items():
+    base = asked["base"] if form == "peft" else folder
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    inputs = tokenizer(asked["texts"], padding=True, return_tensors="pt")
+    if form == "peft":
+        from peft import PeftModel
+        plain = Auto.from_pretrained(base, num_labels=asked["outputs"])
+        model = PeftModel.from_pretrained(plain, folder).eval()
+        found[name + " merged"] = None
+    else:
+        model = Auto.from_pretrained(folder).eval()
+    with torch.no_grad():
+        found[name] = model(**inputs).logits.numpy()
+        if form == "peft":
+            found[name + " merged"] = model.merge_and_unload().eval()(**inputs).logits.numpy()
+assert not any(module.startswith("lora_bench") for module in sys.modules)
+np.savez(asked["out"], **found)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A trained cell of every method that packs, and two more seeds of LoRA."""
+    root = tmp_path_factory.mktemp("export")
+    made = Bench(make_model(root / "tiny"), make_data(root / "rows"), root / "results")
+    blocks = [
+        {"method": name, **{k: v for k, v in SIZES.items() if k in methods.get(name).parameters}} for name in PACKED
+    ]
+    made.run(blocks, limit=32, precision="float32", lr=2e-2)
+    made.run([block for block in blocks if block["method"] == "lora"], precision="float32", lr=2e-2, seed=[1, 2])
+    return made
+
+
+def export(bench: Bench, out: Path, *words: str) -> tuple[int, str]:
+    """`lora-bench export …` over the bench; its exit code and what it says."""
+    given = ["--out", str(out), "--results", str(bench.results), "--device", "cpu", "--offline"]
+    ended = CliRunner().invoke(app, ["export", *words, *given, "--model", str(bench.model)])
+    return ended.exit_code, ended.output
+
+
+def record_of(bench: Bench, method: str) -> Record:
+    """The cell of a method, seed 0."""
+    from lora_bench.store import read_records
+
+    return next(r for r in read_records(bench.results).records if r.cell.method == method and r.cell.seed == 0)
+
+
+def our_logits(bench: Bench, record: Record) -> np.ndarray:
+    """What the trained cell itself says of the texts, through windows."""
+    cell = trains.load(record.id, bench.results, bench.model, offline=True)
+    rows = data.Rows((list(TEXTS),), np.zeros(len(TEXTS), dtype=np.int64))
+    table = Table(data.tokenize(rows, AutoTokenizer.from_pretrained(bench.model), 16), torch.device("cpu"), 1)
+    with cell.pack, torch.no_grad():
+        cell.pack.compose()
+        return cell.pack.logits(next(table.batches([np.arange(len(TEXTS))])))[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def loaded(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Every method exported in both forms, and the logits of a fresh process by `method form`."""
+    root = tmp_path_factory.mktemp("out")
+    folders: dict[str, tuple[str, str]] = {}
+    for method in PACKED:
+        for form in ("peft", "merged"):
+            folder = root / f"{method}-{form}"
+            code, said = export(bench, folder, record_of(bench, method).id, "--to", form)
+            if code == 0:
+                folders[f"{method} {form}"] = form, str(folder)
+            else:
+                assert (code, form) == (2, "peft") and "--to merged" in said, said
+    asked = {"folders": folders, "texts": TEXTS, "base": str(bench.model), "outputs": 2, "out": str(root / "found.npz")}
+    ran = subprocess.run([sys.executable, "-c", FRESH], input=json.dumps(asked), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    with np.load(root / "found.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_a_fresh_process_has_the_same_logits(method: str, bench: Bench, loaded: dict[str, np.ndarray]) -> None:
+    ours = our_logits(bench, record_of(bench, method))
+    forms = [name for name in loaded if name.split()[0] == method]
+    worst = {name: float(np.abs(loaded[name] - ours).max()) for name in forms}
+    print({name: f"{value:.1e}" for name, value in worst.items()})
+    assert f"{method} merged" in forms
+    assert max(worst.values()) < 1e-5
+    assert method == "head" or np.abs(ours - our_logits(bench, record_of(bench, "head"))).max() > 1e-3
+
+
+def test_a_whole_model_that_was_kept_is_merged(bench: Bench, tmp_path: Path) -> None:
+    """`run` keeps none: this one is put in place by hand."""
+    (record,) = bench.run([{"method": "full"}], precision="float32", epochs=1, lr=1e-3)
+    code, said = export(bench, tmp_path / "none", record.id, "--to", "merged")
+    assert (code, "whole models (`full`) are not" in said) == (3, True), said
+    backbone = backbones.load(str(bench.model), torch.device("cpu"), "float32", trains=True)
+    state = Pack([record.cell], backbone, 2).state(0)
+    moved = {name: value + 0.01 * torch.randn_like(value) for name, value in state.adapter.items()}
+    checkpoint.save(bench.results / "adapters" / record.id, record.cell, 2, State(moved, state.head))
+    assert export(bench, tmp_path / "peft", record.id, "--to", "peft")[0] == 2
+    code, said = export(bench, tmp_path / "out", record.id, "--to", "merged")
+    assert code == 0, said
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model(**inputs).logits.numpy()
+    assert np.abs(found - our_logits(bench, record)).max() < 1e-5
+
+
+def test_low_rank_methods_are_loras(loaded: dict[str, np.ndarray]) -> None:
+    """Which methods are, follows from their numbers; of these it is known."""
+    known = {"lora", "mini", "xs", "cora", "pissa", "vera", "head"}
+    assert {f"{method} peft merged" for method in known} <= loaded.keys()
+
+
+def test_the_adapter_is_as_small_as_its_rank(bench: Bench, tmp_path: Path) -> None:
+    assert export(bench, tmp_path / "out", record_of(bench, "mini").id, "--to", "peft")[0] == 0
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 4)
+    assert set(config["target_modules"]) == {
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "intermediate.dense", "output.dense",
+    }  # fmt: skip
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert str(bench.model.parent) not in "".join(
+        path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"
+    )
+
+
+def test_half_precision_is_half_as_large(bench: Bench, tmp_path: Path) -> None:
+    name = record_of(bench, "lora").id
+    for dtype in ("float32", "float16"):
+        assert export(bench, tmp_path / dtype, name, "--to", "merged", "--dtype", dtype)[0] == 0
+    sizes = {dtype: (tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float32", "float16")}
+    assert 1.8 < sizes["float32"] / sizes["float16"] < 2
+
+
+def test_the_card_is_one_and_its_command_makes_the_cell(bench: Bench, tmp_path: Path) -> None:
+    record = record_of(bench, "lora")
+    assert export(bench, tmp_path / "out", record.id, "--to", "merged")[0] == 0
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.license == "other"
+    assert "set `license:` above yourself" in card.text
+    assert card.data.library_name == "transformers"
+    (result,) = card.data.eval_results or []
+    assert (result.metric_type, result.dataset_config) == ("accuracy", "sst2")
+    assert result.metric_value == pytest.approx(record.score, abs=1e-6)
+    assert result.dataset_type == "files"
+    assert "over 3 seeds" in card.text and "95% interval" in card.text
+    command = next(line for line in card.text.splitlines() if line.startswith("lora-bench run "))
+    words = shlex.split(command.replace("MODEL_DIR", str(bench.model)).replace("DATA_DIR", str(bench.rows)))
+    planned = CliRunner().invoke(app, ["plan", *words[2:], "--results", str(bench.results)])
+    assert planned.exit_code == 0, planned.output
+    assert "1 cell" in planned.output
+    assert "0 to train" in planned.output
+
+
+def test_the_licence_is_the_base_models_own(bench: Bench, tmp_path: Path) -> None:
+    card = bench.model / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# A model\n")
+    try:
+        assert export(bench, tmp_path / "out", record_of(bench, "xs").id, "--to", "peft")[0] == 0
+    finally:
+        card.unlink()
+    front = (tmp_path / "out/README.md").read_text().split("---")[1]
+    assert yaml.safe_load(front)["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--to", "peftt"), 2, "peft"),
+        (("--to", "peft", "--dtype", "float8"), 2, "float32"),
+        (("ffff", "--to", "peft"), 2, "one id"),
+    ],
+)
+def test_wishes_that_cannot_be(words: tuple[str, ...], code: int, said: str, bench: Bench, tmp_path: Path) -> None:
+    found, text = export(bench, tmp_path / "out", record_of(bench, "lora").id, *words)
+    assert (found, said in text) == (code, True), text
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_told(bench: Bench, tmp_path: Path) -> None:
+    name = record_of(bench, "lora").id
+    out = tmp_path / "out"
+    assert export(bench, out, "ffff", "--to", "peft")[0] == 4
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    assert export(bench, out, name, "--to", "peft")[0] == 2
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    given = ["--out", str(tmp_path / "new"), "--results", str(bench.results)]
+    ended = CliRunner().invoke(app, ["export", name, "--to", "peft", *given])
+    assert ended.exit_code == 3
+    assert "--model DIR" in ended.output
+    other = make_model(tmp_path / "other", vocabulary=70)
+    with pytest.raises(BenchError, match="was trained over tiny@"):
+        trains.load(name, bench.results, other, offline=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_head_is_refused(tmp_path: Path) -> None:
+    """ELECTRA's head has the same names and computes something else."""
+    import transformers as hf
+
+    bench = Bench(make_model(tmp_path / "m"), make_data(tmp_path / "rows"), tmp_path / "results")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = hf.ElectraConfig(vocab_size=60, embedding_size=32, max_position_embeddings=40, **sizes)
+    hf.ElectraModel(config).save_pretrained(bench.model)
+    (record,) = bench.run([{"method": "lora", "rank": 2}], epochs=1)
+    code, said = export(bench, tmp_path / "out", record.id, "--to", "merged")
+    assert code == 2
+    assert "another head" in said
+    assert tasks.get("sst2").title not in said
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,181 @@
+"""Methods that are not of this package: included files and installed packages."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lora_bench import methods
+from lora_bench.cli import app
+from lora_bench.errors import BenchError
+from lora_bench.store import read_records
+
+MINE = '''
+"""LoRA whose factors share a size: A trains, B is random."""
+
+from lora_bench.methods.lora import Lora
+from lora_bench.methods.recipe import Factor, Normal, Zeros, rank_of
+
+
+class Half(Lora):
+    name = "half"
+    title = "Half of LoRA"
+    source = "a test"
+
+    def factors(self, cell, shape):
+        rank = rank_of(cell)
+        return (
+            Factor("A", rank, shape.inputs, Zeros()),
+            Factor("B", shape.outputs, rank, Normal(rank**-0.5), trainable=False),
+        )
+
+    def trainable(self, cell, shape):
+        return rank_of(cell) * shape.inputs
+
+
+RECIPE = Half()
+'''
+
+
+REGISTRY = (methods._recipes, methods._origins, methods._broken)
+BUILT_IN = [dict(part) for part in REGISTRY]
+
+
+def forget() -> None:
+    """The registry as it was."""
+    for part, before in zip(REGISTRY, BUILT_IN, strict=True):
+        part.clear()
+        part.update(before)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """The registry as it was, after every test."""
+    yield
+    forget()
+
+
+def here(*words: str) -> tuple[int, str]:
+    """A command in this process, as if it had just begun: exit code and output."""
+    forget()
+    ended = CliRunner().invoke(app, words)
+    return ended.exit_code, ended.output
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A method in a file."""
+    path = tmp_path / "my_method.py"
+    path.write_text(MINE)
+    return path
+
+
+def lora_bench(*words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as the registry lasts as long as the process."""
+    paths = os.pathsep.join(filter(None, (str(cwd), str(Path(methods.__file__).parents[2]))))
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "COLUMNS": "140", **more}
+    command = [sys.executable, "-m", "lora_bench", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_an_included_method_runs_in_a_pack_beside_lora_and_is_exported(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--results", "out"]
+    code, said = here("run", *words, "--method", "half", "--method", "lora", "--include", mine.name)
+    assert code == 0, said
+    assert "1 packs" in said
+    records = {record.cell.method: record for record in read_records(tmp_path / "out").records}
+    assert records["half"].cell.origin == methods._named(mine, MINE.encode())
+    assert records["lora"].cell.origin is None
+    with (tmp_path / "out/metrics.csv").open(newline="") as file:
+        assert {row["method"]: row["origin"] for row in csv.DictReader(file)}["half"].startswith("my_method.py@")
+    export = ["export", records["half"].id, "--to", "peft", "--results", "out", "--device", "cpu"]
+    code, said = here(*export, "--out", "bare")
+    assert (code, "--include FILE" in said) == (2, True), said
+    code, said = here(*export, "--out", "half-peft", "--include", mine.name)
+    assert code == 0, said
+    assert (tmp_path / "half-peft/adapter_model.safetensors").is_file()
+    mine.write_text(MINE.replace("Normal(rank**-0.5)", "Normal(1.0)"))
+    code, said = here(*export, "--out", "other", "--include", mine.name)
+    assert (code, "as it was" in said) == (3, True), said
+
+
+def test_another_text_is_another_cell(mine: Path, tmp_path: Path) -> None:
+    from lora_bench import plan as plans
+    from lora_bench.options import Selection
+
+    def ids() -> list[str]:
+        selection = Selection(preset="smoke", task=["sst2"], seed=[0], method=["half"], rank=[4], include=[mine])
+        return [cell.id for cell in plans.make(selection.grid(), tmp_path / "none", None).todo]
+
+    first = ids()
+    assert ids() == first and len(first) == 1
+    forget()
+    mine.write_text(MINE + "\n# another text\n")
+    assert ids() != first
+
+
+def test_list_names_it(mine: Path) -> None:
+    code, said = here("list", "methods", "--include", str(mine))
+    assert (code, "half" in said) == (0, True), said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("RECIPE = 1\n", "defines no RECIPE"),
+        ("x = 1\n\nprint(y)\n", "line 3: NameError"),
+        ("def f(:\n", "line 1: SyntaxError"),
+        (MINE.replace('name = "half"', 'name = "lora"'), "'lora', which there is already"),
+        (MINE.replace('    title = "Half of LoRA"\n', "").replace("(Lora)", "(Recipe)").replace(
+            "import Factor", "import Factor, Recipe") + "", "abstract"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_told_in_a_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=said) as error:
+        methods.include(path)
+    assert len(str(error.value).splitlines()) == 2
+    assert "half" not in methods.RECIPES
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.py", tmp_path, tmp_path / "notes.txt"):
+        if path.suffix == ".txt":
+            path.write_text("notes")
+        with pytest.raises(BenchError):
+            methods.include(path)
+
+
+def test_a_packages_methods_are_there_by_themselves(mine: Path, tmp_path: Path) -> None:
+    """As pip lays a distribution down: a module and its metadata."""
+    mine.rename(tmp_path / "half_method.py")
+    info = tmp_path / "half-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lora_bench.methods]\nhalf = half_method\nlost = no_such_module\n")
+    listed = lora_bench("list", "methods", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "Half of LoRA" in listed.stdout
+    assert "cannot be loaded: ModuleNotFoundError" in listed.stdout
+    planned = lora_bench("plan", "--preset", "smoke", "--task", "sst2", "--method", "half", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    lost = lora_bench("plan", "--preset", "smoke", "--task", "sst2", "--method", "lost", cwd=tmp_path)
+    assert (lost.returncode, "no_such_module" in lost.stderr) == (3, True), lost.stderr
+
+
+def test_an_entry_point_that_is_no_recipe_stops_nothing() -> None:
+    methods.adopt([EntryPoint("odd", "json:dumps", methods.GROUP)])
+    assert "is no Recipe" in methods.BROKEN["odd"]
+    assert "odd" not in methods.RECIPES
