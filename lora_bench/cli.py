@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_bench import __version__, outward, signals
+from lora_bench import __version__, outward, signals, upkeep
 from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.options import Selection, including, selecting
 from lora_bench.text import clean
@@ -262,8 +262,8 @@ def bench(
         raise typer.Exit(SOME_FAILED)
 
 
-for outward_command in (outward.export, outward.check):
-    app.command()(reported(told(outward_command)))
+for further in (outward.export, outward.check, upkeep.choose, upkeep.archive):
+    app.command()(reported(told(further)))
 
 
 def _cache() -> Path:

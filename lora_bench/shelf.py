@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_bench import files, states
 from lora_bench.outcome import Outcome
-from lora_bench.store import Loaded, Record, make_room, read_record, record_text, write_csv
+from lora_bench.store import Loaded, Record, make_room, read_archive, read_record, record_text, write_csv
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
@@ -25,15 +25,17 @@ class Shelf:
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        self.records: dict[str, Record] = {}
-        self.broken: dict[Path, str] = {}
+        archived = read_archive(results)
+        self._archived = {record.id: record for record in archived.records}
+        self.records: dict[str, Record] = dict(self._archived)
+        self.broken: dict[Path, str] = dict(archived.broken)
         self._stamps: dict[str, Stamp] = {}
         self._told = self._telling = 0.0  # when metrics.csv was written, and the seconds that it took
         self.refresh()
 
     def written(self) -> dict[str, int]:
         """When each record was written (nanoseconds)."""
-        return {cell: stamp[2] for cell, stamp in self._stamps.items()}
+        return dict.fromkeys(self._archived, 0) | {cell: stamp[2] for cell, stamp in self._stamps.items()}
 
     def loaded(self) -> Loaded:
         """What the folder holds, as `read_records` tells it."""
@@ -47,6 +49,8 @@ class Shelf:
         for cell in self._stamps.keys() - found.keys() | changed:
             self.records.pop(cell, None)
             self.broken.pop(self._path(cell), None)
+            if cell not in changed and cell in self._archived:
+                self.records[cell] = self._archived[cell]
         for cell in sorted(changed):
             self._read(cell)
         self._stamps = found

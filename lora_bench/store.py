@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lora_bench import archive
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import read_file, write_atomically
@@ -196,12 +197,21 @@ def make_room(path: Path) -> None:
 def read_record(path: Path) -> Record:
     """Read one record; ValueError says in one line what is wrong with it."""
     try:
-        record = Record.model_validate_json(unseal(read_file(path)))
-    except ValidationError as error:
-        raise ValueError(_first(error)) from None
+        record = parse(read_file(path))
     except OSError as error:
         raise ValueError(error.strerror or "cannot be read") from None
-    if record.id != record.cell.id or record.id != path.stem:
+    if record.id != path.stem:
+        raise ValueError("its id is not its file's name")
+    return record
+
+
+def parse(content: bytes) -> Record:
+    """The record that was written so; ValueError says in one line what is wrong with it."""
+    try:
+        record = Record.model_validate_json(unseal(content))
+    except ValidationError as error:
+        raise ValueError(_first(error)) from None
+    if record.id != record.cell.id:
         raise ValueError("its id is not the hash of its settings")
     return record
 
@@ -226,20 +236,34 @@ def _files(results: Path) -> list[str]:
 
 
 def count_records(results: Path) -> int:
-    """How many record files there are, sound or not."""
-    return len(_files(results))
+    """About how many records there are, sound or not; the archive's by its size."""
+    path = archive.path_of(results)
+    return len(_files(results)) + (path.stat().st_size // 500 if path.is_file() else 0)
+
+
+def read_archive(results: Path) -> Loaded:
+    """The records of the folder's archive, and what is wrong with it."""
+    records: list[Record] = []
+    try:
+        for line in archive.lines(results):
+            records.append(parse(line))
+    except (ValueError, OSError) as error:
+        return Loaded(tuple(records), ((archive.path_of(results), f"after {len(records)} records: {error}"),))
+    return Loaded(tuple(records), ())
 
 
 def read_records(results: Path) -> Loaded:
     """Every record under `results`, sorted by id, and the files that are none."""
-    records: list[Record] = []
-    broken: list[tuple[Path, str]] = []
+    archived = read_archive(results)
+    records = {record.id: record for record in archived.records}
+    broken = list(archived.broken)
     for path in map((results / "cells").joinpath, _files(results)):
         try:
-            records.append(read_record(path))
+            records[path.stem] = read_record(path)
         except ValueError as error:
+            records.pop(path.stem, None)
             broken.append((path, str(error)))
-    return Loaded(tuple(records), tuple(broken))
+    return Loaded(tuple(records[cell] for cell in sorted(records)), tuple(broken))
 
 
 def _metric_columns(record: Record) -> dict[str, object]:

@@ -33,7 +33,8 @@ MAY: dict[str, str] = {
     "plain_yaml": "errors",
     "methods": "cell errors",
     "metrics": "errors tasks",
-    "store": "cell errors files seal text",
+    "archive": "files",
+    "store": "archive cell errors files seal text",
     "sources": "errors tasks",
     "hub": "errors sources tasks",
     "signals": "",
@@ -46,6 +47,7 @@ MAY: dict[str, str] = {
     "grid": "cell config errors methods",
     "models": "errors files grid sample",
     "choose": "errors store tasks",
+    "upkeep": "archive choose errors store",
     "cost": "cell errors files methods models store tasks",
     "environment": "lora_bench",
     "fingerprint": "environment methods",
@@ -73,7 +75,7 @@ MAY: dict[str, str] = {
     "bench": "cell cost data engine environment errors files grid hub methods models plan tasks training",
     "cli": (
         "lora_bench bench diagnosis environment errors lookup options outward plan progress report runner signals "
-        "store summaries text training work"
+        "store summaries text training upkeep work"
     ),
     "__main__": "cli",
 }

@@ -20,6 +20,8 @@ COMMANDS = {
     "show": {"--results"},
     "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include"},
     "check": set(),
+    "choose": {"--results", "--rank", "--method"},
+    "archive": {"--results"},
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

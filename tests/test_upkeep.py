@@ -1,0 +1,136 @@
+"""Choosing rates from a search, and records in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lora_bench import archive, choose
+from lora_bench.cell import Cell
+from lora_bench.cli import app
+from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
+from lora_bench.shelf import Shelf
+from lora_bench.store import Epoch, Protocol, Record, Status, read_records, record_path, write_record
+
+
+def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "done", **cell: object) -> Record:
+    """A record of a search: two epochs, of which the second is the better one on held-out rows."""
+    settings = {"model": "m", "data": "d", "task": "rte", "method": "lora", "rank": 4, "targets": "qv"}
+    made = Cell.model_validate(settings | {"seed": seed, "lr": lr, "select": "held-out"} | cell)
+    kept = None if held_out is None else {"accuracy": held_out}
+    low = None if held_out is None else {"accuracy": held_out - 0.1}
+    epochs = (
+        Epoch(epoch=1, loss=1.0, metrics={"accuracy": 0.9}, held_out=low),
+        Epoch(epoch=2, loss=1.0, metrics={"accuracy": 0.5}, held_out=kept),
+    )
+    protocol = Protocol(split="validation", select="held-out")
+    return Record(id=made.id, cell=made, status=status, metric="accuracy", epochs=epochs, protocol=protocol)
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    ended = CliRunner().invoke(app, [str(each) for each in arguments])
+    return ended.exit_code, ended.output
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """A results folder of these records."""
+
+    def made(*records: Record) -> Path:
+        for each in records:
+            write_record(tmp_path / "out", each)
+        return tmp_path / "out"
+
+    return made
+
+
+def test_the_rate_with_the_best_held_out_mean_is_chosen() -> None:
+    found = choose.choices(
+        [record(1e-3, 0.6), record(1e-3, 0.62, seed=1), record(2e-3, 0.7), record(2e-3, 0.5, seed=1), record(4e-3, 0.1)]
+    )
+    (choice,) = found
+    assert (choice.lr, choice.task, choice.seeds, choice.edge) == (1e-3, "rte", 2, True)
+    assert choice.metric == pytest.approx(0.61)
+
+
+def test_a_rate_at_which_a_seed_diverged_is_worst_and_of_equal_ones_the_lowest_counts() -> None:
+    bad = [record(1e-2, 0.9), record(1e-2, 0.9, seed=1, status="diverged")]
+    (choice,) = choose.choices([*bad, record(5e-3, 0.5), record(2e-3, 0.5)])
+    assert choice.lr == 2e-3
+
+
+def test_ranks_take_the_rate_of_the_nearest_one_searched() -> None:
+    searched = [record(1e-3, 0.6, rank=4), record(2e-3, 0.6, rank=32), record(5e-3, 0.6, method="head", rank=None)]
+    blocks = choose.blocks(choose.choices(searched), (2, 8, 16, 64))
+    assert [(block["method"], block.get("rank"), block["lr"]) for block in blocks] == [
+        ("head", None, {"rte": 5e-3}), ("lora", [2, 8], {"rte": 1e-3}), ("lora", [16, 64], {"rte": 2e-3}),
+    ]  # fmt: skip
+
+
+def test_without_held_out_rows_nothing_is_chosen() -> None:
+    with pytest.raises(BenchError, match="no held-out metric") as caught:
+        choose.choices([record(1e-3, None)])
+    assert caught.value.code == NOTHING
+
+
+def test_choose_prints_blocks_that_a_config_takes(folder: Callable[..., Path], tmp_path: Path) -> None:
+    results = folder(record(1e-3, 0.6), record(2e-3, 0.7), record(4e-3, 0.5))
+    code, out = invoke("choose", "--results", results, "--rank", 4, "--rank", 8)
+    assert code == 0
+    config = tmp_path / "chosen.yaml"
+    config.write_text("name: chosen\ndefaults: {task: rte, model: sample}\nblocks:\n" + out)
+    code, out = invoke("plan", "--config", config, "--results", tmp_path / "new")
+    assert code == 0
+    assert "chosen: 2 cells" in out
+
+
+def test_an_archive_is_read_as_the_files_were(folder: Callable[..., Path]) -> None:
+    results = folder(record(1e-3, 0.6), record(2e-3, 0.7))
+    before = read_records(results)
+    assert invoke("archive", "--results", results)[0] == 0
+    content = archive.path_of(results).read_bytes()
+    assert not list((results / "cells").iterdir())
+    assert read_records(results) == Shelf(results).loaded() == before
+    assert invoke("archive", "--results", results)[0] == 0
+    assert archive.path_of(results).read_bytes() == content
+
+
+def test_a_file_counts_before_the_archive(folder: Callable[..., Path]) -> None:
+    one = record(1e-3, 0.6)
+    results = folder(one)
+    invoke("archive", "--results", results)
+    shelf = Shelf(results)
+    write_record(results, newer := one.model_copy(update={"reason": "again"}))
+    assert shelf.refresh() == {one.id}
+    assert shelf.records[one.id] == newer == read_records(results).records[0]
+    record_path(results, one.id).unlink()
+    shelf.refresh()
+    assert shelf.records[one.id] == one
+
+
+def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) -> None:
+    results = folder(record(1e-3, 0.6), record(2e-3, 0.7))
+    invoke("archive", "--results", results)
+    path = archive.path_of(results)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        loaded = read_records(results)
+        assert [each[0] for each in loaded.broken] == [path], length
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        loaded = read_records(results)
+        assert loaded.broken or len(loaded.records) == 2, "a bit of gzip's header that means nothing may turn"
+    path.write_bytes(content[:-9])
+    code, out = invoke("archive", "--results", results)
+    assert code == SOME_FAILED
+    assert "is no sound record" in " ".join(out.split())
+    assert path.read_bytes() == content[:-9]
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    for command in ("choose", "archive"):
+        assert invoke(command, "--results", tmp_path)[0] == NOTHING
