@@ -150,7 +150,7 @@ def test_rank_of_the_update(method: str, trained: Trained) -> None:
     assert_ranks(run)
 
 
-@over_adapting
+@over_sized
 @pytest.mark.parametrize(("rank", "a", "b"), [(1, 7, 6), (5, 2, 6), (5, 7, 3)])
 def test_rank_of_the_update_by_its_sizes(method: str, rank: int, a: int, b: int, load: Load) -> None:
     cell = cell_of(method, precision="float64", rank=rank, a=a, b=b)
