@@ -1,22 +1,130 @@
-"""Files written whole or not at all."""
+"""The one place where results are written, whole or not at all and flushed to the disk, and read without trust."""
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+MARK = ".tmp"
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` for what is not whole yet."""
+    return path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}{MARK}"
+
+
+def listing(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing if it is not there."""
+    try:
+        return sorted(folder / name for name in os.listdir(folder))  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a new file and flush it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view[: 2**30]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; no for a name that the system cannot have (too long, no text)."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file; a pipe is not waited for.
+    """
+    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("this is no file")
+        return file.readall()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: temporary file beside it, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}.tmp"
+    made = temporary(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write(made, content)
+        os.replace(made, path)  # noqa: PTH105
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(made)
         raise
+
+
+def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a folder of files whole or not at all, the files in this order; one of that name is replaced."""
+    made = temporary(path)
+    try:
+        for name, content in contents.items():
+            write(made / name, content)
+        sync(made)
+        place(made, path)
+        sync(path.parent)
+    except BaseException:
+        remove(made)
+        raise
+
+
+def place(made: Path, path: Path) -> None:
+    """Give a whole file or folder its name; a folder of that name gives way. `sync` the parent to make it last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        aside = temporary(path)
+        os.replace(path, aside)  # noqa: PTH105
+        os.replace(made, path)  # noqa: PTH105
+        remove(aside)
+    else:
+        os.replace(made, path)  # noqa: PTH105
+
+
+def sync(folder: Path) -> None:
+    """Flush the names in a folder."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def touch(path: Path) -> None:
+    """Set a file's time to now, by the clock of the file system."""
+    os.utime(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and what is in it; nothing if it is not there or cannot be removed."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            for child in listing(path):
+                remove(child)
+            os.rmdir(path)  # noqa: PTH106
+        else:
+            os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """What killed processes left unfinished in a folder."""
+    return (path for path in listing(folder) if path.name.startswith(".") and path.name.endswith(MARK))

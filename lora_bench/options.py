@@ -68,8 +68,10 @@ class Selection:
     ] = None
     pack: Annotated[str, typer.Option(help="Cells trained together: auto or a number.", rich_help_panel=WHERE)] = "auto"
     retry: Annotated[
-        str | None, typer.Option(help="Run again what ended as: failed, diverged.", rich_help_panel=WHERE)
-    ] = None
+        list[str] | None,
+        typer.Option(help="Run again what is: failed, diverged, oom, stale (by commas, or repeated).",
+                     rich_help_panel=WHERE),
+    ] = None  # fmt: skip
 
     def chosen(self) -> Config:
         """The config of the selection: a preset, a file, or none but the options."""
@@ -117,8 +119,8 @@ class Selection:
         return int(self.pack)
 
     def statuses(self) -> tuple[str, ...]:
-        """The statuses to run again."""
-        return tuple(part.strip() for part in (self.retry or "").split(",") if part.strip())
+        """The states to run again."""
+        return tuple(part.strip() for text in self.retry or () for part in text.split(",") if part.strip())
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ from lora_bench.errors import BenchError
 from lora_bench.grid import HUB, SAMPLE, Grid, Sources, packs
 from lora_bench.models import identity
 from lora_bench.sample import DATA
-from lora_bench.store import Record, read_records
+from lora_bench.shelf import Shelf
+from lora_bench.standing import RETRY, Standing, standings
+from lora_bench.store import Record
 
 if TYPE_CHECKING:
     from lora_bench.data import DataSource
-
-RETRY = ("failed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,16 @@ class Plan:
 
     grid: Grid
     packs: tuple[tuple[Cell, ...], ...]
-    reasons: Mapping[str, str]
+    standings: Mapping[str, Standing]
+    shelf: Shelf
     known: Mapping[str, Record]
     broken: tuple[tuple[Path, str], ...]
     estimate: Estimate
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each cell runs, by id; empty if it does not."""
+        return {cell: standing.why if standing.runs else "" for cell, standing in self.standings.items()}
 
     @property
     def todo(self) -> tuple[Cell, ...]:
@@ -71,25 +77,38 @@ def make(
 ) -> Plan:  # fmt: skip
     """Compare a grid with what `results` holds.
 
-    `limit`: the most cells a pack may have, None for as many as fill the device. `retry`: the statuses (`failed`,
-    `diverged`) whose cells run again. `device`: its name, as records have it; `measured`: its own coefficients.
+    `limit`: the most cells a pack may have, None for as many as fill the device. `retry`: the states (`failed`,
+    `diverged`, `oom`, `stale`) whose cells run again. `device`: its name, as records have it; `measured`: its own
+    coefficients.
     """
     wanted = frozenset(retry)
     if wanted - set(RETRY):
         raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
-    loaded = read_records(results)
+    shelf = Shelf(results)
+    loaded = shelf.loaded()
+    loaded.refuse_newer({cell.id for cell in grid.cells})
     known = {record.id: record for record in loaded.records}
-    reasons = {cell.id: _reason(known.get(cell.id), wanted) for cell in grid.cells}
-    todo = [cell for cell in grid.cells if reasons[cell.id]]
+    found = standings(grid.cells, shelf, wanted)
     precision = grid.cells[0].precision if grid.cells else "float32"
-    estimate = Estimate(coefficients(device, precision, measured), rows=_sample_rows(grid))
-    estimate = estimate.refined(known.values(), device, grid.models)
+    plain = Estimate(coefficients(device, precision, measured), rows=_sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
-    def fitting(cell: Cell) -> int:
-        return limit or estimate.cells_a_pack(cell, kind, grid.model_location(cell))
+    def fitting(cell: Cell) -> int:  # not refined: packs do not change as records come
+        return limit or plain.cells_a_pack(cell, kind, grid.model_location(cell))
 
-    return Plan(grid, tuple(packs(todo, fitting)), reasons, known, loaded.broken, estimate)
+    made = _grouped(grid.cells, {cell.id for cell in grid.cells if found[cell.id].runs}, fitting)
+    return Plan(grid, made, found, shelf, known, loaded.broken, plain.refined(known.values(), device, grid.models))
+
+
+def _grouped(
+    cells: Sequence[Cell], todo: Collection[str], fitting: Callable[[Cell], int]
+) -> tuple[tuple[Cell, ...], ...]:
+    """The packs of the whole grid of which nothing is done, so that an interrupted one comes again as it was; then
+    what is left of the others, grouped anew."""
+    whole = [pack for pack in packs(cells, fitting) if all(cell.id in todo for cell in pack)]
+    taken = {cell.id for pack in whole for cell in pack}
+    rest = [cell for cell in cells if cell.id in todo and cell.id not in taken]
+    return (*whole, *packs(rest, fitting))
 
 
 def _sample_rows(grid: Grid) -> dict[tuple[str, str], tuple[int, int]]:
@@ -101,10 +120,3 @@ def _sample_rows(grid: Grid) -> dict[tuple[str, str], tuple[int, int]]:
             train = lines.pop("train", 0)
             found[data, task] = train, sum(lines.values())
     return found
-
-
-def _reason(record: Record | None, retry: frozenset[str]) -> str:
-    """Why a cell runs; empty if it does not."""
-    if record is None:
-        return "no record"
-    return f"was {record.status}" if record.status in retry else ""

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from lora_bench.cell import Cell
 from lora_bench.engine.checkpoint import adapter_bytes
 from lora_bench.engine.pack import Pack
-from lora_bench.engine.trainer import Progress
-from lora_bench.store import Counts, DataInfo, Epoch, Protocol, Record, Timing
+from lora_bench.engine.progress import Progress
+from lora_bench.outcome import protocol
+from lora_bench.store import Counts, DataInfo, Epoch, Record, Timing
 from lora_bench.tasks import Task
-from lora_bench.tasks import get as get_task
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A cell that needs its pack no more."""
+
+    progress: Progress
+    counts: Counts
+
+
+def ended(pack: Pack, place: int, progress: Progress) -> Ended:
+    """What a record needs of the pack."""
+    state = progress.state if progress.state is not None else pack.state(place)
+    counts = Counts(
+        adapter_params=pack.adapter_params(place), head_params=pack.head_params(),
+        adapter_bytes=adapter_bytes(state), modules=pack.modules(place),
+    )  # fmt: skip
+    return Ended(progress, counts)
 
 
 def finished(
-    pack: Pack,
-    place: int,
-    progress: Progress,
-    task: Task,
-    info: DataInfo,
-    timing: Timing,
-    notes: Sequence[str],
-    environment: Mapping[str, str],
+    cell: Ended, task: Task, info: DataInfo, timing: Timing, notes: Sequence[str], environment: Mapping[str, str]
 ) -> Record:
     """The record of a cell that trained to the end, or diverged on the way."""
-    main = task.main_metric
+    main, progress = task.main_metric, cell.progress
     values = [metrics[main] for metrics in progress.metrics]
     best = _argmax(values)
     selected = progress.selected
-    state = progress.state if progress.state is not None else pack.state(place)
     return Record(
         id=progress.cell.id, cell=progress.cell, metric=main, epochs=_epochs(progress),
         status="diverged" if progress.diverged else "done", reason=progress.diverged,
@@ -37,26 +47,9 @@ def finished(
         last=_number(values[-1]), score=None if selected is None else _number(values[selected - 1]),
         score_epoch=selected,
         predictions=() if progress.predictions is None else tuple(round(float(p), 6) for p in progress.predictions),
-        counts=Counts(
-            adapter_params=pack.adapter_params(place), head_params=pack.head_params(),
-            adapter_bytes=adapter_bytes(state), modules=pack.modules(place),
-        ),
-        timing=timing, protocol=_protocol(progress.cell, task, notes), data=info, environment=dict(environment),
+        counts=cell.counts, timing=timing, protocol=protocol(progress.cell, task, notes), data=info,
+        environment=dict(environment),
     )  # fmt: skip
-
-
-def failure(cell: Cell, reason: str, notes: Sequence[str], environment: Mapping[str, str]) -> Record:
-    """The record of a cell that could not be trained."""
-    task = get_task(cell.task)
-    return Record(
-        id=cell.id, cell=cell, status="failed", reason=reason, metric=task.main_metric,
-        protocol=_protocol(cell, task, notes), environment=dict(environment),
-    )  # fmt: skip
-
-
-def _protocol(cell: Cell, task: Task, notes: Sequence[str]) -> Protocol:
-    split = "+".join(name for name, _ in task.eval_splits)
-    return Protocol(split=split, select=cell.select, notes=tuple(notes))
 
 
 def _epochs(progress: Progress) -> tuple[Epoch, ...]:

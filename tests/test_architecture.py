@@ -23,38 +23,59 @@ ROOT = Path(lora_bench.__file__).parent
 # the package itself holds the version. A new module needs a line here: put it as low as it can stand.
 MAY: dict[str, str] = {
     "lora_bench": "",
-    "errors": "",
+    "text": "",
+    "errors": "text",
     "files": "",
+    "seal": "",
     "sample": "",
     "cell": "errors",
     "tasks": "errors",
     "plain_yaml": "errors",
     "methods": "cell errors",
     "metrics": "errors tasks",
-    "store": "cell errors files",
+    "store": "cell errors files seal text",
     "sources": "errors tasks",
     "hub": "errors sources tasks",
+    "signals": "",
+    "states": "files signals",
+    "outcome": "cell store tasks text",
+    "work": "cell outcome states store",
+    "shelf": "files outcome states store",
     "data": "errors files hub sources tasks",
     "config": "cell errors methods plain_yaml tasks",
     "grid": "cell config errors methods",
-    "models": "errors grid sample",
-    "cost": "cell methods models store tasks",
-    "plan": "cell cost data errors grid models sample store tasks",
+    "models": "errors files grid sample",
+    "choose": "errors store tasks",
+    "cost": "cell errors files methods models store tasks",
     "environment": "lora_bench",
-    "engine": "cell data errors files methods metrics tasks",
-    "record": "cell engine errors store tasks",
-    "runner": "cell cost data engine environment errors grid hub methods models plan record store tasks",
-    "report": "cell errors files store tasks",
-    "summaries": "cell errors methods plan store tasks",
-    "progress": "cell plan store tasks",
-    "diagnosis": "environment errors hub models",
+    "fingerprint": "environment methods",
+    "leases": "errors files",
+    "standing": "cell fingerprint leases shelf states store",
+    "plan": "cell cost data errors grid models sample shelf standing store tasks",
+    "engine": "cell cost data errors files seal methods metrics states tasks",
+    "record": "engine outcome store tasks",
+    "runner": "cell errors files leases outcome plan signals states store training work",
+    "keeper": "cell engine fingerprint states",
+    "training": (
+        "cell cost data engine environment errors fingerprint hub keeper methods models outcome plan record states "
+        "store tasks work"
+    ),
+    "report": "cell errors files store tasks text",
+    "summaries": "cell errors leases methods plan standing store tasks text",
+    "progress": "cell plan store tasks text",
+    "diagnosis": "environment errors hub models text",
     "options": "config errors grid plan",
-    "bench": "cell cost data engine environment errors files grid hub methods models plan runner tasks",
-    "cli": "lora_bench bench diagnosis environment errors options plan progress report runner store summaries",
+    "bench": "cell cost data engine environment errors files grid hub methods models plan tasks training",
+    "cli": (
+        "lora_bench bench diagnosis environment errors options plan progress report runner signals store summaries "
+        "text training work"
+    ),
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
-TRAINS = frozenset({"engine", "record", "runner", "bench"})  # they alone may import heavy libraries at their top
+TRAINS = frozenset(
+    {"engine", "record", "keeper", "training", "bench"}
+)  # they alone may import heavy libraries at their top
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")

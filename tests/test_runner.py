@@ -14,8 +14,9 @@ from engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, 
 
 from lora_bench.engine.trainer import Progress, Trainer
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.runner import Options, Runner
+from lora_bench.runner import Runner
 from lora_bench.store import read_records
+from lora_bench.work import Options
 
 HEAD = 32 * 32 + 32 + 2 * 32 + 2
 MODULES = 2 * 3  # layers, and query, key and value in each
@@ -134,8 +135,9 @@ def test_retry_runs_what_was_asked_for(bench: Bench) -> None:
 def test_a_retry_that_goes_well_takes_the_place_of_the_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run", no_memory(above=0))
-        assert [record.status for record in bench.run(MIXED[:2])] == ["failed", "failed"]
-    assert [record.status for record in bench.run(MIXED[:2], retry=("failed",))] == ["done", "done"]
+        assert [record.status for record in bench.run(MIXED[:2])] == ["oom", "oom"]
+    assert bench.plan(MIXED[:2], retry=("failed",)).todo == ()
+    assert [record.status for record in bench.run(MIXED[:2], retry=("oom",))] == ["done", "done"]
     assert [row["status"] for row in bench.csv()] == ["done", "done"]
 
 

@@ -66,14 +66,15 @@ def gradients(pack: Pack, batch: Batch, names: Collection[str]) -> dict[str, Ten
 
 @torch.no_grad()
 def _write(group: Group, row: int, found: Mapping[str, Direction], rate: float) -> None:
-    state = group.state(row)
+    values = group.block.matrix.detach()[row : row + 1]
+    state = group.state(row, values)
     for family, modules in group.families.items():
         for factor in group.versions(row, family):
             if isinstance(factor.start, FirstStep):
                 for module in modules:
                     value = _value(factor, factor.start, found[module], rate, module)
                     state[f"{module}.{factor.name}"] = value * factor.start.gain
-    group.load(row, state)
+    group.load(row, state, values)
 
 
 def _value(factor: Factor, start: FirstStep, found: Direction, rate: float, module: str) -> Tensor:

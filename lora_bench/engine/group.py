@@ -202,13 +202,16 @@ class Group:
             return Operands(a, b, gain, stretch, shift)
         return Operands(a, b, None if update.gain is None else update.gain - 1, stretch, update.shift)
 
-    def state(self, row: int) -> dict[str, Tensor]:
-        """What a saved adapter of one cell holds, without padding: `module.factor` → `[rows, cols]` on the CPU."""
-        return {name: part.clone().cpu() for name, part in self._views(row)}
+    def state(self, row: int, values: Tensor) -> dict[str, Tensor]:
+        """A cell's row `[1, values]` of the matrix (or of what has its shape) without padding: `module.factor`.
 
-    def load(self, row: int, state: dict[str, Tensor]) -> None:
-        """Put saved values in the place of a cell's."""
-        for name, part in self._views(row):
+        With what a saved adapter holds beside: frozen factors that were made of the data.
+        """
+        return {name: part.detach().to("cpu", copy=True) for name, part in self._views(row, values)}
+
+    def load(self, row: int, state: dict[str, Tensor], values: Tensor) -> None:
+        """Put a state into such a row."""
+        for name, part in self._views(row, values):
             part.copy_(state[name])
 
     def params(self, row: int) -> int:
@@ -220,13 +223,13 @@ class Group:
         """One cell's factors of a family."""
         return self.recipe.factors(self.cells[row], family.shape)
 
-    def _views(self, row: int) -> list[tuple[str, Tensor]]:
+    def _views(self, row: int, values: Tensor) -> list[tuple[str, Tensor]]:
         views: list[tuple[str, Tensor]] = []
-        values = self.factors(self.block.matrix.detach())
+        found = self.factors(values)
         for family, modules in self.families.items():
             for own in self.versions(row, family):
                 if own.saved:
-                    padded = values[family][own.name][row]
+                    padded = found[family][own.name][0 if own.trainable else row]
                     views += [(f"{m}.{own.name}", padded[i, : own.rows, : own.cols]) for i, m in enumerate(modules)]
         return views
 

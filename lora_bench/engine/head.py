@@ -62,14 +62,13 @@ class Heads:
         hidden = _drop(hidden, masks, 1)
         return torch.baddbmm(own["out_proj.bias"], hidden, own["out_proj.weight"].mT)
 
-    def state(self, row: int) -> dict[str, Tensor]:
-        """One cell's head on the CPU, biases as vectors."""
-        own = self.parts(self.block.matrix.detach()[row : row + 1])
-        return {name: _flat(name, part[0]).clone().cpu() for name, part in own.items()}
+    def state(self, values: Tensor) -> dict[str, Tensor]:
+        """A cell's row `[1, values]` of the matrix (or of what has its shape) by name, biases as vectors."""
+        return {name: _flat(name, part[0]).clone() for name, part in self.parts(values).items()}
 
-    def load(self, row: int, state: dict[str, Tensor]) -> None:
-        """Put saved values in the place of a cell's."""
-        for name, part in self.parts(self.block.matrix.detach()[row : row + 1]).items():
+    def load(self, state: dict[str, Tensor], values: Tensor) -> None:
+        """Put a state into such a row."""
+        for name, part in self.parts(values).items():
             part[0].copy_(state[name].view_as(part[0]))
 
 

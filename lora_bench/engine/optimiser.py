@@ -41,7 +41,10 @@ class ByRow(NamedTuple):
 
 
 class PackedAdamW:
-    """The optimiser of a pack. `alive[k]` turns False when cell k's loss or gradient is not finite."""
+    """The optimiser of a pack. `alive[k]` turns False when cell k's loss or gradient is not finite.
+
+    `lived[k]` is how many updates it has taken.
+    """
 
     def __init__(self, blocks: Sequence[Block], cells: Sequence[Cell], steps: int) -> None:
         self.blocks = list(blocks)
@@ -51,6 +54,7 @@ class PackedAdamW:
         clips = torch.tensor([c.clip or math.inf for c in cells], device=matrix.device, dtype=matrix.dtype)
         self.clips = clips if bool(torch.isfinite(clips).any()) else None
         self.alive = torch.ones(len(cells), dtype=torch.bool, device=matrix.device)
+        self.lived = torch.zeros(len(cells), dtype=torch.long, device=matrix.device)
         self.first = [torch.zeros_like(block.matrix) for block in self.blocks]
         self.second = [torch.zeros_like(block.matrix) for block in self.blocks]
         self.count = torch.zeros(1, dtype=torch.long, device=matrix.device)
@@ -60,6 +64,7 @@ class PackedAdamW:
         """One update. `losses: [K]`; a cell whose loss or gradient norm is not finite keeps its values for good."""
         norms = self.norms(gradients)
         self.alive.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
+        self.lived += self.alive
         clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + 1e-6)).clamp(max=1)
         factor = self.factors.index_select(0, self.count)[0]
         self.count += 1

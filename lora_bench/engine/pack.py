@@ -31,6 +31,21 @@ class State:
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
 
+    def flat(self) -> Tensor:
+        """All values as one vector, the adapter's first."""
+        return torch.cat([part.flatten() for part in (*self.adapter.values(), *self.head.values())])
+
+    def like(self, values: Tensor) -> State:
+        """Other values, as one vector, in the shapes of these.
+
+        Raises:
+            ValueError: they are not as many.
+        """
+        parts = [*self.adapter.items(), *self.head.items()]
+        cut = values.split([part.numel() for _, part in parts])
+        shaped = [(name, own.reshape(part.shape)) for (name, part), own in zip(parts, cut, strict=True)]
+        return State(dict(shaped[: len(self.adapter)]), dict(shaped[len(self.adapter) :]))
+
 
 class Pack:
     """K cells over one backbone, arranged by method. Use as a context: leaving it takes the adapters off again."""
@@ -107,25 +122,41 @@ class Pack:
 
     def state(self, place: int) -> State:
         """What cell `place` has trained."""
-        return State(self._adapter_state(place), self.heads.state(place))
-
-    def _adapter_state(self, place: int) -> dict[str, Tensor]:
-        if self.whole is not None:
-            return self.whole.state()
-        for group in self.bank.groups:
-            if place in group.places:
-                return group.state(place - group.first)
-        return {}
+        return self.states([place])[0]
 
     @torch.no_grad()
-    def load(self, place: int, state: State) -> None:
-        """Put a saved state in the place of a cell's."""
-        self.heads.load(place, state.head)
+    def states(self, places: Sequence[int], of: Sequence[Tensor] | None = None) -> list[State]:
+        """What these cells have trained: one copy from the device a block.
+
+        `of`: instead of the trained values, others of the blocks' shapes (the optimiser's moments).
+        """
+        found = [State({}, {}) for _ in places]
+        *parts, heads = of or [block.matrix for block in self.blocks()]
+        for group, matrix in zip(self.bank.groups, parts, strict=False):
+            own = [
+                (state, place - group.first)
+                for state, place in zip(found, places, strict=True)
+                if place in group.places
+            ]
+            for (state, row), values in zip(own, _rows(matrix, [row for _, row in own]), strict=True):
+                state.adapter.update(group.state(row, values))
+        if self.whole is not None and found:
+            found[0].adapter.update(self.whole.state(parts[-1].detach().cpu()))
+        for state, values in zip(found, _rows(heads, places), strict=True):
+            state.head.update(self.heads.state(values))
+        return found
+
+    @torch.no_grad()
+    def load(self, place: int, state: State, into: Sequence[Tensor] | None = None) -> None:
+        """Put a saved state in the place of a cell's, in place (or `into` others of the blocks' shapes)."""
+        *parts, heads = [matrix.detach() for matrix in into or [block.matrix for block in self.blocks()]]
+        self.heads.load(state.head, heads[place : place + 1])
         if self.whole is not None:
-            self.whole.load(state.adapter)
-        for group in self.bank.groups:
+            self.whole.load(state.adapter, parts[-1])
+        for group, matrix in zip(self.bank.groups, parts, strict=False):
             if place in group.places:
-                group.load(place - group.first, state.adapter)
+                row = place - group.first
+                group.load(row, state.adapter, matrix[row : row + 1])
 
     def adapter_params(self, place: int) -> int:
         """How many values the cell trains outside its head."""
@@ -172,3 +203,8 @@ class Pack:
         modules = {name for group in self.bank.groups if place in group.places for name in group.modules}
         made = self.bank.by_module(self.bank.updates(self.backbone.exact))
         return {name: own for name, own in made.items() if name in modules}
+
+
+def _rows(matrix: Tensor, rows: Sequence[int]) -> Sequence[Tensor]:
+    """These rows on the CPU, `[1, values]` each, in one copy."""
+    return matrix.detach()[list(rows)].cpu().split(1) if rows else ()

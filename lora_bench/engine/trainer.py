@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,18 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_bench.cell import Cell
+from lora_bench.cost import EVAL_SLOTS
 from lora_bench.engine import first_step, randomness
 from lora_bench.engine.graphs import SMALL, Replays, choose
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.pack import Pack
+from lora_bench.engine.progress import Progress
 from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
-
-EVAL_TOKENS = {"cpu": 2**13, "cuda": 2**18}
 
 
 class Watch(Protocol):
@@ -47,31 +45,18 @@ class Split:
     parts: dict[str, slice] | None = None
 
 
-@dataclass
-class Progress:
-    """What is known of one cell so far. Metrics are by epoch; NaN is kept as NaN."""
+class Keeper(Protocol):
+    """Who keeps what has been trained, so that it can go on from there."""
 
-    cell: Cell
-    losses: list[float] = field(default_factory=list)
-    epoch_losses: list[float] = field(default_factory=list)
-    metrics: list[dict[str, float]] = field(default_factory=list)
-    held_out: list[dict[str, float]] = field(default_factory=list)
-    diverged: str | None = None
-    selected: int | None = None
-    state: State | None = None
-    predictions: NDArray[np.float64] | None = None
+    def pausing(self) -> bool:
+        """Whether to pause after this step, to be kept."""
 
-    def chosen_by(self) -> list[dict[str, float]]:
-        """The metrics that choose the epoch."""
-        return self.held_out if self.cell.select == "held-out" else self.metrics
+    def keep(self, trainer: Trainer) -> None:
+        """The trainer is between two steps: keep it if it is time to. May raise to stop it."""
 
-    def improved(self, metric: str) -> bool:
-        """Whether the newest epoch is the one to keep so far."""
-        values = [metrics[metric] for metrics in self.chosen_by()]
-        if self.cell.select == "last" or self.selected is None:
-            return True
-        previous = values[self.selected - 1]
-        return values[-1] > previous or (math.isnan(previous) and not math.isnan(values[-1]))
+
+class PausedError(Exception):
+    """An evaluation was left to be done again."""
 
 
 class Trainer:
@@ -87,25 +72,61 @@ class Trainer:
         self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_an_epoch * cell.epochs)
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
-        self.replays = Replays(self._advance, self._room)
-        self.steps = 0
+        self.replays = Replays()
+        self.steps = self.epoch = 0  # taken; evaluated
         self.progress = [Progress(cell) for cell in pack.cells]
         self._rooms: dict[int, tuple[Form, Masks]] = {}
+        self._keeper: Keeper | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if any(first_step.starts_from_it(group) for group in pack.bank.groups):
             (batch,) = table.batches([self.groups(1)[0]])
             with self._on_stream():
                 first_step.begin(pack, batch, self.steps_an_epoch * self.epochs)
 
-    def run(self, watch: Watch | None = None) -> list[Progress]:
-        """All epochs, each evaluated; what became of every cell, in the pack's order."""
+    def run(self, watch: Watch | None = None, keeper: Keeper | None = None) -> list[Progress]:
+        """All epochs that are left, each evaluated; what became of every cell, in the pack's order.
+
+        Ends early when more than half of the cells have diverged (`finished` is False while others have not).
+        """
+        self._keeper = keeper
         with self.pack:
             self.prepare()
-            for epoch in range(1, self.epochs + 1):
-                losses = self.train(self.groups(epoch), partial(watch.step, epoch) if watch else None)
-                self._note_losses(epoch, losses)
-                self._evaluate_epoch(epoch, watch)
+            while not self.finished and not self.thin:
+                self._run_epoch(self.epoch + 1, watch)
         return self.progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether no cell has an epoch left."""
+        return self.epoch == self.epochs or all(progress.diverged for progress in self.progress)
+
+    @property
+    def thin(self) -> bool:
+        """Whether more than half of the cells have diverged."""
+        return 2 * sum(progress.diverged is not None for progress in self.progress) > len(self.progress)
+
+    def _run_epoch(self, epoch: int, watch: Watch | None) -> None:
+        """What is left of an epoch, and its evaluation."""
+
+        def pausing(step: int) -> bool:
+            if watch is not None:
+                watch.step(epoch, begun + step)
+            return self._pausing()
+
+        while (begun := self.steps - (epoch - 1) * self.steps_an_epoch) < self.steps_an_epoch:
+            self._note_losses(epoch, self.train(self.groups(epoch)[begun:], pausing))
+            self._keep()
+        while self.epoch < epoch:
+            with suppress(PausedError):
+                self._evaluate_epoch(epoch, watch)
+            self._keep()
+
+    def _pausing(self) -> bool:
+        return self._keeper is not None and self._keeper.pausing()
+
+    def _keep(self) -> None:
+        if self._keeper is not None:
+            self._keeper.keep(self)
 
     def groups(self, epoch: int) -> list[Ints]:
         """The rows of each batch of an epoch."""
@@ -114,24 +135,27 @@ class Trainer:
     def prepare(self, steps: int | None = None) -> None:
         """Choose which shapes of batches to record as CUDA graphs, for that many steps (default: all).
 
-        Only the written-out encoder is recorded: transformers' own code may do what a graph cannot hold.
+        Only the family that is written out is recorded: another encoder's code may do what a graph cannot hold.
         """
         groups = self.groups(1)
         forms = Counter(self.table.layout(group).form for group in groups)
         mean = sum(form.slots * count for form, count in forms.items()) / len(groups)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        if self._stream is not None and self.pack.fused and work <= SMALL:
+        if self._stream is not None and self.pack.backbone.fused is not None and work <= SMALL:
             share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
             self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
 
-    def train(self, groups: Sequence[Ints], watch: Callable[[int], None] | None = None) -> Tensor:
-        """A step for each group of rows, issued without waiting for the device; losses `[steps, K]`."""
+    def train(self, groups: Sequence[Ints], pausing: Callable[[int], bool] | None = None) -> Tensor:
+        """A step for each group of rows, issued without waiting for the device; losses `[steps, K]`.
+
+        `pausing` is asked after each step, counted from 1, whether to leave the rest.
+        """
         losses: list[Tensor] = []
         with self._on_stream():
             for step, batch in enumerate(self.table.batches(groups, self.replays.fit), 1):
                 losses.append(self.train_step(batch))
-                if watch is not None:
-                    watch(step)
+                if pausing is not None and pausing(step):
+                    break
             return torch.stack(losses)
 
     def probe(self) -> None:
@@ -156,7 +180,11 @@ class Trainer:
         """Forward, backward, update; the losses `[K]` before the update."""
         self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
         self.steps += 1
-        return self.replays.step(batch, lambda masks: masks.draw(self.generator, batch.windows, len(batch.rows)))
+
+        def draw(masks: Masks) -> None:
+            masks.draw(self.generator, batch.windows, len(batch.rows))
+
+        return self.replays.step(batch, self._advance, self._room, draw)
 
     def _advance(self, batch: Batch, masks: Masks) -> Tensor:
         """The part of a step that happens on the device."""
@@ -180,26 +208,33 @@ class Trainer:
         return masks
 
     def _note_losses(self, epoch: int, losses: Tensor) -> None:
-        alive = self.optimiser.alive.tolist()
-        for progress, own, lives in zip(self.progress, losses.T.tolist(), alive, strict=True):
-            progress.losses += own
-            progress.epoch_losses.append(float(np.mean(own)))
-            if not lives and progress.diverged is None:
-                progress.diverged = f"loss or gradient not finite in epoch {epoch}"
+        lived = self.optimiser.lived.tolist()
+        for progress, own, steps in zip(self.progress, losses.T.tolist(), lived, strict=True):
+            if progress.diverged is None:
+                progress.losses += own
+            if progress.diverged is None and self.steps == epoch * self.steps_an_epoch:
+                progress.epoch_losses.append(float(np.mean(progress.losses[-self.steps_an_epoch :])))
+                if steps < self.steps:
+                    progress.diverged = f"loss or gradient not finite in epoch {epoch}, step {steps + 1}"
 
     def _evaluate_epoch(self, epoch: int, watch: Watch | None) -> None:
         predictions = self.predict(self.evaluation.table)
         held = None if self.held_out is None else self.predict(self.held_out)
+        better: list[int] = []
         for k, progress in enumerate(self.progress):
+            if not progress.follows(epoch):
+                continue
             progress.metrics.append(self._score(predictions[k], self.evaluation.table, self.evaluation.parts))
             if held is not None and self.held_out is not None:
                 progress.held_out.append(self._score(held[k], self.held_out))
             if progress.diverged is None and not np.isfinite(predictions[k]).all():
                 progress.diverged = f"outputs not finite after epoch {epoch}"
             if progress.diverged is None and progress.improved(self.task.main_metric):
-                progress.selected = epoch
-                progress.state = self.pack.state(k)
-                progress.predictions = predictions[k]
+                better.append(k)
+        for k, state in zip(better, self.pack.states(better), strict=True):
+            progress = self.progress[k]
+            progress.selected, progress.state, progress.predictions = epoch, state, predictions[k].copy()
+        self.epoch = epoch
         if watch is not None:
             watch.epoch(epoch, [progress.metrics[-1][self.task.main_metric] for progress in self.progress])
 
@@ -212,12 +247,13 @@ class Trainer:
     def predict(self, table: Table) -> NDArray[np.float64]:
         """`[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is none."""
         self.pack.compose()
-        budget = max(1, EVAL_TOKENS.get(table.device.type, 2**13) // len(self.pack.cells))
+        budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
         found = np.empty((len(self.pack.cells), len(table)))
-        parts = [
-            (batch.rows, _decide(self.pack.logits(batch), self.task.is_regression))
-            for batch in table.batches(table.by_length(budget))
-        ]
+        parts = []
+        for batch in table.batches(table.by_length(budget)):
+            parts.append((batch.rows, _decide(self.pack.logits(batch), self.task.is_regression)))
+            if self._pausing():
+                raise PausedError
         for rows, decided in parts:
             found[:, rows] = decided.cpu().numpy()
         return found

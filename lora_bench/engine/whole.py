@@ -31,13 +31,13 @@ class Whole:
         parts = matrix[0].split(self.sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
-    def state(self) -> dict[str, Tensor]:
-        """The trained parameters on the CPU."""
-        return {name: part.clone().cpu() for name, part in self.weights(self.block.matrix.detach()).items()}
+    def state(self, values: Tensor) -> dict[str, Tensor]:
+        """The row `[1, values]` of the matrix (or of what has its shape) by parameter."""
+        return {name: part.clone() for name, part in self.weights(values).items()}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Put saved parameters in place."""
-        for name, part in self.weights(self.block.matrix.detach()).items():
+    def load(self, state: dict[str, Tensor], values: Tensor) -> None:
+        """Put a state into such a row."""
+        for name, part in self.weights(values).items():
             part.copy_(state[name])
 
 

@@ -51,7 +51,8 @@ class Content:
     def summary(self) -> str:
         """How many cells there are, and how many of them ended in which way."""
         statuses = [row["status"] for row in self.rows]
-        counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("done", "failed", "diverged"))
+        known = ("done", "failed", "diverged", *(["oom"] if "oom" in statuses else []))
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in known)
         return f"{len(statuses)} {'cell' if len(statuses) == 1 else 'cells'}: {counts}."
 
 

@@ -89,9 +89,9 @@ class Slot:
     @property
     def lost(self) -> Counter[str]:
         """How many seeds have no score, by how they ended; `undefined` is a cell that ended with no finite score."""
-        return Counter(
-            "undefined" if cell["status"] == "done" else cell["status"] for cell in self.cells if cell["score"] is None
-        )
+        names = {"done": "undefined", "oom": "failed"}
+        ends = [str(cell["status"]) for cell in self.cells if cell["score"] is None]
+        return Counter(names.get(end, end) for end in ends)
 
     def values(self, name: str) -> dict[int, float]:
         """A number of each cell by seed, where there is one."""

@@ -19,8 +19,9 @@ from lora_bench.cell import Cell
 from lora_bench.config import Config
 from lora_bench.grid import Grid, expand
 from lora_bench.plan import Plan
-from lora_bench.runner import Options, Runner
+from lora_bench.runner import Runner
 from lora_bench.store import Record
+from lora_bench.work import Options
 
 Blocks = Sequence[dict[str, Any]]
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(56))]

@@ -11,11 +11,12 @@ import torch
 from engine_factory import PACKABLE, backbone, cell, difference, losses, rows, table, trained, trainer, values
 from torch import Tensor
 
-from lora_bench import data
+from lora_bench import data, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine import randomness
 from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.trainer import Trainer
+from lora_bench.engine.pack import Pack
+from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.engine.windows import slices
 
 
@@ -102,7 +103,7 @@ def test_a_cell_that_was_good_for_an_epoch_keeps_that_epoch(single: Backbone) ->
     made._evaluate_epoch = poison  # type: ignore[assignment, method-assign]
     good, bad = made.run()
     assert good.diverged is None
-    assert bad.diverged == "loss or gradient not finite in epoch 2"
+    assert bad.diverged == "loss or gradient not finite in epoch 2, step 7"
     assert bad.selected == 1
     assert bad.state is not None
     assert all(bool(part.isfinite().all()) for part in (*bad.state.adapter.values(), *bad.state.head.values()))
@@ -128,8 +129,8 @@ def test_held_out_sees_fewer_rows_and_chooses_the_epoch() -> None:
     exact, one = backbone(), cell("lora", select="held-out", epochs=4, lr=3e-2)
     kept, held = data.held_out(rows(60, 1), one.seed, 0.2)
     assert (len(kept), len(held)) == (48, 12)
-    made = trainer([one, one.model_copy(update={"method": "head"})], exact, 60, table(held))
-    made.table = table(kept)
+    task, pack = tasks.get("sst2"), Pack([one, one.model_copy(update={"method": "head"})], exact, 2)
+    made = Trainer(pack, task, table(kept), Split(table(rows(60, 2))), table(held))
     for progress in made.run():
         assert len(progress.held_out) == len(progress.metrics) == 4
         chosen_by = [metrics["accuracy"] for metrics in progress.held_out]

@@ -1,0 +1,40 @@
+"""What a cell's numbers depend on besides its settings: the code that trains it, and the libraries. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from lora_bench import environment, methods
+
+LIBRARIES = ("torch", "transformers", "tokenizers")
+_ROOT = Path(__file__).parent
+_TRAINS = ("data.py", "metrics.py", "methods/recipe.py")
+
+
+@cache
+def code(method: str) -> str:
+    """12 hex of the SHA-256 of the files that decide the numbers of a method: the engine's and its own."""
+    own = {f"methods/{kind.__module__.rpartition('.')[2]}.py" for kind in type(methods.get(method)).__mro__}
+    names = {*_TRAINS, *own, *(f"engine/{path.name}" for path in (_ROOT / "engine").glob("*.py"))}
+    digest = hashlib.sha256()
+    for path in sorted(path for name in names if (path := _ROOT / name).is_file()):
+        digest.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+@cache
+def current(method: str) -> dict[str, str]:
+    """The fingerprint by field, as it is now."""
+    return {"code": code(method), **environment.versions_of(*LIBRARIES)}
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Which fields have changed, in words; a field that either lacks has not. Builds of one version count as one."""
+    return [
+        f"{field} {then[field]}, now {value}"
+        for field, value in now.items()
+        if field in then and value != "missing" and then[field].partition("+")[0] != value.partition("+")[0]
+    ]

@@ -1,0 +1,149 @@
+"""The records of a results folder, shared with other processes: read again where they changed, published by packs.
+
+What a pack has trained is written under `DIR/pending`, then one rename makes it count; moving it to its places and
+rebuilding metrics.csv follow from it, by whoever has the lock next if this process dies. So the cells of a pack are
+recorded all or none, and a row of metrics.csv is lost to nobody. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_bench import files, states
+from lora_bench.outcome import Outcome
+from lora_bench.store import Loaded, Record, make_room, read_record, record_text, write_csv
+
+Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
+
+
+class Shelf:
+    """The records under a results folder, as last looked at."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.records: dict[str, Record] = {}
+        self.broken: dict[Path, str] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self.refresh()
+
+    def written(self) -> dict[str, int]:
+        """When each record was written (nanoseconds)."""
+        return {cell: stamp[2] for cell, stamp in self._stamps.items()}
+
+    def loaded(self) -> Loaded:
+        """What the folder holds, as `read_records` tells it."""
+        records = tuple(self.records[cell] for cell in sorted(self.records))
+        return Loaded(records, tuple(sorted(self.broken.items())))
+
+    def refresh(self) -> set[str]:
+        """Look again; the ids whose files have come or changed since."""
+        found = _stamps(self.results / "cells")
+        changed = {cell for cell, stamp in found.items() if self._stamps.get(cell) != stamp}
+        for cell in self._stamps.keys() - found.keys() | changed:
+            self.records.pop(cell, None)
+            self.broken.pop(self._path(cell), None)
+        for cell in sorted(changed):
+            self._read(cell)
+        self._stamps = found
+        return changed
+
+    def _path(self, cell: str) -> Path:
+        return self.results / "cells" / f"{cell}.json"
+
+    def _read(self, cell: str) -> None:
+        try:
+            self.records[cell] = read_record(self._path(cell))
+        except ValueError as error:
+            self.broken[self._path(cell)] = str(error)
+
+    def stage(self, name: str, outcomes: Sequence[Outcome]) -> Path:
+        """Write what has ended where it does not count yet.
+
+        Raises:
+            OSError: it could not be written; nothing has changed.
+        """
+        made = files.temporary(self.results / "pending" / name)
+        try:
+            for outcome in outcomes:
+                files.write(made / "cells" / f"{outcome.record.id}.json", record_text(outcome.record))
+                if outcome.save is not None:
+                    adapter = made / "adapters" / outcome.record.id
+                    outcome.save(adapter)
+                    files.sync(adapter)
+            for folder in (*files.listing(made), made):
+                files.sync(folder)
+        except BaseException:
+            files.remove(made)
+            raise
+        return made
+
+    def publish(self, made: Path, name: str) -> None:
+        """Under the lock: let what was staged count, and bring it to its places.
+
+        Raises:
+            OSError: if it counts already, the next process brings the rest.
+        """
+        try:
+            files.place(made, self.results / "pending" / name)
+        except BaseException:
+            files.remove(made)
+            raise
+        files.sync(self.results / "pending")
+        self.recover()
+        self.write_csv()
+
+    def recover(self) -> None:
+        """Under the lock: bring to their places what processes have published, dead ones too; look again."""
+        for pack in files.listing(self.results / "pending"):
+            if not pack.name.startswith("."):
+                _bring(pack / "adapters", self.results / "adapters")
+                _bring(pack / "cells", self.results / "cells")
+                files.remove(pack)
+        self.refresh()
+
+    def write_csv(self) -> None:
+        """Under the lock: rebuild metrics.csv from the records."""
+        write_csv(self.results, self.records.values())
+
+    def sweep(self) -> None:
+        """Under the lock, alone on the folder: remove what killed processes left, and states that are over."""
+        folders = [self.results / name for name in ("pending", "cells", "states", "leases", "adapters")]
+        for folder in [*folders, *files.listing(self.results / "adapters")]:
+            for path in files.leftovers(folder):
+                files.remove(path)
+        for path in files.leftovers(self.results):
+            if path.name.startswith(".metrics.csv."):
+                files.remove(path)
+        sound = {folder.path for folder in states.folders(self.results)}
+        for path in files.listing(self.results / "states"):
+            if path not in sound:
+                files.remove(path)
+        states.prune(self.results, (), self.written())
+        for name in ("pending", "states"):
+            _remove_empty(self.results / name)
+
+
+def _stamps(folder: Path) -> dict[str, Stamp]:
+    """The record files of a folder by id."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        found = ((entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json"))
+        return {name[:-5]: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found if name[0] != "."}
+
+
+def _bring(source: Path, target: Path) -> None:
+    found = files.listing(source)
+    for path in found:
+        if path.suffix == ".json":
+            make_room(target / path.name)
+        files.place(path, target / path.name)
+    if found:
+        files.sync(target)
+
+
+def _remove_empty(folder: Path) -> None:
+    if not files.listing(folder):
+        files.remove(folder)

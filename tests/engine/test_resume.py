@@ -1,0 +1,285 @@
+"""A pack that is stopped goes on as if it had not been: bit by bit as it was, by the pack law in other company."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
+
+from lora_bench import fingerprint, keeper, states
+from lora_bench import plan as plans
+from lora_bench.engine.trainer import Trainer
+from lora_bench.runner import Runner
+from lora_bench.signals import Stopper
+from lora_bench.store import Record
+from lora_bench.training import Training
+from lora_bench.work import Options
+
+MIXED: Blocks = (
+    {"method": "head"},
+    {"method": "lora", "rank": [4, 2]},
+    {"method": "mini", "rank": 4, "a": 8, "b": 6},
+    {"method": "vera", "rank": 4},
+)
+STEPS = 5  # an epoch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder."""
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder."""
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def bench(model: Path, rows: Path, tmp_path: Path) -> Bench:
+    """An empty results folder over the encoder and the data."""
+    return Bench(model, rows, tmp_path / "results")
+
+
+class Asking(QuietView):
+    """A view that asks to stop at one step, as a signal does."""
+
+    def __init__(self, stopper: Stopper, epoch: int, step: int) -> None:
+        super().__init__()
+        self.stopper, self.at, self.steps = stopper, (epoch, step), list[tuple[int, int]]()
+
+    def step(self, epoch: int, step: int) -> None:
+        """A step has been issued."""
+        self.steps.append((epoch, step))
+        if (epoch, step) == self.at:
+            self.stopper.asked = True
+
+
+def stopped(bench: Bench, blocks: Blocks, epoch: int, step: int, limit: int = 16, **defaults: Any) -> Asking:
+    """A run that a signal ends at a step."""
+    stopper = Stopper()
+    view = Asking(stopper, epoch, step)
+    plan = bench.plan(blocks, limit, **defaults)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(plan, Options(bench.results, offline=True), view, stopper).run()
+    return view
+
+
+def untimed(record: Record) -> dict[str, Any]:
+    """A record without what a clock says."""
+    return record.model_dump() | {"timing": None}
+
+
+def adapters(bench: Bench) -> dict[str, bytes]:
+    """The adapters' files."""
+    return {name: content for name, content in bench.files().items() if name.startswith("adapters")}
+
+
+def equal(one: list[Record], other: list[Record]) -> bool:
+    return [untimed(record) for record in one] == [untimed(record) for record in other]
+
+
+@pytest.mark.parametrize("select", ["best", "held-out"])
+def test_a_stopped_pack_goes_on_bit_by_bit(bench: Bench, tmp_path: Path, select: str) -> None:
+    """Stopped in the middle of epochs and at their ends, again and again, until it is done."""
+    settings = {"precision": "float32", "epochs": 3, "select": select}
+    peace = Bench(bench.model, bench.rows, tmp_path / "peace")
+    expected = peace.run(MIXED, **settings)
+    for at in ((1, 2), (1, STEPS), (2, 1), (3, 3), (3, STEPS)) if select == "best" else ((1, STEPS), (3, 3)):
+        view = stopped(bench, MIXED, *at, **settings)
+        assert view.steps[-1] == at
+        assert len(view.steps) <= 2 * STEPS  # it went on, not from the start
+        found = {standing.state for standing in bench.plan(MIXED, **settings).standings.values()}
+        assert found == {"interrupted"}
+    assert equal(bench.run(MIXED, **settings), expected)
+    assert adapters(bench) == adapters(peace)
+    assert not (bench.results / "states").exists()
+
+
+def test_in_other_company_the_pack_law_holds(bench: Bench, tmp_path: Path) -> None:
+    expected = by_cell(Bench(bench.model, bench.rows, tmp_path / "peace").run(MIXED, epochs=3))
+    stopped(bench, MIXED, 2, 3, epochs=3)
+    found = bench.run(MIXED, limit=2, epochs=3)
+    assert {record.timing.pack_size for record in found if record.timing} == {1, 2}
+    for record in found:
+        same_numbers(record, expected[record.cell])
+
+
+def test_full_fine_tuning_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+    blocks: Blocks = ({"method": "full"},)
+    settings = {"precision": "float32", "lr": 1e-3}
+    expected = Bench(bench.model, bench.rows, tmp_path / "peace").run(blocks, **settings)
+    stopped(bench, blocks, 2, 2, **settings)
+    assert equal(bench.run(blocks, **settings), expected)
+
+
+def saved(bench: Bench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> list[Path]:
+    """The folders of a run that was saved after each epoch and stopped in the last, newest first."""
+    monkeypatch.setattr(keeper, "EVERY", 0.0)
+    monkeypatch.setattr(keeper, "SHARE", 0)
+    stopped(bench, MIXED[:2], epochs, 4, precision="float32", epochs=epochs)
+    return [folder.path for folder in states.folders(bench.results)]
+
+
+def test_two_generations_are_kept_and_a_broken_one_falls_back(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"precision": "float32", "epochs": 3}
+    expected = Bench(bench.model, bench.rows, tmp_path / "peace").run(MIXED[:2], **settings)
+    newest, before = saved(bench, monkeypatch)
+    assert int(newest.name[-9:]) == 2 * STEPS + 4
+    assert int(before.name[-9:]) == 2 * STEPS
+    values = newest / states.VALUES
+    values.write_bytes(values.read_bytes()[:-1])
+    view = Asking(Stopper(), 0, 0)
+    records = Runner(bench.plan(MIXED[:2], **settings), Options(bench.results, offline=True), view).run()
+    assert view.steps[0] == (3, 1)
+    assert equal(records, expected)
+
+
+def test_every_truncation_and_flipped_bit_of_what_is_saved_is_seen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = states.folders(bench.results) or states.folders(saved(bench, monkeypatch)[0].parents[1])
+    whole, content, values = folder[0], b"", folder[0].values()
+    content = (whole.path / states.MANIFEST).read_bytes()
+    assert states.decode(content) == whole.manifest
+    for length in range(len(content)):
+        with pytest.raises(ValueError, match="damaged"):
+            states.decode(content[:length])
+    draw = np.random.default_rng(3)
+    for place, bit in zip(draw.integers(0, len(content), 500), draw.integers(0, 8, 500), strict=True):
+        broken = bytearray(content)
+        broken[place] ^= 1 << bit
+        with pytest.raises(ValueError, match="damaged"):
+            states.decode(bytes(broken))
+    small = whole.manifest.model_copy(update={"size": 0})
+    states.save(bench.results, "small", small, values[:600])
+    (own,) = [each for each in states.folders(bench.results) if each.path.name.startswith("small")]
+    path = own.path / states.VALUES
+    for length in range(600):
+        path.write_bytes(values[:length])
+        with pytest.raises(ValueError, match="damaged"):
+            own.values()
+    for place, bit in zip(draw.integers(0, 600, 500), draw.integers(0, 8, 500), strict=True):
+        broken = bytearray(values[:600])
+        broken[place] ^= 1 << bit
+        path.write_bytes(bytes(broken))
+        with pytest.raises(ValueError, match="damaged"):
+            own.values()
+
+
+def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(bench, MIXED[:1], 2, 2)
+    monkeypatch.setattr(fingerprint, "code", lambda method: "0" * 12)
+    fingerprint.current.cache_clear()
+    try:
+        (standing,) = bench.plan(MIXED[:1]).standings.values()
+        assert standing.state == "interrupted"
+        assert "begins again: code" in standing.why
+        view = Asking(Stopper(), 0, 0)
+        Runner(bench.plan(MIXED[:1]), Options(bench.results, offline=True), view).run()
+        assert view.steps[0] == (1, 1)
+    finally:
+        monkeypatch.undo()
+        fingerprint.current.cache_clear()
+
+
+def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "EVERY", 0.0)
+    monkeypatch.setattr(keeper, "SHARE", 0)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(states, "save", full)
+    view = QuietView()
+    assert [record.status for record in bench.follow(bench.plan(MIXED[:2]), view)] == ["done"] * 3
+    assert view.warnings == ["A pack in training cannot be saved (No space left on device); it trains on."]
+
+
+def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tmp_path: Path) -> None:
+    """The others train on in a smaller pack, with the numbers that they would have had; also after a stop."""
+    blocks: Blocks = ({"method": "lora", "rank": 4, "lr": [1e30, 2e30, 4e30, 1e-2, 3e-3]}, {"method": "head"})
+    settings = {"precision": "float32", "epochs": 4}
+    good: Blocks = ({"method": "lora", "rank": 4, "lr": [1e-2, 3e-3]},)
+    sizes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        proper = Trainer._run_epoch
+
+        def run(self: Trainer, epoch: int, watch: Any) -> None:
+            sizes.append(len(self.pack.cells))
+            proper(self, epoch, watch)
+
+        patch.setattr(Trainer, "_run_epoch", run)
+        blocks = blocks[:1]
+        records = by_cell(bench.run(blocks, **settings))
+    assert sizes == [5, 2, 2, 2]
+    alone = Bench(bench.model, bench.rows, tmp_path / "alone").run(good, **settings)
+    for one in alone:
+        found = records[one.cell]
+        assert found.status == "done"
+        np.testing.assert_allclose([e.loss for e in found.epochs], [e.loss for e in one.epochs], rtol=1e-4)  # type: ignore[arg-type]
+    bad = [record for record in records.values() if record.cell.lr > 1]
+    assert [record.status for record in bad] == ["diverged"] * 3
+    assert {len(record.epochs) for record in bad} == {1}
+    assert all("epoch 1, step " in (record.reason or "") for record in bad)
+    again = Bench(bench.model, bench.rows, tmp_path / "again")
+    stopped(again, blocks, 3, 2, **settings)
+    assert equal(again.run(blocks, **settings), list(records.values()))
+
+
+def test_a_diverged_cell_has_the_same_record_in_any_pack(bench: Bench, tmp_path: Path) -> None:
+    wild: Blocks = ({"method": "lora", "rank": 4, "lr": 1e30},)
+    company: Blocks = (*wild, *MIXED)
+    (alone,) = bench.run(wild, precision="float32")
+    found = by_cell(Bench(bench.model, bench.rows, tmp_path / "company").run(company, precision="float32"))[alone.cell]
+    assert (found.status, found.reason, len(found.epochs)) == (alone.status, alone.reason, len(alone.epochs))
+    assert (found.counts, found.predictions) == (alone.counts, alone.predictions)
+
+
+def failing_at(step: int, error: Callable[[], Exception], above: int) -> Callable[..., Any]:
+    """A `Trainer._gradients` that fails in a step of packs of more than `above` cells."""
+    proper = Trainer._gradients
+
+    def gradients(self: Trainer, *rest: Any) -> Any:
+        if self.steps == step and len(self.pack.cells) > above:
+            raise error()
+        return proper(self, *rest)
+
+    return gradients
+
+
+def test_memory_that_runs_out_at_any_of_the_first_steps_changes_no_loss(bench: Bench, tmp_path: Path) -> None:
+    blocks: Blocks = (MIXED[0], {"method": "lora", "rank": 4})
+    settings = {"epochs": 1, "batch_size": 2}  # twenty steps
+    plan = bench.plan(blocks, **settings)
+    worker = Training(plan, Options(bench.results, offline=True), QuietView())  # loads encoder and data once
+    expected = by_cell(Runner(plan, worker.options, worker.view, worker=worker).run())
+    kinds = itertools.cycle([torch.OutOfMemoryError, MemoryError, lambda: RuntimeError("can't allocate memory")])
+    for step, kind in zip(range(1, 21), kinds, strict=False):
+        own = Bench(bench.model, bench.rows, tmp_path / str(step))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_gradients", failing_at(step, kind, above=1))
+            options = Options(own.results, offline=True)
+            plan = plans.make(plan.grid, own.results, 16)
+            found = Runner(plan, options, worker.view, worker=worker).run()
+        assert {record.timing.halved for record in found if record.timing} == {1}
+        for record in found:
+            same_numbers(record, expected[record.cell])
+
+
+def test_a_cell_that_alone_has_not_enough_memory_says_so(bench: Bench) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_gradients", failing_at(1, MemoryError, above=0))
+        (record,) = bench.run(MIXED[:1])
+    assert (record.status, record.reason) == ("oom", "MemoryError")
+    assert [standing.state for standing in bench.plan(MIXED[:1]).standings.values()] == ["oom"]
+    assert [record.status for record in bench.run(MIXED[:1], retry=("oom",))] == ["done"]

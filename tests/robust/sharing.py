@@ -1,0 +1,158 @@
+"""Several processes on one results folder, each a fork of this one; what they did, as JSON.
+
+python tests/robust/sharing.py crowd|paused|dead|signalled FOLDER
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stub_worker import child, grid, runner, waited
+
+from lora_bench import leases
+from lora_bench.cell import Cell
+from lora_bench.errors import INTERRUPTED
+from lora_bench.signals import Stopper
+from lora_bench.store import read_records
+
+PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
+
+
+def code_of(process: int) -> int:
+    """Wait for a child; its exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def rows(results: Path) -> list[str]:
+    """The ids in metrics.csv."""
+    with (results / "metrics.csv").open(newline="") as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
+def makers(results: Path) -> dict[str, str]:
+    """Who made the record of each cell that is done."""
+    records = [record for record in read_records(results).records if record.status == "done"]
+    return {record.id: record.environment["device"] for record in records}
+
+
+def left(results: Path) -> list[str]:
+    """What lies in the folder besides records and adapters."""
+    paths = (path for path in results.rglob("*") if path.is_file() and path.parent.name != "cells")
+    return sorted(str(path.relative_to(results)) for path in paths if "adapters" not in path.parts)
+
+
+def crowd(results: Path) -> dict[str, Any]:
+    """Sixteen processes that start at once, with 100 cells in 25 packs; each notes every cell it trains."""
+    made, logs = grid(SEEDS, RANKS), results.with_name("logs")
+    logs.mkdir()
+
+    def work(name: str) -> None:
+        waited(results.with_name("go"))
+        running = runner(results, made, name, lambda cells: time.sleep(0.03))
+        running.run()
+        (logs / name).write_text("\n".join(running.worker.trained))  # type: ignore[attr-defined]
+
+    processes = [child(lambda name=f"p{n}": work(name)) for n in range(PROCESSES)]  # type: ignore[misc]
+    results.with_name("go").touch()
+    codes = [code_of(process) for process in processes]
+    trained = [line for path in logs.iterdir() for line in path.read_text().split()]
+    return {"codes": codes, "trained": trained, "rows": rows(results), "makers": makers(results), "left": left(results),
+            "busy": len([path for path in logs.iterdir() if path.read_text()])}  # fmt: skip
+
+
+def paused(results: Path) -> dict[str, Any]:
+    """An owner that is stopped in its work past its lease, another that takes over, and the first one woken."""
+    leases.TERM, leases.RENEW = 0.6, 0.1
+    made, started, go_on = grid(1), results.with_name("started"), results.with_name("go-on")
+
+    def pausing(cells: Sequence[Cell]) -> None:
+        started.touch()
+        waited(go_on)
+
+    def work() -> None:
+        running = runner(results, made, "first", pausing)
+        running.run()
+        results.with_name("warned").write_text("\n".join(running.view.warnings))  # type: ignore[attr-defined]
+
+    first = child(work)
+    waited(started)
+    early = runner(results, made, "early")
+    early.run()
+    held = sorted(early.held)
+    os.kill(first, signal.SIGSTOP)
+    os.waitpid(first, os.WUNTRACED)
+    time.sleep(leases.TERM + 0.4)
+    runner(results, made, "second").run()
+    before = {path.name: path.read_bytes() for path in (results / "cells").iterdir()}
+    go_on.touch()
+    os.kill(first, signal.SIGCONT)
+    code = code_of(first)
+    after = {path.name: path.read_bytes() for path in (results / "cells").iterdir()}
+    return {"held": held, "early": early.worker.trained, "makers": makers(results), "unchanged": before == after,  # type: ignore[attr-defined]
+            "code": code, "warned": results.with_name("warned").read_text(), "left": left(results),
+            "rows": rows(results)}  # fmt: skip
+
+
+def dead(results: Path) -> dict[str, Any]:
+    """An owner that is killed: its cells are free at once, though its lease would last a minute more."""
+    made, started = grid(1), results.with_name("started")
+
+    def hanging(cells: Sequence[Cell]) -> None:
+        started.touch()
+        time.sleep(60)
+
+    first = child(lambda: runner(results, made, "first", hanging).run() and None)
+    waited(started)
+    os.kill(first, signal.SIGKILL)
+    code = code_of(first)
+    began = time.monotonic()
+    runner(results, made, "second").run()
+    return {"code": code, "makers": makers(results), "seconds": time.monotonic() - began, "left": left(results)}
+
+
+def signalled(results: Path) -> dict[str, Any]:
+    """A signal while nothing is held, one while a pack trains, and two."""
+    codes = {}
+    for name, held, count in (("free", False, 1), ("held", True, 1), ("twice", True, 2)):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            own = results / name / str(number)
+            process = child(lambda own=own, held=held, count=count: _answering(own, held, count))  # type: ignore[misc]
+            waited(own / "started")
+            os.kill(process, number)
+            if count == 2:
+                time.sleep(0.1)
+                os.kill(process, number)
+            codes[f"{name} {signal.Signals(number).name}"] = [code_of(process), len(makers(own))]
+    return codes
+
+
+def _answering(results: Path, held: bool, count: int) -> None:
+    """A run that waits in its work until it is asked to stop, or in vain."""
+    stopper = Stopper()
+
+    def training(cells: Sequence[Cell]) -> None:
+        if held:
+            stopper.hold()
+        (results / "started").touch()
+        end = time.monotonic() + 20
+        while time.monotonic() < end and not (stopper.asked and count == 1):
+            time.sleep(0.01)
+
+    try:
+        with stopper:
+            runner(results, grid(1), "signalled", training, stopper=stopper).run()
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    print(json.dumps({"crowd": crowd, "paused": paused, "dead": dead, "signalled": signalled}[kind](folder)))

@@ -1,0 +1,147 @@
+"""A runner whose cells take no training: the real plan, leases, shelf and files around a worker that makes up records.
+
+Imports no torch, so that many processes start fast.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_bench import fingerprint, states
+from lora_bench import plan as plans
+from lora_bench.cell import Cell
+from lora_bench.config import Config
+from lora_bench.grid import Grid, expand
+from lora_bench.outcome import Outcome, protocol
+from lora_bench.plan import Plan
+from lora_bench.runner import Runner
+from lora_bench.signals import Stopper
+from lora_bench.states import Place
+from lora_bench.store import DataInfo, Record
+from lora_bench.tasks import get as get_task
+from lora_bench.work import Options
+
+
+class Silent:
+    """A view that remembers what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.ended: list[str] = []
+
+    def stage(self, text: str) -> None:
+        """Something that takes a while begins."""
+
+    def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
+        """A pack begins."""
+
+    def step(self, epoch: int, step: int) -> None:
+        """A step has been issued."""
+
+    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
+        """An epoch is evaluated."""
+
+    def done(self, records: Sequence[Record]) -> None:
+        """Cells have ended."""
+        self.ended += [record.id for record in records]
+
+    def warn(self, text: str) -> None:
+        """Something the user should know."""
+        self.warnings.append(text)
+
+
+class StubWorker:
+    """Says of every cell that it is done, by `name`. `on_cells` is called with each pack and may fail."""
+
+    def __init__(
+        self, plan: Plan, name: str = "stub", on_cells: Callable[[Sequence[Cell]], None] | None = None
+    ) -> None:
+        self.plan, self.name, self.on_cells = plan, name, on_cells or (lambda cells: None)
+        self.trained: list[str] = []
+
+    def prepare(self, cells: tuple[Cell, ...]) -> None:
+        """Nothing to load."""
+
+    def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
+        """Save the pack as it would be in mid-training, then end it."""
+        place.guard()
+        self.on_cells(cells)
+        told = [
+            states.SavedCell(id=cell.id, position=n, code="", since=place.written.get(cell.id, 0), steps=3, lived=3)
+            for n, cell in enumerate(cells)
+        ]
+        manifest = states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=tuple(told))
+        try:
+            states.save(place.results, states.name_of(place.token, [c.id for c in cells]), manifest, b"values" * 99)
+        except OSError as error:
+            place.warn(f"not saved: {error.strerror}")
+        self.trained += [cell.id for cell in cells]
+        yield [Outcome(self._record(cell), _save) for cell in cells]
+
+    def _record(self, cell: Cell) -> Record:
+        task = get_task(cell.task)
+        data = DataInfo(source=cell.data, train_rows=1, eval_rows=1, fingerprint="f")
+        return Record(
+            id=cell.id, cell=cell, status="done", metric=task.main_metric, score=0.5, data=data,
+            protocol=protocol(cell, task, ()), environment=self.environment(cell),
+        )  # fmt: skip
+
+    def is_memory(self, error: BaseException) -> bool:
+        """Whether memory ran out."""
+        return isinstance(error, MemoryError)
+
+    def forget(self) -> None:
+        """Nothing to give back."""
+
+    def environment(self, cell: Cell) -> dict[str, str]:
+        """Who made the record."""
+        return {"device": self.name, **fingerprint.current(cell.method)}
+
+
+def _save(folder: Path) -> None:
+    from lora_bench import files
+
+    for name in ("head.safetensors", "adapter.json"):
+        files.write(folder / name, name.encode())
+
+
+def grid(seeds: int, ranks: Sequence[int] = (1, 2), **defaults: Any) -> Grid:
+    """A grid on the bundled sample: a pack a seed, a LoRA cell a rank."""
+    base = {"model": "sample", "task": "wnli", "method": "lora", "seed": list(range(seeds)), "rank": list(ranks)}
+    return expand(Config(name="stub", defaults=base | defaults, blocks=({},)), {}, plans.sources())
+
+
+def runner(
+    results: Path, made: Grid, name: str = "stub", on_cells: Callable[[Sequence[Cell]], None] | None = None,
+    retry: Sequence[str] = (), stopper: Stopper | None = None,
+) -> Runner:  # fmt: skip
+    """A runner of the grid into the folder, in packs of at most 16."""
+    plan = plans.make(made, results, 16, retry)
+    return Runner(plan, Options(results), Silent(), stopper, StubWorker(plan, name, on_cells))
+
+
+def waited(for_path: Path, seconds: float = 60.0) -> None:
+    """Wait until a file is there."""
+    end = time.monotonic() + seconds
+    while not for_path.exists():
+        assert time.monotonic() < end, f"{for_path.name} does not come"
+        time.sleep(0.005)
+
+
+def child(body: Callable[[], None]) -> int:
+    """Run `body` in a fork; its id."""
+    made = os.fork()
+    if made:
+        return made
+    try:
+        body()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)

@@ -1,0 +1,21 @@
+"""Killed at random instants and at named points, a grid ends as in peace: the short form of `tests.robust.kills`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_killed_grids_end_as_in_peace(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "tests.robust.kills", "--kills", "14", "--every", "8"]
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    same, kills = re.search(r"(\d+) of (\d+) kills came to the same end", ran.stdout).groups()  # type: ignore[union-attr]
+    assert same == kills
+    assert int(kills) >= 20
