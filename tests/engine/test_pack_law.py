@@ -35,13 +35,11 @@ MIXED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("head", {"lr": 1e-2}),
     ("head", {"lr": 2e-3, "weight_decay": 0.3, "warmup": 0.25}),
     ("dora", {"rank": 3, "lr": 1e-2, "targets": "attention+dense", "weight_decay": 0.1}),
-    ("dora", {"rank": 5, "lr": 5e-3, "targets": "qv", "clip": 0.1}),
     ("ia3", {"lr": 2e-2, "targets": "kv+ffn"}),
     ("bitfit", {"lr": 2e-2, "targets": "attention+dense", "weight_decay": 0.1}),
     ("tinylora", {"rank": 2, "lr": 2e-2}),
     ("tinylora", {"rank": 5, "lr": 2e-2}),
     ("svft-banded", {"b": 3, "lr": 2e-2, "targets": "attention+dense"}),
-    ("svft-banded", {"b": 5, "lr": 2e-2, "targets": "attention+dense"}),
 )
 NAMED = {method for method, _ in MIXED}
 OTHERS = [(name, {}) for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone and name not in NAMED]
