@@ -61,6 +61,13 @@ def test_what_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
         assert len(str(caught.value)) <= 200
 
 
+def test_what_is_no_json_says_so_first(tmp_path: Path) -> None:
+    path = rewritten(tmp_path)
+    path.write_bytes(b"{")
+    with pytest.raises(ValueError, match="^Invalid JSON: "):
+        read_record(path)
+
+
 def test_a_newer_record_is_known_as_such_whatever_else_is_new(tmp_path: Path) -> None:
     path = rewritten(tmp_path, schema_version=2, aaa=1, counts=None, status="splendid")
     with pytest.raises(ValueError, match=rf"^{NEWER} \(schema 2\)$"):
