@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_bench import __version__, signals
-from lora_bench.errors import INTERRUPTED, NOTHING, SOME_FAILED, BenchError, unknown
+from lora_bench.errors import INTERRUPTED, NOTHING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.options import Selection, selecting
+from lora_bench.text import clean
 
 app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -25,7 +26,7 @@ app = typer.Typer(
 
 
 def _console(stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, markup=False)
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,11 +37,12 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with signals.Stopper():
                 command(*args, **values)
-        except BenchError as error:
+        except (BenchError, OSError) as error:
             if values.get("debug"):
                 raise
-            complain(error)
-            raise typer.Exit(error.code) from None
+            told = of_the_system(error) if isinstance(error, OSError) else error
+            complain(told)
+            raise typer.Exit(told.code) from None
         except KeyboardInterrupt:
             _console(stderr=True).print(
                 "Interrupted. What has ended and what was in training is kept; the same command goes on from there."
@@ -53,13 +55,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 def complain(error: BenchError) -> None:
     """Print an error: what, and how to mend it."""
     console = _console(stderr=True)
-    console.print(Text.assemble(("Error: ", "bold red"), printable(error.what)), soft_wrap=True)
-    console.print(Text(printable(error.mend)), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, without control codes."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
+    console.print(Text(error.mend), soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:
@@ -104,25 +101,26 @@ def run(
     console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
     limit = selection.limit()
-    from lora_bench import environment, progress, runner, training, work
+    from lora_bench import environment, progress, runner, store, training, work
 
     device = training.choose_device(device)
     name = environment.device_name(device)
     plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, _calibration())
     console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
     _warn_broken(plan.broken)
+    store.prepare(selection.folder())
     options = work.Options(selection.folder(), device, offline, save, _cache(), debug)
     with progress.ProgressView(console, plan) as view:
         running = runner.Runner(plan, options, view, signals.current())
         records = running.run()
     console.print(summaries.closing(records))
     console.print(summaries.elsewhere(running.held), soft_wrap=True, end="")
-    console.print(Text(f"{selection.folder() / 'metrics.csv'}"), soft_wrap=True)
+    console.print(Text(clean(f"{selection.folder() / 'metrics.csv'}")), soft_wrap=True)
     bad = [record for record in records if record.status != "done"]
     for record in bad:
         line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
-        console.print(Text(printable(line)), soft_wrap=True)
-    if bad or plan.broken:
+        console.print(Text(clean(line)), soft_wrap=True)
+    if bad or plan.broken or running.shelf.broken:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -137,7 +135,7 @@ def plan(
     from lora_bench import environment, summaries
     from lora_bench import plan as plans
 
-    name = environment.local_device() if device == "auto" else device
+    name = environment.named_device(device)
     limit, folder = selection.limit(), selection.folder()
     made = plans.make(selection.grid(), folder, limit, selection.statuses(), name, _calibration())
     console = _console()
@@ -174,7 +172,7 @@ def list_(
     kinds: dict[str, Callable[[], Table]] = {
         "methods": summaries.methods_table,
         "tasks": summaries.tasks_table,
-        "runs": lambda: summaries.runs_table(results),
+        "runs": lambda: _runs(results),
     }
     if what not in kinds:
         raise unknown("list", what, kinds)
@@ -190,7 +188,9 @@ def show(
     """Print the record of a cell as JSON."""
     from lora_bench import store
 
-    found = [record for record in store.read_records(results).records if record.id.startswith(cell_id)]
+    loaded = store.read_records(results)
+    _warn_broken(tuple(each for each in loaded.broken if each[0].name.startswith(cell_id)))
+    found = [record for record in loaded.records if record.id.startswith(cell_id)]
     if len(found) != 1:
         trouble = "No record" if not found else f"{len(found)} records"
         raise BenchError(
@@ -246,7 +246,7 @@ def bench(
 
     log, console = _console(stderr=True), _console()
     made = suite.run(
-        chosen, lambda text: log.print(Text(printable(text)), soft_wrap=True),
+        chosen, lambda text: log.print(Text(clean(text)), soft_wrap=True),
         lambda report: show.write(report, out, chosen.name),
     )  # fmt: skip
     show.show(made, console)
@@ -270,9 +270,17 @@ def _calibration() -> Path:
     return _cache() / "devices.json"
 
 
+def _runs(results: Path) -> Table:
+    from lora_bench import store, summaries
+
+    loaded = store.read_records(results)
+    _warn_broken(loaded.broken)
+    return summaries.runs_table(loaded.records, results)
+
+
 def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:
     for path, reason in broken:
-        _console(stderr=True).print(Text(printable(f"Left out: {path} ({reason})"), "yellow"), soft_wrap=True)
+        _console(stderr=True).print(Text(clean(f"Left out: {path} ({reason})"), "yellow"), soft_wrap=True)
 
 
 def main() -> None:

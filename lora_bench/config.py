@@ -8,13 +8,14 @@ task, or `all`, to what deviates from the paper: they go into every record of th
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lora_bench import methods, tasks
@@ -125,6 +126,14 @@ def _located(*path: str) -> Iterator[None]:
         raise PydanticCustomError("setting", "{what}", context) from None
 
 
+def _folder_name(name: str) -> str:
+    """The name of a config is that of its results folder, on every system."""
+    if re.fullmatch("con|prn|aux|nul|com[0-9]|lpt[0-9]", name, re.IGNORECASE):
+        with _located():
+            raise BenchError(f"name: '{name}' is a device on Windows.", "Give the config another name.")
+    return name
+
+
 Settings = Annotated[dict[str, Values], PlainValidator(_settings)]
 
 
@@ -133,7 +142,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"), AfterValidator(_folder_name)]
     description: str = ""
     defaults: Settings = {}
     blocks: tuple[Settings, ...] = ()
@@ -151,6 +160,8 @@ class Config(BaseModel):
 def parse(text: str, origin: str) -> Config:
     """The config in a YAML text; a BenchError names `origin`, the line, what is wrong and how to mend it."""
     data, lines = read_yaml(text, origin)
+    if data is None:
+        raise BenchError(f"{origin}:1: the file is empty.", "A config begins with `name: …`; see configs/.")
     if not isinstance(data, dict):
         raise BenchError(
             f"{origin}:1: a config is a mapping, not {_shown(data)}.", f"Its keys are {', '.join(Config.model_fields)}."
@@ -171,6 +182,8 @@ def _explained(error: ValidationError, origin: str, lines: Lines) -> BenchError:
     if first["type"] == "setting":
         return BenchError(f"{where}: {first['msg']}{more}", str(context["mend"]))
     field = ".".join(str(part) for part in path)
+    if first["type"] == "missing":
+        return BenchError(f"{where}: there is no '{field}'{more}.", f"Write `{field}: …`.")
     return BenchError(
         f"{where}: {field}: {_shown(first['input'])} is not allowed{more}.", f"{first['msg'].replace('tuple', 'list')}."
     )

@@ -15,18 +15,23 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import is_folder
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import location
 from lora_bench.store import Record
 
 ITEM = {"bf16": 2, "float32": 4, "float64": 8}
 FILL = 0.92  # of the slots hold a token
-PEAK = 1.2  # the largest batch of an epoch over the mean one
 WANTED = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}  # slots x cells x linear weights from which more gain nothing
+EVAL_SLOTS = {"cuda": 2**17, "cpu": 2**13}  # slots x cells of one batch of an evaluation
 MOST = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0
+WHOLE = 2.5  # kernels of a layer whose weights train, over those of a frozen one
 TERMS = ("layer", "flop", "byte", "adapter_byte", "value", "setup")
 
 Coefficients = Mapping[str, float]
@@ -60,23 +65,24 @@ class Geometry:
 @lru_cache(maxsize=64)
 def geometry(model: str) -> Geometry | None:
     """The sizes of a model, from its config.json in the directory or the Hub's cache; None if it is not there."""
-    folder = Path(location(model)).expanduser()
+    folder = Path(location(model))
     path: object = folder / "config.json"
-    if not folder.is_dir():
+    if not is_folder(folder):
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(model, "config.json")
     try:
         content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
         hidden = int(content.get("hidden_size") or content["dim"])
-        return Geometry(
+        sizes = Geometry(
             int(content.get("num_hidden_layers") or content["n_layers"]), hidden,
             int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
             int(content.get("num_attention_heads") or content["n_heads"]),
             int(content["vocab_size"]) + int(content["max_position_embeddings"]),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+    return sizes if all(0 < size < 2**31 for size in vars(sizes).values()) else None
 
 
 @lru_cache(maxsize=1)
@@ -92,9 +98,20 @@ def coefficients(device: str, precision: str, own: Path | None = None) -> Coeffi
     """What is known of a device: measured here (`own`), else shipped; None if neither."""
     tables = [shipped()]
     if own is not None and own.is_file():
-        tables.insert(0, json.loads(own.read_text(encoding="utf-8")))
+        tables.insert(0, _measured(own))
     name = "cpu" if device.startswith("cpu") else device
     return next((table[name][precision] for table in tables if precision in table.get(name, {})), None)
+
+
+def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
+    try:
+        table = TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_json(own.read_bytes())
+    except (ValidationError, OSError):
+        table = {"": {"": {}}}
+    if not all(each.keys() >= set(TERMS) for device in table.values() for each in device.values()):
+        mend = "Delete it, then measure again: lora-bench bench --calibrate."
+        raise BenchError(f"'{own}' is not what `bench --calibrate` wrote.", mend, MISSING)
+    return table
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,7 @@ class Load:
 
     cells: int
     slots: float  # a step
+    largest: float  # slots of an epoch's largest batch
     steps: int
     eval_slots: float  # an evaluation
     epochs: int
@@ -119,7 +137,7 @@ class Load:
         many, model = slots * self.cells, self.model
         width = model.layers * (45 * model.hidden + 12 * model.inner)
         return {
-            "layer": float(model.layers),
+            "layer": model.layers * (WHOLE if self.whole else 1.0),
             "flop": many * model.linear * (6 if self.whole else 4),
             "byte": many * width * self.item,
             "adapter_byte": many * self.adapted * 4 * self.item,
@@ -135,13 +153,14 @@ class Load:
         return known["setup"] + self.steps * step + self.epochs * evaluation
 
     def bytes(self) -> float:
-        """Device memory at its peak: weights, what backward needs of the largest batch, what trains."""
-        model, many = self.model, self.slots * PEAK * self.cells
-        tape = model.layers * (6 * model.hidden + model.inner) + self.adapted / 2
-        passing = 6 * model.hidden + 4 * model.inner
+        """Device memory at its peak: weights, activations of the largest batch or an evaluation, what trains."""
+        model, dense = self.model, self.adapted > self.model.layers * 6 * self.model.hidden
+        tape = model.layers * ((8 if dense else 6) * model.hidden + model.inner)
+        training = self.largest * self.cells * (tape + 3 * model.hidden + model.inner)
+        evaluation = min(self.eval_slots * self.cells, EVAL_SLOTS["cuda"]) * (9 * model.hidden + 2 * model.inner)
         weights = model.linear + model.embeddings * model.hidden
         trained = self.values * 20 + self.frozen * 4 + 3 * self.cells * self.adapted * self.rank * self.item
-        return weights * self.item + many * (tape + passing) * self.item + trained
+        return (weights + max(training, evaluation)) * self.item + trained
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,11 @@ class Estimate:
     tokens: Mapping[tuple[str, str, int], float] = field(default_factory=dict)
     rows: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def start(self) -> float:
+        """Seconds before the first pack: the libraries, the encoder, the data, kernels compiled."""
+        return (self.known or {}).get("start", 0.0)
+
     def mean_tokens(self, cell: Cell) -> float | None:
         """Tokens a training sequence: as counted in this model's and data's records, else the task's usual number."""
         told = self.tokens.get((cell.data, cell.task, cell.max_length))
@@ -165,11 +189,14 @@ class Estimate:
         first, task = cells[0], tasks.get(cells[0].task)
         tokens = (self.mean_tokens(first) or UNKNOWN_TOKENS) / FILL
         rows, eval_rows = self.rows.get((first.data, first.task), (task.train_rows, task.eval_rows))
+        batch = min(first.batch_size, rows)
+        steps = math.ceil(rows / first.batch_size)
+        largest = 1 + task.token_spread * math.sqrt(2 * math.log(steps) / batch)  # of so many normal sums
         whole = methods.get(first.method).trains_backbone
         values, frozen, adapted = _trained(cells, model, task.num_outputs)
         return Load(
-            cells=len(cells), slots=tokens * min(first.batch_size, rows), epochs=first.epochs,
-            steps=math.ceil(rows / first.batch_size) * first.epochs, eval_slots=tokens * eval_rows,
+            cells=len(cells), slots=tokens * batch, largest=tokens * batch * largest,
+            epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * eval_rows,
             values=values + (model.linear + model.embeddings * model.hidden if whole else 0), frozen=frozen,
             adapted=adapted, rank=max(map(_width, cells), default=0), model=model,
             item=ITEM[first.precision], whole=whole,
@@ -200,7 +227,7 @@ class Estimate:
         packs: dict[tuple[float, int, str], list[Record]] = {}
         tokens, rows = dict(self.tokens), dict(self.rows)
         for record in records:
-            if record.timing is None or record.data is None:
+            if record.timing is None or record.data is None or not _known(record.cell):
                 continue
             counted = record.timing.tokens / record.cell.epochs / max(1, record.data.train_rows)
             tokens[record.cell.data, record.cell.task, record.cell.max_length] = counted
@@ -220,6 +247,11 @@ class Estimate:
             if size and members[0].timing and members[0].timing.peak_bytes and share == 1:
                 memories.append(members[0].timing.peak_bytes / size)
         return replace(plain, time=median(times) if times else 1.0, memory=median(memories) if memories else 1.0)
+
+
+def _known(cell: Cell) -> bool:
+    """Whether this version has the cell's task and method; a results folder may hold others'."""
+    return cell.task in tasks.TASKS and cell.method in methods.RECIPES
 
 
 def _same(one: str, other: str) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lora_bench import sources
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.files import write_atomically
+from lora_bench.files import is_folder, write_atomically
 from lora_bench.sources import Labels, Rows
 from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
 
@@ -50,7 +50,7 @@ class DataSource:
         Raises BenchError (code 3) when the folder does not exist.
         """
         if data_dir is not None:
-            if not data_dir.is_dir():
+            if not is_folder(data_dir):
                 mend = f"Expected a folder that holds '{Path('<task>') / 'train.parquet'}' (or .jsonl, or GLUE's .tsv)."
                 raise BenchError(f"The data folder '{data_dir}' does not exist.", mend, MISSING)
             return cls("folder", data_dir)

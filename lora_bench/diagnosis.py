@@ -12,6 +12,7 @@ from rich.text import Text
 from lora_bench import environment
 from lora_bench.errors import BenchError
 from lora_bench.models import identity
+from lora_bench.text import clean
 
 Check = tuple[str, bool | None, str]  # what, sound (None: only a notice), words
 
@@ -24,7 +25,7 @@ def examine(results: Path) -> tuple[Table, bool]:
         table.add_column(name, overflow="fold")
     for what, sound, words in checks:
         mark = Text("note", "yellow") if sound is None else Text("ok", "green") if sound else Text("BAD", "red")
-        table.add_row(what, mark, Text(words))
+        table.add_row(what, mark, clean(words))
     return table, all(sound is not False for _, sound, _ in checks)
 
 

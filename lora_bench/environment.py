@@ -36,6 +36,12 @@ def local_device() -> str:
     return "cpu"
 
 
+def named_device(device: str) -> str:
+    """`device` as records name it: `auto` and `cuda` are this machine's first GPU. Asks no torch."""
+    first = local_device()
+    return first if device == "auto" or (device.startswith("cuda") and first != "cpu") else device
+
+
 def device_name(device: str) -> str:
     """The device in words: the GPU's name, or the processor and its threads."""
     import torch

@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from lora_bench.text import clean
+
 DONE, SOME_FAILED, USAGE, MISSING, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class BenchError(Exception):
-    """Something the user can mend. `code` is the process's exit code (README, "Exit codes")."""
+    """Something the user can mend, in two printable lines. `code` is the process's exit code (README, "Exit codes")."""
 
     def __init__(self, what: str, mend: str, code: int = USAGE) -> None:
-        super().__init__(what)
-        self.what = what
-        self.mend = mend
+        self.what = clean(what)
+        self.mend = clean(mend)
+        super().__init__(self.what)
         self.code = code
 
     def __str__(self) -> str:

@@ -1,9 +1,11 @@
-"""The one place where results are written: whole or not at all, and flushed to the disk before they count."""
+"""The one place where results are written: whole or not at all, flushed before they count; and read without trust."""
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,13 +15,6 @@ MARK = ".tmp"
 def temporary(path: Path) -> Path:
     """A name beside `path` for what is not whole yet."""
     return path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}{MARK}"
-
-
-def read(path: Path) -> bytes:
-    """All of a file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
 
 
 def listing(folder: Path) -> list[Path]:
@@ -41,6 +36,27 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; no for a name that the system cannot have (too long, no text)."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file; a pipe is not waited for.
+    """
+    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("this is no file")
+        return file.readall()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from lora_bench.errors import BenchError
 
 DEFAULT_MODEL = "FacebookAI/roberta-base"
 SAMPLE, HUB = "sample", "hub"
+ENOUGH = 4  # a quarter of a pack keeps a device nearly as busy as a whole one
 MAX_CELLS = 1_000_000
 
 Overrides = Mapping[str, Sequence[object] | None]
@@ -164,8 +165,8 @@ def _points(block: Atom) -> Iterator[dict[str, object]]:
 def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cell, ...]]:
     """The cells in groups of at most `limit` that share batches, of even sizes; in each, similar ranks stand together.
 
-    A method that trains the backbone shares nothing: its packs are packs of one. Groups come in the cells' order;
-    what is in a pack does not depend on that order.
+    A method that trains the backbone shares nothing: its packs are packs of one. Cells with other targets have packs of
+    their own where there are enough of them. Groups come in the cells' order; what is in a pack does not depend on it.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
@@ -173,8 +174,20 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
         groups.setdefault(cell.shares_batches() + alone, []).append(cell)
     found = []
     for group in groups.values():
-        group.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
-        count = math.ceil(len(group) / limit(group[0]))
-        cuts = [round(index * len(group) / count) for index in range(count + 1)]
-        found += [tuple(group[start:end]) for start, end in itertools.pairwise(cuts)]
+        most = limit(min(group, key=lambda cell: cell.id))
+        for part in _by_targets(group, most / ENOUGH):
+            part.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
+            count = math.ceil(len(part) / most)
+            cuts = [round(index * len(part) / count) for index in range(count + 1)]
+            found += [tuple(part[start:end]) for start, end in itertools.pairwise(cuts)]
     return found
+
+
+def _by_targets(cells: Iterable[Cell], enough: float) -> list[list[Cell]]:
+    """The cells by what they adapt: a pack does the work of its widest targets for all. Few ones join the others."""
+    parts: dict[str, list[Cell]] = {}
+    for cell in cells:
+        parts.setdefault(cell.targets or "", []).append(cell)
+    large = [parts[targets] for targets in sorted(parts) if targets and len(parts[targets]) >= enough]
+    small = [cell for part in parts.values() if part not in large for cell in part]
+    return [large[0] + small, *large[1:]] if large else [small]

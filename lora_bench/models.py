@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
+from contextlib import suppress
 from pathlib import Path
 
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import is_folder
 from lora_bench.grid import DEFAULT_MODEL, SAMPLE
 from lora_bench.sample import ENCODER
 
@@ -13,8 +16,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 
 
 def location(name: str) -> str:
-    """What transformers loads for a name: the bundled encoder for `sample`, else the name itself."""
-    return str(ENCODER) if name == SAMPLE else name
+    """What transformers loads for a name: the bundled encoder for `sample`, else the name itself, `~` expanded."""
+    if name == SAMPLE:
+        return str(ENCODER)
+    with suppress(RuntimeError):  # `~who` where there is no such user
+        return str(Path(name).expanduser()) if name.startswith("~") else name
+    return name
 
 
 def identity(name: str) -> str:
@@ -23,13 +30,25 @@ def identity(name: str) -> str:
     Raises:
         BenchError: exit code 3 for a path that is no directory, or one without config.json or safetensors weights.
     """
-    folder = Path(location(name)).expanduser()
-    if folder.is_dir():
+    folder = Path(location(name))
+    if is_folder(folder):
         label = SAMPLE if name == SAMPLE else folder.resolve().name
         return f"{label}@{_fingerprint(folder)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise BenchError(f"There is no model directory '{name}'.", f"The default is {DEFAULT_MODEL}.", MISSING)
+    _require_hub_name(name)
     return name
+
+
+def _require_hub_name(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        what = f"'{reprlib.repr(name)[1:-1]}' is neither a directory nor a name that the Hub allows."
+        raise BenchError(what, f"The default is {DEFAULT_MODEL}.", MISSING) from None
 
 
 def _fingerprint(folder: Path) -> str:

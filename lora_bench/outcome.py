@@ -11,6 +11,7 @@ from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.store import Protocol, Record
 from lora_bench.tasks import Task
+from lora_bench.text import discreet
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def failure(
     """A cell that could not be trained."""
     task = tasks.get(cell.task)
     record = Record(
-        id=cell.id, cell=cell, status=status, reason=reason, metric=task.main_metric,
+        id=cell.id, cell=cell, status=status, reason=discreet(reason), metric=task.main_metric,
         protocol=protocol(cell, task, notes), environment=dict(environment),
     )  # fmt: skip
     return Outcome(record)

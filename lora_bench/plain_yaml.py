@@ -20,6 +20,7 @@ Lines = dict[Path, int]
 _PLAIN = "Write plain YAML: `name: value` lines, without anchors, aliases, tags or repeated keys."
 _TAG = "tag:yaml.org,2002:"
 _DIGITS = list("0123456789")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,6 +29,8 @@ class _Loader(yaml.SafeLoader):
         for trap in ("anchor", "tag"):
             if getattr(event, trap, None):
                 refuse(f"{trap} '{getattr(event, trap)}' is not allowed", event.start_mark)
+        if _SURROGATE.search(getattr(event, "value", None) or ""):
+            refuse("half of a character (a lone surrogate) is not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

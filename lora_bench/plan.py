@@ -86,6 +86,7 @@ def make(
         raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
     shelf = Shelf(results)
     loaded = shelf.loaded()
+    loaded.refuse_newer({cell.id for cell in grid.cells})
     known = {record.id: record for record in loaded.records}
     found = standings(grid.cells, shelf, wanted)
     precision = grid.cells[0].precision if grid.cells else "float32"

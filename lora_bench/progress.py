@@ -16,6 +16,7 @@ from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.plan import Plan
 from lora_bench.store import Record
+from lora_bench.text import clean
 
 
 class ProgressView:
@@ -26,7 +27,7 @@ class ProgressView:
         self.total, self.ended, self.packs, self.packed = len(plan.todo), 0, len(plan.packs), 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=console, transient=True, disable=not self.bars,
         )  # fmt: skip
         self.grid_bar: TaskID = self.progress.add_task("cells", total=self.total)
@@ -44,7 +45,7 @@ class ProgressView:
 
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""
-        self.progress.update(self.pack_bar, description=Text(text, "dim").plain)
+        self.progress.update(self.pack_bar, description=clean(text))
 
     def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
         """A pack begins."""
@@ -76,7 +77,7 @@ class ProgressView:
 
     def warn(self, text: str) -> None:
         """Something the user should know."""
-        self.console.print(Text(text, "yellow"))
+        self.console.print(Text(clean(text), "yellow"), soft_wrap=True)
 
     def _line(self, text: str) -> None:
         self.console.print(Text(text), highlight=False, soft_wrap=True)

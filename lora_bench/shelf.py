@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lora_bench import files, states
 from lora_bench.outcome import Outcome
-from lora_bench.store import Loaded, Record, read_record, record_text, write_csv
+from lora_bench.store import Loaded, Record, make_room, read_record, record_text, write_csv
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
@@ -40,17 +40,16 @@ class Shelf:
         records = tuple(self.records[cell] for cell in sorted(self.records))
         return Loaded(records, tuple(sorted(self.broken.items())))
 
-    def refresh(self) -> set[str]:
-        """Look again; the ids whose files have come or changed since."""
+    def refresh(self) -> None:
+        """Look again at the files that have come or changed since, and at those that could not be read."""
         found = _stamps(self.results / "cells")
         changed = {cell for cell, stamp in found.items() if self._stamps.get(cell) != stamp}
         for cell in self._stamps.keys() - found.keys() | changed:
             self.records.pop(cell, None)
-            self.broken.pop(self._path(cell), None)
+        self.broken = {}
         for cell in sorted(changed):
             self._read(cell)
-        self._stamps = found
-        return changed
+        self._stamps = {cell: stamp for cell, stamp in found.items() if cell in self.records}
 
     def _path(self, cell: str) -> Path:
         return self.results / "cells" / f"{cell}.json"
@@ -103,6 +102,8 @@ class Shelf:
         for pack in files.listing(self.results / "pending"):
             if not pack.name.startswith("."):
                 _bring(pack / "adapters", self.results / "adapters")
+                for path in files.listing(pack / "cells"):
+                    make_room(self._path(path.stem))
                 _bring(pack / "cells", self.results / "cells")
                 files.remove(pack)
         self.refresh()

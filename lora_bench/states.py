@@ -107,7 +107,7 @@ class Folder:
             ValueError: it is not the one that was written.
         """
         try:
-            content = files.read(self.path / VALUES)
+            content = files.read_file(self.path / VALUES)
         except OSError as error:
             raise ValueError(error.strerror or "cannot be read") from None
         if len(content) != self.manifest.size or hashlib.sha256(content).hexdigest() != self.manifest.sha256:
@@ -160,7 +160,7 @@ def folders(results: Path) -> list[Folder]:
         if path.name.startswith("."):
             continue
         try:
-            found.append(Folder(path, decode(files.read(path / MANIFEST))))
+            found.append(Folder(path, decode(files.read_file(path / MANIFEST))))
         except (OSError, ValueError):
             continue
     return sorted(found, key=lambda folder: (-folder.manifest.steps, folder.path.name))

@@ -1,6 +1,7 @@
-"""Records on disk: `DIR/cells/<id>.json` is the truth, `DIR/metrics.csv` is derived from it.
+"""Records on disk: `DIR/cells/<id>.json` is the truth, `DIR/metrics.csv` is derived from it and never read.
 
-A record is written whole or not at all: to a temporary file in the same folder, flushed, then renamed.
+A record is written whole or not at all: to a temporary file in the same folder, flushed, then renamed. Its last field
+is a checksum; a file that is no sound record is told of, and set aside where a record takes its place.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +18,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_bench.cell import Cell
-from lora_bench.files import write_atomically
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import read_file, write_atomically
+from lora_bench.seal import seal, unseal
+from lora_bench.text import clean, sheet
 
 SCHEMA: Literal[1] = 1
+NEWER = "written by a newer lora-bench"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Status = Literal["done", "failed", "diverged", "oom"]
 
@@ -114,6 +120,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_OWN = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What a results folder holds: the sound records, sorted by id, and the files that are not, with the reason."""
@@ -121,11 +130,11 @@ class Loaded:
     records: tuple[Record, ...]
     broken: tuple[tuple[Path, str], ...]
 
-
-def csv_safe(text: str) -> str:
-    """`text` as a spreadsheet will not run it: a leading formula character is quoted, control codes are dropped."""
-    clean = "".join(character for character in text if character.isprintable())
-    return f"'{clean}" if clean.startswith(("=", "+", "-", "@")) else clean
+    def refuse_newer(self, ids: Container[str]) -> None:
+        """BenchError (code 3) where the record of one of these cells is of a newer schema: it must not be replaced."""
+        for path, reason in self.broken:
+            if reason.startswith(NEWER) and path.stem in ids:
+                raise BenchError(f"'{path}' was {reason}.", "Upgrade lora-bench, or give another --results.", MISSING)
 
 
 def record_path(results: Path, cell_id: str) -> Path:
@@ -133,25 +142,55 @@ def record_path(results: Path, cell_id: str) -> Path:
     return results / "cells" / f"{cell_id}.json"
 
 
-def record_text(record: Record) -> bytes:
-    """What is written of a record."""
-    return (record.model_dump_json(exclude_defaults=False) + "\n").encode()
+def prepare(results: Path) -> None:
+    """Make the folders, and see that they can be written before anything trains. BenchError (code 3) if not."""
+    try:
+        for name in ("cells", "adapters"):
+            (results / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=results / name):
+                pass
+        if (results / "metrics.csv").is_dir():
+            raise IsADirectoryError(None, "'metrics.csv' is a folder")
+    except OSError as error:
+        raise _unusable(results, error) from error
+
+
+def _unusable(results: Path, error: OSError) -> BenchError:
+    return BenchError(
+        f"The results folder '{results}' cannot be used: {error.strerror}.", "Give --results a folder of its own.",
+        MISSING,
+    )  # fmt: skip
 
 
 def write_record(results: Path, record: Record) -> None:
-    """Write one record."""
-    write_atomically(record_path(results, record.id), record_text(record))
+    """Write one record. Whatever is in its place and is no record is kept beside it, as `<id>.json.broken`."""
+    path = record_path(results, record.id)
+    make_room(path)
+    write_atomically(path, record_text(record))
+
+
+def record_text(record: Record) -> bytes:
+    """What is written of a record."""
+    return seal(record.model_dump_json(exclude_defaults=False))
+
+
+def make_room(path: Path) -> None:
+    """Rename what is in the place of a record and is none; a record stays."""
+    if not os.path.lexists(path):
+        return
+    try:
+        read_record(path)
+    except ValueError:
+        names = (f"{path.name}.broken{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        path.rename(next(place for name in names if not os.path.lexists(place := path.with_name(name))))
 
 
 def read_record(path: Path) -> Record:
     """Read one record; ValueError says in one line what is wrong with it."""
     try:
-        with io.FileIO(path) as file:
-            record = Record.model_validate_json(file.readall())
+        record = Record.model_validate_json(unseal(read_file(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where + ': ' if where else ''}{first['msg']}") from None
+        raise ValueError(_first(error)) from None
     except OSError as error:
         raise ValueError(error.strerror or "cannot be read") from None
     if record.id != record.cell.id or record.id != path.stem:
@@ -159,10 +198,23 @@ def read_record(path: Path) -> Record:
     return record
 
 
+def _first(error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    for each in errors:
+        if each["loc"] == ("schema_version",) and type(each["input"]) is int and each["input"] > SCHEMA:
+            return f"{NEWER} (schema {each['input']})"
+    where = ".".join(str(part) for part in errors[0]["loc"])
+    return clean(f"{where + ': ' if where else ''}{errors[0]['msg']}")[:200]
+
+
 def _files(results: Path) -> list[str]:
     """The names of all record files, sorted; names alone, as 100,000 Paths are slow to sort."""
-    folder = results / "cells"
-    return sorted(name for name in os.listdir(folder) if name.endswith(".json")) if folder.is_dir() else []  # noqa: PTH208
+    try:
+        return sorted(name for name in os.listdir(results / "cells") if name.endswith(".json"))  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unusable(results, error) from error
 
 
 def count_records(results: Path) -> int:
@@ -194,12 +246,10 @@ def _metric_columns(record: Record) -> dict[str, object]:
 
 def row(record: Record) -> dict[str, object]:
     """The record as a row of metrics.csv. `<metric>_best` is its value at the main metric's best epoch."""
-    values: dict[str, object] = record.cell.model_dump()
-    values |= record.model_dump(
-        include={"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"}
-    )
+    values: dict[str, object] = dict(vars(record.cell))
+    values |= {name: value for name, value in vars(record).items() if name in _OWN}
     for part in (record.counts, record.timing, record.data):
-        values |= part.model_dump() if part is not None else {}
+        values |= vars(part) if part is not None else {}
     values |= record.environment | _metric_columns(record)
     return {column: values.get(column) for column in COLUMNS}
 
@@ -207,11 +257,10 @@ def row(record: Record) -> dict[str, object]:
 def write_csv(results: Path, records: Iterable[Record]) -> Path:
     """Write `metrics.csv`, one row a record in the order of ids; an empty field is a value there is none of."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for record in sorted(records, key=lambda record: record.id):
-        cells = row(record).items()
-        writer.writerow({name: csv_safe(value) if isinstance(value, str) else value for name, value in cells})
+        writer.writerow(map(sheet, row(record).values()))
     path = results / "metrics.csv"
     write_atomically(path, text.getvalue().encode())
     return path

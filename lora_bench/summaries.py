@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from lora_bench.errors import NOTHING, BenchError
 from lora_bench.leases import Holder
 from lora_bench.plan import Plan
 from lora_bench.standing import STATES, Standing
-from lora_bench.store import Record, read_records
+from lora_bench.store import Record
+from lora_bench.text import clean
 
 ROWS, NAMED = 40, 4
 
@@ -25,7 +27,7 @@ def settings_of(cell: Cell) -> str:
     """A cell in few words, without its seed."""
     size = "" if cell.rank is None else f" r={cell.rank}"
     inner = "" if cell.a is None else f" a={cell.a} b={cell.b}"
-    return f"{cell.method}{size}{inner}"
+    return clean(f"{cell.method}{size}{inner}")
 
 
 def opening(plan: Plan, where: str, device: str) -> Text:
@@ -36,7 +38,7 @@ def opening(plan: Plan, where: str, device: str) -> Text:
     there = f", {cells - todo} there already" if cells > todo else ""
     return Text(
         f"{plan.grid.name}: {cells} cells{there}; {todo} to train in {len(plan.packs)} packs on {device}\n"
-        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {where}"
+        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {clean(where)}"
     )
 
 
@@ -49,7 +51,7 @@ def cost(plan: Plan) -> str:
         return ""
     missing = f" and {len(times) - len(known)} packs of unknown length" if len(known) < len(times) else ""
     memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
-    return f"about {duration(sum(known))}{missing}{memory}; "
+    return f"about {duration(plan.estimate.start + sum(known))}{missing}{memory}; "
 
 
 def duration(seconds: float) -> str:
@@ -74,7 +76,7 @@ def closing(records: Sequence[Record]) -> Table:
     for name in ("lr", "adapter params", "score", "seeds", "seconds"):
         table.add_column(name, justify="right")
     for cell, members in list(slots.items())[:ROWS]:
-        what = (tasks.get(cell.task).title, Text(settings_of(cell)), Text(cell.targets or "–"), f"{cell.lr:g}")
+        what = (tasks.get(cell.task).title, settings_of(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
         table.add_row(*what, *_numbers(members))
     return table
 
@@ -142,12 +144,8 @@ def standings_table(plan: Plan) -> Table:
         ids = groups[standing]
         which = " ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
         runs = "yes" if standing.runs else "no"
-        table.add_row(standing.state, str(len(ids)), runs, Text(_plain(standing.why)), which)
+        table.add_row(standing.state, str(len(ids)), runs, Text(clean(standing.why)), which)
     return table
-
-
-def _plain(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def methods_table() -> Table:
@@ -174,17 +172,16 @@ def tasks_table() -> Table:
     return table
 
 
-def runs_table(results: Path) -> Table:
+def runs_table(records: Sequence[Record], results: Path) -> Table:
     """The records of a results folder.
 
     Raises:
         BenchError: exit code 4 if there are none.
     """
-    records = read_records(results).records
     if not records:
-        mend = f"Fill it: lora-bench run --preset smoke --results {results}"
+        mend = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
-    table = Table(title=f"Runs in {results}", title_justify="left")
+    table = Table(title=f"Runs in {clean(str(results))}", title_justify="left")
     for name in ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes"):
         left = name in ("id", "task", "method", "status")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name == "id")
@@ -193,6 +190,13 @@ def runs_table(results: Path) -> Table:
         sizes = (f"{counts.adapter_params:,}", f"{counts.adapter_bytes:,}") if counts else ("–", "–")
         score = "–" if record.score is None else f"{record.score * 100:.1f}"
         cell = record.cell
-        place = (cell.id, cell.task, Text(settings_of(cell)), Text(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
+        place = (
+            record.id,
+            clean(cell.task),
+            settings_of(cell),
+            clean(cell.targets or "–"),
+            str(cell.seed),
+            f"{cell.lr:g}",
+        )
         table.add_row(*place, record.status, score, *sizes)
     return table

@@ -38,7 +38,8 @@ class Task:
 
     `metrics`: the first is the main one. `accuracy_matched` is `accuracy` over the split `validation_matched` alone.
     `eval_splits`: (official split, rows) pairs; there is more than one for MNLI only. `mean_tokens`: tokens of
-    RoBERTa's tokenizer a training sequence cut at 128, where they were counted (costs are foretold from them).
+    RoBERTa's tokenizer a training sequence cut at 128, where they were counted; `token_spread`: their
+    standard deviation over their mean (costs are foretold from both).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Task:
     eval_splits: tuple[tuple[str, int], ...]
     tsv: Tsv
     mean_tokens: float | None = None
+    token_spread: float = 0.5
 
     @property
     def is_regression(self) -> bool:
@@ -96,6 +98,7 @@ _RECORDS = (
         eval_splits=_validation(1043),
         tsv=Tsv(folder="CoLA", columns=("sentence",), names=("source", "label", "mark", "sentence")),
         mean_tokens=11.4,
+        token_spread=0.35,
     ),
     Task(
         name="sst2",
@@ -107,6 +110,7 @@ _RECORDS = (
         eval_splits=_validation(872),
         tsv=Tsv(folder="SST-2", columns=("sentence",)),
         mean_tokens=14.4,
+        token_spread=0.65,
     ),
     Task(
         name="mrpc",
@@ -118,6 +122,7 @@ _RECORDS = (
         eval_splits=_validation(408),
         tsv=Tsv(folder="MRPC", columns=("#1 String", "#2 String"), label="Quality"),
         mean_tokens=54.1,
+        token_spread=0.24,
     ),
     Task(
         name="stsb",
@@ -129,6 +134,7 @@ _RECORDS = (
         eval_splits=_validation(1500),
         tsv=Tsv(folder="STS-B", columns=_PAIR, label="score"),
         mean_tokens=29.1,
+        token_spread=0.49,
     ),
     Task(
         name="qqp",
@@ -170,6 +176,7 @@ _RECORDS = (
         eval_splits=_validation(277),
         tsv=Tsv(folder="RTE", columns=_PAIR),
         mean_tokens=67.5,
+        token_spread=0.48,
     ),
     Task(
         name="wnli",
@@ -181,6 +188,7 @@ _RECORDS = (
         eval_splits=_validation(71),
         tsv=Tsv(folder="WNLI", columns=_PAIR),
         mean_tokens=37.7,
+        token_spread=0.41,
     ),
 )
 

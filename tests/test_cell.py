@@ -126,6 +126,25 @@ def test_what_is_not_allowed_is_refused(setting: str, value: object) -> None:
         cell(**{setting: value})
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rank", 1), ("rank", 2**31), ("epochs", 1), ("seed", 0), ("seed", 2**63 - 1), ("warmup", 0), ("warmup", 1),
+        ("weight_decay", 0), ("clip", 0), ("max_length", 4), ("max_length", 2**16), ("model", "m" * 300),
+        *(("select", name) for name in ("best", "last", "held-out")), ("init", "default"), ("init", "published"),
+        *(("precision", name) for name in ("float64", "float32", "bf16")),
+    ],
+)  # fmt: skip
+def test_what_is_just_allowed_is_kept(setting: str, value: object) -> None:
+    assert getattr(cell(**{setting: value}), setting) == value
+
+
+@pytest.mark.parametrize(("setting", "value"), [("rank", 2**31 + 1), ("warmup", 1.0001), ("max_length", 2**16 + 1)])
+def test_one_more_is_not_allowed(setting: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        cell(**{setting: value})
+
+
 def test_the_head_learns_at_its_own_rate_or_the_adapters() -> None:
     assert cell(lr=0.25).effective_head_lr == 0.25
     assert cell(lr=0.25, head_lr=0.5).effective_head_lr == 0.5

@@ -240,8 +240,16 @@ def test_a_cell_twice_is_packed_once() -> None:
 def test_the_packs_of_the_shipped_grid_keep_ranks_together() -> None:
     grid = expand(load(find_preset("paper")), {"task": ["rte"], "seed": [0]}, SOURCES)
     found = [pack for pack in packs(grid.cells, lambda _: 64) if pack[0].method != "full"]
-    assert sorted(len(pack) for pack in found) == [63, 64, 64]
-    assert all(len({cell.rank for cell in pack}) <= 3 for pack in found)
+    assert sorted(len(pack) for pack in found) == [45, 45, 50, 51]
+    assert all(len({cell.rank for cell in pack}) <= 4 for pack in found)
+    assert all(len({cell.targets for cell in pack if cell.targets}) == 1 for pack in found)
+
+
+def test_few_cells_with_other_targets_join_the_others() -> None:
+    grid = made(
+        BASE | {"method": "lora"}, {"rank": [*range(1, 8)], "targets": "qv"}, {"rank": 8, "targets": "attention"}
+    )
+    assert [len(pack) for pack in packs(grid.cells, lambda _: 8)] == [8]
 
 
 # ---- the module

@@ -25,13 +25,13 @@ from lora_bench.store import (
     Protocol,
     Record,
     Timing,
-    csv_safe,
     read_record,
     read_records,
     record_path,
     write_csv,
     write_record,
 )
+from lora_bench.text import sheet
 
 FROZEN = (
     "id,model,task,method,rank,a,b,targets,seed,lr,alpha,epochs,batch_size,max_length,status,adapter_params,head_params,"
@@ -201,10 +201,10 @@ def test_text_that_a_spreadsheet_would_run_is_quoted(tmp_path: Path, lead: str) 
 
 @given(st.text())
 def test_safe_text_never_begins_a_formula_or_a_line(text: str) -> None:
-    safe = csv_safe(text)
+    safe = str(sheet(text))
     assert not safe.startswith(("=", "+", "-", "@", "\t", "\r"))
     assert safe.isprintable()
-    assert csv_safe(safe) == safe
+    assert sheet(safe) == safe
 
 
 def test_negative_numbers_stay_numbers(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
@@ -51,10 +51,10 @@ class Backbone:
         self.position_base = _position_base(model)
         self.sites: tuple[Site, ...] = ()
         self.fused: Encoder | None = None
-        self.model = self._prepare(model, fuse=not mixed)
+        self.model = self._prepare(model)
         self.autocast = mixed
 
-    def _prepare(self, model: PreTrainedModel, fuse: bool) -> PreTrainedModel:
+    def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         model.requires_grad_(False).train(False)
         module: nn.Module = model
         module.to(self.device)
@@ -66,7 +66,7 @@ class Backbone:
         self.model = model
         self._check(reference)
         self.sites = self._find_sites()
-        self.fused = Encoder.of(model, self.step) if fuse else None
+        self.fused = Encoder.of(model, self.step)
         if self.fused is not None:
             self._check(reference)
         module.to(self.dtype)
@@ -172,10 +172,13 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
         with quiet_transformers():
             model, info = AutoModel.from_pretrained(
                 location, dtype=torch.float32, use_safetensors=True, local_files_only=offline,
-                attn_implementation="eager", output_loading_info=True,
+                attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # of many families: a config.json can make any line of transformers fail
         raise unreachable("model", location, error) from error
+    for name, stored, wanted in sorted(key for key in info["mismatched_keys"] if "pooler" not in key[0]):
+        what = f"'{location}' has a weight {name} of shape {[*stored]}, its config.json says {[*wanted]}."
+        raise BenchError(what, "Use the config.json that belongs to the weights.", MISSING)
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing or not isinstance(model, PreTrainedModel):
         what = f"'{location}' lacks weights ({missing[0]} …)." if missing else f"'{location}' is not an encoder."
@@ -202,11 +205,10 @@ def quiet_transformers() -> Iterator[None]:
 
 def unreachable(kind: str, location: str, error: Exception) -> BenchError:
     """The error for something that could not be had, with the three ways out."""
-    return BenchError(
-        f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.",
-        "Without a network use --preset smoke, or --model DIR and --data-dir DIR.",
-        MISSING,
-    )
+    mend = "Without a network use --preset smoke, or --model DIR and --data-dir DIR."
+    if Path(location).is_dir():
+        mend = "Give a directory as transformers saves it: config.json, safetensors weights, the tokenizer's files."
+    return BenchError(f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.", mend, MISSING)
 
 
 def _position_base(model: PreTrainedModel) -> int:

@@ -215,6 +215,7 @@ class Encoder:
             hidden, tape = layer.forward(hidden, run, by_layer[index], index == len(self.layers) - 1)
             if tapes is not None:
                 tapes.append(tape)
+            del tape  # without backward it would hold a layer's activations while the next one runs
         return hidden
 
 

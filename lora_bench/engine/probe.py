@@ -39,6 +39,10 @@ def padded(model: PreTrainedModel) -> list[Tensor]:
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise refusal(model.config, f"it is not an encoder ({one_line(error)})") from error
+    if not torch.isfinite(hidden[mask.bool()]).all():
+        raise BenchError(
+            "The model makes numbers that are not finite.", "Its weights are damaged: get them again.", MISSING
+        )
     return [rows[: len(sequence)] for rows, sequence in zip(hidden, sequences, strict=True)]
 
 
@@ -61,5 +65,5 @@ def refusal(config: Any, why: str) -> BenchError:
 
 def one_line(error: Exception) -> str:
     """An error's message on one line of at most 200 characters."""
-    text = " ".join(str(error).split()).rstrip(".")
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

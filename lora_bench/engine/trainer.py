@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lora_bench.cost import EVAL_SLOTS
 from lora_bench.engine import randomness
 from lora_bench.engine.graphs import SMALL, Replays, choose
 from lora_bench.engine.masks import Masks
@@ -24,8 +25,6 @@ from lora_bench.engine.progress import Progress
 from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
-
-EVAL_TOKENS = {"cpu": 2**13, "cuda": 2**18}
 
 
 class Watch(Protocol):
@@ -142,13 +141,13 @@ class Trainer:
     def prepare(self, steps: int | None = None) -> None:
         """Choose which shapes of batches to record as CUDA graphs, for that many steps (default: all).
 
-        Only the written-out encoder is recorded: transformers' own code may do what a graph cannot hold.
+        Only the family that is written out is recorded: another encoder's code may do what a graph cannot hold.
         """
         groups = self.groups(1)
         forms = Counter(self.table.layout(group).form for group in groups)
         mean = sum(form.slots * count for form, count in forms.items()) / len(groups)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        if self._stream is not None and self.pack.fused and work <= SMALL:
+        if self._stream is not None and self.pack.backbone.fused is not None and work <= SMALL:
             share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
             self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
 
@@ -250,7 +249,7 @@ class Trainer:
     def predict(self, table: Table) -> NDArray[np.float64]:
         """`[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is none."""
         self.pack.compose()
-        budget = max(1, EVAL_TOKENS.get(table.device.type, 2**13) // len(self.pack.cells))
+        budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
         found = np.empty((len(self.pack.cells), len(table)))
         parts = []
         for batch in table.batches(table.by_length(budget)):

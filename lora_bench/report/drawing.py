@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lora_bench.report.text import clean
+from lora_bench.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

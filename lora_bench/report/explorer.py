@@ -12,7 +12,7 @@ from lora_bench.report.content import Content
 from lora_bench.report.drawing import Look, looks
 from lora_bench.report.rows import SCOPE, SETTINGS, SLOT, Key, Row, device_kind, split_by
 from lora_bench.report.slots import Column, Piece, Slot, entry, slot_of
-from lora_bench.report.text import clean
+from lora_bench.text import clean
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross"}
 _SYMBOLS |= {"x": "x", "*": "star"}

@@ -15,7 +15,7 @@ from lora_bench.report.content import Content, Section, environments
 from lora_bench.report.explorer import page_data, shared_settings
 from lora_bench.report.layout import is_right
 from lora_bench.report.tables import Field, Table
-from lora_bench.report.text import clean
+from lora_bench.text import clean
 
 
 def page(content: Content) -> str:

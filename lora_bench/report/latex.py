@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from lora_bench.report.layout import folds, is_right
 from lora_bench.report.tables import Field, Table
-from lora_bench.report.text import clean
+from lora_bench.text import clean
 
 WIDTH = 150
 _WRAPPED = 34

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lora_bench.report.tables import Table
-from lora_bench.report.text import clean
+from lora_bench.text import clean
 
 GAP = 2
 _WRAPPED = frozenset({"reason", "because"})

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.layout import folds, is_right
 from lora_bench.report.tables import Field, Table
-from lora_bench.report.text import ascii_only, clean, markdown, sheet
+from lora_bench.report.text import ascii_only, markdown
+from lora_bench.text import clean, sheet
 
 if TYPE_CHECKING:
     from rich.console import Console

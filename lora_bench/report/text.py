@@ -1,4 +1,4 @@
-"""Text from outside (model names, reasons) made harmless for a terminal, Markdown, a spreadsheet, a file name."""
+"""Text from outside (model names, reasons) made harmless for Markdown, an ASCII terminal, a file name."""
 
 from __future__ import annotations
 
@@ -6,35 +6,18 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+from lora_bench.text import clean
+
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ASCII = str.maketrans({"±": "+/-", "×": "x", "—": "--", "†": "*", "≥": ">=", "·": "-", "…": "..."})
 _LONGEST_SLUG = 80
-
-
-@lru_cache(maxsize=4096)
-def clean(text: str) -> str:
-    """`text` on one line: escape sequences, control, direction-changing and unencodable characters dropped."""
-    spaced = re.sub(r"\s+", " ", _ANSI.sub("", text))
-    return "".join(character for character in spaced if unicodedata.category(character)[0] != "C")
 
 
 def markdown(text: str) -> str:
     """`text` as it reads, with nothing that Markdown or HTML would act on."""
     inert = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", inert)
-
-
-def sheet(value: object) -> object:
-    """A value for CSV: text that a spreadsheet would run as a formula gets a leading apostrophe; None is empty."""
-    if not isinstance(value, str):
-        return "" if value is None else value
-    cleaned = clean(value)
-    runs = value.startswith(_FORMULA) or cleaned.lstrip().startswith(_FORMULA)
-    return f"'{cleaned}" if runs else cleaned
 
 
 def ascii_only(text: str) -> str:

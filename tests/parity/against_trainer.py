@@ -58,7 +58,7 @@ def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> Non
         model=get_peft_model(model, peft_config), args=arguments, data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=_encoded(rows.train, tokenizer, cell.max_length),
         eval_dataset=_encoded(rows.evals["validation"], tokenizer, cell.max_length),
-        compute_metrics=lambda got: metrics.score(task, got.predictions.argmax(-1), got.label_ids),
+        compute_metrics=lambda got: metrics.score(task, _decided(task, got.predictions), got.label_ids),
     )  # fmt: skip
     began = time.perf_counter()
     trainer.train()
@@ -66,10 +66,14 @@ def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> Non
     out.write_text(json.dumps({"values": values, "seconds": time.perf_counter() - began}))
 
 
+def _decided(task: tasks.Task, logits: Any) -> Any:
+    return logits[..., 0] if task.is_regression else logits.argmax(-1)
+
+
 def _encoded(rows: Any, tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
     encoded = tokenizer(*rows.texts, truncation=True, padding=False, max_length=max_length)
     return [
-        {**{key: values[i] for key, values in encoded.items()}, "labels": int(label)}
+        {**{key: values[i] for key, values in encoded.items()}, "labels": label.item()}
         for i, label in enumerate(rows.labels)
     ]
 
@@ -110,6 +114,7 @@ def _table(cells: list[Cell], results: Path, folder: Path) -> None:
 def _own_command(args: argparse.Namespace, seeds: list[int]) -> list[str]:
     given = {"--config": [args.config], "--model": [args.model], "--data-dir": [args.data_dir], "--seed": seeds}
     given |= {"--results": [args.results], "--device": [args.device], "--method": args.method or []}
+    given |= {"--task": args.task or []}
     options = [text for option, values in given.items() for value in values for text in (option, str(value))]
     return [sys.executable, "-m", "lora_bench", "run", *options]
 
@@ -125,6 +130,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10, help="Peer processes at once.")
     parser.add_argument("--own-jobs", type=int, default=1, help="Processes of ours at once, by seed.")
     parser.add_argument("--seed", type=int, nargs="+", help="Other seeds than the config's.")
+    parser.add_argument("--task", nargs="+", help="Only these of the config's tasks.")
     parser.add_argument("--method", nargs="+", help="Other methods of ours than the config's; lora must be among them.")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -133,7 +139,7 @@ def main() -> None:
         train_with_peft(Cell.model_validate(job["cell"]), args.model, args.data_dir, Path(job["out"]))
         return
     chosen = config.load(Path(args.config))
-    wanted = {"model": [args.model], "method": ["lora"], "seed": args.seed}
+    wanted = {"model": [args.model], "method": ["lora"], "seed": args.seed, "task": args.task}
     cells = grid.expand(chosen, wanted, plan.sources(), args.data_dir).cells
     folder = Path(args.results) / "trainer"
     folder.mkdir(parents=True, exist_ok=True)

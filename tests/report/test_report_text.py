@@ -21,8 +21,9 @@ from lora_bench.report.html import html_table, page
 from lora_bench.report.latex import latex, latex_document
 from lora_bench.report.render import csv_table, json_report, markdown_table, print_table
 from lora_bench.report.tables import Table
-from lora_bench.report.text import ascii_only, clean, markdown, sheet, slug, stems
+from lora_bench.report.text import ascii_only, markdown, slug, stems
 from lora_bench.store import Loaded, Record
+from lora_bench.text import clean, sheet
 
 EVIL = (
     "=1+1 | `x` [bold]b[/bold] [/] <script>alert(1)</script> \x1b[31mred\x1b]0;title\x07\n# head \u202e**x** $y$ "
