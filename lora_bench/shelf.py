@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lora_bench import files, states
@@ -134,12 +135,17 @@ class Shelf:
 
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
-    """The record files of a folder by id."""
+    """The record files of a folder by id, links as such."""
+    found: dict[str, Stamp] = {}
     if not folder.is_dir():
-        return {}
+        return found
     with os.scandir(folder) as entries:
-        found = ((entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json"))
-        return {name[:-5]: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found if name[0] != "."}
+        for entry in entries:
+            if entry.name.endswith(".json") and not entry.name.startswith("."):
+                with suppress(FileNotFoundError):  # another process has just made room there
+                    stat = entry.stat(follow_symlinks=False)
+                    found[entry.name[:-5]] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found
 
 
 def _bring(source: Path, target: Path) -> None:
