@@ -131,7 +131,7 @@ def run(
     for record in bad:
         line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
         console.print(Text(clean(line)), soft_wrap=True)
-    if bad or plan.broken:
+    if bad or plan.broken or running.shelf.broken:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lora_bench import files, states
@@ -28,7 +29,8 @@ class Shelf:
         archived = read_archive(results)
         self._archived = {record.id: record for record in archived.records}
         self.records: dict[str, Record] = dict(self._archived)
-        self.broken: dict[Path, str] = dict(archived.broken)
+        self._damaged = archived.broken
+        self.broken: dict[Path, str] = {}
         self._stamps: dict[str, Stamp] = {}
         self._told = self._telling = 0.0  # when metrics.csv was written, and the seconds that it took
         self.refresh()
@@ -42,19 +44,18 @@ class Shelf:
         records = tuple(self.records[cell] for cell in sorted(self.records))
         return Loaded(records, tuple(sorted(self.broken.items())))
 
-    def refresh(self) -> set[str]:
-        """Look again; the ids whose files have come or changed since."""
+    def refresh(self) -> None:
+        """Look again at the files that have come or changed since, and at those that could not be read."""
         found = _stamps(self.results / "cells")
         changed = {cell for cell, stamp in found.items() if self._stamps.get(cell) != stamp}
         for cell in self._stamps.keys() - found.keys() | changed:
             self.records.pop(cell, None)
-            self.broken.pop(self._path(cell), None)
             if cell not in changed and cell in self._archived:
                 self.records[cell] = self._archived[cell]
+        self.broken = dict(self._damaged)
         for cell in sorted(changed):
             self._read(cell)
-        self._stamps = found
-        return changed
+        self._stamps = {cell: stamp for cell, stamp in found.items() if cell in self.records}
 
     def _path(self, cell: str) -> Path:
         return self.results / "cells" / f"{cell}.json"
@@ -107,6 +108,8 @@ class Shelf:
         for pack in files.listing(self.results / "pending"):
             if not pack.name.startswith("."):
                 _bring(pack / "adapters", self.results / "adapters")
+                for path in files.listing(pack / "cells"):
+                    make_room(self._path(path.stem))
                 _bring(pack / "cells", self.results / "cells")
                 files.remove(pack)
         self.refresh()
@@ -137,12 +140,17 @@ class Shelf:
 
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
-    """The record files of a folder by id."""
+    """The record files of a folder by id, links as such."""
+    found: dict[str, Stamp] = {}
     if not folder.is_dir():
-        return {}
+        return found
     with os.scandir(folder) as entries:
-        found = ((entry.name, entry.stat()) for entry in entries if entry.name.endswith(".json"))
-        return {name[:-5]: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found if name[0] != "."}
+        for entry in entries:
+            if entry.name.endswith(".json") and not entry.name.startswith("."):
+                with suppress(FileNotFoundError):  # another process has just made room there
+                    stat = entry.stat(follow_symlinks=False)
+                    found[entry.name[:-5]] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found
 
 
 def _bring(source: Path, target: Path) -> None:

@@ -144,12 +144,8 @@ def standings_table(plan: Plan) -> Table:
         ids = groups[standing]
         which = " ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
         runs = "yes" if standing.runs else "no"
-        table.add_row(standing.state, str(len(ids)), runs, Text(_plain(standing.why)), which)
+        table.add_row(standing.state, str(len(ids)), runs, Text(clean(standing.why)), which)
     return table
-
-
-def _plain(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def methods_table() -> Table:

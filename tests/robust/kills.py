@@ -171,7 +171,8 @@ def outcome(results: Path) -> dict[str, Any]:
     """All that must be equal: the table without times, the adapters byte by byte, what else lies there."""
     with (results / "metrics.csv").open(newline="") as file:
         table = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
-    records = {path.name: json.loads(path.read_bytes()) | {"timing": None} for path in (results / "cells").iterdir()}
+    timed = {"timing": None, "crc32": None}
+    records = {path.name: json.loads(path.read_bytes()) | timed for path in (results / "cells").iterdir()}
     adapters = {
         str(path.relative_to(results)): path.read_bytes()
         for path in sorted((results / "adapters").rglob("*"))
@@ -236,9 +237,8 @@ def main() -> int:
             code = ended(fork(lambda results=results: train(place, results)))  # type: ignore[misc]
             same = code == 0 and outcome(results) == expected
             counts = [counts[0] + kills, counts[1] + (kills if same else 0)]
-            if not same:
-                wrong.append(name)
-                print(f"{name}: exit {code}, not as in peace", flush=True)
+            wrong += [] if same else [name]
+            print(f"{name}: {kills} kills, exit {code}, {'as' if same else 'NOT as'} in peace", flush=True)
         total = time.perf_counter() - began
     print(f"{counts[1]} of {counts[0]} kills came to the same end; a run takes {peace:.1f} s, all {total:.0f} s")
     return 1 if wrong else 0
