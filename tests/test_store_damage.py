@@ -64,7 +64,7 @@ def test_what_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
 def test_what_is_no_json_says_so_first(tmp_path: Path) -> None:
     path = rewritten(tmp_path)
     path.write_bytes(b"{")
-    with pytest.raises(ValueError, match="^Invalid JSON: "):
+    with pytest.raises(ValueError, match=r"^Invalid JSON: "):
         read_record(path)
 
 
