@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# without bytecode: Python compiles what it imports, which is a small part
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint smoke paper clean
@@ -12,8 +14,8 @@ help:  ## this list
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 demo: smoke  ## a grid on the bundled encoder and data: the table and the figure, no network
@@ -26,8 +28,8 @@ paper: $(STAMP)  ## the LoRA-Mini grid on roberta-base (a GPU and the Hub, or --
 	$(BIN)/lora-bench run --preset paper
 	$(BIN)/lora-bench report --results results/paper
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .
