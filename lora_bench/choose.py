@@ -74,13 +74,19 @@ def blocks(chosen: Iterable[Choice], ranks: Sequence[int] = ()) -> list[dict[str
         rates.setdefault(choice.point, {})[choice.task] = choice.lr
     made = []
     for point, by_task in rates.items():
-        method, targets, rank, head_lr = point
-        searched = [other[2] for other in rates if other[:2] == point[:2] and other[2]]
+        searched = [other[2] for other in rates if other[:2] == point[:2]]
+        rank = point[2]
         own = [wanted for wanted in ranks if _nearest(wanted, searched) == rank] if ranks and rank else [rank]
-        block = {"method": method, "targets": targets, "rank": own[0] if len(own) == 1 else own, "head_lr": head_lr}
         if own:
-            made.append({key: value for key, value in block.items() if value is not None} | {"lr": by_task})
+            made.append(_block(point, own) | {"lr": by_task})
     return made
+
+
+def _block(point: Point, ranks: Sequence[int | None]) -> dict[str, object]:
+    method, targets, _, head_lr = point
+    rank = ranks[0] if len(ranks) == 1 else list(ranks)
+    settings: dict[str, object] = {"method": method, "targets": targets, "rank": rank, "head_lr": head_lr}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _nearest(rank: int, searched: Sequence[int | None]) -> int | None:

@@ -1,4 +1,4 @@
-"""The one place where results are written: whole or not at all, flushed before they count; and read without trust."""
+"""The one place where results are written, whole or not at all and flushed to the disk, and read without trust."""
 
 from __future__ import annotations
 

@@ -103,8 +103,6 @@ class Shelf:
         for pack in files.listing(self.results / "pending"):
             if not pack.name.startswith("."):
                 _bring(pack / "adapters", self.results / "adapters")
-                for path in files.listing(pack / "cells"):
-                    make_room(self._path(path.stem))
                 _bring(pack / "cells", self.results / "cells")
                 files.remove(pack)
         self.refresh()
@@ -151,6 +149,8 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
 def _bring(source: Path, target: Path) -> None:
     found = files.listing(source)
     for path in found:
+        if path.suffix == ".json":
+            make_room(target / path.name)
         files.place(path, target / path.name)
     if found:
         files.sync(target)

@@ -214,8 +214,7 @@ class _PackRun:
         self.keeper.place.stopper.hold()
         while not self._ran(trainer):
             alive = self._thinned(trainer)
-            del trainer
-            gc.collect()  # a trainer refers to itself
+            del trainer  # its memory is wanted for the next one
             trainer = trainer_of([each.progress.cell for each in alive], self.backbone, prepared)
             snapshot.restore(trainer, {each.progress.cell.id: each for each in alive})
         timing = self._timing(cells, halved)

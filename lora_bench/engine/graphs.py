@@ -54,10 +54,12 @@ class Recorded:
 
 
 class Replays:
-    """Takes steps, by replaying graphs for the shapes that were chosen."""
+    """Takes steps, by replaying graphs for the shapes that were chosen.
 
-    def __init__(self, advance: Advance, room: Callable[[Form], Masks]) -> None:
-        self.advance, self.room = advance, room
+    It keeps no way back to the trainer: a cycle would hold a pack's memory until Python looks for cycles.
+    """
+
+    def __init__(self) -> None:
         self.forms: list[Form] = []
         self._seen: set[Form] = set()
         self._recorded: dict[Form, Recorded] = {}
@@ -68,26 +70,28 @@ class Replays:
         holding = [f for f in self.forms if f.width == form.width and f.windows >= form.windows and f.rows >= form.rows]
         return min(holding, key=lambda f: f.windows, default=form)
 
-    def step(self, batch: Batch, draw: Callable[[Masks], object]) -> Tensor:
-        """One step; `draw` fills the masks."""
+    def step(
+        self, batch: Batch, advance: Advance, room: Callable[[Form], Masks], draw: Callable[[Masks], object]
+    ) -> Tensor:
+        """One step: `advance` with masks from `room` that `draw` has filled."""
         form = batch.shape
         if form in self.forms and form in self._seen:
             if form not in self._recorded:
-                self._record(form, batch)
+                self._recorded[form] = self._record(batch, advance, room(form))
             return self._replay(self._recorded[form], batch, draw)
         self._seen.add(form)
-        masks = self.room(form)
+        masks = room(form)
         draw(masks)
-        return self.advance(batch, masks)
+        return advance(batch, masks)
 
-    def _record(self, form: Form, batch: Batch) -> None:
+    def _record(self, batch: Batch, advance: Advance, masks: Masks) -> Recorded:
         own = replace(batch, slots=batch.slots.clone(), first=batch.first.clone(), labels=batch.labels.clone(),
                       weights=batch.weights.clone())  # fmt: skip
-        masks, graph = self.room(form), torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         with _nothing_freed(), torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
-            losses = self.advance(own, masks)
+            losses = advance(own, masks)
         self._pool = self._pool or graph.pool()
-        self._recorded[form] = Recorded(graph, own, masks, losses)
+        return Recorded(graph, own, masks, losses)
 
     @staticmethod
     def _replay(recorded: Recorded, batch: Batch, draw: Callable[[Masks], object]) -> Tensor:

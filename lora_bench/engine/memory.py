@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,7 +39,6 @@ def cells_that_fit(cells: Sequence[Cell], make: Callable[[Sequence[Cell]], Train
         before = torch.cuda.memory_allocated(device)
         make(cells[-count:]).probe()  # the largest ranks stand last
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
-        gc.collect()  # a trainer refers to itself
         torch.cuda.empty_cache()
     each = max(1.0, (peaks[1] - peaks[0]) / (SAMPLES[1] - SAMPLES[0]))
     base = max(0.0, peaks[0] - SAMPLES[0] * each)

@@ -82,7 +82,7 @@ class Trainer:
         self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_an_epoch * cell.epochs)
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
-        self.replays = Replays(self._advance, self._room)
+        self.replays = Replays()
         self.steps = self.epoch = 0  # taken; evaluated
         self.progress = [Progress(cell) for cell in pack.cells]
         self._rooms: dict[int, tuple[Form, Masks]] = {}
@@ -186,7 +186,11 @@ class Trainer:
         """Forward, backward, update; the losses `[K]` before the update."""
         self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
         self.steps += 1
-        return self.replays.step(batch, lambda masks: masks.draw(self.generator, batch.windows, len(batch.rows)))
+
+        def draw(masks: Masks) -> None:
+            masks.draw(self.generator, batch.windows, len(batch.rows))
+
+        return self.replays.step(batch, self._advance, self._room, draw)
 
     def _advance(self, batch: Batch, masks: Masks) -> Tensor:
         """The part of a step that happens on the device."""

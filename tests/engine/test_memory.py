@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -53,3 +55,17 @@ def test_a_probe_trains_nothing() -> None:
 def test_a_processor_has_no_peak() -> None:
     memory.forget_peak(CPU)
     assert memory.peak_bytes(CPU) is None
+
+
+def test_what_a_done_pack_took_is_free_at_once() -> None:
+    """Without waiting for Python to look for cycles: the next pack needs the memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        made = trainer([cell("lora"), cell("mini")], backbone())
+        made.run()
+        pack = weakref.ref(made.pack)
+        del made
+        assert pack() is None
+    finally:
+        gc.enable()
