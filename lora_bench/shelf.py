@@ -108,8 +108,6 @@ class Shelf:
         for pack in files.listing(self.results / "pending"):
             if not pack.name.startswith("."):
                 _bring(pack / "adapters", self.results / "adapters")
-                for path in files.listing(pack / "cells"):
-                    make_room(self._path(path.stem))
                 _bring(pack / "cells", self.results / "cells")
                 files.remove(pack)
         self.refresh()
