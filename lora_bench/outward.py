@@ -51,10 +51,10 @@ def check(
 
     broken = 0
     for verdict in suite.check(method):
-        yield f"{'pass' if verdict.fault is None else 'FAIL'}  {verdict.contract}"
+        yield f"{'pass' if verdict.fault is None else 'FAIL'}: {verdict.contract}"
         if verdict.fault is not None:
             broken += 1
-            yield f"      {verdict.fault}"
+            yield f"- {verdict.fault}"
     yield f"{method}: {len(suite.CONTRACTS) - broken} of {len(suite.CONTRACTS)} contracts are kept."
     if broken:
         raise typer.Exit(SOME_FAILED)

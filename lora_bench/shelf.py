@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lora_bench import files, states
 from lora_bench.outcome import Outcome
-from lora_bench.store import Loaded, Record, make_room, read_archive, read_record, record_text, write_csv
+from lora_bench.store import Loaded, Record, make_room, read_archive, read_record, record_text, unusable, write_csv
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
@@ -140,9 +140,13 @@ class Shelf:
 def _stamps(folder: Path) -> dict[str, Stamp]:
     """The record files of a folder by id, links as such."""
     found: dict[str, Stamp] = {}
-    if not folder.is_dir():
+    try:
+        scanned = os.scandir(folder)
+    except FileNotFoundError:
         return found
-    with os.scandir(folder) as entries:
+    except OSError as error:
+        raise unusable(folder.parent, error) from error
+    with scanned as entries:
         for entry in entries:
             if entry.name.endswith(".json") and not entry.name.startswith("."):
                 with suppress(FileNotFoundError):  # another process has just made room there

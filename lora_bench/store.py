@@ -161,10 +161,11 @@ def prepare(results: Path) -> None:
         if (results / "metrics.csv").is_dir():
             raise IsADirectoryError(None, "'metrics.csv' is a folder")
     except OSError as error:
-        raise _unusable(results, error) from error
+        raise unusable(results, error) from error
 
 
-def _unusable(results: Path, error: OSError) -> BenchError:
+def unusable(results: Path, error: OSError) -> BenchError:
+    """The error for a results folder that is none, or cannot be read or written."""
     return BenchError(
         f"The results folder '{results}' cannot be used: {error.strerror}.", "Give --results a folder of its own.",
         MISSING,
@@ -232,7 +233,7 @@ def _files(results: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _unusable(results, error) from error
+        raise unusable(results, error) from error
 
 
 def count_records(results: Path) -> int:

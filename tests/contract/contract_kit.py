@@ -36,7 +36,7 @@ from lora_bench.methods.recipe import Shape
 
 __all__ = [
     "ADAPTING", "HIDDEN", "KINDS", "METHODS", "PACKED", "PAD", "PARAMETERS", "ROWS", "SIZED", "SIZES", "TARGETS",
-    "VOCABULARY", "Load", "Run", "Trained", "cell_of", "frozen_of", "head_by_hand", "logits_of", "padded",
+    "VOCABULARY", "Load", "Run", "Trained", "cell_of", "frozen_of", "head_by_hand", "logits_of", "made_of_data", "padded",
     "plain_encoder", "save_encoder", "shapes_in", "split_of", "table_of", "tokens", "train", "trained_names",
     "trainer_of",
 ]  # fmt: skip
@@ -57,3 +57,9 @@ def shapes_in(plain: nn.Module, endings: Sequence[str]) -> dict[str, Shape]:
         for name, module in plain.named_modules()
         if isinstance(module, nn.Linear) and name.startswith("encoder.") and name.endswith(tuple(endings))
     }
+
+
+def made_of_data(method: str) -> bool:
+    """Whether the method saves frozen factors that cannot be made again without the data."""
+    factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
+    return any(factor.saved and not factor.trainable for factor in factors)

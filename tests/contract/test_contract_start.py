@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract_kit import ADAPTING, KINDS, METHODS, PACKED, Load, cell_of, plain_encoder, shapes_in, trained_names
+from contract_kit import (
+    ADAPTING,
+    KINDS,
+    METHODS,
+    PACKED,
+    Load,
+    cell_of,
+    made_of_data,
+    plain_encoder,
+    shapes_in,
+    trained_names,
+)
 
 from lora_bench.engine.pack import Pack
 from lora_bench.errors import BenchError
@@ -83,12 +94,6 @@ def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
     Pack([cell_of("svft-banded", b=31)], load("float32"), 2)
     with pytest.raises(BenchError, match="32 diagonals"):
         Pack([cell_of("svft-banded", b=32)], load("float32"), 2)
-
-
-def made_of_data(method: str) -> bool:
-    """Whether the method saves frozen factors that cannot be made again without the data."""
-    factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
-    return any(factor.saved and not factor.trainable for factor in factors)
 
 
 def test_methods_are_found() -> None:

@@ -192,7 +192,7 @@ def test_check_tells_each_contract_and_ends_with_one_where_one_is_broken(
     assert seen["lora"].exit_code == 0
     assert "lora: 2 of 2 contracts are kept." in seen["lora"].output
     assert seen[str(file)].exit_code == 1
-    assert "pass  every parameter is known" in seen[str(file)].output
+    assert "pass: every parameter is known" in seen[str(file)].output
     assert "ZeroDivisionError: division by zero" in seen[str(file)].output
     assert "mine: 1 of 2 contracts are kept." in seen[str(file)].output
     assert seen["no-such"].exit_code == 2

@@ -113,7 +113,7 @@ def adapter(tmp_path: Path) -> Path:
     state = State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)})
     checkpoint.save(tmp_path / "adapter", cell, 2, state)
     assert checkpoint.read(tmp_path / "adapter")[0] == cell
-    assert checkpoint.adapter_bytes(state) == (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
+    assert checkpoint.stored_bytes(state.adapter) == (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
     return tmp_path / "adapter"
 
 
@@ -170,7 +170,7 @@ def test_a_head_alone_is_an_adapter(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, cell, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
     alone = State({}, {"w": torch.ones(2)})
     checkpoint.save(tmp_path, cell, 3, alone)
-    assert checkpoint.adapter_bytes(alone) == 0
+    assert checkpoint.stored_bytes(alone.adapter) == 0
     read, outputs, state = checkpoint.read(tmp_path)
     assert (read, outputs, state.adapter) == (cell, 3, {})
     assert state.head["w"].tolist() == [1.0, 1.0]
@@ -203,7 +203,7 @@ def test_the_size_of_a_large_adapter_is_told_without_writing_it() -> None:
     values, parts = 2**27 + 4, 8
     state = State({f"x{at}.A": torch.empty(1).expand(values // 4 // parts + 1) for at in range(parts)}, {})
     exact = sum(part.numel() * part.element_size() for part in state.adapter.values())
-    assert exact < checkpoint.adapter_bytes(state) < exact + 100 * parts
+    assert exact < checkpoint.stored_bytes(state.adapter) < exact + 100 * parts
 
 
 def test_a_manifest_can_be_read_by_people(adapter: Path) -> None:
