@@ -36,7 +36,8 @@ from lora_bench.methods.recipe import Shape
 
 __all__ = [
     "ADAPTING", "HIDDEN", "KINDS", "METHODS", "PACKED", "PAD", "PARAMETERS", "ROWS", "SIZED", "SIZES", "TARGETS",
-    "VOCABULARY", "Load", "Run", "Trained", "cell_of", "frozen_of", "head_by_hand", "logits_of", "made_of_data", "padded",
+    "VOCABULARY", "Load", "Run", "Trained", "cell_of", "frozen_of", "head_by_hand", "logits_of", "made_of_data",
+    "padded",
     "plain_encoder", "save_encoder", "shapes_in", "split_of", "table_of", "tokens", "train", "trained_names",
     "trainer_of",
 ]  # fmt: skip
