@@ -50,7 +50,7 @@ def finished(
         best=None if best is None else _number(values[best]), best_epoch=None if best is None else best + 1,
         last=_number(values[-1]), score=None if selected is None else _number(values[selected - 1]),
         score_epoch=selected,
-        predictions=_classes(progress, task),
+        predictions=() if progress.predictions is None else tuple(round(float(p), 6) for p in progress.predictions),
         counts=cell.counts, timing=timing, protocol=protocol(progress.cell, task, notes), data=info,
         environment=dict(environment),
     )  # fmt: skip
@@ -67,11 +67,6 @@ def _epochs(progress: Progress) -> tuple[Epoch, ...]:
             zip(progress.epoch_losses, progress.metrics, held, strict=True), 1
         )
     )  # fmt: skip
-
-
-def _classes(progress: Progress, task: Task) -> tuple[float, ...]:
-    """The predictions that paired tests count; for a regression they would be most of a record, and none is made."""
-    return () if progress.predictions is None or task.is_regression else tuple(progress.predictions.tolist())
 
 
 def _argmax(values: Sequence[float]) -> int | None:

@@ -162,7 +162,7 @@ def test_a_record_under_another_name_is_told_of(tmp_path: Path) -> None:
     record_path(tmp_path, one.id).rename(tmp_path / "cells" / "copy.json")
     loaded = read_records(tmp_path)
     assert loaded.records == ()
-    assert [reason for _, reason in loaded.broken] == ["its id is not the hash of its settings"]
+    assert [reason for _, reason in loaded.broken] == ["its id is not its file's name"]
 
 
 def test_a_folder_in_the_place_of_a_record_is_told_of(tmp_path: Path) -> None:
