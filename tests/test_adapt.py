@@ -6,7 +6,6 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and
 SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}
 IDS = torch.tensor([[0, 5, 9, 11, 2, 1], [0, 33, 40, 2, 1, 1], [0, 7, 2, 1, 1, 1]])
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 1).long()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Torch on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

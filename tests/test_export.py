@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +55,6 @@ for name, (form, folder) in asked["folders"].items():
 assert not any(module.startswith("lora_bench") for module in sys.modules)
 np.savez(asked["out"], **found)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Torch on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +179,7 @@ def test_the_card_is_one_and_its_command_makes_the_cell(bench: Bench, tmp_path: 
     card = ModelCard.load(tmp_path / "out/README.md")
     assert card.data.license == "other"
     assert "set `license:` above yourself" in card.text
-    assert card.data.library_name == "transformers"
+    assert card.data.to_dict()["library_name"] == "transformers"
     (result,) = card.data.eval_results or []
     assert (result.metric_type, result.dataset_config) == ("accuracy", "sst2")
     assert result.metric_value == pytest.approx(record.score, abs=1e-6)
