@@ -29,7 +29,7 @@ MIX = [
 
 def cell(method: str, rank: int | None, precision: str, **other: object) -> Cell:
     adapted = {"rank": rank, "alpha": 16.0, "targets": "attention+dense"} if rank else {}
-    inner = {"a": 24, "b": 16} if method == "mini" else {}
+    inner = {"a": 24, "b": 16} if method == "mini" else {"targets": "kv+ffn"} if method == "ia3" else {}
     values = {
         "model": "m", "data": "d", "task": "sst2", "method": method, "seed": 3, "lr": 1e-3, "epochs": 12,
         "precision": precision, "max_length": 64,
