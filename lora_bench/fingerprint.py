@@ -11,16 +11,17 @@ from lora_bench import environment, methods
 
 LIBRARIES = ("torch", "transformers", "tokenizers")
 _ROOT = Path(__file__).parent
-_TRAINS = ("data.py", "metrics.py", "methods/recipe.py")
+_TRAINS = ("data/tokens.py", "metrics.py", "methods/recipe.py")
 
 
 @cache
 def code(method: str) -> str:
     """12 hex of the SHA-256 of the files that decide the numbers of a method: the engine's and its own."""
-    own = {f"methods/{kind.__module__.rpartition('.')[2]}.py" for kind in type(methods.get(method)).__mro__}
-    names = {*_TRAINS, *own, *(f"engine/{path.name}" for path in (_ROOT / "engine").glob("*.py"))}
+    classes = type(methods.get(method)).__mro__  # some are not of this package
+    own = [_ROOT / "methods" / f"{kind.__module__.rpartition('.')[2]}.py" for kind in classes]
+    paths = {*(_ROOT / name for name in _TRAINS), *filter(Path.is_file, own), *(_ROOT / "engine").glob("*.py")}
     digest = hashlib.sha256()
-    for path in sorted(path for name in names if (path := _ROOT / name).is_file()):
+    for path in sorted(paths):
         digest.update(f"{path.name}:".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_bench import cost, data, environment, fingerprint, hub, keeper, methods, record, tasks
+from lora_bench import cost, data, environment, fingerprint, keeper, methods, record, tasks
 from lora_bench.cell import Cell
+from lora_bench.data import hub
+from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint, snapshot
 from lora_bench.engine.backbone import Backbone
@@ -175,15 +177,15 @@ class Training:
         tokenizer = self._tokenizer(self.plan.grid.model_location(cell))
         name = f"{cell.data}/{cell.task}"
         made = {
-            split: data.tokenize(part, tokenizer, cell.max_length, self.options.cache, f"{name}/{split}")
+            split: tokenize(part, tokenizer, cell.max_length, self.options.cache, f"{name}/{split}")
             for split, part in {"train": rows.train, **rows.evals}.items()
         }
         for table in made.values():
             check_fits(table, backbone)
         train, held = made.pop("train"), None
         if cell.select == "held-out":
-            train, held = data.held_out(train, cell.seed, HELD_OUT)
-        evaluation = data.join(list(made.values()))
+            train, held = held_out(train, cell.seed, HELD_OUT)
+        evaluation = join(list(made.values()))
         ends = np.cumsum([len(table) for table in made.values()]).tolist()
         parts = {name: slice(end - len(table), end) for (name, table), end in zip(made.items(), ends, strict=True)}
         info = DataInfo(
@@ -266,7 +268,7 @@ def _even(cells: Sequence[Cell], room: int) -> list[Sequence[Cell]]:
     return [cells[index * len(cells) // count : (index + 1) * len(cells) // count] for index in range(count)]
 
 
-def check_fits(table: data.TokenTable, backbone: Backbone) -> None:
+def check_fits(table: TokenTable, backbone: Backbone) -> None:
     """Refuse tokens that the encoder has no embedding or position for."""
     vocabulary = int(backbone.config.vocab_size)
     if table.max_id >= vocabulary:

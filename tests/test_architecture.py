@@ -35,14 +35,12 @@ MAY: dict[str, str] = {
     "metrics": "errors tasks",
     "archive": "files",
     "store": "archive cell errors files seal text",
-    "sources": "errors tasks",
-    "hub": "errors sources tasks",
     "signals": "",
     "states": "files signals",
     "outcome": "cell store tasks text",
     "work": "cell outcome states store",
     "shelf": "files outcome states store",
-    "data": "errors files hub sources tasks",
+    "data": "errors files sample tasks",
     "config": "cell errors methods plain_yaml tasks",
     "grid": "cell config errors methods",
     "models": "errors files grid sample",
@@ -60,19 +58,19 @@ MAY: dict[str, str] = {
     "runner": "cell errors files leases outcome plan signals states store training work",
     "keeper": "cell engine fingerprint states",
     "training": (
-        "cell cost data engine environment errors fingerprint hub keeper methods models outcome plan record states "
+        "cell cost data engine environment errors fingerprint keeper methods models outcome plan record states "
         "store tasks work"
     ),
     "report": "cell errors files store tasks text",
     "contracts": "cell data engine methods tasks",
     "lookup": "errors store",
     "outward": "contracts errors export methods options",
-    "export": "lora_bench cell data engine errors grid hub lookup methods models report sources store tasks training",
+    "export": "lora_bench cell data engine errors grid lookup methods models report store tasks training",
     "summaries": "cell errors leases methods plan standing store tasks text",
     "progress": "cell plan store tasks text",
-    "diagnosis": "environment errors hub models text",
+    "diagnosis": "data environment errors models text",
     "options": "config errors grid methods plan",
-    "bench": "cell cost data engine environment errors files grid hub methods models plan tasks training",
+    "bench": "cell cost data engine environment errors files grid methods models plan tasks training",
     "cli": (
         "lora_bench bench diagnosis environment errors lookup options outward plan progress report runner signals "
         "store summaries text training upkeep work"
@@ -189,7 +187,7 @@ def test_a_module_imports_from_below_only(name: str) -> None:
 
 def test_the_engine_needs_the_data_for_types_alone() -> None:
     """A table of tokens is all that it takes from there."""
-    of_data = [each for each in imports() if home(each.path) == "engine" and each.own in ("data", "sources", "hub")]
+    of_data = [each for each in imports() if home(each.path) == "engine" and each.own == "data"]
     assert [str(each) for each in of_data if not each.typing] == []
 
 

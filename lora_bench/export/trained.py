@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from lora_bench import hub, methods
+from lora_bench import methods
 from lora_bench.cell import Cell
+from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint
 from lora_bench.engine.pack import Pack
