@@ -112,9 +112,10 @@ def run(
     console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
     limit = selection.limit()
-    from lora_bench import environment, progress, runner, store, training, work
+    from lora_bench import environment, progress, runner, store, work
+    from lora_bench.training.device import choose_device
 
-    device = training.choose_device(device)
+    device = choose_device(device)
     name = environment.device_name(device)
     plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, _calibration())
     console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)

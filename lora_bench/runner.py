@@ -43,7 +43,7 @@ class Runner:
     def worker(self) -> Worker:
         """What trains; torch is imported with it."""
         if self._worker is None:
-            from lora_bench.training import Training
+            from lora_bench.training.worker import Training
 
             self._worker = Training(self.plan, self.options, self.view)
         return self._worker

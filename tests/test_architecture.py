@@ -54,12 +54,9 @@ MAY: dict[str, str] = {
     "plan": "cell cost data errors grid models sample shelf standing store tasks",
     "engine": "cell cost data errors files seal methods metrics states tasks",
     "adapt": "cell engine errors methods",
-    "record": "engine outcome store tasks",
     "runner": "cell errors files leases outcome plan signals states store training work",
-    "keeper": "cell engine fingerprint states",
     "training": (
-        "cell cost data engine environment errors fingerprint keeper methods models outcome plan record states "
-        "store tasks work"
+        "cell cost data engine environment errors fingerprint methods models outcome plan states store tasks work"
     ),
     "report": "cell errors files store tasks text",
     "contracts": "cell data engine methods tasks",
@@ -78,7 +75,7 @@ MAY: dict[str, str] = {
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
-TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "keeper", "record", "training"})  # heavy imports
+TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "training"})  # heavy imports
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")

@@ -30,7 +30,7 @@ from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
 from lora_bench.engine.backbone import Backbone
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.training import choose_device
+from lora_bench.training.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
 _SHORTAGES = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
