@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_bench import __version__, outward, signals, upkeep
+from lora_bench import __version__, outward, upkeep
 from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.options import Selection, including, selecting
+from lora_bench.resume import signals
 from lora_bench.text import clean
 
 app = typer.Typer(
@@ -269,8 +271,6 @@ for further in (outward.export, outward.check, upkeep.choose, upkeep.archive):
 
 def _cache() -> Path:
     """Where tokens are kept."""
-    import os
-
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "lora-bench"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from lora_bench import environment, methods
+from lora_bench import methods
 
 LIBRARIES = ("torch", "transformers", "tokenizers")
 _ROOT = Path(__file__).parent
@@ -26,10 +27,21 @@ def code(method: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def versions_of(*names: str) -> dict[str, str]:
+    """Versions of installed packages, `missing` for one that is not."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
 @cache
 def current(method: str) -> dict[str, str]:
     """The fingerprint by field, as it is now."""
-    return {"code": code(method), **environment.versions_of(*LIBRARIES)}
+    return {"code": code(method), **versions_of(*LIBRARIES)}
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -35,11 +35,6 @@ MAY: dict[str, str] = {
     "metrics": "errors tasks",
     "archive": "files",
     "store": "archive cell errors files seal text",
-    "signals": "",
-    "states": "files signals",
-    "outcome": "cell store tasks text",
-    "work": "cell outcome states store",
-    "shelf": "files outcome states store",
     "data": "errors files sample tasks",
     "config": "cell errors methods plain_yaml tasks",
     "grid": "cell config errors methods",
@@ -47,37 +42,37 @@ MAY: dict[str, str] = {
     "choose": "errors store tasks",
     "upkeep": "archive choose errors store",
     "cost": "cell errors files methods models store tasks",
-    "environment": "lora_bench",
-    "fingerprint": "environment methods",
-    "leases": "errors files",
-    "standing": "cell fingerprint leases shelf states store",
-    "plan": "cell cost data errors grid models sample shelf standing store tasks",
-    "engine": "cell cost data errors files seal methods metrics states tasks",
+    "fingerprint": "methods",
+    "environment": "lora_bench fingerprint",
+    "resume": "cell errors files fingerprint store tasks text",
+    "work": "cell resume store",
+    "plan": "cell cost data errors grid models resume sample store tasks",
+    "engine": "cell cost data errors files seal methods metrics resume tasks",
     "adapt": "cell engine errors methods",
-    "runner": "cell errors files leases outcome plan signals states store training work",
-    "training": (
-        "cell cost data engine environment errors fingerprint methods models outcome plan states store tasks work"
-    ),
+    "runner": "cell errors files plan resume store training work",
+    "training": "cell cost data engine environment errors fingerprint methods models plan resume store tasks work",
     "report": "cell errors files store tasks text",
     "contracts": "cell data engine methods tasks",
     "lookup": "errors store",
     "outward": "contracts errors export methods options",
     "export": "lora_bench cell data engine errors grid lookup methods models report store tasks training",
-    "summaries": "cell errors leases methods plan standing store tasks text",
+    "summaries": "cell errors methods plan resume store tasks text",
     "progress": "cell plan store tasks text",
     "diagnosis": "data environment errors models text",
     "options": "config errors grid methods plan",
-    "bench": "cell cost data engine environment errors files grid methods models plan tasks training",
+    "bench": "cell cost data engine environment errors files fingerprint grid methods models plan tasks training",
     "cli": (
-        "lora_bench bench diagnosis environment errors lookup options outward plan progress report runner signals "
-        "store summaries text training upkeep work"
+        "lora_bench bench diagnosis environment errors lookup options outward plan progress report resume "
+        "runner store summaries text training upkeep work"
     ),
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
 TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "training"})  # heavy imports
 NEVER = frozenset({"torch", "transformers"})
-WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
+WITHOUT_TORCH = (
+    "cell", "config", "grid", "methods", "metrics", "plan", "report", "resume", "store", "summaries", "tasks",
+)  # fmt: skip
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")
 
 

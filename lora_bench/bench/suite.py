@@ -30,6 +30,7 @@ from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
 from lora_bench.engine.backbone import Backbone
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.fingerprint import versions_of
 from lora_bench.training.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
@@ -131,7 +132,7 @@ class Suite:
         """Versions, device, model and settings of this run."""
         choice = self.choice
         return {
-            **environment.versions(), **environment.versions_of(*peers.NEEDED),
+            **environment.versions(), **versions_of(*peers.NEEDED),
             "device": environment.device_name(str(self.device)), "processors": os.cpu_count(),
             "threads": torch.get_num_threads(), "precision": self.precision, "model": choice.model,
             "random_weights": self.model.random, "data": choice.data, "batch_size": choice.batch_size,

@@ -12,7 +12,7 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.memory import forget_peak, peak_bytes
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.trainer import Trainer
-from lora_bench.outcome import Outcome
+from lora_bench.resume.outcome import Outcome
 from lora_bench.store import Timing
 from lora_bench.training import keeper, record
 from lora_bench.training.keeper import Found, Keeper

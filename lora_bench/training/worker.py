@@ -12,9 +12,9 @@ from lora_bench import environment, fingerprint
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
-from lora_bench.outcome import Outcome
 from lora_bench.plan import Plan
-from lora_bench.states import Place
+from lora_bench.resume.outcome import Outcome
+from lora_bench.resume.states import Place
 from lora_bench.store import DataInfo
 from lora_bench.training import keeper
 from lora_bench.training.keeper import Keeper
@@ -75,7 +75,7 @@ class Training:
 
     def _common(self, info: DataInfo) -> dict[str, str]:
         """What the numbers of all cells of a pack depend on. Kinds of device draw other dropout masks."""
-        libraries = environment.versions_of(*fingerprint.LIBRARIES)
+        libraries = fingerprint.versions_of(*fingerprint.LIBRARIES)
         return {**libraries, "data": info.fingerprint, "device": self.device.type}
 
     def _room(self, cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> int:
