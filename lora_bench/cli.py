@@ -108,8 +108,8 @@ def run(
     Options narrow or override a preset or a config. LoRA-Mini's -a and -b default to 64; its update has rank
     min(r, a, b) at most.
     """
-    from lora_bench import plan as plans
     from lora_bench.commands import summaries
+    from lora_bench.grid import plan as plans
 
     console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
@@ -148,8 +148,8 @@ def plan(
 ) -> None:
     """Show what would run, what it will cost, and what is there already; nothing is trained."""
     from lora_bench import environment
-    from lora_bench import plan as plans
     from lora_bench.commands import summaries
+    from lora_bench.grid import plan as plans
 
     name = environment.named_device(device)
     limit, folder = selection.limit(), selection.folder()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from lora_bench import files
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, of_the_system
-from lora_bench.plan import Plan
+from lora_bench.grid.plan import Plan
 from lora_bench.resume import states
 from lora_bench.resume.leases import Holder, Lease, LeaseLostError
 from lora_bench.resume.outcome import Outcome, failure

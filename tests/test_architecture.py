@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,43 +31,36 @@ MAY: dict[str, str] = {
     "sample": "",
     "cell": "errors",
     "tasks": "errors",
-    "plain_yaml": "errors",
     "methods": "cell errors",
     "metrics": "errors tasks",
     "archive": "files",
     "store": "archive cell errors files seal text",
     "data": "errors files sample tasks",
-    "config": "cell errors methods plain_yaml tasks",
-    "grid": "cell config errors methods",
-    "models": "errors files grid sample",
-    "choose": "errors store tasks",
+    "models": "errors files sample",
     "cost": "cell errors files methods models store tasks",
     "fingerprint": "methods",
     "environment": "lora_bench fingerprint",
     "resume": "cell errors files fingerprint store tasks text",
     "work": "cell resume store",
-    "plan": "cell cost data errors grid models resume sample store tasks",
+    "grid": "cell cost data errors methods models resume sample store tasks",
     "engine": "cell cost data errors files seal methods metrics resume tasks",
     "adapt": "cell engine errors methods",
-    "runner": "cell errors files plan resume store training work",
-    "training": "cell cost data engine environment errors fingerprint methods models plan resume store tasks work",
+    "runner": "cell errors files grid resume store training work",
+    "training": "cell cost data engine environment errors fingerprint grid methods models resume store tasks work",
     "report": "cell errors files store tasks text",
     "contracts": "cell data engine methods tasks",
     "lookup": "errors store",
-    "export": "lora_bench cell data engine errors grid lookup methods models report store tasks training",
-    "commands": (
-        "archive cell choose config contracts data environment errors export grid methods models plan resume store "
-        "tasks text"
-    ),
-    "bench": "cell cost data engine environment errors files fingerprint grid methods models plan tasks training",
-    "cli": ("lora_bench bench commands environment errors lookup plan report resume runner store text training work"),
+    "export": "lora_bench cell data engine errors lookup methods models report store tasks training",
+    "commands": "archive cell contracts data environment errors export grid methods models resume store tasks text",
+    "bench": "cell cost data engine environment errors files fingerprint grid methods models tasks training",
+    "cli": "lora_bench bench commands environment errors grid lookup report resume runner store text training work",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
 TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "training"})  # heavy imports
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = (
-    "cell", "config", "grid", "methods", "metrics", "plan", "report", "resume", "store", "commands.summaries", "tasks",
+    "cell", "grid", "methods", "metrics", "report", "resume", "store", "commands.summaries", "tasks",
 )  # fmt: skip
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")
 
@@ -207,6 +201,14 @@ def test_these_never_touch_torch(name: str) -> None:
 
 def test_no_module_takes_a_librarys_name() -> None:
     assert [path for path in files() if path.stem in NAMES_TAKEN or path.parent.name in NAMES_TAKEN] == []
+
+
+def test_every_folder_of_modules_is_in_the_wheel() -> None:
+    """The list is written out; one that it lacks would be missed where the package is installed, and nowhere else."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("__init__.py")}
+    assert {path.parent for path in files()} == {ROOT.parent.joinpath(*name.split(".")) for name in folders}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders | {"lora_bench.configs"}
 
 
 def test_files_and_functions_are_short() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.data import DataSource
 from lora_bench.errors import USAGE, BenchError, unknown
-from lora_bench.grid import SAMPLE
+from lora_bench.models import SAMPLE
 
 if TYPE_CHECKING:
     from lora_bench.export.trained import Trained

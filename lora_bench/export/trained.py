@@ -14,9 +14,8 @@ from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint
 from lora_bench.engine.pack import Pack
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.grid import SAMPLE
 from lora_bench.lookup import find_record
-from lora_bench.models import identity, location
+from lora_bench.models import SAMPLE, identity, location
 from lora_bench.store import Record, read_records
 from lora_bench.tasks import Task, get
 

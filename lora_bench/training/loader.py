@@ -19,8 +19,8 @@ from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.trainer import Split
 from lora_bench.engine.windows import Table
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.grid.plan import Plan, source_of
 from lora_bench.models import location
-from lora_bench.plan import Plan, source_of
 from lora_bench.store import DataInfo
 from lora_bench.work import Options, View
 

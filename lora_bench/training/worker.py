@@ -12,7 +12,7 @@ from lora_bench import environment, fingerprint
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
-from lora_bench.plan import Plan
+from lora_bench.grid.plan import Plan
 from lora_bench.resume.outcome import Outcome
 from lora_bench.resume.states import Place
 from lora_bench.store import DataInfo

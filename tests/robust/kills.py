@@ -28,10 +28,10 @@ import sklearn.metrics  # noqa: F401
 import torch
 
 from lora_bench import files
-from lora_bench import plan as plans
-from lora_bench.config import Config
-from lora_bench.grid import Grid, expand
-from lora_bench.plan import Plan
+from lora_bench.grid import plan as plans
+from lora_bench.grid.cells import Grid, expand
+from lora_bench.grid.config import Config
+from lora_bench.grid.plan import Plan
 from lora_bench.runner import Runner
 from lora_bench.training import keeper
 from lora_bench.training.worker import Training

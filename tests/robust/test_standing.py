@@ -12,10 +12,10 @@ from rich.console import Console
 from stub_worker import Silent, grid, runner
 
 from lora_bench import fingerprint
-from lora_bench import plan as plans
 from lora_bench.cell import Cell
 from lora_bench.commands.options import Selection
 from lora_bench.commands.summaries import elsewhere, standings_table
+from lora_bench.grid import plan as plans
 from lora_bench.resume import leases, states
 from lora_bench.resume.shelf import Shelf
 from lora_bench.resume.standing import Standing
