@@ -46,12 +46,6 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def select(device: torch.device) -> None:
-    """Make a numbered GPU the current one: libraries that take no device use that."""
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-
-
 class Stopwatch:
     """Times whoever issues steps: `wanted` of them, then `lap()`, until `done`.
 

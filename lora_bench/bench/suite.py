@@ -21,14 +21,14 @@ import torch
 from lora_bench import environment, tasks
 from lora_bench.bench import calibrate, crowd, packed, peak, peers, workload
 from lora_bench.bench.choice import AUTO, FULL, Choice
-from lora_bench.bench.clock import REPEATS, Measured, select
+from lora_bench.bench.clock import REPEATS, Measured
 from lora_bench.bench.rows import PROCESSES, Row, filled, with_ratios
 from lora_bench.bench.workload import Work
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.backbone import Backbone, select
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.fingerprint import versions_of
 from lora_bench.training.device import choose_device

@@ -18,9 +18,10 @@ import torch
 
 from lora_bench import tasks
 from lora_bench.bench import peers
-from lora_bench.bench.clock import WARM, Memory, select, synchronise
+from lora_bench.bench.clock import WARM, Memory, synchronise
 from lora_bench.bench.workload import Model, Work
 from lora_bench.data.tokens import TokenTable
+from lora_bench.engine.backbone import select
 
 
 def write_job(folder: Path, peer: peers.Peer, workers: int) -> None:

@@ -44,6 +44,7 @@ class Backbone:
         self.dtype = torch.float32 if mixed else DTYPES[precision]
         self.exact = torch.promote_types(DTYPES[precision], torch.float32)
         self.device = device
+        select(device)
         self.config = model.config
         self.step = Step()
         self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
@@ -160,6 +161,12 @@ class Backbone:
             raise probe.refusal(self.config, f"it does not run on windows ({probe.one_line(error)})") from error
         if not worst < probe.TOLERANCE:
             raise probe.refusal(self.config, f"on windows it gives other numbers (relative difference {worst:.1g})")
+
+
+def select(device: torch.device) -> None:
+    """Make a numbered GPU the current one: Triton, and libraries that take no device, use that."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def load(location: str, device: torch.device, precision: str, trains: bool = False, offline: bool = False) -> Backbone:

@@ -46,7 +46,7 @@ class Bank:
         found: dict[Family, Operands] = {}
         for family in self.families:
             own = [(group, update[family]) for group, update in zip(self.groups, made, strict=True) if family in update]
-            parts = [(group, _spread(update, group.families[family], family)) for group, update in own]
+            parts = [(group, _spread(update, group.indices[family])) for group, update in own]
             a, b = self._low_rank(family, parts, dtype or self.dtype)
             gain, stretch, shift = (
                 self._vector(family, [(g, v) for g, p in parts if (v := getattr(p, name)) is not None], dtype)
@@ -114,11 +114,10 @@ def _group_of(cell: Cell) -> tuple[object, ...]:
     return cell.method, cell.targets, methods.get(cell.method).layout(cell)
 
 
-def _spread(update: Operands, own: tuple[str, ...], family: Family) -> Operands:
+def _spread(update: Operands, index: Tensor | None) -> Operands:
     """The operands for all weights of the family, zero for those that a group does not adapt."""
-    if own == family.modules:
+    if index is None:
         return update
-    index = torch.tensor([own.index(m) if m in own else len(own) for m in family.modules], device=update.A.device)
 
     def one(values: Tensor | None) -> Tensor | None:
         if values is None:

@@ -102,6 +102,7 @@ class Group:
         wanted = frozenset(targets_of(cells[0], backbone))
         own = {family: tuple(name for name in family.modules if name in wanted) for family in families}
         self.families = {family: modules for family, modules in own.items() if modules}
+        self.indices = {family: _index(own, family, backbone.device) for family, own in self.families.items()}
         self.trained: list[Stack] = []
         self.frozen: dict[tuple[Family, str], Tensor] = {}
         linears = backbone.linears()
@@ -237,6 +238,13 @@ class Group:
 def targets_of(cell: Cell, backbone: Backbone) -> tuple[str, ...]:
     """The weights that a cell adapts."""
     return resolve(backbone.linears(), cell.targets or "attention")
+
+
+def _index(own: Sequence[str], family: Family, device: torch.device) -> Tensor | None:
+    """Where each weight of the family stands among a group's own, after them if it has none; None if it has all."""
+    if tuple(own) == family.modules:
+        return None
+    return torch.tensor([own.index(m) if m in own else len(own) for m in family.modules], device=device)
 
 
 def _since(start: Operands, now: Operands) -> Operands:

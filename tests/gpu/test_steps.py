@@ -30,7 +30,7 @@ MIX = [
 
 def cell(method: str, rank: int | None, precision: str, **other: object) -> Cell:
     adapted = {"rank": rank, "alpha": 16.0, "targets": "attention+dense"} if rank else {}
-    inner = {"a": 24, "b": 16} if method == "mini" else {}
+    inner = {"a": 24, "b": 16} if method == "mini" else {"targets": "kv+ffn"} if method == "ia3" else {}
     values = {
         "model": "m", "data": "d", "task": "sst2", "method": method, "seed": 3, "lr": 1e-3, "epochs": 12,
         "precision": precision, "max_length": 64,
@@ -115,3 +115,15 @@ def test_the_loss_is_the_cpus_without_dropout(backbone: Backbone) -> None:
         losses.append(found.losses)
     assert worst(*losses) < 1e-9
     assert Path(FOLDER).exists()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_any_gpu_may_be_named() -> None:
+    """Triton starts kernels on the current GPU, whatever the tensors are on."""
+    cells = [cell(method, rank, "float32") for method, rank in MIX[:4]]
+    losses = []
+    for number in range(2):
+        on = backbones.load(FOLDER, torch.device(f"cuda:{number}"), "float32")
+        losses.append([progress.losses for progress in run(cells, on).values()])
+    torch.cuda.set_device(0)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
