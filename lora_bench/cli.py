@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_bench import __version__, outward, signals, upkeep
+from lora_bench import __version__
+from lora_bench.commands import caches, outward, upkeep
+from lora_bench.commands.options import Selection, including, selecting
 from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
-from lora_bench.options import Selection, including, selecting
+from lora_bench.resume import signals
 from lora_bench.text import clean
 
 app = typer.Typer(
@@ -106,21 +108,23 @@ def run(
     Options narrow or override a preset or a config. LoRA-Mini's -a and -b default to 64; its update has rank
     min(r, a, b) at most.
     """
-    from lora_bench import plan as plans
-    from lora_bench import summaries
+    from lora_bench.commands import summaries
+    from lora_bench.grid import plan as plans
 
     console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
     limit = selection.limit()
-    from lora_bench import environment, progress, runner, store, training, work
+    from lora_bench import environment, runner, store, work
+    from lora_bench.commands import progress
+    from lora_bench.training.device import choose_device
 
-    device = training.choose_device(device)
+    device = choose_device(device)
     name = environment.device_name(device)
-    plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, _calibration())
+    plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, caches.calibration())
     console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
     _warn_broken(plan.broken)
     store.prepare(selection.folder())
-    options = work.Options(selection.folder(), device, offline, save, _cache(), debug)
+    options = work.Options(selection.folder(), device, offline, save, caches.folder(), debug)
     with progress.ProgressView(console, plan) as view:
         running = runner.Runner(plan, options, view, signals.current())
         records = running.run()
@@ -143,12 +147,13 @@ def plan(
     device: Annotated[str, typer.Option(help="The device's name as `doctor` says it, or cpu.")] = "auto",
 ) -> None:
     """Show what would run, what it will cost, and what is there already; nothing is trained."""
-    from lora_bench import environment, summaries
-    from lora_bench import plan as plans
+    from lora_bench import environment
+    from lora_bench.commands import summaries
+    from lora_bench.grid import plan as plans
 
     name = environment.named_device(device)
     limit, folder = selection.limit(), selection.folder()
-    made = plans.make(selection.grid(), folder, limit, selection.statuses(), name, _calibration())
+    made = plans.make(selection.grid(), folder, limit, selection.statuses(), name, caches.calibration())
     console = _console()
     console.print(summaries.opening(made, str(folder), name), soft_wrap=True)
     console.print(summaries.planned(made))
@@ -180,7 +185,7 @@ def list_(
 ) -> None:
     """List the methods, the tasks, or the runs of a results folder."""
     including(include)
-    from lora_bench import summaries
+    from lora_bench.commands import summaries
 
     kinds: dict[str, Callable[[], Table]] = {
         "methods": summaries.methods_table,
@@ -213,7 +218,7 @@ def doctor(
     results: Annotated[Path, typer.Option(help="The results folder to check.")] = Path("results"),
 ) -> None:
     """Check versions, device, the bundled sample, the Hub and the results folder."""
-    from lora_bench import diagnosis
+    from lora_bench.commands import diagnosis
 
     table, sound = diagnosis.examine(results)
     _console().print(table)
@@ -256,7 +261,7 @@ def bench(
     )  # fmt: skip
     show.show(made, console)
     if calibrate:
-        console.print(Text(calibration.keep(made.as_json(), _calibration())))
+        console.print(Text(calibration.keep(made.as_json(), caches.calibration())))
     console.print(Text(f"{out / chosen.name}.json\n{out / chosen.name}.md"), soft_wrap=True)
     if made.failed:
         raise typer.Exit(SOME_FAILED)
@@ -266,21 +271,9 @@ for further in (outward.export, outward.check, upkeep.choose, upkeep.archive):
     app.command()(reported(told(further)))
 
 
-def _cache() -> Path:
-    """Where tokens are kept."""
-    import os
-
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lora-bench"
-
-
-def _calibration() -> Path:
-    """What `bench --calibrate` measured of this machine's devices."""
-    return _cache() / "devices.json"
-
-
 def _runs(results: Path) -> Table:
-    from lora_bench import store, summaries
+    from lora_bench import store
+    from lora_bench.commands import summaries
 
     loaded = store.read_records(results)
     _warn_broken(loaded.broken)

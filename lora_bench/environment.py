@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from pathlib import Path
 
 from lora_bench import __version__
+from lora_bench.fingerprint import versions_of
 
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
 
@@ -14,17 +14,6 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetenso
 def versions() -> dict[str, str]:
     """Versions of what decides a number."""
     return {"lora_bench": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}
-
-
-def versions_of(*names: str) -> dict[str, str]:
-    """Versions of installed packages, `missing` for one that is not."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def local_device() -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import is_folder
-from lora_bench.grid import DEFAULT_MODEL, SAMPLE
 from lora_bench.sample import ENCODER
 
+DEFAULT_MODEL = "FacebookAI/roberta-base"
+SAMPLE = "sample"  # the bundled encoder, and the bundled data
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
 
 

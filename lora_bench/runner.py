@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from lora_bench import files, states
+from lora_bench import files
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, of_the_system
-from lora_bench.leases import Holder, Lease, LeaseLostError
-from lora_bench.outcome import Outcome, failure
-from lora_bench.plan import Plan
-from lora_bench.signals import Stopper
-from lora_bench.states import Place
+from lora_bench.grid.plan import Plan
+from lora_bench.resume import states
+from lora_bench.resume.leases import Holder, Lease, LeaseLostError
+from lora_bench.resume.outcome import Outcome, failure
+from lora_bench.resume.signals import Stopper
+from lora_bench.resume.states import Place
 from lora_bench.store import Record
 from lora_bench.work import Failure, Options, View, Worker
 
@@ -43,7 +44,7 @@ class Runner:
     def worker(self) -> Worker:
         """What trains; torch is imported with it."""
         if self._worker is None:
-            from lora_bench.training import Training
+            from lora_bench.training.worker import Training
 
             self._worker = Training(self.plan, self.options, self.view)
         return self._worker

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from lora_bench.cell import Cell
-from lora_bench.outcome import Outcome
-from lora_bench.states import Place
+from lora_bench.resume.outcome import Outcome
+from lora_bench.resume.states import Place
 from lora_bench.store import Record
 
 

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,59 +31,37 @@ MAY: dict[str, str] = {
     "sample": "",
     "cell": "errors",
     "tasks": "errors",
-    "plain_yaml": "errors",
     "methods": "cell errors",
     "metrics": "errors tasks",
     "archive": "files",
     "store": "archive cell errors files seal text",
-    "sources": "errors tasks",
-    "hub": "errors sources tasks",
-    "signals": "",
-    "states": "files signals",
-    "outcome": "cell store tasks text",
-    "work": "cell outcome states store",
-    "shelf": "files outcome states store",
-    "data": "errors files hub sources tasks",
-    "config": "cell errors methods plain_yaml tasks",
-    "grid": "cell config errors methods",
-    "models": "errors files grid sample",
-    "choose": "errors store tasks",
-    "upkeep": "archive choose errors store",
+    "data": "errors files sample tasks",
+    "models": "errors files sample",
     "cost": "cell errors files methods models store tasks",
-    "environment": "lora_bench",
-    "fingerprint": "environment methods",
-    "leases": "errors files",
-    "standing": "cell fingerprint leases shelf states store",
-    "plan": "cell cost data errors grid models sample shelf standing store tasks",
-    "engine": "cell cost data errors files seal methods metrics states tasks",
+    "fingerprint": "methods",
+    "environment": "lora_bench fingerprint",
+    "resume": "cell errors files fingerprint store tasks text",
+    "work": "cell resume store",
+    "grid": "cell cost data errors methods models resume sample store tasks",
+    "engine": "cell cost data errors files seal methods metrics resume tasks",
     "adapt": "cell engine errors methods",
-    "record": "engine outcome store tasks",
-    "runner": "cell errors files leases outcome plan signals states store training work",
-    "keeper": "cell engine fingerprint states",
-    "training": (
-        "cell cost data engine environment errors fingerprint hub keeper methods models outcome plan record states "
-        "store tasks work"
-    ),
+    "runner": "cell errors files grid resume store training work",
+    "training": "cell cost data engine environment errors fingerprint grid methods models resume store tasks work",
     "report": "cell errors files store tasks text",
     "contracts": "cell data engine methods tasks",
     "lookup": "errors store",
-    "outward": "contracts errors export methods options",
-    "export": "lora_bench cell data engine errors grid hub lookup methods models report sources store tasks training",
-    "summaries": "cell errors leases methods plan standing store tasks text",
-    "progress": "cell plan store tasks text",
-    "diagnosis": "environment errors hub models text",
-    "options": "config errors grid methods plan",
-    "bench": "cell cost data engine environment errors files grid hub methods models plan tasks training",
-    "cli": (
-        "lora_bench bench diagnosis environment errors lookup options outward plan progress report runner signals "
-        "store summaries text training upkeep work"
-    ),
+    "export": "lora_bench cell data engine errors lookup methods models report store tasks training",
+    "commands": "archive cell contracts data environment errors export grid methods models resume store tasks text",
+    "bench": "cell cost data engine environment errors files fingerprint grid methods models tasks training",
+    "cli": "lora_bench bench commands environment errors grid lookup report resume runner store text training work",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
-TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "keeper", "record", "training"})  # heavy imports
+TRAINS = frozenset({"adapt", "bench", "contracts", "engine", "export", "training"})  # heavy imports
 NEVER = frozenset({"torch", "transformers"})
-WITHOUT_TORCH = ("report", "methods", "store", "grid", "config", "plan", "summaries", "tasks", "cell", "metrics")
+WITHOUT_TORCH = (
+    "cell", "grid", "methods", "metrics", "report", "resume", "store", "commands.summaries", "tasks",
+)  # fmt: skip
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")
 
 
@@ -113,6 +92,11 @@ class Import:
 
     def __str__(self) -> str:
         return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.target}"
+
+
+def full(path: Path) -> str:
+    """A file's name in the package, as in `engine.pack`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def home(path: Path) -> str:
@@ -189,7 +173,7 @@ def test_a_module_imports_from_below_only(name: str) -> None:
 
 def test_the_engine_needs_the_data_for_types_alone() -> None:
     """A table of tokens is all that it takes from there."""
-    of_data = [each for each in imports() if home(each.path) == "engine" and each.own in ("data", "sources", "hub")]
+    of_data = [each for each in imports() if home(each.path) == "engine" and each.own == "data"]
     assert [str(each) for each in of_data if not each.typing] == []
 
 
@@ -210,12 +194,21 @@ def test_heavy_libraries_wait_until_something_trains() -> None:
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_these_never_touch_torch(name: str) -> None:
-    inside = [each for each in imports() if home(each.path) == name and not each.typing]
+    inside = [each for each in imports() if name in (home(each.path), full(each.path)) and not each.typing]
+    assert inside
     assert [str(each) for each in inside if each.top in NEVER or each.own in TRAINS] == []
 
 
 def test_no_module_takes_a_librarys_name() -> None:
     assert [path for path in files() if path.stem in NAMES_TAKEN or path.parent.name in NAMES_TAKEN] == []
+
+
+def test_every_folder_of_modules_is_in_the_wheel() -> None:
+    """The list is written out; one that it lacks would be missed where the package is installed, and nowhere else."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("__init__.py")}
+    assert {path.parent for path in files()} == {ROOT.parent.joinpath(*name.split(".")) for name in folders}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders | {"lora_bench.configs"}
 
 
 def test_files_and_functions_are_short() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.config import Config, checked, load, parse, parse_set
 from lora_bench.errors import USAGE, BenchError
+from lora_bench.grid.config import Config, checked, load, parse, parse_set
 
 
 def refused(text: str) -> BenchError:

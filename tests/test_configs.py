@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_bench import config as configs
 from lora_bench import methods
-from lora_bench.config import find_preset, load, presets
 from lora_bench.errors import BenchError
-from lora_bench.grid import Grid, Sources, expand
+from lora_bench.grid import config as configs
+from lora_bench.grid.cells import Grid, Sources, expand
+from lora_bench.grid.config import find_preset, load, presets
 
 SOURCES = Sources(lambda location: location, lambda location, task: location)
 NAMES = ["lora", "paper", "quick", "smoke", "xs"]
@@ -128,5 +128,5 @@ def test_presets_are_found_in_a_wheel_and_only_there(tmp_path: Path, monkeypatch
     stranger = tmp_path / "site-packages" / "configs"
     stranger.mkdir()
     (stranger / "other.yaml").write_text("name: other\n")
-    monkeypatch.setattr(configs, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(configs, "__file__", str(package / "grid" / "config.py"))
     assert presets() == {"tiny": package / "configs" / "tiny.yaml"}

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lora_bench import data
-from lora_bench.data import DataSource, TokenTable, held_out, load, tokenize
+from lora_bench.data import DataSource, load, tokens
+from lora_bench.data.sources import Rows
+from lora_bench.data.tokens import TokenTable, held_out, tokenize
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.sources import Rows
 from lora_bench.tasks import TASKS, Task, get
 
 GLUE = os.environ.get("LORA_BENCH_GLUE")
@@ -120,7 +120,7 @@ def test_a_missing_split_file_is_one_error(act: str, tmp_path: Path) -> None:
 
 
 def test_load_asks_the_hub_offline_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_bench import hub
+    from lora_bench.data import hub
 
     rows = rows_of(["a"])
     monkeypatch.setattr(hub, "read_hub", lambda task, offline: {"train": rows, "validation": offline})
@@ -178,7 +178,7 @@ texts = st.lists(st.text("abc z", max_size=30), min_size=1, max_size=30)
 def test_the_table_is_what_the_tokenizer_gives_row_by_row(column: list[str], length: int, chunk: int) -> None:
     tokenizer, rows = make_tokenizer(), rows_of(column, column[::-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "CHUNK", chunk)
+        patch.setattr(tokens, "CHUNK", chunk)
         table = tokenize(rows, tokenizer, length)
     for i, (first, second) in enumerate(zip(*rows.texts, strict=True)):
         # As batches of one: called with plain strings, the tokenizer takes an empty second text for none.
@@ -204,7 +204,7 @@ def test_the_token_file_gives_the_same_table(types: bool, tmp_path: Path, monkey
     rows, tokenizer = rows_of(["a b", "c"], ["d", ""]), make_tokenizer(types)
     first = tokenize(rows, tokenizer, 8, tmp_path / "new", "key")
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".tokens"]
-    monkeypatch.setattr(data, "_encode", lambda *_: pytest.fail("not from the file"))
+    monkeypatch.setattr(tokens, "_encode", lambda *_: pytest.fail("not from the file"))
     assert same(first, tokenize(rows, make_tokenizer(types), 8, tmp_path / "new", "key"))
 
 

@@ -17,8 +17,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from lora_bench import data, methods, tasks
+from lora_bench import methods, tasks
 from lora_bench.cli import app
+from lora_bench.data.sources import Rows
+from lora_bench.data.tokens import tokenize
 from lora_bench.engine import backbone as backbones
 from lora_bench.engine import checkpoint
 from lora_bench.engine.pack import Pack, State
@@ -87,8 +89,8 @@ def record_of(bench: Bench, method: str) -> Record:
 def our_logits(bench: Bench, record: Record) -> np.ndarray:
     """What the trained cell itself says of the texts, through windows."""
     cell = trains.load(record.id, bench.results, bench.model, offline=True)
-    rows = data.Rows((list(TEXTS),), np.zeros(len(TEXTS), dtype=np.int64))
-    table = Table(data.tokenize(rows, AutoTokenizer.from_pretrained(bench.model), 16), torch.device("cpu"), 1)
+    rows = Rows((list(TEXTS),), np.zeros(len(TEXTS), dtype=np.int64))
+    table = Table(tokenize(rows, AutoTokenizer.from_pretrained(bench.model), 16), torch.device("cpu"), 1)
     with cell.pack, torch.no_grad():
         cell.pack.compose()
         return cell.pack.logits(next(table.batches([np.arange(len(TEXTS))])))[0].numpy()

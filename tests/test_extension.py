@@ -111,8 +111,8 @@ def test_an_included_method_runs_in_a_pack_beside_lora_and_is_exported(
 
 
 def test_another_text_is_another_cell(mine: Path, tmp_path: Path) -> None:
-    from lora_bench import plan as plans
-    from lora_bench.options import Selection
+    from lora_bench.commands.options import Selection
+    from lora_bench.grid import plan as plans
 
     def ids() -> list[str]:
         selection = Selection(preset="smoke", task=["sst2"], seed=[0], method=["half"], rank=[4], include=[mine])

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from lora_bench import grid as grids
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.config import SETTINGS, Config, find_preset, load
 from lora_bench.errors import USAGE, BenchError
-from lora_bench.grid import Grid, Sources, expand, packs
+from lora_bench.grid import cells as grids
+from lora_bench.grid.cells import Grid, Sources, expand, packs
+from lora_bench.grid.config import SETTINGS, Config, find_preset, load
 
 SOURCES = Sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
 BASE: dict[str, Any] = {"task": "rte", "method": "lora"}
@@ -263,8 +263,8 @@ def test_settings_are_all_that_a_cell_has_but_its_data() -> None:
 def test_a_fresh_python_has_the_same_order_and_does_not_need_torch(hash_seed: str) -> None:
     program = """
 import sys
-from lora_bench.config import find_preset, load
-from lora_bench.grid import Sources, expand, packs
+from lora_bench.grid.config import find_preset, load
+from lora_bench.grid.cells import Sources, expand, packs
 grid = expand(load(find_preset("smoke")), {}, Sources(lambda x: f"id of {x}", lambda x, task: f"{x}'s {task}"))
 print(*(cell.id for pack in packs(grid.cells, lambda _: 5) for cell in pack))
 assert not {"torch", "transformers", "numpy"} & set(sys.modules)

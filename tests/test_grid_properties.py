@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.config import Config
-from lora_bench.grid import Grid, Sources, expand, packs
+from lora_bench.grid.cells import Grid, Sources, expand, packs
+from lora_bench.grid.config import Config
 
 SOURCES = Sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
 

@@ -16,7 +16,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from lora_bench import hub
+from lora_bench.data import hub
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.tasks import HUB_ID, HUB_REVISION, get
 

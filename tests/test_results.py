@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_bench import archive, choose
+from lora_bench import archive
 from lora_bench.cell import Cell
-from lora_bench.config import find_preset, load
-from lora_bench.grid import Sources, expand
+from lora_bench.grid import choose
+from lora_bench.grid.cells import Sources, expand
+from lora_bench.grid.config import find_preset, load
 from lora_bench.store import Loaded, read_records, write_csv
 
 RESULTS = Path(__file__).parents[1] / "results"

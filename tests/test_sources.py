@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_bench import sources
+from lora_bench.data import sources
+from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.sources import Rows
 from lora_bench.tasks import TASKS, Task, get, tsv_file
 
 Table = dict[str, list[Any]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_bench import sources
+from lora_bench.data import sources
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.metrics import METRICS
 from lora_bench.tasks import HUB_REVISION, TASKS, Task, get, tsv_file
@@ -81,7 +81,7 @@ def test_glues_own_file_names() -> None:
 
 def test_importing_what_plan_needs_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "evaluate", "sklearn", "scipy", "pandas", "pyarrow"]
-    code = f"import sys, lora_bench.data, lora_bench.metrics; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, lora_bench.data.tokens, lora_bench.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lora_bench import archive, choose
+from lora_bench import archive
 from lora_bench.cell import Cell
 from lora_bench.cli import app
 from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
-from lora_bench.shelf import Shelf
+from lora_bench.grid import choose
+from lora_bench.resume.shelf import Shelf
 from lora_bench.store import Epoch, Protocol, Record, Status, read_records, record_path, write_record
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lora_bench import tasks
 from lora_bench.errors import BenchError, unknown
-from lora_bench.grid import DEFAULT_MODEL, HUB, SAMPLE
+from lora_bench.grid.cells import HUB
+from lora_bench.models import DEFAULT_MODEL, SAMPLE
 
 AUTO = "auto"
 MIXES = ("lora", "mixed")

@@ -29,10 +29,11 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lora_bench import hub, methods
+from lora_bench import methods
 from lora_bench.bench.choice import FULL
 from lora_bench.bench.clock import Measured, Memory, Stopwatch
 from lora_bench.bench.workload import ALPHA, RANK, RATE, SEED, STEPS, Collate, Model, Work, has_types, rows_of
+from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
 from lora_bench.engine.windows import Ints

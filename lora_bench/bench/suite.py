@@ -18,18 +18,20 @@ from typing import Any
 
 import torch
 
-from lora_bench import environment, hub, tasks
+from lora_bench import environment, tasks
 from lora_bench.bench import calibrate, crowd, packed, peak, peers, workload
 from lora_bench.bench.choice import AUTO, FULL, Choice
 from lora_bench.bench.clock import REPEATS, Measured
 from lora_bench.bench.rows import PROCESSES, Row, filled, with_ratios
 from lora_bench.bench.workload import Work
 from lora_bench.cell import Cell
+from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
 from lora_bench.engine.backbone import Backbone, select
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.training import choose_device
+from lora_bench.fingerprint import versions_of
+from lora_bench.training.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
 _SHORTAGES = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
@@ -130,7 +132,7 @@ class Suite:
         """Versions, device, model and settings of this run."""
         choice = self.choice
         return {
-            **environment.versions(), **environment.versions_of(*peers.NEEDED),
+            **environment.versions(), **versions_of(*peers.NEEDED),
             "device": environment.device_name(str(self.device)), "processors": os.cpu_count(),
             "threads": torch.get_num_threads(), "precision": self.precision, "model": choice.model,
             "random_weights": self.model.random, "data": choice.data, "batch_size": choice.batch_size,

@@ -20,7 +20,7 @@ from lora_bench import tasks
 from lora_bench.bench import peers
 from lora_bench.bench.clock import WARM, Memory, synchronise
 from lora_bench.bench.workload import Model, Work
-from lora_bench.data import TokenTable
+from lora_bench.data.tokens import TokenTable
 from lora_bench.engine.backbone import select
 
 

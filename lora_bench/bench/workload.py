@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_bench import data, hub, methods, tasks
+from lora_bench import data, methods, tasks
 from lora_bench.bench.choice import FULL, Choice
 from lora_bench.cell import Cell
-from lora_bench.data import TokenTable
+from lora_bench.data import hub
+from lora_bench.data.tokens import TokenTable, tokenize
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import randomness
 from lora_bench.engine.windows import Ints, slices
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import is_folder
+from lora_bench.grid.plan import source_of
 from lora_bench.models import TOKENIZER_FILES, location
-from lora_bench.plan import source_of
 from lora_bench.tasks import Task
 
 STEPS = 20_000  # the longest training that a measurement can be of
@@ -124,7 +125,7 @@ def load(name: str, choice: Choice, model: Model, precision: str, longest: int) 
     task = tasks.get(name)
     tokenizer = tokenizer_of(model)
     rows = data.load(task, source_of(choice.data)).train
-    table = data.tokenize(rows, tokenizer, min(choice.max_length, longest))
+    table = tokenize(rows, tokenizer, min(choice.max_length, longest))
     if len(table) < choice.batch_size:
         raise BenchError(f"{name} has {len(table)} rows, less than a batch.", f"Use --batch-size {len(table)} or less.")
     return Work(task, table, tokenizer.pad_token_id or 0, order(len(table), choice.batch_size), precision)

@@ -16,7 +16,7 @@ from transformers import AutoModel, RobertaConfig, RobertaModel
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
-from lora_bench.data import TokenTable
+from lora_bench.data.tokens import TokenTable
 from lora_bench.engine import backbone as backbones
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.pack import Pack, State

@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_bench.engine.pack import State
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
-from lora_bench.states import SavedCell
+from lora_bench.resume.states import SavedCell
 
 KINDS = ("now", "first", "second")
 

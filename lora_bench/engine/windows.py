@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lora_bench.data import TokenTable
+    from lora_bench.data.tokens import TokenTable
 
 Ints = NDArray[np.int64]
 CHUNK = 512

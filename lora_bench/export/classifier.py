@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lora_bench import hub
+from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import probe
 from lora_bench.engine.pack import Pack

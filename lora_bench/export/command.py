@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.data import DataSource
 from lora_bench.errors import USAGE, BenchError, unknown
-from lora_bench.grid import SAMPLE
+from lora_bench.models import SAMPLE
 
 if TYPE_CHECKING:
     from lora_bench.export.trained import Trained
@@ -49,7 +49,7 @@ def refuse_early(ids: Sequence[str], to: str, dtype: str) -> None:
 def run(wish: Wish) -> list[str]:
     """Export; lines that say what was written."""
     from lora_bench.export import folders, glue, trained
-    from lora_bench.training import choose_device
+    from lora_bench.training.device import choose_device
 
     load = partial(
         trained.load, results=wish.results, model=wish.model, device=choose_device(wish.device), offline=wish.offline

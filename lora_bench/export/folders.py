@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lora_bench import hub
+from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, classifier, low_rank

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from lora_bench import data, hub
-from lora_bench.data import DataSource
+from lora_bench.data import DataSource, hub
+from lora_bench.data.sources import HIGHEST, LOWEST
+from lora_bench.data.tokens import tokenize
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.engine.windows import Table
@@ -25,9 +26,8 @@ from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
 from lora_bench.export.folders import whole
 from lora_bench.export.trained import Trained
-from lora_bench.sources import HIGHEST, LOWEST
 from lora_bench.tasks import DIAGNOSTIC, TASKS, Submission, Task
-from lora_bench.training import check_fits
+from lora_bench.training.loader import check_fits
 
 HEADER = "index\tprediction"
 ZIP = "submission.zip"
@@ -84,7 +84,7 @@ def _predicted(trained: Trained, task: Task, test: Submission, source: DataSourc
     rows, numbers = unlabelled.read(task, test, source, trained.offline)
     with encoders.quiet_transformers(), hub.hub_mode(trained.offline):
         tokenizer = AutoTokenizer.from_pretrained(trained.model, local_files_only=trained.offline)
-    tokens = data.tokenize(rows, tokenizer, trained.cell.max_length)
+    tokens = tokenize(rows, tokenizer, trained.cell.max_length)
     check_fits(tokens, trained.pack.backbone)
     table = Table(tokens, trained.pack.backbone.device, tokenizer.pad_token_id or 0)
     with trained.pack:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from lora_bench import hub, methods
+from lora_bench import methods
 from lora_bench.cell import Cell
+from lora_bench.data import hub
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine import checkpoint
 from lora_bench.engine.pack import Pack
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.grid import SAMPLE
 from lora_bench.lookup import find_record
-from lora_bench.models import identity, location
+from lora_bench.models import SAMPLE, identity, location
 from lora_bench.store import Record, read_records
 from lora_bench.tasks import Task, get
 

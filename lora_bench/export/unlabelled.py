@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_bench import sources
-from lora_bench.data import DataSource
+from lora_bench.data import DataSource, sources
+from lora_bench.data.sources import Raw, Rows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.sources import Raw, Rows
 from lora_bench.tasks import DIAGNOSTIC, Submission, Task
 
 INDEX = ("idx", "index", "id")  # the Hub's name, GLUE's, and GLUE's for QQP
@@ -33,7 +32,7 @@ def read(task: Task, test: Submission, source: DataSource, offline: bool) -> Unl
         BenchError: exit code 3 if the source has none, or what it has cannot be read.
     """
     if source.root is None:
-        from lora_bench.hub import read_hub_test
+        from lora_bench.data.hub import read_hub_test
 
         return _taken(read_hub_test(task, test.split, offline).to_pydict(), task, f"{task.name}/{test.split}")
     path = find(source.root, task, test)

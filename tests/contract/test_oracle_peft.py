@@ -20,7 +20,7 @@ from transformers import RobertaForSequenceClassification, get_linear_schedule_w
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.data import TokenTable
+from lora_bench.data.tokens import TokenTable
 from lora_bench.engine import backbone as backbones
 from lora_bench.engine import randomness
 from lora_bench.engine.backbone import DTYPES, quiet_transformers

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
-from lora_bench.data import TokenTable
+from lora_bench.data.tokens import TokenTable
 from lora_bench.engine.backbone import Backbone, load
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.trainer import Progress, Split, Trainer

@@ -13,12 +13,12 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lora_bench import plan as plans
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.config import Config
-from lora_bench.grid import Grid, expand
-from lora_bench.plan import Plan
+from lora_bench.grid import plan as plans
+from lora_bench.grid.cells import Grid, expand
+from lora_bench.grid.config import Config
+from lora_bench.grid.plan import Plan
 from lora_bench.runner import Runner
 from lora_bench.store import Record
 from lora_bench.work import Options

@@ -11,8 +11,9 @@ import torch
 from engine_factory import PACKABLE, backbone, cell, difference, losses, rows, table, trained, trainer, values
 from torch import Tensor
 
-from lora_bench import data, tasks
+from lora_bench import tasks
 from lora_bench.cell import Cell
+from lora_bench.data.tokens import held_out
 from lora_bench.engine import randomness
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.pack import Pack
@@ -127,7 +128,7 @@ def test_the_law_holds_on_every_architecture(kind: str) -> None:
 
 def test_held_out_sees_fewer_rows_and_chooses_the_epoch() -> None:
     exact, one = backbone(), cell("lora", select="held-out", epochs=4, lr=3e-2)
-    kept, held = data.held_out(rows(60, 1), one.seed, 0.2)
+    kept, held = held_out(rows(60, 1), one.seed, 0.2)
     assert (len(kept), len(held)) == (48, 12)
     task, pack = tasks.get("sst2"), Pack([one, one.model_copy(update={"method": "head"})], exact, 2)
     made = Trainer(pack, task, table(kept), Split(table(rows(60, 2))), table(held))

@@ -12,13 +12,15 @@ import pytest
 import torch
 from runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
 
-from lora_bench import fingerprint, keeper, states
-from lora_bench import plan as plans
+from lora_bench import fingerprint
 from lora_bench.engine.trainer import Trainer
+from lora_bench.grid import plan as plans
+from lora_bench.resume import states
+from lora_bench.resume.signals import Stopper
 from lora_bench.runner import Runner
-from lora_bench.signals import Stopper
 from lora_bench.store import Record
-from lora_bench.training import Training
+from lora_bench.training import keeper
+from lora_bench.training.worker import Training
 from lora_bench.work import Options
 
 MIXED: Blocks = (

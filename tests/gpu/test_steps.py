@@ -11,7 +11,8 @@ import torch
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.data import DataSource, load, tokenize
+from lora_bench.data import DataSource, load
+from lora_bench.data.tokens import tokenize
 from lora_bench.engine import backbone as backbones
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.pack import Pack

@@ -27,13 +27,15 @@ import scipy.stats  # noqa: F401  (metrics import these when they are first aske
 import sklearn.metrics  # noqa: F401
 import torch
 
-from lora_bench import files, keeper
-from lora_bench import plan as plans
-from lora_bench.config import Config
-from lora_bench.grid import Grid, expand
+from lora_bench import files
+from lora_bench.grid import plan as plans
+from lora_bench.grid.cells import Grid, expand
+from lora_bench.grid.config import Config
+from lora_bench.grid.plan import Plan
 from lora_bench.runner import Runner
-from lora_bench.training import Training
-from lora_bench.work import Options
+from lora_bench.training import keeper
+from lora_bench.training.worker import Training
+from lora_bench.work import Options, View
 from tests.engine.runner_factory import QuietView, make_data, make_model
 
 TIMES = ("seconds", "tokens_per_second", "pack_seconds")
@@ -107,15 +109,11 @@ def train(place: Place, results: Path) -> None:
 class Shared(Training):
     """Training that finds encoder and tables where the first process has put them, for speed."""
 
-    kept: tuple[Any, Any] | None = None
+    kept: tuple[Any, Any] = (None, None)
 
-    def _backbone_of(self, cell: Any) -> Any:
-        self._backbone = self._backbone or (self.kept or (None, None))[0]
-        return super()._backbone_of(cell)
-
-    def _tables_of(self, cell: Any, backbone: Any) -> Any:
-        self._tables = self._tables or (self.kept or (None, None))[1]
-        return super()._tables_of(cell, backbone)
+    def __init__(self, plan: Plan, options: Options, view: View) -> None:
+        super().__init__(plan, options, view)
+        self.loader._backbone, self.loader._tables = self.kept
 
 
 WORKER = Shared
@@ -126,7 +124,7 @@ def warm(place: Place, results: Path) -> None:
     plan = plans.make(place.grid(), results, 16)
     made = Training(plan, Options(results, offline=True), QuietView())
     made.prepare(plan.packs[0])
-    Shared.kept = made._backbone, made._tables
+    Shared.kept = made.loader._backbone, made.loader._tables
 
 
 def fork(body: Callable[[], None]) -> int:

@@ -17,10 +17,10 @@ from typing import Any
 
 from stub_worker import child, grid, runner, waited
 
-from lora_bench import leases
 from lora_bench.cell import Cell
 from lora_bench.errors import INTERRUPTED
-from lora_bench.signals import Stopper
+from lora_bench.resume import leases
+from lora_bench.resume.signals import Stopper
 from lora_bench.store import read_records
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)

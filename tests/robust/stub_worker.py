@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_bench import fingerprint, states
-from lora_bench import plan as plans
+from lora_bench import fingerprint
 from lora_bench.cell import Cell
-from lora_bench.config import Config
-from lora_bench.grid import Grid, expand
-from lora_bench.outcome import Outcome, protocol
-from lora_bench.plan import Plan
+from lora_bench.grid import plan as plans
+from lora_bench.grid.cells import Grid, expand
+from lora_bench.grid.config import Config
+from lora_bench.grid.plan import Plan
+from lora_bench.resume import states
+from lora_bench.resume.outcome import Outcome, protocol
+from lora_bench.resume.signals import Stopper
+from lora_bench.resume.states import Place
 from lora_bench.runner import Runner
-from lora_bench.signals import Stopper
-from lora_bench.states import Place
 from lora_bench.store import DataInfo, Record
 from lora_bench.tasks import get as get_task
 from lora_bench.work import Options

@@ -19,7 +19,7 @@ from stub_worker import grid, runner
 
 from lora_bench import files
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.grid import Grid
+from lora_bench.grid.cells import Grid
 from lora_bench.store import read_records
 
 OPERATIONS = ("open", "write", "fsync", "replace", "unlink", "rmdir", "utime")

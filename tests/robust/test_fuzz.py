@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.config import Config, load, parse, parse_set
 from lora_bench.engine import checkpoint
 from lora_bench.engine.pack import State
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.plain_yaml import read_yaml
+from lora_bench.grid.config import Config, load, parse, parse_set
+from lora_bench.grid.plain_yaml import read_yaml
 from lora_bench.seal import seal
 from lora_bench.store import COLUMNS, Protocol, Record, read_record, record_text, row, write_csv
 from lora_bench.text import sheet

@@ -11,14 +11,15 @@ import pytest
 from rich.console import Console
 from stub_worker import Silent, grid, runner
 
-from lora_bench import fingerprint, leases, states
-from lora_bench import plan as plans
+from lora_bench import fingerprint
 from lora_bench.cell import Cell
-from lora_bench.options import Selection
-from lora_bench.shelf import Shelf
-from lora_bench.standing import Standing
+from lora_bench.commands.options import Selection
+from lora_bench.commands.summaries import elsewhere, standings_table
+from lora_bench.grid import plan as plans
+from lora_bench.resume import leases, states
+from lora_bench.resume.shelf import Shelf
+from lora_bench.resume.standing import Standing
 from lora_bench.store import Record, read_records, write_record
-from lora_bench.summaries import elsewhere, standings_table
 
 
 def standing(results: Path, retry: Sequence[str] = ()) -> Standing:

@@ -13,8 +13,8 @@ import typer
 from lora_bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from lora_bench.config import Config
-    from lora_bench.grid import Grid
+    from lora_bench.grid.cells import Grid
+    from lora_bench.grid.config import Config
 
 GRID, WHERE = "Grid (each may be repeated: that makes a grid)", "Where from, where to"
 ADHOC = "adhoc"
@@ -79,7 +79,7 @@ class Selection:
 
     def chosen(self) -> Config:
         """The config of the selection: a preset, a file, or none but the options. Includes what is to be included."""
-        from lora_bench import config as configs
+        from lora_bench.grid import config as configs
 
         including(self.include)
         if self.preset and self.config:
@@ -90,8 +90,8 @@ class Selection:
 
     def grid(self) -> Grid:
         """The cells, with their models and data found."""
-        from lora_bench import grid as grids
-        from lora_bench import plan as plans
+        from lora_bench.grid import cells as grids
+        from lora_bench.grid import plan as plans
 
         chosen = self.chosen()
         data = str(self.data_dir) if self.data_dir else None
@@ -99,7 +99,7 @@ class Selection:
 
     def overrides(self) -> dict[str, list[object]]:
         """The options given, by setting."""
-        from lora_bench.config import SETTINGS, parse_set
+        from lora_bench.grid.config import SETTINGS, parse_set
 
         given: dict[str, list[object]] = {}
         for name in SETTINGS:

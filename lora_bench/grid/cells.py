@@ -17,11 +17,11 @@ from typing import TypeVar
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
 from lora_bench.errors import BenchError
+from lora_bench.grid.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
+from lora_bench.models import DEFAULT_MODEL, SAMPLE
 
-DEFAULT_MODEL = "FacebookAI/roberta-base"
-SAMPLE, HUB = "sample", "hub"
+HUB = "hub"
 ENOUGH = 4  # a quarter of a pack keeps a device nearly as busy as a whole one
 MAX_CELLS = 1_000_000
 

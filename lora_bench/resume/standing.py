@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_bench import fingerprint, leases, states
+from lora_bench import fingerprint
 from lora_bench.cell import Cell
-from lora_bench.shelf import Shelf
+from lora_bench.resume import leases, states
+from lora_bench.resume.shelf import Shelf
 from lora_bench.store import Record
 
 STATES = ("planned", "interrupted", "running", "done", "failed", "diverged", "oom", "stale")

@@ -14,9 +14,9 @@ from rich.text import Text
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.leases import Holder
-from lora_bench.plan import Plan
-from lora_bench.standing import STATES, Standing
+from lora_bench.grid.plan import Plan
+from lora_bench.resume.leases import Holder
+from lora_bench.resume.standing import STATES, Standing
 from lora_bench.store import Record
 from lora_bench.text import clean
 

@@ -1,4 +1,4 @@
-"""From a task and a source (the Hub, a folder, the bundled sample) to rows, and from rows to one flat table of tokens.
+"""From rows to one flat table of tokens.
 
 A table of tokens holds all sequences of a split end to end with offsets, unpadded, so that a batch is a gather. It may
 be kept in a file: 32 bytes of SHA-256, then an .npz; a file whose hash is wrong is made again.
@@ -15,84 +15,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_bench import sources
+from lora_bench.data.sources import Labels, Rows
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.files import is_folder, write_atomically
-from lora_bench.sources import Labels, Rows
-from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
+from lora_bench.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAMPLE = Path(__file__).parent / "sample" / "data"
 CHUNK = 8192
 _DIGEST = 32
 _FORMAT = 1  # of the token files
 _HELD_OUT = 0x48454C44  # keeps this draw apart from every other one of the same seed
-
-
-@dataclass(frozen=True, slots=True)
-class DataSource:
-    """Where rows come from; `root` is None for the Hub. Its path never enters a cell, its `identity` does."""
-
-    kind: Literal["hub", "folder", "sample"]
-    root: Path | None = None
-
-    @classmethod
-    def parse(cls, data_dir: Path | None = None, sample: bool = False) -> DataSource:
-        """A folder if one is given, else the bundled sample if wanted, else the Hub.
-
-        Raises BenchError (code 3) when the folder does not exist.
-        """
-        if data_dir is not None:
-            if not is_folder(data_dir):
-                mend = f"Expected a folder that holds '{Path('<task>') / 'train.parquet'}' (or .jsonl, or GLUE's .tsv)."
-                raise BenchError(f"The data folder '{data_dir}' does not exist.", mend, MISSING)
-            return cls("folder", data_dir)
-        return cls("sample", SAMPLE) if sample else cls("hub")
-
-    def identity(self, task: Task) -> str:
-        """What names the task's data in a cell: the Hub's revision, or a hash over the bytes of the task's files.
-
-        Raises BenchError (code 3) when a file is missing.
-        """
-        if self.root is None:
-            return f"{HUB_ID}@{HUB_REVISION[:8]}"
-        digest = hashlib.sha256()
-        for split in task.splits:
-            path = sources.find(self.root, task, split)
-            with sources.unreadable(path):
-                content = path.read_bytes()
-            digest.update(f"{split} {len(content)}\n".encode())
-            digest.update(content)
-        return f"{'sample' if self.kind == 'sample' else 'files'}:{digest.hexdigest()[:12]}"
-
-
-@dataclass(frozen=True, eq=False)
-class TaskData:
-    """A task's train split and its evaluation splits, by their official names and in the task's order."""
-
-    train: Rows
-    evals: dict[str, Rows]
-
-
-def load(task: Task, source: DataSource, offline: bool = False) -> TaskData:
-    """Every split of the task. Raises BenchError (code 3) when data is missing, broken or out of reach.
-
-    `offline`: the Hub is not asked, only the copy that `datasets` may keep of it.
-    """
-    if source.root is None:
-        from lora_bench.hub import read_hub
-
-        splits = read_hub(task, offline)
-    else:
-        splits = {split: sources.read(sources.find(source.root, task, split), task) for split in task.splits}
-    return TaskData(splits.pop("train"), splits)
 
 
 @dataclass(frozen=True, eq=False)

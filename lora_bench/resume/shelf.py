@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lora_bench import files, states
-from lora_bench.outcome import Outcome
+from lora_bench import files
+from lora_bench.resume import states
+from lora_bench.resume.outcome import Outcome
 from lora_bench.store import Loaded, Record, make_room, read_archive, read_record, record_text, unusable, write_csv
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run

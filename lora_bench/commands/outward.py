@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lora_bench.commands.options import including
 from lora_bench.errors import SOME_FAILED
-from lora_bench.options import including
 
 Included = Annotated[
     list[Path] | None, typer.Option("--include", help="A Python file with a method of your own; it is run.")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.plan import Plan
+from lora_bench.grid.plan import Plan
 from lora_bench.store import Record
 from lora_bench.text import clean
 

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_bench import files
-from lora_bench.signals import Stopper
+from lora_bench.resume.signals import Stopper
 
 SCHEMA: Literal[1] = 1
 VALUES, MANIFEST = "state.safetensors", "manifest.json"

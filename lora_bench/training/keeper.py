@@ -14,12 +14,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lora_bench import fingerprint, states
+from lora_bench import fingerprint
 from lora_bench.cell import Cell
 from lora_bench.engine import snapshot
 from lora_bench.engine.snapshot import Snapshot
 from lora_bench.engine.trainer import Trainer
-from lora_bench.states import Place
+from lora_bench.resume import states
+from lora_bench.resume.states import Place
 
 EVERY = 30.0  # seconds between two epochs that are saved
 WITHIN = 300.0  # seconds after which an epoch is saved in its middle

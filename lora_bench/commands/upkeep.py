@@ -20,7 +20,7 @@ def choose(
     method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
 ) -> Iterator[str]:
     """Print blocks of a config with the learning rates that a search found best on held-out rows."""
-    from lora_bench import choose as choosing
+    from lora_bench.grid import choose as choosing
 
     records = [record for record in _sound(results) if not method or record.cell.method in method]
     chosen = choosing.choices(records)

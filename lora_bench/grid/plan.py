@@ -11,11 +11,11 @@ from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.cost import Estimate, coefficients
 from lora_bench.errors import BenchError
-from lora_bench.grid import HUB, SAMPLE, Grid, Sources, packs
-from lora_bench.models import identity
+from lora_bench.grid.cells import HUB, Grid, Sources, packs
+from lora_bench.models import SAMPLE, identity
+from lora_bench.resume.shelf import Shelf
+from lora_bench.resume.standing import RETRY, Standing, standings
 from lora_bench.sample import DATA
-from lora_bench.shelf import Shelf
-from lora_bench.standing import RETRY, Standing, standings
 from lora_bench.store import Record
 
 if TYPE_CHECKING:

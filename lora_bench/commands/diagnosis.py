@@ -55,7 +55,7 @@ def _attempt(what: str, action: Callable[[], str]) -> Check:
 
 
 def _hub() -> Check:
-    from lora_bench.hub import reachable
+    from lora_bench.data.hub import reachable
 
     if reachable():
         return "Hugging Face Hub", True, "answers"

@@ -11,7 +11,7 @@ import torch
 from lora_bench.engine.checkpoint import stored_bytes
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.progress import Progress
-from lora_bench.outcome import protocol
+from lora_bench.resume.outcome import protocol
 from lora_bench.store import Counts, DataInfo, Epoch, Record, Timing
 from lora_bench.tasks import Task
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lora_bench.data.sources import Raw, Rows, checked, first_line, from_table
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.sources import Raw, Rows, checked, first_line, from_table
 from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
 
 REACH_SECONDS = 5.0

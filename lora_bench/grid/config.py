@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError, nearest, unknown
-from lora_bench.plain_yaml import Lines, decode, line_of, read_yaml
+from lora_bench.grid.plain_yaml import Lines, decode, line_of, read_yaml
 
 Scalar = str | int | float | None
 Choice = tuple[Scalar, ...]
@@ -215,7 +215,7 @@ def parse_set(text: str) -> tuple[str, Choice]:
 
 def presets() -> dict[str, Path]:
     """The configs that come with the package, by name: `configs/` of a checkout, or the copy in a wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     checkout = package.parent
     folders = [package / "configs"]
     if (checkout / "pyproject.toml").is_file():

@@ -1,0 +1,140 @@
+"""The encoder and a task's tables, kept from one pack to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lora_bench import cost, data, methods, tasks
+from lora_bench.cell import Cell
+from lora_bench.data import hub
+from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
+from lora_bench.engine import backbone as encoders
+from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.trainer import Split
+from lora_bench.engine.windows import Table
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.grid.plan import Plan, source_of
+from lora_bench.models import location
+from lora_bench.store import DataInfo
+from lora_bench.work import Options, View
+
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A task's tables on the device."""
+
+    train: Table
+    evaluation: Split
+    held_out: Table | None
+    info: DataInfo
+
+
+class Loader:
+    """Loads what the cells of a pack have in common. Keeps the backbone and the tables of the pack before."""
+
+    def __init__(self, plan: Plan, options: Options, view: View, device: torch.device) -> None:
+        self.plan, self.options, self.view, self.device = plan, options, view, device
+        self._backbone: tuple[tuple[str, str, bool], Backbone] | None = None
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._tables: tuple[tuple[object, ...], Prepared] | None = None
+
+    def backbone(self, cell: Cell) -> Backbone:
+        """The cell's encoder on the device.
+
+        Raises:
+            BenchError: exit code 3 if it is missing, or none that is trained here.
+        """
+        trains = methods.get(cell.method).trains_backbone
+        key = (cell.model, cell.precision, trains and cell.precision == "bf16")
+        if self._backbone is None or self._backbone[0] != key:
+            where = self.plan.grid.model_location(cell)
+            self.view.stage(f"loading {where}")
+            self._backbone = self._tables = None
+            local = self._local_only(where)
+            with hub.hub_mode(local):
+                loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
+            self._backbone = key, loaded
+            cost.geometry.cache_clear()  # a model that has just been downloaded has sizes now
+        return self._backbone[1]
+
+    def _local_only(self, name: str) -> bool:
+        """Whether transformers must not ask the Hub; it would try for half a minute where there is no network."""
+        return self.options.offline or Path(location(name)).is_dir() or not self._hub_answers
+
+    @cached_property
+    def _hub_answers(self) -> bool:
+        return hub.reachable()
+
+    def tables(self, cell: Cell, backbone: Backbone) -> Prepared:
+        """The tables of the cell's task.
+
+        Raises:
+            BenchError: data or tokenizer are missing, broken, or not for this encoder.
+        """
+        key = (cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None)
+        if self._tables is None or self._tables[0] != key:
+            self.view.stage(f"preparing {cell.task}")
+            self._tables = None
+            self._tables = key, self._prepare(cell, backbone)
+        return self._tables[1]
+
+    def _tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        if name not in self._tokenizers:
+            try:
+                with encoders.quiet_transformers(), hub.hub_mode(self._local_only(name)):
+                    loaded = AutoTokenizer.from_pretrained(location(name), local_files_only=self._local_only(name))
+            except Exception as error:  # of many families: its files can make any line of transformers fail
+                raise encoders.unreachable("tokenizer of", location(name), error) from error
+            self._tokenizers[name] = loaded
+        return self._tokenizers[name]
+
+    def _prepare(self, cell: Cell, backbone: Backbone) -> Prepared:
+        task = tasks.get(cell.task)
+        place = self.plan.grid.data_location(cell)
+        rows = data.load(task, source_of(place), self.options.offline)
+        tokenizer = self._tokenizer(self.plan.grid.model_location(cell))
+        name = f"{cell.data}/{cell.task}"
+        made = {
+            split: tokenize(part, tokenizer, cell.max_length, self.options.cache, f"{name}/{split}")
+            for split, part in {"train": rows.train, **rows.evals}.items()
+        }
+        for table in made.values():
+            check_fits(table, backbone)
+        train, held = made.pop("train"), None
+        if cell.select == "held-out":
+            train, held = held_out(train, cell.seed, HELD_OUT)
+        evaluation = join(list(made.values()))
+        ends = np.cumsum([len(table) for table in made.values()]).tolist()
+        parts = {name: slice(end - len(table), end) for (name, table), end in zip(made.items(), ends, strict=True)}
+        info = DataInfo(
+            source=cell.data, train_rows=len(train), eval_rows=len(evaluation),
+            fingerprint=f"{train.fingerprint}+{evaluation.fingerprint}",
+        )  # fmt: skip
+        pad = tokenizer.pad_token_id or 0
+        on_device = [Table(table, self.device, pad) for table in (train, evaluation)]
+        kept = None if held is None else Table(held, self.device, pad)
+        return Prepared(on_device[0], Split(on_device[1], parts), kept, info)
+
+
+def check_fits(table: TokenTable, backbone: Backbone) -> None:
+    """Refuse tokens that the encoder has no embedding or position for."""
+    vocabulary = int(backbone.config.vocab_size)
+    if table.max_id >= vocabulary:
+        raise BenchError(
+            f"The tokenizer makes token {table.max_id}, the model has {vocabulary} embeddings.",
+            "Use the tokenizer that belongs to the model.", MISSING,
+        )  # fmt: skip
+    longest = int(table.lengths.max())
+    if longest > backbone.longest:
+        raise BenchError(
+            f"A sequence has {longest} tokens, the model takes {backbone.longest}.",
+            f"Use --max-length {backbone.longest} or less.",
+        )

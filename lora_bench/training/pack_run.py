@@ -1,0 +1,87 @@
+"""One pack from its first step, or from what was saved of it, to its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lora_bench import methods, tasks
+from lora_bench.cell import Cell
+from lora_bench.engine import checkpoint, snapshot
+from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.memory import forget_peak, peak_bytes
+from lora_bench.engine.pack import Pack
+from lora_bench.engine.trainer import Trainer
+from lora_bench.resume.outcome import Outcome
+from lora_bench.store import Timing
+from lora_bench.training import keeper, record
+from lora_bench.training.keeper import Found, Keeper
+from lora_bench.training.loader import Prepared
+from lora_bench.training.record import Ended
+
+if TYPE_CHECKING:
+    from lora_bench.training.worker import Training
+
+
+class PackRun:
+    """One pack on its way: cells that diverge leave it when they are more than half."""
+
+    def __init__(self, training: Training, backbone: Backbone, prepared: Prepared, keeper: Keeper) -> None:
+        self.training, self.backbone, self.prepared, self.keeper = training, backbone, prepared, keeper
+        self.ended: list[Ended] = []
+
+    def train(self, cells: Sequence[Cell], found: dict[str, Found], halved: int) -> list[Outcome]:
+        """From the start, or from what was saved, to the end."""
+        training, prepared = self.training, self.prepared
+        training.view.stage("building the adapters")
+        forget_peak(training.device)
+        trainer = trainer_of(cells, self.backbone, prepared)
+        self.keeper.began -= keeper.start(trainer, found)
+        training.view.pack(cells, trainer.steps_an_epoch, trainer.epochs)
+        self.keeper.place.stopper.hold()
+        while not self._ran(trainer):
+            alive = self._thinned(trainer)
+            del trainer  # its memory is wanted for the next one
+            trainer = trainer_of([each.progress.cell for each in alive], self.backbone, prepared)
+            snapshot.restore(trainer, {each.progress.cell.id: each for each in alive})
+        timing = self._timing(cells, halved)
+        return [self._outcome(each, timing) for each in self.ended]
+
+    def _ran(self, trainer: Trainer) -> bool:
+        """Train until all cells have ended, or more than half have diverged."""
+        trainer.run(self.training.view, self.keeper)
+        for place, progress in enumerate(trainer.progress):
+            if trainer.finished or progress.diverged:
+                self.ended.append(record.ended(trainer.pack, place, progress))
+        return trainer.finished
+
+    def _thinned(self, trainer: Trainer) -> list[snapshot.Snapshot]:
+        """The cells that go on."""
+        taken = snapshot.take(trainer)
+        self.keeper.ended += [each for each in taken if each.progress.diverged]
+        return [each for each in taken if not each.progress.diverged]
+
+    def _timing(self, cells: Sequence[Cell], halved: int) -> Timing:
+        elapsed, count = self.keeper.seconds, len(cells)
+        tokens = int(self.prepared.train.lengths.sum()) * cells[0].epochs
+        return Timing(
+            seconds=elapsed / count, pack_seconds=elapsed, pack_size=count, tokens=tokens,
+            tokens_per_second=tokens * count / elapsed, peak_bytes=peak_bytes(self.training.device), halved=halved,
+        )  # fmt: skip
+
+    def _outcome(self, ended: Ended, timing: Timing) -> Outcome:
+        training, cell, state = self.training, ended.progress.cell, ended.progress.state
+        task = tasks.get(cell.task)
+        notes = training.plan.grid.notes_for(cell)
+        made = record.finished(ended, task, self.prepared.info, timing, notes, training.environment(cell))
+        if state is None or not training.options.save or methods.get(cell.method).trains_backbone:
+            return Outcome(made)
+        return Outcome(made, lambda folder: checkpoint.save(folder, cell, task.num_outputs, state))
+
+
+def trainer_of(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
+    """A trainer of the cells as one pack, before its first step."""
+    task = tasks.get(cells[0].task)
+    return Trainer(
+        Pack(cells, backbone, task.num_outputs), task, prepared.train, prepared.evaluation, prepared.held_out
+    )
