@@ -6,6 +6,7 @@ Colours are Okabe and Ito's; markers and line styles differ too, so that print w
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 PANELS = 4
+MOST, EACH = 8, 5  # methods that one figure can show; how many each has where there are more
 DPI = 150
 WIDTH, HEIGHT, LINE = 4.2, 3.0, 0.2
 LONGEST = 30
@@ -49,6 +51,7 @@ _COLOURS: tuple[tuple[str, str, Any], ...] = (
     ("#E69F00", "P", (0, (8, 2))),
 )
 _FIRST = ("mini", "lora", "xs", "cora", "cora-init")
+_REFERENCES = ("lora", "full", "head")
 _LEVELS: Mapping[str, tuple[str, str, Any]] = {
     "head": ("#000000", "x", (0, (4, 3))),
     "full": ("#666666", "*", (0, (1, 1.5))),
@@ -76,6 +79,18 @@ def _look(at: int) -> Look:
     """After each round of colours, markers and dashes move on, so that no two methods look alike."""
     count, turn = len(_COLOURS), at // len(_COLOURS)
     return Look(_COLOURS[at % count][0], _COLOURS[(at + turn) % count][1], _COLOURS[(at + 2 * turn) % count][2])
+
+
+def parted(labels: Iterable[str]) -> list[frozenset[str]]:
+    """The methods of each figure: all in one, or a few, each time beside LoRA, full fine-tuning and the head alone."""
+    order = list(looks(labels))
+    others = [label for label in order if label not in _REFERENCES]
+    if len(others) <= MOST:
+        return [frozenset(order)]
+    count = -(-len(others) // EACH)
+    cuts = [at * len(others) // count for at in range(count + 1)]
+    parts = [others[begin:end] for begin, end in itertools.pairwise(cuts)]
+    return [frozenset(part) | (frozenset(order) & frozenset(_REFERENCES)) for part in parts]
 
 
 def compose(
@@ -181,6 +196,14 @@ def band(ax: Axes, look: Look, points: Sequence[tuple[float, float, float]]) -> 
 def level(ax: Axes, look: Look, value: float) -> Any:
     """A horizontal line at that score."""
     return ax.axhline(100 * value, color=look.colour, linestyle=look.dashes, linewidth=1.3, zorder=1)
+
+
+def far_level(ax: Axes, look: Look, label: str, value: float) -> Any:
+    """A score so far below that a line at it would press all else together: told at the foot; for the legend."""
+    from matplotlib.lines import Line2D
+
+    ax.text(0.99, 0.02, f"{short(label)}: {100 * value:.1f} ↓", transform=ax.transAxes, ha="right", fontsize=8)
+    return Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=1.3)
 
 
 def label_axes(ax: Axes, title: str, across: str) -> None:

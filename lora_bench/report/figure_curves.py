@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.captions import column_title
-from lora_bench.report.drawing import Look, band, compose, in_pages, label_axes, looks
+from lora_bench.report.drawing import Look, band, compose, in_pages, label_axes, looks, parted
 from lora_bench.report.slots import Column, Piece, Slot
 
 if TYPE_CHECKING:
@@ -50,11 +50,17 @@ def curve(slot: Slot) -> Curve:
 
 
 def curve_figures(piece: Piece) -> list[Figure]:
-    """A figure a page of four panels."""
+    """A figure a page of four panels, for each part of the methods."""
     found = panels(piece)
-    look = looks({label for panel in found for label in panel.curves})
+    labels = {label for panel in found for label in panel.curves}
+    look = looks(labels)
     heading = [piece.title, "best setting of each method by epoch; mean ± sample std over seeds"]
-    return [compose(heading, page, lambda ax, panel: _paint(ax, panel, look), look) for page in in_pages(found)]
+    made = []
+    for part in parted(labels):
+        own = [replace(panel, curves={k: v for k, v in panel.curves.items() if k in part}) for panel in found]
+        pages = in_pages([panel for panel in own if panel.curves])
+        made += [compose(heading, page, lambda ax, panel: _paint(ax, panel, look), look) for page in pages]
+    return made
 
 
 def _paint(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
@@ -62,5 +68,8 @@ def _paint(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
 
     handles = {label: band(ax, look[label], points) for label, points in panel.curves.items()}
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if {epoch for points in panel.curves.values() for epoch, _, _ in points} == {1.0}:
+        ax.set_xlim(0.5, 1.5)
+        ax.set_xticks([1])
     label_axes(ax, column_title(panel.column), "epoch")
     return handles

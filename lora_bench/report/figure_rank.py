@@ -1,22 +1,25 @@
 """Score against rank, the form of LoRA-Mini's Figure 2: small multiples of up to four tasks a page.
 
 Each method with a rank is one line; methods with (a, b) are averaged over all (a, b) of a rank. Methods without a rank
-are horizontal.
+are horizontal. Many methods are spread over several figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.captions import column_title
-from lora_bench.report.drawing import Look, band, compose, in_pages, label_axes, level, looks, short
+from lora_bench.report.drawing import Look, band, compose, far_level, in_pages, label_axes, level, looks, parted, short
 from lora_bench.report.slots import Column, Entry, Piece, Slot, average, by_rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+FAR, HEIGHTS = 25, 2  # points and heights of the lines below them from which a level is told, not drawn
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class Panel:
     lines: Mapping[str, Mapping[int, Entry]]
     levels: Mapping[str, Entry]
 
+    def of(self, labels: Container[str]) -> Panel:
+        """These methods alone."""
+        lines = {label: line for label, line in self.lines.items() if label in labels}
+        levels = {label: score for label, score in self.levels.items() if label in labels}
+        return replace(self, lines=lines, levels=levels, paired=self.paired & {*lines, *levels})
+
 
 def panels(piece: Piece) -> tuple[Panel, ...]:
     """The tasks of the piece that have a score at some rank."""
@@ -40,21 +49,21 @@ def panels(piece: Piece) -> tuple[Panel, ...]:
 
 def paired_only(found: Sequence[Panel]) -> tuple[Panel, ...]:
     """The panels with the methods that have (a, b) alone, as the paper's figure."""
-    only = [
-        Panel(panel.column, panel.paired, {name: panel.lines[name] for name in panel.lines if name in panel.paired}, {})
-        for panel in found
-    ]
+    only = [replace(panel.of(panel.paired), levels={}) for panel in found]
     return tuple(panel for panel in only if panel.lines)
 
 
 def rank_figures(title: str, found: Sequence[Panel]) -> list[Figure]:
-    """A figure a page of four panels."""
-    return [draw(title, page) for page in in_pages(found)]
+    """A figure a page of four panels, for each part of the methods."""
+    labels = _labels(found)
+    look = looks(labels)
+    parts = [[panel.of(part) for panel in found] for part in parted(labels)]
+    return [draw(title, page, look) for part in parts for page in in_pages([panel for panel in part if panel.lines])]
 
 
-def draw(title: str, page: Sequence[Panel]) -> Figure:
+def draw(title: str, page: Sequence[Panel], look: Mapping[str, Look] | None = None) -> Figure:
     """The figure of one page."""
-    look = looks({label for panel in page for label in (*panel.lines, *panel.levels)})
+    look = look or looks(_labels(page))
     axes: list[Axes] = []
 
     def paint(ax: Axes, panel: Panel) -> dict[str, Any]:
@@ -77,6 +86,10 @@ def _panel(column: Column, slots: Sequence[Slot]) -> Panel:
     return Panel(column, paired, lines, levels)
 
 
+def _labels(found: Iterable[Panel]) -> set[str]:
+    return {label for panel in found for label in (*panel.lines, *panel.levels)}
+
+
 def _says(page: Sequence[Panel]) -> str:
     paired = sorted({short(label) for panel in page for label in panel.paired})
     averaged = f"; {', '.join(paired)}: averaged over (a, b)" if paired else ""
@@ -88,8 +101,11 @@ def _paint(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
     for label, entries in panel.lines.items():
         points = [(float(rank), entry.mean or 0.0, entry.std or 0.0) for rank, entry in entries.items()]
         handles[label] = band(ax, look[label], points)
+    low, high = ax.get_ylim()
     for label, entry in panel.levels.items():
-        handles[label] = level(ax, look[label], entry.mean or 0.0)
+        value = entry.mean or 0.0
+        far = 100 * value < low - max(FAR, HEIGHTS * (high - low))
+        handles[label] = far_level(ax, look[label], label, value) if far else level(ax, look[label], value)
     _rank_axis(ax, sorted({rank for entries in panel.lines.values() for rank in entries}))
     label_axes(ax, column_title(panel.column), "rank r")
     return handles

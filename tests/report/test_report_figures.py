@@ -15,9 +15,9 @@ from report_factory import epochs_of, record, small
 
 from lora_bench.methods import RECIPES
 from lora_bench.report import figure_cost, figure_curves, figure_heat
-from lora_bench.report.drawing import encode, in_pages, looks
+from lora_bench.report.drawing import MOST, encode, in_pages, looks, parted
 from lora_bench.report.figure_cost import Point, pareto
-from lora_bench.report.figure_rank import Panel, draw, paired_only, panels
+from lora_bench.report.figure_rank import Panel, draw, paired_only, panels, rank_figures
 from lora_bench.report.figures import figures
 from lora_bench.report.rows import rows
 from lora_bench.report.slots import Piece, pieces
@@ -110,6 +110,24 @@ def test_methods_differ_in_colour_marker_and_line() -> None:
 def test_many_methods_all_look_different() -> None:
     found = looks([*RECIPES, *(f"other-{number}" for number in range(8))])
     assert len({(look.colour, look.marker, str(look.dashes)) for look in found.values()}) == len(found) > 20
+
+
+def test_many_methods_go_on_several_figures_each_beside_the_references() -> None:
+    names = [f"m{number:02d}" for number in range(11)] + ["lora", "head"]
+    assert parted([*names[:MOST], "lora", "full", "head"]) == [frozenset({*names[:MOST], "lora", "full", "head"})]
+    parts = parted(names)
+    assert [len(part) for part in parts] == [5, 6, 6]
+    assert all({"lora", "head"} <= part for part in parts)
+    assert frozenset().union(*parts) == set(names)
+    made = rank_figures("tiny", panels(piece([record(0.5, method=name, rank=4) for name in names])))
+    assert [len(legend(each)) for each in made] == [5, 6, 6]
+
+
+def test_a_level_far_below_is_told_and_does_not_press_the_lines() -> None:
+    lines = [record(0.8 + rank / 1000, method="lora", rank=rank) for rank in (4, 8, 64)]
+    ax = figure([*lines, record(0.3, method="head", rank=None)]).axes[0]
+    assert ax.get_ylim()[0] > 75
+    assert [text.get_text() for text in ax.texts] == ["head: 30.0 ↓"]
 
 
 def test_tasks_go_four_to_a_page() -> None:
