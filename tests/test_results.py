@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from lora_bench.cell import Cell
 from lora_bench.grid import choose
 from lora_bench.grid.cells import Sources, expand
 from lora_bench.grid.config import find_preset, load
+from lora_bench.report.content import gather
+from lora_bench.report.render import csv_table
+from lora_bench.report.text import stems
 from lora_bench.store import Loaded, read_records, write_csv
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -36,6 +40,20 @@ def grid_of(name: str) -> dict[tuple[object, ...], Cell]:
     return {settings(cell): cell for cell in expand(load(find_preset(name)), {}, SOURCES).cells}
 
 
+def value(text: str) -> object:
+    """A field of a table: a number if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def near(text: str) -> object:
+    """What a field is compared with."""
+    found = value(text)
+    return pytest.approx(found, rel=1e-9, nan_ok=True) if isinstance(found, float) else found
+
+
 def test_there_are_results() -> None:
     assert FOLDERS == ["minilm", "minilm-sweep"]
 
@@ -52,6 +70,20 @@ def test_ids_follow_from_settings_and_none_is_there_twice(name: str) -> None:
 @over_folders
 def test_the_table_is_that_of_the_records(name: str, tmp_path: Path) -> None:
     assert write_csv(tmp_path, loaded(name).records).read_bytes() == (RESULTS / name / "metrics.csv").read_bytes()
+
+
+def test_the_reports_tables_are_those_of_the_records() -> None:
+    """Text to the letter, numbers to 1e-9 of their size: processors may sum in another order."""
+    content = gather(loaded("minilm"), False)
+    folder = RESULTS / "minilm" / "tables"
+    named = dict(zip(stems([table.name for table in content.tables]), content.tables, strict=True))
+    assert sorted(named) == sorted(path.stem for path in folder.glob("*.csv"))
+    for name, table in named.items():
+        kept = list(csv.reader((folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
+        made = list(csv.reader(csv_table(table).splitlines()))
+        assert len(made) == len(kept)
+        for one, other in zip(made, kept, strict=True):
+            assert [*map(value, one)] == [*map(near, other)], name
 
 
 @over_folders

@@ -150,8 +150,19 @@ def encode(figure: Figure) -> dict[str, bytes]:
         for kind, metadata in _METADATA.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict(metadata))
-            found[kind] = buffer.getvalue()
+            found[kind] = _smaller(buffer) if kind == "png" else buffer.getvalue()
     return found
+
+
+def _smaller(png: io.BytesIO) -> bytes:
+    """The picture in 256 colours: a fourth of the bytes, the same to the eye."""
+    from PIL import Image
+
+    made = io.BytesIO()
+    with Image.open(png) as picture:
+        few = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        few.save(made, "png", compress_level=9, dpi=(DPI, DPI))
+    return made.getvalue()
 
 
 @contextmanager
