@@ -22,12 +22,10 @@ def page(content: Content) -> str:
     """The page."""
     from plotly.offline import get_plotlyjs
 
-    said = [line for section in content.sections for line in section.findings]
     parts = {
         "style": _asset("page.css"),
         "summary": text(content.summary),
-        "findings": _list([*said, *content.findings])
-        or "<p>Nothing to test: no LoRA cells and no mirrored (a, b).</p>",
+        "findings": _findings(content) or "<p>Nothing to test: no LoRA cells and no mirrored (a, b).</p>",
         "sections": "".join(_section(section) for section in content.sections),
         "rest": "".join(_details(table, len(table.rows) <= 12) for table in content.rest),
         "protocol": "".join(_protocol(section) for section in content.sections),
@@ -85,6 +83,14 @@ def _side(number: bool) -> str:
 
 def _strong(field: Field) -> str:
     return f"<strong>{text(field.text)}</strong>" if field.strong else text(field.text)
+
+
+def _findings(content: Content) -> str:
+    said = [section for section in content.sections if section.findings]
+    titled = len(said) > 1
+    return "".join(
+        (f"<h3>{text(section.piece.title)}</h3>" if titled else "") + _list(section.findings) for section in said
+    ) + _list(content.findings)
 
 
 def _section(section: Section) -> str:

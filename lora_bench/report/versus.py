@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_bench.report.captions import column_title, task_title
@@ -15,6 +15,7 @@ from lora_bench.report.tables import Field, Table, interval_text, p_text, p_word
 REFERENCE = "lora"
 SURE = 0.05
 SAME, UNTESTED = "not told apart", "not tested"
+NAMED = 5  # methods a sentence names
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,24 @@ def versus_table(piece: Piece, found: Sequence[Comparison]) -> list[Table]:
 def sentences(found: Sequence[Comparison]) -> list[str]:
     """The comparisons in words: what differs from LoRA, then what could not be told apart."""
     told = [_sentence(each) for each in found if each.verdict not in (SAME, UNTESTED)]
-    same = _names(each for each in found if each.verdict == SAME)
-    untested = _names(each for each in found if each.verdict == UNTESTED)
-    if same:
-        told.append(f"Not told apart from LoRA by these seeds, which is not the same as equal: {same}.")
-    if untested:
-        told.append(f"Fewer than 3 seeds shared with LoRA, so not tested: {untested}.")
+    if same := _names(SAME, found):
+        told.append(f"Not told apart from LoRA by these seeds, which is not the same as equal. {same}.")
+    if untested := _names(UNTESTED, found):
+        told.append(f"Fewer than 3 seeds shared with LoRA, so not tested. {untested}.")
     return told
 
 
-def _names(found: Iterable[Comparison]) -> str:
-    return ", ".join(f"{each.slot.label} on {task_title(each.column.task)}" for each in found)
+def _names(wanted: str, found: Sequence[Comparison]) -> str:
+    """The methods with a verdict, task by task; only counted where they are many."""
+    by_task: dict[str, list[Comparison]] = {}
+    for each in found:
+        by_task.setdefault(task_title(each.column.task), []).append(each)
+    said = []
+    for task, all_of_it in by_task.items():
+        own = [each.slot.label for each in all_of_it if each.verdict == wanted]
+        if own:
+            said.append(f"{task}: {', '.join(own) if len(own) <= NAMED else f'{len(own)} of {len(all_of_it)} methods'}")
+    return "; ".join(said)
 
 
 def _compare(column: Column, slot: Slot, reference: Slot) -> Comparison | None:

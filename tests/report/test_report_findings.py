@@ -62,10 +62,21 @@ def test_against_lora_by_seed_and_by_example() -> None:
     assert texts(table, "verdict") == ["above"]
 
 
+def test_many_methods_not_told_apart_are_counted() -> None:
+    draw = random.Random(0)
+    same = [
+        record(draw.uniform(0.8, 0.9), method=name, rank=8, seed=seed)
+        for name in ("lora", "xs", "pissa", "olora", "rslora", "vera", "dora")
+        for seed in range(4)
+    ]
+    *_, last = versus.sentences(versus.comparisons(piece(same)))
+    assert last == "Not told apart from LoRA by these seeds, which is not the same as equal. SST-2: 6 of 6 methods."
+
+
 def test_two_seeds_are_not_tested() -> None:
     (found,) = versus.comparisons(piece(two_methods(0.9, seeds=2)))
     assert (found.p, found.interval, found.verdict) == (None, None, "not tested")
-    assert "not tested: mini on SST-2" in versus.sentences([found])[0]
+    assert "not tested. SST-2: mini." in versus.sentences([found])[0]
 
 
 def test_the_same_is_not_told_apart() -> None:
