@@ -2,7 +2,7 @@
 
 A comparison, `and` and `or`, `not`, arithmetic; a number, a text, a truth value; a condition, to always and to never; a
 statement that is left out; a value that is returned, to None; `break` and `continue`. In annotations only what is
-called (`Field(gt=0)`). Not: imports, docstrings, decorators, f-strings, what errors and warnings say (that they come is).
+called (`Field(gt=0)`). Not: imports, docstrings, decorators, f-strings, what errors and warnings say (that they do is).
 """
 
 from __future__ import annotations
