@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ class Watched:
     """`os` as `files` sees it: remembers what is done to which path, and fails at one operation if told to."""
 
     def __init__(self, fails: str = "") -> None:
+        self.name = os.name
         self.fails, self.done, self.paths = fails, list[tuple[str, str]](), dict[int, Path]()
 
     def __getattr__(self, name: str) -> Any:
@@ -72,6 +74,23 @@ def test_a_folder_is_flushed_before_it_has_its_name_and_its_parent_after(
     assert [name for name, _ in watched.done].count("open") == [name for name, _ in watched.done].count("close")
 
 
+def test_where_folders_cannot_be_flushed_none_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    watched.name = "nt"
+    monkeypatch.setattr(files, "os", watched)
+    files.write_folder(tmp_path / "in" / "folder", PARTS)
+    assert [what for what in watched.steps() if what[0] == "fsync"] == [("fsync", "~/b"), ("fsync", "~/a")]
+
+
+def test_a_place_is_made_where_there_is_none(tmp_path: Path) -> None:
+    """Staged elsewhere, moved into folders that are there or not."""
+    for name in ("one", "two"):
+        files.write(tmp_path / "made" / "file", name.encode())
+        files.place(tmp_path / "made", tmp_path / "deep" / "in" / name)
+    assert (tmp_path / "deep" / "in" / "one" / "file").read_bytes() == b"one"
+    assert (tmp_path / "deep" / "in" / "two" / "file").read_bytes() == b"two"
+
+
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     for contents in ({"old": b"1", "b": b"2"}, PARTS):
         files.write_folder(tmp_path / "folder", contents)
@@ -109,6 +128,23 @@ def test_a_write_that_takes_only_a_part_goes_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "write", lambda descriptor, view: write(descriptor, view[:3]))
     files.write(tmp_path / "file", b"0123456789")
     assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_a_huge_file_is_written_in_pieces_that_every_system_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some take less than 2 GiB. The content takes no memory, as none of it is touched."""
+    content, pieces = mmap.mmap(-1, 2**31 + 5), list[int]()
+
+    def write(_: int, view: memoryview) -> int:
+        pieces.append(len(view))
+        assert len(pieces) < 10
+        return len(view)
+
+    monkeypatch.setattr(os, "write", write)
+    files.write(tmp_path / "file", content)  # type: ignore[arg-type]
+    assert sum(pieces) == len(content)
+    assert max(pieces) < 2**31
 
 
 def test_a_new_file_replaces_none_and_others_may_read_it(tmp_path: Path) -> None:
