@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 from stub_worker import Silent, StubWorker, grid, runner
 
+from lora_bench import files
 from lora_bench import plan as plans
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.leases import Lease
+from lora_bench.leases import Holder, Lease
 from lora_bench.runner import Runner
 from lora_bench.signals import Stopper
+from lora_bench.states import Place
 from lora_bench.store import Record, read_records
 from lora_bench.work import Options
 
@@ -236,6 +239,46 @@ def test_what_a_killed_process_left_is_tidied_unless_another_is_alive(results: P
     late.run()
     assert not unfinished.exists()
     assert left(results) == QUIET
+
+
+def test_a_lease_lost_at_the_very_end_is_noticed(results: Path) -> None:
+    """What was published counts; what others have done since is looked at again."""
+
+    class StandingStill(Silent):
+        def done(self, records: Sequence[Record]) -> None:
+            super().done(records)
+            (lease,) = (results / "leases").glob("*.json")
+            lease.unlink()
+
+    plan, view = plans.make(grid(1), results, 16), StandingStill()
+    assert len(Runner(plan, Options(results), view, None, StubWorker(plan)).run()) == 2
+    assert len(view.ended) == 2
+    assert len(view.warnings) == 1
+
+
+def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results: Path) -> None:
+    """A pack that was published and not brought to its place, a lease that has run out, a file half written."""
+    made, more = grid(1), grid(2)
+    runner(results, made).run()
+    plan = plans.make(more, results, 16)
+    (outcomes,) = StubWorker(plan, "dead").train(plan.packs[0], 0, place_of(results))
+    files.place(plan.shelf.stage("0123-0", outcomes), results / "pending" / "0123-0")
+    lease = results / "leases" / "0123.json"
+    lease.write_text(Holder(token="0123", host="elsewhere", boot="then", pid=1).model_dump_json())
+    os.utime(lease, (1, 1))
+    (results / "cells" / ".half.json.0123.tmp").touch()
+    last = runner(results, made)
+    assert len(last.run()) == 2
+    assert last.worker.trained == []  # type: ignore[attr-defined]
+    assert {record.environment["device"] for record in read_records(results).records} == {"stub", "dead"}
+    assert (results / "metrics.csv").read_text().count("\n") == 1 + 4
+    assert left(results) == QUIET
+    assert list((results / "leases").glob("*.json")) == list((results / "cells").glob(".*")) == []
+
+
+def place_of(results: Path) -> Place:
+    """Where a process without a lease saves."""
+    return Place(results, "0123", {}, Stopper(), lambda: None, pytest.fail)
 
 
 def test_states_of_cells_that_have_ended_go_with_each_pack(results: Path) -> None:
