@@ -41,12 +41,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "lora_bench/store.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/test_upkeep.py"),
     "lora_bench/seal.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/robust/test_damage.py"),
     "lora_bench/files.py": ("tests/test_files.py",),
-    "lora_bench/runner.py": ("tests/robust/test_claims.py", "tests/robust/test_standing.py", "tests/test_runner.py"),
+    "lora_bench/runner.py": (
+        "tests/robust/test_claims.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
+        "tests/test_runner.py",
+    ),
     "lora_bench/engine/checkpoint.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
     "lora_bench/states.py": ("tests/robust/test_standing.py", "tests/engine/test_resume.py"),
     "lora_bench/leases.py": ("tests/robust/test_standing.py", "tests/robust/test_sharing.py"),
     "lora_bench/standing.py": ("tests/robust/test_standing.py",),
-}
+}  # fmt: skip
 LEAST = 85  # percent
 
 

@@ -1,48 +1,23 @@
-"""What a runner does beside others and when things fail: claims, lost leases, halves, reasons, what ends a run."""
+"""Runners beside others: what is claimed, held, let go and lost, and what dead processes leave."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from stub_worker import Silent, StubWorker, grid, runner
+from stub_worker import QUIET, Silent, StubWorker, grid, left, runner
 
 from lora_bench import files
 from lora_bench import plan as plans
 from lora_bench.cell import Cell
-from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.leases import Holder, Lease
 from lora_bench.runner import Runner
 from lora_bench.signals import Stopper
 from lora_bench.states import Place
 from lora_bench.store import Record, read_records
 from lora_bench.work import Options
-
-QUIET = ["adapters", "cells", "leases", "metrics.csv"]
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """A results folder that is not there yet."""
-    return tmp_path / "results"
-
-
-def statuses(results: Path) -> dict[int | None, str]:
-    """How the cells ended, by rank."""
-    return {record.cell.rank: record.status for record in read_records(results).records}
-
-
-def reasons(results: Path) -> list[str | None]:
-    """Why cells failed."""
-    return sorted({record.reason for record in read_records(results).records}, key=str)
-
-
-def left(results: Path) -> list[str]:
-    """What lies in the folder."""
-    return sorted(path.name for path in results.iterdir())
 
 
 class Claimed:
@@ -120,112 +95,6 @@ def test_a_lost_lease_publishes_nothing_and_the_run_goes_on_under_another(result
     assert left(results) == QUIET
 
 
-def failing(results: Path, error: Exception, **options: Any) -> Callable[[], list[Record]]:
-    """A run of two cells whose work fails so."""
-    plan = plans.make(grid(1), results, 16)
-
-    def work(cells: Sequence[Cell]) -> None:
-        raise error
-
-    return Runner(plan, Options(results, **options), Silent(), None, StubWorker(plan, on_cells=work)).run
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ValueError("two\n  lines"), "ValueError: two lines"),
-        (ValueError(), "ValueError"),
-        (BenchError("It cannot be.", "Do else.", USAGE), "BenchError: It cannot be. Do else."),
-        (RuntimeError("x" * 600), "RuntimeError: " + "x" * 486),
-    ],
-)
-def test_a_failure_is_told_in_one_line_of_the_record(results: Path, error: Exception, reason: str) -> None:
-    failing(results, error)()
-    assert statuses(results) == {1: "failed", 2: "failed"}
-    assert reasons(results) == [reason]
-    assert {record.environment["device"] for record in read_records(results).records} == {"stub"}
-
-
-def test_what_no_cell_is_to_blame_for_ends_the_run(results: Path) -> None:
-    """A full disk, a model or data that are missing: no cell is recorded, and the folder is left in order."""
-    full = OSError(28, "No space left on device", "values")
-    for error, said in (
-        (full, "No space left on device: 'values'."),
-        (BenchError("None.", "Get it.", MISSING), "None."),
-    ):
-        with pytest.raises(BenchError) as caught:
-            failing(results, error)()
-        assert (caught.value.what, caught.value.code) == (said, MISSING)
-        assert left(results) == ["leases", "metrics.csv"]
-    with pytest.raises(OSError, match="No space left"):
-        failing(results, full, debug=True)()
-    with pytest.raises(ValueError, match="as it is"):
-        failing(results, ValueError("as it is"), debug=True)()
-
-
-def test_only_memory_counts_as_halved_and_what_failed_is_given_back(results: Path) -> None:
-    told: list[tuple[int, int]] = []
-
-    class Watched(StubWorker):
-        forgotten = 0
-
-        def train(self, cells: tuple[Cell, ...], halved: int, place: Any) -> Any:
-            told.append((len(cells), halved))
-            if len(cells) > 2:
-                raise MemoryError("all of it")
-            if len(cells) == 2:
-                raise ValueError(f"of {cells[0].rank}")
-            yield from super().train(cells, halved, place)
-
-        def forget(self) -> None:
-            self.forgotten += 1
-
-    plan = plans.make(grid(1, range(1, 6)), results, 16)
-    worker, view = Watched(plan), Silent()
-    Runner(plan, Options(results), view, None, worker).run()
-    assert told == [(5, 0), (2, 1), (1, 1), (1, 1), (3, 1), (1, 2), (2, 2), (1, 2), (1, 2)]
-    assert worker.forgotten == 4
-    assert set(statuses(results).values()) == {"done"}
-    assert sorted(view.ended) == sorted(cell.id for cell in plan.grid.cells)
-    assert [warning.split(";")[0] for warning in view.warnings] == [
-        "A pack of 5 cells failed (MemoryError: all of it)", "A pack of 2 cells failed (ValueError: of 1)",
-        "A pack of 3 cells failed (MemoryError: all of it)", "A pack of 2 cells failed (ValueError: of 4)",
-    ]  # fmt: skip
-
-
-def test_memory_that_lacks_in_single_cells_does_not_give_the_pack_up(results: Path) -> None:
-    """Failing alike is for errors; cells that lack memory are each tried, as each needs its own."""
-
-    def work(cells: Sequence[Cell]) -> None:
-        if len(cells) > 1:
-            raise ValueError("some error")
-        raise MemoryError("alike")
-
-    plan = plans.make(grid(1, range(1, 7)), results, 16)
-    Runner(plan, Options(results), Silent(), None, StubWorker(plan, on_cells=work)).run()
-    assert set(statuses(results).values()) == {"oom"}
-    assert reasons(results) == ["MemoryError: alike"]
-
-
-@pytest.mark.parametrize(("fails", "done"), [(False, 2), (True, 0)])
-def test_a_signal_ends_the_run_when_the_pack_has_ended(results: Path, fails: bool, done: int) -> None:
-    """Well or not: nothing of a pack that failed is tried again."""
-    stopper, made = Stopper(), grid(2)
-
-    def work(cells: Sequence[Cell]) -> None:
-        stopper.hold()
-        stopper.asked = True
-        if fails:
-            raise ValueError("as it ends")
-
-    running = runner(results, made, on_cells=work, stopper=stopper)
-    with pytest.raises(KeyboardInterrupt):
-        running.run()
-    assert len(read_records(results).records) == done
-    assert set(left(results)) <= set(QUIET)
-    assert list((results / "leases").glob("*.json")) == []
-
-
 def test_what_a_killed_process_left_is_tidied_unless_another_is_alive(results: Path) -> None:
     made = grid(2)
     other = Claimed(results, plans.make(made, results, 16).packs[0])
@@ -241,19 +110,33 @@ def test_what_a_killed_process_left_is_tidied_unless_another_is_alive(results: P
     assert left(results) == QUIET
 
 
-def test_a_lease_lost_at_the_very_end_is_noticed(results: Path) -> None:
-    """What was published counts; what others have done since is looked at again."""
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_lease_lost_after_a_pack_is_noticed(results: Path, seeds: int) -> None:
+    """At the very end, or before the next one: what was published counts, the rest goes on under another lease."""
 
     class StandingStill(Silent):
         def done(self, records: Sequence[Record]) -> None:
+            if not self.ended:
+                (lease,) = (results / "leases").glob("*.json")
+                lease.unlink()
             super().done(records)
-            (lease,) = (results / "leases").glob("*.json")
-            lease.unlink()
 
-    plan, view = plans.make(grid(1), results, 16), StandingStill()
-    assert len(Runner(plan, Options(results), view, None, StubWorker(plan)).run()) == 2
-    assert len(view.ended) == 2
+    plan, view = plans.make(grid(seeds), results, 16), StandingStill()
+    assert len(Runner(plan, Options(results), view, None, StubWorker(plan)).run()) == 2 * seeds
+    assert len(view.ended) == len(set(view.ended)) == 2 * seeds
     assert len(view.warnings) == 1
+
+
+def test_what_trains_is_told_to_others_and_no_more(results: Path) -> None:
+    made, seen = grid(2), list[tuple[list[int], list[int]]]()
+
+    def work(cells: Sequence[Cell]) -> None:
+        found = plans.make(made, results, 16).standings
+        running = [cell.seed for cell in made.cells if found[cell.id].state == "running"]
+        seen.append(([cell.seed for cell in cells], running))
+
+    runner(results, made, on_cells=work).run()
+    assert seen == [([0, 0], [0, 0]), ([1, 1], [1, 1])]
 
 
 def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results: Path) -> None:
