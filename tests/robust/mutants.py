@@ -43,7 +43,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "lora_bench/files.py": ("tests/test_files.py",),
     "lora_bench/runner.py": (
         "tests/robust/test_claims.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
-        "tests/test_runner.py",
     ),
     "lora_bench/engine/checkpoint.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
     "lora_bench/states.py": ("tests/robust/test_standing.py", "tests/engine/test_resume.py"),

@@ -152,3 +152,45 @@ def test_a_signal_ends_the_run_when_the_pack_has_ended(results: Path, fails: boo
     assert len(read_records(results).records) == done
     assert set(left(results)) <= set(QUIET)
     assert list((results / "leases").glob("*.json")) == []
+
+
+def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
+    """The first part is published, the second not trained."""
+    stopper, begun = Stopper(), list[int]()
+
+    class Parts(StubWorker):
+        def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
+            (outcomes,) = super().train(cells, halved, place)
+            for part, outcome in enumerate(outcomes):
+                begun.append(part)
+                stopper.asked = True
+                yield [outcome]
+
+    plan = plans.make(grid(1), results, 16)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(plan, Options(results), Silent(), stopper, Parts(plan)).run()
+    assert begun == [0]
+    assert statuses(results) == {1: "done"}
+
+
+def sizes_of(results: Path, fails: Callable[[Sequence[Cell]], Exception]) -> list[int]:
+    """The sizes of the packs that were tried, of twelve cells that all fail so."""
+    sizes: list[int] = []
+
+    def work(cells: Sequence[Cell]) -> None:
+        sizes.append(len(cells))
+        raise fails(cells)
+
+    runner(results, grid(1, range(1, 13)), on_cells=work).run()
+    return sizes
+
+
+def test_a_pack_is_looked_into_once_and_its_parts_are_not(results: Path) -> None:
+    sizes = sizes_of(results, lambda cells: ValueError(f"of {cells[0].rank}"))
+    assert [size for size in sizes if size > 1] == [12, 4, 2, 2, 5, 2, 3, 2]
+    assert sizes.count(1) == 12
+
+
+def test_the_halves_of_a_pack_that_lacked_memory_are_looked_into(results: Path) -> None:
+    sizes = sizes_of(results, lambda cells: MemoryError() if len(cells) > 6 else ValueError("alike"))
+    assert sizes == [12, 6, 1, 1, 1, 6, 1, 1, 1]
