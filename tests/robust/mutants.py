@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib
 import json
 import os
@@ -122,6 +123,7 @@ class Tree:
         for name in found["loaded"]:
             with suppress(ImportError):
                 importlib.import_module(name)
+        gc.freeze()  # pytest collects garbage twice, which takes as long as the tests
 
     def notices(self, mutant: Mutant) -> bool:
         """Whether a test fails, or does not end."""
