@@ -194,3 +194,9 @@ def test_a_pack_is_looked_into_once_and_its_parts_are_not(results: Path) -> None
 def test_the_halves_of_a_pack_that_lacked_memory_are_looked_into(results: Path) -> None:
     sizes = sizes_of(results, lambda cells: MemoryError() if len(cells) > 6 else ValueError("alike"))
     assert sizes == [12, 6, 1, 1, 1, 6, 1, 1, 1]
+
+
+def test_a_pack_is_not_given_up_when_one_of_those_tried_fails_otherwise(results: Path) -> None:
+    sizes = sizes_of(results, lambda cells: ValueError("odd" if cells[0].rank == 7 else "even"))
+    assert sizes.count(1) == 12
+    assert reasons(results) == ["ValueError: even", "ValueError: odd"]
