@@ -74,6 +74,13 @@ def test_a_number_out_of_all_bounds_is_refused(tmp_path: Path, field: str, value
         read_record(rewritten(tmp_path, **{field: value}))
 
 
+def test_settings_that_are_not_those_of_the_id_are_refused(tmp_path: Path) -> None:
+    """Even with a checksum that is right."""
+    settings = record().cell.model_dump(mode="json") | {"lr": 0.5}
+    with pytest.raises(ValueError, match="its id is not the hash of its settings"):
+        read_record(rewritten(tmp_path, cell=settings))
+
+
 def test_what_is_no_json_says_so_first(tmp_path: Path) -> None:
     path = rewritten(tmp_path)
     path.write_bytes(b"{")

@@ -14,6 +14,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.outcome import Outcome
 from lora_bench.runner import Runner
+from lora_bench.shelf import Shelf
 from lora_bench.signals import Stopper
 from lora_bench.states import Place
 from lora_bench.store import Record, read_records
@@ -200,3 +201,18 @@ def test_a_pack_is_not_given_up_when_one_of_those_tried_fails_otherwise(results:
     sizes = sizes_of(results, lambda cells: ValueError("odd" if cells[0].rank == 7 else "even"))
     assert sizes.count(1) == 12
     assert reasons(results) == ["ValueError: even", "ValueError: odd"]
+
+
+def test_a_disk_that_is_full_when_a_pack_is_published_ends_the_run(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Shelf, "publish", full)
+    running = runner(results, grid(1))
+    with pytest.raises(BenchError, match="No space left"):
+        running.run()
+    assert statuses(results) == {}
+    assert running.view.ended == []  # type: ignore[attr-defined]
+    assert not (results / "pending").exists()
