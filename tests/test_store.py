@@ -176,8 +176,14 @@ def test_the_columns_are_frozen() -> None:
 
 
 def test_a_golden_row(tmp_path: Path) -> None:
-    text = write_csv(tmp_path, [record()]).read_text()
-    assert text == f"{FROZEN}\n{GOLDEN}\n"
+    assert write_csv(tmp_path, [record()]) == tmp_path / "metrics.csv"
+    assert (tmp_path / "metrics.csv").read_text() == f"{FROZEN}\n{GOLDEN}\n"
+
+
+def test_a_cell_that_diverged_has_no_best_epoch_in_the_table(tmp_path: Path) -> None:
+    diverged = record(status="diverged", best=None, best_epoch=None, score=None, score_epoch=None, last=None)
+    (row,) = rows(write_csv(tmp_path, [diverged]))
+    assert (row["best"], row["accuracy_best"], row["accuracy_last"]) == ("", "", "0.5")
 
 
 def test_the_csv_has_a_row_a_record_by_id(tmp_path: Path) -> None:

@@ -61,6 +61,26 @@ def test_what_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
         assert len(str(caught.value)) <= 200
 
 
+@pytest.mark.parametrize("value", [0, 2**63 - 1])
+def test_any_number_of_a_machine_is_kept(tmp_path: Path, value: int) -> None:
+    assert read_record(rewritten(tmp_path, best_epoch=value, best=-value)).best_epoch == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("best_epoch", -1), ("best_epoch", 2**63), ("best", float("nan")), ("last", float("inf"))]
+)
+def test_a_number_out_of_all_bounds_is_refused(tmp_path: Path, field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{field}: "):
+        read_record(rewritten(tmp_path, **{field: value}))
+
+
+def test_settings_that_are_not_those_of_the_id_are_refused(tmp_path: Path) -> None:
+    """Even with a checksum that is right."""
+    settings = record().cell.model_dump(mode="json") | {"lr": 0.5}
+    with pytest.raises(ValueError, match="its id is not the hash of its settings"):
+        read_record(rewritten(tmp_path, cell=settings))
+
+
 def test_what_is_no_json_says_so_first(tmp_path: Path) -> None:
     path = rewritten(tmp_path)
     path.write_bytes(b"{")

@@ -107,6 +107,8 @@ def test_a_file_counts_before_the_archive(folder: Callable[..., Path]) -> None:
     write_record(results, newer := one.model_copy(update={"reason": "again"}))
     shelf.refresh()
     assert shelf.records[one.id] == newer == read_records(results).records[0]
+    record_path(results, one.id).write_bytes(b"{")
+    assert read_records(results).records == ()  # a damaged one too: what it said is not known
     record_path(results, one.id).unlink()
     shelf.refresh()
     assert shelf.records[one.id] == one

@@ -26,3 +26,9 @@ def workplace(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "rows").symlink_to(shared / "rows")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A results folder that is not there yet."""
+    return tmp_path / "results"

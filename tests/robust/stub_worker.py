@@ -22,7 +22,7 @@ from lora_bench.resume.outcome import Outcome, protocol
 from lora_bench.resume.signals import Stopper
 from lora_bench.resume.states import Place
 from lora_bench.runner import Runner
-from lora_bench.store import DataInfo, Record
+from lora_bench.store import DataInfo, Record, read_records
 from lora_bench.tasks import get as get_task
 from lora_bench.work import Options
 
@@ -146,3 +146,21 @@ def child(body: Callable[[], None]) -> int:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+QUIET = ["adapters", "cells", "leases", "metrics.csv"]
+
+
+def statuses(results: Path) -> dict[int | None, str]:
+    """How the cells ended, by rank."""
+    return {record.cell.rank: record.status for record in read_records(results).records}
+
+
+def reasons(results: Path) -> list[str | None]:
+    """Why cells failed."""
+    return sorted({record.reason for record in read_records(results).records}, key=str)
+
+
+def left(results: Path) -> list[str]:
+    """What lies in the folder."""
+    return sorted(path.name for path in results.iterdir())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from robust_kit import flipped, lora_bench, only_record, put_record, run, truncated
 
@@ -150,8 +151,8 @@ def test_an_adapter_of_other_files_is_found_out(adapter: Path, name: str, how: s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema_version": 2}, {"outputs": 0}, {"outputs": "x"}, {"cell": None}, {"files": {}}, {"more": 1},
-        {"files": {"../../secret": {"bytes": 1, "sha256": "0" * 64}}},
+        {"schema_version": 2}, {"outputs": 0}, {"outputs": 2**16 + 1}, {"outputs": "x"}, {"cell": None}, {"files": {}},
+        {"more": 1}, {"files": {"../../secret": {"bytes": 1, "sha256": "0" * 64}}},
     ],
 )  # fmt: skip
 def test_a_manifest_that_says_something_else_is_refused(adapter: Path, changes: dict[str, object]) -> None:
@@ -164,13 +165,21 @@ def test_a_manifest_that_says_something_else_is_refused(adapter: Path, changes: 
         checkpoint.read(adapter)
 
 
+@pytest.mark.parametrize("outputs", [1, 2**16])
+def test_an_adapter_of_one_score_or_many_classes_is_read(tmp_path: Path, outputs: int) -> None:
+    cell = Cell(model="tiny", data="made", task="stsb", method="head")
+    checkpoint.save(tmp_path, cell, outputs, State({}, {"w": torch.ones(2)}))
+    assert checkpoint.read(tmp_path)[1] == outputs
+
+
 def test_a_head_alone_is_an_adapter(tmp_path: Path) -> None:
     """Files of another cell that were there before do not count."""
     cell = Cell(model="tiny", data="made", task="sst2", method="head")
     checkpoint.save(tmp_path, cell, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
     alone = State({}, {"w": torch.ones(2)})
     checkpoint.save(tmp_path, cell, 3, alone)
-    assert checkpoint.stored_bytes(alone.adapter) == 0
+    checkpoint.save(tmp_path / "new", cell, 3, alone)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["adapter.json", "head.safetensors"]
     read, outputs, state = checkpoint.read(tmp_path)
     assert (read, outputs, state.adapter) == (cell, 3, {})
     assert state.head["w"].tolist() == [1.0, 1.0]
@@ -204,6 +213,14 @@ def test_the_size_of_a_large_adapter_is_told_without_writing_it() -> None:
     state = State({f"x{at}.A": torch.empty(1).expand(values // 4 // parts + 1) for at in range(parts)}, {})
     exact = sum(part.numel() * part.element_size() for part in state.adapter.values())
     assert exact < checkpoint.stored_bytes(state.adapter) < exact + 100 * parts
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, None])
+def test_the_size_of_a_file_is_told_for_any_type(kind: torch.dtype | None) -> None:
+    values = {"x.A": torch.ones(3, 50), "x.B": torch.ones(70)}
+    written = {name: value.to(kind or torch.float32) for name, value in values.items()}
+    assert checkpoint.stored_bytes(values, kind) == len(safetensors.torch.save(written))
+    assert checkpoint.stored_bytes({}, kind) == 0
 
 
 def test_a_manifest_can_be_read_by_people(adapter: Path) -> None:
