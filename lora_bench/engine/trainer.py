@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -261,7 +261,7 @@ class Trainer:
         return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stream(device: int) -> torch.cuda.Stream:
     """The one that all trainers of a process use: cuBLAS keeps 64 MiB for every stream that it has seen, for good."""
     return torch.cuda.Stream(device)
