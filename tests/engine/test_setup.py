@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from engine_factory import backbone, cell
 
+from lora_bench import methods
 from lora_bench.engine import randomness
 from lora_bench.engine.bases import basis, svd
 from lora_bench.engine.pack import Pack
+from lora_bench.load import PASSES, Geometry, adapters
+from lora_bench.methods.recipe import Shape
 
 METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")
 
@@ -50,6 +54,36 @@ def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shapes == {(32, 32): 2 * 4, (48, 32): 2 * 2, (96, 32): 2}
     names = [f"encoder.layer.1.attention.self.{part}" for part in ("query", "key", "value")]
     assert len({basis(on, name, "common-output", 3).data_ptr() for name in names}) == 1
+
+
+COUNTED = tuple(name for name, recipe in methods.RECIPES.items() if recipe.adapts)
+TINY = Geometry(layers=2, hidden=32, inner=48, heads=4, embeddings=367)
+
+
+def numbers(tensors: Iterable[torch.Tensor]) -> int:
+    """Values that lie in memory, each once."""
+    stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())
+
+
+@pytest.mark.parametrize("method", COUNTED)
+def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
+    """Trained, frozen and composed values, and what is done to outputs, of cells of two ranks and two targets."""
+    targets = ("kv+ffn", "attention+dense") if method == "ia3" else ("qv", "attention+dense")
+    cells = [cell(method, targets=own, rank=rank) for own in targets for rank in (2, 5)]
+    pack = Pack(cells, backbone(), 2)
+    told = adapters(cells, TINY, 2)
+    assert told.values == sum(block.matrix.numel() for block in pack.blocks())
+    updates = pack.bank.updates()
+    assert told.operands == sum(update.A.numel() + update.B.numel() for update in updates.values())
+    frozen = [value for group in pack.bank.groups for value in group.frozen.values()]
+    frozen += [part for group in pack.bank.groups for own in (group.start or {}).values() for part in (own.A, own.B)]
+    frozen += [own.weight for group in pack.bank.groups for own in group.lengths.values()]
+    assert told.frozen == numbers(frozen)
+    kept = sum(update.gain.numel() for update in updates.values() if update.gain is not None)
+    assert told.kept * len(cells) == kept
+    done = {what: getattr(u, what) for u in updates.values() for what in PASSES if getattr(u, what) is not None}
+    assert {what for shape in ((32, 32), (32, 48)) for what in methods.get(method).touches(Shape(*shape))} == set(done)
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
