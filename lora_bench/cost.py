@@ -168,8 +168,10 @@ class Estimate:
         """What a pack asks for."""
         first, task = cells[0], tasks.get(cells[0].task)
         tokens = (self.mean_tokens(first) or UNKNOWN_TOKENS) / FILL
-        rows, eval_rows = self.rows.get((first.data, first.task), (task.train_rows, task.eval_rows))
-        held = rows * HELD_OUT if any(cell.select == "held-out" for cell in cells) else 0.0
+        holds = any(cell.select == "held-out" for cell in cells)
+        usual = round(task.train_rows * (1 - HELD_OUT if holds else 1)), task.eval_rows
+        rows, eval_rows = self.rows.get((first.data, first.task), usual)
+        held = rows * HELD_OUT if holds else 0.0
         batch = min(first.batch_size, rows)
         steps = math.ceil(rows / first.batch_size)
         largest = 1 + task.token_spread * math.sqrt(2 * math.log(steps) / batch)  # of so many normal sums

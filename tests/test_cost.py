@@ -93,6 +93,15 @@ def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
     assert few < many < 16 * few
 
 
+def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
+    sizes = geometry(model)
+    assert sizes is not None
+    best, held = (Estimate().load(cells(task="sst2", select=select), sizes) for select in ("best", "held-out"))
+    assert held.steps == pytest.approx(0.9 * best.steps, rel=1e-3)
+    assert held.eval_slots * held.evaluations > 7 * best.eval_slots * best.evaluations
+    assert held.bytes() > best.bytes()
+
+
 def test_what_is_not_known_is_not_foretold(model: str) -> None:
     assert Estimate(None).seconds(cells(), model) is None
     assert Estimate(KNOWN).seconds(cells(), "no/such-model") is None
