@@ -1,8 +1,8 @@
 """What packs will cost before anything runs: seconds, bytes, and how many cells a pack should have. No torch.
 
-A step's time is a sum of few terms, each a count times a device's coefficient (`devices.json`, measured by
-`lora-bench bench --calibrate`): issuing kernels, products with frozen weights, activations moved, adapters, trained
-values. Memory is counted from the shapes. Cells that have finished refine both (`Estimate.refined`).
+A step's time is a sum of few terms (`Load.terms`), each a count (`load.py`) times a device's coefficient
+(`devices.json`, measured by `lora-bench bench --calibrate`); so is the set-up's. Memory is counted from the
+shapes. Cells that have finished refine both (`Estimate.refined`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ HELD_OUT = 0.1  # of the train rows, at most, where the epoch is chosen by them
 UNEVEN, EVEN = 1.7, 8  # of an evaluation's largest batch: how fast it grows with more cells than these
 WORKSPACE = 2**27  # bytes that libraries keep
 STEP = ("layer", "flop", "byte", "adapter_byte", "dress_byte", "operand", "value")
-SETUP = ("setup", "direction", "draw")
-NEEDED = frozenset({"layer", "flop", "byte", "adapter_byte", "value", "setup"})  # what is not known of the rest is 0
+NEEDED = frozenset({"layer", "flop", "byte", "adapter_byte", "value", "setup"})  # the rest is 0 unless known
 
 Coefficients = Mapping[str, float]
 
@@ -86,7 +85,13 @@ class Load:
     whole: bool
 
     def terms(self, slots: float) -> dict[str, float]:
-        """What one training step of so many slots has of each term."""
+        """What one training step of so many slots has of each term.
+
+        `layer`: kernels issued, by layers. `flop`: products with frozen weights. `byte`: activations moved.
+        `adapter_byte`: those that adapters read and write. `dress_byte`: those of gains, stretches and shifts.
+        `operand`: values of A and B that are made of whole weights. `value`: trained ones, with padding. The set-up has
+        `setup`, once a pack, `direction`, singular directions of decompositions, and `draw`, random values.
+        """
         many, model, own = slots * self.cells, self.model, self.adapters
         width = model.layers * (45 * model.hidden + 12 * model.inner)
         return {
@@ -178,7 +183,7 @@ class Estimate:
         return Load(
             cells=len(cells), slots=tokens * batch, largest=tokens * batch * largest,
             epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * max(eval_rows, held),
-            evaluations=(eval_rows + held) / max(eval_rows, held), spread=task.token_spread,
+            evaluations=(eval_rows + held) / max(eval_rows, held, 1), spread=task.token_spread,
             adapters=load.adapters(cells, model, task.num_outputs), model=model, item=load.ITEM[first.precision],
             whole=methods.get(first.method).trains_backbone,
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ class Plan:
         """The cells that will train, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)
 
-    @property
+    @cached_property
     def times(self) -> list[float | None]:
         """How long each pack will take, if that can be told; a basis costs time where it is wanted first."""
         kept: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
