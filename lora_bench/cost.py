@@ -1,8 +1,8 @@
 """What packs will cost before anything runs: seconds, bytes, and how many cells a pack should have. No torch.
 
-A step's time is a sum of few terms, each a count times a device's coefficient (`devices.json`, measured by
-`lora-bench bench --calibrate`): issuing kernels, products with frozen weights, activations moved, adapters, trained
-values. Memory is counted from the shapes. Cells that have finished refine both (`Estimate.refined`).
+A step's time is a sum of few terms (`Load.terms`), each a count (`load.py`) times a device's coefficient
+(`devices.json`, measured by `lora-bench bench --calibrate`); so is the set-up's. Memory is counted from the
+shapes. Cells that have finished refine both (`Estimate.refined`).
 """
 
 from __future__ import annotations
@@ -17,74 +17,24 @@ from statistics import median
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from lora_bench import methods, tasks
+from lora_bench import load, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import is_folder
-from lora_bench.methods.recipe import Shape
-from lora_bench.models import location
+from lora_bench.load import EXACT, NONE, Adapters, Bases, Geometry, geometry
 from lora_bench.store import Record
 
-ITEM = {"bf16": 2, "float32": 4, "float64": 8}
 FILL = 0.92  # of the slots hold a token
 WANTED = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}  # slots x cells x linear weights from which more gain nothing
-EVAL_SLOTS = {"cuda": 2**17, "cpu": 2**13}  # slots x cells of one batch of an evaluation
 MOST = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0
 WHOLE = 2.5  # kernels of a layer whose weights train, over those of a frozen one
-TERMS = ("layer", "flop", "byte", "adapter_byte", "value", "setup")
+HELD_OUT = 0.1  # of the train rows, at most, where the epoch is chosen by them
+UNEVEN, EVEN = 1.7, 8  # of an evaluation's largest batch: how fast it grows with more cells than these
+WORKSPACE = 2**27  # bytes that libraries keep
+STEP = ("layer", "flop", "byte", "adapter_byte", "dress_byte", "operand", "value")
+NEEDED = frozenset({"layer", "flop", "byte", "adapter_byte", "value", "setup"})  # the rest is 0 unless known
 
 Coefficients = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of an encoder."""
-
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    embeddings: int  # rows of all tables
-
-    @property
-    def linear(self) -> int:
-        """Values of all linear weights of the layers."""
-        return self.layers * self.hidden * (4 * self.hidden + 2 * self.inner)
-
-    def adapted(self, targets: str | None) -> list[Shape]:
-        """The weights that a target set adapts in one layer; an own list of names counts as `attention`."""
-        square = Shape(self.hidden, self.hidden)
-        if targets is None:
-            return []
-        if targets == "attention+dense":
-            return [square] * 4 + [Shape(self.inner, self.hidden), Shape(self.hidden, self.inner)]
-        if targets == "kv+ffn":
-            return [square] * 2 + [Shape(self.hidden, self.inner)]
-        return [square] * (2 if targets == "qv" else 3)
-
-
-@lru_cache(maxsize=64)
-def geometry(model: str) -> Geometry | None:
-    """The sizes of a model, from its config.json in the directory or the Hub's cache; None if it is not there."""
-    folder = Path(location(model))
-    path: object = folder / "config.json"
-    if not is_folder(folder):
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(model, "config.json")
-    try:
-        content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-        hidden = int(content.get("hidden_size") or content["dim"])
-        sizes = Geometry(
-            int(content.get("num_hidden_layers") or content["n_layers"]), hidden,
-            int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
-            int(content.get("num_attention_heads") or content["n_heads"]),
-            int(content["vocab_size"]) + int(content["max_position_embeddings"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
-    return sizes if all(0 < size < 2**31 for size in vars(sizes).values()) else None
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +52,8 @@ def coefficients(device: str, precision: str, own: Path | None = None) -> Coeffi
     if own is not None and own.is_file():
         tables.insert(0, _measured(own))
     name = "cpu" if device.startswith("cpu") else device
-    return next((table[name][precision] for table in tables if precision in table.get(name, {})), None)
+    found = [table[name][precision] for table in tables if precision in table.get(name, {})]
+    return {term: value for known in reversed(found) for term, value in known.items()} or None
 
 
 def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -110,7 +61,7 @@ def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
         table = TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_json(own.read_bytes())
     except (ValidationError, OSError):
         table = {"": {"": {}}}
-    if not all(each.keys() >= set(TERMS) for device in table.values() for each in device.values()):
+    if not all(each.keys() >= NEEDED for device in table.values() for each in device.values()):
         mend = "Delete it, then measure again: lora-bench bench --calibrate."
         raise BenchError(f"'{own}' is not what `bench --calibrate` wrote.", mend, MISSING)
     return table
@@ -124,45 +75,77 @@ class Load:
     slots: float  # a step
     largest: float  # slots of an epoch's largest batch
     steps: int
-    eval_slots: float  # an evaluation
+    eval_slots: float  # of the larger split that is evaluated
+    evaluations: float  # an epoch, of that split
+    spread: float  # standard deviation of a sequence's tokens over their mean
     epochs: int
-    values: int  # trained, of all cells
-    frozen: int  # values of frozen factors
-    adapted: int  # sum of inputs and outputs of all adapted weights
-    rank: int
+    adapters: Adapters
     model: Geometry
     item: int
     whole: bool
 
     def terms(self, slots: float) -> dict[str, float]:
-        """What one training step of so many slots has of each term."""
-        many, model = slots * self.cells, self.model
+        """What one training step of so many slots has of each term.
+
+        `layer`: kernels issued, by layers. `flop`: products with frozen weights. `byte`: activations moved.
+        `adapter_byte`: those that adapters read and write. `dress_byte`: those of gains, stretches and shifts.
+        `operand`: values of A and B that are made of whole weights. `value`: trained ones, with padding. The set-up has
+        `setup`, once a pack, `direction`, singular directions of decompositions, and `draw`, random values.
+        """
+        many, model, own = slots * self.cells, self.model, self.adapters
         width = model.layers * (45 * model.hidden + 12 * model.inner)
         return {
             "layer": model.layers * (WHOLE if self.whole else 1.0),
             "flop": many * model.linear * (6 if self.whole else 4),
             "byte": many * width * self.item,
-            "adapter_byte": many * self.adapted * 4 * self.item,
+            "adapter_byte": many * own.adapted * 4 * self.item,
+            "dress_byte": many * own.dressed * self.item,
+            "operand": float(own.remade),
             "value": float(self.values),
-            "setup": 0.0,
         }
 
-    def seconds(self, known: Coefficients) -> float:
-        """The whole pack: set-up, training and an evaluation an epoch, which is the forward third of a step."""
-        step = sum(known[term] * count for term, count in self.terms(self.slots).items())
-        forward = self.terms(self.eval_slots) | {"value": 0.0}
-        evaluation = sum(known[term] * count for term, count in forward.items()) / (2.5 if not self.whole else 3)
-        return known["setup"] + self.steps * step + self.epochs * evaluation
+    @property
+    def values(self) -> int:
+        """Trained ones of all cells."""
+        model = self.model
+        return self.adapters.values + (model.linear + model.embeddings * model.hidden if self.whole else 0)
+
+    def seconds(self, known: Coefficients, kept: Bases = NONE) -> float:
+        """The whole pack: set-up, training and an evaluation an epoch, which is the forward third of a step.
+
+        `kept`: bases that earlier packs have left.
+        """
+        step = sum(known.get(term, 0.0) * count for term, count in self.terms(self.slots).items())
+        forward = self.terms(self.eval_slots) | {"value": 0.0, "operand": 0.0}
+        evaluation = sum(known.get(term, 0.0) * count for term, count in forward.items()) / (3 if self.whole else 2.5)
+        return self._setup(known, kept) + self.steps * step + self.epochs * self.evaluations * evaluation
+
+    def _setup(self, known: Coefficients, kept: Bases) -> float:
+        decomposed = load.directions(self.adapters.bases - kept, self.model)
+        return known["setup"] + known.get("draw", 0.0) * self.adapters.drawn + known.get("direction", 0.0) * decomposed
 
     def bytes(self) -> float:
-        """Device memory at its peak: weights, activations of the largest batch or an evaluation, what trains."""
-        model, dense = self.model, self.adapted > self.model.layers * 6 * self.model.hidden
-        tape = model.layers * ((8 if dense else 6) * model.hidden + model.inner)
-        training = self.largest * self.cells * (tape + 3 * model.hidden + model.inner)
-        evaluation = min(self.eval_slots * self.cells, EVAL_SLOTS["cuda"]) * (9 * model.hidden + 2 * model.inner)
+        """Device memory at its peak: what always lies there, and a step of the largest batch or an evaluation.
+
+        A step has two of each operand (its gradient, or the last step's) beside the activations, six when these are
+        gone and gradients are brought to float32.
+        """
+        model, own = self.model, self.adapters
         weights = model.linear + model.embeddings * model.hidden
-        trained = self.values * 20 + self.frozen * 4 + 3 * self.cells * self.adapted * self.rank * self.item
-        return (weights + max(training, evaluation)) * self.item + trained
+        standing = weights * self.item + self.values * 20 + EXACT * (own.frozen + load.based(own.bases, model))
+        tape = model.layers * (6 * model.hidden + model.inner) + own.kept + own.inner
+        tape += model.layers * 2 * model.hidden if own.adapted > model.layers * 6 * model.hidden else 0
+        tape += 3 * model.hidden + (3 if own.dressed else 1) * model.inner
+        training = self.largest * self.cells * tape + 2 * own.operands
+        layer = 9 * model.hidden + 2 * model.inner + (own.kept + own.inner) / model.layers
+        evaluation = self._evaluated * layer + own.operands
+        return WORKSPACE + standing + self.item * max(training, evaluation, 6 * own.operands)
+
+    @property
+    def _evaluated(self) -> float:
+        """Slots of all cells in an evaluation's largest batch; small batches of long sequences fill windows badly."""
+        uneven = 1 + UNEVEN * self.spread * max(0.0, 1 - EVEN / self.cells)
+        return min(self.eval_slots * self.cells, load.EVAL_SLOTS["cuda"] * uneven)
 
 
 @dataclass(frozen=True)
@@ -190,26 +173,35 @@ class Estimate:
         """What a pack asks for."""
         first, task = cells[0], tasks.get(cells[0].task)
         tokens = (self.mean_tokens(first) or UNKNOWN_TOKENS) / FILL
-        rows, eval_rows = self.rows.get((first.data, first.task), (task.train_rows, task.eval_rows))
+        holds = any(cell.select == "held-out" for cell in cells)
+        usual = round(task.train_rows * (1 - HELD_OUT if holds else 1)), task.eval_rows
+        rows, eval_rows = self.rows.get((first.data, first.task), usual)
+        held = rows * HELD_OUT if holds else 0.0
         batch = min(first.batch_size, rows)
         steps = math.ceil(rows / first.batch_size)
         largest = 1 + task.token_spread * math.sqrt(2 * math.log(steps) / batch)  # of so many normal sums
-        whole = methods.get(first.method).trains_backbone
-        values, frozen, adapted = _trained(cells, model, task.num_outputs)
         return Load(
             cells=len(cells), slots=tokens * batch, largest=tokens * batch * largest,
-            epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * eval_rows,
-            values=values + (model.linear + model.embeddings * model.hidden if whole else 0), frozen=frozen,
-            adapted=adapted, rank=max((_width(cell, model) for cell in cells), default=0), model=model,
-            item=ITEM[first.precision], whole=whole,
+            epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * max(eval_rows, held),
+            evaluations=(eval_rows + held) / max(eval_rows, held, 1), spread=task.token_spread,
+            adapters=load.adapters(cells, model, task.num_outputs), model=model, item=load.ITEM[first.precision],
+            whole=methods.get(first.method).trains_backbone,
         )  # fmt: skip
 
-    def seconds(self, cells: Sequence[Cell], model: str) -> float | None:
-        """The pack's time; None where the device, the model or the data's length is not known."""
+    def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NONE) -> float | None:
+        """The pack's time; None where the device, the model or the data's length is not known.
+
+        `kept`: the bases that packs before it have left.
+        """
         sizes = geometry(model)
         if self.known is None or sizes is None or self.mean_tokens(cells[0]) is None:
             return None
-        return self.time * self.load(cells, sizes).seconds(self.known)
+        return self.time * self.load(cells, sizes).seconds(self.known, kept)
+
+    def bases(self, cells: Sequence[Cell], model: str) -> Bases:
+        """The bases that a pack leaves for those after it."""
+        sizes = geometry(model)
+        return NONE if sizes is None else load.lasting(self.load(cells, sizes).adapters.bases)
 
     def bytes(self, cells: Sequence[Cell], model: str) -> float | None:
         """The pack's peak memory on a GPU."""
@@ -243,7 +235,7 @@ class Estimate:
         for members in packs.values():
             cells, model = [record.cell for record in members], models[members[0].cell.model]
             share = members[0].timing.pack_size / len(members) if members[0].timing else 1.0
-            seconds, size = plain.seconds(cells, model), plain.bytes(cells, model)
+            seconds, size = plain.seconds(cells, model, plain.bases(cells, model)), plain.bytes(cells, model)
             if seconds and members[0].timing:
                 times.append(members[0].timing.pack_seconds / (seconds * share))
             if size and members[0].timing and members[0].timing.peak_bytes and share == 1:
@@ -259,25 +251,3 @@ def _known(cell: Cell) -> bool:
 def _same(one: str, other: str) -> bool:
     """Whether two names are of one kind of device: all processors count as one."""
     return one == other or (one.startswith("cpu") and other.startswith("cpu"))
-
-
-def _width(cell: Cell, model: Geometry) -> int:
-    """Rows of A in the cell's widest update."""
-    recipe = methods.get(cell.method)
-    return max((recipe.width(cell, shape) for shape in model.adapted(cell.targets)), default=0)
-
-
-def _trained(cells: Sequence[Cell], model: Geometry, outputs: int) -> tuple[int, int, int]:
-    """Values that train and frozen ones, of all cells; inputs and outputs of all weights that some cell adapts."""
-    head = model.hidden * (model.hidden + 1) + outputs * (model.hidden + 1)
-    values, frozen, widest = 0, 0, 0
-    for cell in cells:
-        recipe, shapes = methods.get(cell.method), model.adapted(cell.targets)
-        factors = [factor for shape in shapes for factor in recipe.factors(cell, shape)] if recipe.adapts else []
-        values += head
-        for factor in factors:
-            size = factor.rows * factor.cols * (1 if factor.shared else model.layers)
-            values += size if factor.trainable else 0
-            frozen += size if recipe.subtracts_start or not factor.trainable else 0
-        widest = max(widest, model.layers * sum(sum(shape) for shape in shapes))
-    return values, frozen, widest

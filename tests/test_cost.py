@@ -9,7 +9,8 @@ import pytest
 
 from lora_bench import cost
 from lora_bench.cell import Cell
-from lora_bench.cost import Estimate, Geometry
+from lora_bench.cost import Estimate
+from lora_bench.load import Geometry, geometry
 from lora_bench.store import DataInfo, Protocol, Record, Timing
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
@@ -56,21 +57,21 @@ def finished(members: list[Cell], seconds: float, peak: int, device: str = "card
 
 
 def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
-    sizes = cost.geometry(model)
+    sizes = geometry(model)
     assert sizes == Geometry(12, 768, 3072, 12, 50779)
     assert sizes.linear == 12 * (4 * 768 * 768 + 2 * 768 * 3072) == 84_934_656
     assert len(sizes.adapted("attention+dense")) == 6
-    assert cost.geometry("no/such-model") is None
+    assert geometry("no/such-model") is None
 
 
 def test_sizes_of_distilbert_have_other_names(tmp_path: Path) -> None:
     named = {"dim": 8, "n_layers": 2, "hidden_dim": 16, "n_heads": 2, "vocab_size": 9, "max_position_embeddings": 3}
     (tmp_path / "config.json").write_text(json.dumps(named))
-    assert cost.geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
+    assert geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
 
 
 def test_trained_values_are_the_formulas(model: str) -> None:
-    sizes = cost.geometry(model)
+    sizes = geometry(model)
     assert sizes is not None
     load = Estimate().load(cells(3), sizes)
     head = 768 * 769 + 2 * 769
@@ -90,6 +91,15 @@ def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
     assert few is not None
     assert many is not None
     assert few < many < 16 * few
+
+
+def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
+    sizes = geometry(model)
+    assert sizes is not None
+    best, held = (Estimate().load(cells(task="sst2", select=select), sizes) for select in ("best", "held-out"))
+    assert held.steps == pytest.approx(0.9 * best.steps, rel=1e-3)
+    assert held.eval_slots * held.evaluations > 7 * best.eval_slots * best.evaluations
+    assert held.bytes() > best.bytes()
 
 
 def test_what_is_not_known_is_not_foretold(model: str) -> None:
@@ -120,6 +130,57 @@ def test_a_pack_fills_the_device(model: str) -> None:
     assert 12 < 3 * few < many
     assert many < estimate.cells_a_pack(short, "cuda", "sample") <= 512
     assert 1 <= estimate.cells_a_pack(long, "cpu", model) <= estimate.cells_a_pack(short, "cpu", model) <= 16
+
+
+def test_bases_cost_time_once(model: str) -> None:
+    """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 layers' joined ones; LoRA-SB's are each pack's own."""
+    estimate = Estimate(KNOWN | {"direction": 1e-4})
+    both = {"alpha": None, "targets": "attention+dense"}
+    xs, cora, sb = (cells(method=method, **both) for method in ("xs", "cora", "lora-sb"))
+    lora = cells(targets="attention+dense")
+
+    def extra(pack: list[Cell], *before: list[Cell]) -> float:
+        kept = frozenset().union(*(estimate.bases(other, model) for other in before))
+        plain = Estimate(KNOWN).seconds(pack, model)
+        found = estimate.seconds(pack, model, kept)
+        assert plain is not None
+        assert found is not None
+        return found - plain
+
+    assert extra(xs) == pytest.approx(72 * 768e-4)
+    assert extra(cora) == pytest.approx(48 * 768e-4)
+    assert extra(cora, xs) == pytest.approx(12 * 768e-4)
+    assert extra(xs, xs) == pytest.approx(0.0, abs=1e-9)
+    assert extra(sb, sb) == pytest.approx(72 * 768e-4)
+    assert extra(lora) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str) -> None:
+    known = KNOWN | {"dress_byte": 1e-13, "operand": 1e-11}
+    for method, other in (
+        ("dora", {}),
+        ("bitfit", {"rank": None, "alpha": None}),
+        ("ia3", {"rank": None, "alpha": None}),
+    ):
+        pack = cells(method=method, **other)
+        plain, more = Estimate(KNOWN).seconds(pack, model), Estimate(known).seconds(pack, model)
+        assert plain is not None
+        assert more is not None
+        assert more > plain
+    lora, dora = Estimate().bytes(cells(), model), Estimate().bytes(cells(method="dora"), model)
+    assert lora is not None
+    assert dora is not None
+    assert dora > 1.1 * lora
+    wide = cells(method="svft", rank=None, alpha=None)
+    assert (Estimate(known).seconds(wide, model) or 0) > 1.1 * (Estimate(KNOWN).seconds(wide, model) or 0)
+
+
+def test_an_old_calibration_takes_what_it_lacks_from_the_shipped_one(tmp_path: Path) -> None:
+    own = tmp_path / "devices.json"
+    own.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
+    found = cost.coefficients("NVIDIA H200", "bf16", own)
+    shipped = cost.shipped()["NVIDIA H200"]["bf16"]
+    assert found == shipped | KNOWN
 
 
 def test_own_measurements_come_before_the_shipped_ones(tmp_path: Path) -> None:

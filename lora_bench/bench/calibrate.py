@@ -23,10 +23,11 @@ from scipy.optimize import nnls
 
 from lora_bench import cost
 from lora_bench.cell import Cell
+from lora_bench.cost import STEP
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.files import write_atomically
+from lora_bench.load import geometry
 
-STEP = tuple(term for term in cost.TERMS if term != "setup")
 MEMORY = "memory"
 RIDGE = 0.01  # small beside the errors of measurements
 
@@ -51,12 +52,12 @@ def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> tuple[dict
 
     `mean_tokens`: real tokens of a training sequence.
     """
-    sizes = cost.geometry(model)
+    sizes = geometry(model)
     if sizes is None:
         return {}, None
     first = cells[0]
     load = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens}).load(cells, sizes)
-    return {term: count for term, count in load.terms(load.slots).items() if term in STEP}, load.bytes()
+    return load.terms(load.slots), load.bytes()
 
 
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
@@ -77,19 +78,21 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
     Terms that the rows cannot tell apart, as in all packs of one task and one target set, share their time: a ridge on
     each term's part of a step keeps it from falling to one of them by chance.
 
-    `setup` is the median; `memory`, the median too, is there only if memory was measured.
+    What no row has (gains, matrices made of whole weights) is left out: what is shipped of it holds. `setup` is the
+    median; `memory`, the median too, is there only if memory was measured.
 
     Raises:
         BenchError: there are no points.
     """
     if not points:
         raise BenchError("No row has what a fit needs.", "Measure packs of a model that has a config.json.", NOTHING)
-    shares = np.array([[point.terms[term] / point.seconds for term in STEP] for point in points])
+    shares = np.array([[point.terms.get(term, 0.0) / point.seconds for term in STEP] for point in points])
     widest = shares.max(axis=0)
     scale = np.where(widest > 0, widest, 1.0)
     rows = np.vstack([shares / scale, RIDGE * np.eye(len(STEP))])
     solution, _ = nnls(rows, np.append(np.ones(len(points)), np.zeros(len(STEP))))
-    found = dict(zip(STEP, (solution / scale).tolist(), strict=True))
+    known = cost.NEEDED | {term for term, most in zip(STEP, widest, strict=True) if most}
+    found = {term: value for term, value in zip(STEP, (solution / scale).tolist(), strict=True) if term in known}
     found["setup"] = median(point.setup for point in points)
     ratios = [point.memory for point in points if point.memory is not None]
     return found | ({MEMORY: median(ratios)} if ratios else {})
@@ -97,7 +100,7 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
 
 def errors(points: Sequence[Point], known: cost.Coefficients) -> list[float]:
     """How far each step's estimate is from its measured seconds, as a part of them."""
-    return [abs(sum(known[t] * point.terms[t] for t in STEP) / point.seconds - 1) for point in points]
+    return [abs(sum(known.get(t, 0.0) * point.terms.get(t, 0.0) for t in STEP) / point.seconds - 1) for point in points]
 
 
 def verdict(points: Sequence[Point], known: cost.Coefficients) -> str:

@@ -29,11 +29,11 @@ def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
     require(rank, available, name)
     if family == "qr":
         return parts[1][:rank] if side == "input" else parts[0][:, :rank]
+    if family == "common":
+        return parts[0][:, :rank]
     left, values, right = parts[0][:, :rank], parts[1][:rank], parts[2][:, :rank]
     if family == "root":
         return (left * values.sqrt()).mT if side == "input" else right * values.sqrt()
-    if family == "common":
-        return left
     if family == "unit":
         return left.mT
     return (left * values).mT if side == "input" else right
@@ -48,38 +48,47 @@ def require(rank: int, available: int, name: str) -> None:
 
 
 def _parts(backbone: Backbone, name: str, family: str) -> tuple[Tensor, ...]:
-    """U, S, V of the joined weights (`common`) or of Wᵀ (`svd`), or Q, R of W (`qr`); kept."""
+    """U, S, V of Wᵀ (`svd`), Q, R of W (`qr`), or the left vectors of the joined weights (`common`); kept."""
     if (name, family) not in backbone.bases:
-        if family == "qr":
-            made: tuple[Tensor, ...] = torch.linalg.qr(_weight(backbone, name))
-        else:
-            made = svd(_joined(backbone, name) if family == "common" else _weight(backbone, name).mT)
-        backbone.bases[name, family] = made
+        together = _together(backbone, name) if family == "common" else [name]
+        made = _decomposed(backbone, together, family)
+        backbone.bases.update({(other, family): made for other in together})
     return backbone.bases[name, family]
+
+
+def _decomposed(backbone: Backbone, names: list[str], family: str) -> tuple[Tensor, ...]:
+    weights = [_weight(backbone, name) for name in names]
+    if family == "qr":
+        return tuple(torch.linalg.qr(weights[0]))
+    if family == "svd":
+        return svd(weights[0].mT)
+    left = (svd(torch.cat(weights, dim=1).mT) if len(names) > 1 else _parts(backbone, names[0], "svd"))[2]
+    return (left * _signs(left),)
 
 
 def _weight(backbone: Backbone, name: str) -> Tensor:
     return backbone.linears()[name].weight.detach().to(backbone.exact)
 
 
-def _joined(backbone: Backbone, name: str) -> Tensor:
-    """`[out, 3 · in]`: for queries, keys and values the layer's `[Wq | Wk | Wv]`; another weight stands alone."""
-    own = _weight(backbone, name)
+def _together(backbone: Backbone, name: str) -> list[str]:
+    """The weights of the layer's `[Wq | Wk | Wv]` for queries, keys and values; another weight stands alone."""
     if not targets.is_attention_input(name):
-        return own
-    layer = targets.layer_of(name)
-    parts = [
-        _weight(backbone, other)
-        for other in backbone.linears()
-        if targets.layer_of(other) == layer and targets.is_attention_input(other)
-    ]
-    same = all(part.shape[0] == own.shape[0] for part in parts)
-    return torch.cat(parts, dim=1) if same else own
+        return [name]
+    linears, layer = backbone.linears(), targets.layer_of(name)
+    own = [other for other in linears if targets.layer_of(other) == layer and targets.is_attention_input(other)]
+    return own if len({linears[other].out_features for other in own}) == 1 else [name]
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, S and V (not Vᵀ) of `matrix`, signs fixed."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    wide = matrix.shape[0] < matrix.shape[1]  # LAPACK takes three times as long for a wide matrix as for a tall one
+    left, values, right = torch.linalg.svd(matrix.mT if wide else matrix, full_matrices=False)
+    left, right = (right.mT, left) if wide else (left, right.mT)
+    signs = _signs(left)
+    return (left * signs).contiguous(), values, (right * signs).contiguous()
+
+
+def _signs(left: Tensor) -> Tensor:
+    """`[1, n]`: what makes the entry of largest magnitude of every column positive."""
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(left.dtype)
-    return left * signs, values, (right * signs.mT).mT.contiguous()
+    return torch.where(largest < 0, -1.0, 1.0).to(left.dtype)

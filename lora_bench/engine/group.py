@@ -32,7 +32,6 @@ from lora_bench.methods.recipe import (
     Normal,
     Orthonormal,
     Recipe,
-    Start,
     Uniform,
     Update,
     Zeros,
@@ -72,10 +71,10 @@ class Stack:
         return len(self.modules) * self.rows * self.cols
 
 
-def draw(start: Start, factor: Factor, cell: Cell, module: str, backbone: Backbone) -> Tensor:
+def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
     """A factor's first value, `[rows, cols]` on the CPU: a function of the cell's seed, the module and the factor."""
-    key = (cell.seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
-    match start:
+    key = (seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
+    match factor.start:
         case Zeros() | FirstStep():
             return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
         case Constant(value):
@@ -163,11 +162,14 @@ class Group:
         rows, cols = max(f.rows for f in versions), max(f.cols for f in versions)
         drawn = modules[:1] if versions[0].shared else modules
         alike = isinstance(versions[0].start, Basis) and not versions[0].trainable and len(set(versions)) == 1
-        cells = list(zip(self.cells, versions, strict=True))[: 1 if alike else None]
-        stack = torch.zeros(len(cells), len(drawn), rows, cols, dtype=backbone.exact)
-        for k, (cell, factor) in enumerate(cells):
-            for m, module in enumerate(drawn):
-                stack[k, m, : factor.rows, : factor.cols] = draw(factor.start, factor, cell, module, backbone)
+        own = self.cells[:1] if alike else self.cells
+        wanted: dict[tuple[Factor, int], list[int]] = {}  # what is drawn, and the rows that have it
+        for row, (cell, factor) in enumerate(zip(own, versions, strict=False)):
+            wanted.setdefault((factor, cell.seed), []).append(row)
+        stack = torch.zeros(len(own), len(drawn), rows, cols, dtype=backbone.exact)
+        for place, module in enumerate(drawn):
+            for (factor, seed), sharing in wanted.items():
+                stack[sharing, place, : factor.rows, : factor.cols] = draw(factor, seed, module, backbone).to(stack)
         return stack.to(backbone.device).expand(len(versions), len(modules), -1, -1)
 
     def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:

@@ -30,18 +30,19 @@ class Heads:
             "out_proj.weight": (outputs, hidden),
             "out_proj.bias": (1, outputs),
         }
-        start = torch.stack([self._start(cell) for cell in cells]).to(device, dtype)
+        starts = {seed: self._start(seed).to(device, dtype) for seed in {cell.seed for cell in cells}}
+        start = torch.stack([starts[cell.seed] for cell in cells])
         rates = torch.tensor([cell.effective_head_lr for cell in cells], device=device, dtype=dtype)
         decays = torch.cat([torch.full((r * c,), float("bias" not in n)) for n, (r, c) in self.shapes.items()])
         places = torch.arange(len(cells), device=device)
         self.block = Block(places, start.requires_grad_(), rates, decays.to(device, dtype))
 
-    def _start(self, cell: Cell) -> Tensor:
+    def _start(self, seed: int) -> Tensor:
         """Weights from N(0, 0.02²), biases zero, as transformers starts them."""
         parts = [
             torch.zeros(rows * cols, dtype=torch.float64)
             if "bias" in name
-            else torch.from_numpy(randomness.normal(rows, cols, cell.seed, "head", name) * STD).flatten()
+            else torch.from_numpy(randomness.normal(rows, cols, seed, "head", name) * STD).flatten()
             for name, (rows, cols) in self.shapes.items()
         ]
         return torch.cat(parts)

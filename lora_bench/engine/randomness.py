@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
+from threadpoolctl import ThreadpoolController
 
 Floats = NDArray[np.float64]
 
@@ -26,27 +27,29 @@ def _unit(count: int, *key: str | int) -> Floats:
     return ((_raw(count, *key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-@lru_cache(maxsize=4096)
 def normal(rows: int, cols: int, *key: str | int) -> Floats:
-    """`[rows, cols]` from N(0, 1). Read-only."""
+    """`[rows, cols]` from N(0, 1)."""
     values: Floats = ndtri(_unit(rows * cols, *key)).reshape(rows, cols)
-    values.flags.writeable = False
     return values
 
 
-@lru_cache(maxsize=4096)
 def uniform(rows: int, cols: int, *key: str | int) -> Floats:
-    """`[rows, cols]` from U(-1, 1). Read-only."""
-    values: Floats = (_unit(rows * cols, *key) * 2 - 1).reshape(rows, cols)
-    values.flags.writeable = False
-    return values
+    """`[rows, cols]` from U(-1, 1)."""
+    return (_unit(rows * cols, *key) * 2 - 1).reshape(rows, cols)
 
 
 def orthonormal(rows: int, cols: int, *key: str | int) -> Floats:
     """`[rows, cols]` of random orthonormal rows or columns, whichever are fewer; no direction is preferred."""
-    tall, triangle = np.linalg.qr(normal(max(rows, cols), min(rows, cols), *key))
+    values = normal(max(rows, cols), min(rows, cols), *key)
+    with _blas().limit(limits=1, user_api="blas"):  # matrices this small take threads many times as long as one
+        tall, triangle = np.linalg.qr(values)
     tall = tall * np.where(np.diag(triangle) < 0, -1.0, 1.0)
     return tall if rows >= cols else tall.T
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def permutation(count: int, *key: str | int) -> NDArray[np.int64]:

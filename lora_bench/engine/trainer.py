@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_bench.cost import EVAL_SLOTS
 from lora_bench.engine import first_step, randomness
 from lora_bench.engine.graphs import SMALL, Replays, choose
 from lora_bench.engine.losses import batch_losses
@@ -23,6 +23,7 @@ from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
+from lora_bench.load import EVAL_SLOTS
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
 
@@ -77,7 +78,8 @@ class Trainer:
         self.progress = [Progress(cell) for cell in pack.cells]
         self._rooms: dict[int, tuple[Form, Masks]] = {}
         self._keeper: Keeper | None = None
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"
+        self._stream = _stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
         if any(first_step.starts_from_it(group) for group in pack.bank.groups):
             (batch,) = table.batches([self.groups(1)[0]])
             with self._on_stream():
@@ -257,6 +259,12 @@ class Trainer:
         for rows, decided in parts:
             found[:, rows] = decided.cpu().numpy()
         return found
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """The one that all trainers of a process use: cuBLAS keeps 64 MiB for every stream that it has seen, for good."""
+    return torch.cuda.Stream(device)
 
 
 def _decide(logits: Tensor, regression: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,9 +45,17 @@ class Plan:
         """The cells that will train, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)
 
-    def seconds(self, pack: Sequence[Cell]) -> float | None:
-        """How long a pack will take, if that can be told."""
-        return self.estimate.seconds(pack, self.grid.model_location(pack[0]))
+    @cached_property
+    def times(self) -> list[float | None]:
+        """How long each pack will take, if that can be told; a basis costs time where it is wanted first."""
+        kept: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
+        found: list[float | None] = []
+        for pack in self.packs:
+            model = self.grid.model_location(pack[0])
+            left = kept.get((model, pack[0].precision), frozenset())
+            found.append(self.estimate.seconds(pack, model, left))
+            kept = {(model, pack[0].precision): left | self.estimate.bases(pack, model)}  # of the last encoder alone
+        return found
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
         """How much of a GPU's memory a pack will take at its peak, if that can be told."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Factor, Recipe, Shape, Update, Zeros
+from lora_bench.methods.recipe import Factor, Recipe, Shape, Touch, Update, Zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,10 @@ class BitFit(Recipe):
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """Out."""
         return shape.outputs
+
+    def touches(self, shape: Shape) -> tuple[Touch, ...]:
+        """b."""
+        return ("shift",)
 
     def update_rank(self, cell: Cell) -> int:
         """0: no weight changes."""

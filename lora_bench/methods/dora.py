@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import Basis, Factor, Shape, Update
+from lora_bench.methods.recipe import Basis, Factor, Shape, Touch, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,10 @@ class Dora(Lora):
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """r (in + out) + out."""
         return super().trainable(cell, shape) + shape.outputs
+
+    def touches(self, shape: Shape) -> tuple[Touch, ...]:
+        """The shift keeps the gain from the bias."""
+        return ("gain", "shift")
 
     def update_rank(self, cell: Cell) -> None:
         """Any: all of W changes its length."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Constant, Factor, Recipe, Shape, Update
+from lora_bench.methods.recipe import Constant, Factor, Recipe, Shape, Touch, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,10 @@ class IA3(Recipe):
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """The larger of out and in."""
         return max(shape)
+
+    def touches(self, shape: Shape) -> tuple[Touch, ...]:
+        """The one that there is."""
+        return ("stretch",) if shape.inputs > shape.outputs else ("gain",)
 
     def update_rank(self, cell: Cell) -> None:
         """Any: W ⊙ l − W."""

@@ -94,6 +94,7 @@ class FirstStep:
     gain: float = 1.0
 
 
+Touch = Literal["gain", "stretch", "shift"]
 Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis | FirstStep
 
 
@@ -165,6 +166,10 @@ class Recipe(ABC):
     def scale(self, cell: Cell) -> float:
         """What B A is multiplied by: alpha / rank, or 1 for a method without either."""
         return 1.0 if cell.alpha is None or cell.rank is None else cell.alpha / cell.rank
+
+    def touches(self, shape: Shape) -> tuple[Touch, ...]:
+        """Which of `gain`, `stretch` and `shift` the update of a weight of this shape has, for the forecast of cost."""
+        return ()
 
     def update_rank(self, cell: Cell) -> int | None:
         """The largest rank that the change of a weight can have; None: any."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_bench import cost, data, methods, tasks
+from lora_bench import data, load, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
@@ -62,7 +62,7 @@ class Loader:
             with hub.hub_mode(local):
                 loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
             self._backbone = key, loaded
-            cost.geometry.cache_clear()  # a model that has just been downloaded has sizes now
+            load.geometry.cache_clear()  # a model that has just been downloaded has sizes now
         return self._backbone[1]
 
     def _local_only(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from lora_bench.bench.suite import Report
 from lora_bench.cli import app
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine.pack import Pack
+from lora_bench.load import geometry
 
 CPU = torch.device("cpu")
 CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]
@@ -59,7 +60,7 @@ def test_full_rows_count_six_flop_a_weight_and_their_own_ratios(called: tuple[Pa
 
 def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result]) -> None:
     """The terms of a step on the work's own tokens; the peers have none."""
-    sizes = cost.geometry(SAMPLE.location)
+    sizes = geometry(SAMPLE.location)
     assert sizes is not None
     tokens = {("bench", "sst2", 128): work().mean_tokens}
     for row in rows_of(called[0]):
@@ -67,7 +68,7 @@ def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result
         if row["variant"] == "packed":
             cells = workload.cells(work(), row["targets"], row["mix"], row["k"], 64)
             load = cost.Estimate(tokens=tokens).load(cells, sizes)
-            assert row["terms"] | {"setup": 0.0} == pytest.approx(load.terms(load.slots))
+            assert row["terms"] == pytest.approx(load.terms(load.slots))
             assert row["counted_bytes"] == pytest.approx(load.bytes())
 
 
@@ -76,7 +77,7 @@ def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> Non
     assert "Cost model, 2 rows: off by" in ended.stdout
     known = cost.coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
     assert known is not None
-    assert known.keys() == set(cost.TERMS)
+    assert known.keys() == cost.NEEDED
     assert min(known.values()) >= 0
     assert known["setup"] > 0
 

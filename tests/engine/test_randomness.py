@@ -17,20 +17,12 @@ NORMAL = [
 UNIFORM = [[0.944084179531886, -0.8666977653148046], [0.2860168743644964, -0.00270626699832055]]
 
 
-def forget() -> None:
-    """Empty the caches, so that a draw is made again."""
-    normal.cache_clear()
-    uniform.cache_clear()
-
-
 def test_the_stream_of_normal_is_frozen() -> None:
     """A saved adapter stores the seed alone: if these numbers change, it means something else."""
-    forget()
     np.testing.assert_allclose(normal(2, 3, 0, "m", "A"), NORMAL, rtol=1e-14)
 
 
 def test_the_stream_of_uniform_is_frozen() -> None:
-    forget()
     assert uniform(2, 2, 7, "layer", "B").tolist() == UNIFORM
 
 
@@ -44,12 +36,10 @@ def test_the_stream_of_seeds_is_frozen() -> None:
 
 def test_draws_do_not_depend_on_what_was_drawn_before() -> None:
     keys = [(0, "a", "A"), (0, "a", "B"), (1, "a", "A"), (0, "b", "A")]
-    forget()
-    forward = [normal(3, 4, *key).copy() for key in keys]
-    forget()
+    forward = [normal(3, 4, *key) for key in keys]
     np.random.default_rng().random(5)
     permutation(10, 1)
-    backward = [normal(3, 4, *key).copy() for key in reversed(keys)]
+    backward = [normal(3, 4, *key) for key in reversed(keys)]
     assert all(np.array_equal(one, other) for one, other in zip(forward, reversed(backward), strict=True))
 
 
@@ -104,8 +94,3 @@ def test_permutations_hold_every_row_once_and_change_by_epoch() -> None:
 
 def test_a_seed_fits_a_torch_generator() -> None:
     assert all(0 <= seed_of(step) < 2**63 for step in range(200))
-
-
-def test_what_is_drawn_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        normal(2, 2, 0, "m")[0, 0] = 1.0

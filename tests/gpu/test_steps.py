@@ -102,6 +102,16 @@ def test_a_cell_does_not_depend_on_its_pack(backbone: Backbone) -> None:
         assert difference < limit
 
 
+def test_packs_leave_nothing_on_the_card(backbone: Backbone) -> None:
+    """cuBLAS keeps a workspace for every stream, so all packs of a process use one."""
+    cells = company(backbone.precision)[:2]
+    run(cells, backbone)
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        run(cells, backbone)
+    assert torch.cuda.memory_allocated() - before < 2**24
+
+
 def test_the_loss_is_the_cpus_without_dropout(backbone: Backbone) -> None:
     if backbone.precision != "float64":
         pytest.skip("compared in float64")

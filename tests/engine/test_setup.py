@@ -1,0 +1,97 @@
+"""A pack's set-up does nothing twice: a start is drawn once for all cells that share it, a weight decomposed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from engine_factory import backbone, cell
+
+from lora_bench import methods
+from lora_bench.engine import randomness
+from lora_bench.engine.bases import basis, svd
+from lora_bench.engine.pack import Pack
+from lora_bench.load import PASSES, Geometry, adapters
+from lora_bench.methods.recipe import Shape
+
+METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_start_is_drawn_once_for_all_cells_that_share_it(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: Counter[tuple[str | int, ...]] = Counter()
+    plain = randomness._raw
+
+    def counting(count: int, *key: str | int) -> Any:
+        drawn[count, *key] += 1
+        return plain(count, *key)
+
+    monkeypatch.setattr(randomness, "_raw", counting)
+    cells = [cell(method, lr=lr, seed=seed) for lr in (1e-3, 1e-2, 1e-1) for seed in (0, 1)]
+    pack = Pack(cells, backbone(), 2)
+    assert set(drawn.values()) == {1}
+    for place, one in enumerate(pack.cells):
+        alone = Pack([one], backbone(), 2).state(0)
+        assert torch.equal(alone.flat(), pack.state(place).flat())
+
+
+def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One decomposition a weight serves LoRA-XS, TinyLoRA, PiSSA and SVFT, and CoRA where a weight stands alone."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    plain = torch.linalg.svd
+
+    def counting(matrix: torch.Tensor, **options: Any) -> Any:
+        shapes[tuple(matrix.shape)] += 1
+        return plain(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", counting)
+    on = backbone()
+    for method in ("xs", "cora", "tinylora", "pissa", "cora-init"):
+        Pack([cell(method, targets="attention+dense", rank=rank) for rank in (2, 5)], on, 2)
+    assert shapes == {(32, 32): 2 * 4, (48, 32): 2 * 2, (96, 32): 2}
+    names = [f"encoder.layer.1.attention.self.{part}" for part in ("query", "key", "value")]
+    assert len({basis(on, name, "common-output", 3).data_ptr() for name in names}) == 1
+
+
+COUNTED = tuple(name for name, recipe in methods.RECIPES.items() if recipe.adapts)
+TINY = Geometry(layers=2, hidden=32, inner=48, heads=4, embeddings=367)
+
+
+def numbers(tensors: Iterable[torch.Tensor]) -> int:
+    """Values that lie in memory, each once."""
+    stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())
+
+
+@pytest.mark.parametrize("method", COUNTED)
+def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
+    """Trained, frozen and composed values, and what is done to outputs, of cells of two ranks and two targets."""
+    targets = ("kv+ffn", "attention+dense") if method == "ia3" else ("qv", "attention+dense")
+    cells = [cell(method, targets=own, rank=rank) for own in targets for rank in (2, 5)]
+    pack = Pack(cells, backbone(), 2)
+    told = adapters(cells, TINY, 2)
+    assert told.values == sum(block.matrix.numel() for block in pack.blocks())
+    updates = pack.bank.updates()
+    assert told.operands == sum(update.A.numel() + update.B.numel() for update in updates.values())
+    frozen = [value for group in pack.bank.groups for value in group.frozen.values()]
+    frozen += [part for group in pack.bank.groups for own in (group.start or {}).values() for part in (own.A, own.B)]
+    frozen += [own.weight for group in pack.bank.groups for own in group.lengths.values()]
+    assert told.frozen == numbers(frozen)
+    kept = sum(update.gain.numel() for update in updates.values() if update.gain is not None)
+    assert told.kept * len(cells) == kept
+    done = {what: getattr(u, what) for u in updates.values() for what in PASSES if getattr(u, what) is not None}
+    assert {what for shape in ((32, 32), (32, 48)) for what in methods.get(method).touches(Shape(*shape))} == set(done)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
+def test_the_largest_entry_of_every_left_vector_is_positive(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, values, right = svd(matrix)
+    torch.testing.assert_close(left * values @ right.mT, matrix, rtol=0, atol=1e-14)
+    assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
+    turned = svd(-matrix)
+    torch.testing.assert_close(turned[0], left, rtol=0, atol=1e-13)
+    torch.testing.assert_close(turned[2], -right, rtol=0, atol=1e-13)
