@@ -252,6 +252,19 @@ def test_few_cells_with_other_targets_join_the_others() -> None:
     assert [len(pack) for pack in packs(grid.cells, lambda _: 8)] == [8]
 
 
+def test_cells_with_gains_or_shifts_keep_apart_from_many_others() -> None:
+    """What they do to every output, all cells of their pack would do."""
+    few = made(BASE | {"targets": "attention"}, {"method": "lora", "rank": [1]}, {"method": ["dora", "bitfit"]})
+    many = made(
+        BASE | {"targets": "attention"}, {"method": "lora", "rank": [*range(1, 7)]}, {"method": ["dora", "bitfit"]}
+    )
+    assert [len(pack) for pack in packs(few.cells, lambda _: 8)] == [3]
+    assert [[cell.method for cell in pack] for pack in packs(many.cells, lambda _: 8)] == [
+        ["lora"] * 6,
+        ["bitfit", "dora"],
+    ]
+
+
 # ---- the module
 
 

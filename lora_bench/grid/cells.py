@@ -19,6 +19,7 @@ from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
 from lora_bench.grid.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
+from lora_bench.methods.recipe import Shape
 from lora_bench.models import DEFAULT_MODEL, SAMPLE
 
 HUB = "hub"
@@ -167,8 +168,9 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
     """The cells in groups of at most `limit` that share batches, of even sizes; in each, similar ranks stand together.
 
     A method that trains the backbone shares nothing: its packs are packs of one. Those whose factors are as large as
-    the weights keep to themselves, as all cells of a pack have the room of the widest; so do cells with other targets
-    where there are enough of them. Groups come in the cells' order; what is in a pack does not depend on it.
+    the weights keep to themselves, as all cells of a pack have the room of the widest; so do cells with other targets,
+    and those with gains or shifts, where there are enough cells. Groups come in the cells' order; what is in a pack does
+    not depend on it.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
@@ -178,12 +180,20 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
     found = []
     for group in groups.values():
         most = limit(min(group, key=lambda cell: cell.id))
-        for part in _by_targets(group, most / ENOUGH):
+        for part in _alike(group, most / ENOUGH):
             part.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
             count = math.ceil(len(part) / most)
             cuts = [round(index * len(part) / count) for index in range(count + 1)]
             found += [tuple(part[start:end]) for start, end in itertools.pairwise(cuts)]
     return found
+
+
+def _alike(cells: Sequence[Cell], enough: float) -> list[list[Cell]]:
+    """The cells in parts that cost one another little: those that touch outputs one by one apart from many others."""
+    touching = [cell for cell in cells if methods.get(cell.method).touches(Shape(1, 1))]
+    others = [cell for cell in cells if cell not in set(touching)]
+    parts = [others, touching] if touching and len(others) >= enough else [cells]
+    return [each for part in parts for each in _by_targets(part, enough)]
 
 
 def _by_targets(cells: Iterable[Cell], enough: float) -> list[list[Cell]]:
