@@ -169,8 +169,8 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
 
     A method that trains the backbone shares nothing: its packs are packs of one. Those whose factors are as large as
     the weights keep to themselves, as all cells of a pack have the room of the widest; so do cells with other targets,
-    and those with gains or shifts, where there are enough cells. Groups come in the cells' order; what is in a pack does
-    not depend on it.
+    and those with gains or shifts, where there are enough cells. Groups come in the cells' order; what is in a pack
+    does not depend on it.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
