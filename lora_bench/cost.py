@@ -29,9 +29,8 @@ MOST = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0
 WHOLE = 2.5  # kernels of a layer whose weights train, over those of a frozen one
 HELD_OUT = 0.1  # of the train rows, at most, where the epoch is chosen by them
-UNEVEN, EVEN = 1.7, 8  # of an evaluation's largest batch: how fast it grows with more cells than these
 WORKSPACE = 2**27  # bytes that libraries keep
-STEP = ("layer", "flop", "byte", "adapter_byte", "dress_byte", "operand", "value")
+STEP = ("layer", "flop", "byte", "adapter_byte", "adapter_flop", "dress_byte", "operand", "remade", "value")
 NEEDED = frozenset({"layer", "flop", "byte", "adapter_byte", "value", "setup"})  # the rest is 0 unless known
 
 Coefficients = Mapping[str, float]
@@ -77,7 +76,6 @@ class Load:
     steps: int
     eval_slots: float  # of the larger split that is evaluated
     evaluations: float  # an epoch, of that split
-    spread: float  # standard deviation of a sequence's tokens over their mean
     epochs: int
     adapters: Adapters
     model: Geometry
@@ -88,9 +86,10 @@ class Load:
         """What one training step of so many slots has of each term.
 
         `layer`: kernels issued, by layers. `flop`: products with frozen weights. `byte`: activations moved.
-        `adapter_byte`: those that adapters read and write. `dress_byte`: those of gains, stretches and shifts.
-        `operand`: values of A and B that are made of whole weights. `value`: trained ones, with padding. The set-up has
-        `setup`, once a pack, `direction`, singular directions of decompositions, and `draw`, random values.
+        `adapter_byte`: those that adapters read and write. `adapter_flop`: their products. `dress_byte`: activations
+        moved for gains, stretches and shifts. `operand`: values of A and B. `remade`: those made by products with
+        whole weights. `value`: trained ones, with padding. The set-up has `setup`, once a pack, `direction`, singular
+        directions of decompositions, and `draw`, random values; an evaluation `score`, a metric of each cell.
         """
         many, model, own = slots * self.cells, self.model, self.adapters
         width = model.layers * (45 * model.hidden + 12 * model.inner)
@@ -99,8 +98,10 @@ class Load:
             "flop": many * model.linear * (6 if self.whole else 4),
             "byte": many * width * self.item,
             "adapter_byte": many * own.adapted * 4 * self.item,
+            "adapter_flop": slots * own.operands * 6,
             "dress_byte": many * own.dressed * self.item,
-            "operand": float(own.remade),
+            "operand": float(own.operands),
+            "remade": float(own.remade),
             "value": float(self.values),
         }
 
@@ -115,37 +116,40 @@ class Load:
 
         `kept`: bases that earlier packs have left.
         """
-        step = sum(known.get(term, 0.0) * count for term, count in self.terms(self.slots).items())
-        forward = self.terms(self.eval_slots) | {"value": 0.0, "operand": 0.0}
-        evaluation = sum(known.get(term, 0.0) * count for term, count in forward.items()) / (3 if self.whole else 2.5)
-        return self._setup(known, kept) + self.steps * step + self.epochs * self.evaluations * evaluation
+        step = _sum(known, self.terms(self.slots))
+        evaluation = self.evaluations * (self._forward(known) + known.get("score", 0.0) * self.cells)
+        return self._setup(known, kept) + self.steps * step + self.epochs * evaluation
+
+    def _forward(self, known: Coefficients) -> float:
+        """All rows of an evaluation, in as many batches as they need."""
+        batches = math.ceil(self.eval_slots * self.cells / load.EVAL_SLOTS["cuda"])
+        issued = {"layer": self.terms(0)["layer"] * batches, "value": 0.0}
+        return _sum(known, self.terms(self.eval_slots) | issued) / (3 if self.whole else 2.5)
 
     def _setup(self, known: Coefficients, kept: Bases) -> float:
         decomposed = load.directions(self.adapters.bases - kept, self.model)
         return known["setup"] + known.get("draw", 0.0) * self.adapters.drawn + known.get("direction", 0.0) * decomposed
 
-    def bytes(self) -> float:
+    def bytes(self, kept: Bases = NONE) -> float:
         """Device memory at its peak: what always lies there, and a step of the largest batch or an evaluation.
 
-        A step has two of each operand (its gradient, or the last step's) beside the activations, six when these are
-        gone and gradients are brought to float32.
+        A step has two of each operand (its gradient, or the last step's) beside the activations, four when these are
+        gone and gradients are brought to float32. `kept`: bases that earlier packs have left.
         """
         model, own = self.model, self.adapters
         weights = model.linear + model.embeddings * model.hidden
-        standing = weights * self.item + self.values * 20 + EXACT * (own.frozen + load.based(own.bases, model))
+        standing = weights * self.item + self.values * 20 + EXACT * (own.frozen + load.based(own.bases | kept, model))
         tape = model.layers * (6 * model.hidden + model.inner) + own.kept + own.inner
         tape += model.layers * 2 * model.hidden if own.adapted > model.layers * 6 * model.hidden else 0
         tape += 3 * model.hidden + (3 if own.dressed else 1) * model.inner
         training = self.largest * self.cells * tape + 2 * own.operands
         layer = 9 * model.hidden + 2 * model.inner + (own.kept + own.inner) / model.layers
-        evaluation = self._evaluated * layer + own.operands
-        return WORKSPACE + standing + self.item * max(training, evaluation, 6 * own.operands)
+        evaluated = min(self.eval_slots * self.cells, load.EVAL_SLOTS["cuda"])
+        return WORKSPACE + standing + self.item * max(training, evaluated * layer + own.operands, 4 * own.operands)
 
-    @property
-    def _evaluated(self) -> float:
-        """Slots of all cells in an evaluation's largest batch; small batches of long sequences fill windows badly."""
-        uneven = 1 + UNEVEN * self.spread * max(0.0, 1 - EVEN / self.cells)
-        return min(self.eval_slots * self.cells, load.EVAL_SLOTS["cuda"] * uneven)
+
+def _sum(known: Coefficients, counts: Coefficients) -> float:
+    return sum(known.get(term, 0.0) * count for term, count in counts.items())
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class Estimate:
         return Load(
             cells=len(cells), slots=tokens * batch, largest=tokens * batch * largest,
             epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * max(eval_rows, held),
-            evaluations=(eval_rows + held) / max(eval_rows, held, 1), spread=task.token_spread,
+            evaluations=(eval_rows + held) / max(eval_rows, held, 1),
             adapters=load.adapters(cells, model, task.num_outputs), model=model, item=load.ITEM[first.precision],
             whole=methods.get(first.method).trains_backbone,
         )  # fmt: skip
@@ -203,11 +207,10 @@ class Estimate:
         sizes = geometry(model)
         return NONE if sizes is None else load.lasting(self.load(cells, sizes).adapters.bases)
 
-    def bytes(self, cells: Sequence[Cell], model: str) -> float | None:
-        """The pack's peak memory on a GPU."""
+    def bytes(self, cells: Sequence[Cell], model: str, kept: Bases = NONE) -> float | None:
+        """The pack's peak memory on a GPU, beside `kept`."""
         sizes = geometry(model)
-        own = (self.known or {}).get("memory", 1.0)
-        return None if sizes is None else self.memory * own * self.load(cells, sizes).bytes()
+        return None if sizes is None else self.memory * self.load(cells, sizes).bytes(kept)
 
     def cells_a_pack(self, cell: Cell, kind: str, model: str) -> int:
         """How many cells fill a device of this kind (`cuda` or `cpu`) when they train on batches like this cell's."""

@@ -22,7 +22,7 @@ from lora_bench.models import location
 ITEM = {"bf16": 2, "float32": 4, "float64": 8}
 EVAL_SLOTS = {"cuda": 2**17, "cpu": 2**13}  # tokens x cells of one batch of an evaluation
 JOINED = ("query", "key", "value")  # one product makes them
-PASSES = {"gain": 14, "stretch": 10, "shift": 3}  # over a product's outputs (or inputs) in a step: reads and writes
+PASSES = {"gain": 14, "stretch": 3, "shift": 3}  # over a product's outputs (or inputs) in a step: reads and writes
 QR = 3  # values that are drawn in the time of one that is made orthonormal too
 EXACT = 4  # bytes of what is kept in float32 beside a model in bf16 or float32
 
@@ -89,9 +89,9 @@ class Adapters:
     frozen: int = 0  # of frozen factors, of starts that are subtracted, of weights whose rows' lengths are wanted
     drawn: int = 0  # made at random, once for all cells that share them
     operands: int = 0  # of A and B as the encoder reads them
-    remade: int = 0  # of the operands, those that whole weights have a part in at every step
+    remade: int = 0  # of the operands, those made at every step by products with matrices as large as weights
     bases: Bases = NONE  # singular value decompositions
-    adapted: int = 0  # inputs and outputs of all adapted weights, of one cell
+    adapted: int = 0  # inputs and outputs of all weights that have an A and a B, of one cell
     inner: int = 0  # what A makes of a slot, of one cell
     dressed: int = 0  # passes over a slot's outputs for gain, stretch and shift, of one cell
     kept: int = 0  # a slot's outputs kept from before a gain, of one cell
@@ -120,7 +120,7 @@ def adapters(cells: Sequence[Cell], model: Geometry, outputs: int) -> Adapters:
         operands=len(cells) * model.layers * sum(width * sum(shape) for width, shape, _ in sides),
         remade=model.layers * sum(_remade(cell, model, widths) for cell in own),
         bases=frozenset(key for cell in own for key in _bases(cell, model)),
-        adapted=model.layers * sum(sum(shape) for shape in places.values()),
+        adapted=model.layers * sum(sum(shape) for width, shape, _ in sides if width),
         inner=model.layers * sum(width for width, _, _ in sides),
         dressed=model.layers * sum(PASSES[what] * size for what, size in room.items()),
         kept=model.layers * room["gain"],
@@ -168,11 +168,13 @@ def _widths(cells: Sequence[Cell], model: Geometry) -> dict[str, int]:
 
 
 def _remade(cell: Cell, model: Geometry, widths: dict[str, int]) -> int:
-    """Operands of one layer, if the method makes them of matrices as large as the weights, or wants rows' lengths."""
+    """Operands of one layer, if they are multiplied by matrices as large as weights, or the weights by them."""
     recipe = methods.get(cell.method)
-    if not (recipe.full_width or recipe.normalises):
+    places = model.adapted(cell.targets)
+    mixes = recipe.full_width and any(recipe.trainable(cell, shape) > min(shape) for shape in places.values())
+    if not (mixes or recipe.normalises):
         return 0
-    return sum(widths[_product(place)] * sum(shape) for place, shape in model.adapted(cell.targets).items())
+    return sum(widths[_product(place)] * sum(shape) for place, shape in places.items())
 
 
 def _stored(cells: Sequence[Cell], model: Geometry) -> tuple[int, int, int]:

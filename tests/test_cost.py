@@ -156,7 +156,7 @@ def test_bases_cost_time_once(model: str) -> None:
 
 
 def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str) -> None:
-    known = KNOWN | {"dress_byte": 1e-13, "operand": 1e-11}
+    known = KNOWN | {"dress_byte": 1e-13, "operand": 1e-11, "remade": 1e-10}
     for method, other in (
         ("dora", {}),
         ("bitfit", {"rank": None, "alpha": None}),
@@ -173,6 +173,22 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
     assert dora > 1.1 * lora
     wide = cells(method="svft", rank=None, alpha=None)
     assert (Estimate(known).seconds(wide, model) or 0) > 1.1 * (Estimate(KNOWN).seconds(wide, model) or 0)
+
+
+def test_bases_that_earlier_packs_left_stay_in_memory(model: str) -> None:
+    """LoRA-XS's of one query weight: 12 layers' U and V of 768 x 768, in float32."""
+    estimate, pack = Estimate(), cells(method="xs", alpha=None, targets="query")
+    left = estimate.bases(pack, model)
+    lora, after = estimate.bytes(cells(), model), estimate.bytes(cells(), model, left)
+    assert lora is not None
+    assert after is not None
+    assert after - lora == pytest.approx(3 * 12 * 2 * 768 * 768 * 4)
+    assert estimate.bytes(pack, model, left) == estimate.bytes(pack, model)
+
+
+def test_metrics_cost_time_by_cell_and_epoch(model: str) -> None:
+    plain, scored = Estimate(KNOWN), Estimate(KNOWN | {"score": 0.5})
+    assert (scored.seconds(cells(), model) or 0) - (plain.seconds(cells(), model) or 0) == pytest.approx(4 * 4 * 0.5)
 
 
 def test_an_old_calibration_takes_what_it_lacks_from_the_shipped_one(tmp_path: Path) -> None:

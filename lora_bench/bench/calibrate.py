@@ -28,7 +28,6 @@ from lora_bench.errors import NOTHING, BenchError
 from lora_bench.files import write_atomically
 from lora_bench.load import geometry
 
-MEMORY = "memory"
 RIDGE = 0.01  # small beside the errors of measurements
 
 Tables = dict[str, dict[str, dict[str, float]]]  # device, precision, coefficient
@@ -38,38 +37,34 @@ Tables = dict[str, dict[str, dict[str, float]]]  # device, precision, coefficien
 class Point:
     """One measured pack: the counts of each term in a step of all its cells, and what they took.
 
-    `seconds`: of that step. `setup`: seconds before the first one. `memory`: measured bytes over counted ones.
+    `seconds`: of that step. `setup`: seconds before the first one.
     """
 
     terms: Mapping[str, float]
     seconds: float
     setup: float = 0.0
-    memory: float | None = None
 
 
-def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> tuple[dict[str, float], float | None]:
-    """The terms of a pack's step, and its bytes at their peak; empty and None where the model's sizes are not known.
+def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[str, float]:
+    """The terms of a pack's step; empty where the model's sizes are not known.
 
     `mean_tokens`: real tokens of a training sequence.
     """
     sizes = geometry(model)
     if sizes is None:
-        return {}, None
+        return {}
     first = cells[0]
     load = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens}).load(cells, sizes)
-    return load.terms(load.slots), load.bytes()
+    return load.terms(load.slots)
 
 
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """The packs among a report's rows (as in its JSON) that were measured and counted."""
     packs = [row for row in rows if row["variant"] == "packed" and row["cell_steps_per_second"] and row.get("terms")]
     return [
-        Point(
-            row["terms"], row["k"] / row["cell_steps_per_second"], row["build_seconds"] + row["setup_seconds"],
-            row["peak_memory_bytes"] / row["counted_bytes"] if row["peak_memory_bytes"] else None,
-        )
+        Point(row["terms"], row["k"] / row["cell_steps_per_second"], row["build_seconds"] + row["setup_seconds"])
         for row in packs
-    ]  # fmt: skip
+    ]
 
 
 def fit(points: Sequence[Point]) -> dict[str, float]:
@@ -79,7 +74,7 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
     each term's part of a step keeps it from falling to one of them by chance.
 
     What no row has (gains, matrices made of whole weights) is left out: what is shipped of it holds. `setup` is the
-    median; `memory`, the median too, is there only if memory was measured.
+    median.
 
     Raises:
         BenchError: there are no points.
@@ -94,8 +89,7 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
     known = cost.NEEDED | {term for term, most in zip(STEP, widest, strict=True) if most}
     found = {term: value for term, value in zip(STEP, (solution / scale).tolist(), strict=True) if term in known}
     found["setup"] = median(point.setup for point in points)
-    ratios = [point.memory for point in points if point.memory is not None]
-    return found | ({MEMORY: median(ratios)} if ratios else {})
+    return found
 
 
 def errors(points: Sequence[Point], known: cost.Coefficients) -> list[float]:
@@ -110,7 +104,7 @@ def verdict(points: Sequence[Point], known: cost.Coefficients) -> str:
 
 
 def store(path: Path, device: str, precision: str, coefficients: Mapping[str, float]) -> None:
-    """Put the coefficients in a JSON file beside those of other devices and precisions.
+    """Put the coefficients in a JSON file, beside those of other devices and precisions and what they do not have.
 
     Raises:
         BenchError: what is there is no such file; it stays as it is.
@@ -118,7 +112,8 @@ def store(path: Path, device: str, precision: str, coefficients: Mapping[str, fl
     tables = _read(path) if path.is_file() else {}
     if not isinstance(tables, dict) or not all(isinstance(own, dict) for own in tables.values()):
         raise BenchError(f"'{path}' has no coefficients of devices.", "Delete it, then measure anew.")
-    tables[device] = {**tables.get(device, {}), precision: _rounded(coefficients)}
+    kept = tables.get(device, {})
+    tables[device] = {**kept, precision: {**kept.get(precision, {}), **_rounded(coefficients)}}
     write_atomically(path, _text(tables).encode())
 
 

@@ -12,7 +12,7 @@ from lora_bench.bench.clock import Measured
 
 PROCESSES = "processes-"
 RATIOS = ("trainer", "loop", "processes")
-MAYBE = ("error", "settings", "terms", "counted_bytes")
+MAYBE = ("error", "settings", "terms")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Row:
     `variant`: `trainer`, `loop`, `processes-N` or `packed`. `k`: cells that train at once. `auto`: k is what
     `--pack auto` means here. `cell_steps_per_second`: steps · cells. `tokens_per_second`: real tokens, over all cells.
     `utilisation`: `tflops` of real tokens as a part of the peak. `spread`: (largest - smallest) / median of the
-    repeats. `steps`: the timed ones, of each cell on average. `terms`, `counted_bytes`: what the cost model counts for
-    a step of the pack and for its memory (`cost.Load`). `error`: why there is no number.
+    repeats. `steps`: the timed ones, of each cell on average. `terms`: what the cost model counts for a step of the
+    pack (`cost.Load`). `peak_memory_bytes`: what the allocator took of a GPU. `error`: why there is no number.
     """
 
     variant: str
@@ -47,7 +47,6 @@ class Row:
     spread: float | None = None
     settings: dict[str, int | str] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
-    counted_bytes: float | None = None
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:

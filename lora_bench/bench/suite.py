@@ -179,8 +179,8 @@ class Suite:
     def _of_pack(self, work: Work, targets: str, mix: str, k: int = 1, auto: bool = False) -> Measurement:
         """Ours, and what the cost model counts for it."""
         cells = workload.cells(work, targets, mix, k, self.backbone.hidden_size)
-        terms, size = calibrate.counted(cells, work.mean_tokens, self.model.location)
-        row = Row("packed", work.task.name, targets, mix, k, auto, terms=terms, counted_bytes=size)
+        terms = calibrate.counted(cells, work.mean_tokens, self.model.location)
+        row = Row("packed", work.task.name, targets, mix, k, auto, terms=terms)
         return row, partial(self._packed, cells, work, mix == FULL)
 
     def _packs(self, work: Work, targets: str) -> list[tuple[int, bool]]:

@@ -44,12 +44,11 @@ def opening(plan: Plan, where: str, device: str) -> Text:
 
 def cost(plan: Plan) -> str:
     """The time of all packs and the memory of the largest, as far as they can be told; empty if nothing can."""
-    times = plan.times
-    known = [seconds for seconds in times if seconds is not None]
-    sizes = [size for pack in plan.packs if (size := plan.bytes(pack)) is not None]
+    known = [seconds for seconds, _ in plan.costs if seconds is not None]
+    sizes = [size for _, size in plan.costs if size is not None]
     if not known:
         return ""
-    missing = f" and {len(times) - len(known)} packs of unknown length" if len(known) < len(times) else ""
+    missing = f" and {len(plan.costs) - len(known)} packs of unknown length" if len(known) < len(plan.costs) else ""
     memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
     return f"about {duration(plan.estimate.start + sum(known))}{missing}{memory}; "
 
@@ -112,11 +111,10 @@ def planned(plan: Plan) -> Table:
     table = Table(title="Plan", title_justify="left", caption=_counts(plan), caption_justify="left")
     for name in ("pack", "task", "seed", "cells", "time", "GiB", "why", "what"):
         table.add_column(name, justify="left" if name in ("task", "why", "what") else "right", overflow="fold")
-    for number, (pack, seconds) in enumerate(zip(plan.packs[:ROWS], plan.times, strict=False), 1):
+    for number, (pack, (seconds, size)) in enumerate(zip(plan.packs[:ROWS], plan.costs, strict=False), 1):
         what = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
         why = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
         title = tasks.get(pack[0].task).title
-        size = plan.bytes(pack)
         time = "–" if seconds is None else duration(seconds)
         memory = "–" if size is None else f"{size / 2**30:.1f}"
         table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), time, memory, why, what)

@@ -183,10 +183,16 @@ class Table:
             done, placed = done + size, placed + form.rows
 
     def by_length(self, budget: int) -> list[Ints]:
-        """All rows in order of length, cut into groups of at most `budget` tokens (for evaluation)."""
+        """All rows in order of length, cut into groups of one row or of windows with at most `budget` slots in all."""
         order = np.argsort(self.lengths, kind="stable")
-        filled = np.cumsum(self.lengths[order]) // max(budget, 1)
-        return np.split(order, np.flatnonzero(np.diff(filled)) + 1)
+        cuts, begin = [], 0
+        for place, length in enumerate(self.lengths[order].tolist()):
+            width = max(self.usual, window_size(length))
+            windows = -(-(place + 1 - begin) // (width // length))  # no group of rows up to this length needs more
+            if windows * width > budget and place > begin:
+                cuts.append(place)
+                begin = place
+        return np.split(order, cuts)
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from lora_bench.cell import Cell
 from lora_bench.cost import Estimate, coefficients
 from lora_bench.errors import BenchError
 from lora_bench.grid.cells import HUB, Grid, Sources, packs
+from lora_bench.load import NONE, Bases
 from lora_bench.models import SAMPLE, identity
 from lora_bench.resume.shelf import Shelf
 from lora_bench.resume.standing import RETRY, Standing, standings
@@ -46,19 +47,19 @@ class Plan:
         return tuple(cell for pack in self.packs for cell in pack)
 
     @cached_property
-    def times(self) -> list[float | None]:
-        """How long each pack will take, if that can be told; a basis costs time where it is wanted first."""
-        kept: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
-        found: list[float | None] = []
+    def costs(self) -> list[tuple[float | None, float | None]]:
+        """Each pack's seconds and peak bytes, where they can be told; a basis costs time once and stays in memory."""
+        kept: dict[tuple[str, str], Bases] = {}
+        found = []
         for pack in self.packs:
             model = self.grid.model_location(pack[0])
-            left = kept.get((model, pack[0].precision), frozenset())
-            found.append(self.estimate.seconds(pack, model, left))
+            left = kept.get((model, pack[0].precision), NONE)
+            found.append((self.estimate.seconds(pack, model, left), self.estimate.bytes(pack, model, left)))
             kept = {(model, pack[0].precision): left | self.estimate.bases(pack, model)}  # of the last encoder alone
         return found
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
-        """How much of a GPU's memory a pack will take at its peak, if that can be told."""
+        """How much of a GPU's memory these cells alone will take at their peak, if that can be told."""
         return self.estimate.bytes(pack, self.grid.model_location(pack[0]))
 
     @property

@@ -27,7 +27,9 @@ LIKELY = {
     "adapter_byte": 6e-13,
     "value": 3e-11,
     "dress_byte": 5e-13,
-    "operand": 1e-10,
+    "adapter_flop": 6e-16,
+    "operand": 1e-11,
+    "remade": 5e-11,
 }  # seconds
 FRACTIONS = {
     "layer": 1.0,
@@ -36,7 +38,9 @@ FRACTIONS = {
     "adapter_byte": 3e8,
     "value": 7e6,
     "dress_byte": 4e8,
-    "operand": 2e6,
+    "adapter_flop": 3e11,
+    "operand": 2e7,
+    "remade": 4e6,
 }  # counts
 
 
@@ -51,7 +55,7 @@ def made(coefficients: dict[str, float], seed: int, count: int = 60, noise: floa
     return points
 
 
-@given(st.lists(st.floats(0.2, 5.0), min_size=7, max_size=7), st.integers(0, 2**32 - 1))
+@given(st.lists(st.floats(0.2, 5.0), min_size=len(STEP), max_size=len(STEP)), st.integers(0, 2**32 - 1))
 def test_known_coefficients_are_found_again(factors: list[float], seed: int) -> None:
     truth = {term: LIKELY[term] * factor for term, factor in zip(STEP, factors, strict=True)}
     points = made(truth, seed)
@@ -92,26 +96,24 @@ def test_terms_that_rows_cannot_tell_apart_share_their_time() -> None:
     assert max(calibrate.errors(points, known)) < 0.01
 
 
-def test_setup_and_memory_are_medians() -> None:
-    terms = dict.fromkeys(STEP, 1.0)
-    points = [Point(terms, 1.0, setup, memory) for setup, memory in ((1.0, 1.5), (9.0, None), (3.0, 1.1), (4.0, 2.5))]
-    assert (fit(points)["setup"], fit(points)["memory"]) == (3.5, 1.5)
-    assert "memory" not in fit(points[1:2])
+def test_setup_is_the_median() -> None:
+    points = [Point(dict.fromkeys(STEP, 1.0), 1.0, setup) for setup in (1.0, 9.0, 3.0, 4.0)]
+    assert fit(points)["setup"] == 3.5
 
 
 def test_only_packs_that_were_measured_and_counted_are_points() -> None:
     terms = dict.fromkeys(STEP, 2.0)
-    good = row("packed", 20.0, k=8, terms=terms, counted_bytes=2.0**29)
+    good = row("packed", 20.0, k=8, terms=terms)
     bare = [row("trainer", 9.0), row("packed", 5.0), Row("packed", "rte", "qv", "lora", 9, terms=terms, error="no")]
     found = calibrate.points(report(*bare, good).as_json()["rows"])
-    assert found == [Point(terms, 8 / 20.0, pytest.approx(0.3), 2.0)]  # type: ignore[arg-type]
+    assert found == [Point(terms, 8 / 20.0, pytest.approx(0.3))]  # type: ignore[arg-type]
     with pytest.raises(BenchError, match="config"):
         fit([])
 
 
 def test_a_model_without_sizes_has_no_terms(tmp_path: Path) -> None:
     cells = workload.cells(work(), "qv", "lora", 2, 64)
-    assert calibrate.counted(cells, 10.0, str(tmp_path)) == ({}, None)
+    assert calibrate.counted(cells, 10.0, str(tmp_path)) == {}
 
 
 def test_store_merges_and_rounds(tmp_path: Path) -> None:
@@ -119,10 +121,11 @@ def test_store_merges_and_rounds(tmp_path: Path) -> None:
     calibrate.store(path, "cpu", "float32", {"layer": 1.23456e-5, "flop": 0.0})
     calibrate.store(path, "a GPU", "bf16", {"layer": 2.0})
     calibrate.store(path, "a GPU", "float32", {"layer": 3.0})
-    calibrate.store(path, "a GPU", "bf16", {"layer": 4.0, "memory": 1.25})
+    calibrate.store(path, "a GPU", "bf16", {"layer": 4.0, "start": 1.25})
+    calibrate.store(path, "a GPU", "bf16", {"layer": 5.0})
     assert json.loads(path.read_text()) == {
         "cpu": {"float32": {"layer": 1.235e-5, "flop": 0.0}},
-        "a GPU": {"bf16": {"layer": 4.0, "memory": 1.25}, "float32": {"layer": 3.0}},
+        "a GPU": {"bf16": {"layer": 5.0, "start": 1.25}, "float32": {"layer": 3.0}},
     }
 
 

@@ -69,7 +69,6 @@ def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result
             cells = workload.cells(work(), row["targets"], row["mix"], row["k"], 64)
             load = cost.Estimate(tokens=tokens).load(cells, sizes)
             assert row["terms"] == pytest.approx(load.terms(load.slots))
-            assert row["counted_bytes"] == pytest.approx(load.bytes())
 
 
 def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> None:
@@ -77,7 +76,7 @@ def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> Non
     assert "Cost model, 2 rows: off by" in ended.stdout
     known = cost.coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
     assert known is not None
-    assert known.keys() == cost.NEEDED
+    assert known.keys() == cost.NEEDED | {"adapter_flop", "operand"}
     assert min(known.values()) >= 0
     assert known["setup"] > 0
 
