@@ -43,7 +43,7 @@ MAY: dict[str, str] = {
     "environment": "lora_bench fingerprint",
     "resume": "cell errors files fingerprint store tasks text",
     "work": "cell resume store",
-    "grid": "cell cost data errors methods models resume sample store tasks",
+    "grid": "cell cost data errors load methods models resume sample store tasks",
     "engine": "cell load data errors files seal methods metrics resume tasks",
     "adapt": "cell engine errors methods",
     "runner": "cell errors files grid resume store training work",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -101,14 +102,18 @@ def reachable(knock: Callable[[], None] | None = None) -> bool:
 
 @contextmanager
 def hub_mode(offline: bool) -> Iterator[None]:
-    """Both clients' offline switches on inside the block if `offline`; the environment's own setting stays."""
-    import datasets
+    """The clients' offline switches on inside the block if `offline`; the environment's own setting stays.
+
+    `datasets` takes a second to import: its switch is set only if it is imported, as by who reads with it.
+    """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if offline:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    clients = [constants, *([sys.modules["datasets"].config] if "datasets" in sys.modules else [])]
+    before = [client.HF_HUB_OFFLINE for client in clients]
     try:
+        for client in clients if offline else []:
+            client.HF_HUB_OFFLINE = True
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        for client, value in zip(clients, before, strict=True):
+            client.HF_HUB_OFFLINE = value

@@ -2,8 +2,8 @@
 
 `expand` takes a config and the command line's overrides. An override narrows what the config offers: blocks keep the
 values that were asked for, and a block that has none of them is dropped. Where no block has any of them, the override
-replaces the setting everywhere. Task and method narrow first, so that a value given by task or in one method's block
-counts only where that task and method are still in the grid.
+replaces the setting everywhere; where blocks have some and none has the others, it is refused. Task and method narrow
+first, so that a value given by task or in one method's block counts only where that task and method are still there.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ def select(config: Config, overrides: Overrides) -> list[Atom]:
 
 
 def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice]) -> list[BlockT]:
-    """Narrow where some block has some of the values; else override everywhere."""
+    """Narrow where some block has the values; override everywhere where none has any.
+
+    Raises:
+        BenchError: some of the values are in blocks, others in none.
+    """
     wanted = overrides.get(setting)
     if wanted is None:
         return blocks
@@ -110,7 +114,18 @@ def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice
         kept.append({**block, setting: values})
     if not any(setting in block and new[setting] for block, new in zip(blocks, kept, strict=True)):
         return [{**block, setting: wanted} for block in blocks]
+    absent = [value for value in wanted if not any(value in new[setting] for new in kept)]
+    if absent:
+        offered = [value for value in wanted if value not in absent]
+        raise BenchError(
+            f"{setting}: the config has {_listed(offered)}, but not {_listed(absent)}.",
+            "Give only values that it has, or only others: those replace its own.",
+        )
     return [block for block in kept if block[setting]]
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _chosen(block: Mapping[str, Values], setting: str, config: Config) -> tuple[str, ...]:
