@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from lora_bench.engine import ops
+from lora_bench.engine.arguments import Norm, Normed, Windows
 from lora_bench.engine.attention import Step
 from lora_bench.engine.families import Family
 from lora_bench.engine.masks import Keep
-from lora_bench.engine.ops import Norm, Normed, Windows
 from lora_bench.engine.product import Adapter, Inside, Operands, Product, outer, unstretch
 
 PLACES = {

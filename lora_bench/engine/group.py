@@ -19,6 +19,7 @@ from lora_bench.cell import Cell
 from lora_bench.engine import randomness
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bases import basis
+from lora_bench.engine.block import Block
 from lora_bench.engine.families import Family
 from lora_bench.engine.lengths import Lengths
 from lora_bench.engine.product import Operands
@@ -36,21 +37,6 @@ from lora_bench.methods.recipe import (
     Update,
     Zeros,
 )
-
-
-@dataclass
-class Block:
-    """Values that train together: `matrix[i]` belongs to the pack's cell `cells[i]`.
-
-    `decays` marks the columns that weight decay applies to (None: all). `rates` are the learning rates by row,
-    `multiples` what they are multiplied by in each column (None: by 1).
-    """
-
-    cells: Tensor  # [rows], positions in the pack
-    matrix: Tensor  # [rows, values], a leaf
-    rates: Tensor  # [rows]
-    decays: Tensor | None = None  # [values]
-    multiples: Tensor | None = None  # [values]
 
 
 @dataclass(frozen=True)

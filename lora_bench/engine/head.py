@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine import randomness
-from lora_bench.engine.group import Block
+from lora_bench.engine.block import Block
 from lora_bench.engine.masks import Masks
 
 STD = 0.02

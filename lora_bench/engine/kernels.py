@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lora_bench.engine.arguments import Norm, Normed, Windows
+
 if TYPE_CHECKING:
     from lora_bench.engine.masks import Keep
-    from lora_bench.engine.ops import Norm, Normed, Windows
 
 
 @triton.jit
@@ -74,8 +75,6 @@ def _add_norm_backward(
 
 def add_norm(hidden: Tensor, residual: Tensor, keep: Keep | None, norm: Norm) -> tuple[Tensor, Normed]:
     """See `ops.add_norm`."""
-    from lora_bench.engine.ops import Normed
-
     cells, slots, size = hidden.shape
     out = torch.empty_like(hidden)
     mean = hidden.new_empty((cells, slots, 1), dtype=torch.float32)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.engine.group import Block
+from lora_bench.engine.block import Block, ByRow
 from lora_bench.engine.ops import fused
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -29,15 +28,6 @@ def schedule(cells: Sequence[Cell], steps: int) -> Tensor:
         down = (steps - step) / max(1, steps - warm)
         table[:, k] = torch.where(step < warm, step / max(1, warm), down.clamp(min=0))
     return table
-
-
-class ByRow(NamedTuple):
-    """What differs between the rows of a block, `[rows]` each."""
-
-    rate: Tensor
-    decay: Tensor
-    clip: Tensor
-    alive: Tensor
 
 
 class PackedAdamW:

@@ -15,8 +15,8 @@ from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.bank import Bank, arranged
+from lora_bench.engine.block import Block
 from lora_bench.engine.families import Family
-from lora_bench.engine.group import Block
 from lora_bench.engine.head import Heads
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.product import Operands

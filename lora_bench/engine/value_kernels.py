@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lora_bench.engine.group import Block
-    from lora_bench.engine.optimiser import ByRow
+    from lora_bench.engine.block import Block, ByRow
 
 
 @triton.jit

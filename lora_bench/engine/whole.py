@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.group import Block
+from lora_bench.engine.block import Block
 
 
 class Whole:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
@@ -18,26 +20,35 @@ from lora_bench.training import keeper, record
 from lora_bench.training.keeper import Found, Keeper
 from lora_bench.training.loader import Prepared
 from lora_bench.training.record import Ended
+from lora_bench.work import View
 
-if TYPE_CHECKING:
-    from lora_bench.training.worker import Training
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the packs of a run train. `save`: adapters are kept. `notes`, `environment`: for a cell's record."""
+
+    device: torch.device
+    view: View
+    save: bool
+    notes: Callable[[Cell], Sequence[str]]
+    environment: Callable[[Cell], dict[str, str]]
 
 
 class PackRun:
     """One pack on its way: cells that diverge leave it when they are more than half."""
 
-    def __init__(self, training: Training, backbone: Backbone, prepared: Prepared, keeper: Keeper) -> None:
-        self.training, self.backbone, self.prepared, self.keeper = training, backbone, prepared, keeper
+    def __init__(self, setting: Setting, backbone: Backbone, prepared: Prepared, keeper: Keeper) -> None:
+        self.setting, self.backbone, self.prepared, self.keeper = setting, backbone, prepared, keeper
         self.ended: list[Ended] = []
 
     def train(self, cells: Sequence[Cell], found: dict[str, Found], halved: int) -> list[Outcome]:
         """From the start, or from what was saved, to the end."""
-        training, prepared = self.training, self.prepared
-        training.view.stage("building the adapters")
-        forget_peak(training.device)
+        setting, prepared = self.setting, self.prepared
+        setting.view.stage("building the adapters")
+        forget_peak(setting.device)
         trainer = trainer_of(cells, self.backbone, prepared)
         self.keeper.began -= keeper.start(trainer, found)
-        training.view.pack(cells, trainer.steps_an_epoch, trainer.epochs)
+        setting.view.pack(cells, trainer.steps_an_epoch, trainer.epochs)
         self.keeper.place.stopper.hold()
         while not self._ran(trainer):
             alive = self._thinned(trainer)
@@ -49,7 +60,7 @@ class PackRun:
 
     def _ran(self, trainer: Trainer) -> bool:
         """Train until all cells have ended, or more than half have diverged."""
-        trainer.run(self.training.view, self.keeper)
+        trainer.run(self.setting.view, self.keeper)
         for place, progress in enumerate(trainer.progress):
             if trainer.finished or progress.diverged:
                 self.ended.append(record.ended(trainer.pack, place, progress))
@@ -66,15 +77,14 @@ class PackRun:
         tokens = int(self.prepared.train.lengths.sum()) * cells[0].epochs
         return Timing(
             seconds=elapsed / count, pack_seconds=elapsed, pack_size=count, tokens=tokens,
-            tokens_per_second=tokens * count / elapsed, peak_bytes=peak_bytes(self.training.device), halved=halved,
+            tokens_per_second=tokens * count / elapsed, peak_bytes=peak_bytes(self.setting.device), halved=halved,
         )  # fmt: skip
 
     def _outcome(self, ended: Ended, timing: Timing) -> Outcome:
-        training, cell, state = self.training, ended.progress.cell, ended.progress.state
+        setting, cell, state = self.setting, ended.progress.cell, ended.progress.state
         task = tasks.get(cell.task)
-        notes = training.plan.grid.notes_for(cell)
-        made = record.finished(ended, task, self.prepared.info, timing, notes, training.environment(cell))
-        if state is None or not training.options.save or methods.get(cell.method).trains_backbone:
+        made = record.finished(ended, task, self.prepared.info, timing, setting.notes(cell), setting.environment(cell))
+        if state is None or not setting.save or methods.get(cell.method).trains_backbone:
             return Outcome(made)
         return Outcome(made, lambda folder: checkpoint.save(folder, cell, task.num_outputs, state))
 

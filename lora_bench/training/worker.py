@@ -19,7 +19,7 @@ from lora_bench.store import DataInfo
 from lora_bench.training import keeper
 from lora_bench.training.keeper import Keeper
 from lora_bench.training.loader import Loader, Prepared
-from lora_bench.training.pack_run import PackRun, trainer_of
+from lora_bench.training.pack_run import PackRun, Setting, trainer_of
 from lora_bench.work import Options, View
 
 SURE = 0.4  # a pack that is foretold to take less than this share of the free memory fits
@@ -32,6 +32,7 @@ class Training:
         self.plan, self.options, self.view = plan, options, view
         self.device = torch.device(options.device)
         self.loader = Loader(plan, options, view, self.device)
+        self.setting = Setting(self.device, view, options.save, plan.grid.notes_for, self.environment)
 
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Load the encoder and the tables."""
@@ -50,7 +51,7 @@ class Training:
         for steps in sorted(parts, reverse=True):
             room = self._room(parts[steps], backbone, prepared) if not halved else len(cells)
             for part in _even(parts[steps], room):
-                run = PackRun(self, backbone, prepared, Keeper(place, part, common))
+                run = PackRun(self.setting, backbone, prepared, Keeper(place, part, common))
                 yield run.train(part, found, halved)
 
     def is_memory(self, error: BaseException) -> bool:

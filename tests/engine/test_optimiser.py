@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from lora_bench.cell import Cell
-from lora_bench.engine.group import Block
+from lora_bench.engine.block import Block
 from lora_bench.engine.optimiser import PackedAdamW, schedule
 
 STEPS = 30

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lora_bench.engine import ops
+from lora_bench.engine.arguments import Norm, Windows
 from lora_bench.engine.masks import Keep
-from lora_bench.engine.ops import Norm, Windows
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 K, N = 3, 4
