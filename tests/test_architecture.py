@@ -172,6 +172,20 @@ def test_a_module_imports_from_below_only(name: str) -> None:
     assert [str(each) for each in own if each.own not in allowed] == []
 
 
+def test_no_file_imports_itself_by_a_detour() -> None:
+    """Inside a folder too, and for types or within a function: a circle would raise CycleError."""
+    below: dict[str, set[str]] = {}
+    for each in imports():
+        place = ROOT.parent.joinpath(*each.target.split("."))
+        found = next(
+            (path for path in (place.with_suffix(".py"), place.parent.with_suffix(".py")) if path.is_file()), None
+        )
+        if found in files() and found != each.path:
+            below.setdefault(full(each.path), set()).add(full(found))
+    order = list(TopologicalSorter(below).static_order())
+    assert order.index("engine.block") < order.index("engine.optimiser") < order.index("engine.trainer")
+
+
 def test_the_engine_needs_the_data_for_types_alone() -> None:
     """A table of tokens is all that it takes from there."""
     of_data = [each for each in imports() if home(each.path) == "engine" and each.own == "data"]
