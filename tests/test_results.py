@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from functools import cache
 from pathlib import Path
 
@@ -98,13 +97,14 @@ def test_every_cell_of_the_config_has_a_status(name: str) -> None:
 
 
 def test_the_rates_are_those_that_the_search_chose() -> None:
-    """Each rank takes that of the nearest one searched, by ratio."""
-    chosen = {(*choice.point[:3], choice.task): choice.lr for choice in choose.choices(loaded("minilm-sweep").records)}
+    """Each (a, b) takes those of the nearest product searched, then each rank of the nearest, both by ratio."""
+    chosen = choose.choices(loaded("minilm-sweep").records)
     for cell in grid_of("minilm").values():
-        searched = [key[2] for key in chosen if key[:2] == (cell.method, cell.targets)]
-        ranks = [rank for rank in searched if rank is not None]
-        near = min(ranks, key=lambda rank: abs(math.log(rank / cell.rank))) if cell.rank else None
-        assert chosen[cell.method, cell.targets, near, cell.task] == cell.lr, cell
+        own = [c for c in chosen if (c.point.method, c.point.targets, c.task) == (cell.method, cell.targets, cell.task)]
+        for size in (lambda setting: (setting.a or 1) * (setting.b or 1), lambda setting: setting.rank or 1):
+            nearest = choose.nearest(size(cell), [size(choice.point) for choice in own])
+            own = [choice for choice in own if size(choice.point) == nearest]
+        assert [choice.lr for choice in own] == [cell.lr], cell
 
 
 def test_the_search_used_other_seeds() -> None:

@@ -71,6 +71,17 @@ def test_ranks_take_the_rate_of_the_nearest_one_searched() -> None:
     ]  # fmt: skip
 
 
+def test_a_and_b_are_said_where_several_were_searched() -> None:
+    mini = {"method": "mini", "rank": 8}
+    small, large = record(1e-3, 0.6, a=16, b=32, **mini), record(5e-4, 0.6, a=64, b=64, **mini)
+    blocks = choose.blocks(choose.choices([large, small]), (4, 16))
+    assert [(block["rank"], block["a"], block["b"], block["lr"]) for block in blocks] == [
+        ([4, 16], 16, 32, {"rte": 1e-3}), ([4, 16], 64, 64, {"rte": 5e-4}),
+    ]  # fmt: skip
+    (alone,) = choose.blocks(choose.choices([small]))
+    assert alone.keys() == {"method", "targets", "rank", "lr"}
+
+
 def test_without_held_out_rows_nothing_is_chosen() -> None:
     with pytest.raises(BenchError, match="no held-out metric") as caught:
         choose.choices([record(1e-3, None)])

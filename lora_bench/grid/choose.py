@@ -1,4 +1,4 @@
-"""What a search of learning rates found: per method, targets, rank and task the rate that is best on held-out rows.
+"""What a search of learning rates found: per method, targets, rank, (a, b) and task the rate best on held-out rows.
 
 The metric is that of the slice kept from train (`select: held-out`), each seed's best epoch, averaged over the seeds;
 the split that is reported plays no part. A rate at which a seed did not end counts as worst. Of equal ones, the lowest.
@@ -10,12 +10,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from lora_bench import tasks
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.store import Record
 
-Point = tuple[str, str | None, int | None, float | None]  # method, targets, rank, the head's rate
+
+class Point(NamedTuple):
+    """What a rate was searched for."""
+
+    method: str
+    targets: str | None
+    rank: int | None
+    a: int | None
+    b: int | None
+    head_lr: float | None
 
 
 @dataclass(frozen=True)
@@ -50,15 +60,19 @@ def held_out(record: Record) -> float:
 
 
 def choices(records: Iterable[Record]) -> list[Choice]:
-    """The chosen rates, by method, targets and rank, tasks in their usual order."""
+    """The chosen rates, by method, targets, rank and (a, b), tasks in their usual order."""
     found: dict[tuple[Point, str], dict[float, list[float]]] = {}
     for record in records:
         cell = record.cell
-        point = cell.method, cell.targets, cell.rank, cell.head_lr
+        point = Point(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr)
         found.setdefault((point, cell.task), {}).setdefault(cell.lr, []).append(held_out(record))
     order = list(tasks.TASKS)
-    keys = sorted(found, key=lambda key: (*(str(part) for part in key[0][:2]), key[0][2] or 0, order.index(key[1])))
+    keys = sorted(found, key=lambda key: (_place(key[0]), order.index(key[1])))
     return [_best(point, task, found[point, task]) for point, task in keys]
+
+
+def _place(point: Point) -> tuple[object, ...]:
+    return point.method, str(point.targets), point.rank or 0, point.a or 0, point.b or 0
 
 
 def _best(point: Point, task: str, rates: Mapping[float, Sequence[float]]) -> Choice:
@@ -68,30 +82,35 @@ def _best(point: Point, task: str, rates: Mapping[float, Sequence[float]]) -> Ch
 
 
 def blocks(chosen: Iterable[Choice], ranks: Sequence[int] = ()) -> list[dict[str, object]]:
-    """Blocks of a config with the chosen rates; each of `ranks` takes those of the nearest one searched (by ratio)."""
+    """Blocks of a config with the chosen rates; each of `ranks` takes those of the nearest one searched (by ratio).
+
+    a and b are said where several were searched.
+    """
     rates: dict[Point, dict[str, float]] = {}
     for choice in chosen:
         rates.setdefault(choice.point, {})[choice.task] = choice.lr
     made = []
     for point, by_task in rates.items():
-        searched = [other[2] for other in rates if other[:2] == point[:2]]
-        rank = point[2]
-        own = [wanted for wanted in ranks if _nearest(wanted, searched) == rank] if ranks and rank else [rank]
-        if own:
-            made.append(_block(point, own) | {"lr": by_task})
+        alike = [other for other in rates if other[:2] == point[:2]]
+        own = [wanted for wanted in ranks if nearest(wanted, [other.rank for other in alike]) == point.rank]
+        if point.rank is None or not ranks or own:
+            several = len({(other.a, other.b) for other in alike}) > 1
+            made.append(_block(point, own if point.rank and ranks else [point.rank], several) | {"lr": by_task})
     return made
 
 
-def _block(point: Point, ranks: Sequence[int | None]) -> dict[str, object]:
-    method, targets, _, head_lr = point
-    rank = ranks[0] if len(ranks) == 1 else list(ranks)
-    settings: dict[str, object] = {"method": method, "targets": targets, "rank": rank, "head_lr": head_lr}
+def _block(point: Point, ranks: Sequence[int | None], sizes: bool) -> dict[str, object]:
+    settings: dict[str, object] = {
+        "method": point.method, "targets": point.targets, "rank": ranks[0] if len(ranks) == 1 else list(ranks),
+        "a": point.a if sizes else None, "b": point.b if sizes else None, "head_lr": point.head_lr,
+    }  # fmt: skip
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _nearest(rank: int, searched: Sequence[int | None]) -> int | None:
+def nearest(size: int, searched: Iterable[int | None]) -> int | None:
+    """The nearest by ratio of those that were searched, the first of equal ones; None if none was."""
     known = [other for other in searched if other is not None]
-    return min(known, key=lambda other: abs(math.log(other / rank)), default=None)
+    return min(known, key=lambda other: abs(math.log(other / size)), default=None)
 
 
 def as_yaml(made: Iterable[Mapping[str, object]]) -> str:
