@@ -81,6 +81,7 @@ class Load:
     model: Geometry
     item: int
     whole: bool
+    window: int  # slots of the windows that most batches have
 
     def terms(self, slots: float) -> dict[str, float]:
         """What one training step of so many slots has of each term.
@@ -142,8 +143,11 @@ class Load:
         tape = model.layers * (6 * model.hidden + model.inner) + own.kept + own.inner
         tape += model.layers * 2 * model.hidden if own.adapted > model.layers * 6 * model.hidden else 0
         tape += 3 * model.hidden + (3 if own.dressed else 1) * model.inner
+        attended = 0 if self.item == load.ITEM["bf16"] else model.heads * self.window  # in a layer
+        tape += (model.layers + 3) * attended
         training = self.largest * self.cells * tape + 2 * own.operands
         layer = 9 * model.hidden + 2 * model.inner + (own.kept + own.inner) / model.layers
+        layer += 3 * attended
         evaluated = min(self.eval_slots * self.cells, load.EVAL_SLOTS["cuda"])
         return WORKSPACE + standing + self.item * max(training, evaluated * layer + own.operands, 4 * own.operands)
 
@@ -189,7 +193,7 @@ class Estimate:
             epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * max(eval_rows, held),
             evaluations=(eval_rows + held) / max(eval_rows, held, 1),
             adapters=load.adapters(cells, model, task.num_outputs), model=model, item=load.ITEM[first.precision],
-            whole=methods.get(first.method).trains_backbone,
+            whole=methods.get(first.method).trains_backbone, window=_window(first, tokens * FILL, task.token_spread),
         )  # fmt: skip
 
     def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NONE) -> float | None:
@@ -244,6 +248,12 @@ class Estimate:
             if size and members[0].timing and members[0].timing.peak_bytes and share == 1:
                 memories.append(members[0].timing.peak_bytes / size)
         return replace(plain, time=median(times) if times else 1.0, memory=median(memories) if memories else 1.0)
+
+
+def _window(cell: Cell, mean: float, spread: float) -> int:
+    """A power of two that holds nearly all sequences, as `engine.windows` takes it."""
+    longest = min(cell.max_length, mean * (1 + 2 * spread))
+    return int(2 ** max(5, math.ceil(math.log2(longest))))
 
 
 def _known(cell: Cell) -> bool:

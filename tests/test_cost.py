@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,15 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
     assert dora > 1.1 * lora
     wide = cells(method="svft", rank=None, alpha=None)
     assert (Estimate(known).seconds(wide, model) or 0) > 1.1 * (Estimate(KNOWN).seconds(wide, model) or 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_the_weights_of_attention_are_kept_where_no_kernel_makes_them_again(model: str, precision: str) -> None:
+    sizes = geometry(model)
+    assert sizes is not None
+    pack = cells(24, task="rte", precision=precision)
+    few, many = (Estimate().load(pack, replace(sizes, heads=heads)).bytes() for heads in (1, 12))
+    assert (many > few) == (precision == "float32")
 
 
 def test_bases_that_earlier_packs_left_stay_in_memory(model: str) -> None:

@@ -6,14 +6,17 @@ import itertools
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_bench import methods
 from lora_bench.cell import Cell
+from lora_bench.errors import BenchError
 from lora_bench.grid.cells import Grid, Sources, expand, packs
 from lora_bench.grid.config import Config
 
+SIZES = {"rank", "a", "b", "targets"}
 SOURCES = Sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
 
 POOL: dict[str, list[Any]] = {
@@ -95,25 +98,32 @@ def test_narrowing_one_block_is_filtering_its_cells(
     defaults: dict[str, Any], setting: str, data: st.DataObject
 ) -> None:
     wanted = data.draw(some(setting))
-    whole, narrow = made(defaults), made(defaults, **{setting: wanted})
+    whole, offered = made(defaults), set(wanted) & set(defaults.get(setting, ()))
+    matters = any(getattr(cell, setting) for cell in whole.cells)
+    if matters and offered and offered != set(wanted):
+        with pytest.raises(BenchError, match=f"^{setting}: the config has"):
+            made(defaults, **{setting: wanted})
+        return
+    narrow = made(defaults, **{setting: wanted})
     assert all(getattr(cell, setting) in [*wanted, None] for cell in narrow.cells)
-    offered = set(wanted) & set(defaults.get(setting, ()))
     kept = [cell for cell in whole.cells if getattr(cell, setting) in [*wanted, None]]
-    if offered and any(getattr(cell, setting) for cell in whole.cells):
+    if offered and matters:
         assert list(narrow.cells) == kept
 
 
 @settings(deadline=None, max_examples=40)
 @given(CONFIGS, st.fixed_dictionaries({}, optional={setting: some(setting) for setting in POOL}))
 def test_every_cell_has_what_was_asked_for(config: Any, overrides: dict[str, list[Any]]) -> None:
-    defaults, blocks = config
-    grid = made(defaults, *blocks, **overrides)
+    """Or the config has some of it and not the rest, and nothing runs."""
+    try:
+        grid = made(config[0], *config[1], **overrides)
+    except BenchError as error:
+        assert " here, but not " in error.what
+        return
     assert grid.cells
-    for cell in grid.cells:
-        has = methods.get(cell.method).parameters
-        for setting, wanted in overrides.items():
-            if setting in has or setting not in {"rank", "a", "b", "targets"}:
-                assert getattr(cell, setting) in wanted
+    for setting, wanted in overrides.items():
+        has = [c for c in grid.cells if setting in methods.get(c.method).parameters or setting not in SIZES]
+        assert {getattr(cell, setting) for cell in has} in (set(wanted), set())
 
 
 @settings(deadline=None, max_examples=40)

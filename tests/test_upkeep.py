@@ -99,6 +99,18 @@ def test_choose_prints_blocks_that_a_config_takes(folder: Callable[..., Path], t
     assert "chosen: 2 cells" in out
 
 
+@pytest.mark.parametrize(("device", "precision", "hints"), [
+    ("NVIDIA H200", "float32", True), ("NVIDIA H200", "bf16", False), ("cpu, any", "float32", False),
+])  # fmt: skip
+def test_a_plan_in_float32_says_what_is_faster_on_a_gpu(
+    device: str, precision: str, hints: bool, tmp_path: Path
+) -> None:
+    chosen = ["--preset", "smoke", "--results", tmp_path / "new", "--precision", precision]
+    code, out = invoke("plan", *chosen, "--device", device)
+    assert code == 0
+    assert ("--precision bf16" in out) == hints
+
+
 def test_an_archive_is_read_as_the_files_were(folder: Callable[..., Path]) -> None:
     results = folder(record(1e-3, 0.6), record(2e-3, 0.7))
     before = read_records(results)

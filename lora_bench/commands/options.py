@@ -51,7 +51,7 @@ class Selection:
     batch_size: Annotated[list[int] | None, _grid("Batch size (default: 32).")] = None
     max_length: Annotated[list[int] | None, _grid("Tokens a sequence at most (default: 128).")] = None
     alpha: Annotated[list[float] | None, _grid("The update is scaled by alpha / r (default: 16).")] = None
-    precision: Annotated[list[str] | None, _grid("float32, bf16 or float64 (default: float32).")] = None
+    precision: Annotated[list[str] | None, _grid("float32, bf16 (fast on a GPU) or float64 (default: float32).")] = None
     model: Annotated[
         list[str] | None, _grid("Hub id, directory, or `sample` (bundled) (default: FacebookAI/roberta-base).")
     ] = None

@@ -38,8 +38,14 @@ def opening(plan: Plan, where: str, device: str) -> Text:
     there = f", {cells - todo} there already" if cells > todo else ""
     return Text(
         f"{plan.grid.name}: {cells} cells{there}; {todo} to train in {len(plan.packs)} packs on {device}\n"
-        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {clean(where)}"
+        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {clean(where)}{_hint(plan, device)}"
     )
+
+
+def _hint(plan: Plan, device: str) -> str:
+    """That a GPU has a faster precision."""
+    slow = not device.startswith("cpu") and any(cell.precision == "float32" for cell in plan.todo)
+    return "\n  in float32; a GPU is many times as fast with --precision bf16" if slow else ""
 
 
 def cost(plan: Plan) -> str:

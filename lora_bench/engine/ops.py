@@ -105,8 +105,9 @@ def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
 
 
 def takes(mixed: Tensor, windows: Windows) -> bool:
-    """Whether the attention kernels take these sizes."""
-    return windows.width <= 128 and mixed.shape[-1] // (3 * windows.heads) in (16, 32, 64, 128)
+    """Whether the attention kernels take this. float32's exact products have no tensor cores: cuBLAS does them."""
+    sizes = windows.width <= 128 and mixed.shape[-1] // (3 * windows.heads) in (16, 32, 64, 128)
+    return sizes and mixed.dtype == torch.bfloat16
 
 
 def _heads(mixed: Tensor, windows: Windows, parts: int = 3) -> tuple[Tensor, ...]:

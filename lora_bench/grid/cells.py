@@ -2,8 +2,8 @@
 
 `expand` takes a config and the command line's overrides. An override narrows what the config offers: blocks keep the
 values that were asked for, and a block that has none of them is dropped. Where no block has any of them, the override
-replaces the setting everywhere; where blocks have some and none has the others, it is refused. Task and method narrow
-first, so that a value given by task or in one method's block counts only where that task and method are still there.
+replaces the setting everywhere. A value that ends up in no block while others of its setting do is refused. Task and
+method narrow first, so that a value given by task or in one method's block counts only where they are still there.
 """
 
 from __future__ import annotations
@@ -96,15 +96,12 @@ def select(config: Config, overrides: Overrides) -> list[Atom]:
     for setting in SETTINGS:
         if setting not in ("task", "method"):
             atoms = _narrowed(atoms, setting, wanted)
+    _refuse_lost(atoms, wanted)
     return atoms
 
 
 def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice]) -> list[BlockT]:
-    """Narrow where some block has the values; override everywhere where none has any.
-
-    Raises:
-        BenchError: some of the values are in blocks, others in none.
-    """
+    """Narrow where some block has some of the values; else override everywhere."""
     wanted = overrides.get(setting)
     if wanted is None:
         return blocks
@@ -114,14 +111,21 @@ def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice
         kept.append({**block, setting: values})
     if not any(setting in block and new[setting] for block, new in zip(blocks, kept, strict=True)):
         return [{**block, setting: wanted} for block in blocks]
-    absent = [value for value in wanted if not any(value in new[setting] for new in kept)]
-    if absent:
-        offered = [value for value in wanted if value not in absent]
-        raise BenchError(
-            f"{setting}: the config has {_listed(offered)}, but not {_listed(absent)}.",
-            "Give only values that it has, or only others: those replace its own.",
-        )
     return [block for block in kept if block[setting]]
+
+
+def _refuse_lost(atoms: Sequence[Atom], overrides: Mapping[str, Choice]) -> None:
+    """An error if a value that was asked for is in no block, while others of its setting are."""
+    for setting, wanted in overrides.items():
+        lacking = [atom for atom in atoms if setting in _PARAMETERS - methods.get(str(atom["method"][0])).parameters]
+        offered = {value for atom in atoms if atom not in lacking for value in atom[setting]}
+        lost = [value for value in wanted if value not in offered]
+        if lost and offered:
+            found = [value for value in wanted if value in offered]
+            raise BenchError(
+                f"{setting}: the config has {_listed(found)} here, but not {_listed(lost)}.",
+                "Leave them out, or give only values that it does not have: those replace its own.",
+            )
 
 
 def _listed(values: Iterable[object]) -> str:
