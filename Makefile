@@ -29,7 +29,7 @@ paper: $(STAMP)  ## the LoRA-Mini grid on roberta-base (a GPU and the Hub, or --
 	$(BIN)/lora-bench report --results results/paper
 
 test: $(STAMP)  ## all tests, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .
