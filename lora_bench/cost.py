@@ -251,9 +251,8 @@ class Estimate:
 
 
 def _window(cell: Cell, mean: float, spread: float) -> int:
-    """A power of two that holds nearly all sequences, as `engine.windows` takes it."""
-    longest = min(cell.max_length, mean * (1 + 2 * spread))
-    return int(2 ** max(5, math.ceil(math.log2(longest))))
+    """The windows' size if they hold nearly all sequences."""
+    return load.window_size(math.ceil(min(cell.max_length, mean * (1 + 2 * spread))))
 
 
 def _known(cell: Cell) -> bool:

@@ -81,6 +81,11 @@ def geometry(model: str) -> Geometry | None:
     return sizes if all(0 < size < 2**31 for size in vars(sizes).values()) else None
 
 
+def window_size(longest: int) -> int:
+    """W for sequences of at most `longest` tokens: the next power of two, at least 32."""
+    return max(32, 1 << (longest - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class Adapters:
     """The adapters of a pack. Where nothing else is said, values of all cells and layers."""

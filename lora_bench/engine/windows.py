@@ -17,17 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_bench.load import window_size
+
 if TYPE_CHECKING:
     from lora_bench.data.tokens import TokenTable
 
 Ints = NDArray[np.int64]
 CHUNK = 512
 USUAL = 0.98  # of all sequences: so about half of all batches of 32 have none that is longer
-
-
-def window_size(longest: int) -> int:
-    """W for sequences of at most `longest` tokens: the next power of two, at least 32."""
-    return max(32, 1 << (longest - 1).bit_length())
 
 
 def first_fit(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
