@@ -1,6 +1,6 @@
 """GPU kernels (Triton) for the operations of `ops`: each reads its inputs once and writes its outputs once.
 
-Reductions and softmax are in float32 whatever the type of the tensors. Matrix products of float32 are IEEE, not TF32.
+Reductions and softmax are in float32 whatever the type of the tensors. Attention is for bfloat16 alone (`ops.takes`).
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def _row(size: int) -> dict[str, Any]:
 
 
 @triton.jit
-def _weights(query, key, own, others, scale, EXACT: tl.constexpr):
+def _weights(query, key, own, others, scale):
     """Softmax over the slots of the same segment, `[M, W]` in float32."""
-    scores = tl.dot(query, tl.trans(key), input_precision=EXACT) * scale
+    scores = tl.dot(query, tl.trans(key)) * scale
     scores = tl.where(own[:, None] == others[None, :], scores, float("-inf"))
     grown = tl.exp(scores - tl.max(scores, 1)[:, None])
     return grown / tl.sum(grown, 1)[:, None]
@@ -126,7 +126,7 @@ def _weights(query, key, own, others, scale, EXACT: tl.constexpr):
 @triton.jit
 def _attention(
     mixed, segments, keep, out, slots, heads, keep_window, scale, keep_scale,
-    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr, EXACT: tl.constexpr,
+    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     head, cell = tl.program_id(0), tl.program_id(2).to(tl.int64)
     window, block = tl.program_id(1) // (W // M), tl.program_id(1) % (W // M)
@@ -138,18 +138,18 @@ def _attention(
     key = tl.load(mixed + place + size)
     value = tl.load(mixed + place + 2 * size)
     own, others = tl.load(segments + window * W + mine), tl.load(segments + window * W + slot)
-    weights = _weights(query, key, own, others, scale, EXACT)
+    weights = _weights(query, key, own, others, scale)
     if DROPS:
         kept = tl.load(keep + window * keep_window + head * W * W + mine[:, None] * W + slot[None, :])
         weights = tl.where(kept != 0, weights * keep_scale, 0.0)
-    result = tl.dot(weights.to(value.dtype), value, input_precision=EXACT)
+    result = tl.dot(weights.to(value.dtype), value)
     tl.store(out + (first + mine)[:, None] * size + head * D + column[None, :], result.to(out.dtype.element_ty))
 
 
 @triton.jit
 def _attention_backward(
     gradient, mixed, segments, keep, out, slots, heads, keep_window, scale, keep_scale,
-    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr, EXACT: tl.constexpr,
+    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     head, window, cell = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     size = heads * D
@@ -166,18 +166,18 @@ def _attention_backward(
         here = (first + mine)[:, None] * (3 * size) + head * D + column[None, :]
         query = tl.load(mixed + here)
         above = tl.load(gradient + (first + mine)[:, None] * size + head * D + column[None, :])
-        weights = _weights(query, key, tl.load(segments + window * W + mine), others, scale, EXACT)
-        by_weight = tl.dot(above, tl.trans(value), input_precision=EXACT)
+        weights = _weights(query, key, tl.load(segments + window * W + mine), others, scale)
+        by_weight = tl.dot(above, tl.trans(value))
         dropped = weights
         if DROPS:
             kept = tl.load(keep + window * keep_window + head * W * W + mine[:, None] * W + slot[None, :])
             dropped = tl.where(kept != 0, weights * keep_scale, 0.0)
             by_weight = tl.where(kept != 0, by_weight * keep_scale, 0.0)
-        by_value += tl.dot(tl.trans(dropped.to(above.dtype)), above, input_precision=EXACT)
+        by_value += tl.dot(tl.trans(dropped.to(above.dtype)), above)
         by_score = weights * (by_weight - tl.sum(by_weight * weights, 1)[:, None]) * scale
         by_score = by_score.to(query.dtype)
-        tl.store(out + here, tl.dot(by_score, key, input_precision=EXACT).to(out.dtype.element_ty))
-        by_key += tl.dot(tl.trans(by_score), query, input_precision=EXACT)
+        tl.store(out + here, tl.dot(by_score, key).to(out.dtype.element_ty))
+        by_key += tl.dot(tl.trans(by_score), query)
     tl.store(out + place + size, by_key.to(out.dtype.element_ty))
     tl.store(out + place + 2 * size, by_value.to(out.dtype.element_ty))
 
@@ -217,11 +217,10 @@ def _scaled(windows: Windows, keep: Keep | None) -> tuple[int, float, float]:
 
 def _attending(mixed: Tensor, windows: Windows, keep: Keep | None, block: int) -> dict[str, Any]:
     """How a kernel is compiled; blocks of `block` queries were the fastest on an H200."""
-    exact, block = mixed.dtype == torch.float32, min(windows.width, block)
+    block = min(windows.width, block)
     return {
         "W": windows.width, "M": block, "D": mixed.shape[-1] // (3 * windows.heads),
-        "DROPS": keep is not None, "EXACT": "ieee" if exact else "tf32",
-        "num_warps": 8 if block > 64 or exact else 4,
+        "DROPS": keep is not None, "num_warps": 8 if block > 64 else 4,
     }  # fmt: skip
 
 

@@ -252,7 +252,7 @@ class Trainer:
         budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
         found = np.empty((len(self.pack.cells), len(table)))
         parts = []
-        for batch in table.batches(table.by_length(budget)):
+        for batch in table.evaluated(budget):
             parts.append((batch.rows, _decide(self.pack.logits(batch), self.task.is_regression)))
             if self._pausing():
                 raise PausedError

@@ -118,6 +118,7 @@ class Table:
         self.lengths: Ints = np.diff(self.offsets)
         self.usual = window_size(int(np.quantile(self.lengths, USUAL)))
         self.device = device
+        self._evaluated: dict[int, list[Batch]] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -179,17 +180,30 @@ class Table:
             )  # fmt: skip
             done, placed = done + size, placed + form.rows
 
-    def by_length(self, budget: int) -> list[Ints]:
-        """All rows in order of length, cut into groups of one row or of windows with at most `budget` slots in all."""
-        order = np.argsort(self.lengths, kind="stable")
-        cuts, begin = [], 0
-        for place, length in enumerate(self.lengths[order].tolist()):
-            width = max(self.usual, window_size(length))
-            windows = -(-(place + 1 - begin) // (width // length))  # no group of rows up to this length needs more
-            if windows * width > budget and place > begin:
-                cuts.append(place)
-                begin = place
-        return np.split(order, cuts)
+    def evaluated(self, budget: int) -> list[Batch]:
+        """All rows in batches of one row or of at most `budget` slots. They are kept: every epoch evaluates on them."""
+        if budget not in self._evaluated:
+            self._evaluated = {budget: list(self.batches(self.groups(budget)))}
+        return self._evaluated[budget]
+
+    def groups(self, budget: int) -> list[Ints]:
+        """The rows of these batches. Those that need wider windows than most come last, by themselves."""
+        widths = np.array([max(self.usual, window_size(length)) for length in self.lengths.tolist()])
+        order = np.argsort(widths, kind="stable")
+        groups = []
+        for alike in np.split(order, np.flatnonzero(np.diff(widths[order])) + 1):
+            while len(alike):
+                count = self._fitting(alike, budget)
+                groups.append(alike[:count])
+                alike = alike[count:]
+        return groups
+
+    def _fitting(self, rows: Ints, budget: int) -> int:
+        """How many of the rows, in this order, need at most `budget` slots; at least one."""
+        count = max(1, int(np.searchsorted(np.cumsum(self.lengths[rows]), budget, "right")))
+        while count > 1 and self.layout(rows[:count]).form.slots > budget:
+            count = count * 31 // 32
+        return count
 
 
 @lru_cache(maxsize=64)

@@ -108,21 +108,25 @@ def test_the_layout_depends_on_the_batch_alone() -> None:
 
 
 @given(LENGTHS, st.integers(0, 200))
-def test_by_length_partitions_the_rows(lengths: list[int], budget: int) -> None:
+def test_what_is_evaluated_is_every_row_once(lengths: list[int], budget: int) -> None:
     one = Table(made(lengths), CPU, PAD_ID)
-    groups = one.by_length(budget)
-    order = np.concatenate(groups)
-    assert sorted(order.tolist()) == list(range(len(lengths)))
-    assert (np.diff(one.lengths[order]) >= 0).all()
-    assert all(len(group) for group in groups)
+    batches = one.evaluated(budget)
+    assert sorted(row for batch in batches for row in batch.rows.tolist()) == list(range(len(lengths)))
+    assert all(len(batch.rows) for batch in batches)
+    assert one.evaluated(budget) is batches
 
 
 @given(LENGTHS, st.integers(1, 600))
-def test_by_length_keeps_to_the_budget(lengths: list[int], budget: int) -> None:
-    """A group's windows have at most `budget` slots, padding counted, unless it is one sequence."""
+def test_evaluated_batches_keep_to_the_budget(lengths: list[int], budget: int) -> None:
+    """A batch's windows have at most `budget` slots, padding counted, unless it is one sequence."""
     one = Table(made(lengths), CPU, PAD_ID)
-    for group in one.by_length(budget):
-        assert one.layout(group).form.slots <= budget or len(group) == 1
+    for batch in one.evaluated(budget):
+        assert batch.slots.shape[1] <= budget or len(batch.rows) == 1
+
+
+def test_a_long_row_widens_no_other_rows_windows() -> None:
+    one = Table(made([*[20] * 99, 100]), CPU, PAD_ID)
+    assert [(batch.width, len(batch.rows)) for batch in one.evaluated(10**6)] == [(32, 99), (128, 1)]
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
