@@ -142,12 +142,11 @@ class Load:
         standing = weights * self.item + self.values * 20 + EXACT * (own.frozen + load.based(own.bases | kept, model))
         tape = model.layers * (6 * model.hidden + model.inner) + own.kept + own.inner
         tape += model.layers * 2 * model.hidden if own.adapted > model.layers * 6 * model.hidden else 0
-        tape += 3 * model.hidden + (3 if own.dressed else 1) * model.inner
-        attended = 0 if self.item == load.ITEM["bf16"] else model.heads * self.window  # in a layer
-        tape += (model.layers + 3) * attended
+        attended = 0 if self.item == load.ITEM["bf16"] else model.heads * self.window  # in a layer, but the last
+        tape += (model.layers - 1) * attended
+        tape += max(3 * model.hidden + (3 if own.dressed else 1) * model.inner, 3 * attended)
         training = self.largest * self.cells * tape + 2 * own.operands
-        layer = 9 * model.hidden + 2 * model.inner + (own.kept + own.inner) / model.layers
-        layer += 3 * attended
+        layer = 9 * model.hidden + max(2 * model.inner, 3 * attended) + (own.kept + own.inner) / model.layers
         evaluated = min(self.eval_slots * self.cells, load.EVAL_SLOTS["cuda"])
         return WORKSPACE + standing + self.item * max(training, evaluated * layer + own.operands, 4 * own.operands)
 
