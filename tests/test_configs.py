@@ -17,7 +17,7 @@ from lora_bench.grid.config import find_preset, load, presets
 
 SOURCES = Sources(lambda location: location, lambda location, task: location)
 NAMES = ["lora", "paper", "quick", "smoke", "xs"]
-OURS = ["minilm", "minilm-sweep"]  # no setting of theirs is a paper's
+OURS = ["minilm", "minilm-rates", "minilm-sweep"]  # no setting of theirs is a paper's
 
 
 def shipped(name: str) -> Grid:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -16,10 +19,11 @@ from lora_bench.grid.config import find_preset, load
 from lora_bench.report.content import gather
 from lora_bench.report.render import csv_table
 from lora_bench.report.text import stems
-from lora_bench.store import Loaded, read_records, write_csv
+from lora_bench.store import Loaded, Record, read_records, write_csv
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob(f"*/{archive.NAME}"))
+AVERAGED = ("cola", "sst2", "mrpc", "stsb")
 SOURCES = Sources(lambda location: location, lambda location, task: location)
 over_folders = pytest.mark.parametrize("name", FOLDERS)
 
@@ -54,7 +58,7 @@ def near(text: str) -> object:
 
 
 def test_there_are_results() -> None:
-    assert FOLDERS == ["minilm", "minilm-sweep"]
+    assert FOLDERS == ["minilm", "minilm-rates", "minilm-sweep"]
 
 
 @over_folders
@@ -63,7 +67,9 @@ def test_ids_follow_from_settings_and_none_is_there_twice(name: str) -> None:
     assert found.broken == ()
     assert len(archive.lines(RESULTS / name)) == len(found.records) == len({record.id for record in found.records})
     assert len({(record.cell.model, record.protocol.select) for record in found.records}) == 1
-    assert len({(record.cell.task, record.cell.data) for record in found.records}) == 6
+    assert len({(record.cell.task, record.cell.data) for record in found.records}) == (
+        4 if name == "minilm-rates" else 6
+    )
 
 
 @over_folders
@@ -108,5 +114,52 @@ def test_the_rates_are_those_that_the_search_chose() -> None:
 
 
 def test_the_search_used_other_seeds() -> None:
-    seeds = [{record.cell.seed for record in loaded(name).records} for name in FOLDERS]
-    assert seeds[0].isdisjoint(seeds[1])
+    seeds = {name: {record.cell.seed for record in loaded(name).records} for name in FOLDERS}
+    assert seeds["minilm"].isdisjoint(seeds["minilm-sweep"])
+    assert seeds["minilm"] == seeds["minilm-rates"]
+
+
+def averages(records: Iterable[Record], rates: Mapping[str, float] | None = None) -> list[float]:
+    """By seed, the mean score ×100 over the four tasks of `minilm-rates`, at these rates."""
+    own = [r for r in records if r.cell.task in AVERAGED and (rates is None or r.cell.lr == rates[r.cell.task])]
+    by_seed = {record.cell.seed: [r.score for r in own if r.cell.seed == record.cell.seed] for record in own}
+    assert {len(scores) for scores in by_seed.values()} == {len(AVERAGED)}
+    return [100 * fmean(score or 0 for score in by_seed[seed]) for seed in sorted(by_seed)]
+
+
+def readme() -> str:
+    return (RESULTS / "minilm" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_averages_are_those_of_the_records() -> None:
+    """All rows of the table of findings that name a method, and no more than a rank, a and b."""
+    rows = re.findall(
+        r"\| `([\w-]+)`(?: r=(\d+))?(?:, a = b = (\d+))? \|(?:[^|\n]*\|){6} ([\d.]+) \|[^|\n]*\|\n", readme()
+    )
+    assert len(rows) > 15
+    for method, rank, size, average in rows:
+        named = (
+            {"method": method}
+            | ({"rank": int(rank)} if rank else {})
+            | ({"a": int(size), "b": int(size)} if size else {})
+        )
+        own = [record for record in loaded("minilm").records if record.cell.model_dump().items() >= named.items()]
+        dense = [record for record in own if record.cell.targets in (None, "attention+dense")]
+        assert f"{fmean(averages(dense)):.1f}" == average, named
+
+
+def test_the_readmes_table_of_rates_is_that_of_the_records() -> None:
+    """The setting's average at the grid's rates, then at those that these seeds' held-out rows choose."""
+    rates: dict[choose.Point, dict[str, float]] = {}
+    for choice in choose.choices(loaded("minilm-rates").records):
+        rates.setdefault(choice.point, {})[choice.task] = choice.lr
+    for point, chosen in rates.items():
+        name = f"`{point.method}` r={point.rank}" + (f", a = b = {point.a}" if point.a else "")
+        told = re.search(rf"\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) \| [^|]* \| [^|]* \|\n", readme())
+        grid, tried = (
+            [r for r in loaded(folder).records if r.cell.model_dump().items() >= point._asdict().items()]
+            for folder in ("minilm", "minilm-rates")
+        )
+        means = fmean(averages(grid)), fmean(averages(tried, chosen))
+        assert told is not None, name
+        assert told.groups() == tuple(f"{mean:.1f}" for mean in means), name

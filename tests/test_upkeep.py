@@ -63,6 +63,13 @@ def test_a_rate_at_which_a_seed_diverged_is_worst_and_of_equal_ones_the_lowest_c
     assert choice.lr == 2e-3
 
 
+def test_rounding_of_a_mean_decides_no_tie() -> None:
+    low, high = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1 + 2**-54]
+    made = [record(lr, each, seed) for lr, own in ((1e-3, low), (2e-3, high)) for seed, each in enumerate(own)]
+    (choice,) = choose.choices(made)
+    assert choice.lr == 1e-3
+
+
 def test_ranks_take_the_rate_of_the_nearest_one_searched() -> None:
     searched = [record(1e-3, 0.6, rank=4), record(2e-3, 0.6, rank=32), record(5e-3, 0.6, method="head", rank=None)]
     blocks = choose.blocks(choose.choices(searched), (2, 8, 16, 64))

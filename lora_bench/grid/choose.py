@@ -77,7 +77,7 @@ def _place(point: Point) -> tuple[object, ...]:
 
 def _best(point: Point, task: str, rates: Mapping[float, Sequence[float]]) -> Choice:
     means = {lr: fmean(rates[lr]) for lr in sorted(rates)}
-    lr = max(means, key=lambda rate: means[rate])
+    lr = max(means, key=lambda rate: round(means[rate], 12))  # a sum's order decides no tie
     return Choice(point, task, lr, means[lr], len(rates[lr]), tuple(means))
 
 
