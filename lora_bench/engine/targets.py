@@ -42,11 +42,10 @@ def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
     chosen = [name for name in inside if any(_matches(name, ending) for ending in endings)]
     unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in inside)]
     if unmatched or not chosen:
-        candidates = {within_layer(name) or name for name in inside} | {"attention", "attention+dense", "qv", "kv+ffn"}
-        raise BenchError(
-            f"--targets '{unmatched[0] if unmatched else targets}' matches no weight of this model.",
-            f"{nearest(unmatched[0] if unmatched else targets, candidates)} It has: {', '.join(sorted(candidates))}.",
-        )
+        own = {within_layer(name) or name for name in inside}
+        candidates = own | {name.rsplit(".", 1)[-1] for name in own} | {"attention", "attention+dense", "qv", "kv+ffn"}
+        wrong = unmatched[0] if unmatched else targets
+        raise BenchError(f"--targets '{wrong}' matches no weight of this model.", nearest(wrong, candidates))
     return tuple(chosen)
 
 

@@ -16,6 +16,7 @@ from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.targets import resolve
 from lora_bench.engine.trainer import Split
 from lora_bench.engine.windows import Table
 from lora_bench.errors import MISSING, BenchError
@@ -50,7 +51,8 @@ class Loader:
         """The cell's encoder on the device.
 
         Raises:
-            BenchError: exit code 3 if it is missing, or none that is trained here.
+            BenchError: exit code 3 if it is missing, or none that is trained here; 2 if targets of the plan match none
+                of its weights: before anything trains on it.
         """
         trains = methods.get(cell.method).trains_backbone
         key = (cell.model, cell.precision, trains and cell.precision == "bf16")
@@ -61,6 +63,10 @@ class Loader:
             local = self._local_only(where)
             with hub.hub_mode(local):
                 loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
+            for targets in sorted(
+                {each.targets for each in self.plan.todo if each.model == cell.model and each.targets}
+            ):
+                resolve(loaded.linears(), targets)
             self._backbone = key, loaded
             load.geometry.cache_clear()  # a model that has just been downloaded has sizes now
         return self._backbone[1]
