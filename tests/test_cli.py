@@ -93,7 +93,6 @@ def test_without_a_network_it_ends_soon_and_says_the_ways_out(tmp_path: Path) ->
         (("run", "--preset", "smoke", "--rank", "0"), 2, "rank"),
         (("run", "--preset", "smoke", "--set", "ranks=3"), 2, "rank"),
         (("run", "--preset", "smoke", "--pack", "many"), 2, "--pack"),
-        (("run", "--preset", "smoke", "--targets", "querry"), 2, "Did you mean 'query'?"),
         (("run", "--task", "sst2", "--method", "lora", "--model", "./nowhere"), 3, "./nowhere"),
         (("run", "--preset", "smoke", "--data-dir", "nowhere"), 3, "nowhere"),
         (("run", "--preset", "smoke", "--device", "cuda:9"), 3, "CUDA"),

@@ -77,6 +77,11 @@ def test_targets_that_match_nothing_name_the_candidates(method: str, load: Load)
         assert candidate in str(caught.value)
 
 
+def test_targets_misspelt_are_told_the_nearest(load: Load) -> None:
+    with pytest.raises(BenchError, match=r"Did you mean 'query'\?"):
+        Pack([cell_of("lora", targets="querry")], load("float32"), 2)
+
+
 @pytest.mark.parametrize("targets", ["query,nothing", "classifier", ""])
 def test_every_target_must_match(targets: str, load: Load) -> None:
     with pytest.raises(BenchError, match="matches no weight"):
