@@ -55,10 +55,10 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def complain(error: BenchError) -> None:
-    """Print an error: what, and how to mend it."""
+    """Print an error: what, and how to fix it."""
     console = _console(stderr=True)
     console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
-    console.print(Text(error.mend), soft_wrap=True)
+    console.print(Text(error.hint), soft_wrap=True)
 
 
 def told(command: Callable[..., Iterator[str]]) -> Callable[..., None]:

@@ -61,8 +61,8 @@ def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
     except (ValidationError, OSError):
         table = {"": {"": {}}}
     if not all(each.keys() >= NEEDED for device in table.values() for each in device.values()):
-        mend = "Delete it, then measure again: lora-bench bench --calibrate."
-        raise BenchError(f"'{own}' is not what `bench --calibrate` wrote.", mend, MISSING)
+        hint = "Delete it, then measure again: lora-bench bench --calibrate."
+        raise BenchError(f"'{own}' is not what `bench --calibrate` wrote.", hint, MISSING)
     return table
 
 

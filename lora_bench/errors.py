@@ -1,4 +1,4 @@
-"""The one error that users see: a line that says what, and a line that says how to mend it."""
+"""The one error that users see: a line that says what, and a line that says how to fix it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ DONE, SOME_FAILED, USAGE, MISSING, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class BenchError(Exception):
-    """Something the user can mend, in two printable lines. `code` is the process's exit code (README, "Exit codes")."""
+    """Something the user can fix, in two printable lines. `code` is the process's exit code (README, "Exit codes")."""
 
-    def __init__(self, what: str, mend: str, code: int = USAGE) -> None:
+    def __init__(self, what: str, hint: str, code: int = USAGE) -> None:
         self.what = clean(what)
-        self.mend = clean(mend)
+        self.hint = clean(hint)
         super().__init__(self.what)
         self.code = code
 
     def __str__(self) -> str:
-        return f"{self.what}\n{self.mend}"
+        return f"{self.what}\n{self.hint}"
 
 
 def of_the_system(error: OSError) -> BenchError:

@@ -227,12 +227,12 @@ def test_every_folder_of_modules_is_in_the_wheel() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    assert {path.name: count for path in files() if (count := len(path.read_text().splitlines())) > 300} == {}
+    assert {path.name: count for path in files() if (count := len(path.read_text().splitlines())) > 400} == {}
     long = [
         f"{path.name}:{node.lineno} {node.name}"
         for path in files()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 45
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 60
     ]
     assert long == []
 

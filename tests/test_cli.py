@@ -103,7 +103,7 @@ def test_without_a_network_it_ends_soon_and_says_the_ways_out(tmp_path: Path) ->
     ],
 )
 def test_errors_are_short_and_have_the_right_code(tmp_path: Path, args: tuple[str, ...], code: int, words: str) -> None:
-    """What went wrong and how to mend it, no traceback."""
+    """What went wrong and how to fix it, no traceback."""
     ran = bench(*args, cwd=tmp_path)
     assert ran.returncode == code, ran.stderr + ran.stdout
     assert words in ran.stderr + ran.stdout

@@ -1,4 +1,4 @@
-"""Reading a config or a --set: one line says where and what is wrong, one how to mend it, and nothing else escapes."""
+"""Reading a config or a --set: one line says where and what is wrong, one how to fix it, and nothing else escapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def refused(text: str) -> BenchError:
         parse(text, "grid.yaml")
     assert caught.value.code == USAGE
     assert "\n" not in caught.value.what
-    assert caught.value.mend
+    assert caught.value.hint
     return caught.value
 
 
@@ -103,7 +103,7 @@ def test_one_line_says_where_and_what(text: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mend"),
+    ("text", "hint"),
     [
         ("name: x\ndefalts: {}\n", "Did you mean 'defaults'?"),
         ("name: x\ndefaults: {epoch: 3}\n", "Did you mean 'epochs'?"),
@@ -118,8 +118,8 @@ def test_one_line_says_where_and_what(text: str, what: str) -> None:
         ("name: x\ndefaults: {warmup: 2}\n", "warmup should be less than or equal to 1."),
     ],
 )
-def test_one_line_says_how_to_mend(text: str, mend: str) -> None:
-    assert refused(text).mend.startswith(mend)
+def test_one_line_says_how_to_fix_it(text: str, hint: str) -> None:
+    assert refused(text).hint.startswith(hint)
 
 
 def test_more_than_one_mistake_is_counted() -> None:

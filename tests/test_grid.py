@@ -159,7 +159,7 @@ def test_an_override_of_which_only_some_is_offered_is_refused() -> None:
     with pytest.raises(BenchError) as caught:
         made(RANKS, rank=[8, 64, 128])
     assert caught.value.what == "rank: the config has 8 here, but not 64, 128."
-    assert "Leave them out" in caught.value.mend
+    assert "Leave them out" in caught.value.hint
 
 
 def test_a_value_that_another_override_loses_is_refused() -> None:

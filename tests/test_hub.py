@@ -61,8 +61,8 @@ def refused(offline: bool = False) -> BenchError:
     with pytest.raises(BenchError) as caught:
         hub.read_hub(RTE, offline)
     error = caught.value
-    assert error.code == MISSING and "\n" not in error.what + error.mend
-    assert all(way in error.mend for way in ("--preset smoke", "--model DIR", "--data-dir DIR"))
+    assert error.code == MISSING and "\n" not in error.what + error.hint
+    assert all(way in error.hint for way in ("--preset smoke", "--model DIR", "--data-dir DIR"))
     assert HUB_ID in error.what and "rte" in error.what
     return error
 

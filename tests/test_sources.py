@@ -80,8 +80,8 @@ def refused(call: Callable[[], object], *parts: str) -> BenchError:
         call()
     error = caught.value
     assert error.code == MISSING
-    assert "\n" not in error.what + error.mend
-    assert all(part in error.what + " " + error.mend for part in parts), str(error)
+    assert "\n" not in error.what + error.hint
+    assert all(part in error.what + " " + error.hint for part in parts), str(error)
     return error
 
 

@@ -103,7 +103,7 @@ def test_a_newer_record_is_refused_for_its_own_cell_alone(tmp_path: Path) -> Non
     with pytest.raises(BenchError, match=r"was written by a newer lora-bench \(schema 3\)\.") as caught:
         loaded.refuse_newer({"another", path.stem})
     assert caught.value.code == MISSING
-    assert "Upgrade" in caught.value.mend
+    assert "Upgrade" in caught.value.hint
 
 
 def test_the_folders_are_made_and_made_again(tmp_path: Path) -> None:

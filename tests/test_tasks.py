@@ -67,7 +67,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
     with pytest.raises(BenchError, match="Unknown task 'sst-2'") as caught:
         get("sst-2")
     assert caught.value.code == USAGE
-    assert "sst2" in caught.value.mend
+    assert "sst2" in caught.value.hint
 
 
 def test_the_revision_is_a_whole_commit() -> None:

@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.out is not None:
                 store(given.out, device, precision, known)
     except BenchError as error:
-        sys.stderr.write(f"Error: {error.what}\n{error.mend}\n")
+        sys.stderr.write(f"Error: {error.what}\n{error.hint}\n")
         return error.code
     sys.stdout.write(_text(tables))
     return 0

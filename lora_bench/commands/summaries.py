@@ -185,8 +185,8 @@ def runs_table(records: Sequence[Record], results: Path) -> Table:
         BenchError: exit code 4 if there are none.
     """
     if not records:
-        mend = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"
-        raise BenchError(f"There are no records under '{results}'.", mend, NOTHING)
+        hint = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"
+        raise BenchError(f"There are no records under '{results}'.", hint, NOTHING)
     table = Table(title=f"Runs in {clean(str(results))}", title_justify="left")
     names = ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes", "as fp16")
     for name in names:

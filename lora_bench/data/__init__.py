@@ -33,8 +33,8 @@ class DataSource:
         """
         if data_dir is not None:
             if not is_folder(data_dir):
-                mend = f"Expected a folder that holds '{Path('<task>') / 'train.parquet'}' (or .jsonl, or GLUE's .tsv)."
-                raise BenchError(f"The data folder '{data_dir}' does not exist.", mend, MISSING)
+                hint = f"Expected a folder that holds '{Path('<task>') / 'train.parquet'}' (or .jsonl, or GLUE's .tsv)."
+                raise BenchError(f"The data folder '{data_dir}' does not exist.", hint, MISSING)
             return cls("folder", data_dir)
         return cls("sample", DATA) if sample else cls("hub")
 

@@ -56,11 +56,11 @@ def _out_of_reach(offline: bool) -> str:
 
 
 def _no_hub(task: Task, why: str) -> BenchError:
-    mend = (
+    hint = (
         "Try `--preset smoke` (bundled encoder and data), or give local copies: `--model DIR` and "
         "`--data-dir DIR` (a folder <task>/{train,validation}.parquet, .jsonl or GLUE's .tsv)."
     )
-    return BenchError(f"Cannot load {task.name} of {HUB_ID} from the Hugging Face Hub ({why}).", mend, MISSING)
+    return BenchError(f"Cannot load {task.name} of {HUB_ID} from the Hugging Face Hub ({why}).", hint, MISSING)
 
 
 def _from_hub(splits: Mapping[str, Any], task: Task, split: str) -> Raw:

@@ -72,12 +72,12 @@ def find(root: Path, task: Task, split: str) -> Path:
         if path.is_file():
             return path
     expected = root / task.name / f"{split}.parquet"
-    mend = f"Expected '{expected}' (or .jsonl), or GLUE's own '{root / task.tsv.folder / tsv_file(split)}'."
+    hint = f"Expected '{expected}' (or .jsonl), or GLUE's own '{root / task.tsv.folder / tsv_file(split)}'."
     if not root.is_dir():
-        raise BenchError(f"The data folder '{root}' does not exist.", mend, MISSING)
+        raise BenchError(f"The data folder '{root}' does not exist.", hint, MISSING)
     if (root / expected.name).is_file() or (root / tsv_file(split)).is_file():
-        mend = f"--data-dir takes the folder above, which holds one folder a task: '{expected}'."
-    raise BenchError(f"No file of {task.name}'s split '{split}' in the data folder '{root}'.", mend, MISSING)
+        hint = f"--data-dir takes the folder above, which holds one folder a task: '{expected}'."
+    raise BenchError(f"No file of {task.name}'s split '{split}' in the data folder '{root}'.", hint, MISSING)
 
 
 def read(path: Path, task: Task) -> Rows:
@@ -88,8 +88,8 @@ def read(path: Path, task: Task) -> Rows:
     return checked(raw, task)
 
 
-def _broken(what: str, mend: str = _REDO) -> BenchError:
-    return BenchError(what, mend, MISSING)
+def _broken(what: str, hint: str = _REDO) -> BenchError:
+    return BenchError(what, hint, MISSING)
 
 
 def first_line(error: BaseException) -> str:

@@ -212,10 +212,10 @@ def quiet_transformers() -> Iterator[None]:
 
 def unreachable(kind: str, location: str, error: Exception) -> BenchError:
     """The error for something that could not be had, with the three ways out."""
-    mend = "Without a network use --preset smoke, or --model DIR and --data-dir DIR."
+    hint = "Without a network use --preset smoke, or --model DIR and --data-dir DIR."
     if Path(location).is_dir():
-        mend = "Give a directory as transformers saves it: config.json, safetensors weights, the tokenizer's files."
-    return BenchError(f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.", mend, MISSING)
+        hint = "Give a directory as transformers saves it: config.json, safetensors weights, the tokenizer's files."
+    return BenchError(f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.", hint, MISSING)
 
 
 def _position_base(model: PreTrainedModel) -> int:

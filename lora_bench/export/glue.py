@@ -48,8 +48,8 @@ def write(cells: Iterable[Callable[[], Trained]], out: Path, source: Callable[[T
         trained = load()
         made = predictions(trained, source(trained))
         if made.keys() & files.keys():
-            mend = "Give one id a task."
-            raise BenchError(f"Two of the cells are of the task {trained.task.title}.", mend, USAGE)
+            hint = "Give one id a task."
+            raise BenchError(f"Two of the cells are of the task {trained.task.title}.", hint, USAGE)
         files |= made
         sections.append(card.section(trained, ", ".join(made)))
     with whole(out) as folder:

@@ -122,7 +122,7 @@ def _located(*path: str) -> Iterator[None]:
     try:
         yield
     except BenchError as error:
-        context = {"what": error.what, "mend": error.mend, "path": path}
+        context = {"what": error.what, "hint": error.hint, "path": path}
         raise PydanticCustomError("setting", "{what}", context) from None
 
 
@@ -158,7 +158,7 @@ class Config(BaseModel):
 
 
 def parse(text: str, origin: str) -> Config:
-    """The config in a YAML text; a BenchError names `origin`, the line, what is wrong and how to mend it."""
+    """The config in a YAML text; a BenchError names `origin`, the line, what is wrong and how to fix it."""
     data, lines = read_yaml(text, origin)
     if data is None:
         raise BenchError(f"{origin}:1: the file is empty.", "A config begins with `name: …`; see configs/.")
@@ -180,7 +180,7 @@ def _explained(error: ValidationError, origin: str, lines: Lines) -> BenchError:
     if first["type"] == "extra_forbidden":
         return BenchError(f"{where}: unknown key '{path[-1]}'{more}.", nearest(str(path[-1]), Config.model_fields))
     if first["type"] == "setting":
-        return BenchError(f"{where}: {first['msg']}{more}", str(context["mend"]))
+        return BenchError(f"{where}: {first['msg']}{more}", str(context["hint"]))
     field = ".".join(str(part) for part in path)
     if first["type"] == "missing":
         return BenchError(f"{where}: there is no '{field}'{more}.", f"Write `{field}: …`.")

@@ -39,7 +39,7 @@ def get(name: str) -> Recipe:
     if name in _broken:
         raise BenchError(f"The method '{name}' cannot be loaded: {_broken[name]}.", "Mend its package.", MISSING)
     error = unknown("method", name, _recipes)
-    raise BenchError(error.what, f"{error.mend} A method of your own: --include FILE.")
+    raise BenchError(error.what, f"{error.hint} A method of your own: --include FILE.")
 
 
 def origin(name: str) -> str | None:

@@ -21,6 +21,6 @@ def choose_device(wanted: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", wanted):
         raise BenchError(f"'{wanted}' is no device.", "Use --device auto, cpu, cuda or cuda:N.")
     if wanted != "cpu" and int(wanted.partition(":")[2] or 0) >= torch.cuda.device_count():
-        mend = "Use --device cpu; `lora-bench doctor` says more."
-        raise BenchError(f"There is no CUDA device '{wanted}' here.", mend, MISSING)
+        hint = "Use --device cpu; `lora-bench doctor` says more."
+        raise BenchError(f"There is no CUDA device '{wanted}' here.", hint, MISSING)
     return wanted

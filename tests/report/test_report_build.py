@@ -95,8 +95,8 @@ def test_nothing_there(tmp_path: Path, console: Console, folder: str) -> None:
     with pytest.raises(BenchError) as caught:
         build(tmp_path / folder, tmp_path / "out", console)
     assert caught.value.code == NOTHING
-    assert "lora-bench run --preset smoke --results " in caught.value.mend
-    assert (f"{folder}'" if " " in folder else folder) in caught.value.mend
+    assert "lora-bench run --preset smoke --results " in caught.value.hint
+    assert (f"{folder}'" if " " in folder else folder) in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 

@@ -45,7 +45,7 @@ def run(*arguments: str, command: str = "run", **places: str) -> Ended:
 
 
 def is_clear(ended: Ended, code: int, words: str) -> None:
-    """The command ended with this exit code, in two lines: what is wrong, which has these words, and how to mend it."""
+    """The command ended with this exit code, in two lines: what is wrong, which has these words, and how to fix it."""
     lines = ended.errors.strip().splitlines()
     assert (ended.code, len(lines)) == (code, 2), ended
     assert lines[0].startswith("Error: "), lines

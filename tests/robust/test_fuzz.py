@@ -106,7 +106,7 @@ def config_or_error(read: Callable[[], object]) -> None:
     except BenchError as error:
         assert error.code == USAGE
         assert "\n" not in error.what
-        assert error.mend
+        assert error.hint
 
 
 @fuzz
