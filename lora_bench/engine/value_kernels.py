@@ -45,7 +45,7 @@ def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
 @triton.jit
 def _adamw(
     matrix, gradient, first, second, decays, multiples, rate, decay, clip, alive, corrections,
-    values, beta1, beta2, epsilon, DECAYS: tl.constexpr, MULTIPLES: tl.constexpr, BLOCK: tl.constexpr,
+    values, rest1, beta2, rest2, epsilon, DECAYS: tl.constexpr, MULTIPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
     if tl.load(alive + row) != 0:
@@ -54,8 +54,8 @@ def _adamw(
         place = row.to(tl.int64) * values + column
         slope = tl.load(gradient + place, mask=inside, other=0.0) * tl.load(clip + row)
         mean = tl.load(first + place, mask=inside, other=0.0)
-        mean += (slope - mean) * (1 - beta1)
-        square = tl.load(second + place, mask=inside, other=0.0) * beta2 + slope * slope * (1 - beta2)
+        mean += (slope - mean) * rest1
+        square = tl.load(second + place, mask=inside, other=0.0) * beta2 + slope * slope * rest2
         tl.store(first + place, mean, mask=inside)
         tl.store(second + place, square, mask=inside)
         own, step = tl.load(matrix + place, mask=inside, other=0.0), tl.load(rate + row)
@@ -71,9 +71,12 @@ def _adamw(
 
 def adamw(
     own: Block, gradient: Tensor, moments: tuple[Tensor, Tensor],
-    by_row: ByRow, corrections: Tensor, constants: tuple[float, float, float],
+    by_row: ByRow, corrections: Tensor, constants: tuple[float, float, float, float],
 ) -> None:  # fmt: skip
-    """AdamW on a block's float32 `[rows, values]`, in place; a row that is not alive keeps its values."""
+    """AdamW on a block's float32 `[rows, values]`, in place; a row that is not alive keeps its values.
+
+    `constants`: 1 - beta1, beta2, 1 - beta2, epsilon. They become float32, in which 1 - 0.999 would be 1e-5 off.
+    """
     rows, values = own.matrix.shape
     block = 2048
     rate, decay, clip, alive = by_row
