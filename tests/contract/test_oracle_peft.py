@@ -29,8 +29,11 @@ from lora_bench.methods import RECIPES
 from lora_bench.tasks import Task
 
 ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
-# Adam turns the rounding of a near-zero gradient into a step, and rates here are high: float64 is what compares.
-TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # of the largest loss
+# Adam turns the rounding of a near-zero gradient into a step, and rates here are high: float64 is what compares. In
+# float32 the two differ by what rounding does to either, which depends on the machine: peft's own distance from float64
+# is the measure of it.
+TOLERANCE = 1e-9  # of the largest loss, in float64
+FACTOR, FLOOR = 10.0, 16 * torch.finfo(torch.float32).eps  # of peft's distance in float32; where it happens to be small
 SETTINGS: dict[str, Any] = {
     "rank": 4, "alpha": 8.0, "targets": "qv", "lr": 2e-2, "head_lr": 3e-2, "epochs": EPOCHS, "weight_decay": 0.1,
     "warmup": 0.11, "clip": 0.5,
@@ -215,73 +218,61 @@ def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[flo
 
 
 def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> None:
-    """Losses of every step and logits after the last agree with the other model's training."""
+    """Losses of every step and logits after the last agree with the other model's training, in float64."""
     cell = pack.cells[0]
-    tolerance = TOLERANCE[cell.precision]
     theirs = their_losses(model, cell, tokens(task, ROWS))
-    worst = max(abs(one - two) for one, two in zip(ours, theirs, strict=True)) / max(1.0, *theirs)
-    print(f"{cell.method} {task.name} {cell.precision}: largest difference of a loss {worst:.2g} of the largest")
-    assert worst < tolerance
+    worst = farthest(ours, theirs)
+    print(f"{cell.method} {task.name}: largest difference of a loss {worst:.2g} of the largest")
+    assert worst < TOLERANCE
+    torch.testing.assert_close(logits_of(pack, task)[0], their_logits(model, task), rtol=TOLERANCE, atol=10 * TOLERANCE)
+
+
+def farthest(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest difference of a loss, in parts of the largest loss."""
+    return max(abs(one - two) for one, two in zip(ours, theirs, strict=True)) / max(1.0, *theirs)
+
+
+@torch.no_grad()
+def their_logits(model: nn.Module, task: Task) -> Tensor:
+    """`[rows, outputs]` in the table's order."""
     table = tokens(task)
     ids, mask = padded(table, range(len(table)))
-    with torch.no_grad():
-        after = model(input_ids=ids, attention_mask=mask).logits
-    torch.testing.assert_close(logits_of(pack, task)[0], after, rtol=tolerance, atol=10 * tolerance)
+    logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return logits
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [("cola", "float32"), ("stsb", "float32"), ("mnli", "float64"), ("stsb", "float64")]
-)
+@pytest.mark.parametrize("name", ["mnli", "stsb"])
 @pytest.mark.parametrize("method", PEERS)
-def test_method_is_pefts(method: str, name: str, precision: str, calm_folder: Path) -> None:
+def test_method_is_pefts(method: str, name: str, calm_folder: Path) -> None:
     task = tasks.get(name)
-    cell = cell_of(method, name, precision=precision, **SETTINGS | {"targets": PEERS[method].targets})
+    cell = cell_of(method, name, precision="float64", **SETTINGS | {"targets": PEERS[method].targets})
     pack, start, ours = our_run(cell, calm_folder, task)
-    model = peer_of(method, classifier(calm_folder, task, start.head, precision), start.adapter, precision)
+    model = peer_of(method, classifier(calm_folder, task, start.head, "float64"), start.adapter, "float64")
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert trainable == pack.adapter_params(0) + pack.head_params()
     assert_same(pack, ours, model, task)
     state = factors_of(pack)
     for factor, value in peft_factors(model).items():
-        if precision == "float64":
-            ours = in_their_form(state[factor], value)
-            torch.testing.assert_close(ours, value.detach(), rtol=0, atol=1e-7)
+        torch.testing.assert_close(in_their_form(state[factor], value), value.detach(), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["pissa", "olora"])
-def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None:
-    task = tasks.get("cola")
-    backbone = backbones.load(str(calm_folder), torch.device("cpu"), "float32")
-    pack = Pack([cell_of(method, **SETTINGS)], backbone, 2)
-    start, weights = factors_of(pack), backbone.linears()
-    model = classifier(calm_folder, task, pack.state(0).head, "float32")
-    layers = lora_layers(wrapped_by_peft(model, Peer(options={"r": 4, "lora_alpha": 8, "init_lora_weights": method})))
-    assert sorted(layers) == sorted(pack.bank.groups[0].modules)
-    for name, layer in layers.items():
-        a, b = start[f"{name}.A"], start[f"{name}.B"]
-        signs = (a * layer.lora_A["default"].weight).sum(1).sign()  # of a direction, the sign is free
-        torch.testing.assert_close(a, layer.lora_A["default"].weight * signs[:, None], rtol=0, atol=1e-5)
-        torch.testing.assert_close(b, layer.lora_B["default"].weight * signs, rtol=0, atol=1e-5)
-        rest = weights[name].weight - layer.scaling["default"] * b @ a
-        torch.testing.assert_close(rest, layer.get_base_layer().weight, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("method", "names"), [("dora", "m"), ("tinylora", "AB")])
-def test_frozen_or_first_values_are_pefts(method: str, names: str, calm_folder: Path) -> None:
-    backbone = backbones.load(str(calm_folder), torch.device("cpu"), "float32")
-    pack = Pack([cell_of(method, **SETTINGS | {"targets": PEERS[method].targets})], backbone, 2)
-    ours = factors_of(pack)
-    model = classifier(calm_folder, tasks.get("cola"), pack.state(0).head, "float32")
-    theirs = {
-        name: value.detach()
-        for name, value in peft_factors(wrapped_by_peft(model, PEERS[method])).items()
-        if name.rpartition(".")[2] in names
-    }
-    assert len(theirs) == len(names) * len(pack.bank.groups[0].modules)
-    for name, value in theirs.items():
-        own = in_their_form(ours[name], value)
-        alike = own if method == "dora" else own.abs()  # of a direction, the sign is free
-        torch.testing.assert_close(alike, value if method == "dora" else value.abs(), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("name", ["cola", "stsb"])
+@pytest.mark.parametrize("method", PEERS)
+def test_in_float32_it_is_as_near_to_float64_as_peft(method: str, name: str, calm_folder: Path) -> None:
+    task = tasks.get(name)
+    cell = cell_of(method, name, precision="float32", **SETTINGS | {"targets": PEERS[method].targets})
+    pack, start, ours = our_run(cell, calm_folder, task)
+    losses, logits = {}, {}
+    for precision in ("float32", "float64"):
+        model = peer_of(method, classifier(calm_folder, task, start.head, precision), start.adapter, precision)
+        losses[precision] = their_losses(model, cell, tokens(task, ROWS))
+        logits[precision] = their_logits(model, task).double()
+    exact, size = logits["float64"], max(1.0, float(logits["float64"].abs().max()))
+    far = farthest(ours, losses["float64"]), float((logits_of(pack, task)[0] - exact).abs().max()) / size
+    theirs = farthest(losses["float32"], losses["float64"]), float((logits["float32"] - exact).abs().max()) / size
+    print(f"{method} {name}: off by {far[0]:.2g}, {far[1]:.2g}; peft by {theirs[0]:.2g}, {theirs[1]:.2g}")
+    assert far[0] < FACTOR * theirs[0] + FLOOR
+    assert far[1] < FACTOR * theirs[1] + FLOOR
 
 
 @over_tasks
