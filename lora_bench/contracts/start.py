@@ -38,12 +38,12 @@ def _nearly(method: str) -> float:
     """How far step 0 may be from the base model: more where a trained factor starts from small noise."""
     starts = [factor.start for factor in methods.get(method).factors(cell_of(method), SHAPES[0]) if factor.trainable]
     noisy = any(isinstance(start, Normal) and start.std < TINY_START for start in starts)
-    return 1e-4 if noisy else 1e-6
+    return 1e-4 if noisy else 1e-12
 
 
 def _first_logits(method: str, task: str, bench: Workbench) -> Tensor:
-    """An untrained cell's logits, with its head enlarged so that differences show."""
-    pack = Pack([cell_of(method, task)], bench.load("float32"), tasks.get(task).num_outputs)
+    """An untrained cell's logits in float64, with its head enlarged so that differences show."""
+    pack = Pack([cell_of(method, task, precision="float64")], bench.load("float64"), tasks.get(task).num_outputs)
     state = pack.state(0)
     pack.load(0, State(state.adapter, {name: 5 * value for name, value in state.head.items()}))
     return logits_of(pack, tasks.get(task))

@@ -25,6 +25,8 @@ from lora_bench.contracts.kit import (
 )
 from lora_bench.engine import checkpoint
 
+RANK = 1e-10  # a smaller part of the largest singular value is rounding: in float64 what trains is far above it
+
 
 def what_is_frozen_stays(method: str, bench: Workbench) -> None:
     """the encoder and the frozen factors stay to the bit"""
@@ -57,7 +59,7 @@ def it_comes_back_as_it_was_saved(method: str, bench: Workbench) -> None:
         loaded = checkpoint.load(folder, bench.load("float32"))
         require(loaded.cells == (run.cell,), "another cell came back")
         _same_state(run, loaded.state(0).adapter)
-        alike(logits_of(loaded, run.task), logits_of(run.pack, run.task), 1e-7, f"{task}: a logit of what was loaded")
+        alike(logits_of(loaded, run.task), logits_of(run.pack, run.task), 1e-5, f"{task}: a logit of what was loaded")
 
 
 def _same_state(run: Run, adapter: dict[str, Tensor]) -> None:
@@ -125,7 +127,7 @@ def its_change_has_the_rank_it_states(method: str, bench: Workbench) -> None:
         for name, delta in run.pack.deltas(0).items():
             stated = run.recipe.update_rank(run.cell)
             bound = min(delta.shape) if stated is None else stated
-            found = int(torch.linalg.matrix_rank(delta))
+            found = int(torch.linalg.matrix_rank(delta, rtol=RANK))
             require(min(1, bound) <= found <= bound, f"{name}: rank {found}, stated {bound}")
 
 

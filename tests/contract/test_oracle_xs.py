@@ -18,11 +18,14 @@ Matrix = NDArray[np.float64]
 RANK = 4
 MODULES = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
 
-# the authors' 10 rounds leave a randomised basis a little off; with more it nears the exact one, which is ours
-over_rounds = pytest.mark.parametrize(("rounds", "tolerance"), [(10, 1e-3), (60, 1e-8)])
+# The authors' 10 rounds leave a basis that hangs on the random start, as far off as the weight's singular values are
+# close: of these small weights 1e-3 rad, of real ones up to 1.3 (see the method's docstring). With more rounds it nears
+# the exact one, which is ours.
+PUBLISHED, CONVERGED = 10, 60
+TOLERANCE = 1e-8
 
 
-def published(weight: Matrix, rank: int, rounds: int) -> tuple[Matrix, Matrix]:
+def published(weight: Matrix, rank: int, rounds: int = CONVERGED) -> tuple[Matrix, Matrix]:
     """`lora_A` `[rank, in]` and `lora_B` `[out, rank]` of a weight `[out, in]`, as the authors' code makes them."""
     svd = TruncatedSVD(n_components=rank, n_iter=rounds, random_state=42)
     scores = svd.fit_transform(weight.T)  # U S, [in, rank]
@@ -46,14 +49,22 @@ def weights(folder: Path) -> dict[str, Matrix]:
     return {name: plain.get_submodule(name).weight.detach().double().numpy() for name in shapes_in(plain, MODULES)}  # type: ignore[operator]
 
 
-@over_rounds
-def test_bases_span_the_published_subspaces(rounds: int, tolerance: float, load: Load, folder: Path) -> None:
+def test_bases_span_the_published_subspaces(load: Load, folder: Path) -> None:
     _, bases = ours(load)
     for name, weight in weights(folder).items():
-        a, b = published(weight, RANK, rounds)
+        a, b = published(weight, RANK)
         us, v = bases[name]
-        assert subspace_angles(us.T, a.T).max() < tolerance
-        assert subspace_angles(v, b).max() < tolerance
+        assert subspace_angles(us.T, a.T).max() < TOLERANCE
+        assert subspace_angles(v, b).max() < TOLERANCE
+
+
+def test_the_published_rounds_keep_nearly_as_much_of_a_weight(load: Load, folder: Path) -> None:
+    """And never more: no subspace keeps more than the exact one."""
+    _, bases = ours(load)
+    for name, weight in weights(folder).items():
+        a, _ = published(weight, RANK, PUBLISHED)
+        kept = np.square(a).sum() / np.square(bases[name][0]).sum()
+        assert 0.99 < kept < 1 + 1e-12
 
 
 def test_singular_values_stand_on_the_input_side(load: Load, folder: Path) -> None:
@@ -66,8 +77,7 @@ def test_singular_values_stand_on_the_input_side(load: Load, folder: Path) -> No
         np.testing.assert_allclose(np.linalg.norm(us, axis=1), values, rtol=1e-10)
 
 
-@over_rounds
-def test_same_r_same_update_up_to_signs(rounds: int, tolerance: float, load: Load, folder: Path) -> None:
+def test_same_r_same_update_up_to_signs(load: Load, folder: Path) -> None:
     pack, bases = ours(load)
     random = np.random.default_rng(0)
     chosen = {name: random.normal(size=(RANK, RANK)) for name in bases}
@@ -75,11 +85,11 @@ def test_same_r_same_update_up_to_signs(rounds: int, tolerance: float, load: Loa
     pack.load(0, State(state, pack.state(0).head))
     deltas = pack.deltas(0)
     for name, weight in weights(folder).items():
-        a, b = published(weight, RANK, rounds)
+        a, b = published(weight, RANK)
         signs = np.diag(np.sign(np.sum(bases[name][1] * b, axis=0)))
         scaling = 8.0 / RANK
         theirs = scaling * (a.T @ (signs @ chosen[name] @ signs) @ b.T).T  # x A R B, transposed to [out, in]
-        np.testing.assert_allclose(deltas[name].numpy(), theirs, atol=tolerance * np.abs(theirs).max())
+        np.testing.assert_allclose(deltas[name].numpy(), theirs, atol=TOLERANCE * np.abs(theirs).max())
 
 
 def test_r_starts_as_small_noise(load: Load) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import transformers as hf
 from engine_factory import LENGTHS, PACKABLE, PAD, UNPACKABLE, encoder, loaded, saved, table, tokens
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,6 +18,9 @@ from lora_bench.engine.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
 
 REACH = 16  # ModernBERT's local attention, far below the longest sequence
+# Of hidden states of size 1 in float64; in float32 it would depend on the machine's kernels. ModernBERT takes the
+# cosines of its positions in float32 whatever the precision.
+TOLERANCE = {kind: 1e-5 if kind == "modernbert" else 1e-12 for kind in PACKABLE}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +37,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def on_windows(kind: str, folder: Path) -> Backbone:
-    """The encoder, loaded."""
-    return loaded(saved(kind, folder))
+    """The encoder, loaded in float64."""
+    return loaded(saved(kind, folder), "float64")
 
 
 def one_batch(made: Table) -> Batch:
@@ -43,9 +47,9 @@ def one_batch(made: Table) -> Batch:
 
 
 @torch.no_grad()
-def own(kind: str, made: Table, types: bool) -> list[Tensor]:
-    """The hidden states of every sequence in the model's own padded forward."""
-    model = encoder(kind).train(False)
+def own(path: Path, made: Table, types: bool) -> list[Tensor]:
+    """The hidden states of every sequence in the model's own padded forward, in float64."""
+    model = hf.AutoModel.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
     parts = made.flat[0, :-1].split(made.lengths.tolist())
     ids = pad_sequence(list(parts), batch_first=True, padding_value=PAD)
     mask = (torch.arange(ids.shape[1]) < torch.from_numpy(made.lengths)[:, None]).long()
@@ -65,41 +69,39 @@ def windowed(backbone: Backbone, batch: Batch, cells: int = 1) -> list[Tensor]:
     return [hidden[:, batch.segments == segment] for segment in range(len(batch.first))]
 
 
-def test_windows_give_the_models_own_numbers(kind: str, on_windows: Backbone) -> None:
+def test_windows_give_the_models_own_numbers(kind: str, on_windows: Backbone, folder: Path) -> None:
     made = table(tokens(LENGTHS))
     batch = one_batch(made)
     assert batch.width == 256
     assert batch.ids.shape == (512,)
     types = on_windows.takes_types
     assert types == (kind in ("bert", "electra"))
-    expected = own(kind, made, types)
+    expected = own(folder / kind, made, types)
     worst = max(
         float((rows[0] - wanted).abs().max())
         for rows, wanted in zip(windowed(on_windows, batch), expected, strict=True)
     )
-    assert worst < 1e-5
+    assert worst < TOLERANCE[kind]
     assert float(torch.cat(expected).std()) > 0.1
 
 
-def test_cells_are_rows_that_are_all_alike(on_windows: Backbone) -> None:
+def test_cells_are_rows_that_are_all_alike(kind: str, on_windows: Backbone) -> None:
     batch = one_batch(table(tokens(LENGTHS[:4])))
     single = torch.cat(windowed(on_windows, batch), dim=1)
     triple = torch.cat(windowed(on_windows, batch, 3), dim=1)
     assert triple.shape[0] == 3
-    assert torch.equal(triple[0], triple[1])
-    assert torch.equal(triple[0], triple[2])
-    assert (triple[:1] - single).abs().max() < 1e-5
+    assert (triple - single).abs().max() < TOLERANCE[kind]
 
 
-def test_company_in_a_window_changes_nothing(on_windows: Backbone) -> None:
+def test_company_in_a_window_changes_nothing(kind: str, on_windows: Backbone) -> None:
     rows = tokens(LENGTHS)
     together = windowed(on_windows, one_batch(table(rows)))
     for place in (0, 3, 8):
         (alone,) = windowed(on_windows, one_batch(table(rows.take(torch.tensor([place]).numpy()))))
-        assert (alone - together[place]).abs().max() < 1e-5
+        assert (alone - together[place]).abs().max() < TOLERANCE[kind]
 
 
-def test_dropout_is_drawn_from_the_stream_alone(on_windows: Backbone) -> None:
+def test_dropout_is_drawn_from_the_stream_alone(kind: str, on_windows: Backbone) -> None:
     batch, stream = one_batch(table(tokens(LENGTHS[:3]))), torch.Generator()
     with torch.no_grad():
         masks = on_windows.masks(batch.shape)
@@ -109,7 +111,7 @@ def test_dropout_is_drawn_from_the_stream_alone(on_windows: Backbone) -> None:
         other = on_windows.encode(batch, 2, masks.draw(stream.manual_seed(6), batch.windows, 3))
         without = on_windows.encode(batch, 2)
     assert torch.equal(once, again)
-    assert torch.equal(once[0], once[1])
+    assert (once[0] - once[1]).abs().max() < TOLERANCE[kind]
     assert not torch.allclose(once, other)
     assert not torch.allclose(once, without)
 
@@ -123,7 +125,7 @@ def test_the_backbone_is_frozen(on_windows: Backbone) -> None:
 def test_token_types_count(kind: str, folder: Path) -> None:
     backbone, made = loaded(saved(kind, folder)), table(tokens(LENGTHS))
     batch = one_batch(made)
-    with_types, without = windowed(backbone, batch), own(kind, made, types=False)
+    with_types, without = windowed(backbone, batch), own(folder / kind, made, types=False)
     assert max(float((a[0] - b).abs().max()) for a, b in zip(with_types, without, strict=True)) > 1e-2
 
 

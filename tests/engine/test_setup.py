@@ -35,7 +35,7 @@ def test_a_start_is_drawn_once_for_all_cells_that_share_it(method: str, monkeypa
     assert set(drawn.values()) == {1}
     for place, one in enumerate(pack.cells):
         alone = Pack([one], backbone(), 2).state(0)
-        assert torch.equal(alone.flat(), pack.state(place).flat())
+        torch.testing.assert_close(alone.flat(), pack.state(place).flat(), rtol=0, atol=1e-12)
 
 
 def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +90,8 @@ def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
 def test_the_largest_entry_of_every_left_vector_is_positive(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     left, values, right = svd(matrix)
-    torch.testing.assert_close(left * values @ right.mT, matrix, rtol=0, atol=1e-14)
+    torch.testing.assert_close(left * values @ right.mT, matrix, rtol=0, atol=1e-12)
     assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
     turned = svd(-matrix)
-    torch.testing.assert_close(turned[0], left, rtol=0, atol=1e-13)
-    torch.testing.assert_close(turned[2], -right, rtol=0, atol=1e-13)
+    torch.testing.assert_close(turned[0], left, rtol=0, atol=1e-12)
+    torch.testing.assert_close(turned[2], -right, rtol=0, atol=1e-12)
