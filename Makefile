@@ -6,8 +6,20 @@ STAMP := $(VENV)/.installed
 # without bytecode: Python compiles what it imports, which is a small part
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
+# What `make test KERNELS=name` asks of torch, oneDNN, MKL and OpenBLAS: the last digits of a sum depend on it. The middle
+# two are for x86. Without KERNELS the environment stays as it is.
+SETTINGS := native avx2 sse threads
+native := -u ATEN_CPU_CAPABILITY -u ONEDNN_MAX_CPU_ISA -u MKL_CBWR -u OPENBLAS_CORETYPE
+avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
+sse := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem
+threads := $(native) OMP_NUM_THREADS=2
+KERNELS ?=
+ifneq ($(filter-out $(SETTINGS),$(KERNELS)),)
+$(error KERNELS is one of $(SETTINGS))
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint smoke paper clean
+.PHONY: help demo test kernels lint smoke paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,8 +40,11 @@ paper: $(STAMP)  ## the LoRA-Mini grid on roberta-base (a GPU and the Hub, or --
 	$(BIN)/lora-bench run --preset paper
 	$(BIN)/lora-bench report --results results/paper
 
-test: $(STAMP)  ## all tests, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## all tests, a process a core; KERNELS=sse and others: with other kernels
+	OMP_NUM_THREADS=1 env $($(KERNELS)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+kernels:  ## the names that KERNELS may have
+	@echo $(SETTINGS)
 
 lint: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .
