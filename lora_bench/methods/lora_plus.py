@@ -2,8 +2,10 @@
 
 `A: [r, in]` Kaiming-uniform (a = √5), `B: [out, r]` from zero, both train: r (in + out) values. The paper itself was
 not read. Its repository's README calls the best ratio dependent on model and task, and advises a slightly smaller η_A
-than LoRA's; 16 is the value that axolotl's documentation recommends. What deviates from peft's optimiser: the head
-keeps its own rate (there its weights have η_A, its biases η_B), and weight decay is the cell's (there 0 by default).
+than LoRA's; 16 is the value that axolotl's documentation recommends. It is not the authors' on GLUE: their RoBERTa-base
+script for MNLI (github nikhil-ghosh-berkeley/loraplus, a0c44bf; r 8, alpha 8, q and v) has a ratio of 80 and η_A =
+5e-5. What deviates from peft's optimiser: the head keeps its own rate (there its weights have η_A, its biases η_B), and
+weight decay is the cell's (there 0 by default).
 """
 
 from __future__ import annotations

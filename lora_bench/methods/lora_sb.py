@@ -3,9 +3,12 @@
 The update is `B R A` with `A: [r, in]` and `B: [out, r]` frozen and `R: [r, r]` trained: r² values a weight. They
 start from the first step of full fine-tuning, `−η sign(G) ≈ U S Vᵀ` cut to r: B = U, R = S, A = Vᵀ, so that the start
 is not W but such a step away from it; η is the rate of the first step of warm-up. There is no alpha (the authors' GLUE
-script sets it to r). Read: abstract, README, GLUE script (github CERT-Lab/lora-sb) and the gradient code that it calls;
-how the three matrices come of the step was read in reimplementations alone. What deviates: G is the gradient of the
-first batch, without dropout (theirs: with it, of 2 sequences on GLUE); the SVD is exact, not randomised.
+script sets it to r). Read: abstract, README, GLUE script and the code that it calls (github CERT-Lab/lora-sb, 4feb81c).
+
+What deviates: G is the gradient of the first batch, without dropout (theirs: with it, of 2 sequences on GLUE). η is
+theirs, lr / (warm-up · steps), but with the steps of warm-up rounded up, and lr where there is no warm-up. The SVD is
+exact; theirs is randomised (`svd_lowrank` of r directions, 10 rounds) without oversampling, which is far from exact on
+a matrix of signs, whose singular values lie close. Theirs rounds U, S and V to bfloat16; here they are not rounded.
 
 G is that of the unadapted model with the cell's own head, so a cell starts alike in every pack. A saved adapter holds
 A and B too: they cannot be made again without the data.

@@ -7,6 +7,11 @@ The paper's start is not found. Ours (`init: default`): outer factors random and
 N(0, 1/in), `B_aux` from N(0, 1/b)), `A_train` Kaiming-uniform as LoRA's A, `B_train` zero. `init: published` is what
 the one published layer file does: outer factors from N(0, 1) and both inner ones zero, so that every adapter gradient
 is exactly zero and only the head learns.
+
+The split was published before: HyperDreamBooth's "Lightweight DreamBooth" (Ruiz et al., arXiv 2307.06949, for images)
+has the same four matrices, the outer ones frozen, random and orthogonal (see `mini-orth`). Its paper was not read; an
+independent code of it (github MFaceTech/HyperDreamBooth, modules/light_lora.py) starts the inner down factor at random
+(Xavier-normal) and the inner up factor at zero, which is a published precedent of our default.
 """
 
 from __future__ import annotations

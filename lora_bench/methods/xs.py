@@ -2,7 +2,12 @@
 
 With `Wᵀ = U S Vᵀ` cut to r (`Wᵀ: [in, out]`), the update is `x (U S) R Vᵀ`: in our words `A = Rᵀ (U S)ᵀ`, `B = V`. As
 in the authors' code the singular values stand on the input side, V is orthonormal, W stays whole, and R starts from
-N(0, 1e-5²). The code's randomised SVD is replaced by an exact one (same subspace).
+N(0, 1e-5²).
+
+What deviates: the SVD is exact. The code's is randomised (scikit-learn's TruncatedSVD, 10 rounds, seed 42), which
+leaves another subspace where singular values lie close: on the 24 weights of all-MiniLM-L6-v2 that the code adapts, the
+largest angle between the two is 0.11, 0.40, 0.85 and 1.32 rad at r = 4, 8, 16 and 25 (medians 0.02, 0.06, 0.17 and
+0.22). It keeps nearly as much of the weight: at least 99.8% of the squared singular values that the exact one keeps.
 """
 
 from __future__ import annotations
