@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INDEX = ("idx", "index", "id")  # the Hub's name of a row's number, GLUE's, and GLUE's for QQP
 _UNQUOTED = "Write parquet, jsonl, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
-_MOST_IN_BATCH = 4096
+_LEAST_IN_BATCH, _MOST_IN_BATCH = 64, 256
 _ALL_WRAPPED = 8  # so many texts, all between quotes, are no accident
 
 
@@ -99,8 +99,8 @@ def parquet(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         packed = sum(group.total_byte_size for group in groups)
         _check_size(where, file.metadata.num_rows, packed)
-        # No value is longer than all of them as they are stored, so a batch of so many rows is within the limits.
-        rows = min(max(LARGEST // max(packed, 1), 1), _MOST_IN_BATCH)
+        # A value may be as long as all that is packed, and stand in every row.
+        rows = min(max(LARGEST // max(packed, 1), _LEAST_IN_BATCH), _MOST_IN_BATCH)
         batches = file.iter_batches(batch_size=rows, columns=layout.names)
         names = _class_names(file.schema_arrow.metadata, layout)
         return _from_batches(batches, layout, where, names)
@@ -115,21 +115,25 @@ def _from_batches(batches: Iterable[pa.RecordBatch], layout: Layout, where: str,
     columns: dict[str, list[Any]] = {name: [] for name in layout.names}
     size = 0
     for batch in batches:
-        arrays = [_plain(batch.column(name)) for name in columns]
-        size += sum(array.nbytes for array in arrays)
+        arrays = [batch.column(name) for name in columns]
+        size += sum(map(_unpacked_bytes, arrays))
         _check_size(where, len(columns[layout.texts[0]]) + batch.num_rows, size)
         for values, array in zip(columns.values(), arrays, strict=True):
-            values.extend(array.to_pylist())
+            values.extend((array.dictionary_decode() if hasattr(array, "dictionary") else array).to_pylist())
     if layout.label is not None and names:
         columns[layout.label] = [_named(value, names) for value in columns[layout.label]]
     return layout.raw(where, columns)
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    """Values in full where they were numbers of a dictionary."""
-    import pyarrow as pa
+def _unpacked_bytes(array: pa.Array) -> int:
+    """The size of the values, those of a dictionary as often as they are used."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
+    from pyarrow import types
 
-    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+    is_text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    if not hasattr(array, "dictionary") or not any(check(array.type.value_type) for check in is_text):
+        return int(array.nbytes)
+    return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
 
 
 def _check_size(where: str, rows: int, size: int = 0) -> None:
