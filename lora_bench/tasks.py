@@ -23,15 +23,16 @@ class Tsv:
     """How a task lies in GLUE's own download: tab-separated, never quoted.
 
     `columns` are GLUE's names of the task's text columns, in the task's order; `label` that of the label column.
-    `names` gives the columns of a file that has no header (CoLA). `skip_short`: rows cut short are left out, as the
-    Hub does (QQP has a few).
+    `names` gives the columns of a split with labels that has no header (CoLA). `from_quoted`: GLUE cut the files, line
+    by line, from one whose fields are quoted (QQP): the few rows that a line break has cut are left out, and the quotes
+    of the others stay, as the Hub has it.
     """
 
     folder: str
     columns: tuple[str, ...]
     label: str = "label"
     names: tuple[str, ...] = ()
-    skip_short: bool = False
+    from_quoted: bool = False
 
 
 class Submission(NamedTuple):
@@ -85,6 +86,11 @@ class Task:
     def splits(self) -> tuple[str, ...]:
         """`train`, then the evaluation splits."""
         return ("train", *(name for name, _ in self.eval_splits))
+
+    @property
+    def official_rows(self) -> frozenset[int]:
+        """How many rows GLUE's own files have, one number a split."""
+        return frozenset((self.train_rows, *dict(self.eval_splits).values(), *(test.rows for test in self.submissions)))
 
     @property
     def eval_rows(self) -> int:
@@ -161,7 +167,7 @@ _RECORDS = (
         metrics=("accuracy", "f1"),
         train_rows=363846,
         eval_splits=_validation(40430),
-        tsv=Tsv(folder="QQP", columns=("question1", "question2"), label="is_duplicate", skip_short=True),
+        tsv=Tsv(folder="QQP", columns=("question1", "question2"), label="is_duplicate", from_quoted=True),
         submissions=(Submission("test", "QQP", 390965),),
     ),
     Task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -110,6 +111,28 @@ def test_load_gives_every_split_by_its_name(task: Task, tmp_path: Path) -> None:
     assert all(rows.texts[-1][2] == f"{name} 2" for name, rows in loaded.evals.items())
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_identity_is_the_hash_that_it_always_was(task: Task, tmp_path: Path) -> None:
+    """Records of years ago are found by it: over each split's name, the file's size, and its bytes."""
+    source = DataSource("folder", write(tmp_path, task))
+    digest = hashlib.sha256()
+    for split in task.splits:
+        content = (tmp_path / task.name / f"{split}.jsonl").read_bytes()
+        digest.update(f"{split} {len(content)}\n".encode() + content)
+    assert source.identity(task) == source.read(task)[0] == f"files:{digest.hexdigest()[:12]}"
+
+
+def test_data_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
+    source = DataSource("folder", write(tmp_path, SST2))
+    planned = source.identity(SST2)
+    assert len(load(SST2, source, planned=planned).train) == 3
+    for content in ('{"sentence": "other", "label": 1}\n', "broken"):
+        (tmp_path / "sst2" / "validation.jsonl").write_text(content)
+        with pytest.raises(BenchError, match="changed since the plan") as caught:
+            load(SST2, source, planned=planned)
+        assert caught.value.code == MISSING and planned in caught.value.what
+
+
 @pytest.mark.parametrize("act", ["load", "identity"])
 def test_a_missing_split_file_is_one_error(act: str, tmp_path: Path) -> None:
     source = DataSource("folder", write(tmp_path, get("mnli")))
@@ -202,31 +225,32 @@ def test_the_fingerprint_sees_ids_cuts_and_labels() -> None:
 @pytest.mark.parametrize("types", [True, False])
 def test_the_token_file_gives_the_same_table(types: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, tokenizer = rows_of(["a b", "c"], ["d", ""]), make_tokenizer(types)
-    first = tokenize(rows, tokenizer, 8, tmp_path / "new", "key")
+    first = tokenize(rows, tokenizer, 8, tmp_path / "new")
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".tokens"]
     monkeypatch.setattr(tokens, "_encode", lambda *_: pytest.fail("not from the file"))
-    assert same(first, tokenize(rows, make_tokenizer(types), 8, tmp_path / "new", "key"))
+    assert same(first, tokenize(rows, make_tokenizer(types), 8, tmp_path / "new"))
 
 
 def test_whatever_changes_the_tokens_changes_the_file(tmp_path: Path) -> None:
     rows, words = rows_of(["a b", "c"]), [*WORDS[:4], *reversed(WORDS[4:])]
-    calls: list[tuple[PreTrainedTokenizerFast, int, str]] = [
-        (make_tokenizer(), 8, "one"),
-        (make_tokenizer(), 9, "one"),
-        (make_tokenizer(), 8, "two"),
-        (make_tokenizer(types=False), 8, "one"),
-        (make_tokenizer(words=words), 8, "one"),
+    calls: list[tuple[Rows, PreTrainedTokenizerFast, int]] = [
+        (rows, make_tokenizer(), 8),
+        (rows, make_tokenizer(), 9),
+        (rows_of(["a", "b c"]), make_tokenizer(), 8),
+        (rows_of(["a b"], ["c"]), make_tokenizer(), 8),
+        (rows, make_tokenizer(types=False), 8),
+        (rows, make_tokenizer(words=words), 8),
     ]
-    tables = [tokenize(rows, tokenizer, length, tmp_path, key) for tokenizer, length, key in calls]
-    assert len(list(tmp_path.iterdir())) == 5
-    assert not same(tables[0], tables[4])
+    tables = [tokenize(rows, tokenizer, length, tmp_path) for rows, tokenizer, length in calls]
+    assert len(list(tmp_path.iterdir())) == 6
+    assert not same(tables[0], tables[5])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_token_file_is_made_again(tmp_path: Path, draw: st.DataObject) -> None:
     rows, tokenizer = rows_of(["a b", "c"]), make_tokenizer()
-    good = tokenize(rows, tokenizer, 8, tmp_path, "key")
+    good = tokenize(rows, tokenizer, 8, tmp_path)
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     place = draw.draw(st.integers(0, len(content) - 1))
@@ -235,18 +259,20 @@ def test_a_damaged_token_file_is_made_again(tmp_path: Path, draw: st.DataObject)
     else:
         content[place] ^= draw.draw(st.integers(1, 255))
         path.write_bytes(content)
-    assert same(good, tokenize(rows, tokenizer, 8, tmp_path, "key"))
-    assert same(good, tokenize(rows, tokenizer, 8, tmp_path, "key")) and list(tmp_path.iterdir()) == [path]
+    assert same(good, tokenize(rows, tokenizer, 8, tmp_path))
+    assert same(good, tokenize(rows, tokenizer, 8, tmp_path)) and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_token_file_of_other_rows_is_made_again(tmp_path: Path) -> None:
-    tokenize(rows_of(["a"]), make_tokenizer(), 8, tmp_path, "key")
-    assert len(tokenize(rows_of(["a", "b"]), make_tokenizer(), 8, tmp_path, "key")) == 2
+def test_tokens_of_other_texts_never_come_from_the_cache(tmp_path: Path) -> None:
+    """As many rows, of the same lengths, under the same file name: the cache is named by what was tokenised."""
+    tables = [tokenize(rows_of([text]), make_tokenizer(), 8, tmp_path) for text in ("a b", "c d", "a b")]
+    assert [table.ids.tolist() for table in tables] == [[2, 4, 5, 3], [2, 6, 7, 3], [2, 4, 5, 3]]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert len(tokenize(rows_of(["a"]), make_tokenizer(), 8, tmp_path / "file", "key")) == 1
+    assert len(tokenize(rows_of(["a"]), make_tokenizer(), 8, tmp_path / "file")) == 1
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +281,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tokenize(rows_of(["a"]), make_tokenizer(), 8, tmp_path, "key")
+        tokenize(rows_of(["a"]), make_tokenizer(), 8, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -181,6 +182,52 @@ def test_formats_of_a_test_split(tmp_path: Path) -> None:
     assert (rows.texts, numbers) == ((["a", "b"], ["c", "d"]), [0, 1])
 
 
+def odd_texts() -> list[str]:
+    return ["a\u2028b", "c\u0085d", "e\x0bf\x1cg", 'h "i']
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "tsv"])
+@pytest.mark.parametrize("kind", [int, float], ids=["0", "0.0"])
+def test_a_test_split_reads_as_train_does(form: str, kind: type, tmp_path: Path) -> None:
+    """Separators that only Python takes for line ends, blank last lines, numbers that went through a float."""
+    (tmp_path / "sst2").mkdir()
+    path, texts, numbers = tmp_path / f"sst2/test.{form}", odd_texts(), [kind(number) for number in (2, 0, 3, 1)]
+    if form == "parquet":
+        pq.write_table(pa.table({"sentence": texts, "idx": numbers, "label": [-1] * 4}), path)
+    elif form == "jsonl":
+        rows = [{"sentence": text, "idx": number} for text, number in zip(texts, numbers, strict=True)]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "\n \n")
+    else:
+        write_tsv(path, ["index", "sentence"], [list(map(str, row)) for row in zip(numbers, texts, strict=True)])
+        path.write_text(path.read_text() + "\n\n")
+    sst2 = TASKS["sst2"]
+    rows_read, index = unlabelled.read(sst2, sst2.submissions[0], DataSource("folder", tmp_path), offline=True)
+    assert (rows_read.texts, index) == ((texts,), [2, 0, 3, 1])
+    assert [type(number) for number in index] == [int] * 4
+
+
+def test_a_test_split_without_an_index_loses_no_blank_row(tmp_path: Path) -> None:
+    """In a file of one column a blank line may be a text: all rows after it would be answered for the one before."""
+    (tmp_path / "sst2").mkdir()
+    path, sst2 = tmp_path / "sst2/test.tsv", TASKS["sst2"]
+    source = DataSource("folder", tmp_path)
+    path.write_text("sentence\na\nb\n\n")
+    rows, index = unlabelled.read(sst2, sst2.submissions[0], source, offline=True)
+    assert (rows.texts, index) == ((["a", "b"],), [0, 1])
+    path.write_text("sentence\na\n\nb\n")
+    with pytest.raises(BenchError, match="line 3: 0 fields, not 1"):
+        unlabelled.read(sst2, sst2.submissions[0], source, offline=True)
+
+
+def test_a_test_split_written_by_pandas_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sst2").mkdir()
+    rows = pd.DataFrame({"index": range(4), "sentence": ["a", 'say "no"', "b", "c"]})
+    rows.to_csv(tmp_path / "sst2/test.tsv", sep="\t", index=False)
+    sst2 = TASKS["sst2"]
+    with pytest.raises(BenchError, match="line 3: its fields are quoted"):
+        unlabelled.read(sst2, sst2.submissions[0], DataSource("folder", tmp_path), offline=True)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -188,9 +235,12 @@ def test_formats_of_a_test_split(tmp_path: Path) -> None:
         ('{"sentence": "a", "idx": 0}\n{"sentence": "b", "idx": 0}\n', "its index is not 0 to 1"),
         ('{"text": "a"}\n', "no column 'sentence'"),
         ('{"sentence": null}\n', "'sentence' is null"),
-        ("[1]\n", "cannot be read"),
-        ('{"sentence": "a"', "cannot be read"),
-        ("", "no column"),
+        ("[1]\n", "line 1: not a JSON object but list"),
+        ('{"sentence": "a"', "line 1: not JSON"),
+        ("", "no rows"),
+        ('{"sentence": "a", "idx": 0.5}\n', "its index is not 0 to 0"),
+        ('{"sentence": "a", "idx": null}\n', "its index is not 0 to 0"),
+        ('{"sentence": "a", "idx": true}\n', "its index is not 0 to 0"),
     ],
 )
 def test_a_bad_test_split_is_told(content: str, said: str, tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from lora_bench.data import hub
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.sample import DATA
 from lora_bench.tasks import HUB_ID, HUB_REVISION, get
 
 RTE = get("rte")
@@ -139,6 +145,93 @@ def test_the_environments_offline_switch_needs_no_knock(module: Any, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(module, "HF_HUB_OFFLINE", True)
         assert "(offline, and no copy" in refused().what
+
+
+Answer = tuple[int, dict[str, str], bytes]
+HTML = {"Content-Type": "text/html"}
+
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[str]:
+    """The address of a server that answers every GET so, and refuses HEAD as plain ones do."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, content = answer
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(content))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def hub_at(answer: Answer) -> Iterator[None]:
+    """Such a server for the Hub."""
+    with answering(answer) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        patch.setattr(datasets.config, "HF_ENDPOINT", address)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((200, HTML, b"<html>Log in</html>"), "answers with something else"),
+        ((200, {"Content-Type": "application/json"}, b"[1]"), "answers with something else"),
+        ((403, HTML, b"<html>Blocked</html>"), "answers 403 Forbidden"),
+        ((407, HTML, b""), "answers 407 Proxy Authentication Required"),
+        ((503, HTML, b"later"), "answers 503 Service Unavailable"),
+    ],
+    ids=["a login's page", "other JSON", "403", "407", "503"],
+)
+def test_an_answer_that_is_not_the_hubs_ends_quickly(answer: Answer, words: str, tmp_path: Path) -> None:
+    with hub_at(answer):
+        start = time.monotonic()
+        assert not hub.reachable()
+        assert words in refused().what
+        assert time.monotonic() - start < 8
+        keep_copy(tmp_path / "cache", HUB_REVISION)
+        assert hub.read_hub(RTE, offline=False)["validation"].labels.tolist() == ROWS["label"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(429, {}), (404, {"X-Error-Code": "RepoNotFound"}), (403, {"X-Error-Code": "GatedRepo"})]
+)
+def test_what_the_hub_itself_refuses_is_left_to_its_clients(status: int, headers: dict[str, str]) -> None:
+    with hub_at((status, headers, b"")):
+        assert hub.reachable()
+
+
+def test_a_model_behind_a_login_ends_quickly(tmp_path: Path) -> None:
+    """The whole command: the clients alone try for 46 seconds, and as long again for the next file."""
+    command = [sys.executable, "-m", "lora_bench", "run", "--model", "org/model", "--task", "rte", "--method", "lora"]
+    words = ["--results", str(tmp_path / "results"), "--data-dir", str(DATA)]
+    with answering((200, HTML, b"<html>Log in</html>")) as address:
+        start = time.monotonic()
+        there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        ended = subprocess.run([*command, *words], env=there, capture_output=True, text=True, check=False)
+        assert time.monotonic() - start < 40
+    assert ended.returncode == MISSING and "'org/model' cannot be loaded" in ended.stderr, ended
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_classes_go_by_the_names_of_the_hubs_copy(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*RTE.labels][::-1] if backwards else [*RTE.labels]
+    features = datasets.Features(FEATURES | {"label": datasets.ClassLabel(names=names)})
+    split = datasets.Dataset.from_dict(ROWS, features=features)
+    splits = datasets.DatasetDict(train=split, validation=split)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+    labels = hub.read_hub(RTE, offline=True)["train"].labels.tolist()
+    assert labels == ([1, 0, 0] if backwards else ROWS["label"])
 
 
 def test_offline_without_a_copy() -> None:

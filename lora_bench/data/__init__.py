@@ -1,16 +1,19 @@
 """From a task and a source (the Hub, a folder, the bundled sample) to rows.
 
-`sources` reads files, `hub` asks the Hub, `tokens` turns rows into the table that training takes.
+`content` reads files, `formats` their columns, `sources` finds and checks them, `hub` asks the Hub, `tokens` turns rows
+into the table that training takes.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lora_bench.data import sources
+from lora_bench.data.content import broken, read_content
 from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import is_folder
@@ -45,11 +48,23 @@ class DataSource:
         """
         if self.root is None:
             return f"{HUB_ID}@{HUB_REVISION[:8]}"
+        return self._named((split, read_content(sources.find(self.root, task, split))) for split in task.splits)
+
+    def read(self, task: Task) -> tuple[str, Iterator[tuple[str, Rows]]]:
+        """The identity of a folder's files of a task, and the rows of each split from the very bytes that were hashed.
+
+        Raises BenchError (code 3) when a file is missing; the rows, when one is broken.
+        """
+        assert self.root is not None
+        paths = {split: sources.find(self.root, task, split) for split in task.splits}
+        contents = {split: read_content(path) for split, path in paths.items()}
+        identity = self._named(contents.items())
+        columns = ((split, sources.parse(contents.pop(split), path, task)) for split, path in paths.items())
+        return identity, ((split, sources.checked(raw, task)) for split, raw in columns)
+
+    def _named(self, contents: Iterable[tuple[str, bytes]]) -> str:
         digest = hashlib.sha256()
-        for split in task.splits:
-            path = sources.find(self.root, task, split)
-            with sources.unreadable(path):
-                content = path.read_bytes()
+        for split, content in contents:
             digest.update(f"{split} {len(content)}\n".encode())
             digest.update(content)
         return f"{'sample' if self.kind == 'sample' else 'files'}:{digest.hexdigest()[:12]}"
@@ -62,16 +77,32 @@ class TaskData:
     train: Rows
     evals: dict[str, Rows]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the files."""
+        return tuple(note for rows in (self.train, *self.evals.values()) for note in rows.notes)
 
-def load(task: Task, source: DataSource, offline: bool = False) -> TaskData:
-    """Every split of the task. Raises BenchError (code 3) when data is missing, broken or out of reach.
 
-    `offline`: the Hub is not asked, only the copy that `datasets` may keep of it.
+def load(task: Task, source: DataSource, offline: bool = False, planned: str | None = None) -> TaskData:
+    """Every split of the task.
+
+    Args:
+        task: The task.
+        source: Where its rows are.
+        offline: The Hub is not asked, only the copy that `datasets` may keep of it.
+        planned: The identity that the data had when the plan was made, if they must be those.
+
+    Raises:
+        BenchError: exit code 3 when data is missing, broken, out of reach, or not what was planned.
     """
     if source.root is None:
         from lora_bench.data.hub import read_hub
 
         splits = read_hub(task, offline)
     else:
-        splits = {split: sources.read(sources.find(source.root, task, split), task) for split in task.splits}
+        identity, rows = source.read(task)
+        if planned not in (None, identity):
+            what = f"The data of {task.name} in '{source.root}' changed since the plan: {identity}, not {planned}."
+            raise broken(what, "Put them back, or give the same command again: it plans with what is there now.")
+        splits = dict(rows)
     return TaskData(splits.pop("train"), splits)

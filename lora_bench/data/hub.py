@@ -9,15 +9,19 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from lora_bench.data.sources import Raw, Rows, checked, first_line, from_table
+from lora_bench.data.content import first_line
+from lora_bench.data.formats import Raw, from_table
+from lora_bench.data.sources import Rows, checked
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
 
 REACH_SECONDS = 5.0
+_SILENT = "the Hub does not answer"
 
 
 def read_hub(task: Task, offline: bool) -> dict[str, Rows]:
@@ -26,12 +30,12 @@ def read_hub(task: Task, offline: bool) -> dict[str, Rows]:
     Raises BenchError (code 3) within seconds when there is neither network nor copy.
     """
     splits = _splits(task, offline)
-    return {split: checked(_from_hub(splits, task, split), task) for split in task.splits}
+    return {split: checked(_raw(splits, task, split, labelled=True), task) for split in task.splits}
 
 
-def read_hub_test(task: Task, split: str, offline: bool) -> Any:
-    """A test split from the same place as an Arrow table; its labels are hidden (-1)."""
-    return _of_revision(_splits(task, offline), task, split)
+def read_hub_test(task: Task, split: str, offline: bool) -> Raw:
+    """The columns of a test split from the same source, unchecked; its labels are hidden (-1) and not read."""
+    return _raw(_splits(task, offline), task, split, labelled=False)
 
 
 def _splits(task: Task, offline: bool) -> Any:
@@ -52,7 +56,8 @@ def _out_of_reach(offline: bool) -> str:
 
     if offline or constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
         return "offline, and no copy of it is kept on this machine"
-    return "" if reachable() else "the Hub does not answer, and no copy of it is kept on this machine"
+    why = trouble()
+    return f"{why}, and no copy of it is kept on this machine" if why else ""
 
 
 def _no_hub(task: Task, why: str) -> BenchError:
@@ -63,8 +68,9 @@ def _no_hub(task: Task, why: str) -> BenchError:
     return BenchError(f"Cannot load {task.name} of {HUB_ID} from the Hugging Face Hub ({why}).", hint, MISSING)
 
 
-def _from_hub(splits: Mapping[str, Any], task: Task, split: str) -> Raw:
-    return from_table(_of_revision(splits, task, split), task, f"{HUB_ID}/{task.name}/{split}")
+def _raw(splits: Mapping[str, Any], task: Task, split: str, labelled: bool) -> Raw:
+    names = getattr(splits[split].features.get("label"), "names", None) or ()
+    return from_table(_of_revision(splits, task, split), task, f"{HUB_ID}/{task.name}/{split}", labelled, names)
 
 
 def _of_revision(splits: Mapping[str, Any], task: Task, split: str) -> Any:
@@ -79,25 +85,45 @@ def _of_revision(splits: Mapping[str, Any], task: Task, split: str) -> Any:
 
 
 def _knock() -> None:
-    """One small request to the Hub, without the client's minute of retries. Raises whatever that client raises."""
-    from huggingface_hub import constants, get_session
+    """One request to the Hub as its clients make them, without their minute of retries. Raises what they raise."""
+    from huggingface_hub import HfApi, constants
 
-    get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+    HfApi(endpoint=constants.ENDPOINT).dataset_info(HUB_ID, revision=HUB_REVISION, timeout=REACH_SECONDS)
 
 
 def reachable(knock: Callable[[], None] | None = None) -> bool:
-    """Whether `knock` returns in time. In a thread, as looking up a name cannot be given a timeout."""
-    answers: list[bool] = []
+    """Whether the Hub answers `knock` in time, and as the Hub does."""
+    return not trouble(knock)
+
+
+def trouble(knock: Callable[[], None] | None = None) -> str:
+    """Why the Hub is of no use now, or nothing when it answers. In a thread: to look up a name knows no timeout."""
+    answers: list[str] = []
 
     def call() -> None:
-        with suppress(Exception):  # any failure at all means: not reachable
+        try:
             (knock or _knock)()
-            answers.append(True)
+            answers.append("")
+        except Exception as error:
+            answers.append(_refusal(error))
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS + 1)
-    return bool(answers)
+    return answers[0] if answers else _SILENT
+
+
+def _refusal(error: Exception) -> str:
+    """What is wrong when `error` is all that came of a request; nothing if the Hub has answered all the same."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = f"{response.status_code} {response.reason_phrase}".strip()
+        # What the Hub says with a code of its own, or to come later, is for its clients to make sense of.
+        its_own = "X-Error-Code" in response.headers or response.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        return "" if its_own else f"the Hub's address answers {status}"
+    if isinstance(error, ValueError | TypeError | KeyError):  # no JSON, or none of the Hub's
+        return "the Hub's address answers with something else, as a proxy's or a login's page"
+    return _SILENT
 
 
 @contextmanager

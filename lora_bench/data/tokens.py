@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CHUNK = 8192
 _DIGEST = 32
-_FORMAT = 1  # of the token files
+_FORMAT = 2  # of the token files
 _HELD_OUT = 0x48454C44  # keeps this draw apart from every other one of the same seed
 
 
@@ -95,17 +95,15 @@ def _offsets(lengths: Iterable[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(steps)))
 
 
-def tokenize(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path | None = None, key: str = ""
-) -> TokenTable:
+def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path | None = None) -> TokenTable:
     """The rows as tokens, cut to `max_length` (the longer text first), never padded.
 
-    `cache` is a folder for token files and `key` names the rows there: their source's identity, task and split.
+    `cache` is a folder for token files, named by the texts and by all that decides their tokens.
     Padding and truncation baked into the tokenizer's file are ignored. Raises BenchError when `max_length` has no room
     for text (usage), or when an empty text gives no token at all (code 3).
     """
     _check_room(rows, tokenizer, max_length)
-    path = _cache_file(cache, tokenizer, max_length, key)
+    path = _cache_file(cache, tokenizer, max_length, rows)
     table = _read_cache(path, rows) if path else None
     if table is None:
         table = _encode(rows, tokenizer, max_length)
@@ -144,11 +142,11 @@ def _flat(sequences: list[list[int]], dtype: Any) -> NDArray[Any]:
     return np.fromiter(chain.from_iterable(sequences), dtype=dtype)
 
 
-def _cache_file(cache: Path | None, tokenizer: PreTrainedTokenizerBase, max_length: int, key: str) -> Path | None:
+def _cache_file(cache: Path | None, tokenizer: PreTrainedTokenizerBase, max_length: int, rows: Rows) -> Path | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if cache is None or backend is None:  # a slow tokenizer has no content to hash
         return None
-    name = json.dumps([_tokenizer_content(tokenizer, backend), max_length, key, _FORMAT])
+    name = json.dumps([_tokenizer_content(tokenizer, backend), max_length, _digest(rows), _FORMAT])
     return cache / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.tokens"
 
 
@@ -158,7 +156,17 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase, backend: Any) -> list
 
     content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     side, inputs = tokenizer.truncation_side, list(tokenizer.model_input_names)
-    return [content, side, inputs, type(tokenizer).__name__, tokenizers.__version__]
+    splits = bool(getattr(tokenizer, "split_special_tokens", False))
+    return [content, side, inputs, splits, type(tokenizer).__name__, tokenizers.__version__]
+
+
+def _digest(rows: Rows) -> str:
+    """A hash over the texts, hexadecimal."""
+    digest = hashlib.sha256()
+    for column in rows.texts:
+        digest.update(np.fromiter(map(len, column), dtype="<i8", count=len(column)).tobytes())
+        digest.update("".join(column).encode())
+    return digest.hexdigest()
 
 
 def _read_cache(path: Path, rows: Rows) -> TokenTable | None:

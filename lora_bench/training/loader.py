@@ -46,6 +46,7 @@ class Loader:
         self._backbone: tuple[tuple[str, str, bool], Backbone] | None = None
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._tables: tuple[tuple[object, ...], Prepared] | None = None
+        self._notes: set[str] = set()
 
     def backbone(self, cell: Cell) -> Backbone:
         """The cell's encoder on the device.
@@ -102,14 +103,21 @@ class Loader:
             self._tokenizers[name] = loaded
         return self._tokenizers[name]
 
+    def _note(self, text: str) -> None:
+        """Tell the user, once a run."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self.view.warn(text)
+
     def _prepare(self, cell: Cell, backbone: Backbone) -> Prepared:
         task = tasks.get(cell.task)
         place = self.plan.grid.data_location(cell)
-        rows = data.load(task, source_of(place), self.options.offline)
+        rows = data.load(task, source_of(place), self.options.offline, cell.data)
+        for note in rows.notes:
+            self._note(note)
         tokenizer = self._tokenizer(self.plan.grid.model_location(cell))
-        name = f"{cell.data}/{cell.task}"
         made = {
-            split: tokenize(part, tokenizer, cell.max_length, self.options.cache, f"{name}/{split}")
+            split: tokenize(part, tokenizer, cell.max_length, self.options.cache)
             for split, part in {"train": rows.train, **rows.evals}.items()
         }
         for table in made.values():

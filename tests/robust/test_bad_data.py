@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -55,6 +57,34 @@ def two_columns_of_a_name() -> pa.Table:
     return pa.table([pa.array(["x"]), pa.array(["y"]), pa.array([0])], names=["sentence", "sentence", "label"])
 
 
+def holes(size: int) -> Write:
+    """Writes `<split>.jsonl` of so many bytes, none of which takes room."""
+
+    def write(stem: Path) -> None:
+        with stem.with_suffix(".jsonl").open("wb") as file:
+            file.truncate(size)
+
+    return write
+
+
+def one_text_2000_times() -> pa.Table:
+    texts = pa.DictionaryArray.from_arrays(np.zeros(2000, np.int32), ["a" * 2**20])
+    return pa.table({"sentence": texts, "label": [0] * 2000})
+
+
+def by_pandas(text: str) -> Write:
+    """Writes `<split>.tsv` as `to_csv` does."""
+    rows = pd.DataFrame({"sentence": [text.format(row) for row in range(16)], "label": [0, 1] * 8})
+    return lambda stem: rows.to_csv(stem.with_suffix(".tsv"), sep="\t", index=False)
+
+
+def class_names(*names: str) -> pa.Table:
+    """Sound rows whose schema names the classes."""
+    label = {"names": names, "_type": "ClassLabel"}
+    content = json.dumps({"info": {"features": {"label": label}}})
+    return table().replace_schema_metadata({"huggingface": content})
+
+
 BAD: dict[str, tuple[Write, str]] = {
     "a parquet of no bytes": (parquet(table(), 0), "train.parquet' cannot be read as parquet"),
     "a parquet cut in its head": (parquet(table(), 0.01), "cannot be read as parquet"),
@@ -85,6 +115,12 @@ BAD: dict[str, tuple[Write, str]] = {
     "escape codes in a column": (objects([{"sent\x1b[31m\nence": "x", "label": 0}]), "no column 'sentence'"),
     "a folder": (lambda stem: stem.with_suffix(".parquet").mkdir(), "No file of sst2's split 'train'"),
     "a link to itself": (lambda stem: stem.with_suffix(".jsonl").symlink_to("train.jsonl"), "No file of sst2's"),
+    "a pipe": (lambda stem: os.mkfifo(stem.with_suffix(".jsonl")), "No file of sst2's split"),
+    "a git-lfs pointer": (lines(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "is a git-lfs pointer"),
+    "a small parquet of 2 GB": (parquet(one_text_2000_times()), "GiB unpacked; a split may have 1 GiB"),
+    "quotes by pandas": (by_pandas('say "no" {}'), "line 2: its fields are quoted"),
+    "line breaks by pandas": (by_pandas("two\nlines {}"), "line 2: 1 field, not 2"),
+    "names that are not the task's": (parquet(class_names("bad", "good")), "row 1: label 'bad' is not one of"),
     "a device": (lambda stem: stem.with_suffix(".jsonl").symlink_to("/dev/zero"), "No file of sst2's split"),
 }
 ODD: dict[str, Write] = {
@@ -116,6 +152,27 @@ def test_bad_rows_are_two_lines(how: str, workplace: Path) -> None:
     is_clear(run(data_dir="data"), MISSING, words)
     assert tree(workplace / "data") == before
     assert list((workplace / "results" / "cells").iterdir() if (workplace / "results").exists() else []) == []
+
+
+def test_rows_left_out_are_said(workplace: Path) -> None:
+    """A broken row of QQP is left out as on the Hub, and the user is told how many there are."""
+    root = workplace / "data" / "QQP"
+    root.mkdir(parents=True)
+    for name in ("train.tsv", "dev.tsv"):
+        lines = [f"{row}\t1\t2\twhy {row}\twho {row}\t{row % 2}\n" for row in range(16)]
+        cut = ["99\t1\t2\tcut\n"] if name == "train.tsv" else []
+        header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+        (root / name).write_text("".join([header, *lines, *cut]))
+    ended = run(task="qqp", data_dir="data")
+    assert ended.code == DONE, ended
+    assert (ended.out + ended.errors).count("1 of 17 rows have too few fields and are left out") == 1, ended
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_cannot_be_data_is_refused_before_anything_is_read(command: str) -> None:
+    for write, words in (BAD["a git-lfs pointer"], (holes(5 * 2**30), "train.jsonl: 5.0 GiB; a split may have 1 GiB")):
+        folder_with(write, "train")
+        is_clear(run(command=command, data_dir="data"), MISSING, words)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -1,0 +1,273 @@
+"""From the bytes of a file to unchecked columns: one reader a format, for splits with labels and for test splits.
+
+Labels that a file names (parquet's ClassLabel) come as their names, whatever numbers the file gives them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_bench.data.content import LARGEST, MOST_ROWS, REDO, broken, first_line, too_large
+from lora_bench.errors import BenchError, nearest
+from lora_bench.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
+
+INDEX = ("idx", "index", "id")  # the Hub's name of a row's number, GLUE's, and GLUE's for QQP
+_UNQUOTED = "Write parquet, jsonl, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
+_LEAST_IN_BATCH, _MOST_IN_BATCH = 64, 256
+_ALL_WRAPPED = 8  # so many texts, all between quotes, are no accident
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """Unchecked columns of N values, and what a message calls the file and its rows (`line 3` of a tsv).
+
+    `index`: the numbers of a test split's rows, None where no column has them; `notes`: what the user should know.
+    """
+
+    where: str
+    texts: list[list[Any]]
+    labels: list[Any]
+    index: list[Any] | None = None
+    unit: str = "row"
+    numbers: Sequence[int] = ()
+    notes: tuple[str, ...] = ()
+
+    def at(self, row: int) -> str:
+        """`FILE, line 3` for the row at `row`, counting from 0."""
+        return f"{self.where}, {self.unit} {self.numbers[row] if self.numbers else row + 1}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names that a file has for the columns that are read; a test split's labels are not."""
+
+    texts: list[str]
+    label: str | None
+    index: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.texts, *filter(None, (self.label, self.index))]
+
+    def raw(self, where: str, columns: Mapping[str, list[Any]], **more: Any) -> Raw:
+        """The columns by what they are; labels that are not read are zeros."""
+        texts = [columns[name] for name in self.texts]
+        labels = [0] * len(texts[0]) if self.label is None else columns[self.label]
+        return Raw(where, texts, labels, None if self.index is None else columns[self.index], **more)
+
+
+Reader = Callable[[bytes, str, Task, bool], Raw]
+
+
+def _layout(names: Sequence[str], task: Task, labelled: bool, where: str, glue_first: bool = False) -> Layout:
+    """Which of a file's columns are the task's: by the Hub's names or GLUE's own."""
+
+    def one(hub: str, glue: str) -> str:
+        first, second = (glue, hub) if glue_first else (hub, glue)
+        name = second if second in names and first not in names else first
+        _require(name, names, where)
+        return name
+
+    texts = [one(hub, glue) for hub, glue in zip(task.columns, task.tsv.columns, strict=True)]
+    if labelled:
+        return Layout(texts, one("label", task.tsv.label), None)
+    return Layout(texts, None, next((name for name in INDEX if name in names), None))
+
+
+def _require(column: str, names: Sequence[str], where: str) -> None:
+    if column not in names:
+        raise broken(f"{where}: no column '{column}'.", nearest(column, map(str, names)))
+
+
+def parquet(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
+    """The columns of a parquet file, unpacked in parts so that one that grows beyond the limits is noticed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
+
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        layout = _layout(file.schema_arrow.names, task, labelled, where)
+        # Of the groups alone: to ask for a column's size in a damaged file ends the process.
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        packed = sum(group.total_byte_size for group in groups)
+        _check_size(where, file.metadata.num_rows, packed)
+        # A value may be as long as all that is packed, and stand in every row.
+        rows = min(max(LARGEST // max(packed, 1), _LEAST_IN_BATCH), _MOST_IN_BATCH)
+        batches = file.iter_batches(batch_size=rows, columns=layout.names)
+        names = _class_names(file.schema_arrow.metadata, layout)
+        return _from_batches(batches, layout, where, names)
+
+
+def from_table(table: pa.Table, task: Task, where: str, labelled: bool, names: Sequence[str] = ()) -> Raw:
+    """The columns of an Arrow table; messages will call it `where`. `names`: those of the labels 0, 1 and so on."""
+    return _from_batches(table.to_batches(), _layout(table.column_names, task, labelled, where), where, names)
+
+
+def _from_batches(batches: Iterable[pa.RecordBatch], layout: Layout, where: str, names: Sequence[str]) -> Raw:
+    columns: dict[str, list[Any]] = {name: [] for name in layout.names}
+    size = 0
+    for batch in batches:
+        arrays = [batch.column(name) for name in columns]
+        size += sum(map(_unpacked_bytes, arrays))
+        _check_size(where, len(columns[layout.texts[0]]) + batch.num_rows, size)
+        for values, array in zip(columns.values(), arrays, strict=True):
+            values.extend((array.dictionary_decode() if hasattr(array, "dictionary") else array).to_pylist())
+    if layout.label is not None and names:
+        columns[layout.label] = [_named(value, names) for value in columns[layout.label]]
+    return layout.raw(where, columns)
+
+
+def _unpacked_bytes(array: pa.Array) -> int:
+    """The size of the values, those of a dictionary as often as they are used."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped, unused-ignore]
+    from pyarrow import types
+
+    is_text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    if not hasattr(array, "dictionary") or not any(check(array.type.value_type) for check in is_text):
+        return int(array.nbytes)
+    return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0)
+
+
+def _check_size(where: str, rows: int, size: int = 0) -> None:
+    if rows > MOST_ROWS:
+        raise too_large(where, f"{rows:,} rows")
+    if size > LARGEST:
+        raise too_large(where, f"{size / 2**30:.1f} GiB unpacked")
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, layout: Layout) -> Sequence[str]:
+    """The names of the labels 0, 1 and so on, where `datasets` has written them into the schema."""
+    content: Any = json.loads((metadata or {}).get(b"huggingface", b"null"))
+    for key in ("info", "features", layout.label):
+        content = content.get(key) if isinstance(content, dict) else None
+    names = content.get("names") if isinstance(content, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else ()
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    return names[value] if type(value) is int and 0 <= value < len(names) else value
+
+
+def jsonl(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
+    """The columns of a file with a JSON object a line; all lines have the names that the first one has."""
+    layout, columns, numbers = None, dict[str, list[Any]](), list[int]()
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            record = _object(line, f"{where}, line {number}")
+            if layout is None:
+                layout = _layout(list(record), task, labelled, f"{where}, line {number}")
+                columns = {name: [] for name in layout.names}
+            numbers.append(number)
+            _check_size(where, len(numbers))
+            for name, values in columns.items():
+                _require(name, list(record), f"{where}, line {number}")
+                values.append(record[name])
+    if layout is None:
+        raise broken(f"{where}: no rows.")
+    return layout.raw(where, columns, unit="line", numbers=numbers)
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise broken(f"{where}: not JSON ({first_line(error)}).") from error
+    if not isinstance(record, dict):
+        raise broken(f"{where}: not a JSON object but {type(record).__name__}.")
+    return record
+
+
+def tsv(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
+    """The columns of a tsv as GLUE writes them: never quoted, so that a quote is a character like any other.
+
+    Raises BenchError (code 3) for a file whose fields are quoted all the same, and for one with rows that have too
+    few fields or too many; but see `Tsv.from_quoted`.
+    """
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        names = list(task.tsv.names if labelled else ()) or next(lines, [])
+        if not names:
+            raise broken(f"{where}: no rows.")
+        if any(map(_is_wrapped, names)):
+            raise _quoted(where, "the names of its columns are quoted")
+        layout = _layout(names, task, labelled, where, glue_first=True)
+        columns: dict[str, list[Any]] = {name: [] for name in layout.names}
+        indices = [names.index(name) for name in columns]
+        numbers: list[int] = []
+        uneven: list[tuple[int, list[str]]] = []
+        for fields in lines:
+            _check_size(where, len(numbers) + len(uneven))
+            if len(fields) > max(indices) and not any(fields[len(names) :]):
+                numbers.append(lines.line_num)
+                for values, index in zip(columns.values(), indices, strict=True):
+                    values.append(fields[index])
+            elif len(names) == 1 or "".join(fields).strip() or len(fields) > 1:
+                uneven.append((lines.line_num, fields))
+    while uneven and not uneven[-1][1] and uneven[-1][0] > (numbers or [0])[-1]:
+        uneven.pop()  # the end of a file of one column
+    notes = _left_out(where, task, len(names), len(numbers), uneven)
+    raw = layout.raw(where, columns, unit="line", numbers=numbers, notes=notes)
+    row = _first_quoted(raw.texts)
+    if row is not None and not (task.tsv.from_quoted and len(numbers) in task.official_rows):
+        raise _quoted(raw.at(row), "its fields are quoted, and quotes in them doubled")
+    return raw
+
+
+def _left_out(where: str, task: Task, wanted: int, rows: int, uneven: list[tuple[int, list[str]]]) -> tuple[str, ...]:
+    """What is said of rows without the right number of fields: nothing if there are none; mostly they end the run."""
+    if not uneven:
+        return ()
+    total = rows + len(uneven)
+    if task.tsv.from_quoted and len(uneven) <= max(2, total // 1000) and all(len(row) < wanted for _, row in uneven):
+        return (f"{where}: {len(uneven):,} of {total:,} rows have too few fields and are left out, as on the Hub.",)
+    line, fields = uneven[0]
+    what = f"{where}, line {line}: {len(fields)} field{'' if len(fields) == 1 else 's'}, not {wanted}"
+    if len(uneven) > 1:
+        what += f"; so it is in {len(uneven):,} of {total:,} rows"
+    if any(field.startswith('"') and field.count('"') % 2 for _, row in uneven for field in row):
+        raise _quoted(what, "its fields are quoted, with line breaks or tabs in them")
+    raise broken(f"{what}.", REDO)
+
+
+def _quoted(where: str, how: str) -> BenchError:
+    return broken(f"{where}: {how}.", _UNQUOTED)
+
+
+def _is_wrapped(field: str) -> bool:
+    """Whether a field is as a writer that quotes would have written it: in quotes, and those inside doubled."""
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+
+
+def _first_quoted(texts: Sequence[Sequence[str]]) -> int | None:
+    """The first row that shows that the file was written with quotes, None if it was not.
+
+    A writer that quotes does so with every text that has a quote in it: those that it could not have written speak
+    against it. A text between quotes alone says nothing, unless all are.
+    """
+    first, doubled, against, wrapped = None, 0, 0, 0
+    for column in texts:
+        for row, text in enumerate(column):
+            if '"' in text:
+                if not _is_wrapped(text):
+                    against += 1
+                    continue
+                wrapped += 1
+                if '""' in text[1:-1]:
+                    doubled += 1
+                    first = row if first is None else min(first, row)
+    if doubled > against:
+        return first
+    return 0 if wrapped >= _ALL_WRAPPED and wrapped == sum(map(len, texts)) else None
+
+
+READERS: Mapping[str, Reader] = {".parquet": parquet, ".jsonl": jsonl, ".tsv": tsv}
