@@ -124,9 +124,8 @@ class Loader:
             source=cell.data, train_rows=len(train), eval_rows=len(evaluation),
             fingerprint=f"{train.fingerprint}+{evaluation.fingerprint}",
         )  # fmt: skip
-        pad = tokenizer.pad_token_id or 0
-        on_device = [Table(table, self.device, pad) for table in (train, evaluation)]
-        kept = None if held is None else Table(held, self.device, pad)
+        on_device = [backbone.table(table) for table in (train, evaluation)]
+        kept = None if held is None else backbone.table(held)
         return Prepared(on_device[0], Split(on_device[1], parts), kept, info)
 
 

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from engine_factory import LENGTHS, PACKABLE, PAD, UNPACKABLE, encoder, loaded, saved, table, tokens
+from engine_factory import (
+    CPU,
+    LENGTHS,
+    PACKABLE,
+    PAD,
+    UNPACKABLE,
+    VOCABULARY,
+    encoder,
+    loaded,
+    saved,
+    table,
+    tokens,
+)
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lora_bench.data.tokens import TokenTable
+from lora_bench.engine import probe
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
@@ -43,9 +59,9 @@ def one_batch(made: Table) -> Batch:
 
 
 @torch.no_grad()
-def own(kind: str, made: Table, types: bool) -> list[Tensor]:
+def own(model: Any, made: Table, types: bool) -> list[Tensor]:
     """The hidden states of every sequence in the model's own padded forward."""
-    model = encoder(kind).train(False)
+    model.train(False)
     parts = made.flat[0, :-1].split(made.lengths.tolist())
     ids = pad_sequence(list(parts), batch_first=True, padding_value=PAD)
     mask = (torch.arange(ids.shape[1]) < torch.from_numpy(made.lengths)[:, None]).long()
@@ -72,13 +88,95 @@ def test_windows_give_the_models_own_numbers(kind: str, on_windows: Backbone) ->
     assert batch.ids.shape == (512,)
     types = on_windows.takes_types
     assert types == (kind in ("bert", "electra"))
-    expected = own(kind, made, types)
+    expected = own(encoder(kind), made, types)
     worst = max(
         float((rows[0] - wanted).abs().max())
         for rows, wanted in zip(windowed(on_windows, batch), expected, strict=True)
     )
     assert worst < 1e-5
     assert float(torch.cat(expected).std()) > 0.1
+
+
+@torch.no_grad()
+def compared(backbone: Backbone, model: Any, source: TokenTable) -> float:
+    """The largest difference of our hidden states, by both of our paths, from the model's own, padded at the end."""
+    expected = own(model, backbone.table(source), backbone.takes_types)
+    batch = one_batch(backbone.table(source))
+    paths = [backbone.encode(batch, 1)] + ([backbone.encode_fused(batch, 1)] if backbone.fused else [])
+    return max(
+        float((hidden[0, batch.segments == place] - wanted).abs().max())
+        for hidden in paths
+        for place, wanted in enumerate(expected)
+    )
+
+
+def with_ids_inside(token: int) -> TokenTable:
+    """Sequences that hold the id at their start, in their middle, several times in a row, and at their end."""
+    made = tokens(LENGTHS)
+    for row, places in ((1, (0, 1, 20, 39)), (2, (5,)), (4, range(10, 40)), (6, (129,)), (8, (0, 1))):
+        made.ids[[made.offsets[row] + place for place in places]] = token
+    return made
+
+
+def test_padding_ids_within_a_text_get_the_models_own_positions(kind: str, on_windows: Backbone) -> None:
+    assert compared(on_windows, encoder(kind), with_ids_inside(PAD)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert", "distilbert", "modernbert"])
+@pytest.mark.parametrize("pad", [0, 41, VOCABULARY - 1, -1])
+def test_the_padding_id_may_be_an_unusual_number(kind: str, pad: int) -> None:
+    model = encoder(kind, pad_token_id=pad)
+    on_windows = Backbone(encoder(kind, pad_token_id=pad), CPU, "float32")
+    assert compared(on_windows, model, with_ids_inside(pad % VOCABULARY)) < 1e-5
+    assert on_windows.longest == 300 - (pad + 1 if kind == "roberta" else 0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_a_model_may_have_no_padding_id(kind: str) -> None:
+    on_windows = Backbone(encoder(kind, pad_token_id=None), CPU, "float32")
+    assert compared(on_windows, encoder(kind, pad_token_id=None), with_ids_inside(0)) < 1e-5
+
+
+class Uncounted(torch.nn.Module):
+    """Embeddings that shift the positions after an id of padding, in a way of their own."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **others: Any) -> Tensor:
+        if position_ids is None:
+            position_ids = (torch.arange(input_ids.shape[1]) + (input_ids == PAD).cumsum(1)).clamp(max=299)
+        return self.own(input_ids=input_ids, position_ids=position_ids, **others)
+
+
+def test_another_rule_for_positions_is_refused() -> None:
+    """A model that differs at ids of padding within a text alone: the probe has such texts."""
+    model = encoder("bert")
+    model.embeddings = Uncounted(model.embeddings)
+    with pytest.raises(BenchError, match="on windows it gives other numbers"):
+        Backbone(model, CPU, "float32")
+
+
+def test_the_probe_holds_what_can_differ() -> None:
+    """Padding within a text, the ends of the vocabulary, ids that the config names, one token, all positions, pairs."""
+    config = encoder("bert", mask_token_id=44).config
+    made = probe.tokens(config, 300, typed=True)
+    texts = np.split(made.ids, made.offsets[1:-1])
+    types = np.split(made.types, made.offsets[1:-1])
+    assert any((text[1:-1] == PAD).any() for text in texts)
+    assert {0, 44, VOCABULARY - 1} <= {int(token) for text in texts for token in text}
+    assert {1, 300} <= {len(text) for text in texts}
+    assert any((kinds == 0).any() and (kinds == 1).any() for kinds in types)
+    assert any(not kinds.any() for kinds in types)
+
+
+def test_a_config_that_asks_for_tuples_is_no_hindrance(kind: str, tmp_path: Path) -> None:
+    path = saved(kind, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    asked = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    (path / "config.json").write_text(json.dumps(config | asked))
+    assert compared(loaded(path), encoder(kind), tokens(LENGTHS)) < 1e-5
 
 
 def test_cells_are_rows_that_are_all_alike(on_windows: Backbone) -> None:
@@ -123,7 +221,7 @@ def test_the_backbone_is_frozen(on_windows: Backbone) -> None:
 def test_token_types_count(kind: str, folder: Path) -> None:
     backbone, made = loaded(saved(kind, folder)), table(tokens(LENGTHS))
     batch = one_batch(made)
-    with_types, without = windowed(backbone, batch), own(kind, made, types=False)
+    with_types, without = windowed(backbone, batch), own(encoder(kind), made, types=False)
     assert max(float((a[0] - b).abs().max()) for a, b in zip(with_types, without, strict=True)) > 1e-2
 
 

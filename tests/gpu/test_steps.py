@@ -49,7 +49,7 @@ def table(on: Backbone, rows: int, skip: int = 0) -> Table:
     tokenizer = AutoTokenizer.from_pretrained(location("sample"))
     split = load(SST2, DataSource.parse(None, sample=True)).train
     made = tokenize(split, tokenizer, 64, None, "gpu").take(np.arange(skip, skip + rows))
-    return Table(made, on.device, 1)
+    return on.table(made)
 
 
 def run(cells: list[Cell], on: Backbone, record: bool = True, rows: int = 320) -> dict[Cell, Progress]:
