@@ -19,15 +19,16 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.data.tokens import TokenTable
-from lora_bench.engine import attention, probe
+from lora_bench.engine import attention, probe, weights
 from lora_bench.engine.attention import Step
 from lora_bench.engine.families import Family, by_product, by_shape
 from lora_bench.engine.fused import Encoder
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.product import Operands
-from lora_bench.engine.windows import Batch, Form, Table
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.engine.shortage import shortages
+from lora_bench.engine.windows import Batch, Form, Table, Tokens
+from lora_bench.errors import MISSING, BenchError, rust_panics
+from lora_bench.model_files import watched
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -87,14 +88,14 @@ class Backbone:
         found, self.step.found = tuple(self.step.found), None
         return found
 
-    def table(self, tokens: TokenTable) -> Table:
+    def table(self, tokens: Tokens) -> Table:
         """A task's tokens on the device, with the positions that this model gives them."""
         return Table(tokens, self.device, padding_idx=self.padding_idx)
 
     def probe(self) -> Batch:
         """The probe sequences on windows."""
         tokens = probe.tokens(self.config, self.longest, self.takes_types)
-        return next(self.table(tokens).batches([np.arange(len(tokens))]))
+        return next(self.table(tokens).batches([np.arange(len(tokens.labels))]))
 
     def masks(self, form: Form) -> Masks:
         """Room for the dropout masks of batches of this shape."""
@@ -189,24 +190,29 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
     Raises:
         BenchError: exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
     """
+    with shortages(f"the model '{location}' was loaded"):
+        with watched(location):
+            model = _pretrained(location, offline)
+        if getattr(model, "pooler", None) is not None:
+            model.register_module("pooler", None)  # our head reads the first token
+        return Backbone(model, device, precision, trains)
+
+
+def _pretrained(location: str, offline: bool) -> PreTrainedModel:
+    """The model as transformers loads it, checked before and after."""
     try:
-        with quiet_transformers():
+        with quiet_transformers(), rust_panics():
+            if Path(location).is_dir():
+                weights.check_files(Path(location))
             model, info = AutoModel.from_pretrained(
                 location, dtype=torch.float32, use_safetensors=True, local_files_only=offline,
                 attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
+    except BenchError:
+        raise
     except Exception as error:  # of many families: a config.json can make any line of transformers fail
         raise unreachable("model", location, error) from error
-    for name, stored, wanted in sorted(key for key in info["mismatched_keys"] if "pooler" not in key[0]):
-        what = f"'{location}' has a weight {name} of shape {[*stored]}, its config.json says {[*wanted]}."
-        raise BenchError(what, "Use the config.json that belongs to the weights.", MISSING)
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing or not isinstance(model, PreTrainedModel):
-        what = f"'{location}' lacks weights ({missing[0]} …)." if missing else f"'{location}' is not an encoder."
-        raise BenchError(what, "Use a complete encoder in safetensors format.", MISSING)
-    if getattr(model, "pooler", None) is not None:
-        model.register_module("pooler", None)  # our head reads the first token
-    return Backbone(model, device, precision, trains)
+    return weights.check_loaded(location, model, info)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ config names, both ends of the vocabulary, one token and as many as the model ta
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_bench.data.tokens import TokenTable
 from lora_bench.errors import MISSING, BenchError
 
 PACKABLE = "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, DistilBERT and ModernBERT can"
@@ -26,7 +25,22 @@ TOLERANCE = 1e-4
 Ids = NDArray[np.int32]
 
 
-def tokens(config: Any, longest: int, typed: bool) -> TokenTable:
+class Sequences(NamedTuple):
+    """The probe sequences end to end, as a table takes them (`windows.Tokens`)."""
+
+    ids: Ids
+    types: NDArray[np.uint8] | None
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        lengths: list[int] = np.diff(self.offsets).tolist()
+        return lengths
+
+
+def tokens(config: Any, longest: int, typed: bool) -> Sequences:
     """The probe sequences, none longer than `longest`; pairs if `typed`."""
     texts = [text[: max(1, longest)] for text in _texts(config)]
     lengths = np.array([len(text) for text in texts])
@@ -34,7 +48,7 @@ def tokens(config: Any, longest: int, typed: bool) -> TokenTable:
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     pairs = np.repeat((lengths // 3) * (np.arange(len(texts)) % 2), lengths)  # where the second text starts, in half
     types = ((within >= pairs) & (pairs > 0)).astype(np.uint8) if typed else None
-    return TokenTable(np.concatenate(texts), types, offsets, np.zeros(len(texts), dtype=np.int64))
+    return Sequences(np.concatenate(texts), types, offsets, np.zeros(len(texts), dtype=np.int64))
 
 
 def _texts(config: Any) -> Iterator[Ids]:
@@ -61,11 +75,11 @@ def padding(config: Any) -> int:
     return int(pad) if pad is not None and 0 <= pad < int(config.vocab_size) else 0
 
 
-def inputs(table: TokenTable, pad: int) -> dict[str, Tensor]:
+def inputs(table: Sequences, pad: int) -> dict[str, Tensor]:
     """The sequences padded into one batch, as transformers takes them: `[rows, longest]` each."""
 
     def rows(values: NDArray[Any], fill: int) -> Tensor:
-        parts = torch.from_numpy(values.astype(np.int64)).split(table.lengths.tolist())
+        parts = torch.from_numpy(values.astype(np.int64)).split(table.lengths)
         return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
 
     padded = {"input_ids": rows(table.ids, pad), "attention_mask": rows(np.ones(len(table.ids)), 0)}
@@ -90,7 +104,7 @@ def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]
         raise BenchError(
             "The model makes numbers that are not finite.", "Its weights are damaged: get them again.", MISSING
         )
-    return [rows[:length] for rows, length in zip(hidden, table.lengths.tolist(), strict=True)]
+    return [rows[:length] for rows, length in zip(hidden, table.lengths, strict=True)]
 
 
 def refusal(config: Any, why: str) -> BenchError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_bench.load import window_size
-
-if TYPE_CHECKING:
-    from lora_bench.data.tokens import TokenTable
 
 Ints = NDArray[np.int64]
 CHUNK = 512
@@ -118,6 +115,26 @@ def positions_of(ids: Ints, lengths: Ints, padding_idx: int | None) -> Ints:
     return np.where(counted, running - np.repeat(before, lengths), 0).astype(np.int64) - 1
 
 
+class Tokens(Protocol):
+    """Sequences that lie end to end, with their labels: a `TokenTable`."""
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """`[T]`."""
+
+    @property
+    def types(self) -> NDArray[np.uint8] | None:
+        """`[T]`, or None where the tokenizer has no token types."""
+
+    @property
+    def offsets(self) -> Ints:
+        """`[N + 1]`."""
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """`[N]`."""
+
+
 class Table:
     """A task's tokens on a device: one flat array and offsets; a batch is a gather.
 
@@ -125,7 +142,7 @@ class Table:
     (`Backbone.table` knows it).
     """
 
-    def __init__(self, table: TokenTable, device: torch.device, *, padding_idx: int | None) -> None:
+    def __init__(self, table: Tokens, device: torch.device, *, padding_idx: int | None) -> None:
         flat = np.append(table.ids, np.int32(0)).astype(np.int64)  # the last one fills empty slots; any id would do
         types = np.zeros_like(flat) if table.types is None else np.append(table.types, np.uint8(0)).astype(np.int64)
         self.typed = table.types is not None

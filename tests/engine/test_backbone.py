@@ -269,7 +269,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     path = saved("roberta", tmp_path)
     (path / "model.safetensors").unlink()
     (path / "pytorch_model.bin").write_bytes(b"\x80\x04not to be read")
-    assert "cannot be loaded" in refused(path).what
+    assert "no weights in safetensors format" in refused(path).what
 
 
 def test_missing_weights_are_refused_and_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
