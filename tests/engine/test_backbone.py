@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import safetensors.torch
 import torch
+import transformers as hf
 from engine_factory import (
     CPU,
     LENGTHS,
@@ -27,7 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine import probe
+from lora_bench.engine import probe, weights
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
@@ -290,6 +294,53 @@ def test_a_model_without_its_pooler_is_whole(tmp_path: Path) -> None:
     assert len(kept) < len(weights)
     safetensors.torch.save_file(kept, path / "model.safetensors", {"format": "pt"})
     assert loaded(path).hidden_size == 32
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """The directory with other weights."""
+    weights = safetensors.torch.load_file(path / "model.safetensors")
+    safetensors.torch.save_file(change(weights), path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_encoder_weights_that_are_not_used_are_refused_and_named(kind: str, tmp_path: Path) -> None:
+    """A table of distances beside an attention, as relative positions have it, and a layer more than the config."""
+    path = saved(kind, tmp_path)
+    name = next(name for name in safetensors.torch.load_file(path / "model.safetensors") if "att" in name)
+    extra = f"{name.rpartition('.')[0]}.distance_embedding.weight"
+    assert extra in refused(rewritten(path, lambda weights: weights | {extra: torch.zeros(3, 8)})).what
+    saved(kind, tmp_path)
+    names = list(safetensors.torch.load_file(path / "model.safetensors"))
+    third = {name: re.sub(r"(layers?)\.1\.", r"\1.2.", name) for name in names}
+    rewritten(path, lambda weights: weights | {third[name]: part.clone() for name, part in weights.items()})
+    assert min(new for old, new in third.items() if new != old) in refused(path).what
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BertForPreTraining", "RobertaForMaskedLM", "RobertaForSequenceClassification", "XLMRobertaForMaskedLM",
+     "CamembertForTokenClassification", "ElectraForPreTraining", "DistilBertForMaskedLM", "ModernBertForMaskedLM"],
+)  # fmt: skip
+def test_heads_may_be_left_over(name: str, tmp_path: Path) -> None:
+    """Heads, poolers, and the buffers that older versions saved, with the prefix that a model with a head has."""
+    kinds = {kind.replace("-", ""): kind for kind in PACKABLE}
+    kind = next(kinds[key] for key in sorted(kinds, key=len, reverse=True) if name.lower().startswith(key))
+    model = getattr(hf, name)(encoder(kind).config)
+    model.save_pretrained(tmp_path)
+    old = f"{model.base_model_prefix}.embeddings.position_ids"
+    rewritten(tmp_path, lambda weights: weights | {old: torch.arange(300)[None], "pooler.dense.bias": torch.ones(32)})
+    assert loaded(tmp_path).hidden_size == 32
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
+def test_an_adapter_that_transformers_applies_is_refused(tmp_path: Path) -> None:
+    """As from the Hub, where only what was loaded can be asked."""
+    path = saved("roberta", tmp_path)
+    peft.get_peft_model(encoder("roberta"), peft.LoraConfig(target_modules=["query"])).save_pretrained(path)
+    model, info = hf.AutoModel.from_pretrained(path, output_loading_info=True)
+    with pytest.raises(BenchError, match="also holds an adapter, which transformers has applied"):
+        weights.check_loaded("someone/roberta", model, info)
+    assert "also holds an adapter" in refused(path).what
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"not safetensors at all, but long enough"])
