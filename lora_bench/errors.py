@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from lora_bench.text import clean
 
@@ -29,6 +30,17 @@ def of_the_system(error: OSError) -> BenchError:
     return BenchError(
         f"{error.strerror or type(error).__name__}{where}.", "Mend that, then give the same command again.", MISSING
     )
+
+
+@contextmanager
+def rust_panics() -> Iterator[None]:
+    """Turn a panic of a library written in Rust, which is no `Exception`, into a RuntimeError with its message."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # the class can be imported from nowhere
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

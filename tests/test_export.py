@@ -24,7 +24,6 @@ from lora_bench.data.tokens import tokenize
 from lora_bench.engine import backbone as backbones
 from lora_bench.engine import checkpoint
 from lora_bench.engine.pack import Pack, State
-from lora_bench.engine.windows import Table
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
 from lora_bench.store import Record
@@ -90,7 +89,7 @@ def our_logits(bench: Bench, record: Record) -> np.ndarray:
     """What the trained cell itself says of the texts, through windows."""
     cell = trains.load(record.id, bench.results, bench.model, offline=True)
     rows = Rows((list(TEXTS),), np.zeros(len(TEXTS), dtype=np.int64))
-    table = Table(tokenize(rows, AutoTokenizer.from_pretrained(bench.model), 16), torch.device("cpu"), 1)
+    table = cell.pack.backbone.table(tokenize(rows, AutoTokenizer.from_pretrained(bench.model), 16))
     with cell.pack, torch.no_grad():
         cell.pack.compose()
         return cell.pack.logits(next(table.batches([np.arange(len(TEXTS))])))[0].numpy()

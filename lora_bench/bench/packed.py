@@ -15,7 +15,6 @@ from lora_bench.cost import Estimate
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.trainer import Split, Trainer
-from lora_bench.engine.windows import Table
 
 WARM = {"cpu": 1, "cuda": 64}  # steps: a shape of batches may be recorded when it first comes
 
@@ -35,7 +34,7 @@ def run(
     memory, start = Memory(device), time.perf_counter()
     memory.begin()
     backbone = encoder()
-    table = Table(work.table, device, work.pad_id)
+    table = backbone.table(work.table)
     trainer = Trainer(Pack(cells, backbone, work.task.num_outputs), work.task, table, Split(table))
     built = time.perf_counter() - start
     with trainer.pack:

@@ -24,7 +24,8 @@ from lora_bench.engine.windows import Ints, slices
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import is_folder
 from lora_bench.grid.plan import source_of
-from lora_bench.models import TOKENIZER_FILES, location
+from lora_bench.model_files import TOKENIZER_FILES
+from lora_bench.models import location
 from lora_bench.tasks import Task
 
 STEPS = 20_000  # the longest training that a measurement can be of

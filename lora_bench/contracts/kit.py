@@ -93,7 +93,7 @@ def tokens(task: Task, rows: int = ROWS) -> TokenTable:
 
 def table_of(task: Task, rows: int = ROWS) -> Table:
     """The same on the device."""
-    return Table(tokens(task, rows), CPU, PAD)
+    return Table(tokens(task, rows), CPU, padding_idx=PAD)
 
 
 def split_of(task: Task, table: Table) -> Split:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_bench.data.content import first_line
 from lora_bench.data.sources import Labels, Rows
-from lora_bench.errors import MISSING, USAGE, BenchError
+from lora_bench.errors import MISSING, USAGE, BenchError, rust_panics
 from lora_bench.files import write_atomically
 
 if TYPE_CHECKING:
@@ -125,9 +126,7 @@ def _encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
     lengths: list[int] = []
     for start in range(0, len(rows), CHUNK):
         texts = [column[start : start + CHUNK] for column in rows.texts]
-        out = tokenizer(
-            *texts, padding=False, truncation="longest_first", max_length=max_length, return_attention_mask=False
-        )
+        out = _tokens(tokenizer, texts, start, max_length)
         lengths += map(len, out["input_ids"])
         ids.append(_flat(out["input_ids"], np.int32))
         if "token_type_ids" in out:
@@ -136,6 +135,20 @@ def _encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
         what = f"The tokenizer gives no token for row {lengths.index(0) + 1}, {rows.texts[0][lengths.index(0)][:40]!r}."
         raise BenchError(what, "Use a tokenizer that adds special tokens, or leave such rows out.", MISSING)
     return TokenTable(np.concatenate(ids), np.concatenate(types) if types else None, _offsets(lengths), rows.labels)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], start: int, max_length: int) -> Any:
+    """What the tokenizer makes of the columns. `start`: the row of the first texts, for an error's sake."""
+    try:
+        with rust_panics():
+            return tokenizer(
+                *texts, padding=False, truncation="longest_first", max_length=max_length, return_attention_mask=False
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # tokenizers raises `Exception` itself
+        what = f"The tokenizer fails on rows {start + 1} to {start + len(texts[0])} ({first_line(error)})."
+        raise BenchError(what, "Use a tokenizer that takes any text, or leave such rows out.", MISSING) from error
 
 
 def _flat(sequences: list[list[int]], dtype: Any) -> NDArray[Any]:

@@ -27,16 +27,15 @@ class Step:
 
     width: int = 1
     segments: Tensor | None = None  # [S]
-    positions: Tensor | None = None  # [S]
     masks: Masks | None = None
     found: list[Site] | None = None  # while the sites are being found
     _bias: dict[int | None, Tensor] = field(default_factory=dict)
     _index: dict[nn.Module, list[int]] = field(default_factory=dict)
     _calls: dict[nn.Module, int] = field(default_factory=dict)
 
-    def begin(self, segments: Tensor, positions: Tensor, width: int, masks: Masks | None) -> None:
+    def begin(self, segments: Tensor, width: int, masks: Masks | None) -> None:
         """Start a forward pass over the slots of these segments."""
-        self.segments, self.positions, self.width, self.masks = segments, positions, width, masks
+        self.segments, self.width, self.masks = segments, width, masks
         self._bias.clear()
         self._calls.clear()
 
@@ -52,13 +51,13 @@ class Step:
         return self._bias[reach]
 
     def _make_bias(self, reach: int | None, dtype: torch.dtype) -> Tensor:
-        if self.segments is None or self.positions is None:
+        if self.segments is None:
             raise RuntimeError("the encoder runs inside Backbone.encode only")
         segments = self.segments.view(-1, self.width)
         far = segments[:, :, None] != segments[:, None, :]
         if reach is not None:
-            positions = self.positions.view(-1, self.width)
-            far = far | ((positions[:, :, None] - positions[:, None, :]).abs() >= reach)
+            slots = torch.arange(self.width, device=far.device)  # a sequence fills consecutive slots
+            far = far | ((slots[:, None] - slots[None, :]).abs() >= reach)
         return torch.zeros(far.shape, dtype=dtype, device=far.device).masked_fill_(far, float("-inf"))
 
     def keep(self, module: nn.Module, site: Site) -> Keep | None:

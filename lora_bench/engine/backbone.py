@@ -12,20 +12,23 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.engine import attention, probe
+from lora_bench.engine import attention, probe, weights
 from lora_bench.engine.attention import Step
 from lora_bench.engine.families import Family, by_product, by_shape
 from lora_bench.engine.fused import Encoder
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.product import Operands
-from lora_bench.engine.windows import Batch, Form
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.engine.shortage import shortages
+from lora_bench.engine.windows import Batch, Form, Table, Tokens
+from lora_bench.errors import MISSING, BenchError, rust_panics
+from lora_bench.model_files import watched
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,10 +49,13 @@ class Backbone:
         self.device = device
         select(device)
         self.config = model.config
+        self.config.return_dict = True  # what is read is an output's field, whatever the config asks for
+        self.config.output_attentions = self.config.output_hidden_states = False  # a step would keep them
         self.step = Step()
         self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
-        self.position_base = _position_base(model)
+        self.padding_idx = _padding_idx(model)
+        self.position_base = 0 if self.padding_idx is None else self.padding_idx + 1
         self.sites: tuple[Site, ...] = ()
         self.fused: Encoder | None = None
         self.model = self._prepare(model)
@@ -59,7 +65,7 @@ class Backbone:
         model.requires_grad_(False).train(False)
         module: nn.Module = model
         module.to(self.device)
-        reference = probe.padded(model)
+        reference = probe.reference(model, self.longest, self.takes_types)
         attention.register()
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
@@ -78,9 +84,18 @@ class Backbone:
     def _find_sites(self) -> tuple[Site, ...]:
         """The dropouts of a step in the order in which they come."""
         self.step.found = []
-        self.encode(probe.windows(self.config, self.device), 1, training=True)
+        self.encode(self.probe(), 1, training=True)
         found, self.step.found = tuple(self.step.found), None
         return found
+
+    def table(self, tokens: Tokens) -> Table:
+        """A task's tokens on the device, with the positions that this model gives them."""
+        return Table(tokens, self.device, padding_idx=self.padding_idx)
+
+    def probe(self) -> Batch:
+        """The probe sequences on windows."""
+        tokens = probe.tokens(self.config, self.longest, self.takes_types)
+        return next(self.table(tokens).batches([np.arange(len(tokens.labels))]))
 
     def masks(self, form: Form) -> Masks:
         """Room for the dropout masks of batches of this shape."""
@@ -101,7 +116,7 @@ class Backbone:
     @property
     def longest(self) -> int:
         """The longest sequence that the model's positions allow."""
-        return int(self.config.max_position_embeddings) - self.position_base
+        return int(getattr(self.config, "max_position_embeddings", 512)) - self.position_base
 
     def linears(self) -> dict[str, nn.Linear]:
         """The linear layers by name."""
@@ -115,7 +130,7 @@ class Backbone:
 
         `weights` replaces parameters of the model by name.
         """
-        self.step.begin(batch.segments, batch.positions, batch.width, masks)
+        self.step.begin(batch.segments, batch.width, masks)
         self.model.train(training or masks is not None)
         inputs: dict[str, Any] = {
             "input_ids": batch.ids.expand(cells, -1),
@@ -136,7 +151,7 @@ class Backbone:
         """The same through `fused`, with adapters, for the slots `rows` alone if given: `[cells, rows, d]`."""
         if self.fused is None:
             raise RuntimeError("this encoder has no fused form")
-        self.step.begin(batch.segments, batch.positions, batch.width, masks)
+        self.step.begin(batch.segments, batch.width, masks)
         self.model.train(masks is not None)
         types = batch.types if self.takes_types else None
         hidden = self.fused.embed(batch.ids, batch.positions + self.position_base, types)
@@ -149,8 +164,8 @@ class Backbone:
 
     def _check(self, reference: list[Tensor]) -> None:
         """Refuse a model whose windowed forward is not its padded one."""
-        batch = probe.windows(self.config, self.device)
         try:
+            batch = self.probe()
             with torch.no_grad():
                 hidden = (self.encode if self.fused is None else self.encode_fused)(batch, 2)[1].float()
             worst = max(
@@ -175,24 +190,29 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
     Raises:
         BenchError: exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
     """
+    with shortages(f"the model '{location}' was loaded"):
+        with watched(location):
+            model = _pretrained(location, offline)
+        if getattr(model, "pooler", None) is not None:
+            model.register_module("pooler", None)  # our head reads the first token
+        return Backbone(model, device, precision, trains)
+
+
+def _pretrained(location: str, offline: bool) -> PreTrainedModel:
+    """The model as transformers loads it, checked before and after."""
     try:
-        with quiet_transformers():
+        with quiet_transformers(), rust_panics():
+            if Path(location).is_dir():
+                weights.check_files(Path(location))
             model, info = AutoModel.from_pretrained(
                 location, dtype=torch.float32, use_safetensors=True, local_files_only=offline,
                 attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
+    except BenchError:
+        raise
     except Exception as error:  # of many families: a config.json can make any line of transformers fail
         raise unreachable("model", location, error) from error
-    for name, stored, wanted in sorted(key for key in info["mismatched_keys"] if "pooler" not in key[0]):
-        what = f"'{location}' has a weight {name} of shape {[*stored]}, its config.json says {[*wanted]}."
-        raise BenchError(what, "Use the config.json that belongs to the weights.", MISSING)
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing or not isinstance(model, PreTrainedModel):
-        what = f"'{location}' lacks weights ({missing[0]} …)." if missing else f"'{location}' is not an encoder."
-        raise BenchError(what, "Use a complete encoder in safetensors format.", MISSING)
-    if getattr(model, "pooler", None) is not None:
-        model.register_module("pooler", None)  # our head reads the first token
-    return Backbone(model, device, precision, trains)
+    return weights.check_loaded(location, model, info)
 
 
 @contextmanager
@@ -218,12 +238,18 @@ def unreachable(kind: str, location: str, error: Exception) -> BenchError:
     return BenchError(f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.", hint, MISSING)
 
 
-def _position_base(model: PreTrainedModel) -> int:
-    """The id of the first position: after the padding index where positions have one (RoBERTa), else 0."""
+def _padding_idx(model: PreTrainedModel) -> int | None:
+    """The id that positions do not count, where they follow RoBERTa's rule: from that id + 1, itself at that id.
+
+    Its table of positions has a padding index then. None: positions count every id, from 0. The probe has such ids
+    within texts, so a model with another rule is refused.
+    """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return 0 if module.padding_idx is None else int(module.padding_idx) + 1
-    return 0
+            parent = model.get_submodule(name.rpartition(".")[0])  # as configured; the table's own is never negative
+            index = getattr(parent, "padding_idx", module.padding_idx)
+            return None if module.padding_idx is None or index is None else int(index)
+    return None
 
 
 def _head_dropout(config: Any) -> float:

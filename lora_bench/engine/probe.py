@@ -1,74 +1,118 @@
-"""Probe sequences: what an encoder makes of them by itself, padded, is what it must make of them on our paths."""
+"""Probe sequences: what an encoder computes of them by itself, padded, is what it must compute on our paths.
+
+They hold the cases in which two implementations can differ: ids of padding within a text, all special ids that the
+config names, both ends of the vocabulary, one token and as many as the model takes, and pairs.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_bench.engine.windows import Batch
 from lora_bench.errors import MISSING, BenchError
 
 PACKABLE = "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, DistilBERT and ModernBERT can"
-LENGTHS = (5, 23, 11, 150, 3, 64)
+LENGTHS = (5, 23, 11, 512, 1, 3, 64)
+PADDED = {2: (0,), 17: (1, 2, 9, 16), 40: (0, 7, 39)}  # lengths of further sequences, and where they hold padding ids
 TOLERANCE = 1e-4
 
-
-def _ids(config: Any) -> list[Tensor]:
-    room = int(getattr(config, "max_position_embeddings", 512)) - 8
-    reserved = {getattr(config, "pad_token_id", None) or 0}
-    allowed = [token for token in range(min(int(config.vocab_size), 997)) if token not in reserved]
-    return [
-        torch.tensor([allowed[(7 * index + 13 * length) % len(allowed)] for index in range(min(length, room))])
-        for length in LENGTHS
-    ]
+Ids = NDArray[np.int32]
 
 
-def batch(config: Any) -> tuple[Tensor, Tensor]:
-    """The probe sequences padded into one batch: ids and attention mask, `[rows, longest]`."""
-    sequences = _ids(config)
-    pad = int(getattr(config, "pad_token_id", None) or 0)
-    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+class Sequences(NamedTuple):
+    """The probe sequences end to end, as a table takes them (`windows.Tokens`)."""
+
+    ids: Ids
+    types: NDArray[np.uint8] | None
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        lengths: list[int] = np.diff(self.offsets).tolist()
+        return lengths
+
+
+def tokens(config: Any, longest: int, typed: bool) -> Sequences:
+    """The probe sequences, none longer than `longest`; pairs if `typed`."""
+    texts = [text[: max(1, longest)] for text in _texts(config)]
+    lengths = np.array([len(text) for text in texts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    pairs = np.repeat((lengths // 3) * (np.arange(len(texts)) % 2), lengths)  # where the second text starts, in half
+    types = ((within >= pairs) & (pairs > 0)).astype(np.uint8) if typed else None
+    return Sequences(np.concatenate(texts), types, offsets, np.zeros(len(texts), dtype=np.int64))
+
+
+def _texts(config: Any) -> Iterator[Ids]:
+    size, pad = int(config.vocab_size), padding(config)
+
+    def ordinary(length: int) -> Ids:
+        ids = ((7919 * np.arange(length) + 13 * length) % size).astype(np.int32)
+        return np.where(ids == pad, (pad + 1) % size, ids).astype(np.int32)
+
+    for length in LENGTHS:
+        yield ordinary(length)
+    for length, places in PADDED.items():
+        ids = ordinary(length)
+        ids[list(places)] = pad
+        yield ids
+    named = {value for name, value in config.to_dict().items() if name.endswith("_token_id") and type(value) is int}
+    special = sorted({token % size for token in (0, 1, 2, 3, size - 1, *named)})
+    yield np.array([token for token in special for _ in range(2)], dtype=np.int32)
+
+
+def padding(config: Any) -> int:
+    """The id that fills up short rows: the config's if it is an id of the vocabulary, else 0."""
+    pad = getattr(config, "pad_token_id", None)
+    return int(pad) if pad is not None and 0 <= pad < int(config.vocab_size) else 0
+
+
+def inputs(table: Sequences, pad: int) -> dict[str, Tensor]:
+    """The sequences padded into one batch, as transformers takes them: `[rows, longest]` each."""
+
+    def rows(values: NDArray[Any], fill: int) -> Tensor:
+        parts = torch.from_numpy(values.astype(np.int64)).split(table.lengths)
+        return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
+
+    padded = {"input_ids": rows(table.ids, pad), "attention_mask": rows(np.ones(len(table.ids)), 0)}
+    return padded if table.types is None else padded | {"token_type_ids": rows(table.types, 0)}
 
 
 @torch.no_grad()
-def padded(model: PreTrainedModel) -> list[Tensor]:
-    """The model's own hidden states of the probe sequences, padded into one batch."""
+def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]:
+    """The model's own hidden states of each probe sequence, padded into one batch.
+
+    Raises:
+        BenchError: exit code 3 if it is no encoder, or its numbers are not finite.
+    """
     device = next(model.parameters()).device
-    ids, mask = (part.to(device) for part in batch(model.config))
     try:
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        table = tokens(model.config, longest, typed)
+        batch = {name: part.to(device) for name, part in inputs(table, padding(model.config)).items()}
+        hidden = model(**batch).last_hidden_state
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise refusal(model.config, f"it is not an encoder ({one_line(error)})") from error
-    if not torch.isfinite(hidden[mask.bool()]).all():
+    if not torch.isfinite(hidden[batch["attention_mask"].bool()]).all():
         raise BenchError(
             "The model makes numbers that are not finite.", "Its weights are damaged: get them again.", MISSING
         )
-    return [rows[:length] for rows, length in zip(hidden, mask.sum(1).tolist(), strict=True)]
-
-
-def windows(config: Any, device: torch.device) -> Batch:
-    """The probe sequences side by side in one window."""
-    sequences = _ids(config)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
-    segments = torch.arange(len(sequences)).repeat_interleave(lengths)
-    return Batch(
-        slots=torch.stack([torch.cat(sequences), positions, segments]).to(device),
-        first=(lengths.cumsum(0) - lengths).to(device), labels=lengths, weights=torch.ones(len(sequences)),
-        rows=lengths.numpy(), width=int(lengths.sum()), windows=1, tokens=int(lengths.sum()),
-    )  # fmt: skip
+    return [rows[:length] for rows, length in zip(hidden, table.lengths, strict=True)]
 
 
 def refusal(config: Any, why: str) -> BenchError:
+    """The error for a model that cannot be packed."""
     return BenchError(f"The model type '{config.model_type}' cannot be packed: {why}.", f"{PACKABLE} be.", MISSING)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message on one line of at most 200 characters."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_bench.load import window_size
-
-if TYPE_CHECKING:
-    from lora_bench.data.tokens import TokenTable
 
 Ints = NDArray[np.int64]
 CHUNK = 512
@@ -49,7 +46,7 @@ class Batch:
     counts those that hold something; `rows` has one entry a sequence.
     """
 
-    slots: Tensor  # [3 or 4, S]: ids, positions from 0 within each sequence, segments (or -1), types
+    slots: Tensor  # [3 or 4, S]: ids, positions (see `positions`), segments (or -1), types
     first: Tensor  # [B], the slot of each sequence's first token
     labels: Tensor  # [B]
     weights: Tensor  # [B], what each loss counts: 1 / rows, 0 for an empty place
@@ -65,7 +62,7 @@ class Batch:
 
     @property
     def positions(self) -> Tensor:
-        """`[S]`, from 0 within each sequence."""
+        """`[S]`, from 0 within each sequence by the model's rule; -1 for a padding id that the rule does not count."""
         return self.slots[1]
 
     @property
@@ -105,17 +102,55 @@ class Layout:
     form: Form
 
 
-class Table:
-    """A task's tokens on a device: one flat array and offsets; a batch is a gather."""
+def positions_of(ids: Ints, lengths: Ints, padding_idx: int | None) -> Ints:
+    """The position of every token of sequences that lie end to end, counted from 0 in each.
 
-    def __init__(self, table: TokenTable, device: torch.device, pad_id: int) -> None:
-        flat = np.append(table.ids, np.int32(pad_id)).astype(np.int64)
+    With a `padding_idx` this is RoBERTa's rule less its offset of `padding_idx + 1`: that id, wherever it stands, is
+    not counted, and has the position -1 itself.
+    """
+    counted = np.ones(len(ids), dtype=bool) if padding_idx is None else ids != padding_idx
+    running = np.cumsum(counted)
+    first = np.cumsum(lengths) - lengths
+    before = running[first] - counted[first] if len(ids) else running
+    return np.where(counted, running - np.repeat(before, lengths), 0).astype(np.int64) - 1
+
+
+class Tokens(Protocol):
+    """Sequences that lie end to end, with their labels: a `TokenTable`."""
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """`[T]`."""
+
+    @property
+    def types(self) -> NDArray[np.uint8] | None:
+        """`[T]`, or None where the tokenizer has no token types."""
+
+    @property
+    def offsets(self) -> Ints:
+        """`[N + 1]`."""
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """`[N]`."""
+
+
+class Table:
+    """A task's tokens on a device: one flat array and offsets; a batch is a gather.
+
+    `padding_idx` is the id that the model's positions do not count, None where they count every id
+    (`Backbone.table` knows it).
+    """
+
+    def __init__(self, table: Tokens, device: torch.device, *, padding_idx: int | None) -> None:
+        flat = np.append(table.ids, np.int32(0)).astype(np.int64)  # the last one fills empty slots; any id would do
         types = np.zeros_like(flat) if table.types is None else np.append(table.types, np.uint8(0)).astype(np.int64)
         self.typed = table.types is not None
         self.flat = torch.from_numpy(np.stack([flat, types])).to(device)
         self.labels = torch.from_numpy(np.array(table.labels)).to(device)
         self.offsets: Ints = np.asarray(table.offsets, dtype=np.int64)
         self.lengths: Ints = np.diff(self.offsets)
+        self.positions = positions_of(flat[:-1], self.lengths, padding_idx)
         self.usual = window_size(int(np.quantile(self.lengths, USUAL)))
         self.device = device
         self._evaluated: dict[int, list[Batch]] = {}
@@ -153,8 +188,9 @@ class Table:
         local = np.concatenate([np.arange(len(group)) for group in groups])
         grid = np.empty((3, bases[-1]), dtype=np.int64)
         grid[0], grid[1], grid[2] = self.flat.shape[1] - 1, 0, -1
-        grid[0, slots] = np.repeat(self.offsets[rows], lengths) + within
-        grid[1, slots] = within
+        source = np.repeat(self.offsets[rows], lengths) + within
+        grid[0, slots] = source
+        grid[1, slots] = self.positions[source]
         grid[2, slots] = np.repeat(local, lengths)
         places = np.zeros((2, sum(form.rows for form in forms)), dtype=np.int64)
         ends = np.cumsum([0] + [form.rows for form in forms])

@@ -96,12 +96,12 @@ def check(model: PreTrainedModel, pack: Pack) -> float:
     Raises:
         BenchError: exit code 2 if they are not the same model.
     """
-    config, device = pack.backbone.config, pack.backbone.device
+    backbone = pack.backbone
     with pack:
         pack.compose()
-        ours = pack.logits(probe.windows(config, device))[0].cpu().double()
-    ids, mask = probe.batch(config)
-    theirs = model(input_ids=ids, attention_mask=mask).logits.double()
+        ours = pack.logits(backbone.probe())[0].cpu().double()
+    tokens = probe.tokens(backbone.config, backbone.longest, backbone.takes_types)
+    theirs = model(**probe.inputs(tokens, probe.padding(backbone.config)), return_dict=True).logits.double()
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE[pack.backbone.precision] * max(1.0, float(ours.abs().max())):
         raise BenchError(

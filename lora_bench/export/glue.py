@@ -21,7 +21,6 @@ from lora_bench.data.sources import HIGHEST, LOWEST
 from lora_bench.data.tokens import tokenize
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine.trainer import Split, Trainer
-from lora_bench.engine.windows import Table
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
 from lora_bench.export.folders import whole
@@ -86,7 +85,7 @@ def _predicted(trained: Trained, task: Task, test: Submission, source: DataSourc
         tokenizer = AutoTokenizer.from_pretrained(trained.model, local_files_only=trained.offline)
     tokens = tokenize(rows, tokenizer, trained.cell.max_length)
     check_fits(tokens, trained.pack.backbone)
-    table = Table(tokens, trained.pack.backbone.device, tokenizer.pad_token_id or 0)
+    table = trained.pack.backbone.table(tokens)
     with trained.pack:
         (values,) = Trainer(trained.pack, trained.task, table, Split(table)).predict(table)
     if not np.isfinite(values).all():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_bench import data, load, methods, tasks
 from lora_bench.cell import Cell
@@ -16,13 +16,15 @@ from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
 from lora_bench.engine import backbone as encoders
 from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.shortage import shortages
 from lora_bench.engine.targets import resolve
 from lora_bench.engine.trainer import Split
 from lora_bench.engine.windows import Table
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.grid.plan import Plan, source_of
-from lora_bench.models import location
+from lora_bench.models import identity, location
 from lora_bench.store import DataInfo
+from lora_bench.training.tokenizer import load_tokenizer
 from lora_bench.work import Options, View
 
 HELD_OUT = 0.1
@@ -61,9 +63,11 @@ class Loader:
             where = self.plan.grid.model_location(cell)
             self.view.stage(f"loading {where}")
             self._backbone = self._tables = None
-            local = self._local_only(where)
-            with hub.hub_mode(local):
-                loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
+            with shortages(f"the model '{where}' was loaded"):
+                local = self._local_only(where)
+                with hub.hub_mode(local):
+                    loaded = encoders.load(location(where), self.device, cell.precision, trains, local)
+            unchanged(where, cell)
             for targets in sorted(
                 {each.targets for each in self.plan.todo if each.model == cell.model and each.targets}
             ):
@@ -90,17 +94,17 @@ class Loader:
         if self._tables is None or self._tables[0] != key:
             self.view.stage(f"preparing {cell.task}")
             self._tables = None
-            self._tables = key, self._prepare(cell, backbone)
+            where = self.plan.grid.model_location(cell)
+            fresh = where not in self._tokenizers
+            with shortages(f"the data of {cell.task} were prepared"):
+                self._tables = key, self._prepare(cell, backbone)
+            if fresh:
+                unchanged(where, cell)
         return self._tables[1]
 
     def _tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         if name not in self._tokenizers:
-            try:
-                with encoders.quiet_transformers(), hub.hub_mode(self._local_only(name)):
-                    loaded = AutoTokenizer.from_pretrained(location(name), local_files_only=self._local_only(name))
-            except Exception as error:  # of many families: its files can make any line of transformers fail
-                raise encoders.unreachable("tokenizer of", location(name), error) from error
-            self._tokenizers[name] = loaded
+            self._tokenizers[name] = load_tokenizer(location(name), self._local_only(name))
         return self._tokenizers[name]
 
     def _note(self, text: str) -> None:
@@ -132,10 +136,21 @@ class Loader:
             source=cell.data, train_rows=len(train), eval_rows=len(evaluation),
             fingerprint=f"{train.fingerprint}+{evaluation.fingerprint}",
         )  # fmt: skip
-        pad = tokenizer.pad_token_id or 0
-        on_device = [Table(table, self.device, pad) for table in (train, evaluation)]
-        kept = None if held is None else Table(held, self.device, pad)
+        on_device = [backbone.table(table) for table in (train, evaluation)]
+        kept = None if held is None else backbone.table(held)
         return Prepared(on_device[0], Split(on_device[1], parts), kept, info)
+
+
+def unchanged(name: str, cell: Cell) -> None:
+    """Refuse a directory whose files are others than when the cells were planned: after they were read.
+
+    Raises:
+        BenchError: exit code 3.
+    """
+    present = identity(name)
+    if present != cell.model:
+        what = f"The model '{name}' has changed since the plan was made: it was {cell.model}, it is {present}."
+        raise BenchError(what, "Give the same command again, to train over what is there now.", MISSING)
 
 
 def check_fits(table: TokenTable, backbone: Backbone) -> None:

@@ -12,6 +12,7 @@ from lora_bench import environment, fingerprint
 from lora_bench.cell import Cell
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
+from lora_bench.engine.shortage import is_memory
 from lora_bench.grid.plan import Plan
 from lora_bench.resume.outcome import Outcome
 from lora_bench.resume.states import Place
@@ -56,10 +57,7 @@ class Training:
 
     def is_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""
-        said = str(error)
-        return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-            isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-        )
+        return is_memory(error)
 
     def forget(self) -> None:
         """Give back what a failed pack took."""

@@ -64,11 +64,13 @@ UNPACKABLE: Mapping[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def encoder(kind: str) -> Any:
-    """A random encoder; the same every time."""
+def encoder(kind: str, **changes: Any) -> Any:
+    """A random encoder, its config changed so; the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         config = {**PACKABLE, **UNPACKABLE}[kind]()
+        for name, value in changes.items():
+            setattr(config, name, value)
         model = hf.AutoModel.from_config(config, attn_implementation="eager")
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module.bias is not None:
@@ -114,7 +116,7 @@ def rows(count: int, seed: int, task: str = "sst2") -> TokenTable:
 
 def table(tokens: TokenTable) -> Table:
     """The tokens on the CPU."""
-    return Table(tokens, CPU, PAD)
+    return Table(tokens, CPU, padding_idx=PAD)
 
 
 def cell(method: str = "lora", **settings: Any) -> Cell:

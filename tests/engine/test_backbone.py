@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import peft
 import pytest
 import safetensors.torch
 import torch
 import transformers as hf
-from engine_factory import LENGTHS, PACKABLE, PAD, UNPACKABLE, encoder, loaded, saved, table, tokens
+from engine_factory import (
+    CPU,
+    LENGTHS,
+    PACKABLE,
+    PAD,
+    UNPACKABLE,
+    VOCABULARY,
+    encoder,
+    loaded,
+    saved,
+    table,
+    tokens,
+)
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lora_bench.data.tokens import TokenTable
+from lora_bench.engine import probe, weights
 from lora_bench.engine.backbone import Backbone
 from lora_bench.engine.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
@@ -47,9 +66,9 @@ def one_batch(made: Table) -> Batch:
 
 
 @torch.no_grad()
-def own(path: Path, made: Table, types: bool) -> list[Tensor]:
+def own(model: Any, made: Table, types: bool) -> list[Tensor]:
     """The hidden states of every sequence in the model's own padded forward, in float64."""
-    model = hf.AutoModel.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+    model.double().train(False)
     parts = made.flat[0, :-1].split(made.lengths.tolist())
     ids = pad_sequence(list(parts), batch_first=True, padding_value=PAD)
     mask = (torch.arange(ids.shape[1]) < torch.from_numpy(made.lengths)[:, None]).long()
@@ -69,20 +88,102 @@ def windowed(backbone: Backbone, batch: Batch, cells: int = 1) -> list[Tensor]:
     return [hidden[:, batch.segments == segment] for segment in range(len(batch.first))]
 
 
-def test_windows_give_the_models_own_numbers(kind: str, on_windows: Backbone, folder: Path) -> None:
+def test_windows_give_the_models_own_numbers(kind: str, on_windows: Backbone) -> None:
     made = table(tokens(LENGTHS))
     batch = one_batch(made)
     assert batch.width == 256
     assert batch.ids.shape == (512,)
     types = on_windows.takes_types
     assert types == (kind in ("bert", "electra"))
-    expected = own(folder / kind, made, types)
+    expected = own(encoder(kind), made, types)
     worst = max(
         float((rows[0] - wanted).abs().max())
         for rows, wanted in zip(windowed(on_windows, batch), expected, strict=True)
     )
     assert worst < TOLERANCE[kind]
     assert float(torch.cat(expected).std()) > 0.1
+
+
+@torch.no_grad()
+def compared(backbone: Backbone, model: Any, source: TokenTable) -> float:
+    """The largest difference of our hidden states, by both of our paths, from the model's own, padded at the end."""
+    expected = own(model, backbone.table(source), backbone.takes_types)
+    batch = one_batch(backbone.table(source))
+    paths = [backbone.encode(batch, 1)] + ([backbone.encode_fused(batch, 1)] if backbone.fused else [])
+    return max(
+        float((hidden[0, batch.segments == place] - wanted).abs().max())
+        for hidden in paths
+        for place, wanted in enumerate(expected)
+    )
+
+
+def with_ids_inside(token: int) -> TokenTable:
+    """Sequences that hold the id at their start, in their middle, several times in a row, and at their end."""
+    made = tokens(LENGTHS)
+    for row, places in ((1, (0, 1, 20, 39)), (2, (5,)), (4, range(10, 40)), (6, (129,)), (8, (0, 1))):
+        made.ids[[made.offsets[row] + place for place in places]] = token
+    return made
+
+
+def test_padding_ids_within_a_text_get_the_models_own_positions(kind: str, on_windows: Backbone) -> None:
+    assert compared(on_windows, encoder(kind), with_ids_inside(PAD)) < TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert", "distilbert", "modernbert"])
+@pytest.mark.parametrize("pad", [0, 41, VOCABULARY - 1, -1])
+def test_the_padding_id_may_be_an_unusual_number(kind: str, pad: int) -> None:
+    model = encoder(kind, pad_token_id=pad)
+    on_windows = Backbone(encoder(kind, pad_token_id=pad), CPU, "float64")
+    assert compared(on_windows, model, with_ids_inside(pad % VOCABULARY)) < TOLERANCE[kind]
+    assert on_windows.longest == 300 - (pad + 1 if kind == "roberta" else 0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_a_model_may_have_no_padding_id(kind: str) -> None:
+    on_windows = Backbone(encoder(kind, pad_token_id=None), CPU, "float64")
+    assert compared(on_windows, encoder(kind, pad_token_id=None), with_ids_inside(0)) < TOLERANCE[kind]
+
+
+class Uncounted(torch.nn.Module):
+    """Embeddings that shift the positions after an id of padding, in a way of their own."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **others: Any) -> Tensor:
+        if position_ids is None:
+            position_ids = (torch.arange(input_ids.shape[1]) + (input_ids == PAD).cumsum(1)).clamp(max=299)
+        return self.own(input_ids=input_ids, position_ids=position_ids, **others)
+
+
+def test_another_rule_for_positions_is_refused() -> None:
+    """A model that differs at ids of padding within a text alone: the probe has such texts."""
+    model = encoder("bert")
+    model.embeddings = Uncounted(model.embeddings)
+    with pytest.raises(BenchError, match="on windows it gives other numbers"):
+        Backbone(model, CPU, "float32")
+
+
+def test_the_probe_holds_what_can_differ() -> None:
+    """Padding within a text, the ends of the vocabulary, ids that the config names, one token, all positions, pairs."""
+    config = encoder("bert", mask_token_id=44).config
+    made = probe.tokens(config, 300, typed=True)
+    texts = np.split(made.ids, made.offsets[1:-1])
+    types = np.split(made.types, made.offsets[1:-1])
+    assert any((text[1:-1] == PAD).any() for text in texts)
+    assert {0, 44, VOCABULARY - 1} <= {int(token) for text in texts for token in text}
+    assert {1, 300} <= {len(text) for text in texts}
+    assert any((kinds == 0).any() and (kinds == 1).any() for kinds in types)
+    assert any(not kinds.any() for kinds in types)
+
+
+def test_a_config_that_asks_for_tuples_is_no_hindrance(kind: str, tmp_path: Path) -> None:
+    path = saved(kind, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    asked = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    (path / "config.json").write_text(json.dumps(config | asked))
+    assert compared(loaded(path), encoder(kind), tokens(LENGTHS)) < 1e-5
 
 
 def test_cells_are_rows_that_are_all_alike(kind: str, on_windows: Backbone) -> None:
@@ -125,7 +226,7 @@ def test_the_backbone_is_frozen(on_windows: Backbone) -> None:
 def test_token_types_count(kind: str, folder: Path) -> None:
     backbone, made = loaded(saved(kind, folder)), table(tokens(LENGTHS))
     batch = one_batch(made)
-    with_types, without = windowed(backbone, batch), own(folder / kind, made, types=False)
+    with_types, without = windowed(backbone, batch), own(encoder(kind), made, types=False)
     assert max(float((a[0] - b).abs().max()) for a, b in zip(with_types, without, strict=True)) > 1e-2
 
 
@@ -173,7 +274,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     path = saved("roberta", tmp_path)
     (path / "model.safetensors").unlink()
     (path / "pytorch_model.bin").write_bytes(b"\x80\x04not to be read")
-    assert "cannot be loaded" in refused(path).what
+    assert "no weights in safetensors format" in refused(path).what
 
 
 def test_missing_weights_are_refused_and_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +295,53 @@ def test_a_model_without_its_pooler_is_whole(tmp_path: Path) -> None:
     assert len(kept) < len(weights)
     safetensors.torch.save_file(kept, path / "model.safetensors", {"format": "pt"})
     assert loaded(path).hidden_size == 32
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """The directory with other weights."""
+    weights = safetensors.torch.load_file(path / "model.safetensors")
+    safetensors.torch.save_file(change(weights), path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_encoder_weights_that_are_not_used_are_refused_and_named(kind: str, tmp_path: Path) -> None:
+    """A table of distances beside an attention, as relative positions have it, and a layer more than the config."""
+    path = saved(kind, tmp_path)
+    name = next(name for name in safetensors.torch.load_file(path / "model.safetensors") if "att" in name)
+    extra = f"{name.rpartition('.')[0]}.distance_embedding.weight"
+    assert extra in refused(rewritten(path, lambda weights: weights | {extra: torch.zeros(3, 8)})).what
+    saved(kind, tmp_path)
+    names = list(safetensors.torch.load_file(path / "model.safetensors"))
+    third = {name: re.sub(r"(layers?)\.1\.", r"\1.2.", name) for name in names}
+    rewritten(path, lambda weights: weights | {third[name]: part.clone() for name, part in weights.items()})
+    assert min(new for old, new in third.items() if new != old) in refused(path).what
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BertForPreTraining", "RobertaForMaskedLM", "RobertaForSequenceClassification", "XLMRobertaForMaskedLM",
+     "CamembertForTokenClassification", "ElectraForPreTraining", "DistilBertForMaskedLM", "ModernBertForMaskedLM"],
+)  # fmt: skip
+def test_heads_may_be_left_over(name: str, tmp_path: Path) -> None:
+    """Heads, poolers, and the buffers that older versions saved, with the prefix that a model with a head has."""
+    kinds = {kind.replace("-", ""): kind for kind in PACKABLE}
+    kind = next(kinds[key] for key in sorted(kinds, key=len, reverse=True) if name.lower().startswith(key))
+    model = getattr(hf, name)(encoder(kind).config)
+    model.save_pretrained(tmp_path)
+    old = f"{model.base_model_prefix}.embeddings.position_ids"
+    rewritten(tmp_path, lambda weights: weights | {old: torch.arange(300)[None], "pooler.dense.bias": torch.ones(32)})
+    assert loaded(tmp_path).hidden_size == 32
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
+def test_an_adapter_that_transformers_applies_is_refused(tmp_path: Path) -> None:
+    """As from the Hub, where only what was loaded can be asked."""
+    path = saved("roberta", tmp_path)
+    peft.get_peft_model(encoder("roberta"), peft.LoraConfig(target_modules=["query"])).save_pretrained(path)
+    model, info = hf.AutoModel.from_pretrained(path, output_loading_info=True)
+    with pytest.raises(BenchError, match="also holds an adapter, which transformers has applied"):
+        weights.check_loaded("someone/roberta", model, info)
+    assert "also holds an adapter" in refused(path).what
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"not safetensors at all, but long enough"])

@@ -17,7 +17,6 @@ from lora_bench.engine.windows import Batch, Table, first_fit, slices
 from lora_bench.load import window_size
 
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=40)
-PAD_ID = 9
 
 
 def made(lengths: Sequence[int], types: bool = True) -> TokenTable:
@@ -80,7 +79,7 @@ def check(batch: Batch, source: TokenTable, group: Sequence[int]) -> None:
             assert batch.types[own].tolist() == source.types[low:high].tolist()
     empty = batch.segments == -1
     assert int((~empty).sum()) == batch.tokens
-    assert set(batch.ids[empty].tolist()) <= {PAD_ID}
+    assert set(batch.ids[empty].tolist()) <= {0}
     assert set(batch.positions[empty].tolist()) <= {0}
 
 
@@ -91,7 +90,7 @@ def test_a_batch_gives_back_the_tables_rows(lengths: list[int], size: int, types
     order = list(range(len(lengths)))
     random.shuffle(order)
     groups = slices(np.array(order), size)
-    batches = list(Table(source, CPU, PAD_ID).batches(groups))
+    batches = list(Table(source, CPU, padding_idx=None).batches(groups))
     assert len(batches) == len(groups)
     for batch, group in zip(batches, groups, strict=True):
         assert (batch.types is None) == (not types)
@@ -109,7 +108,7 @@ def test_the_layout_depends_on_the_batch_alone() -> None:
 
 @given(LENGTHS, st.integers(0, 200))
 def test_what_is_evaluated_is_every_row_once(lengths: list[int], budget: int) -> None:
-    one = Table(made(lengths), CPU, PAD_ID)
+    one = Table(made(lengths), CPU, padding_idx=None)
     batches = one.evaluated(budget)
     assert sorted(row for batch in batches for row in batch.rows.tolist()) == list(range(len(lengths)))
     assert all(len(batch.rows) for batch in batches)
@@ -119,13 +118,13 @@ def test_what_is_evaluated_is_every_row_once(lengths: list[int], budget: int) ->
 @given(LENGTHS, st.integers(1, 600))
 def test_evaluated_batches_keep_to_the_budget(lengths: list[int], budget: int) -> None:
     """A batch's windows have at most `budget` slots, padding counted, unless it is one sequence."""
-    one = Table(made(lengths), CPU, PAD_ID)
+    one = Table(made(lengths), CPU, padding_idx=None)
     for batch in one.evaluated(budget):
         assert batch.slots.shape[1] <= budget or len(batch.rows) == 1
 
 
 def test_a_long_row_widens_no_other_rows_windows() -> None:
-    one = Table(made([*[20] * 99, 100]), CPU, PAD_ID)
+    one = Table(made([*[20] * 99, 100]), CPU, padding_idx=None)
     assert [(batch.width, len(batch.rows)) for batch in one.evaluated(10**6)] == [(32, 99), (128, 1)]
 
 

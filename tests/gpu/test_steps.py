@@ -48,8 +48,8 @@ def table(on: Backbone, rows: int, skip: int = 0) -> Table:
 
     tokenizer = AutoTokenizer.from_pretrained(location("sample"))
     split = load(SST2, DataSource.parse(None, sample=True)).train
-    made = tokenize(split, tokenizer, 64).take(np.arange(skip, skip + rows))
-    return Table(made, on.device, 1)
+    made = tokenize(split, tokenizer, 64, None, "gpu").take(np.arange(skip, skip + rows))
+    return on.table(made)
 
 
 def run(cells: list[Cell], on: Backbone, record: bool = True, rows: int = 320) -> dict[Cell, Progress]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -91,6 +93,39 @@ def own_tokenizer(model: Path) -> None:
     tokenizer(tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})(model)
 
 
+def core(**changes: object) -> Change:
+    """Other parts of tokenizer.json."""
+    return lambda model: rewrite_json(model / "tokenizer.json", **changes)
+
+
+def backtracking() -> dict[str, object]:
+    """A pattern that tries every way to divide a text before it fails."""
+    pattern = {"Regex": r"(?:\w+\s?)+\d"}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+def many_tensors(model: Path) -> None:
+    """Weights whose header names a million tensors."""
+    entries = {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(10**6)}
+    header = json.dumps(entries).encode()
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4 * 10**6))
+
+
+def with_adapter(model: Path) -> None:
+    """peft's files beside the model's, with which transformers loads both."""
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "target_modules": ["query"]}')
+    (model / "adapter_model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+
+
+def pipe(name: str) -> Change:
+    def change(model: Path) -> None:
+        (model / name).unlink(missing_ok=True)
+        os.mkfifo(model / name)
+
+    return change
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:53aa51172d14\nsize 90868376\n"
 NESTED = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
 BAD: dict[str, tuple[Change, str]] = {
     "no config.json": (without("config.json"), "has no config.json"),
@@ -109,7 +144,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "a size that is text": (config(hidden_size="x"), "cannot be loaded"),
     "a size of zero": (config(hidden_size=0), "cannot be loaded"),
     "a negative size": (config(hidden_size=-64), "cannot be loaded"),
-    "a size of a billion": (config(vocab_size=10**12), "cannot be loaded"),
+    "a size of a billion": (config(vocab_size=10**12), "config.json describes 64,"),
     "other sizes": (config(hidden_size=32), "of shape [64], its config.json says [32]"),
     "no attention heads": (config(num_attention_heads=0), "cannot be loaded"),
     "an unknown activation": (config(hidden_act="nope"), "cannot be loaded"),
@@ -140,6 +175,16 @@ BAD: dict[str, tuple[Change, str]] = {
     "tokenizer settings that are a list": (content("tokenizer_config.json", b"[]"), "The tokenizer of"),
     "tokenizer settings cut off": (cut("tokenizer_config.json", 0.5), "The tokenizer of"),
     "a tokenizer with code of its own": (own_tokenizer, "The tokenizer of"),
+    "a tokenizer without its class": (without("tokenizer_config.json"), "is loaded as RobertaTokenizer, which reads"),
+    "a tokenizer of another class": (tokenizer(tokenizer_class="BertTokenizer"), "is loaded as BertTokenizer, which"),
+    "a tokenizer that backtracks": (core(pre_tokenizer=backtracking()), "retry-limit-in-match over"),
+    "an adapter beside the model": (with_adapter, "also holds an adapter (adapter_config.json)"),
+    "fewer layers than the weights": (config(num_hidden_layers=3), "encoder.layer.3.attention.output.LayerNorm.bias"),
+    "relative positions": (config(position_embedding_type="relative_key"), "position_embedding_type: relative_key"),
+    "a pipe for config.json": (pipe("config.json"), "is a pipe, a socket or a device"),
+    "a pipe for the weights": (pipe("model.safetensors"), "is a pipe, a socket or a device"),
+    "a pipe for the tokenizer": (pipe("tokenizer_config.json"), "is a pipe, a socket or a device"),
+    "a git-lfs pointer for the weights": (content("model.safetensors", POINTER), "is a git-lfs pointer"),
     "a vocabulary smaller than the tokenizer": (more_words, "the model has 279 embeddings"),
 }
 
@@ -151,6 +196,27 @@ def test_a_bad_model_is_two_lines(how: str, workplace: Path) -> None:
     is_clear(run(model="bad"), MISSING, words)
     assert not (workplace / "pwned").exists()
     assert list((workplace / "results" / "cells").iterdir() if (workplace / "results").exists() else []) == []
+
+
+ABSURD: dict[str, tuple[Change, str]] = {
+    "ten million layers": (config(num_hidden_layers=10**7), "num_hidden_layers = 10,000,000, the weights are 69"),
+    "more layers than tensors": (config(num_hidden_layers=10**15), "the weights are 69 tensors"),
+    "a billion labels": (config(num_labels=10**9), "num_labels = 1,000,000,000"),
+    "a billion positions": (config(max_position_embeddings=10**9), "config.json describes 64,000,156,096 weights"),
+    "wide layers": (config(intermediate_size=10**7), "config.json describes 5,160,098,368 weights"),
+    "many groups": (config(model_type="albert", inner_group_num=10**7), "inner_group_num = 10,000,000"),
+    "a million tensors": (many_tensors, "has a header of"),
+}
+
+
+@pytest.mark.parametrize("how", ABSURD)
+def test_absurd_sizes_are_refused_early(how: str, workplace: Path) -> None:
+    """Some of these kept transformers busy for minutes, or took all memory."""
+    change, words = ABSURD[how]
+    change(make_model(workplace / "bad"))
+    begin = time.monotonic()
+    is_clear(run(model="bad"), MISSING, words)
+    assert time.monotonic() - begin < 5
 
 
 def test_a_plan_needs_no_sound_config(workplace: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a device or a host has too little of: memory, threads, free devices; and the two lines that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lora_bench.errors import MISSING, BenchError
+
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "_status_alloc_failed")
+NO_THREAD = ("start new thread", "pthread_create", "threadpoolbuilderror", "resource temporarily unavailable")
+BUSY = ("busy or unavailable",)
+BROKEN = ("cuda error", "cuda driver", "cublas_status", "cudnn_status")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _says(error, OUT_OF_MEMORY)
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(word in text for word in words)
+
+
+@contextmanager
+def shortages(doing: str) -> Iterator[None]:
+    """Turn a shortage in the block, or an error that was caused by one, into an error that says so.
+
+    Args:
+        doing: what the block does, as the end of "Memory ran out while …".
+
+    Raises:
+        BenchError: exit code 3.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = next(filter(None, (_of(each, doing) for each in _chain(error))), None)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _of(error: BaseException, doing: str) -> BenchError | None:
+    if is_memory(error):
+        return BenchError(f"Memory ran out while {doing}.", "Free some, or choose another device (--device).", MISSING)
+    if _says(error, NO_THREAD):
+        hint = "Raise the limit of processes and threads (`ulimit -u`, a container's pids), or close other programs."
+        return BenchError(f"The system started no further thread while {doing}.", hint, MISSING)
+    if _says(error, BUSY):
+        hint = "Wait until one is free, or choose another device (--device cuda:N, --device cpu)."
+        return BenchError(f"All devices were busy or unavailable while {doing}.", hint, MISSING)
+    if _says(error, BROKEN):
+        what = f"The device failed while {doing}: {str(error).splitlines()[0]}."
+        return BenchError(what, "See `lora-bench doctor`, or choose another device (--device).", MISSING)
+    return None

@@ -1,0 +1,221 @@
+"""What loading may read of a model's directory: the files that its identity covers. No torch.
+
+All files of the directory count, but for hidden ones and kinds that loading never reads (documents, other formats of
+weights); of its folders, the files that a config or an index names. Loading is watched (`watched`): what it opens
+beyond that is refused, so the identity covers whatever was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import listing, read_file
+
+CONFIG = "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
+ADAPTER = "adapter_config.json"
+TEMPLATES = "additional_chat_templates"  # transformers lists this folder itself
+
+# Only safetensors are loaded, no pickle and no code. What this wrongly names is refused where loading opens it.
+OTHER_WEIGHTS = (
+    ".bin",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".mlmodel",
+    ".msgpack",
+    ".onnx",
+    ".ot",
+    ".pickle",
+    ".pkl",
+    ".pt",
+    ".pth",
+)
+OTHER_CONTENT = (
+    ".csv",
+    ".ipynb",
+    ".jsonl",
+    ".log",
+    ".md",
+    ".parquet",
+    ".pdf",
+    ".png",
+    ".py",
+    ".sh",
+    ".tsv",
+    ".yaml",
+    ".yml",
+)
+DOCUMENTS = ("LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt", "README", "README.txt", "dict.txt")
+LEFT_BY_TRAINING = ("all_results.json", "eval_results.json", "train_results.json", "trainer_state.json")
+OF_SENTENCES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "data_config.json")
+LEGACY = ("added_tokens.json", "special_tokens_map.json")  # not read beside `added_tokens_decoder`
+UNREAD = frozenset(DOCUMENTS + LEFT_BY_TRAINING + OF_SENTENCES)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LONGEST_JSON = 2**24  # bytes
+
+
+def digest(folder: Path) -> str:
+    """12 hexadecimal digits of the SHA-256 over all files that loading may read, with their names.
+
+    Raises:
+        BenchError: exit code 3 for what `covered` refuses, and for a file that cannot be read.
+    """
+    total = hashlib.sha256()
+    for name in covered(folder):
+        try:
+            with (folder / name).open("rb") as file:
+                start = file.read(len(LFS_POINTER))
+                file.seek(0)
+                own = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            what = f"'{folder / name}' cannot be read: {error.strerror}."
+            raise BenchError(what, "Make it readable, or get it again.", MISSING) from error
+        if start == LFS_POINTER:
+            what = f"'{folder / name}' is a git-lfs pointer, not the file itself."
+            raise BenchError(what, "Run `git lfs pull` where it was cloned, or download the file itself.", MISSING)
+        total.update(f"{name}:".encode() + own)
+    return total.hexdigest()[:12]
+
+
+def covered(folder: Path) -> list[str]:
+    """The files that loading may read, as paths within the folder: first those that have always counted, then others.
+
+    Raises:
+        BenchError: exit code 3 for a folder without config.json or safetensors weights, with an adapter beside the
+            model, with a pipe or device, or with a config that names a file outside of it.
+    """
+    entries = [path.name for path in listing(folder) if not _is_special(path)]
+    if ADAPTER in entries:
+        what = f"The directory '{folder}' also holds an adapter ({ADAPTER}), which transformers would apply."
+        raise BenchError(what, "Merge it into the weights, or move it to a directory of its own.", MISSING)
+    regular = [name for name in entries if (folder / name).is_file()]
+    weights = [name for name in regular if name.endswith(".safetensors")]
+    if CONFIG not in regular or not any(name.endswith(".safetensors") for name in entries):
+        lacking = CONFIG if CONFIG not in regular else "weights in safetensors format"
+        raise BenchError(f"The directory '{folder}' has no {lacking}.", "Give a transformers model directory.", MISSING)
+    first = [CONFIG, *(name for name in TOKENIZER_FILES if name in regular), *weights]
+    others = {name for name in regular if not _is_unread(name)} - _superseded(folder)
+    others |= set(_named(folder, regular))
+    others |= {f"{TEMPLATES}/{path.name}" for path in listing(folder / TEMPLATES) if not _is_special(path)}
+    return first + sorted(others - set(first))
+
+
+def _is_unread(name: str) -> bool:
+    return name.startswith(".") or name in UNREAD or name.lower().endswith(OTHER_WEIGHTS + OTHER_CONTENT)
+
+
+def _superseded(folder: Path) -> set[str]:
+    """Files that transformers does not read as tokenizer_config.json has their content."""
+    settings = _content(folder / "tokenizer_config.json")
+    return set(LEGACY) if isinstance(settings, dict) and "added_tokens_decoder" in settings else set()
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is nothing to read; a pipe, a socket or a device, which a reader might wait for, is refused."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a link to nowhere
+        return True
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or _is_unread(path.name):
+        return False
+    raise BenchError(f"'{path}' is a pipe, a socket or a device.", "Put a regular file in its place.", MISSING)
+
+
+def _named(folder: Path, regular: list[str]) -> Iterator[str]:
+    """The files in the folder that its configs and indices name.
+
+    Absolute paths are left to `watched`: transformers writes the places of its cache into configs, and reads none.
+    """
+    for text in _texts(folder, regular):
+        path = Path(os.path.normpath(text))
+        if not path.is_absolute() and _is_file(folder / path):
+            if path.parts[0] == "..":
+                what = f"The directory '{folder}' names a file outside of it: '{text}'."
+                raise BenchError(what, "Put the file into the directory.", MISSING)
+            if not _is_special(folder / path):
+                yield path.as_posix()
+
+
+def _texts(folder: Path, regular: list[str]) -> Iterator[str]:
+    """All texts in the configs and indices that may be paths."""
+    for name in regular:
+        if name.endswith(".json") and ("config" in name or name.endswith(".index.json")):
+            left = [_content(folder / name)]
+            while left:
+                value = left.pop()
+                if isinstance(value, dict):
+                    left += value.values()
+                elif isinstance(value, list):
+                    left += value
+                elif isinstance(value, str) and 0 < len(value) < 512 and value.isprintable():
+                    yield value
+
+
+def _content(path: Path) -> object:
+    """The content of a JSON file, None where it is not JSON: loading says so."""
+    try:
+        return json.loads(read_file(path)) if path.stat().st_size <= LONGEST_JSON else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+_opened: list[set[str]] = []  # one set for each block in progress
+
+
+@cache
+def _audit() -> None:
+    """Note what this process opens, for as long as it lives; outside of `watched` the hook does nothing."""
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if _opened and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+            for names in _opened:
+                names.add(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100
+
+    sys.addaudithook(note)
+
+
+@contextmanager
+def watched(location: str) -> Iterator[None]:
+    """Refuse, after the block, a file that was opened in the block and is not covered by the directory's identity.
+
+    Python's own opens are seen. Libraries that open by themselves (safetensors, tokenizers) are given paths that
+    `covered` knows.
+
+    Raises:
+        BenchError: exit code 3; names the file.
+    """
+    folder = Path(os.path.abspath(location))  # noqa: PTH100
+    if not folder.is_dir():
+        yield
+        return
+    _audit()
+    known = covered(folder)
+    named = {os.path.normpath(folder / text) for text in _texts(folder, known)}
+    _opened.append(set())
+    try:
+        yield
+    finally:
+        names = _opened.pop()
+    inside = {name for name in names if Path(name).is_relative_to(folder)}
+    allowed = {str(folder / name) for name in known}
+    for name in sorted((inside | (names & named)) - allowed):
+        if _is_file(Path(name)):
+            what = f"Loading '{location}' reads '{name}', which its identity does not cover."
+            raise BenchError(what, "Remove that file, or the line of a config that names it.", MISSING)
