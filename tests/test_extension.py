@@ -93,7 +93,7 @@ def test_an_included_method_runs_in_a_pack_beside_lora_and_is_exported(
     words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--results", "out"]
     code, said = here("run", *words, "--method", "half", "--method", "lora", "--include", mine.name)
     assert code == 0, said
-    assert "1 packs" in said
+    assert "in 1 pack on" in said
     records = {record.cell.method: record for record in read_records(tmp_path / "out").records}
     assert records["half"].cell.origin == methods._named(mine, MINE.encode())
     assert records["lora"].cell.origin is None
