@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from pydantic import ValidationError
 
 from lora_bench.cell import Cell
 from lora_bench.files import write_atomically
+from lora_bench.lookup import find_record
 from lora_bench.store import (
     COLUMNS,
     Counts,
@@ -25,6 +28,7 @@ from lora_bench.store import (
     Protocol,
     Record,
     Timing,
+    read_metrics,
     read_record,
     read_records,
     record_path,
@@ -247,3 +251,26 @@ def test_a_write_that_is_interrupted_leaves_no_file(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_record(tmp_path, record())
     assert list((tmp_path / "cells").iterdir()) == []
+
+
+def looks_like_a_number(kind: str) -> Record:
+    """A record whose id a spreadsheet takes for a number."""
+    wanted = {"digits": r"[0-9]+", "exponent": r"[0-9]+e[0-9]+"}[kind]
+    for seed in range(100_000):
+        settings = record().cell.model_dump() | {"seed": seed}
+        if re.fullmatch(wanted, Cell(**settings).id):
+            return record(cell={"seed": seed})
+    raise AssertionError("there is none")
+
+
+@pytest.mark.parametrize("kind", ["digits", "exponent"])
+def test_an_id_that_looks_like_a_number_is_text_to_pandas(tmp_path: Path, kind: str) -> None:
+    """Where all ids of a folder do, pandas reads numbers, and no quoting helps: the column `cell` is always text."""
+    one = looks_like_a_number(kind)
+    write_record(tmp_path, one)
+    path = write_csv(tmp_path, [one])
+    assert pd.read_csv(path)["cell"].tolist() == [f"cell-{one.id}"]
+    assert read_metrics(tmp_path)["id"].tolist() == [one.id]
+    assert rows(path)[0]["id"] == one.id
+    assert find_record(tmp_path, pd.read_csv(path)["cell"][0]) == one
+    assert find_record(tmp_path, one.id[:6]) == one

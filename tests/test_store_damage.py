@@ -81,6 +81,34 @@ def test_settings_that_are_not_those_of_the_id_are_refused(tmp_path: Path) -> No
         read_record(rewritten(tmp_path, cell=settings))
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n\n", b" \n", b"\n\r\n\t"])
+def test_what_ends_the_line_of_a_record_does_not_matter(tmp_path: Path, end: bytes) -> None:
+    """As git on Windows, or an editor, changes it."""
+    one = record()
+    write_record(tmp_path, one)
+    path = record_path(tmp_path, one.id)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n") + end)
+    assert read_record(path) == one
+
+
+@pytest.mark.parametrize("end", [b"", b"x\n", b"\x0b", b",\n"])
+def test_a_line_that_does_not_end_or_ends_otherwise_is_told_in_words(tmp_path: Path, end: bytes) -> None:
+    one = record()
+    write_record(tmp_path, one)
+    path = record_path(tmp_path, one.id)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n") + end)
+    with pytest.raises(ValueError, match=r"^its checksum is (not at its end|wrong): "):
+        read_record(path)
+
+
+def test_what_a_record_lacks_is_told_in_words(tmp_path: Path) -> None:
+    path = rewritten(tmp_path)
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("crc32", "metric")}
+    path.write_bytes(seal(json.dumps(content)))
+    with pytest.raises(ValueError, match=r"^it has no 'metric'$"):
+        read_record(path)
+
+
 def test_what_is_no_json_says_so_first(tmp_path: Path) -> None:
     path = rewritten(tmp_path)
     path.write_bytes(b"{")

@@ -27,7 +27,7 @@ PLAN_DROPPED = ("pack", "GiB", "why", "seed", "time")
 STANDINGS_DROPPED = ("which", "runs")
 METHODS_DROPPED = ("source", "lr", "parameters")
 TASKS_DROPPED = ("labels", "train", "validation", "metrics")
-RUNS_DROPPED = ("as fp16", "bytes", "targets", "lr", "adapter params", "status", "seed", "method")
+RUNS_DROPPED = ("as fp16", "bytes", "targets", "lr", "adapter params", "status", "seed")
 
 
 def settings_of(cell: Cell) -> str:

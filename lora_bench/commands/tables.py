@@ -18,7 +18,7 @@ def show(console: Console, table: Table, droppable: Sequence[str] = ()) -> None:
     if console.is_terminal:
         console.print(_fitted(console, table, droppable))
     else:
-        console.print(table, width=WIDE, soft_wrap=True)
+        Console(file=console.file, width=WIDE, highlight=False, markup=False).print(table, soft_wrap=True)
 
 
 def _fitted(console: Console, table: Table, droppable: Sequence[str]) -> Table:
