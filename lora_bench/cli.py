@@ -18,7 +18,7 @@ from lora_bench.commands import caches, output, outward, paths, tables, upkeep
 from lora_bench.commands.options import Running, Selection, including, selecting
 from lora_bench.errors import DONE, INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.resume import signals
-from lora_bench.text import clean
+from lora_bench.text import clean, counted
 
 app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -231,7 +231,7 @@ def show(
 
     found = find_record(results, cell_id)
     content = found.model_dump(mode="json")
-    content["predictions"] = f"{len(found.predictions)} values"
+    content["predictions"] = counted(len(found.predictions), "value")
     print(json.dumps(content, indent=2))
 
 

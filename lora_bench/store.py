@@ -24,7 +24,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, of_the_system
 from lora_bench.files import read_file, write_atomically
 from lora_bench.seal import seal, unseal
-from lora_bench.text import clean, sheet
+from lora_bench.text import clean, counted, sheet
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -305,7 +305,9 @@ def read_archive(results: Path) -> Loaded:
     except OSError as error:
         raise of_the_system(error) from error
     except ValueError as error:
-        return Loaded(tuple(records), ((archive.path_of(results), f"after {len(records)} records: {error}"),))
+        return Loaded(
+            tuple(records), ((archive.path_of(results), f"after {counted(len(records), 'record')}: {error}"),)
+        )
     return Loaded(tuple(records), ())
 
 
