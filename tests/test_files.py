@@ -185,7 +185,7 @@ def test_a_link_is_read_only_where_links_are_followed(tmp_path: Path, monkeypatc
     assert files.read_file(tmp_path / "file", follow=False) == b"content"
     with files.opened(tmp_path / "link") as file:
         assert file.read() == b"content"
-    with pytest.raises(ValueError, match="^this is a link, and links are not followed here$"):
+    with pytest.raises(ValueError, match=r"^this is a link, and links are not followed here$"):
         files.read_file(tmp_path / "link", follow=False)
     monkeypatch.setattr(Path, "is_symlink", lambda _: False)
     with pytest.raises(OSError, match="link") as caught:
@@ -201,7 +201,7 @@ def test_a_file_is_read_to_its_limit(tmp_path: Path) -> None:
 
 def test_an_error_that_has_no_number_stays_as_it_is(tmp_path: Path) -> None:
     for error, name in ((OSError("of its own words"), None), (OSError(errno.EIO, "failed"), str(tmp_path))):
-        with pytest.raises(OSError, match="of its own words|failed") as caught, files.naming(tmp_path):
+        with pytest.raises(OSError, match=r"of its own words|failed") as caught, files.naming(tmp_path):
             raise error
         assert caught.value.filename == name
         assert ("of its own words" in str(caught.value)) == (name is None)
