@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from lora_bench.files import read_file, write_atomically
+from lora_bench.files import read_file, sync, write_atomically
 
 NAME = "records.jsonl.gz"
 
@@ -19,6 +19,15 @@ NAME = "records.jsonl.gz"
 def path_of(results: Path) -> Path:
     """Where the archive of a results folder lies."""
     return results / NAME
+
+
+def stamp(results: Path) -> tuple[int, int, int] | None:
+    """What changes when the archive is written: its inode, bytes and time; None if there is none."""
+    try:
+        about = path_of(results).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def lines(results: Path) -> list[bytes]:
@@ -35,13 +44,14 @@ def lines(results: Path) -> list[bytes]:
     if not content:
         raise ValueError("the archive is empty")
     try:
-        return gzip.decompress(content).splitlines(keepends=True)
+        return [line for line in gzip.decompress(content).splitlines(keepends=True) if line.strip()]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"the archive is damaged ({error})") from None
 
 
 def write(results: Path, records: Iterable[bytes]) -> Path:
-    """Write the archive anew."""
+    """Write the archive anew; it is on the disk, under its name, when this returns."""
     path = path_of(results)
     write_atomically(path, gzip.compress(b"".join(records), 9, mtime=0))
+    sync(results)
     return path

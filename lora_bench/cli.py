@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_bench import __version__
-from lora_bench.commands import caches, outward, upkeep
-from lora_bench.commands.options import Selection, including, selecting
-from lora_bench.errors import INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
+from lora_bench.commands import caches, output, outward, paths, tables, upkeep
+from lora_bench.commands.options import Running, Selection, including, selecting
+from lora_bench.errors import DONE, INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.resume import signals
-from lora_bench.text import clean
+from lora_bench.text import clean, counted
 
 app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -32,26 +31,39 @@ def _console(stderr: bool = False) -> Console:
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """End a command as documented: an error is two lines and an exit code, Ctrl-C is 130."""
+    """End a command as documented: an error is two lines and an exit code, Ctrl-C is 130. `~` is expanded in paths."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **values: Any) -> None:
+        note = caches.settle()
+        if note:
+            _console(stderr=True).print(Text(note), soft_wrap=True)
         try:
-            with signals.Stopper():
-                command(*args, **values)
-        except (BenchError, OSError) as error:
-            if values.get("debug"):
-                raise
-            told = of_the_system(error) if isinstance(error, OSError) else error
-            complain(told)
-            raise typer.Exit(told.code) from None
+            command(*args, **{name: paths.expanded(value) for name, value in values.items()})
         except KeyboardInterrupt:
             _console(stderr=True).print(
-                "Interrupted. What has ended and what was in training is kept; the same command goes on from there."
+                "Interrupted. What has ended and what was in training is kept; the same command goes on from there.",
+                soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
+        except BaseException as error:
+            explained = _explained(error)
+            if explained is None or values.get("debug"):
+                raise
+            complain(explained)
+            raise typer.Exit(explained.code) from None
 
     return guarded
+
+
+def _explained(error: BaseException) -> BenchError | None:
+    """An error in the words of a user; None for an exit that was asked for, and for a fault of this program."""
+    if isinstance(error, BenchError):
+        return error
+    from lora_bench import methods
+
+    blamed = methods.blamed(error)  # whatever it is, and also where it would end the process without a word
+    return of_the_system(error) if blamed is None and isinstance(error, OSError) else blamed
 
 
 def complain(error: BenchError) -> None:
@@ -61,15 +73,26 @@ def complain(error: BenchError) -> None:
     console.print(Text(error.hint), soft_wrap=True)
 
 
-def told(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
+def printed(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
     """Print the lines that a command yields, as they come."""
 
     @functools.wraps(command)
-    def telling(*args: Any, **values: Any) -> None:
+    def printing(*args: Any, **values: Any) -> None:
         for line in command(*args, **values):
             _console().print(Text(clean(line)), soft_wrap=True)
 
-    return telling
+    return printing
+
+
+def writing(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that writes files: it ends as it would although nobody can read what it prints."""
+
+    @functools.wraps(command)
+    def going_on(*args: Any, **values: Any) -> None:
+        with output.going_on("the command goes on without it."):
+            command(*args, **values)
+
+    return going_on
 
 
 def _version(wanted: bool) -> None:
@@ -98,44 +121,42 @@ def root(
 @selecting
 def run(
     selection: Selection,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
-    save: Annotated[bool, typer.Option(help="Keep the trained adapters (not whole models).")] = True,
-    debug: Annotated[bool, typer.Option("--debug", help="Stop at the first error with a traceback.")] = False,
+    running: Running,
 ) -> None:
     """Train the cells that have no record yet, and write metrics.csv.
 
     Options narrow or override a preset or a config. LoRA-Mini's -a and -b default to 64; its update has rank
     min(r, a, b) at most.
     """
-    from lora_bench.commands import summaries
-    from lora_bench.grid import plan as plans
-
-    console = _console()
     grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
-    limit = selection.limit()
+    limit, folder = selection.limit(), selection.folder()
     from lora_bench import environment, runner, store, work
-    from lora_bench.commands import progress
+    from lora_bench.commands import progress, summaries
+    from lora_bench.grid import plan as plans
     from lora_bench.training.device import choose_device
 
-    device = choose_device(device)
+    device = choose_device(running.device)
     name = environment.device_name(device)
-    plan = plans.make(grid, selection.folder(), limit, selection.statuses(), name, caches.calibration())
-    console.print(summaries.opening(plan, str(selection.folder()), device), soft_wrap=True)
-    _warn_broken(plan.broken)
-    store.prepare(selection.folder())
-    options = work.Options(selection.folder(), device, offline, save, caches.folder(), debug)
-    with progress.ProgressView(console, plan) as view:
-        running = runner.Runner(plan, options, view, signals.current())
-        records = running.run()
-    console.print(summaries.closing(records))
-    console.print(summaries.elsewhere(running.held), soft_wrap=True, end="")
-    console.print(Text(clean(f"{selection.folder() / 'metrics.csv'}")), soft_wrap=True)
-    bad = [record for record in records if record.status != "done"]
-    for record in bad:
-        line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
-        console.print(Text(clean(line)), soft_wrap=True)
-    if bad or plan.broken or running.shelf.broken:
+    plan = plans.make(grid, folder, limit, selection.statuses(), name, caches.calibration())
+    console = _console()
+    with output.going_on(f"the run goes on without it; its results are in {folder}."):
+        console.print(summaries.opening(plan, str(folder), device), soft_wrap=True)
+        _warn_broken(plan.broken)
+        store.prepare(folder)
+        options = work.Options(folder, device, running.offline, running.save, caches.folder(), running.debug)
+        with progress.ProgressView(console, plan) as view:
+            grid_run = runner.Runner(plan, options, view, signals.current())
+            records = grid_run.run()
+        tables.show(console, summaries.closing(records), summaries.RESULTS_DROPPED)
+        console.print(summaries.elsewhere(grid_run.held), soft_wrap=True, end="")
+        console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
+        bad = [record for record in records if record.status != "done"]
+        for record in bad:
+            line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
+            console.print(Text(clean(line)), soft_wrap=True)
+    if output.failed():
+        _console(stderr=True).print(Text(summaries.ended(records, folder)), soft_wrap=True)
+    if bad or plan.broken or grid_run.shelf.broken:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -144,25 +165,26 @@ def run(
 @selecting
 def plan(
     selection: Selection,
-    device: Annotated[str, typer.Option(help="The device's name as `doctor` says it, or cpu.")] = "auto",
+    running: Running,
 ) -> None:
     """Show what would run, what it will cost, and what is there already; nothing is trained."""
     from lora_bench import environment
     from lora_bench.commands import summaries
     from lora_bench.grid import plan as plans
 
-    name = environment.named_device(device)
+    name = environment.named_device(running.device)
     limit, folder = selection.limit(), selection.folder()
-    made = plans.make(selection.grid(), folder, limit, selection.statuses(), name, caches.calibration())
+    plan = plans.make(selection.grid(), folder, limit, selection.statuses(), name, caches.calibration())
     console = _console()
-    console.print(summaries.opening(made, str(folder), name), soft_wrap=True)
-    console.print(summaries.planned(made))
-    console.print(summaries.standings_table(made))
-    _warn_broken(made.broken)
+    console.print(summaries.opening(plan, str(folder), name), soft_wrap=True)
+    tables.show(console, summaries.planned(plan), summaries.PLAN_DROPPED)
+    tables.show(console, summaries.standings_table(plan), summaries.STANDINGS_DROPPED)
+    _warn_broken(plan.broken)
 
 
 @app.command()
 @reported
+@writing
 def report(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
     out: Annotated[Path | None, typer.Option(help="Where to write [the results folder].")] = None,
@@ -187,14 +209,15 @@ def list_(
     including(include)
     from lora_bench.commands import summaries
 
-    kinds: dict[str, Callable[[], Table]] = {
-        "methods": summaries.methods_table,
-        "tasks": summaries.tasks_table,
-        "runs": lambda: _runs(results),
+    kinds: dict[str, tuple[Callable[[], Table], tuple[str, ...]]] = {
+        "methods": (summaries.methods_table, summaries.METHODS_DROPPED),
+        "tasks": (summaries.tasks_table, summaries.TASKS_DROPPED),
+        "runs": (lambda: _runs(results), summaries.RUNS_DROPPED),
     }
     if what not in kinds:
         raise unknown("list", what, kinds)
-    _console().print(kinds[what]())
+    table, dropped = kinds[what]
+    tables.show(_console(), table(), dropped)
 
 
 @app.command()
@@ -208,7 +231,7 @@ def show(
 
     found = find_record(results, cell_id)
     content = found.model_dump(mode="json")
-    content["predictions"] = f"{len(found.predictions)} values"
+    content["predictions"] = counted(len(found.predictions), "value")
     print(json.dumps(content, indent=2))
 
 
@@ -221,13 +244,14 @@ def doctor(
     from lora_bench.commands import diagnosis
 
     table, sound = diagnosis.examine(results)
-    _console().print(table)
+    tables.show(_console(), table)
     if not sound:
         raise typer.Exit(3)
 
 
 @app.command()
 @reported
+@writing
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="A minute: SST-2, 1 and 8 cells, the bundled sample.")] = False,
     model: Annotated[str | None, typer.Option(help="Hub id, directory (weights or not), or `sample`.")] = None,
@@ -267,8 +291,14 @@ def bench(
         raise typer.Exit(SOME_FAILED)
 
 
-for further in (outward.export, outward.check, upkeep.choose, upkeep.archive):
-    app.command()(reported(told(further)))
+for lasting, further in (
+    (False, outward.check),
+    (False, upkeep.choose),
+    (True, outward.export),
+    (True, upkeep.archive),
+):
+    lines = printed(further)
+    app.command()(reported(writing(lines) if lasting else lines))
 
 
 def _runs(results: Path) -> Table:
@@ -287,6 +317,16 @@ def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:
 
 def main() -> None:
     """The program."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    app(prog_name="lora-bench")
+    output.protect()
+    code: int | str | None = DONE
+    stopper = signals.Stopper()
+    stopper.__enter__()  # and never left: until the process is gone a repeated signal changes nothing
+    try:
+        app(prog_name="lora-bench")
+    except SystemExit as ended:
+        code = ended.code
+    stopper.end()
+    lost = output.closing()
+    if lost is not None:
+        complain(lost)
+    raise SystemExit(output.exit_code(code, lost))

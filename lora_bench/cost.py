@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter
 
 from lora_bench import load, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import read_file
 from lora_bench.load import EXACT, NONE, Adapters, Bases, Geometry, geometry
 from lora_bench.store import Record
 
@@ -48,7 +50,7 @@ def shipped() -> dict[str, dict[str, dict[str, float]]]:
 def coefficients(device: str, precision: str, own: Path | None = None) -> Coefficients | None:
     """What is known of a device: measured here (`own`), else shipped; None if neither."""
     tables = [shipped()]
-    if own is not None and own.is_file():
+    if own is not None and os.path.lexists(own):
         tables.insert(0, _measured(own))
     name = "cpu" if device.startswith("cpu") else device
     found = [table[name][precision] for table in tables if precision in table.get(name, {})]
@@ -57,8 +59,8 @@ def coefficients(device: str, precision: str, own: Path | None = None) -> Coeffi
 
 def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
     try:
-        table = TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_json(own.read_bytes())
-    except (ValidationError, OSError):
+        table = TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_json(read_file(own))
+    except (ValueError, OSError):
         table = {"": {"": {}}}
     if not all(each.keys() >= NEEDED for device in table.values() for each in device.values()):
         hint = "Delete it, then measure again: lora-bench bench --calibrate."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -24,12 +25,24 @@ class BenchError(Exception):
         return f"{self.what}\n{self.hint}"
 
 
+_AGAIN = "then give the same command again."
+_HINTS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Make room on that disk, {_AGAIN}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"Allow this user to read and write there, {_AGAIN}"),
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
+        "That file system does not do this (are locks off?): put the folder on another one.",
+    ),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), f"The disk or its server failed: see to it, {_AGAIN}"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"Raise the limit of open files (ulimit -n), {_AGAIN}"),
+}
+
+
 def of_the_system(error: OSError) -> BenchError:
     """What the operating system refused, as an error that says with which file."""
     where = f": '{error.filename}'" if error.filename else ""
-    return BenchError(
-        f"{error.strerror or type(error).__name__}{where}.", "Mend that, then give the same command again.", MISSING
-    )
+    hint = _HINTS.get(error.errno or 0, f"Correct that, {_AGAIN}")
+    return BenchError(f"{error.strerror or type(error).__name__}{where}.", hint, MISSING)
 
 
 @contextmanager

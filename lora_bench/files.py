@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 MARK = ".tmp"
@@ -25,17 +26,34 @@ def listing(folder: Path) -> list[Path]:
         return []
 
 
+def without_links(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, links left out: they are somebody else's, and lead elsewhere."""
+    return [path for path in listing(folder) if not path.is_symlink()]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it was: fsync, flock and close do not, and a temporary name tells nobody."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a new file and flush it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view[: 2**30]) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view[: 2**30]) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def is_folder(path: Path) -> bool:
@@ -46,41 +64,58 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a file.
+@contextmanager
+def opened(path: Path, follow: bool = True) -> Iterator[io.FileIO]:
+    """A regular file, open for reading. `follow`: also where its name is a link.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is something else; a pipe is not waited for.
+    """
+    if not follow and path.is_symlink():
+        raise ValueError("this is a link, and links are not followed here")
+    more = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | more)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("this is not a regular file")
+        yield file
+
+
+def read_file(path: Path, follow: bool = True, limit: int | None = None) -> bytes:
+    """The bytes of a regular file, the first `limit` at most.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no file; a pipe is not waited for.
+        ValueError: it is something else, or a link that is not to be followed.
     """
-    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("this is no file")
-        return file.readall()
+    with naming(path), opened(path, follow) as file:
+        return file.readall() if limit is None else file.read(limit)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: temporary file beside it, flushed to the disk, then renamed."""
-    made = temporary(path)
+    unfinished = temporary(path)
     try:
-        write(made, content)
-        os.replace(made, path)  # noqa: PTH105
+        with naming(path):
+            write(unfinished, content)
+            os.replace(unfinished, path)  # noqa: PTH105
     except BaseException:
-        remove(made)
+        remove(unfinished)
         raise
 
 
 def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     """Write a folder of files whole or not at all, the files in this order; one of that name is replaced."""
-    made = temporary(path)
+    unfinished = temporary(path)
     try:
-        for name, content in contents.items():
-            write(made / name, content)
-        sync(made)
-        place(made, path)
-        sync(path.parent)
+        with naming(path):
+            for name, content in contents.items():
+                write(unfinished / name, content)
+            sync(unfinished)
+            place(unfinished, path)
+            sync(path.parent)
     except BaseException:
-        remove(made)
+        remove(unfinished)
         raise
 
 
@@ -100,11 +135,12 @@ def sync(folder: Path) -> None:
     """Flush the names in a folder."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def touch(path: Path) -> None:
@@ -127,4 +163,4 @@ def remove(path: Path) -> None:
 
 def leftovers(folder: Path) -> Iterator[Path]:
     """What killed processes left unfinished in a folder."""
-    return (path for path in listing(folder) if path.name.startswith(".") and path.name.endswith(MARK))
+    return (path for path in without_links(folder) if path.name.startswith(".") and path.name.endswith(MARK))

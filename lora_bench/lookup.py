@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_bench.errors import NOTHING, SOME_FAILED, USAGE, BenchError
-from lora_bench.store import Record, read_records
+from lora_bench.store import LABEL, Record, read_records
 
 
 def find_record(results: Path, beginning: str) -> Record:
-    """The one record of a results folder whose id begins so.
+    """The one record of a results folder whose id begins so; `cell-` before it, as metrics.csv has it, is left out.
 
     Raises:
         BenchError: exit code 4 if there is none, 2 if there are several, 1 if its file is damaged.
     """
+    beginning = beginning.removeprefix(LABEL)
     loaded = read_records(results)
     found = [record for record in loaded.records if record.id.startswith(beginning)]
     damaged = [f"'{path}' is no sound record: {why}." for path, why in loaded.broken if path.stem.startswith(beginning)]

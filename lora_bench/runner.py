@@ -21,6 +21,7 @@ from lora_bench.resume.outcome import Outcome, failure
 from lora_bench.resume.signals import Stopper
 from lora_bench.resume.states import Place
 from lora_bench.store import Record
+from lora_bench.text import counted
 from lora_bench.work import Failure, Options, View, Worker
 
 PROBES = 3  # cells of a failed pack that are tried alone
@@ -57,16 +58,16 @@ class Runner:
             KeyboardInterrupt: a signal came; the pack that trained is saved.
         """
         try:
-            while self._loses_lease():
-                self.view.warn("This process stood still for so long that others took its cells over; it goes on.")
+            while not self._run_until_done():
+                self.view.warn("This process was suspended so long that others took its cells over; it goes on.")
         except OSError as error:
             if self.options.debug:
                 raise
             raise of_the_system(error) from error
         return [self.shelf.records[cell.id] for cell in self.plan.grid.cells if cell.id in self.shelf.records]
 
-    def _loses_lease(self) -> bool:
-        """Run what is left under a new lease; whether it was lost on the way."""
+    def _run_until_done(self) -> bool:
+        """Run what is left under a new lease; no if that was lost on the way."""
         self._lease = Lease(self.options.results)
         with self._lease:
             try:
@@ -75,12 +76,12 @@ class Runner:
                     pass
                 self._tidy()
             except LeaseLostError:
-                return True
+                return False
             except BaseException:
                 with suppress(OSError, BenchError, LeaseLostError):
                     self._tidy(patience=2.0)
                 raise
-        return False
+        return True
 
     def _tidy(self, patience: float | None = None) -> None:
         """Bring what dead processes published, rebuild metrics.csv, remove what they left if no other is alive."""
@@ -98,6 +99,7 @@ class Runner:
         for cells in self.plan.packs:
             mine = self._claim(cells)
             if mine:
+                self.stopper.check()
                 self._run_pack(mine)
                 claimed = True
         return claimed and bool(self.held)
@@ -116,13 +118,18 @@ class Runner:
         return mine
 
     def _left(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-        """The cells whose record is still the one that the plan saw."""
-        records, known = self.shelf.records, self.plan.known
-        return tuple(cell for cell in cells if records.get(cell.id, known.get(cell.id)) is known.get(cell.id))
+        """The cells whose record is still the one that the plan saw; not those of which it cannot be read now."""
+        records, known, unsure = self.shelf.records, self.plan.known, self.shelf.unreadable
+        return tuple(
+            cell
+            for cell in cells
+            if cell.id not in unsure and records.get(cell.id, known.get(cell.id)) is known.get(cell.id)
+        )
 
     def _run_pack(self, cells: tuple[Cell, ...], halved: int = 0, looked: bool = False) -> None:
         """Train a pack; go on without it, or with parts of it, if it fails."""
         self.worker.prepare(cells)
+        self.stopper.check()
         failed = self._attempt(cells, halved)
         left = self._left(cells)
         if failed is None or not left:
@@ -130,7 +137,9 @@ class Runner:
         if len(left) == 1:
             self._publish([self._failure(left[0], failed)])
             return
-        self.view.warn(f"A pack of {len(left)} cells failed ({failed.reason[:120]}); going on with parts of it.")
+        self.view.warn(
+            f"A pack of {counted(len(left), 'cell')} failed ({failed.reason[:120]}); going on with parts of it."
+        )
         if failed.status == "failed" and not looked:
             left = self._look(left)
         middle, more = len(left) // 2, int(failed.status == "oom")
@@ -148,8 +157,8 @@ class Runner:
                 self._publish(outcomes)
                 self.stopper.release()
             return None
-        except Exception as error:
-            if self.options.debug or isinstance(error, OSError | LeaseLostError):
+        except BaseException as error:  # a method of the user's may raise anything, SystemExit too
+            if self.options.debug or isinstance(error, OSError | LeaseLostError | KeyboardInterrupt | GeneratorExit):
                 raise
             if isinstance(error, BenchError) and error.code == MISSING:
                 raise
@@ -167,7 +176,7 @@ class Runner:
         for place in sorted({0, len(cells) // 2, len(cells) - 1}):
             self._run_pack(cells[place : place + 1], looked=True)
         left = self._left(cells)
-        tried = [self.shelf.records[cell.id] for cell in cells if cell not in left]
+        tried = [self.shelf.records[cell.id] for cell in cells if cell.id in self.shelf.records and cell not in left]
         reasons = {record.reason if record.status == "failed" else None for record in tried}
         if len(reasons) > 1 or None in reasons:
             return left
@@ -183,13 +192,13 @@ class Runner:
     def _publish(self, outcomes: Sequence[Outcome]) -> None:
         """Let what has ended count, unless the lease is lost."""
         name, self._published = f"{self._lease.token}-{self._published}", self._published + 1
-        made = self.shelf.stage(name, outcomes)
+        staged = self.shelf.stage(name, outcomes)
         try:
             with self._lease.locked():
                 self._lease.check()
-                self.shelf.publish(made, name)
+                self.shelf.publish(staged, name)
         except BaseException:
-            files.remove(made)
+            files.remove(staged)
             raise
         records = [outcome.record for outcome in outcomes]
         states.prune(self.options.results, {record.id for record in records}, self.shelf.written())

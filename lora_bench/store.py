@@ -7,22 +7,27 @@ is a checksum; a file that is no sound record is told of, and set aside where a 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import tempfile
 from collections.abc import Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_bench import archive
 from lora_bench.cell import Cell
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.errors import MISSING, BenchError, of_the_system
 from lora_bench.files import read_file, write_atomically
 from lora_bench.seal import seal, unseal
-from lora_bench.text import clean, sheet
+from lora_bench.text import clean, counted, sheet
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
@@ -125,25 +130,42 @@ COLUMNS = (
     "eval_rows",
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
     "lora_bench", "python", "torch", "transformers", "device", "reason",
-    "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin",
+    "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
 
 
+LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _OWN = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a results folder holds: the sound records, sorted by id, and the files that are not, with the reason."""
+    """What a results folder holds: the sound records, sorted by id, and the files that are not, with the reason.
+
+    `unreadable`: those of these files that the system could not read. They may be sound, so nothing replaces them.
+    """
 
     records: tuple[Record, ...]
     broken: tuple[tuple[Path, str], ...]
+    unreadable: frozenset[Path] = frozenset()
 
     def refuse_newer(self, ids: Container[str]) -> None:
         """BenchError (code 3) where the record of one of these cells is of a newer schema: it must not be replaced."""
         for path, reason in self.broken:
             if reason.startswith(NEWER) and path.stem in ids:
                 raise BenchError(f"'{path}' was {reason}.", "Upgrade lora-bench, or give another --results.", MISSING)
+
+
+class UnreadableError(ValueError):
+    """The system could not read a record, which may be sound. `cause`: what it said."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"it cannot be read: {cause.strerror or type(cause).__name__}")
+        self.cause = cause
+
+
+# there is something, and it is certain that it is no record
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG})
 
 
 def record_path(results: Path, cell_id: str) -> Path:
@@ -185,22 +207,36 @@ def record_text(record: Record) -> bytes:
 
 
 def make_room(path: Path) -> None:
-    """Rename what is in the place of a record and is none; a record stays."""
+    """Rename what is in the place of a record and is none; a record stays.
+
+    Raises:
+        OSError: what is there cannot be read, so it may be a record.
+    """
     if not os.path.lexists(path):
         return
     try:
         read_record(path)
+    except UnreadableError as error:
+        raise error.cause from None
     except ValueError:
         names = (f"{path.name}.broken{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         path.rename(next(place for name in names if not os.path.lexists(place := path.with_name(name))))
 
 
 def read_record(path: Path) -> Record:
-    """Read one record; ValueError says in one line what is wrong with it."""
+    """Read one record; links are not followed.
+
+    Raises:
+        UnreadableError: the system cannot read the file.
+        ValueError: there is no sound record; it says in one line what is wrong.
+    """
     try:
-        record = parse(read_file(path))
+        content = read_file(path, follow=False)
     except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise UnreadableError(error) from None
         raise ValueError(error.strerror or "cannot be read") from None
+    record = parse(content)
     if record.id != path.stem:
         raise ValueError("its id is not its file's name")
     return record
@@ -222,8 +258,14 @@ def _first(error: ValidationError) -> str:
     for each in errors:
         if each["loc"] == ("schema_version",) and type(each["input"]) is int and each["input"] > SCHEMA:
             return f"{NEWER} (schema {each['input']})"
-    where = ".".join(str(part) for part in errors[0]["loc"])
-    return clean(f"{where + ': ' if where else ''}{errors[0]['msg']}")[:200]
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"])
+    words = {
+        "json_invalid": f"it is not whole JSON ({first['msg'].removeprefix('Invalid JSON: ')})",
+        "extra_forbidden": f"it has '{where}', which no record has",
+        "missing": f"it has no '{where}'",
+    }
+    return clean(words.get(first["type"], f"its '{where}' is not valid: {first['msg']}"))[:200]
 
 
 def _files(results: Path) -> list[str]:
@@ -242,29 +284,70 @@ def count_records(results: Path) -> int:
     return len(_files(results)) + (path.stat().st_size // 500 if path.is_file() else 0)
 
 
+def archive_stamp(results: Path) -> tuple[int, int, int] | None:
+    """What changes when the archive is written; None if there is none. BenchError (code 3) if nobody can tell."""
+    try:
+        return archive.stamp(results)
+    except OSError as error:
+        raise unusable(results, error) from error
+
+
 def read_archive(results: Path) -> Loaded:
-    """The records of the folder's archive, and what is wrong with it."""
+    """The records of the folder's archive, and what is wrong with it.
+
+    Raises:
+        BenchError: exit code 3 if the system cannot read it: nobody knows which records there are.
+    """
     records: list[Record] = []
     try:
         for line in archive.lines(results):
             records.append(parse(line))
-    except (ValueError, OSError) as error:
-        return Loaded(tuple(records), ((archive.path_of(results), f"after {len(records)} records: {error}"),))
+    except OSError as error:
+        raise of_the_system(error) from error
+    except ValueError as error:
+        return Loaded(
+            tuple(records), ((archive.path_of(results), f"after {counted(len(records), 'record')}: {error}"),)
+        )
     return Loaded(tuple(records), ())
+
+
+def move_to_archive(results: Path, records: Iterable[Record]) -> Path:
+    """Under the folder's lock: write the archive anew, then remove the files of `cells/` whose content is in it.
+
+    Each file is read again before it is removed, and compared with what the archive holds on the disk.
+    """
+    path = archive.write(results, map(record_text, records))
+    archived = frozenset(archive.lines(results))
+    for file in map((results / "cells").joinpath, _files(results)):
+        with suppress(ValueError):  # what is no sound record stays
+            if record_text(read_record(file)) in archived:
+                file.unlink()
+    return path
 
 
 def read_records(results: Path) -> Loaded:
     """Every record under `results`, sorted by id, and the files that are none."""
+    while True:
+        before = archive_stamp(results)
+        loaded = _read_once(results)
+        if archive_stamp(results) == before:  # else records may have moved into it meanwhile
+            return loaded
+
+
+def _read_once(results: Path) -> Loaded:
     archived = read_archive(results)
     records = {record.id: record for record in archived.records}
-    broken = list(archived.broken)
+    broken, unreadable = list(archived.broken), set[Path]()
     for path in map((results / "cells").joinpath, _files(results)):
         try:
             records[path.stem] = read_record(path)
         except ValueError as error:
+            if not os.path.lexists(path):
+                continue  # it has just been moved into the archive
             records.pop(path.stem, None)
             broken.append((path, str(error)))
-    return Loaded(tuple(records[cell] for cell in sorted(records)), tuple(broken))
+            unreadable |= {path} if isinstance(error, UnreadableError) else set()
+    return Loaded(tuple(records[cell] for cell in sorted(records)), tuple(broken), frozenset(unreadable))
 
 
 def _metric_columns(record: Record) -> dict[str, object]:
@@ -284,6 +367,7 @@ def row(record: Record) -> dict[str, object]:
     for part in (record.counts, record.timing, record.data):
         values |= vars(part) if part is not None else {}
     values |= record.environment | _metric_columns(record)
+    values["cell"] = f"{LABEL}{record.id}"
     return {column: values.get(column) for column in COLUMNS}
 
 
@@ -297,3 +381,10 @@ def write_csv(results: Path, records: Iterable[Record]) -> Path:
     path = results / "metrics.csv"
     write_atomically(path, text.getvalue().encode())
     return path
+
+
+def read_metrics(results: Path | str) -> DataFrame:
+    """`metrics.csv` as a pandas frame in which every id is text, also where all of them look like numbers."""
+    import pandas as pd
+
+    return pd.read_csv(Path(results) / "metrics.csv", dtype={"id": str, "cell": str})

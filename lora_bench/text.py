@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def clean(text: str) -> str:
     return re.sub("  +", " ", text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 cell`, `2 cells`; `plural` where it is not the noun and an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def sheet(value: object) -> object:
     """A value for CSV: text that a spreadsheet would run as a formula gets a leading apostrophe; None is empty."""
     if not isinstance(value, str):
@@ -34,6 +40,8 @@ def sheet(value: object) -> object:
 
 def discreet(text: str) -> str:
     """`text` for a record that others will read: no folders of this machine, no token, no login."""
-    home, plain = str(Path.home()), text.replace("file://", "")
-    known = plain.replace(home, "~") if len(home) > 1 else plain
+    known = text.replace("file://", "")
+    with suppress(RuntimeError):  # a user without a home folder
+        home = str(Path.home())
+        known = known.replace(home, "~") if len(home) > 1 else known
     return _PATH.sub("…/", _LOGIN.sub("…@", _TOKEN.sub(r"\1…", known)))

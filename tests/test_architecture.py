@@ -31,7 +31,7 @@ MAY: dict[str, str] = {
     "sample": "",
     "cell": "errors",
     "tasks": "errors",
-    "methods": "cell errors",
+    "methods": "cell errors files text",
     "metrics": "errors tasks",
     "archive": "files",
     "store": "archive cell errors files seal text",
@@ -39,25 +39,26 @@ MAY: dict[str, str] = {
     "model_files": "errors files",
     "models": "errors files model_files sample",
     "load": "cell files methods models",
-    "cost": "cell errors load methods store tasks",
+    "cost": "cell errors files load methods store tasks",
     "fingerprint": "methods",
     "environment": "lora_bench fingerprint",
-    "resume": "cell errors files fingerprint store tasks text",
+    "resume": "archive cell errors files fingerprint store tasks text",
     "work": "cell resume store",
-    "grid": "cell cost data errors load methods models resume sample store tasks",
-    "engine": "cell load data errors files model_files seal methods metrics resume tasks",
+    "grid": "cell cost data errors files load methods models resume sample store tasks",
+    "engine": "cell data errors files load methods metrics model_files resume seal tasks",
     "adapt": "cell engine errors methods",
-    "runner": "cell errors files grid resume store training work",
-    "training": "cell cost data engine environment errors fingerprint grid load methods model_files models resume "
-    "store tasks work",
+    "runner": "cell errors files grid resume store text training work",
+    "training": "cell cost data engine environment errors fingerprint grid load methods model_files models "
+    "resume store tasks work",
     "report": "cell errors files store tasks text",
     "contracts": "cell data engine methods tasks",
     "lookup": "errors store",
     "export": "lora_bench cell data engine errors lookup methods models report store tasks training",
     "commands": "archive cell contracts data environment errors export grid methods models resume store tasks text",
-    "bench": "cell cost load data engine environment errors files fingerprint grid methods model_files models tasks "
-    "training",
-    "cli": "lora_bench bench commands environment errors grid lookup report resume runner store text training work",
+    "bench": "cell cost data engine environment errors files fingerprint grid load methods model_files "
+    "models tasks training",
+    "cli": "bench commands environment errors grid lookup lora_bench methods report resume runner store "
+    "text training work",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})

@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+from lora_bench.commands import caches
+from lora_bench.sample import DATA
+from lora_bench.text import discreet
 
 TINY = ["--preset", "smoke", "--task", "sst2", "--method", "mini", "--rank", "16", "--epochs", "1"]
 
@@ -116,3 +122,82 @@ def test_torch_stays_out_of_what_needs_it_not(tmp_path: Path) -> None:
     for args in (["--help"], ["plan", "--preset", "smoke"], ["list", "methods"], ["list", "tasks"], ["report"]):
         done = subprocess.run([sys.executable, "-c", probe, *args], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_home_folder_is_understood_in_every_path(tmp_path: Path) -> None:
+    """No shell expands `~` behind an equals sign."""
+    home = tmp_path / "home"
+    shutil.copytree(DATA, home / "glue")
+    (home / "grid.yaml").write_text(
+        "name: grid\ndefaults: {task: sst2, model: sample, method: [mine, head], epochs: 1}\n"
+    )
+    (home / "mine.py").write_text(
+        "from lora_bench.methods.lora import Lora\n\n\nclass Mine(Lora):\n    name = title = source = 'mine'\n\n\n"
+        "RECIPE = Mine()\n"
+    )
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    grid = ("--config=~/grid.yaml", "--include=~/mine.py", "--data-dir=~/glue", "--results=~/runs")
+    ran = bench("run", *grid, "--method", "head", cwd=cwd, HOME=str(home))
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in (home / "runs").iterdir()) == ["adapters", "cells", "leases", "metrics.csv"]
+    reported = bench("report", "--results=~/runs", "--out=~/out", cwd=cwd, HOME=str(home))
+    assert reported.returncode == 0, reported.stderr
+    assert (home / "out" / "report.html").is_file()
+    assert bench("list", "runs", "--results=~/runs", cwd=cwd, HOME=str(home)).returncode == 0
+    assert not list(cwd.glob("~*"))
+    nobody = bench("list", "runs", "--results=~nobody-of-this-name/runs", cwd=cwd, HOME=str(home))
+    assert nobody.returncode == 2
+    assert "'~nobody-of-this-name' of '~nobody-of-this-name/runs' is not a home folder" in nobody.stderr
+
+
+def test_plan_takes_every_option_of_run(tmp_path: Path) -> None:
+    """One word of the command changes."""
+    options = ("--no-save", "--offline", "--debug", "--device", "cpu", "--pack", "2", "--retry", "failed")
+    planned = bench("plan", *TINY, *options, cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "smoke: 1 cell; 1 to train in 1 pack on cpu" in planned.stdout
+
+
+NOBODY = """
+import os, pwd
+def none(*_): raise KeyError("no such user")
+pwd.getpwuid = none
+os.environ.pop("HOME", None)
+os.environ.pop("XDG_CACHE_HOME", None)
+from lora_bench.cli import main
+main()
+"""
+
+
+def test_a_user_without_a_home_is_served(tmp_path: Path) -> None:
+    """As in a container that runs under a number: caches are in a temporary folder, which is said."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", NOBODY, "run", *TINY]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    (folder,) = tmp_path.glob("lora-bench-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert ran.stderr.strip() == (
+        f"Note: there is no home folder, so caches are in {folder}. Set HOME or XDG_CACHE_HOME to keep them."
+    )
+    assert any((folder / "lora-bench").iterdir())
+    assert not list(tmp_path.glob("~*"))
+    assert rows(tmp_path)[0]["status"] == "done"
+
+
+def test_a_temporary_folder_that_others_may_write_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / f"lora-bench-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"lora-bench-{os.getuid()}").chmod(0o777)
+    assert "there is no home folder" in caches.settle()
+    assert caches.folder().parent.parent == tmp_path
+    assert caches.folder().parent.stat().st_mode & 0o777 == 0o700
+    assert caches.settle() == ""
+    assert discreet("under /some/folder/file") == "under …/file"

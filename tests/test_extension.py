@@ -93,7 +93,7 @@ def test_an_included_method_runs_in_a_pack_beside_lora_and_is_exported(
     words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--results", "out"]
     code, said = here("run", *words, "--method", "half", "--method", "lora", "--include", mine.name)
     assert code == 0, said
-    assert "1 packs" in said
+    assert "in 1 pack on" in said
     records = {record.cell.method: record for record in read_records(tmp_path / "out").records}
     assert records["half"].cell.origin == methods._named(mine, MINE.encode())
     assert records["lora"].cell.origin is None
@@ -150,6 +150,87 @@ def test_a_bad_file_is_told_in_a_line(text: str, said: str, tmp_path: Path) -> N
     assert "half" not in methods.RECIPES
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys\n\nsys.exit(0)\n", "line 3: SystemExit: 0"),
+        ("class Own(BaseException):\n    pass\n\nraise Own('so it is')\n", "line 4: Own: so it is"),
+        (MINE.replace('name = "half"', "name = 5"), "line 9: name is 5, not a word"),
+        (MINE.replace('name = "half"', 'name = "ha\\nlf"'), "line 9: name is 'ha\\nlf', not a word"),
+        (MINE.replace('title = "Half of LoRA"', "title = None"), "line 10: title is None, not a text"),
+        (MINE + "Half.default_lr = 'fast'\n", "line 8: default_lr is 'fast', not a positive number"),
+        (MINE + "Half.default_lr = -1\n", "default_lr is -1, not a positive number"),
+        (MINE + "Half.default_lr = True\n", "default_lr is True, not a positive number"),
+        (MINE + "Half.parameters = {'rang'}\n", "parameters is {'rang'}, not a frozenset of a, alpha, b, init"),
+        (MINE + "Half.parameters = 7\n", "parameters is 7"),
+        (MINE + "Half.defaults = {'rank': 'large'}\n", "defaults: rank: Input should be a valid integer"),
+        (MINE + "Half.defaults = None\n", "defaults is None"),
+        (MINE + "Half.full_width = 'yes'\n", "full_width is 'yes', not True or False"),
+        (MINE.replace('    name = "half"\n', "    @property\n    def name(self):\n        return 1 / 0\n"),
+         "line 11: ZeroDivisionError: division by zero"),
+        (MINE.replace('    name = "half"\n', "    @property\n    def name(self):\n        exit()\n"),
+         "line 11: SystemExit"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("words", [("list", "methods", "--include"), ("check",)])
+def test_a_file_that_exits_or_says_nonsense_is_told_with_its_line(
+    words: tuple[str, ...], text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a name relative to the working directory, as users give it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text(text)
+    forget()
+    ended = CliRunner().invoke(app, [*words, "bad.py"], env={"COLUMNS": "300"})
+    lines = ended.stderr.strip().splitlines()
+    assert (ended.exit_code, len(lines)) == (2, 2), ended.output
+    assert said in lines[0]
+    assert "bad.py" in lines[0]
+    assert "half" not in methods.RECIPES
+
+
+@pytest.mark.parametrize("fault", ["1 / 0", "exit()", "[].pop()"])
+def test_a_method_that_fails_while_a_grid_is_planned_is_told_with_its_line(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text(MINE + f"\nHalf.factors = lambda self, cell, shape: {fault}\n")
+    forget()
+    words = ["plan", "--preset", "smoke", "--task", "sst2", "--method", "half", "--include", "bad.py"]
+    ended = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    assert ended.exit_code == 2, ended.output
+    (first, _) = ended.stderr.strip().splitlines()
+    assert "bad.py', line 26: " in first
+
+
+def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text(MINE + "\nHalf.update = lambda self, factors: exit()\n")
+    forget()
+    checked = CliRunner().invoke(app, ["check", "bad.py"])
+    assert checked.exit_code == 1
+    assert "FAIL" in checked.output and "SystemExit" in checked.output
+    assert "of 15 contracts are kept" in checked.output
+    words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--results", "out"]
+    code, said = here("run", *words, "--method", "half", "--method", "head", "--include", "bad.py")
+    assert code == 1, said
+    records = {record.cell.method: record for record in read_records(tmp_path / "out").records}
+    assert {name: record.status for name, record in records.items()} == {"half": "failed", "head": "done"}
+    assert "SystemExit" in str(records["half"].reason)
+
+
+def test_what_runs_is_the_text_that_was_hashed(mine: Path, tmp_path: Path) -> None:
+    """Another text of the same size and time: bytecode that was kept of the first is not taken for it."""
+    methods.include(mine)
+    about = mine.stat()
+    forget()
+    mine.write_text(MINE.replace("Half of LoRA", "HALF OF LORA"))
+    os.utime(mine, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert methods.include(mine).title == "HALF OF LORA"
+    assert not (tmp_path / "__pycache__").exists()
+
+
 def test_what_is_no_file_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "none.py", tmp_path, tmp_path / "notes.txt"):
         if path.suffix == ".txt":
@@ -164,10 +245,14 @@ def test_a_packages_methods_are_there_by_themselves(mine: Path, tmp_path: Path) 
     info = tmp_path / "half-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[lora_bench.methods]\nhalf = half_method\nlost = no_such_module\n")
+    (info / "entry_points.txt").write_text(
+        "[lora_bench.methods]\nhalf = half_method\nlost = no_such_module\nexits = half_exit\n"
+    )
+    (tmp_path / "half_exit.py").write_text("import sys\nsys.exit(0)\n")
     listed = lora_bench("list", "methods", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "Half of LoRA" in listed.stdout
+    assert "cannot be loaded: SystemExit: 0" in listed.stdout
     assert "cannot be loaded: ModuleNotFoundError" in listed.stdout
     planned = lora_bench("plan", "--preset", "smoke", "--task", "sst2", "--method", "half", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr

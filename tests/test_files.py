@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -169,12 +170,50 @@ def test_what_is_read_is_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         files.read_file(tmp_path / "pipe")
     for name in ("none", ""):
         with pytest.raises(OSError, match=r"."):
             files.read_file(tmp_path / name)
     assert files.read_file(tmp_path / "file") == files.read_file(tmp_path / "link") == b"content"
+
+
+def test_a_link_is_read_only_where_links_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that comes between the look and the opening."""
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert files.read_file(tmp_path / "file", follow=False) == b"content"
+    with files.opened(tmp_path / "link") as file:
+        assert file.read() == b"content"
+    with pytest.raises(ValueError, match=r"^this is a link, and links are not followed here$"):
+        files.read_file(tmp_path / "link", follow=False)
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+    with pytest.raises(OSError, match="link") as caught:
+        files.read_file(tmp_path / "link", follow=False)
+    assert caught.value.errno == errno.ELOOP
+
+
+def test_a_file_is_read_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    assert files.read_file(tmp_path / "file", limit=3) == b"con"
+    assert files.read_file(tmp_path / "file", limit=99) == b"content"
+
+
+def test_an_error_that_has_no_number_stays_as_it_is(tmp_path: Path) -> None:
+    for error, name in ((OSError("of its own words"), None), (OSError(errno.EIO, "failed"), str(tmp_path))):
+        with pytest.raises(OSError, match=r"of its own words|failed") as caught, files.naming(tmp_path):
+            raise error
+        assert caught.value.filename == name
+        assert ("of its own words" in str(caught.value)) == (name is None)
+
+
+def test_links_in_a_folder_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "b").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / ".link.tmp").symlink_to(tmp_path / "a")
+    assert files.without_links(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert list(files.leftovers(tmp_path)) == []
 
 
 def test_what_is_in_a_folder_comes_in_order(tmp_path: Path) -> None:

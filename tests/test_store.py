@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from pydantic import ValidationError
 
 from lora_bench.cell import Cell
 from lora_bench.files import write_atomically
+from lora_bench.lookup import find_record
 from lora_bench.store import (
     COLUMNS,
     Counts,
@@ -25,6 +28,7 @@ from lora_bench.store import (
     Protocol,
     Record,
     Timing,
+    read_metrics,
     read_record,
     read_records,
     record_path,
@@ -40,12 +44,12 @@ FROZEN = (
     "accuracy_best,accuracy_last,f1_best,f1_last,matthews_best,matthews_last,pearson_best,pearson_last,spearman_best,spearman_last,"
     "accuracy_matched_best,accuracy_matched_last,accuracy_mismatched_best,accuracy_mismatched_last,lora_bench,python,"
     "torch,transformers,device,reason,"
-    "adapter_bytes_fp16,head_bytes,head_bytes_fp16,origin"
+    "adapter_bytes_fp16,head_bytes,head_bytes_fp16,origin,cell"
 )
 GOLDEN = (
     "1c5ac4067df0,tiny@0123,mrpc,mini,8,16,32,attention,3,0.002,16.0,2,32,128,done,1536,1122,6400,accuracy,0.75,1,0.5,"
     "1.5,2000.0,0.75,1,best,default,,0.01,0.06,1.0,float32,files:abc,4,2,3.0,,0,100,50,0.75,0.5,0.8,0.6,,,,,,,,,,,0.1.0,"
-    "3.11.7,2.11.0,5.17.0,cpu,,,,,"
+    "3.11.7,2.11.0,5.17.0,cpu,,,,,,cell-1c5ac4067df0"
 )
 
 
@@ -247,3 +251,26 @@ def test_a_write_that_is_interrupted_leaves_no_file(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_record(tmp_path, record())
     assert list((tmp_path / "cells").iterdir()) == []
+
+
+def looks_like_a_number(kind: str) -> Record:
+    """A record whose id a spreadsheet takes for a number."""
+    wanted = {"digits": r"[0-9]+", "exponent": r"[0-9]+e[0-9]+"}[kind]
+    for seed in range(100_000):
+        settings = record().cell.model_dump() | {"seed": seed}
+        if re.fullmatch(wanted, Cell(**settings).id):
+            return record(cell={"seed": seed})
+    raise AssertionError("there is none")
+
+
+@pytest.mark.parametrize("kind", ["digits", "exponent"])
+def test_an_id_that_looks_like_a_number_is_text_to_pandas(tmp_path: Path, kind: str) -> None:
+    """Where all ids of a folder do, pandas reads numbers, and no quoting helps: the column `cell` is always text."""
+    one = looks_like_a_number(kind)
+    write_record(tmp_path, one)
+    path = write_csv(tmp_path, [one])
+    assert pd.read_csv(path)["cell"].tolist() == [f"cell-{one.id}"]
+    assert read_metrics(tmp_path)["id"].tolist() == [one.id]
+    assert rows(path)[0]["id"] == one.id
+    assert find_record(tmp_path, pd.read_csv(path)["cell"][0]) == one
+    assert find_record(tmp_path, one.id[:6]) == one

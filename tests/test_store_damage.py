@@ -48,12 +48,12 @@ def test_a_record_says_what_is_set_and_what_is_not(tmp_path: Path) -> None:
 
 def test_what_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
     for changes, words in (
-        ({"status": "splendid"}, "status: Input should be 'done'"),
-        ({"counts": {"adapter_params": "x"}}, "counts.adapter_params: "),
-        ({"schema_version": 0}, "schema_version: Input should be 1"),
-        ({"schema_version": "2"}, "schema_version: Input should be 1"),
-        ({"schema_version": 2.5}, "schema_version: Input should be 1"),
-        ({"x" * 300: 1}, "x" * 200),
+        ({"status": "splendid"}, "its 'status' is not valid: Input should be 'done'"),
+        ({"counts": {"adapter_params": "x"}}, "its 'counts.adapter_params' is not valid: "),
+        ({"schema_version": 0}, "its 'schema_version' is not valid: Input should be 1"),
+        ({"schema_version": "2"}, "its 'schema_version' is not valid: Input should be 1"),
+        ({"schema_version": 2.5}, "its 'schema_version' is not valid: Input should be 1"),
+        ({"x" * 300: 1}, "it has '" + "x" * 192),
     ):
         with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
             read_record(rewritten(tmp_path, **changes))
@@ -70,7 +70,7 @@ def test_any_number_of_a_machine_is_kept(tmp_path: Path, value: int) -> None:
     ("field", "value"), [("best_epoch", -1), ("best_epoch", 2**63), ("best", float("nan")), ("last", float("inf"))]
 )
 def test_a_number_out_of_all_bounds_is_refused(tmp_path: Path, field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^{field}: "):
+    with pytest.raises(ValueError, match=rf"^its '{field}' is not valid: "):
         read_record(rewritten(tmp_path, **{field: value}))
 
 
@@ -81,10 +81,38 @@ def test_settings_that_are_not_those_of_the_id_are_refused(tmp_path: Path) -> No
         read_record(rewritten(tmp_path, cell=settings))
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n\n", b" \n", b"\n\r\n\t"])
+def test_what_ends_the_line_of_a_record_does_not_matter(tmp_path: Path, end: bytes) -> None:
+    """As git on Windows, or an editor, changes it."""
+    one = record()
+    write_record(tmp_path, one)
+    path = record_path(tmp_path, one.id)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n") + end)
+    assert read_record(path) == one
+
+
+@pytest.mark.parametrize("end", [b"", b"x\n", b"\x0b", b",\n"])
+def test_a_line_that_does_not_end_or_ends_otherwise_is_told_in_words(tmp_path: Path, end: bytes) -> None:
+    one = record()
+    write_record(tmp_path, one)
+    path = record_path(tmp_path, one.id)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n") + end)
+    with pytest.raises(ValueError, match=r"^its checksum is (not at its end|wrong): "):
+        read_record(path)
+
+
+def test_what_a_record_lacks_is_told_in_words(tmp_path: Path) -> None:
+    path = rewritten(tmp_path)
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("crc32", "metric")}
+    path.write_bytes(seal(json.dumps(content)))
+    with pytest.raises(ValueError, match=r"^it has no 'metric'$"):
+        read_record(path)
+
+
 def test_what_is_no_json_says_so_first(tmp_path: Path) -> None:
     path = rewritten(tmp_path)
     path.write_bytes(b"{")
-    with pytest.raises(ValueError, match=r"^Invalid JSON: "):
+    with pytest.raises(ValueError, match=r"^it is not whole JSON \(EOF"):
         read_record(path)
 
 

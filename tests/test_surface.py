@@ -10,11 +10,11 @@ from lora_bench.cli import app
 SELECTION = {
     "--preset", "--config", "--task", "--method", "--rank", "-r", "--a", "-a", "--b", "-b", "--targets", "--seed",
     "--lr", "--head-lr", "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
-    "--data-dir", "--results", "--pack", "--retry", "--include",
+    "--data-dir", "--results", "--pack", "--retry", "--include", "--device", "--offline", "--save", "--debug",
 }  # fmt: skip
 COMMANDS = {
-    "run": SELECTION | {"--device", "--offline", "--save", "--debug"},
-    "plan": SELECTION | {"--device"},
+    "run": SELECTION,
+    "plan": SELECTION,
     "report": {"--results", "--out", "--vs-paper"},
     "list": {"--results", "--include"},
     "show": {"--results"},

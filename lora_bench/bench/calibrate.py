@@ -25,7 +25,7 @@ from lora_bench import cost
 from lora_bench.cell import Cell
 from lora_bench.cost import STEP
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.files import write_atomically
+from lora_bench.files import read_file, write_atomically
 from lora_bench.load import geometry
 
 RIDGE = 0.01  # small beside the errors of measurements
@@ -133,7 +133,7 @@ def _place(content: Mapping[str, Any]) -> tuple[str, str]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path))
     except (OSError, ValueError) as error:
         raise BenchError(f"'{path}' cannot be read as JSON.", "Delete it, or give another file.") from error
 

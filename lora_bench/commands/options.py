@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_bench.grid.config import Config
 
 GRID, WHERE = "Grid (each may be repeated: that makes a grid)", "Where from, where to"
+HOW = "How to train"
 ADHOC = "adhoc"
 
 
@@ -128,6 +129,24 @@ class Selection:
         return tuple(part.strip() for text in self.retry or () for part in text.split(",") if part.strip())
 
 
+@dataclass
+class Running:
+    """How the cells are trained; nothing here changes a number."""
+
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, cuda or cuda:N; for `plan` also a device's name as `doctor` says it.",
+                     rich_help_panel=HOW),
+    ] = "auto"  # fmt: skip
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no network.", rich_help_panel=HOW)] = False
+    save: Annotated[bool, typer.Option(help="Keep the trained adapters (not whole models).", rich_help_panel=HOW)] = (
+        True
+    )
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Stop at the first error with a traceback.", rich_help_panel=HOW)
+    ] = False
+
+
 def including(files: Sequence[Path] | None) -> None:
     """Add the methods of these files."""
     if files:
@@ -138,25 +157,22 @@ def including(files: Sequence[Path] | None) -> None:
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `(selection, **own)` the options of `Selection` before its own."""
-    hints = get_type_hints(Selection, include_extras=True)
-    names = [field.name for field in fields(Selection)]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    chosen = [
-        inspect.Parameter(field.name, keyword, default=field.default, annotation=hints[field.name])
-        for field in fields(Selection)
-    ]
-    own_hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(kind=keyword, annotation=own_hints[name])
-        for name, parameter in list(inspect.signature(command).parameters.items())[1:]
+    """Give a command `(selection, running)` the options of both."""
+    parts = (Selection, Running)
+    options = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for part in parts
+        for hints in [get_type_hints(part, include_extras=True)]
+        for field in fields(part)
     ]
 
-    def with_selection(**values: Any) -> None:
-        command(Selection(**{name: values.pop(name) for name in names}), **values)
+    def with_options(**values: Any) -> None:
+        command(*(part(**{field.name: values[field.name] for field in fields(part)}) for part in parts))
 
-    with_selection.__doc__ = command.__doc__
-    with_selection.__name__ = command.__name__
-    with_selection.__signature__ = inspect.Signature([*chosen, *own])  # type: ignore[attr-defined]
-    with_selection.__annotations__ = {parameter.name: parameter.annotation for parameter in (*chosen, *own)}
-    return with_selection
+    with_options.__doc__ = command.__doc__
+    with_options.__name__ = command.__name__
+    with_options.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in options}
+    return with_options

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from lora_bench.commands import paths
 from lora_bench.commands.options import including
 from lora_bench.errors import SOME_FAILED
+from lora_bench.text import counted
 
 Included = Annotated[
     list[Path] | None, typer.Option("--include", help="A Python file with a method of your own; it is run.")
@@ -46,7 +48,7 @@ def check(
     """Check a method of your own: each contract that the benchmark relies on, kept or not, and why."""
     from lora_bench import methods
 
-    method = methods.include(Path(what)).name if Path(what).suffix == ".py" else methods.get(what).name
+    method = methods.include(paths.expanded(Path(what))).name if what.endswith(".py") else methods.get(what).name
     from lora_bench.contracts import suite
 
     broken = 0
@@ -55,6 +57,6 @@ def check(
         if verdict.fault is not None:
             broken += 1
             yield f"- {verdict.fault}"
-    yield f"{method}: {len(suite.CONTRACTS) - broken} of {len(suite.CONTRACTS)} contracts are kept."
+    yield f"{method}: {len(suite.CONTRACTS) - broken} of {counted(len(suite.CONTRACTS), 'contract')} are kept."
     if broken:
         raise typer.Exit(SOME_FAILED)

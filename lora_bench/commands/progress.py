@@ -16,7 +16,7 @@ from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.grid.plan import Plan
 from lora_bench.store import Record
-from lora_bench.text import clean
+from lora_bench.text import clean, counted
 
 
 class ProgressView:
@@ -51,7 +51,8 @@ class ProgressView:
         """A pack begins."""
         self.packed += 1
         self.steps, self.epochs, self.began = steps, epochs, time.perf_counter()
-        self.label = f"pack {self.packed}: {tasks.get(cells[0].task).title}, {len(cells)} cells, seed {cells[0].seed}"
+        self.label = f"pack {self.packed}: {tasks.get(cells[0].task).title}, {counted(len(cells), 'cell')}, "
+        self.label += f"seed {cells[0].seed}"
         self.progress.reset(self.pack_bar, total=steps * epochs, description=self.label)
 
     def step(self, epoch: int, step: int) -> None:
@@ -73,7 +74,8 @@ class ProgressView:
         self.ended += len(records)
         self.progress.update(self.grid_bar, completed=self.ended)
         if not self.bars:
-            self._line(f"{self.ended} of {self.total} cells have ended")
+            verb = "has" if self.total == 1 else "have"
+            self._line(f"{self.ended} of {counted(self.total, 'cell')} {verb} ended")
 
     def warn(self, text: str) -> None:
         """Something the user should know."""

@@ -18,9 +18,16 @@ from lora_bench.grid.plan import Plan
 from lora_bench.resume.leases import Holder
 from lora_bench.resume.standing import STATES, Standing
 from lora_bench.store import Record
-from lora_bench.text import clean
+from lora_bench.text import clean, counted
 
 ROWS, NAMED = 40, 4
+# what a narrow terminal does without, the least important first
+RESULTS_DROPPED = ("seconds", "targets", "lr", "adapter params", "seeds")
+PLAN_DROPPED = ("pack", "GiB", "why", "seed", "time")
+STANDINGS_DROPPED = ("which", "runs")
+METHODS_DROPPED = ("source", "lr", "parameters")
+TASKS_DROPPED = ("labels", "train", "validation", "metrics")
+RUNS_DROPPED = ("as fp16", "bytes", "targets", "lr", "adapter params", "status", "seed")
 
 
 def settings_of(cell: Cell) -> str:
@@ -37,7 +44,8 @@ def opening(plan: Plan, where: str, device: str) -> Text:
     ways = ", ".join(dict.fromkeys(cell.method for cell in plan.grid.cells))
     there = f", {cells - todo} there already" if cells > todo else ""
     return Text(
-        f"{plan.grid.name}: {cells} cells{there}; {todo} to train in {len(plan.packs)} packs on {device}\n"
+        f"{plan.grid.name}: {counted(cells, 'cell')}{there}; "
+        f"{todo} to train in {counted(len(plan.packs), 'pack')} on {device}\n"
         f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {clean(where)}{_hint(plan, device)}"
     )
 
@@ -54,7 +62,8 @@ def cost(plan: Plan) -> str:
     sizes = [size for _, size in plan.costs if size is not None]
     if not known:
         return ""
-    missing = f" and {len(plan.costs) - len(known)} packs of unknown length" if len(known) < len(plan.costs) else ""
+    unknown = len(plan.costs) - len(known)
+    missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
     memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
     return f"about {duration(plan.estimate.start + sum(known))}{missing}{memory}; "
 
@@ -86,15 +95,22 @@ def closing(records: Sequence[Record]) -> Table:
     return table
 
 
+def ended(records: Sequence[Record], results: Path) -> str:
+    """How a run ended whose output nobody could read, in a line."""
+    counts = Counter(record.status for record in records)
+    parts = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none has ended"
+    return clean(f"The run has ended: {counted(len(records), 'cell')} ({parts}), in {results / 'metrics.csv'}")
+
+
 def elsewhere(held: Mapping[str, Holder]) -> Text:
     """Who trains the cells that this run has left to others; empty if there are none."""
     counts = Counter(str(holder) for holder in held.values())
-    lines = [f"{count} {'cell is' if count == 1 else 'cells are'} with {who}\n" for who, count in counts.items()]
+    lines = [f"{counted(count, 'cell is', 'cells are')} with {who}\n" for who, count in counts.items()]
     return Text("".join(lines))
 
 
 def _caption(rows: int) -> str:
-    more = f"{rows - ROWS} more rows; " if rows > ROWS else ""
+    more = f"{counted(rows - ROWS, 'more row')}; " if rows > ROWS else ""
     return f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
 
 
@@ -130,7 +146,7 @@ def planned(plan: Plan) -> Table:
 def _counts(plan: Plan) -> str:
     there = Counter(record.status for record in plan.recorded)
     parts = [f"{len(plan.todo)} to train"] + [f"{count} {status}" for status, count in sorted(there.items())]
-    more = f"; {len(plan.packs) - ROWS} more packs" if len(plan.packs) > ROWS else ""
+    more = f"; {counted(len(plan.packs) - ROWS, 'more pack')}" if len(plan.packs) > ROWS else ""
     return ", ".join(parts) + more
 
 
@@ -139,7 +155,7 @@ def standings_table(plan: Plan) -> Table:
     groups: dict[Standing, list[str]] = {}
     for cell in plan.grid.cells:
         groups.setdefault(plan.standings[cell.id], []).append(cell.id)
-    caption = f"{len(groups) - ROWS} more rows" if len(groups) > ROWS else None
+    caption = counted(len(groups) - ROWS, "more row") if len(groups) > ROWS else None
     table = Table(title="Cells", title_justify="left", caption=caption, caption_justify="left")
     for name in ("state", "cells", "runs", "why", "which"):
         table.add_column(name, justify="right" if name == "cells" else "left", overflow="fold")

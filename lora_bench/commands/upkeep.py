@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
+from lora_bench.errors import MISSING, NOTHING, SOME_FAILED, BenchError
 from lora_bench.store import Loaded, Record
+from lora_bench.text import counted
 
 Folder = Annotated[Path, typer.Option(help="The results folder.")]
 
@@ -27,21 +28,28 @@ def choose(
     yield from choosing.as_yaml(choosing.blocks(chosen, rank or ())).splitlines()
     edges = [choice for choice in chosen if choice.edge]
     if edges:
-        yield f"# {len(edges)} of {len(chosen)} rates are the lowest or the highest that was tried"
+        verb = "is" if len(chosen) == 1 else "are"
+        yield f"# {len(edges)} of {counted(len(chosen), 'rate')} {verb} the lowest or the highest that was tried"
 
 
 def archive(results: Folder) -> Iterator[str]:
     """Put all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/."""
-    from lora_bench import archive as archives
     from lora_bench import store
+    from lora_bench.resume.leases import Lease
+    from lora_bench.resume.shelf import Shelf
 
-    records = _sound(results)
-    path = archives.write(results, (store.record_text(record) for record in records))
-    kept = set(archives.lines(results))
-    for record in records:
-        if store.record_text(record) in kept:
-            store.record_path(results, record.id).unlink(missing_ok=True)
-    yield f"{len(records)} records, {path.stat().st_size:,} bytes"
+    _sound(results)
+    with Lease(results) as lease, lease.locked():
+        others = lease.others()
+        if not lease.alone():
+            who = ", ".join(sorted({str(holder) for holder in others.values()})) or "another process"
+            raise BenchError(f"The results folder '{results}' is in use by {who}.", "Wait until that ends.", MISSING)
+        shelf = Shelf(results)
+        shelf.recover()
+        records = _sound(results)
+        path = store.move_to_archive(results, records)
+        shelf.write_csv()
+    yield f"{counted(len(records), 'record')}, {path.stat().st_size:,} bytes"
     yield str(path)
 
 
@@ -51,7 +59,8 @@ def _sound(results: Path) -> tuple[Record, ...]:
 
     loaded: Loaded = store.read_records(results)
     for path, reason in loaded.broken:
-        raise BenchError(f"'{path}' is no sound record: {reason}.", "Mend or remove it first.", SOME_FAILED)
+        hint = "Train its cell again (the same `run`), or move the file away first."
+        raise BenchError(f"'{path}' is not a sound record: {reason}.", hint, SOME_FAILED)
     if not loaded.records:
         raise BenchError(f"There are no records under '{results}'.", "Give --results a folder of a run.", NOTHING)
     return loaded.records

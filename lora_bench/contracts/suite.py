@@ -55,6 +55,8 @@ def _fault(contract: Contract, method: str, bench: Workbench) -> str | None:
         contract(method, bench)
     except AssertionError as error:
         return str(error)
-    except Exception as error:  # someone else's method may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # someone else's method may raise anything, SystemExit too
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     return None

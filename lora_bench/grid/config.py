@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError, nearest, unknown
+from lora_bench.files import read_file
 from lora_bench.grid.plain_yaml import Lines, decode, line_of, read_yaml
 
 Scalar = str | int | float | None
@@ -192,8 +193,7 @@ def _explained(error: ValidationError, origin: str, lines: Lines) -> BenchError:
 def load(path: Path) -> Config:
     """The config in a file of at most 1 MB."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_file(path, limit=MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BenchError(f"{path}: {reason}.", "Give --config a YAML file, or use --preset.") from None

@@ -7,26 +7,38 @@ id means one text of the method.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
+import re
+import reprlib
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.abc import ExecutionLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import Any
 
+from pydantic import ValidationError
+
+from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
+from lora_bench.files import read_file
 from lora_bench.methods.recipe import Recipe
+from lora_bench.text import clean
 
 GROUP = "lora_bench.methods"
 
 _recipes: dict[str, Recipe] = {}
 _origins: dict[str, str] = {}
 _broken: dict[str, str] = {}
+_files: set[str] = set()  # of methods that are not of this package
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes)
 BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # methods of packages that could not be loaded, and why
@@ -37,7 +49,8 @@ def get(name: str) -> Recipe:
     if name in _recipes:
         return _recipes[name]
     if name in _broken:
-        raise BenchError(f"The method '{name}' cannot be loaded: {_broken[name]}.", "Mend its package.", MISSING)
+        hint = "Correct its package, or uninstall it."
+        raise BenchError(f"The method '{name}' cannot be loaded: {_broken[name]}.", hint, MISSING)
     error = unknown("method", name, _recipes)
     raise BenchError(error.what, f"{error.hint} A method of your own: --include FILE.")
 
@@ -51,60 +64,165 @@ def include(path: Path) -> Recipe:
     """Add the method that a file defines as `RECIPE`; the same file again changes nothing.
 
     Raises:
-        BenchError: the file is not there, fails, defines no recipe, or one whose name is taken.
+        BenchError: the file is not there, fails, defines no recipe, or one that is not complete or whose name is taken.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BenchError(f"'{path}' cannot be read ({error.strerror}).", "Give --include a Python file.") from None
+        content = read_file(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BenchError(f"'{path}' cannot be read ({reason}).", "Give --include a Python file.") from None
     source = _named(path, content)
     known = next((name for name, other in _origins.items() if other == source), None)
     if known is not None:
         return _recipes[known]
-    recipe = getattr(_executed(path, f"lora_bench_included_{source.rpartition('@')[2]}"), "RECIPE", None)
+    if path.suffix != ".py":
+        raise BenchError(f"'{path}' is no Python file.", "Give --include a file that ends with .py.")
+    module = _executed(path, content, f"lora_bench_included_{source.rpartition('@')[2]}")
+    recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise BenchError(f"'{path}' defines no RECIPE.", "End it with `RECIPE = YourMethod()`, a Recipe.")
     _add(recipe, source, str(path))
     return recipe
 
 
+def blamed(error: BaseException) -> BenchError | None:
+    """The error of a method that is not of this package, in one line; None where none of them had a part in it.
+
+    Such code may raise anything, and SystemExit would end the process as if all were well.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in _files:
+            hint = "Correct the file; `lora-bench check FILE` tries each part of a method."
+            return BenchError(f"'{frame.filename}', {_reason(error, frame.filename)}.", hint)
+    return None
+
+
 def _named(path: Path, content: bytes) -> str:
     return f"{path.name}@{hashlib.sha256(content).hexdigest()[:12]}"
 
 
-def _executed(path: Path, name: str) -> ModuleType:
+class _Text(ExecutionLoader):
+    """Loads a module from the bytes that were hashed: neither from a later text of the file nor from a cached one."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self.content = str(path.absolute()), content
+
+    def get_filename(self, fullname: str) -> str:
+        return self.path
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(self.content)
+
+
+def _executed(path: Path, content: bytes, name: str) -> ModuleType:
     """The file as a module."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    loader = _Text(path, content)
+    spec = importlib.util.spec_from_loader(name, loader)
+    if spec is None:
         raise BenchError(f"'{path}' is no Python file.", "Give --include a file that ends with .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # it is someone else's code: it may raise anything
+        loader.exec_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it is someone else's code: it may raise anything, and call sys.exit
         del sys.modules[name]
-        raise BenchError(f"'{path}' cannot be loaded: {_reason(error, path)}.", "Mend the file.") from error
+        what = f"'{path}' cannot be loaded: {_reason(error, loader.path)}."
+        raise BenchError(what, "Correct the file.") from error
+    _files.add(loader.path)
     return module
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: BaseException, file: str) -> str:
     """An error of the file in one line, with the line of the file that it came from."""
-    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else (own[-1] if own else None)
     where = "" if line is None else f"line {line}: "
     message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    return f"{where}{type(error).__name__}: {message}"[:200].rstrip(".")
+    return f"{where}{type(error).__name__}: {message}"[:200].rstrip(".: ")
 
 
 def _add(recipe: Recipe, source: str | None, where: str) -> None:
-    lacking = [name for name in ("name", "title", "source", "default_lr") if not hasattr(recipe, name)]
-    if lacking:
-        raise BenchError(f"The RECIPE of '{where}' has no {', '.join(lacking)}.", "See lora_bench/methods/lora.py.")
+    _require_complete(recipe, where)
     if recipe.name in _recipes:
         raise BenchError(f"'{where}' defines '{recipe.name}', which there is already.", "Give it another name.")
     _recipes[recipe.name] = recipe
     if source is not None:
         _origins[recipe.name] = source
+
+
+_PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a word", lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,100}", value) is not None),
+    "title": ("a text", lambda value: isinstance(value, str)),
+    "source": ("a text", lambda value: isinstance(value, str)),
+    "default_lr": (
+        "a positive number",
+        lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    ),
+    "parameters": (
+        f"a frozenset of {', '.join(sorted(_PARAMETERS))}",
+        lambda value: isinstance(value, set | frozenset) and value <= _PARAMETERS,
+    ),
+    "defaults": (
+        "a mapping of parameters to values",
+        lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+    ),
+    **dict.fromkeys(
+        ("trains_backbone", "subtracts_start", "normalises", "full_width"),
+        ("True or False", lambda value: isinstance(value, bool)),
+    ),
+}
+
+
+def _require_complete(recipe: Recipe, where: str) -> None:
+    """Refuse a recipe that says nonsense of itself, before a plan or a training stumbles over it."""
+    for field, (kind, is_sound) in _KINDS.items():
+        hint = f"Write {field} as {kind}; see lora_bench/methods/lora.py."
+        try:
+            value = getattr(recipe, field)
+            sound = is_sound(value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an attribute may be a property that fails
+            what = f"The RECIPE of '{where}' has no {field}"
+            if field in dir(recipe):
+                what = f"The {field} of '{where}' cannot be had: {_reason(error, _file_of(recipe))}"
+            raise BenchError(f"{what}.", hint) from error
+        if not sound:
+            line = _line_of(recipe, field)
+            raise BenchError(f"'{where}', line {line}: {field} is {reprlib.repr(value)}, not {kind}.", hint)
+    settings = {"model": "model", "data": "data", "task": "task", "method": recipe.name}
+    try:
+        Cell.model_validate(settings | {"lr": recipe.default_lr} | dict(recipe.defaults))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"'{where}', line {_line_of(recipe, 'defaults')}: defaults: {first['loc'][0]}: {first['msg']}."
+        raise BenchError(what, "Give each parameter a value that a cell takes.") from None
+
+
+def _file_of(recipe: Recipe) -> str:
+    try:
+        return str(Path(inspect.getfile(type(recipe))).absolute())
+    except (TypeError, OSError):
+        return ""
+
+
+def _line_of(recipe: Recipe, field: str) -> int:
+    """The line of the file where the recipe's class says a field, or where the class begins; 1 if nobody knows."""
+    try:
+        tree = ast.parse(Path(_file_of(recipe)).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return 1
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == type(recipe).__name__]
+    for statement in (each for node in classes for each in node.body):
+        names = [statement.name] if isinstance(statement, ast.FunctionDef) else []
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+        if field in names:
+            return statement.lineno
+    return classes[0].lineno if classes else 1
 
 
 def _discover() -> None:
@@ -123,10 +241,14 @@ def adopt(points: Iterable[EntryPoint]) -> None:
             recipe = getattr(found, "RECIPE", found)
             if not isinstance(recipe, Recipe):
                 raise TypeError(f"{point.value} is no Recipe")
-            path = Path(inspect.getfile(type(recipe)))
-            _add(recipe, _named(path, path.read_bytes()), point.value)
-        except Exception as error:  # a package that is broken must not take the others with it
-            _broken[point.name] = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+            path = Path(_file_of(recipe))
+            _add(recipe, _named(path, read_file(path)), point.value)
+            _files.add(str(path))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a package that is broken must not take the others with it, nor end the process
+            what = error.what if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+            _broken[point.name] = clean(" ".join(what.split()))[:200].rstrip(".: ")
 
 
 _discover()

@@ -9,7 +9,6 @@ so what it has trained is refused. No torch.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import secrets
@@ -24,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lora_bench import files
 from lora_bench.errors import MISSING, BenchError
@@ -50,7 +49,7 @@ class Holder(BaseModel):
 
 
 class LeaseLostError(Exception):
-    """This process was still for so long that others have taken its cells over."""
+    """This process was suspended so long that others have taken its cells over."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Lease:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._own.acquire()
+            with files.naming(Path(self._own.lock_file)):
+                self._own.acquire()
             with self.locked():  # who is alone under the lock has no one beginning beside it
                 self._write()
         except BaseException:
@@ -103,8 +103,11 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._own.release()
-        self._remove(self.path)
+        try:
+            with files.naming(Path(self._own.lock_file)):
+                self._own.release()
+        finally:
+            self._remove(self.path)
 
     @contextmanager
     def locked(self, patience: float | None = None) -> Iterator[None]:
@@ -113,15 +116,20 @@ class Lease:
         Raises:
             BenchError: exit code 3 if another process keeps the lock.
         """
+        path = Path(self._all.lock_file)
         try:
-            lock = self._all.acquire(patience)
+            with files.naming(path):
+                self._all.acquire(patience)
         except Timeout:
             what = f"The results folder '{self.folder.parent}' is locked by a process that does not go on."
             raise BenchError(
                 what, "End it (perhaps it is stopped), then run the same command again.", MISSING
             ) from None
-        with lock:
+        try:
             yield
+        finally:
+            with files.naming(path):
+                self._all.release()
 
     def check(self) -> None:
         """Under the lock: whether the lease still counts.
@@ -199,10 +207,10 @@ def signs(folder: Path) -> list[_Sign]:
         if path.suffix != ".json" or path.name.startswith("."):
             continue
         try:
-            with path.open("rb") as file:  # a file system over a network tells a fresh time for an open file
+            with files.opened(path, follow=False) as file:  # over a network an open file tells a fresh time
                 touched = os.fstat(file.fileno()).st_mtime
-                found.append(_Sign(path, Holder.model_validate_json(file.read()), touched))
-        except (OSError, ValidationError, json.JSONDecodeError):
+                found.append(_Sign(path, Holder.model_validate_json(file.readall()), touched))
+        except (OSError, ValueError):
             continue
     return found
 

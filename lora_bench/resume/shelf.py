@@ -16,22 +16,37 @@ from pathlib import Path
 from lora_bench import files
 from lora_bench.resume import states
 from lora_bench.resume.outcome import Outcome
-from lora_bench.store import Loaded, Record, make_room, read_archive, read_record, record_text, unusable, write_csv
+from lora_bench.store import (
+    Loaded,
+    Record,
+    UnreadableError,
+    archive_stamp,
+    make_room,
+    read_archive,
+    read_record,
+    record_text,
+    unusable,
+    write_csv,
+)
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
 
 
 class Shelf:
-    """The records under a results folder, as last looked at."""
+    """The records under a results folder, as last looked at.
+
+    `unreadable`: ids of records that the system could not read. They may be sound: their cells are left alone.
+    """
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        archived = read_archive(results)
-        self._archived = {record.id: record for record in archived.records}
-        self.records: dict[str, Record] = dict(self._archived)
-        self._damaged = archived.broken
+        self._archived: dict[str, Record] = {}
+        self._archive: Stamp | None = None
+        self._damaged: tuple[tuple[Path, str], ...] = ()
+        self.records: dict[str, Record] = {}
         self.broken: dict[Path, str] = {}
+        self.unreadable: set[str] = set()
         self._stamps: dict[str, Stamp] = {}
         self._told = self._telling = 0.0  # when metrics.csv was written, and the seconds that it took
         self.refresh()
@@ -43,20 +58,36 @@ class Shelf:
     def loaded(self) -> Loaded:
         """What the folder holds, as `read_records` tells it."""
         records = tuple(self.records[cell] for cell in sorted(self.records))
-        return Loaded(records, tuple(sorted(self.broken.items())))
+        unreadable = frozenset(self._path(cell) for cell in self.unreadable)
+        return Loaded(records, tuple(sorted(self.broken.items())), unreadable)
 
     def refresh(self) -> None:
         """Look again at the files that have come or changed since, and at those that could not be read."""
-        found = _stamps(self.results / "cells")
-        changed = {cell for cell, stamp in found.items() if self._stamps.get(cell) != stamp}
-        for cell in self._stamps.keys() - found.keys() | changed:
-            self.records.pop(cell, None)
-            if cell not in changed and cell in self._archived:
-                self.records[cell] = self._archived[cell]
-        self.broken = dict(self._damaged)
+        while True:
+            before = archive_stamp(self.results)
+            if before != self._archive:
+                self._read_archive()
+                self._archive = before
+            self._refresh_cells()
+            if archive_stamp(self.results) == before:  # else records may have moved into it meanwhile
+                return
+
+    def _read_archive(self) -> None:
+        """Read the archive; a record that was known before stays the object that it was."""
+        archived = read_archive(self.results)
+        self._damaged = archived.broken
+        known = ((record, self.records.get(record.id)) for record in archived.records)
+        self._archived = {record.id: old if old == record else record for record, old in known}
+
+    def _refresh_cells(self) -> None:
+        stamps = _stamps(self.results / "cells")
+        changed = {cell for cell, stamp in stamps.items() if self._stamps.get(cell) != stamp}
+        kept = {cell: self.records[cell] for cell in stamps.keys() - changed}
+        self.records = {cell: record for cell, record in self._archived.items() if cell not in stamps} | kept
+        self.broken, self.unreadable = dict(self._damaged), set()
         for cell in sorted(changed):
             self._read(cell)
-        self._stamps = {cell: stamp for cell, stamp in found.items() if cell in self.records}
+        self._stamps = {cell: stamp for cell, stamp in stamps.items() if cell in self.records}
 
     def _path(self, cell: str) -> Path:
         return self.results / "cells" / f"{cell}.json"
@@ -65,7 +96,11 @@ class Shelf:
         try:
             self.records[cell] = read_record(self._path(cell))
         except ValueError as error:
+            if not os.path.lexists(self._path(cell)):
+                return  # another process has just moved it
             self.broken[self._path(cell)] = str(error)
+            if isinstance(error, UnreadableError):
+                self.unreadable.add(cell)
 
     def stage(self, name: str, outcomes: Sequence[Outcome]) -> Path:
         """Write what has ended where it does not count yet.
@@ -106,11 +141,13 @@ class Shelf:
 
     def recover(self) -> None:
         """Under the lock: bring to their places what processes have published, dead ones too; look again."""
-        for pack in files.listing(self.results / "pending"):
+        for pack in files.without_links(self.results / "pending"):
             if not pack.name.startswith("."):
-                _bring(pack / "adapters", self.results / "adapters")
-                _bring(pack / "cells", self.results / "cells")
-                files.remove(pack)
+                for part in files.without_links(pack):
+                    if part.name in ("adapters", "cells"):  # in this order: a record says that its adapter is there
+                        _bring(part, self.results / part.name)
+                        files.remove(part)
+                _remove_empty(pack)
         self.refresh()
 
     def write_csv(self) -> None:
@@ -123,16 +160,14 @@ class Shelf:
     def sweep(self) -> None:
         """Under the lock, alone on the folder: remove what killed processes left, and states that are over."""
         folders = [self.results / name for name in ("pending", "cells", "states", "leases", "adapters")]
-        for folder in [*folders, *files.listing(self.results / "adapters")]:
+        for folder in [*folders, *files.without_links(self.results / "adapters")]:
             for path in files.leftovers(folder):
                 files.remove(path)
         for path in files.leftovers(self.results):
             if path.name.startswith(".metrics.csv."):
                 files.remove(path)
-        sound = {folder.path for folder in states.folders(self.results)}
-        for path in files.listing(self.results / "states"):
-            if path not in sound:
-                files.remove(path)
+        for path in states.damaged(self.results):
+            files.remove(path)
         states.prune(self.results, (), self.written())
         for name in ("pending", "states"):
             _remove_empty(self.results / name)
@@ -157,12 +192,12 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def _bring(source: Path, target: Path) -> None:
-    found = files.listing(source)
-    for path in found:
+    paths = files.without_links(source)
+    for path in paths:
         if path.suffix == ".json":
             make_room(target / path.name)
         files.place(path, target / path.name)
-    if found:
+    if paths:
         files.sync(target)
 
 

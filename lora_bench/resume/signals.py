@@ -1,33 +1,55 @@
-"""How a run is stopped: the first signal lets it save what it has, the second ends it at once."""
+"""How a run is stopped: the first signal lets it save what it has, a later one ends it at once."""
 
 from __future__ import annotations
 
+import _thread
+import os
 import signal
+import socket
+import sys
 import threading
+import time
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Self
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+from lora_bench.errors import INTERRUPTED
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+SAME = 1.0  # seconds: a signal to the whole group, and the same one forwarded by its leader, are one request
+AGAIN = 0.05  # seconds until a stop that was swallowed is raised again
+_SWALLOWED = 0  # the byte that asks for it; no signal has this number
+
+
+class StopRequested(KeyboardInterrupt):
+    """A signal has asked to stop."""
 
 
 class Stopper:
     """Whether a signal has asked to stop. As a context it answers signals (in the main thread; elsewhere none come).
 
     While something is held that would be lost (`hold`), a signal sets `asked` and no more; who holds looks at it after
-    each step, saves, and raises KeyboardInterrupt. At other times the signal raises it at once. After the first signal
-    the system's own answer is back: the next one ends the process.
+    each step, saves, and raises KeyboardInterrupt. At other times the signal raises it at once, but only once, so that
+    a second signal disturbs no clean-up. Python swallows what is raised within a destructor or the callback of a weak
+    reference, and libraries swallow more: the first is noticed and raised again, and who works in parts calls `check`
+    between them. A signal that comes more than `SAME` seconds after the first ends the process, whatever it does.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._held = False
+        self._held = self._raised = False
+        self._resent = 0
         self._before: dict[int, Any] = {}
+        self._hook_before: Any = None
+        self._wakeup_before = -1
+        self._sender: socket.socket | None = None
         self._outer: Token[Stopper] | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._answer) for number in SIGNALS}
+            self._listen()
         self._outer = _CURRENT.set(self)
         return self
 
@@ -36,19 +58,67 @@ class Stopper:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        if self._sender is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            sys.unraisablehook = self._hook_before
+            with suppress(OSError):
+                self._sender.shutdown(socket.SHUT_RDWR)
+            self._sender.close()
         if self._outer is not None:
             _CURRENT.reset(self._outer)
 
+    def _listen(self) -> None:
+        receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        # the system's handler writes the signal's number, also while the main thread is in a library for long
+        self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        threading.Thread(target=self._watch, args=(receiver,), name="signals", daemon=True).start()
+        ignored = {number for number in SIGNALS if _is_ignored_hangup(number)}  # by nohup
+        self._before = {number: signal.signal(number, self._answer) for number in SIGNALS if number not in ignored}
+
     def _answer(self, *_: object) -> None:
         self.asked = True
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        if not self._held:
-            raise KeyboardInterrupt
+        if not self._held and not self._raised:
+            self._raised = True
+            raise StopRequested
+
+    def _unraisable(self, event: sys.UnraisableHookArgs) -> None:
+        """What Python could not raise: ours is raised again; another is told of as before."""
+        if isinstance(event.exc_value, StopRequested):
+            self._raised = False
+            if self._sender is not None:
+                with suppress(OSError):
+                    self._sender.send(bytes([_SWALLOWED]))
+        elif not (isinstance(event.exc_value, OSError) and "ignored due to race condition" in str(event.exc_value)):
+            self._hook_before(event)
+
+    def _watch(self, receiver: socket.socket) -> None:
+        """In a thread: count signals, and end the process at the second request."""
+        first: float | None = None
+        with receiver:
+            while received := receiver.recv(64):
+                for number in received:
+                    if number == _SWALLOWED:
+                        time.sleep(AGAIN)
+                        self._resent += 1
+                        _thread.interrupt_main(signal.SIGINT)
+                    elif self._resent and number == signal.SIGINT:
+                        self._resent -= 1
+                    elif number in SIGNALS:
+                        first = first or time.monotonic()
+                        if time.monotonic() - first > SAME:
+                            os._exit(INTERRUPTED)
 
     def hold(self) -> None:
-        """From now on something would be lost."""
+        """From now on something would be lost.
+
+        Raises:
+            KeyboardInterrupt: a signal came before.
+        """
         self._held = True
+        if self.asked:
+            self.release()
 
     def release(self) -> None:
         """Nothing would be lost any more.
@@ -57,8 +127,26 @@ class Stopper:
             KeyboardInterrupt: a signal came meanwhile.
         """
         self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Between two parts of the work.
+
+        Raises:
+            KeyboardInterrupt: a signal has come.
+        """
         if self.asked:
-            raise KeyboardInterrupt
+            self._raised = True
+            raise StopRequested
+
+    def end(self) -> None:
+        """The process is about to end: signals stop it no more than that, until it hangs."""
+        self._raised = True
+
+
+def _is_ignored_hangup(number: int) -> bool:
+    """Whether whoever started this process wants it to outlive its terminal."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
 _CURRENT: ContextVar[Stopper] = ContextVar("stopper")

@@ -11,7 +11,7 @@ from lora_bench.resume import leases, states
 from lora_bench.resume.shelf import Shelf
 from lora_bench.store import Record
 
-STATES = ("planned", "interrupted", "running", "done", "failed", "diverged", "oom", "stale")
+STATES = ("planned", "interrupted", "running", "done", "failed", "diverged", "oom", "stale", "unreadable")
 RETRY = ("failed", "diverged", "oom", "stale")
 
 
@@ -33,7 +33,9 @@ def standings(cells: Iterable[Cell], shelf: Shelf, retry: Collection[str]) -> di
     found: dict[str, Standing] = {}
     for cell in cells:
         record, progress = shelf.records.get(cell.id), _progress(saved.get(cell.id), cell)
-        if record is None:
+        if cell.id in shelf.unreadable:
+            found[cell.id] = Standing("unreadable", f"{damaged[cell.id]}; it is left alone", runs=False)
+        elif record is None:
             known = f"its record is damaged ({damaged[cell.id]})" if cell.id in damaged else "no record"
             found[cell.id] = Standing("interrupted" if progress else "planned", progress or known, runs=True)
         else:

@@ -9,6 +9,7 @@ whole counts as none, and the generation before it is taken. No torch.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ VALUES, MANIFEST = "state.safetensors", "manifest.json"
 GENERATIONS = 2
 _CHECK = ',"check":"{}"}}\n'
 _TAIL = len(_CHECK.format("0" * 64))
+_NAME = re.compile(r"[^.].*-[0-9]{9,}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Folder:
             ValueError: it is not the one that was written.
         """
         try:
-            content = files.read_file(self.path / VALUES)
+            content = files.read_file(self.path / VALUES, follow=False)
         except OSError as error:
             raise ValueError(error.strerror or "cannot be read") from None
         if len(content) != self.manifest.size or hashlib.sha256(content).hexdigest() != self.manifest.sha256:
@@ -155,15 +157,30 @@ def decode(content: bytes) -> Manifest:
 
 def folders(results: Path) -> list[Folder]:
     """Every folder with a sound manifest, those with the most steps first."""
-    found = []
-    for path in files.listing(results / "states"):
-        if path.name.startswith("."):
-            continue
-        try:
-            found.append(Folder(path, decode(files.read_file(path / MANIFEST))))
-        except (OSError, ValueError):
-            continue
-    return sorted(found, key=lambda folder: (-folder.manifest.steps, folder.path.name))
+    sound = [folder for path in _paths(results) if isinstance(folder := _read(path), Folder)]
+    return sorted(sound, key=lambda folder: (-folder.manifest.steps, folder.path.name))
+
+
+def damaged(results: Path) -> list[Path]:
+    """Every folder of a pack whose manifest is certainly not whole; one that cannot be read now is not among them."""
+    return [path for path in _paths(results) if isinstance(_read(path), ValueError)]
+
+
+def _paths(results: Path) -> list[Path]:
+    """What has a pack's name, and is no link."""
+    return [path for path in files.without_links(results / "states") if _NAME.fullmatch(path.name)]
+
+
+def _read(path: Path) -> Folder | ValueError | None:
+    """A pack's folder, or what is wrong with it; None if the system cannot read it."""
+    try:
+        return Folder(path, decode(files.read_file(path / MANIFEST, follow=False)))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return ValueError("there is no manifest")
+    except OSError:
+        return None
+    except ValueError as error:
+        return error
 
 
 def newest(found: Iterable[Folder], written: Mapping[str, int]) -> dict[str, Folder]:

@@ -91,7 +91,7 @@ def test_a_lost_lease_publishes_nothing_and_the_run_goes_on_under_another(result
     makers = {record.cell.seed: record.environment["device"] for record in records}
     assert makers == {0: "other", 1: "first"}
     assert isinstance(running.view, Silent)
-    assert [warning.split(" for so long")[0] for warning in running.view.warnings] == ["This process stood still"]
+    assert [warning.split(" so long")[0] for warning in running.view.warnings] == ["This process was suspended"]
     assert left(results) == QUIET
 
 

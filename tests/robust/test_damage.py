@@ -138,7 +138,7 @@ def test_an_adapter_damaged_anywhere_is_found_out(adapter: Path, name: str) -> N
 def test_an_adapter_of_other_files_is_found_out(adapter: Path, name: str, how: str) -> None:
     path = adapter / name
     other = adapter / ("head.safetensors" if name.startswith("adapter") else "adapter.safetensors")
-    content = {"gone": b"", "swapped": other.read_bytes(), "longer": path.read_bytes() + b" ", "folder": b""}[how]
+    content = {"gone": b"", "swapped": other.read_bytes(), "longer": path.read_bytes() + b"x", "folder": b""}[how]
     path.unlink()
     if how == "folder":
         path.mkdir()

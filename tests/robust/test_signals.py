@@ -1,4 +1,4 @@
-"""The command under a signal: it saves, says so, and the same command goes on."""
+"""The command under signals: it saves, says so, and the same command goes on."""
 
 from __future__ import annotations
 
@@ -7,34 +7,154 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 RUN = ["--preset", "smoke", "--task", "sst2", "--method", "head", "--seed", "0", "--epochs", "400", "--results", "out"]
 
 
 def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
-    """The command in a process of its own, without a network."""
+    """The command in a process group of its own, without a network."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "lora_bench", *args]
     env |= {"XDG_CACHE_HOME": str(cwd / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *args], cwd=cwd, env=env, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
-def test_a_run_that_is_ended_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    running = start(tmp_path, "run", *RUN)
+def once(running: subprocess.Popen[str]) -> None:
+    """As `kill` does."""
+    running.send_signal(signal.SIGTERM)
+
+
+def hang_up(running: subprocess.Popen[str]) -> None:
+    """As a terminal does that is closed."""
+    running.send_signal(signal.SIGHUP)
+
+
+def twice(running: subprocess.Popen[str]) -> None:
+    """As a scheduler does that ends the group, and a launcher that forwards what it gets."""
+    os.killpg(running.pid, signal.SIGTERM)
+    time.sleep(0.003)
+    running.send_signal(signal.SIGTERM)
+
+
+def many(running: subprocess.Popen[str]) -> None:
+    """Signals of all kinds at once."""
+    for _ in range(30):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            running.send_signal(number)
+
+
+@pytest.mark.parametrize("signals", [once, hang_up, twice, many])
+def test_a_run_that_is_ended_saves_and_says_how_to_go_on(
+    tmp_path: Path, signals: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    running = start(tmp_path, "-m", "lora_bench", "run", *RUN)
     assert running.stdout is not None
     for line in running.stdout:
         if "epoch 2/400" in line:
             break
     began = time.monotonic()
-    running.send_signal(signal.SIGTERM)
+    signals(running)
     _, errors = running.communicate(timeout=60)
     assert time.monotonic() - began < 15  # 5 s and a step, on a machine that does other things too
     assert running.returncode == 130, errors
     assert errors.startswith("Interrupted.")
-    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == 1
     (folder,) = (tmp_path / "out" / "states").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "state.safetensors"]
-    told, _ = start(tmp_path, "plan", *RUN).communicate(timeout=60)
+    told, _ = start(tmp_path, "-m", "lora_bench", "plan", *RUN).communicate(timeout=60)
     assert "interrupted" in told
     assert "saved after" in told
+
+
+@pytest.mark.parametrize("signals", [once, hang_up, twice, many])
+def test_a_signal_before_anything_trains_ends_the_run_as_well(
+    tmp_path: Path, signals: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    running = start(tmp_path, "-m", "lora_bench", "run", *RUN)
+    assert running.stdout is not None
+    running.stdout.readline()
+    signals(running)
+    _, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors.count("Interrupted.")) == (130, 1), errors
+    assert len(errors.splitlines()) == 1
+    assert list((tmp_path / "out").glob("leases/*.json")) == []
+
+
+SWALLOWING = """
+import gc, os, signal, sys, time, weakref
+from lora_bench.resume.signals import Stopper
+
+destructor = sys.argv[1] == "destructor"
+
+class Thing:
+    def __del__(self):
+        if destructor:
+            come()
+
+def come(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+
+with Stopper() as stopper:
+    try:
+        thing = Thing()
+        watch = weakref.ref(thing, come) if sys.argv[1] == "callback" else None
+        if sys.argv[1] == "library":
+            try:
+                come()
+            except:
+                pass
+            stopper.check()
+        del thing
+        time.sleep(5)
+        print("goes on")
+    except KeyboardInterrupt:
+        print("stops")
+"""
+
+
+@pytest.mark.parametrize("where", ["destructor", "callback", "library"])
+def test_a_stop_that_python_or_a_library_swallows_comes_all_the_same(tmp_path: Path, where: str) -> None:
+    """And without the traceback that Python prints for what it ignores."""
+    assert start(tmp_path, "-c", SWALLOWING, where).communicate(timeout=60) == ("stops\n", "")
+
+
+HOLDING = """
+import time
+from lora_bench.resume.signals import Stopper
+with Stopper() as stopper:
+    stopper.hold()
+    print("holds", flush=True)
+    while True:
+        time.sleep(0.1)
+"""
+
+
+def test_a_later_signal_ends_what_does_not_end(tmp_path: Path) -> None:
+    """Not one within a second, which may be the same request; also where nothing is ever saved."""
+    running = start(tmp_path, "-c", HOLDING)
+    assert running.stdout is not None
+    running.stdout.readline()
+    twice(running)
+    time.sleep(1.3)
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=5)
+    assert running.returncode == 130
+
+
+def test_what_was_started_with_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    code = HOLDING.replace("while True:", "for _ in range(10):").replace("stopper.hold()", "")
+    ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}\nprint('ends')"
+    running = start(tmp_path, "-c", ignoring)
+    assert running.stdout is not None
+    running.stdout.readline()
+    hang_up(running)
+    said, errors = running.communicate(timeout=60)
+    assert (running.returncode, said, errors) == (0, "ends\n", "")

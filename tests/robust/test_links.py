@@ -1,0 +1,239 @@
+"""What is in a results folder and is not a plain file or folder: links are not followed, pipes not waited for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from robust_kit import is_clear, lora_bench, run, tree
+from stub_worker import grid, runner
+
+from lora_bench import files, store
+from lora_bench.errors import DONE, MISSING, SOME_FAILED, USAGE, BenchError
+from lora_bench.resume import leases, states
+from lora_bench.store import read_records, record_path
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder of another project, with a sound record, a saved pack and a temporary file."""
+    folder = tmp_path / "elsewhere"
+    runner(folder, grid(1)).run()
+    (folder / "adapters" / ".mine.tmp").touch()
+    saved = states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=())
+    states.save(folder, "pack", saved, b"values")
+    return folder
+
+
+@pytest.mark.parametrize("where", ["pending/x", "pending/x/cells", "pending/x/adapters", "pending/x/cells/a.json"])
+def test_a_link_among_what_is_published_is_not_followed(results: Path, elsewhere: Path, where: str) -> None:
+    record = next((elsewhere / "cells").iterdir())
+    target = {"x": elsewhere, "cells": elsewhere / "cells", "adapters": elsewhere / "adapters", "a.json": record}
+    before = tree(elsewhere)
+    link = results / where.replace("a.json", record.name)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target[where.rpartition("/")[2]])
+    assert len(runner(results, grid(1, (8,))).run()) == 1
+    assert tree(elsewhere) == before
+    assert [record.cell.rank for record in read_records(results).records] == [8]
+    assert link.is_symlink() or where.endswith("a.json")
+
+
+def test_a_link_in_the_place_of_a_record_is_not_read_as_one(results: Path, elsewhere: Path) -> None:
+    made = grid(1)
+    path = record_path(results, made.cells[0].id)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(record_path(elsewhere, path.stem))
+    before = tree(elsewhere)
+    ((where, why),) = read_records(results).broken
+    assert (where, why) == (path, "this is a link, and links are not followed here")
+    running = runner(results, made)
+    assert len(running.run()) == 2
+    assert not path.is_symlink()
+    assert tree(elsewhere) == before
+
+
+def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: Path, elsewhere: Path) -> None:
+    (elsewhere_state,) = (elsewhere / "states").iterdir()
+    links = {"states": elsewhere_state, "adapters": elsewhere / "adapters"}
+    for name, target in links.items():
+        (results / name).mkdir(parents=True)
+        (results / name / target.name).symlink_to(target)
+    (results / "states" / "notes").mkdir()
+    before = tree(elsewhere)
+    assert states.folders(results) == []
+    assert len(runner(results, grid(1, (8,))).run()) == 1
+    assert tree(elsewhere) == before
+    assert (results / "states" / elsewhere_state.name).is_symlink()
+    assert (results / "states" / "notes").is_dir()
+    assert (results / "adapters" / "adapters" / ".mine.tmp").exists()
+
+
+def test_a_saved_pack_that_cannot_be_read_now_is_not_removed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states.save(results, "pack", states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
+    states.save(results, "other", states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
+    (results / "states" / "other-000000003" / "manifest.json").write_text("{")
+    proper = states.files.read_file
+
+    def failing(path: Path, *rest: object, **more: object) -> bytes:
+        if "pack-" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return proper(path, *rest, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states.files, "read_file", failing)
+        runner(results, grid(1)).run()
+    assert [path.name for path in (results / "states").iterdir()] == ["pack-000000003"]
+
+
+def fifo(path: Path) -> Path:
+    """A pipe that nobody writes to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("plan", "--config", "pipe"), USAGE, "pipe: this is not a regular file"),
+        (("list", "methods", "--include", "pipe"), USAGE, "'pipe' cannot be read (this is not a regular file)"),
+        (("check", "pipe.py"), USAGE, "'pipe.py' cannot be read (this is not a regular file)"),
+    ],
+)
+def test_a_pipe_is_not_waited_for(workplace: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    fifo(workplace / "pipe")
+    fifo(workplace / "pipe.py")
+    is_clear(lora_bench(*words), code, said)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_a_calibration_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    fifo(workplace / "cache" / "lora-bench" / "devices.json")
+    is_clear(run(command="plan"), MISSING, "is not what `bench --calibrate` wrote")
+
+
+@pytest.mark.timeout(60)
+def test_pipes_in_a_results_folder_are_not_waited_for(results: Path) -> None:
+    for name in ("leases/x.json", "states/pack-000000001/manifest.json", "cells/x.json", "cells/.x.tmp"):
+        fifo(results / name)
+    assert leases.holders(results) == {}
+    assert len(runner(results, grid(1)).run()) == 2
+
+
+def refusing(patch: pytest.MonkeyPatch, number: int, *names: str) -> None:
+    """Let operations of the system fail."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for name in names:
+        patch.setattr(name, fail)
+
+
+@pytest.mark.parametrize(
+    ("operation", "number", "said", "hint"),
+    [
+        ("filelock._unix.lock_fd_nonblocking", errno.ENOLCK, ".lock'.", "put the folder on another one"),
+        ("os.fsync", errno.EIO, "'results/", "The disk or its server failed"),
+        ("os.fsync", errno.ENOSPC, "'results/", "Make room on that disk"),
+    ],
+)
+def test_an_error_of_the_system_names_its_file_and_what_helps(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, operation: str, number: int, said: str, hint: str
+) -> None:
+    refusing(monkeypatch, number, operation)
+    ended = run()
+    is_clear(ended, MISSING, said)
+    assert os.strerror(number) in ended.errors
+    assert hint in ended.errors
+    assert ".tmp" not in ended.errors
+
+
+def test_an_error_of_close_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proper: Callable[[int], None] = os.close
+
+    def failing(descriptor: int) -> None:
+        proper(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "close", failing)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            files.write_atomically(tmp_path / "in" / "file", b"content")
+    assert caught.value.filename == str(tmp_path / "in" / "file")
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes the system fail to read one record."""
+    proper = store.read_file
+
+    def make(path: Path) -> None:
+        def failing(which: Path, *rest: object, **more: object) -> bytes:
+            if which.name == path.name:
+                raise OSError(errno.EIO, "Input/output error", str(which))
+            return proper(which, *rest, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(store, "read_file", failing)
+
+    return make
+
+
+def test_a_record_that_cannot_be_read_is_left_alone(
+    results: Path, unreadable: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a whole run: said, not set aside, not trained again; when it can be read, all is well."""
+    assert run().code == DONE
+    (path,) = (results / "cells").iterdir()
+    before = tree(results / "cells")
+    with monkeypatch.context():
+        unreadable(path)
+        ended = run()
+        assert ended.code == SOME_FAILED
+        assert f"Left out: results/cells/{path.name} (it cannot be read: Input/output error)" in ended.errors
+        assert "0 to train" in ended.out
+        assert "unreadable" in run(command="plan").out
+        assert tree(results / "cells") == before
+    monkeypatch.undo()
+    monkeypatch.chdir(results.parent)
+    assert run().code == DONE
+    assert tree(results / "cells") == before
+
+
+def test_a_record_that_cannot_be_read_any_more_is_not_trained_again(
+    results: Path, unreadable: Callable[[Path], None]
+) -> None:
+    """It was written by this run, then the disk failed; another cell of the pack is yet to come."""
+    made = grid(2)
+
+    def work(cells: object) -> None:
+        for path in (results / "cells").glob("*.json"):
+            unreadable(path)
+
+    running = runner(results, made, on_cells=work)
+    running.run()
+    trained = running.worker.trained  # type: ignore[attr-defined]
+    assert len(trained) == len(set(trained)) == 4
+    assert list((results / "cells").glob("*.broken*")) == []
+
+
+def test_nothing_replaces_a_record_that_cannot_be_read(results: Path, unreadable: Callable[[Path], None]) -> None:
+    """Not even a newer one that another process has published: it waits."""
+    runner(results, grid(1, (1,))).run()
+    (path,) = (results / "cells").iterdir()
+    content = path.read_bytes()
+    waiting = results / "pending" / "0123-0" / "cells" / path.name
+    waiting.parent.mkdir(parents=True)
+    waiting.write_bytes(content)
+    running = runner(results, grid(1, (2,)))
+    unreadable(path)
+    with pytest.raises(BenchError, match="Input/output error"):
+        running.run()
+    assert path.read_bytes() == waiting.read_bytes() == content
