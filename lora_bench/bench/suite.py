@@ -30,7 +30,7 @@ from lora_bench.engine import backbone as encoders
 from lora_bench.engine import targets as names
 from lora_bench.engine.backbone import Backbone, select
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.fingerprint import versions_of
+from lora_bench.provenance import versions_of
 from lora_bench.training.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_bench.data.windows import EVAL_SLOTS
 from lora_bench.engine import first_step, randomness
 from lora_bench.engine.graphs import SMALL, Replays, choose
 from lora_bench.engine.losses import batch_losses
@@ -23,7 +24,6 @@ from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.pack import Pack
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
-from lora_bench.load import EVAL_SLOTS
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_bench.load import window_size
+from lora_bench.data.windows import window_size
 
 if TYPE_CHECKING:
     from lora_bench.data.tokens import TokenTable

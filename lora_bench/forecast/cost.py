@@ -1,6 +1,6 @@
 """What packs will cost before anything runs: seconds, bytes, and how many cells a pack should have. No torch.
 
-A step's time is a sum of few terms (`Load.terms`), each a count (`load.py`) times a device's coefficient
+A step's time is a sum of few terms (`Demand.terms`), each a count (`demand.py`) times a device's coefficient
 (`devices.json`, measured by `lora-bench bench --calibrate`); so is the set-up's. Memory is counted from the
 shapes. Cells that have finished refine both (`Estimate.refined`).
 """
@@ -17,10 +17,13 @@ from statistics import median
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from lora_bench import load, methods, tasks
+from lora_bench import methods, tasks
 from lora_bench.cell import Cell
+from lora_bench.data import windows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.load import EXACT, NONE, Adapters, Bases, Geometry, geometry
+from lora_bench.forecast import demand
+from lora_bench.forecast.demand import EXACT, NONE, Adapters, Bases
+from lora_bench.forecast.geometry import Geometry, geometry
 from lora_bench.store import Record
 
 FILL = 0.92  # of the slots hold a token
@@ -67,7 +70,7 @@ def _measured(own: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 @dataclass(frozen=True)
-class Load:
+class Demand:
     """What a pack asks of a device."""
 
     cells: int
@@ -123,12 +126,12 @@ class Load:
 
     def _forward(self, known: Coefficients) -> float:
         """All rows of an evaluation, in as many batches as they need."""
-        batches = math.ceil(self.eval_slots * self.cells / load.EVAL_SLOTS["cuda"])
+        batches = math.ceil(self.eval_slots * self.cells / windows.EVAL_SLOTS["cuda"])
         issued = {"layer": self.terms(0)["layer"] * batches, "value": 0.0}
         return _sum(known, self.terms(self.eval_slots) | issued) / (3 if self.whole else 2.5)
 
     def _setup(self, known: Coefficients, kept: Bases) -> float:
-        decomposed = load.directions(self.adapters.bases - kept, self.model)
+        decomposed = demand.directions(self.adapters.bases - kept, self.model)
         return known["setup"] + known.get("draw", 0.0) * self.adapters.drawn + known.get("direction", 0.0) * decomposed
 
     def bytes(self, kept: Bases = NONE) -> float:
@@ -139,15 +142,15 @@ class Load:
         """
         model, own = self.model, self.adapters
         weights = model.linear + model.embeddings * model.hidden
-        standing = weights * self.item + self.values * 20 + EXACT * (own.frozen + load.based(own.bases | kept, model))
+        standing = weights * self.item + self.values * 20 + EXACT * (own.frozen + demand.based(own.bases | kept, model))
         tape = model.layers * (6 * model.hidden + model.inner) + own.kept + own.inner
         tape += model.layers * 2 * model.hidden if own.adapted > model.layers * 6 * model.hidden else 0
-        attended = 0 if self.item == load.ITEM["bf16"] else model.heads * self.window  # in a layer, but the last
+        attended = 0 if self.item == demand.ITEM["bf16"] else model.heads * self.window  # in a layer, but the last
         tape += (model.layers - 1) * attended
         tape += max(3 * model.hidden + (3 if own.dressed else 1) * model.inner, 3 * attended)
         training = self.largest * self.cells * tape + 2 * own.operands
         layer = 9 * model.hidden + max(2 * model.inner, 3 * attended) + (own.kept + own.inner) / model.layers
-        evaluated = min(self.eval_slots * self.cells, load.EVAL_SLOTS["cuda"])
+        evaluated = min(self.eval_slots * self.cells, windows.EVAL_SLOTS["cuda"])
         return WORKSPACE + standing + self.item * max(training, evaluated * layer + own.operands, 4 * own.operands)
 
 
@@ -176,7 +179,7 @@ class Estimate:
         usual = tasks.get(cell.task).mean_tokens
         return told if told is not None else None if usual is None else min(usual, cell.max_length)
 
-    def load(self, cells: Sequence[Cell], model: Geometry) -> Load:
+    def demand(self, cells: Sequence[Cell], model: Geometry) -> Demand:
         """What a pack asks for."""
         first, task = cells[0], tasks.get(cells[0].task)
         tokens = (self.mean_tokens(first) or UNKNOWN_TOKENS) / FILL
@@ -187,11 +190,11 @@ class Estimate:
         batch = min(first.batch_size, rows)
         steps = math.ceil(rows / first.batch_size)
         largest = 1 + task.token_spread * math.sqrt(2 * math.log(steps) / batch)  # of so many normal sums
-        return Load(
+        return Demand(
             cells=len(cells), slots=tokens * batch, largest=tokens * batch * largest,
             epochs=first.epochs, steps=steps * first.epochs, eval_slots=tokens * max(eval_rows, held),
             evaluations=(eval_rows + held) / max(eval_rows, held, 1),
-            adapters=load.adapters(cells, model, task.num_outputs), model=model, item=load.ITEM[first.precision],
+            adapters=demand.adapters(cells, model, task.num_outputs), model=model, item=demand.ITEM[first.precision],
             whole=methods.get(first.method).trains_backbone, window=_window(first, tokens * FILL, task.token_spread),
         )  # fmt: skip
 
@@ -203,17 +206,17 @@ class Estimate:
         sizes = geometry(model)
         if self.known is None or sizes is None or self.mean_tokens(cells[0]) is None:
             return None
-        return self.time * self.load(cells, sizes).seconds(self.known, kept)
+        return self.time * self.demand(cells, sizes).seconds(self.known, kept)
 
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """The bases that a pack leaves for those after it."""
         sizes = geometry(model)
-        return NONE if sizes is None else load.lasting(self.load(cells, sizes).adapters.bases)
+        return NONE if sizes is None else demand.lasting(self.demand(cells, sizes).adapters.bases)
 
     def bytes(self, cells: Sequence[Cell], model: str, kept: Bases = NONE) -> float | None:
         """The pack's peak memory on a GPU, beside `kept`."""
         sizes = geometry(model)
-        return None if sizes is None else self.memory * self.load(cells, sizes).bytes(kept)
+        return None if sizes is None else self.memory * self.demand(cells, sizes).bytes(kept)
 
     def cells_a_pack(self, cell: Cell, kind: str, model: str) -> int:
         """How many cells fill a device of this kind (`cuda` or `cpu`) when they train on batches like this cell's."""
@@ -251,7 +254,7 @@ class Estimate:
 
 def _window(cell: Cell, mean: float, spread: float) -> int:
     """The windows' size if they hold nearly all sequences."""
-    return load.window_size(math.ceil(min(cell.max_length, mean * (1 + 2 * spread))))
+    return windows.window_size(math.ceil(min(cell.max_length, mean * (1 + 2 * spread))))
 
 
 def _known(cell: Cell) -> bool:

@@ -7,83 +7,21 @@ have the room of the pack's widest targets, and whatever one cell of a pack does
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.files import is_folder
+from lora_bench.forecast.geometry import JOINED, Geometry
 from lora_bench.methods.recipe import Basis, Factor, FirstStep, Normal, Orthonormal, Shape, Uniform
-from lora_bench.models import location
 
 ITEM = {"bf16": 2, "float32": 4, "float64": 8}
-EVAL_SLOTS = {"cuda": 2**17, "cpu": 2**13}  # tokens x cells of one batch of an evaluation
-JOINED = ("query", "key", "value")  # one product makes them
 PASSES = {"gain": 14, "stretch": 3, "shift": 3}  # over a product's outputs (or inputs) in a step: reads and writes
 QR = 3  # values that are drawn in the time of one that is made orthonormal too
 EXACT = 4  # bytes of what is kept in float32 beside a model in bf16 or float32
 
 Bases = frozenset[tuple[str, str]]  # decompositions, by family and place in a layer
 NONE: Bases = frozenset()
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of an encoder."""
-
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    embeddings: int  # rows of all tables
-
-    @property
-    def linear(self) -> int:
-        """Values of all linear weights of the layers."""
-        return self.layers * self.hidden * (4 * self.hidden + 2 * self.inner)
-
-    def adapted(self, targets: str | None) -> dict[str, Shape]:
-        """The weights that a target set adapts in one layer; an own list of names counts as `attention`."""
-        square = Shape(self.hidden, self.hidden)
-        up, down = Shape(self.inner, self.hidden), Shape(self.hidden, self.inner)
-        every = dict.fromkeys((*JOINED, "attended"), square) | {"widened": up, "narrowed": down}
-        if targets is None:
-            return {}
-        if targets == "attention+dense":
-            return every
-        chosen = {"kv+ffn": ("key", "value", "narrowed"), "qv": ("query", "value")}.get(targets, JOINED)
-        return {place: every[place] for place in chosen}
-
-
-@lru_cache(maxsize=64)
-def geometry(model: str) -> Geometry | None:
-    """The sizes of a model, from its config.json in the directory or the Hub's cache; None if it is not there."""
-    folder = Path(location(model))
-    path: object = folder / "config.json"
-    if not is_folder(folder):
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(model, "config.json")
-    try:
-        content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-        hidden = int(content.get("hidden_size") or content["dim"])
-        sizes = Geometry(
-            int(content.get("num_hidden_layers") or content["n_layers"]), hidden,
-            int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
-            int(content.get("num_attention_heads") or content["n_heads"]),
-            int(content["vocab_size"]) + int(content["max_position_embeddings"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
-    return sizes if all(0 < size < 2**31 for size in vars(sizes).values()) else None
-
-
-def window_size(longest: int) -> int:
-    """W for sequences of at most `longest` tokens: the next power of two, at least 32."""
-    return max(32, 1 << (longest - 1).bit_length())
 
 
 @dataclass(frozen=True)
