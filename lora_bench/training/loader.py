@@ -14,11 +14,11 @@ from lora_bench import data, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.targets import resolve
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.targets import resolve
+from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.trainer import Split
-from lora_bench.engine.windows import Table
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.forecast import geometry
 from lora_bench.grid.plan import Plan, source_of

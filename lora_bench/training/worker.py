@@ -10,7 +10,7 @@ import torch
 
 from lora_bench import environment, provenance
 from lora_bench.cell import Cell
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
 from lora_bench.grid.plan import Plan
 from lora_bench.resume.outcome import Outcome

@@ -15,8 +15,8 @@ from lora_bench.bench import packed, peak, peers, suite, workload
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.suite import Report
 from lora_bench.cli import app
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.forecast import cost
 from lora_bench.forecast.geometry import geometry
 

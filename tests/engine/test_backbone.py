@@ -12,8 +12,8 @@ from engine_factory import LENGTHS, PACKABLE, PAD, UNPACKABLE, encoder, loaded, 
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.windows import Batch, Table
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
 
 REACH = 16  # ModernBERT's local attention, far below the longest sequence
