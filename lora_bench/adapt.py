@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.engine import checkpoint
-from lora_bench.engine.families import Family, by_shape
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder.families import Family, by_shape
 from lora_bench.errors import BenchError, unknown
 from lora_bench.methods.recipe import FirstStep, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lora_bench.engine.backbone import Backbone
+    from lora_bench.engine.encoder.backbone import Backbone
 
 OWN = "own"  # the data and task of a cell that the benchmark did not train
 
@@ -97,7 +97,7 @@ class AdaptedModel(nn.Module):
         """Write the trained factors, the settings with the seed, and what trains outside of the encoder."""
         head = {name: value.detach().cpu().clone() for name, value in self._outside().items() if value.requires_grad}
         outputs = int(getattr(getattr(self.model, "config", None), "num_labels", 1))
-        checkpoint.save(Path(folder), self.cell, outputs, State(self._state(), head))
+        saved.save(Path(folder), self.cell, outputs, State(self._state(), head))
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
@@ -216,7 +216,7 @@ def load_adapted_model(model: PreTrainedModel | nn.Module, folder: str | Path) -
     Raises:
         BenchError: the folder holds no whole adapter, or it does not fit the model.
     """
-    cell, _, state = checkpoint.read(Path(folder))
+    cell, _, state = saved.read(Path(folder))
     adapted = AdaptedModel(model, cell)
     adapted.put(state)
     return adapted

@@ -6,13 +6,13 @@ import platform
 from pathlib import Path
 
 from lora_bench import __version__
-from lora_bench.fingerprint import versions_of
+from lora_bench.provenance import versions_of
 
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
+    """The versions that every record holds and `doctor` shows."""
     return {"lora_bench": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import lora_bench
 from lora_bench import AdaptedModel, get_adapted_model, load_adapted_model, methods
-from lora_bench.engine import backbone as backbones
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 
 OF_DATA = {"lora-sb"}  # starts from a gradient

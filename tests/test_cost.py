@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_bench import cost
 from lora_bench.cell import Cell
-from lora_bench.cost import Estimate
-from lora_bench.load import Geometry, geometry
+from lora_bench.forecast import cost
+from lora_bench.forecast.cost import Estimate
+from lora_bench.forecast.geometry import Geometry, geometry
 from lora_bench.store import DataInfo, Protocol, Record, Timing
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
@@ -74,11 +74,11 @@ def test_sizes_of_distilbert_have_other_names(tmp_path: Path) -> None:
 def test_trained_values_are_the_formulas(model: str) -> None:
     sizes = geometry(model)
     assert sizes is not None
-    load = Estimate().load(cells(3), sizes)
+    demand = Estimate().demand(cells(3), sizes)
     head = 768 * 769 + 2 * 769
-    assert load.values == 3 * (36 * 8 * 1536 + head)
-    assert Estimate().load(cells(1, method="mini", a=16, b=24), sizes).values == 36 * 8 * 40 + head
-    assert Estimate().load(cells(1, method="full", rank=None, targets=None, alpha=None), sizes).values > 120e6
+    assert demand.values == 3 * (36 * 8 * 1536 + head)
+    assert Estimate().demand(cells(1, method="mini", a=16, b=24), sizes).values == 36 * 8 * 40 + head
+    assert Estimate().demand(cells(1, method="full", rank=None, targets=None, alpha=None), sizes).values > 120e6
 
 
 def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
@@ -97,7 +97,7 @@ def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
 def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
     sizes = geometry(model)
     assert sizes is not None
-    best, held = (Estimate().load(cells(task="sst2", select=select), sizes) for select in ("best", "held-out"))
+    best, held = (Estimate().demand(cells(task="sst2", select=select), sizes) for select in ("best", "held-out"))
     assert held.steps == pytest.approx(0.9 * best.steps, rel=1e-3)
     assert held.eval_slots * held.evaluations > 7 * best.eval_slots * best.evaluations
     assert held.bytes() > best.bytes()
@@ -181,7 +181,7 @@ def test_the_weights_of_attention_are_kept_where_no_kernel_makes_them_again(mode
     sizes = geometry(model)
     assert sizes is not None
     pack = cells(24, task="rte", precision=precision)
-    few, many = (Estimate().load(pack, replace(sizes, heads=heads)).bytes() for heads in (1, 12))
+    few, many = (Estimate().demand(pack, replace(sizes, heads=heads)).bytes() for heads in (1, 12))
     assert (many > few) == (precision == "float32")
 
 

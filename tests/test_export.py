@@ -21,9 +21,9 @@ from lora_bench import methods, tasks
 from lora_bench.cli import app
 from lora_bench.data.sources import Rows
 from lora_bench.data.tokens import tokenize
-from lora_bench.engine import backbone as backbones
-from lora_bench.engine import checkpoint
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
 from lora_bench.store import Record
@@ -134,7 +134,7 @@ def test_a_whole_model_that_was_kept_is_merged(bench: Bench, tmp_path: Path) -> 
     backbone = backbones.load(str(bench.model), torch.device("cpu"), "float32", trains=True)
     state = Pack([record.cell], backbone, 2).state(0)
     moved = {name: value + 0.01 * torch.randn_like(value) for name, value in state.adapter.items()}
-    checkpoint.save(bench.results / "adapters" / record.id, record.cell, 2, State(moved, state.head))
+    saved.save(bench.results / "adapters" / record.id, record.cell, 2, State(moved, state.head))
     assert export(bench, tmp_path / "peft", record.id, "--to", "peft")[0] == 2
     code, said = export(bench, tmp_path / "out", record.id, "--to", "merged")
     assert code == 0, said

@@ -19,7 +19,7 @@ from engine.runner_factory import Bench, QuietView, make_data
 from engine.runner_factory import make_model as make_tiny
 from safetensors.torch import load_file, save_file
 
-from lora_bench.engine.backbone import load
+from lora_bench.engine.encoder.backbone import load
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.model_files import LFS_POINTER, TOKENIZER_FILES, covered, digest, watched
 from lora_bench.models import identity

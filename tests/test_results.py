@@ -17,8 +17,8 @@ from lora_bench.grid import choose
 from lora_bench.grid.cells import Sources, expand
 from lora_bench.grid.config import find_preset, load
 from lora_bench.report.content import gather
-from lora_bench.report.render import csv_table
-from lora_bench.report.text import stems
+from lora_bench.report.formats.escaping import stems
+from lora_bench.report.formats.render import csv_table
 from lora_bench.store import Loaded, Record, read_records, write_csv
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -1,6 +1,6 @@
-"""The cost model's coefficients (`cost.py`), fitted to measured rows. No torch.
+"""The cost model's coefficients (`forecast/cost.py`), fitted to measured rows. No torch.
 
-    python -m lora_bench.bench.calibrate results/bench/a.json results/bench/b.json --out lora_bench/devices.json
+    python -m lora_bench.bench.calibrate results/bench/a.json --out lora_bench/forecast/devices.json
 
 fits anew from stored benchmarks, each device and precision by itself, and prints what it found. A row has all that
 this needs: the terms that the model counts for one of its steps, and what was measured.
@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from lora_bench import cost
 from lora_bench.cell import Cell
-from lora_bench.cost import STEP
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.files import read_file, write_atomically
-from lora_bench.load import geometry
+from lora_bench.forecast import cost
+from lora_bench.forecast.cost import STEP
+from lora_bench.forecast.geometry import geometry
 
 RIDGE = 0.01  # small beside the errors of measurements
 
@@ -54,8 +54,8 @@ def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[str, 
     if sizes is None:
         return {}
     first = cells[0]
-    load = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens}).load(cells, sizes)
-    return load.terms(load.slots)
+    demand = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens}).demand(cells, sizes)
+    return demand.terms(demand.slots)
 
 
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:

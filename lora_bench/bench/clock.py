@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from lora_bench.engine.windows import Ints
+from lora_bench.engine.encoder.windows import Ints
 
 REPEATS = 3
 WARM = {"cpu": 1, "cuda": 10}  # steps that nobody times

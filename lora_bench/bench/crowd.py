@@ -25,7 +25,7 @@ import torch
 from lora_bench.bench.clock import REPEATS, Measured, Window
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.worker import write_job
-from lora_bench.engine.windows import Ints
+from lora_bench.engine.encoder.windows import Ints
 
 START_SECONDS, STOP_SECONDS, END_SECONDS, POLL = 300.0, 120.0, 10.0, 0.05
 

@@ -11,10 +11,10 @@ from lora_bench import methods
 from lora_bench.bench.clock import Measured, Memory, Stopwatch
 from lora_bench.bench.workload import Work
 from lora_bench.cell import Cell
-from lora_bench.cost import Estimate
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.forecast.cost import Estimate
 
 WARM = {"cpu": 1, "cuda": 64}  # steps: a shape of batches may be recorded when it first comes
 

@@ -34,9 +34,9 @@ from lora_bench.bench.choice import FULL
 from lora_bench.bench.clock import Measured, Memory, Stopwatch
 from lora_bench.bench.workload import ALPHA, RANK, RATE, SEED, STEPS, Collate, Model, Work, has_types, rows_of
 from lora_bench.data import hub
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine import targets as names
-from lora_bench.engine.windows import Ints
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.engine.encoder import targets as names
+from lora_bench.engine.encoder.windows import Ints
 
 NEEDED = ("peft", "accelerate")
 WARMUP, CLIP = 0.06, 1.0

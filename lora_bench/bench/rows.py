@@ -23,7 +23,7 @@ class Row:
     `--pack auto` means here. `cell_steps_per_second`: steps · cells. `tokens_per_second`: real tokens, over all cells.
     `utilisation`: `tflops` of real tokens as a part of the peak. `spread`: (largest - smallest) / median of the
     repeats. `steps`: the timed ones, of each cell on average. `terms`: what the cost model counts for a step of the
-    pack (`cost.Load`). `peak_memory_bytes`: what the allocator took of a GPU. `error`: why there is no number.
+    pack (`cost.Demand`). `peak_memory_bytes`: what the allocator took of a GPU. `error`: why there is no number.
     """
 
     variant: str

@@ -17,9 +17,9 @@ from transformers import RobertaConfig, RobertaModel
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.engine import checkpoint
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder.backbone import Backbone
 
 METHODS = ("lora", "mini", "xs", "cora")
 SETTINGS: dict[str, Any] = {"rank": 16, "a": 64, "b": 64, "alpha": 16.0, "targets": "attention+dense"}
@@ -60,7 +60,7 @@ def _written(cell: Cell, state: State, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of the two files of a saved cell."""
     cast = State(*({name: value.to(dtype) for name, value in part.items()} for part in (state.adapter, state.head)))
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder), cell, 2, cast)
+        saved.save(Path(folder), cell, 2, cast)
         names = ("adapter.safetensors", "head.safetensors")
         adapter, head = (Path(folder, name).stat().st_size for name in names)
         return adapter, head

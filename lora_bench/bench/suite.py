@@ -26,11 +26,11 @@ from lora_bench.bench.rows import PROCESSES, Row, filled, with_ratios
 from lora_bench.bench.workload import Work
 from lora_bench.cell import Cell
 from lora_bench.data import hub
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine import targets as names
-from lora_bench.engine.backbone import Backbone, select
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.engine.encoder import targets as names
+from lora_bench.engine.encoder.backbone import Backbone, select
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.fingerprint import versions_of
+from lora_bench.provenance import versions_of
 from lora_bench.training.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"

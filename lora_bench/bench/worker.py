@@ -21,7 +21,7 @@ from lora_bench.bench import peers
 from lora_bench.bench.clock import WARM, Memory, synchronise
 from lora_bench.bench.workload import Model, Work
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine.backbone import select
+from lora_bench.engine.encoder.backbone import select
 
 
 def write_job(folder: Path, peer: peers.Peer, workers: int) -> None:

@@ -18,9 +18,9 @@ from lora_bench.bench.choice import FULL, Choice
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, tokenize
-from lora_bench.engine import backbone as encoders
 from lora_bench.engine import randomness
-from lora_bench.engine.windows import Ints, slices
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.engine.encoder.windows import Ints, slices
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.files import is_folder
 from lora_bench.grid.plan import source_of

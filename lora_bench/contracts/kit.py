@@ -17,12 +17,12 @@ from transformers import AutoModel, RobertaConfig, RobertaModel
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine import backbone as backbones
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder import backbone as backbones
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Split, Trainer
-from lora_bench.engine.windows import Table
 from lora_bench.methods.recipe import Recipe, Shape
 from lora_bench.tasks import TASKS, Task
 

@@ -9,7 +9,7 @@ import torch
 from lora_bench import methods, tasks
 from lora_bench.contracts.kit import Workbench, alike, cell_of, logits_of, require, train
 from lora_bench.contracts.training import sized
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
 
 SMALL: dict[str, Any] = {"rank": 2, "a": 3, "b": 4}
 LARGE: dict[str, Any] = {"rank": 5, "a": 7, "b": 6}

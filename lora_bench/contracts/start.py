@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_bench import methods, tasks
 from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.methods.recipe import Normal, Orthonormal, Shape, Uniform
 
 TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing

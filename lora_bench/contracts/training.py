@@ -23,7 +23,7 @@ from lora_bench.contracts.kit import (
     train,
     trained_names,
 )
-from lora_bench.engine import checkpoint
+from lora_bench.engine.adapters import saved
 
 RANK = 1e-10  # a smaller part of the largest singular value is rounding: in float64 what trains is far above it
 
@@ -55,8 +55,8 @@ def it_comes_back_as_it_was_saved(method: str, bench: Workbench) -> None:
     """saved and loaded it is the same to the bit"""
     for task in KINDS:
         run, folder = bench.trained(method, task, "float32"), bench.new_folder()
-        checkpoint.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
-        loaded = checkpoint.load(folder, bench.load("float32"))
+        saved.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
+        loaded = saved.load(folder, bench.load("float32"))
         require(loaded.cells == (run.cell,), "another cell came back")
         _same_state(run, loaded.state(0).adapter)
         alike(logits_of(loaded, run.task), logits_of(run.pack, run.task), 1e-5, f"{task}: a logit of what was loaded")
@@ -73,11 +73,11 @@ def _same_state(run: Run, adapter: dict[str, Tensor]) -> None:
 def its_file_holds_what_trains_alone(method: str, bench: Workbench) -> None:
     """a saved adapter holds no frozen value that can be made again"""
     run, folder = bench.trained(method, "cola", "float32"), bench.new_folder()
-    checkpoint.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
+    saved.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
     file = folder / "adapter.safetensors"
     values = load_file(file) if file.exists() else {}
     written = file.stat().st_size if values else 0
-    require(checkpoint.stored_bytes(run.pack.state(0).adapter) == written, "the size that is told is not the file's")
+    require(saved.stored_bytes(run.pack.state(0).adapter) == written, "the size that is told is not the file's")
     if run.recipe.trains_backbone:
         return
     shapes = [family.shape for group in run.pack.bank.groups for family in group.families]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_bench.engine.encoder.windows import Batch, Form
 from lora_bench.engine.masks import Masks
-from lora_bench.engine.windows import Batch, Form
 
 WORTH = 50  # steps that repay the recording of a shape
 SMALL = 2**15 * 85e6  # slots x cells x linear weights below which a step is bound by launches

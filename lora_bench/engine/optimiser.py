@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine.block import Block, ByRow
-from lora_bench.engine.ops import fused
+from lora_bench.engine.kernels.ops import fused
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -86,10 +86,10 @@ class PackedAdamW:
         block: Block, gradient: Tensor, moments: tuple[Tensor, Tensor], by_row: ByRow, corrections: Tensor
     ) -> None:
         if fused(block.matrix):
-            from lora_bench.engine import value_kernels
+            from lora_bench.engine.kernels import optimiser
 
             constants = (1 - BETA1, BETA2, 1 - BETA2, EPSILON)  # differences taken here, in float64
-            return value_kernels.adamw(block, gradient, moments, by_row, corrections, constants)
+            return optimiser.adamw(block, gradient, moments, by_row, corrections, constants)
         rate, decay, clip, alive = (values[:, None] for values in by_row)
         gradient = torch.where(alive, gradient * clip, 0)
         first = moments[0].lerp_(gradient, 1 - BETA1)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_bench.cell import Cell
-from lora_bench.engine.pack import State
+from lora_bench.engine.adapters.pack import State
 
 
 @dataclass

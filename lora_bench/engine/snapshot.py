@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_bench.engine.pack import State
+from lora_bench.engine.adapters.pack import State
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
 from lora_bench.resume.states import SavedCell

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_bench.engine import first_step, randomness
+from lora_bench.data.windows import EVAL_SLOTS
+from lora_bench.engine import randomness
+from lora_bench.engine.adapters import first_step
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
 from lora_bench.engine.graphs import SMALL, Replays, choose
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
-from lora_bench.engine.pack import Pack
 from lora_bench.engine.progress import Progress
-from lora_bench.engine.windows import Batch, Form, Ints, Table, slices
-from lora_bench.load import EVAL_SLOTS
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
 

@@ -16,7 +16,7 @@ from lora_bench import __version__
 from lora_bench.cell import Cell
 from lora_bench.export.trained import Trained
 from lora_bench.models import SAMPLE
-from lora_bench.report.statistics import over_seeds
+from lora_bench.report.numbers.statistics import over_seeds
 from lora_bench.store import Record
 from lora_bench.tasks import HUB_ID
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lora_bench.data import hub
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine import probe
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.engine.encoder import probe
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export.trained import Trained
 from lora_bench.tasks import Task

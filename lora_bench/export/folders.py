@@ -14,7 +14,7 @@ from safetensors.torch import save
 from transformers import AutoTokenizer, PreTrainedModel
 
 from lora_bench.data import hub
-from lora_bench.engine import backbone as encoders
+from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, classifier, low_rank
 from lora_bench.export.trained import Trained

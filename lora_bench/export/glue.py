@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from lora_bench.data import DataSource, hub
 from lora_bench.data.sources import HIGHEST, LOWEST
 from lora_bench.data.tokens import tokenize
-from lora_bench.engine import backbone as encoders
+from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_bench.engine import targets
-from lora_bench.engine.pack import Pack
-from lora_bench.engine.product import Operands
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import targets
+from lora_bench.engine.encoder.product import Operands
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export.classifier import HEAD
 

@@ -10,9 +10,9 @@ import torch
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.data import hub
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine import checkpoint
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.lookup import find_record
 from lora_bench.models import SAMPLE, identity, location
@@ -67,7 +67,7 @@ def load(
     trains = methods.get(record.cell.method).trains_backbone
     with hub.hub_mode(local):
         backbone = encoders.load(where, torch.device(device), record.cell.precision, trains, local)
-    pack = checkpoint.load(folder, backbone)
+    pack = saved.load(folder, backbone)
     if pack.cells != (record.cell,):
         raise BenchError(f"'{folder}' is the adapter of another cell.", "Train the cell again.", MISSING)
     return Trained(record, _over_seeds(results, record), pack, where, local)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.cost import Estimate, coefficients
 from lora_bench.errors import BenchError
+from lora_bench.forecast.cost import Estimate, coefficients
+from lora_bench.forecast.demand import NONE, Bases
 from lora_bench.grid.cells import HUB, Grid, Sources, packs
-from lora_bench.load import NONE, Bases
 from lora_bench.models import SAMPLE, identity
 from lora_bench.resume.shelf import Shelf
 from lora_bench.resume.standing import RETRY, Standing, standings

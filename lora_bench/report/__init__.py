@@ -20,7 +20,7 @@ from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lora_bench.report.encoding import Helpers
+    from lora_bench.report.figures.encoding import Helpers
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build(results: Path, out: Path, console: Console, errors: Console | None = N
     each whole or not at all. `vs_paper` adds the published numbers. Records that cannot be read are named on `errors`
     (standard error by default). BenchError NOTHING: no record there.
     """
-    from lora_bench.report.encoding import helping
+    from lora_bench.report.figures.encoding import helping
     from lora_bench.store import count_records
 
     with _uncollected(), helping(count_records(results)) as helpers:
@@ -57,7 +57,7 @@ def _build(
     results: Path, out: Path, console: Console, errors: Console | None, vs_paper: bool, helpers: Helpers
 ) -> Report:
     from lora_bench.report.content import gather
-    from lora_bench.report.render import print_lines
+    from lora_bench.report.formats.render import print_lines
     from lora_bench.report.write import show, show_files, write
     from lora_bench.store import read_records
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_bench.report import published, symmetry, versus
-from lora_bench.report.captions import protocol
-from lora_bench.report.rows import Row, rows
-from lora_bench.report.score_tables import best_table, method_table, rank_tables
-from lora_bench.report.selection import selection_tables
-from lora_bench.report.slots import Piece, pieces
-from lora_bench.report.tables import Table, unfinished
-from lora_bench.report.text import stems
+from lora_bench.report.figures.captions import protocol
+from lora_bench.report.formats.escaping import stems
+from lora_bench.report.numbers import published, symmetry, versus
+from lora_bench.report.numbers.rows import Row, rows
+from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
+from lora_bench.report.numbers.selection import selection_tables
+from lora_bench.report.numbers.slots import Piece, pieces
+from lora_bench.report.numbers.tables import Table, unfinished
 from lora_bench.store import Loaded
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench.files import write_atomically
-from lora_bench.report.captions import LEGEND
 from lora_bench.report.content import Content, Section
-from lora_bench.report.encoding import Encoded, Helpers
-from lora_bench.report.figures import figures
-from lora_bench.report.html import page
-from lora_bench.report.latex import latex_document, latex_table
-from lora_bench.report.render import csv_table, json_report, markdown_table, print_lines, print_table
-from lora_bench.report.tables import Table
-from lora_bench.report.text import markdown, stems
+from lora_bench.report.figures.captions import LEGEND
+from lora_bench.report.figures.catalogue import figures
+from lora_bench.report.figures.encoding import Encoded, Helpers
+from lora_bench.report.formats.escaping import markdown, stems
+from lora_bench.report.formats.html import page
+from lora_bench.report.formats.latex import latex_document, latex_table
+from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_lines, print_table
+from lora_bench.report.numbers.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import Console

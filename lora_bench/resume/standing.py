@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_bench import fingerprint
+from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.resume import leases, states
 from lora_bench.resume.shelf import Shelf
@@ -64,7 +64,7 @@ def _progress(folder: states.Folder | None, cell: Cell) -> str:
     if folder is None:
         return ""
     saved = folder.cells[cell.id]
-    changed = fingerprint.differences(folder.fingerprint(cell.id), fingerprint.current(cell.method))
+    changed = provenance.differences(folder.fingerprint(cell.id), provenance.current(cell.method))
     if changed:
         return f"saved, but begins again: {'; '.join(changed)}"
     return f"saved after {len(saved.metrics)} of {cell.epochs} epochs, {saved.steps} steps"
@@ -72,7 +72,7 @@ def _progress(folder: states.Folder | None, cell: Cell) -> str:
 
 def _changes(record: Record, tables: Mapping[tuple[object, ...], str]) -> list[str]:
     """What numbers depend on and is another thing now."""
-    changed = fingerprint.differences(record.environment, fingerprint.current(record.cell.method))
+    changed = provenance.differences(record.environment, provenance.current(record.cell.method))
     if record.data is not None and tables[_table(record.cell)] != record.data.fingerprint:
         changed.append("data: newer records were trained on other tokens or labels")
     return changed

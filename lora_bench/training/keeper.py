@@ -14,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lora_bench import fingerprint
+from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.engine import snapshot
 from lora_bench.engine.snapshot import Snapshot
@@ -67,7 +67,7 @@ class Keeper:
         manifest = states.Manifest(
             steps=trainer.steps, seconds=self.seconds, fingerprint=self.common,
             cells=tuple(
-                snapshot.facts(each, position, fingerprint.code(cell.method), self.place.written.get(cell.id, 0))
+                snapshot.facts(each, position, provenance.code(cell.method), self.place.written.get(cell.id, 0))
                 for position, (each, cell) in enumerate((each, each.progress.cell) for each in taken)
             ),
         )  # fmt: skip
@@ -111,7 +111,7 @@ def find(place: Place, cells: Sequence[Cell], common: Mapping[str, str]) -> dict
 def _continues(place: Place, folder: states.Folder, cell: Cell, common: Mapping[str, str]) -> bool:
     if cell.id not in folder.alive(place.written):
         return False
-    return not fingerprint.differences(folder.fingerprint(cell.id), {**common, "code": fingerprint.code(cell.method)})
+    return not provenance.differences(folder.fingerprint(cell.id), {**common, "code": provenance.code(cell.method)})
 
 
 def start(trainer: Trainer, found: dict[str, Found]) -> float:

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lora_bench import data, load, methods, tasks
+from lora_bench import data, methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.targets import resolve
+from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.shortage import shortages
-from lora_bench.engine.targets import resolve
 from lora_bench.engine.trainer import Split
-from lora_bench.engine.windows import Table
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.forecast import geometry
 from lora_bench.grid.plan import Plan, source_of
 from lora_bench.models import identity, location
 from lora_bench.store import DataInfo
@@ -73,7 +74,7 @@ class Loader:
             ):
                 resolve(loaded.linears(), targets)
             self._backbone = key, loaded
-            load.geometry.cache_clear()  # a model that has just been downloaded has sizes now
+            geometry.geometry.cache_clear()  # a model that has just been downloaded has sizes now
         return self._backbone[1]
 
     def _local_only(self, name: str) -> bool:

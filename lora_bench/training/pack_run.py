@@ -9,10 +9,11 @@ import torch
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
-from lora_bench.engine import checkpoint, snapshot
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine import snapshot
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.memory import forget_peak, peak_bytes
-from lora_bench.engine.pack import Pack
 from lora_bench.engine.trainer import Trainer
 from lora_bench.resume.outcome import Outcome
 from lora_bench.store import Timing
@@ -86,7 +87,7 @@ class PackRun:
         made = record.finished(ended, task, self.prepared.info, timing, setting.notes(cell), setting.environment(cell))
         if state is None or not setting.save or methods.get(cell.method).trains_backbone:
             return Outcome(made)
-        return Outcome(made, lambda folder: checkpoint.save(folder, cell, task.num_outputs, state))
+        return Outcome(made, lambda folder: saved.save(folder, cell, task.num_outputs, state))
 
 
 def trainer_of(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:

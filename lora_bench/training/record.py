@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_bench.engine.checkpoint import stored_bytes
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.adapters.saved import stored_bytes
 from lora_bench.engine.progress import Progress
 from lora_bench.resume.outcome import protocol
 from lora_bench.store import Counts, DataInfo, Epoch, Record, Timing

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_bench.data import hub
-from lora_bench.engine import backbone as encoders
+from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.errors import MISSING, BenchError, rust_panics
 from lora_bench.model_files import watched
 

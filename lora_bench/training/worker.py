@@ -8,9 +8,9 @@ from functools import cached_property
 
 import torch
 
-from lora_bench import environment, fingerprint
+from lora_bench import environment, provenance
 from lora_bench.cell import Cell
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
 from lora_bench.engine.shortage import is_memory
 from lora_bench.grid.plan import Plan
@@ -66,7 +66,7 @@ class Training:
 
     def environment(self, cell: Cell) -> dict[str, str]:
         """What a record says of where it comes from."""
-        return {**self._versions, **fingerprint.current(cell.method)}
+        return {**self._versions, **provenance.current(cell.method)}
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -74,7 +74,7 @@ class Training:
 
     def _common(self, info: DataInfo) -> dict[str, str]:
         """What the numbers of all cells of a pack depend on. Kinds of device draw other dropout masks."""
-        libraries = fingerprint.versions_of(*fingerprint.LIBRARIES)
+        libraries = provenance.versions_of(*provenance.LIBRARIES)
         return {**libraries, "data": info.fingerprint, "device": self.device.type}
 
     def _room(self, cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> int:

@@ -11,14 +11,14 @@ import torch
 from bench_factory import SAMPLE, choice, measured, work
 from typer.testing import CliRunner, Result
 
-from lora_bench import cost
 from lora_bench.bench import packed, peak, peers, suite, workload
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.suite import Report
 from lora_bench.cli import app
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine.pack import Pack
-from lora_bench.load import geometry
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as encoders
+from lora_bench.forecast import cost
+from lora_bench.forecast.geometry import geometry
 
 CPU = torch.device("cpu")
 CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]
@@ -67,8 +67,8 @@ def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result
         assert ("terms" in row) == (row["variant"] == "packed")
         if row["variant"] == "packed":
             cells = workload.cells(work(), row["targets"], row["mix"], row["k"], 64)
-            load = cost.Estimate(tokens=tokens).load(cells, sizes)
-            assert row["terms"] == pytest.approx(load.terms(load.slots))
+            demand = cost.Estimate(tokens=tokens).demand(cells, sizes)
+            assert row["terms"] == pytest.approx(demand.terms(demand.slots))
 
 
 def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> None:

@@ -10,8 +10,8 @@ from bench_factory import SAMPLE, work
 
 from lora_bench.bench import peers, workload
 from lora_bench.bench.peers import Peer
-from lora_bench.engine import backbone as encoders
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as encoders
 
 CPU = torch.device("cpu")
 

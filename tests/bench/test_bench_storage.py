@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_bench.bench import storage
-from lora_bench.engine.targets import within_layer
+from lora_bench.engine.encoder.targets import within_layer
 
 
 def test_one_layer_of_roberta_base() -> None:

@@ -15,7 +15,7 @@ from lora_bench.bench import workload
 from lora_bench.bench.peers import Stream
 from lora_bench.bench.workload import Collate
 from lora_bench.engine import randomness
-from lora_bench.engine.windows import slices
+from lora_bench.engine.encoder.windows import slices
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.sample import ENCODER
 

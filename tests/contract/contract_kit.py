@@ -30,7 +30,7 @@ from lora_bench.contracts.kit import (
     trained_names,
     trainer_of,
 )
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Shape
 

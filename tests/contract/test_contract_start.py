@@ -18,7 +18,7 @@ from contract_kit import (
     trained_names,
 )
 
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Basis, Factor, Shape

@@ -12,8 +12,8 @@ import torch
 from contract_kit import KINDS, PACKED, ROWS, Load, Run, cell_of, logits_of, made_of_data, table_of, train
 from torch.nn.functional import cross_entropy, mse_loss
 
+from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.losses import batch_losses
-from lora_bench.engine.pack import Pack
 from lora_bench.tasks import TASKS
 
 over_tasks = pytest.mark.parametrize("name", TASKS)

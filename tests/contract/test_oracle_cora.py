@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
 
 Matrix = NDArray[np.float64]
 RANK = 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_bench import tasks
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
 from lora_bench.errors import BenchError
 
 COLA = tasks.get("cola")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lora_bench import tasks
 from lora_bench.engine import randomness
+from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.losses import batch_losses
-from lora_bench.engine.pack import Pack
 from lora_bench.tasks import Task
 
 COLA = tasks.get("cola")

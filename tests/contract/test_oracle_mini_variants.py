@@ -11,9 +11,9 @@ from contract_kit import Load, cell_of, plain_encoder, trainer_of
 from torch import Tensor, nn
 
 from lora_bench import tasks
-from lora_bench.engine.families import Family
-from lora_bench.engine.group import Group
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.group import Group
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.families import Family
 
 COLA = tasks.get("cola")
 OUTER = ("A_aux", "B_aux")

@@ -21,10 +21,10 @@ from transformers import RobertaForSequenceClassification, get_linear_schedule_w
 from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine import backbone as backbones
 from lora_bench.engine import randomness
-from lora_bench.engine.backbone import DTYPES, quiet_transformers
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder import backbone as backbones
+from lora_bench.engine.encoder.backbone import DTYPES, quiet_transformers
 from lora_bench.methods import RECIPES
 from lora_bench.tasks import Task
 

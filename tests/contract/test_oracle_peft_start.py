@@ -27,9 +27,9 @@ from test_oracle_peft import (
 from torch import Tensor, nn
 
 from lora_bench import tasks
-from lora_bench.engine import backbone as backbones
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as backbones
+from lora_bench.engine.encoder.backbone import Backbone
 
 ROUNDING = torch.finfo(torch.float32).eps / 2
 BACKWARD = 32 * ROUNDING  # ‖E‖ / ‖W‖: as many roundings as the smaller side of these weights has values

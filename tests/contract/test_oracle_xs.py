@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import TruncatedSVD
 
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters.pack import Pack, State
 
 Matrix = NDArray[np.float64]
 RANK = 4

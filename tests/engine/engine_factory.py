@@ -14,10 +14,10 @@ from torch import Tensor
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine.backbone import Backbone, load
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.backbone import Backbone, load
+from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.trainer import Progress, Split, Trainer
-from lora_bench.engine.windows import Table
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD = 67, 1

@@ -31,9 +31,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine import probe, weights
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.windows import Batch, Table
+from lora_bench.engine import weights
+from lora_bench.engine.encoder import probe
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
 
 REACH = 16  # ModernBERT's local attention, far below the longest sequence

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import Form
 from lora_bench.engine.graphs import choose
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.trainer import Trainer
-from lora_bench.engine.windows import Form
 
 FAMILY = ("roberta", "bert", "xlm-roberta", "camembert", "electra")
 FORMS = st.builds(Form, st.sampled_from([32, 64]), st.integers(1, 20), st.just(8))

@@ -15,10 +15,10 @@ from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.data.tokens import held_out
 from lora_bench.engine import randomness
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import slices
 from lora_bench.engine.trainer import Split, Trainer
-from lora_bench.engine.windows import slices
 
 
 @pytest.fixture(scope="module")

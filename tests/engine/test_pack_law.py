@@ -12,7 +12,7 @@ from engine_factory import backbone, cell, difference, losses, start, trained, v
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.engine.backbone import Backbone
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.trainer import Progress
 from lora_bench.methods.recipe import Shape
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
 
-from lora_bench import fingerprint
+from lora_bench import provenance
 from lora_bench.engine.trainer import Trainer
 from lora_bench.grid import plan as plans
 from lora_bench.resume import states
@@ -180,8 +180,8 @@ def test_every_truncation_and_flipped_bit_of_what_is_saved_is_seen(
 
 def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(bench, MIXED[:1], 2, 2)
-    monkeypatch.setattr(fingerprint, "code", lambda method: "0" * 12)
-    fingerprint.current.cache_clear()
+    monkeypatch.setattr(provenance, "code", lambda method: "0" * 12)
+    provenance.current.cache_clear()
     try:
         (standing,) = bench.plan(MIXED[:1]).standings.values()
         assert standing.state == "interrupted"
@@ -191,7 +191,7 @@ def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, mo
         assert view.steps[0] == (1, 1)
     finally:
         monkeypatch.undo()
-        fingerprint.current.cache_clear()
+        provenance.current.cache_clear()
 
 
 def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from engine_factory import backbone, cell
 
 from lora_bench import methods
 from lora_bench.engine import randomness
-from lora_bench.engine.bases import basis, svd
-from lora_bench.engine.pack import Pack
-from lora_bench.load import PASSES, Geometry, adapters
+from lora_bench.engine.adapters.bases import basis, svd
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.forecast.demand import PASSES, adapters
+from lora_bench.forecast.geometry import Geometry
 from lora_bench.methods.recipe import Shape
 
 METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")

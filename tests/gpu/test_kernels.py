@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_bench.engine import ops
-from lora_bench.engine.arguments import Norm, Windows
+from lora_bench.engine.kernels import ops
+from lora_bench.engine.kernels.types import Norm, Windows
 from lora_bench.engine.masks import Keep
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}

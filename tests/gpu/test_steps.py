@@ -13,11 +13,11 @@ from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.data import DataSource, load
 from lora_bench.data.tokens import tokenize
-from lora_bench.engine import backbone as backbones
-from lora_bench.engine.backbone import Backbone
-from lora_bench.engine.pack import Pack
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as backbones
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.trainer import Progress, Split, Trainer
-from lora_bench.engine.windows import Table
 from lora_bench.models import location
 
 FOLDER = os.environ.get("LORA_BENCH_MODEL", location("sample"))

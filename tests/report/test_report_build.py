@@ -18,7 +18,7 @@ from rich.console import Console
 from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
 from lora_bench.report import build
 from lora_bench.report.content import gather
-from lora_bench.report.html import page
+from lora_bench.report.formats.html import page
 from lora_bench.store import Loaded, write_record
 
 BUILD = """

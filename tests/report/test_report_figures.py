@@ -14,13 +14,13 @@ from matplotlib.lines import Line2D
 from report_factory import epochs_of, record, small
 
 from lora_bench.methods import RECIPES
-from lora_bench.report import figure_cost, figure_curves, figure_heat
-from lora_bench.report.drawing import MOST, encode, in_pages, looks, parted
-from lora_bench.report.figure_cost import Point, pareto
-from lora_bench.report.figure_rank import Panel, draw, paired_only, panels, rank_figures
-from lora_bench.report.figures import figures
-from lora_bench.report.rows import rows
-from lora_bench.report.slots import Piece, pieces
+from lora_bench.report.figures import cost_plots, heat_maps, learning_curves
+from lora_bench.report.figures.catalogue import figures
+from lora_bench.report.figures.cost_plots import Point, pareto
+from lora_bench.report.figures.drawing import MOST, encode, in_pages, looks, parted
+from lora_bench.report.figures.rank_plots import Panel, draw, paired_only, panels, rank_figures
+from lora_bench.report.numbers.rows import rows
+from lora_bench.report.numbers.slots import Piece, pieces
 from lora_bench.store import Record
 
 
@@ -212,36 +212,36 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 
 
 def test_cost_panels_hold_every_setting_and_draw_what_is_free_as_a_level() -> None:
-    (panel, _) = figure_cost.panels(piece(small()), "params")
+    (panel, _) = cost_plots.panels(piece(small()), "params")
     assert sorted({point.cost for point in panel.points}) == [1000, 9000]
     assert [point.label for point in panel.free] == ["head"]
     assert panel.front[-1].label == "lora"
-    (drawn,) = figure_cost.cost_figures(piece(small()), "params")
+    (drawn,) = cost_plots.cost_figures(piece(small()), "params")
     assert drawn.axes[0].get_xscale() == "log"
     drawn.draw_without_rendering()
     assert "$" not in "".join(label.get_text() for label in drawn.axes[0].get_xticklabels())
 
 
 def test_no_cost_no_figure() -> None:
-    assert figure_cost.cost_figures(piece([record(0.5, params=None)]), "bytes") == []
-    assert figure_cost.cost_figures(piece([record(0.5)]), "seconds") == []
+    assert cost_plots.cost_figures(piece([record(0.5, params=None)]), "bytes") == []
+    assert cost_plots.cost_figures(piece([record(0.5)]), "seconds") == []
 
 
 def test_heat_map_is_a_by_b_with_gaps() -> None:
     records = [record(0.5 + a / 1000 + b / 10_000, a=a, b=b) for a in (8, 16) for b in (8, 16) if (a, b) != (16, 16)]
-    maps = figure_heat.heat_maps(piece(records))
-    (drawn,) = figure_heat.heat_figures(piece(records), "mini", maps["mini"])
+    maps = heat_maps.heat_maps(piece(records))
+    (drawn,) = heat_maps.heat_figures(piece(records), "mini", maps["mini"])
     (image,) = drawn.axes[0].images
     values = image.get_array()
     assert values is not None
     assert values[0, 1] == pytest.approx(0.5 + 0.008 + 0.0016)
     assert [text.get_text() for text in drawn.axes[0].texts] == ["50.9", "51.0", "51.7", "–"]
-    assert figure_heat.heat_maps(piece([record(0.5)])) == {}
+    assert heat_maps.heat_maps(piece([record(0.5)])) == {}
 
 
 def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
     records = [record(0.5 + a / 1000, a=a) for a in range(1, 13)]
-    (drawn,) = figure_heat.heat_figures(piece(records), "mini", figure_heat.heat_maps(piece(records))["mini"])
+    (drawn,) = heat_maps.heat_figures(piece(records), "mini", heat_maps.heat_maps(piece(records))["mini"])
     assert len(drawn.axes) == 2
     assert len(drawn.axes[0].texts) == 0
     drawn.draw_without_rendering()
@@ -251,7 +251,7 @@ def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
 def test_learning_curve_is_the_mean_of_the_seeds_that_ended() -> None:
     seeds = [record(0.9, seed=seed, curve=epochs_of(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
     lost = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
-    (panel,) = figure_curves.panels(piece([*seeds, lost]))
+    (panel,) = learning_curves.panels(piece([*seeds, lost]))
     (first, second) = panel.curves["mini"]
     assert first == pytest.approx((1, 0.6, 0.1))
     assert second == pytest.approx((2, 0.9, 0))

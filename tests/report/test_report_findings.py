@@ -9,12 +9,12 @@ import pytest
 from report_factory import epochs_of, record
 from scipy import stats
 
-from lora_bench.report import published, symmetry, versus
-from lora_bench.report.intervals import slot_interval
-from lora_bench.report.rows import rows
-from lora_bench.report.selection import selection_tables
-from lora_bench.report.slots import Column, Piece, pieces
-from lora_bench.report.tables import Table, signed
+from lora_bench.report.numbers import published, symmetry, versus
+from lora_bench.report.numbers.intervals import slot_interval
+from lora_bench.report.numbers.rows import rows
+from lora_bench.report.numbers.selection import selection_tables
+from lora_bench.report.numbers.slots import Column, Piece, pieces
+from lora_bench.report.numbers.tables import Table, signed
 from lora_bench.store import DataInfo, Record
 
 ROWS = 200

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from report_factory import grid, record, small
 
-from lora_bench.report.captions import choice_notes
 from lora_bench.report.content import gather
-from lora_bench.report.rows import SETTINGS, rows
-from lora_bench.report.score_tables import best_table, method_table, rank_tables
-from lora_bench.report.slots import Column, Entry, average, entry, percent, pieces
-from lora_bench.report.tables import Table, unfinished
+from lora_bench.report.figures.captions import choice_notes
+from lora_bench.report.numbers.rows import SETTINGS, rows
+from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
+from lora_bench.report.numbers.slots import Column, Entry, average, entry, percent, pieces
+from lora_bench.report.numbers.tables import Table, unfinished
 from lora_bench.store import Loaded, Record, Status
 
 SST2 = Column("sst2", "accuracy")

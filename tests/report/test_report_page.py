@@ -13,7 +13,7 @@ import pytest
 from report_factory import epochs_of, record
 
 from lora_bench.report.content import gather
-from lora_bench.report.html import page
+from lora_bench.report.formats.html import page
 from lora_bench.store import Loaded, Record
 
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from lora_bench.report.statistics import (
+from lora_bench.report.numbers.statistics import (
     Interval,
     accuracy_spread,
     difference_spread,

@@ -11,11 +11,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lora_bench.report.content import gather
-from lora_bench.report.render import SHOWN, print_table
-from lora_bench.report.rows import rows as rows_of
-from lora_bench.report.score_tables import method_table, rank_tables
-from lora_bench.report.slots import pieces
-from lora_bench.report.tables import Table, unfinished
+from lora_bench.report.formats.render import SHOWN, print_table
+from lora_bench.report.numbers.rows import rows as rows_of
+from lora_bench.report.numbers.score_tables import method_table, rank_tables
+from lora_bench.report.numbers.slots import pieces
+from lora_bench.report.numbers.tables import Table, unfinished
 from lora_bench.store import Loaded, Record
 
 AT_80 = """

@@ -17,11 +17,11 @@ from report_factory import record, shown
 from rich.console import Console
 
 from lora_bench.report.content import gather
-from lora_bench.report.html import html_table, page
-from lora_bench.report.latex import latex, latex_document
-from lora_bench.report.render import csv_table, json_report, markdown_table, print_table
-from lora_bench.report.tables import Table
-from lora_bench.report.text import ascii_only, markdown, slug, stems
+from lora_bench.report.formats.escaping import ascii_only, markdown, slug, stems
+from lora_bench.report.formats.html import html_table, page
+from lora_bench.report.formats.latex import latex, latex_document
+from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_table
+from lora_bench.report.numbers.tables import Table
 from lora_bench.store import Loaded, Record
 from lora_bench.text import clean, sheet
 

@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/robust/test_claims.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
         "tests/robust/test_links.py",
     ),
-    "lora_bench/engine/checkpoint.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
+    "lora_bench/engine/adapters/saved.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
     "lora_bench/resume/states.py": ("tests/robust/test_standing.py", "tests/engine/test_resume.py"),
     "lora_bench/resume/leases.py": ("tests/robust/test_standing.py", "tests/robust/test_sharing.py"),
     "lora_bench/resume/standing.py": ("tests/robust/test_standing.py",),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_bench import fingerprint
+from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.grid import plan as plans
 from lora_bench.grid.cells import Grid, expand
@@ -100,7 +100,7 @@ class StubWorker:
 
     def environment(self, cell: Cell) -> dict[str, str]:
         """Who made the record."""
-        return {"device": self.name, **fingerprint.current(cell.method)}
+        return {"device": self.name, **provenance.current(cell.method)}
 
 
 def _save(folder: Path) -> None:

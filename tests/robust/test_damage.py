@@ -12,9 +12,9 @@ import torch
 from robust_kit import flipped, lora_bench, only_record, put_record, run, truncated
 
 from lora_bench.cell import Cell
-from lora_bench.engine import backbone as backbones
-from lora_bench.engine import checkpoint
-from lora_bench.engine.pack import Pack, State
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, BenchError
 from lora_bench.seal import seal, unseal
 from lora_bench.store import read_record, read_records
@@ -112,9 +112,9 @@ def adapter(tmp_path: Path) -> Path:
     """A saved adapter, as small as it can be."""
     cell = Cell(model="tiny", data="made", task="sst2", method="lora", rank=1, targets="qv")
     state = State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)})
-    checkpoint.save(tmp_path / "adapter", cell, 2, state)
-    assert checkpoint.read(tmp_path / "adapter")[0] == cell
-    assert checkpoint.stored_bytes(state.adapter) == (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
+    saved.save(tmp_path / "adapter", cell, 2, state)
+    assert saved.read(tmp_path / "adapter")[0] == cell
+    assert saved.stored_bytes(state.adapter) == (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
     return tmp_path / "adapter"
 
 
@@ -128,7 +128,7 @@ def test_an_adapter_damaged_anywhere_is_found_out(adapter: Path, name: str) -> N
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(BenchError, match="holds no whole adapter") as caught:
-            checkpoint.read(adapter)
+            saved.read(adapter)
         assert caught.value.code == MISSING
         assert "\n" not in caught.value.what
 
@@ -145,7 +145,7 @@ def test_an_adapter_of_other_files_is_found_out(adapter: Path, name: str, how: s
     elif how != "gone":
         path.write_bytes(content)
     with pytest.raises(BenchError, match="holds no whole adapter"):
-        checkpoint.read(adapter)
+        saved.read(adapter)
 
 
 @pytest.mark.parametrize(
@@ -162,25 +162,25 @@ def test_a_manifest_that_says_something_else_is_refused(adapter: Path, changes: 
     del content["crc32"]
     path.write_bytes(seal(json.dumps(content | changes)))
     with pytest.raises(BenchError, match="holds no whole adapter"):
-        checkpoint.read(adapter)
+        saved.read(adapter)
 
 
 @pytest.mark.parametrize("outputs", [1, 2**16])
 def test_an_adapter_of_one_score_or_many_classes_is_read(tmp_path: Path, outputs: int) -> None:
     cell = Cell(model="tiny", data="made", task="stsb", method="head")
-    checkpoint.save(tmp_path, cell, outputs, State({}, {"w": torch.ones(2)}))
-    assert checkpoint.read(tmp_path)[1] == outputs
+    saved.save(tmp_path, cell, outputs, State({}, {"w": torch.ones(2)}))
+    assert saved.read(tmp_path)[1] == outputs
 
 
 def test_a_head_alone_is_an_adapter(tmp_path: Path) -> None:
     """Files of another cell that were there before do not count."""
     cell = Cell(model="tiny", data="made", task="sst2", method="head")
-    checkpoint.save(tmp_path, cell, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
+    saved.save(tmp_path, cell, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
     alone = State({}, {"w": torch.ones(2)})
-    checkpoint.save(tmp_path, cell, 3, alone)
-    checkpoint.save(tmp_path / "new", cell, 3, alone)
+    saved.save(tmp_path, cell, 3, alone)
+    saved.save(tmp_path / "new", cell, 3, alone)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["adapter.json", "head.safetensors"]
-    read, outputs, state = checkpoint.read(tmp_path)
+    read, outputs, state = saved.read(tmp_path)
     assert (read, outputs, state.adapter) == (cell, 3, {})
     assert state.head["w"].tolist() == [1.0, 1.0]
 
@@ -190,8 +190,8 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, shared: Path) ->
     on = backbones.load(str(shared / "model"), torch.device("cpu"), "float32")
     cell = Cell(model="tiny", data="made", task="sst2", method="lora", rank=1, alpha=1.0, targets="qv")
     own = Pack([cell], on, 2).state(0)
-    checkpoint.save(tmp_path, cell, 2, own)
-    again = checkpoint.load(tmp_path, on).state(0)
+    saved.save(tmp_path, cell, 2, own)
+    again = saved.load(tmp_path, on).state(0)
     for name, part in own.adapter.items():
         assert torch.equal(again.adapter[name], part)
     name = next(iter(own.adapter))
@@ -201,9 +201,9 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, shared: Path) ->
         State(own.adapter, {key: part[..., :1].clone() for key, part in own.head.items()}),
     )
     for other in others:
-        checkpoint.save(tmp_path, cell, 2, other)
+        saved.save(tmp_path, cell, 2, other)
         with pytest.raises(BenchError, match="is not of this model") as caught:
-            checkpoint.load(tmp_path, on)
+            saved.load(tmp_path, on)
         assert caught.value.code == MISSING
 
 
@@ -212,15 +212,15 @@ def test_the_size_of_a_large_adapter_is_told_without_writing_it() -> None:
     values, parts = 2**27 + 4, 8
     state = State({f"x{at}.A": torch.empty(1).expand(values // 4 // parts + 1) for at in range(parts)}, {})
     exact = sum(part.numel() * part.element_size() for part in state.adapter.values())
-    assert exact < checkpoint.stored_bytes(state.adapter) < exact + 100 * parts
+    assert exact < saved.stored_bytes(state.adapter) < exact + 100 * parts
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, None])
 def test_the_size_of_a_file_is_told_for_any_type(kind: torch.dtype | None) -> None:
     values = {"x.A": torch.ones(3, 50), "x.B": torch.ones(70)}
     written = {name: value.to(kind or torch.float32) for name, value in values.items()}
-    assert checkpoint.stored_bytes(values, kind) == len(safetensors.torch.save(written))
-    assert checkpoint.stored_bytes({}, kind) == 0
+    assert saved.stored_bytes(values, kind) == len(safetensors.torch.save(written))
+    assert saved.stored_bytes({}, kind) == 0
 
 
 def test_a_manifest_can_be_read_by_people(adapter: Path) -> None:

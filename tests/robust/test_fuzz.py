@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.engine import checkpoint
-from lora_bench.engine.pack import State
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import State
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.grid.config import Config, load, parse, parse_set
 from lora_bench.grid.plain_yaml import read_yaml
@@ -186,7 +186,7 @@ def test_fuzzed_record_files(tmp_path: Path, content: bytes) -> None:
 def test_fuzzed_manifests(tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / "adapter"
     if not folder.exists():
-        checkpoint.save(folder, CELL, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
+        saved.save(folder, CELL, 2, State({"x.A": torch.ones(1, 2)}, {"w": torch.zeros(2)}))
         (folder / "sound").write_bytes((folder / "adapter.json").read_bytes())
     sound = (folder / "sound").read_bytes()
     content = json.loads(sound)
@@ -194,7 +194,7 @@ def test_fuzzed_manifests(tmp_path: Path, data: st.DataObject) -> None:
     made = data.draw(edited(content).map(lambda tree: seal(json.dumps(tree))) | spliced(sound) | st.binary(max_size=40))
     (folder / "adapter.json").write_bytes(made)
     try:
-        cell, outputs, state = checkpoint.read(folder)
+        cell, outputs, state = saved.read(folder)
     except BenchError as error:
         assert error.code == MISSING
         assert "\n" not in error.what

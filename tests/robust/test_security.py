@@ -115,7 +115,7 @@ def test_nothing_that_is_kept_names_the_person(workplace: Path, monkeypatch: pyt
         raise ValueError(f"cannot use {model}/x.bin with {token}")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lora_bench.engine.bank.Bank.__init__", fail)
+        patch.setattr("lora_bench.engine.adapters.bank.Bank.__init__", fail)
         assert run("--seed", "1", model=str(model), data_dir=str(rows)).code == SOME_FAILED
     assert lora_bench("report", "--results", "results").code == DONE
     assert run(model=str(model), data_dir=str(rows)).code == DONE

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from stub_worker import Silent, grid, runner
 
-from lora_bench import fingerprint
+from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.commands.options import Selection
 from lora_bench.commands.summaries import elsewhere, standings_table
@@ -55,7 +55,7 @@ def test_what_went_wrong_runs_when_it_is_asked_for(tmp_path: Path, status: str) 
 def test_a_changed_fingerprint_is_stale_and_names_the_field(tmp_path: Path, field: str) -> None:
     runner(tmp_path, grid(1, (1,))).run()
     record = read_records(tmp_path).records[0]
-    now = fingerprint.current("lora")[field]
+    now = provenance.current("lora")[field]
     change(tmp_path, environment=record.environment | {field: f"{now}+other"})  # another build of the same version
     assert standing(tmp_path).state == "done"
     change(tmp_path, environment=record.environment | {field: "0.1"})
@@ -84,7 +84,7 @@ def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> N
         found = standing(tmp_path)
         assert (found.state, found.why) == ("running", f"by {lease.holder}")
     told = states.SavedCell(
-        id=cell.id, position=0, code=fingerprint.code("lora"), since=0, steps=7, lived=7, metrics=({}, {})
+        id=cell.id, position=0, code=provenance.code("lora"), since=0, steps=7, lived=7, metrics=({}, {})
     )
     states.save(tmp_path, "pack", states.Manifest(steps=7, seconds=1, fingerprint={}, cells=(told,)), b"")
     assert standing(tmp_path) == Standing("interrupted", "saved after 2 of 10 epochs, 7 steps", True)

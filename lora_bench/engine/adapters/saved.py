@@ -1,0 +1,115 @@
+"""A trained adapter on disk: what was trained and the settings, nothing that can be made again.
+
+`adapter.safetensors` holds the trained factors by `module.factor`, `head.safetensors` the head, `adapter.json` the
+cell, the sizes and checksums of the others and a checksum of its own. Frozen factors are rebuilt: random ones from the
+cell's seed, bases from the backbone's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lora_bench.cell import Cell
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.files import read_file, write_atomically
+from lora_bench.seal import seal, unseal
+
+SCHEMA: Literal[1] = 1
+Part = Literal["adapter.safetensors", "head.safetensors"]
+ADAPTER: Part = "adapter.safetensors"
+HEAD: Part = "head.safetensors"
+MANIFEST = "adapter.json"
+
+
+def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
+    """The size of a safetensors file of these values, in their own type or another; 0 where there are none."""
+    if not values:
+        return 0
+    cast = {name: value.to(dtype or value.dtype) for name, value in values.items()}
+    size = sum(value.numel() * value.element_size() for value in cast.values())
+    if size > 2**27:
+        return size + len(safetensors.torch.save({name: value.new_empty(0) for name, value in cast.items()}))
+    return len(safetensors.torch.save(cast))
+
+
+class File(BaseModel):
+    """A file as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """What `adapter.json` says: whose values these are, for how many outputs, and the files that belong to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA
+    cell: Cell
+    outputs: Annotated[int, Field(gt=0, le=2**16)]
+    files: dict[Part, File]
+
+
+def save(folder: Path, cell: Cell, outputs: int, state: State) -> None:
+    """Write an adapter folder; the manifest last, so that a folder with one is whole."""
+    contents = {HEAD: safetensors.torch.save(state.head)}
+    if state.adapter:
+        contents[ADAPTER] = safetensors.torch.save(state.adapter)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    about = {name: File(bytes=len(part), sha256=sha256(part).hexdigest()) for name, part in contents.items()}
+    manifest = Manifest.model_validate({"cell": cell, "outputs": outputs, "files": about})
+    write_atomically(folder / MANIFEST, seal(manifest.model_dump_json(indent=2)))
+
+
+def read(folder: Path) -> tuple[Cell, int, State]:
+    """The cell, its number of outputs, and what it trained; sizes and checksums are verified.
+
+    Raises:
+        BenchError: exit code 3 if the folder holds no whole adapter.
+    """
+    try:
+        manifest = Manifest.model_validate_json(unseal(read_file(folder / MANIFEST)))
+        parts = {name: _values(folder / name, about) for name, about in manifest.files.items()}
+        return manifest.cell, manifest.outputs, State(parts.get(ADAPTER, {}), parts[HEAD])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise BenchError(f"'{folder}' holds no whole adapter ({line}).", "Train it again.", MISSING) from error
+
+
+def _values(path: Path, about: File) -> dict[str, Tensor]:
+    content = read_file(path)
+    if len(content) != about.bytes or sha256(content).hexdigest() != about.sha256:
+        raise ValueError(f"{path.name} has changed since it was written")
+    return safetensors.torch.load(content)
+
+
+def load(folder: Path, backbone: Backbone) -> Pack:
+    """The saved cell as a pack of one over `backbone`.
+
+    Raises:
+        BenchError: exit code 3 if the folder holds no whole adapter, or one of another model.
+    """
+    cell, outputs, state = read(folder)
+    pack = Pack([cell], backbone, outputs)
+    if _shapes(state) != _shapes(pack.state(0)):
+        raise BenchError(f"'{folder}' is not of this model.", "Give the model that it was trained on.", MISSING)
+    pack.load(0, state)
+    return pack
+
+
+def _shapes(state: State) -> list[dict[str, torch.Size]]:
+    return [{name: part.shape for name, part in parts.items()} for parts in (state.adapter, state.head)]

@@ -1,0 +1,262 @@
+"""The frozen encoder: loaded through transformers, checked, and run on windows for K cells at once.
+
+A model that cannot be packed (its attention ignores our function, as DeBERTa's and MPNet's do) gives wrong numbers in
+silence. So every load compares a windowed with the model's own padded forward, and a model that differs is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lora_bench.engine import weights
+from lora_bench.engine.encoder import attention, probe
+from lora_bench.engine.encoder.attention import Step
+from lora_bench.engine.encoder.bert import Encoder
+from lora_bench.engine.encoder.families import Family, by_product, by_shape
+from lora_bench.engine.encoder.product import Operands
+from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
+from lora_bench.engine.masks import Masks, Site
+from lora_bench.engine.shortage import shortages
+from lora_bench.errors import MISSING, BenchError, rust_panics
+from lora_bench.model_files import watched
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Backbone:
+    """An encoder on a device, frozen.
+
+    `dtype` is the type of the frozen weights; `precision` the cell's word for it. With `precision="bf16"` the frozen
+    weights are bfloat16; weights that are to be trained (`full`) stay float32 and run under autocast.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str, trains: bool = False) -> None:
+        self.precision = precision
+        mixed = trains and precision == "bf16"
+        self.autocast = False  # not while the model is checked
+        self.dtype = torch.float32 if mixed else DTYPES[precision]
+        self.exact = torch.promote_types(DTYPES[precision], torch.float32)
+        self.device = device
+        select(device)
+        self.config = model.config
+        self.config.return_dict = True  # what is read is an output's field, whatever the config asks for
+        self.config.output_attentions = self.config.output_hidden_states = False  # a step would keep them
+        self.step = Step()
+        self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        self.padding_idx = _padding_idx(model)
+        self.position_base = 0 if self.padding_idx is None else self.padding_idx + 1
+        self.sites: tuple[Site, ...] = ()
+        self.fused: Encoder | None = None
+        self.model = self._prepare(model)
+        self.autocast = mixed
+
+    def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        model.requires_grad_(False).train(False)
+        module: nn.Module = model
+        module.to(self.device)
+        reference = probe.reference(model, self.longest, self.takes_types)
+        attention.register()
+        with quiet_transformers():
+            model.set_attn_implementation(attention.NAME)
+        attention.attach(model, self.step)
+        self.model = model
+        self._check(reference)
+        self.sites = self._find_sites()
+        self.fused = Encoder.of(model, self.step)
+        if self.fused is not None:
+            self._check(reference)
+        module.to(self.dtype)
+        self.fused = self.fused and Encoder.of(model, self.step)  # its joined weights are the model's own again
+        return model
+
+    @torch.no_grad()
+    def _find_sites(self) -> tuple[Site, ...]:
+        """The dropouts of a step in the order in which they come."""
+        self.step.found = []
+        self.encode(self.probe(), 1, training=True)
+        found, self.step.found = tuple(self.step.found), None
+        return found
+
+    def table(self, tokens: Tokens) -> Table:
+        """A task's tokens on the device, with the positions that this model gives them."""
+        return Table(tokens, self.device, padding_idx=self.padding_idx)
+
+    def probe(self) -> Batch:
+        """The probe sequences on windows."""
+        tokens = probe.tokens(self.config, self.longest, self.takes_types)
+        return next(self.table(tokens).batches([np.arange(len(tokens.labels))]))
+
+    def masks(self, form: Form) -> Masks:
+        """Room for the dropout masks of batches of this shape."""
+        head = Site("hidden", self.hidden_size, _head_dropout(self.config))
+        return Masks(self.sites, form.width, form.windows, head, form.rows, self.device)
+
+    def families(self, wanted: Collection[str]) -> list[Family]:
+        """These weights as the encoder handles them together."""
+        if self.fused is None:
+            return by_shape(self.linears(), wanted)
+        return by_product(self.linears(), wanted, self.fused.names)
+
+    @property
+    def hidden_size(self) -> int:
+        """d."""
+        return int(self.config.hidden_size)
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that the model's positions allow."""
+        return int(getattr(self.config, "max_position_embeddings", 512)) - self.position_base
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """The linear layers by name."""
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+
+    def encode(
+        self, batch: Batch, cells: int, masks: Masks | None = None, weights: Mapping[str, Tensor] | None = None,
+        training: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Hidden states `[cells, S, d]` of the last layer, through transformers' own code.
+
+        `weights` replaces parameters of the model by name.
+        """
+        self.step.begin(batch.segments, batch.width, masks)
+        self.model.train(training or masks is not None)
+        inputs: dict[str, Any] = {
+            "input_ids": batch.ids.expand(cells, -1),
+            "position_ids": (batch.positions + self.position_base).expand(cells, -1),
+        }
+        if batch.types is not None and self.takes_types:
+            inputs["token_type_ids"] = batch.types.expand(cells, -1)
+        mixed = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        with mixed:
+            output = functional_call(self.model, dict(weights), (), inputs) if weights else self.model(**inputs)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def encode_fused(
+        self, batch: Batch, cells: int, masks: Masks | None = None,
+        updates: Mapping[Family, Operands] | None = None, rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The same through `fused`, with adapters, for the slots `rows` alone if given: `[cells, rows, d]`."""
+        if self.fused is None:
+            raise RuntimeError("this encoder has no fused form")
+        self.step.begin(batch.segments, batch.width, masks)
+        self.model.train(masks is not None)
+        types = batch.types if self.takes_types else None
+        hidden = self.fused.embed(batch.ids, batch.positions + self.position_base, types)
+        return self.fused.encode(hidden.expand(cells, -1, -1), batch.segments, batch.width, updates or {}, rows)
+
+    @property
+    def takes_types(self) -> bool:
+        """Whether the model has more than one kind of token type."""
+        return "token_type_ids" in self._accepted and getattr(self.config, "type_vocab_size", 0) > 1
+
+    def _check(self, reference: list[Tensor]) -> None:
+        """Refuse a model whose windowed forward is not its padded one."""
+        try:
+            batch = self.probe()
+            with torch.no_grad():
+                hidden = (self.encode if self.fused is None else self.encode_fused)(batch, 2)[1].float()
+            worst = max(
+                float((hidden[start : start + len(rows)] - rows).abs().max() / rows.abs().max())
+                for start, rows in zip(batch.first.tolist(), reference, strict=True)
+            )
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            raise probe.refusal(self.config, f"it does not run on windows ({probe.one_line(error)})") from error
+        if not worst < probe.TOLERANCE:
+            raise probe.refusal(self.config, f"on windows it gives other numbers (relative difference {worst:.1g})")
+
+
+def select(device: torch.device) -> None:
+    """Make a numbered GPU the current one: Triton, and libraries that take no device, use that."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
+def load(location: str, device: torch.device, precision: str, trains: bool = False, offline: bool = False) -> Backbone:
+    """Load an encoder from a directory or the Hub (safetensors only).
+
+    Raises:
+        BenchError: exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
+    """
+    with shortages(f"the model '{location}' was loaded"):
+        with watched(location):
+            model = _pretrained(location, offline)
+        if getattr(model, "pooler", None) is not None:
+            model.register_module("pooler", None)  # our head reads the first token
+        return Backbone(model, device, precision, trains)
+
+
+def _pretrained(location: str, offline: bool) -> PreTrainedModel:
+    """The model as transformers loads it, checked before and after."""
+    try:
+        with quiet_transformers(), rust_panics():
+            if Path(location).is_dir():
+                weights.check_files(Path(location))
+            model, info = AutoModel.from_pretrained(
+                location, dtype=torch.float32, use_safetensors=True, local_files_only=offline,
+                attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except BenchError:
+        raise
+    except Exception as error:  # of many families: a config.json can make any line of transformers fail
+        raise unreachable("model", location, error) from error
+    return weights.check_loaded(location, model, info)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' load reports and progress bars; what matters in them is checked here."""
+    before = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def unreachable(kind: str, location: str, error: Exception) -> BenchError:
+    """The error for something that could not be had, with the three ways out."""
+    hint = "Without a network use --preset smoke, or --model DIR and --data-dir DIR."
+    if Path(location).is_dir():
+        hint = "Give a directory as transformers saves it: config.json, safetensors weights, the tokenizer's files."
+    return BenchError(f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.", hint, MISSING)
+
+
+def _padding_idx(model: PreTrainedModel) -> int | None:
+    """The id that positions do not count, where they follow RoBERTa's rule: from that id + 1, itself at that id.
+
+    Its table of positions has a padding index then. None: positions count every id, from 0. The probe has such ids
+    within texts, so a model with another rule is refused.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            parent = model.get_submodule(name.rpartition(".")[0])  # as configured; the table's own is never negative
+            index = getattr(parent, "padding_idx", module.padding_idx)
+            return None if module.padding_idx is None or index is None else int(index)
+    return None
+
+
+def _head_dropout(config: Any) -> float:
+    """The head's dropout as transformers resolves it: the classifier's own rate, else the hidden one."""
+    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return 0.0

@@ -1,0 +1,1 @@
+"""The report's numbers as Markdown, LaTeX, terminal tables and the page."""
