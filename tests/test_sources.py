@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -102,73 +97,6 @@ def test_every_format_gives_the_same_rows(task: Task, form: str, tmp_path: Path)
 
 
 # Without the quotes of which so small a tsv would be taken for a quoted one.
-def with_names(path: Path, columns: Table, names: list[str]) -> None:
-    """As `datasets` writes a column of classes: numbers, and their names in the schema."""
-    kinds = {name: datasets.Value("string") for name in columns} | {"label": datasets.ClassLabel(names=names)}
-    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(path)
-
-
-each_class_task = pytest.mark.parametrize(
-    "task", [task for task in TASKS.values() if task.labels], ids=lambda task: task.name
-)
-
-
-@each_class_task
-def test_numbers_of_classes_go_by_the_names_in_the_file(task: Task, tmp_path: Path) -> None:
-    columns, path = table(task, 11), tmp_path / "train.parquet"
-    names = list(task.labels)
-    for order in (names, names[::-1], [*names[1:], names[0]], ["other", *names]):
-        ids = [order.index(task.labels[label]) for label in columns["label"]]
-        with_names(path, columns | {"label": ids}, order)
-        rows = sources.read(path, task)
-        assert rows.labels.tolist() == columns["label"] and list(rows.texts) == [columns[name] for name in task.columns]
-
-
-def test_names_of_classes_that_are_not_the_tasks(tmp_path: Path) -> None:
-    """Names that no row uses may be any; numbers written as names are numbers."""
-    path, columns = tmp_path / "train.parquet", table(get("rte")) | {"label": [1, 1, 0, 1]}
-    with_names(path, columns, ["no", "entailment"])
-    refused(
-        lambda: sources.read(path, get("rte")), "train.parquet, row 3: label 'no' is not one of 0 entailment, 1 not_"
-    )
-    with_names(path, columns, ["1", "0"])
-    assert sources.read(path, get("rte")).labels.tolist() == [0, 0, 1, 0]
-    with_names(path, columns | {"label": [1, -1, 0, 1]}, ["not_entailment", "entailment"])
-    refused(lambda: sources.read(path, get("rte")), "row 2: label -1 is GLUE's hidden test label")
-
-
-def test_numbers_of_a_dictionary_are_classes(tmp_path: Path) -> None:
-    columns = table(get("sst2"))
-    path = tmp_path / "train.parquet"
-    write_parquet(path, get("sst2"), columns | {"label": pa.array(columns["label"]).dictionary_encode()})
-    assert sources.read(path, get("sst2")).labels.tolist() == columns["label"]
-
-
-@pytest.mark.parametrize("content", [b"[]", b'{"info": []}', b'{"info": {"features": {"label": {"names": 3}}}}', b"{}"])
-def test_other_metadata_name_no_classes(content: bytes, tmp_path: Path) -> None:
-    columns = table(get("sst2"))
-    pq.write_table(pa.table(columns).replace_schema_metadata({b"huggingface": content}), tmp_path / "train.parquet")
-    assert sources.read(tmp_path / "train.parquet", get("sst2")).labels.tolist() == columns["label"]
-
-
-@each_class_task
-@each_format
-def test_classes_may_be_given_by_their_names(form: str, task: Task, tmp_path: Path) -> None:
-    """As text, and in parquet also as pandas keeps categories: the order of those is another."""
-    columns = table(task, 11)
-    named = [task.labels[label] for label in columns["label"]]
-    path = tmp_path / f"train.{form}"
-    WRITERS[form](path, task, columns | {"label": named})
-    assert sources.read(path, task).labels.tolist() == columns["label"]
-    if form == "parquet":
-        frame = pd.DataFrame(columns | {"label": pd.Categorical(named, sorted(task.labels, reverse=True))})
-        frame.to_parquet(path)
-        assert sources.read(path, task).labels.tolist() == columns["label"]
-    if form == "jsonl":
-        WRITERS[form](path, task, columns | {"label": [*named[:-1], "neither"]})
-        refused(lambda: sources.read(path, task), "line 11: label 'neither' is not one of 0")
-
-
 text = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), max_size=20).filter(
     lambda text: '""' not in text
 )
@@ -374,84 +302,3 @@ def test_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
 def test_a_folder_of_one_task_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").touch()
     refused(lambda: sources.find(tmp_path, get("sst2"), "train"), "the folder above")
-
-
-@pytest.mark.parametrize("form", WRITERS)
-def test_a_git_lfs_pointer_is_called_one(form: str, tmp_path: Path) -> None:
-    path = tmp_path / f"train.{form}"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
-    error = refused(lambda: sources.read(path, get("sst2")), f"'{path}' is a git-lfs pointer")
-    assert "git lfs pull" in error.hint
-
-
-@pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.timeout(20)
-def test_a_pipe_is_not_waited_for(form: str, tmp_path: Path) -> None:
-    path = tmp_path / f"train.{form}"
-    os.mkfifo(path)
-    refused(lambda: sources.read(path, get("sst2")), str(path))
-    refused(lambda: sources.find(tmp_path.parent, get("sst2"), "train"), "No file of sst2's split 'train'")
-
-
-@pytest.mark.parametrize("form", WRITERS)
-def test_a_file_larger_than_memory_is_refused_unread(form: str, tmp_path: Path) -> None:
-    path = tmp_path / f"train.{form}"
-    with path.open("wb") as file:
-        file.truncate(5 * 2**30)
-    refused(lambda: sources.read(path, get("sst2")), "5.0 GiB", "1 GiB and 10,000,000 rows")
-
-
-def unpacks(path: Path, texts: pa.Array, groups: int, **how: Any) -> None:
-    """Writes so many groups of these texts into a file of less than a megabyte."""
-    rows = pa.table({"sentence": texts, "label": [0] * len(texts)})
-    with pq.ParquetWriter(path, rows.schema, compression="zstd", **how) as file:
-        for _ in range(groups):
-            file.write_table(rows)
-    assert path.stat().st_size < 2**20
-
-
-LONG = "a" * 2**20
-MANY_OF_ONE = pa.DictionaryArray.from_arrays(np.zeros(2000, np.int32), [LONG])
-BOMBS: dict[str, tuple[pa.Array, int, dict[str, Any]]] = {
-    "one text, a number in each row": (MANY_OF_ONE, 1, {}),
-    "the same, read in full": (MANY_OF_ONE, 1, {"store_schema": False}),
-    "compressed": (pa.array([LONG] * 20), 100, {"use_dictionary": False}),
-    "prefixes": (
-        pa.array([LONG] * 20),
-        100,
-        {"use_dictionary": False, "column_encoding": {"sentence": "DELTA_BYTE_ARRAY"}},
-    ),
-}
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
-@pytest.mark.parametrize("how", BOMBS)
-def test_a_small_parquet_that_unpacks_to_2_gb_is_refused(how: str, tmp_path: Path) -> None:
-    """In a process of its own, which never takes as much memory as the text would."""
-    texts, groups, more = BOMBS[how]
-    unpacks(tmp_path / "train.parquet", texts, groups, **more)
-    code = """if True:
-        import sys
-        from pathlib import Path
-        from lora_bench.data import sources
-        from lora_bench.errors import BenchError
-        from lora_bench.tasks import get
-        try:
-            sources.read(Path(sys.argv[1]), get("sst2"))
-        except BenchError as error:
-            print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0], error)
-    """
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "train.parquet")], capture_output=True, text=True, check=True
-    )
-    peak, _, said = ended.stdout.partition(" ")
-    assert "GiB unpacked; a split may have 1 GiB" in said, ended
-    assert int(peak) < 3 * 2**20  # KiB
-
-
-def test_too_many_rows_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "train.parquet"
-    pq.write_table(pa.table({"sentence": pa.array([""]).take(pa.array(np.zeros(10_000_001, np.int32)))}), path)
-    table = pq.read_table(path)
-    pq.write_table(table.append_column("label", pa.array(np.zeros(10_000_001, np.int64))), path)
-    refused(lambda: sources.read(path, get("sst2")), "10,000,001 rows")
