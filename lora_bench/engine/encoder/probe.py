@@ -1,12 +1,12 @@
 """Probe sequences: what an encoder computes of them by itself, padded, is what it must compute on our paths.
 
 They hold the cases in which two implementations can differ: ids of padding within a text, all special ids that the
-config names, both ends of the vocabulary, one token and as many as the model takes, and pairs.
+config names, both ends of the vocabulary, one token and many, and pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from lora_bench.errors import MISSING, BenchError
 
 PACKABLE = "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, DistilBERT and ModernBERT can"
-LENGTHS = (5, 23, 11, 512, 1, 3, 64)
+LENGTHS = (5, 23, 11, 256, 1, 3, 64)
+LONG = 2  # sequences that are padded by themselves, to keep the padding of the others short
 PADDED = {2: (0,), 17: (1, 2, 9, 16), 40: (0, 7, 39)}  # lengths of further sequences, and where they hold padding ids
 TOLERANCE = 1e-4
 
@@ -75,12 +76,13 @@ def padding(config: Any) -> int:
     return int(pad) if pad is not None and 0 <= pad < int(config.vocab_size) else 0
 
 
-def inputs(table: Sequences, pad: int) -> dict[str, Tensor]:
-    """The sequences padded into one batch, as transformers takes them: `[rows, longest]` each."""
+def inputs(table: Sequences, pad: int, chosen: Collection[int] | None = None) -> dict[str, Tensor]:
+    """The chosen sequences, or all, padded into one batch as transformers takes it: `[rows, longest]` each."""
 
     def rows(values: NDArray[Any], fill: int) -> Tensor:
         parts = torch.from_numpy(values.astype(np.int64)).split(table.lengths)
-        return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
+        kept = [part for row, part in enumerate(parts) if chosen is None or row in chosen]
+        return nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=fill)
 
     padded = {"input_ids": rows(table.ids, pad), "attention_mask": rows(np.ones(len(table.ids)), 0)}
     return padded if table.types is None else padded | {"token_type_ids": rows(table.types, 0)}
@@ -88,23 +90,27 @@ def inputs(table: Sequences, pad: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]:
-    """The model's own hidden states of each probe sequence, padded into one batch.
+    """The model's own hidden states of each probe sequence, padded into two batches: the short ones and the long ones.
 
     Raises:
         BenchError: exit code 3 if it is no encoder, or its numbers are not finite.
     """
     device = next(model.parameters()).device
+    hidden: dict[int, Tensor] = {}
     try:
         table = tokens(model.config, longest, typed)
-        batch = {name: part.to(device) for name, part in inputs(table, padding(model.config)).items()}
-        hidden = model(**batch).last_hidden_state
+        order = np.argsort(table.lengths, kind="stable").tolist()
+        for rows in (sorted(order[:-LONG]), sorted(order[-LONG:])):
+            batch = {name: part.to(device) for name, part in inputs(table, padding(model.config), rows).items()}
+            hidden |= dict(zip(rows, model(**batch).last_hidden_state, strict=True))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise refusal(model.config, f"it is not an encoder ({one_line(error)})") from error
-    if not torch.isfinite(hidden[batch["attention_mask"].bool()]).all():
+    states = [hidden[row][:length] for row, length in enumerate(table.lengths)]
+    if not torch.isfinite(torch.cat(states)).all():
         raise BenchError(
             "The model makes numbers that are not finite.", "Its weights are damaged: get them again.", MISSING
         )
-    return [rows[:length] for rows, length in zip(hidden, table.lengths, strict=True)]
+    return states
 
 
 def refusal(config: Any, why: str) -> BenchError:
