@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_store import failed, record
 
+from lora_bench import archive, store
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.seal import seal
 from lora_bench.store import (
     NEWER,
     count_records,
     make_room,
+    move_to_archive,
     prepare,
     read_record,
     read_records,
@@ -172,6 +178,105 @@ def test_results_that_cannot_be_a_folder_are_told_of(tmp_path: Path, name: str) 
         with pytest.raises(BenchError, match="cannot be used: ") as caught:
             read(tmp_path / name)
         assert caught.value.code == MISSING
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Makes the system fail to read a file of that name."""
+    proper = store.read_file
+
+    def make(name: str, number: int) -> None:
+        def read_file(path: Path, *rest: Any, **more: Any) -> bytes:
+            if path.name == name:
+                raise OSError(number, os.strerror(number), str(path))
+            return proper(path, *rest, **more)
+
+        for module in (store, archive):
+            monkeypatch.setattr(module, "read_file", read_file)
+
+    return make
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_record_that_cannot_be_read_may_be_sound(
+    tmp_path: Path, failing: Callable[[str, int], None], number: int
+) -> None:
+    """It is told of as such, makes no room, and is not archived away."""
+    one, other = record(), record(cell={"seed": 4})
+    for each in (one, other):
+        write_record(tmp_path, each)
+    path = record_path(tmp_path, one.id)
+    failing(path.name, number)
+    loaded = read_records(tmp_path)
+    assert loaded.records == (other,)
+    assert loaded.broken == ((path, f"it cannot be read: {os.strerror(number)}"),)
+    assert loaded.unreadable == {path}
+    with pytest.raises(OSError, match=os.strerror(number)):
+        make_room(path)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        write_record(tmp_path, one)
+    move_to_archive(tmp_path, [one, other])
+    assert list((tmp_path / "cells").iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENXIO])
+def test_what_is_certainly_no_record_makes_room(
+    tmp_path: Path, failing: Callable[[str, int], None], number: int
+) -> None:
+    one = record()
+    write_record(tmp_path, one)
+    path = record_path(tmp_path, one.id)
+    failing(path.name, number)
+    assert read_records(tmp_path).unreadable == frozenset()
+    make_room(path)
+    assert path.with_name(f"{path.name}.broken").exists()
+
+
+def test_an_archive_that_cannot_be_read_is_an_error(tmp_path: Path, failing: Callable[[str, int], None]) -> None:
+    """Nobody knows which cells it has, so nothing may train."""
+    move_to_archive(tmp_path, [record()])
+    assert read_records(tmp_path).records == (record(),)
+    failing("records.jsonl.gz", errno.EIO)
+    with pytest.raises(BenchError, match=r"records\.jsonl\.gz") as caught:
+        read_records(tmp_path)
+    assert caught.value.code == MISSING
+
+
+def test_a_damaged_archive_says_how_much_of_it_was_sound(tmp_path: Path) -> None:
+    records = [record(cell={"seed": seed}) for seed in range(3)]
+    path = move_to_archive(tmp_path, records)
+    content = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join([content[0], b"{}\n", *content[1:]])))
+    loaded = read_records(tmp_path)
+    assert loaded.records == (records[0],)
+    assert loaded.broken == ((path, "after 1 record: it has no 'id'"),)
+
+
+def test_records_that_move_while_they_are_read_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive is read, then the files are listed; in between they have moved."""
+    records = [record(cell={"seed": seed}) for seed in range(3)]
+    for each in records[:2]:
+        write_record(tmp_path, each)
+    proper, moved = store.read_archive, list[Path]()
+
+    def moving(results: Path) -> store.Loaded:
+        loaded = proper(results)
+        if not moved:
+            moved.append(move_to_archive(results, records[:2]))
+        return loaded
+
+    monkeypatch.setattr(store, "read_archive", moving)
+    assert {each.id for each in read_records(tmp_path).records} == {each.id for each in records[:2]}
+
+
+def test_a_record_that_has_just_gone_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = record(), record(cell={"seed": 4})
+    for each in (one, other):
+        write_record(tmp_path, each)
+    names = sorted(path.name for path in (tmp_path / "cells").iterdir())
+    record_path(tmp_path, one.id).unlink()
+    monkeypatch.setattr(store, "_files", lambda _: names)
+    assert read_records(tmp_path) == store.Loaded((other,), ())
 
 
 def test_what_is_no_record_makes_room_and_is_kept(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stub_worker import child, grid, runner, waited
 from lora_bench.cell import Cell
 from lora_bench.errors import INTERRUPTED
 from lora_bench.resume import leases
-from lora_bench.resume.signals import Stopper
+from lora_bench.resume.signals import SAME, Stopper
 from lora_bench.store import read_records
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
@@ -128,7 +128,7 @@ def signalled(results: Path) -> dict[str, Any]:
             waited(own / "started")
             os.kill(process, number)
             if count == 2:
-                time.sleep(0.1)
+                time.sleep(SAME + 0.2)  # sooner it would be the same request
                 os.kill(process, number)
             codes[f"{name} {signal.Signals(number).name}"] = [code_of(process), len(makers(own))]
     return codes
