@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
+
+# Whether an example is slow says how busy the machine is, nothing of the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_bench import tasks
@@ -203,13 +203,11 @@ def config_or_error(text: str) -> None:
         assert error.code == USAGE
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from(MARKS), max_size=25).map("".join))
 def test_any_text_gives_a_config_or_a_clear_error(text: str) -> None:
     config_or_error(text)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(KEYS, TREES, max_size=4))
 def test_any_tree_gives_a_config_or_a_clear_error(tree: dict[str, object]) -> None:
     config_or_error(yaml.safe_dump({"name": "x", **tree}))

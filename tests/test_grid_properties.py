@@ -69,7 +69,7 @@ def enumerated(defaults: dict[str, Any], blocks: list[dict[str, Any]]) -> set[Ce
     return cells
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(CONFIGS)
 def test_expansion_is_the_set_of_all_combinations(config: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     defaults, blocks = config
@@ -78,7 +78,7 @@ def test_expansion_is_the_set_of_all_combinations(config: tuple[dict[str, Any], 
     assert len(ids(grid)) == len(grid.cells)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(CONFIGS, st.randoms(use_true_random=False))
 def test_the_order_of_blocks_keys_and_values_changes_no_id(config: Any, random: Any) -> None:
     def shuffled(part: Any) -> Any:
@@ -92,7 +92,7 @@ def test_the_order_of_blocks_keys_and_values_changes_no_id(config: Any, random: 
     assert ids(made(shuffled(defaults), *shuffled(blocks))) == ids(made(defaults, *blocks))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(DEFAULTS.map(lambda parts: parts[0] | parts[1]), st.sampled_from(["task", "method", "rank", "lr"]), st.data())
 def test_narrowing_one_block_is_filtering_its_cells(
     defaults: dict[str, Any], setting: str, data: st.DataObject
@@ -111,7 +111,7 @@ def test_narrowing_one_block_is_filtering_its_cells(
         assert list(narrow.cells) == kept
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(CONFIGS, st.fixed_dictionaries({}, optional={setting: some(setting) for setting in POOL}))
 def test_every_cell_has_what_was_asked_for(config: Any, overrides: dict[str, list[Any]]) -> None:
     """Or the config has some of it and not the rest, and nothing runs."""
@@ -126,7 +126,7 @@ def test_every_cell_has_what_was_asked_for(config: Any, overrides: dict[str, lis
         assert {getattr(cell, setting) for cell in has} in (set(wanted), set())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(CONFIGS, st.integers(1, 9), st.randoms(use_true_random=False))
 def test_packs_are_a_partition_that_shares_batches(config: Any, limit: int, random: Any) -> None:
     cells = made(config[0], *config[1]).cells

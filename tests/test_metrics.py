@@ -35,7 +35,7 @@ def quietly(function: Any, *args: Any, **more: Any) -> float:
         return float(function(*args, **more))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs_of_classes)
 def test_classes_as_scikit_learn_has_them(pairs: list[tuple[int, int]]) -> None:
     found, true = np.array(pairs).T
@@ -46,7 +46,7 @@ def test_classes_as_scikit_learn_has_them(pairs: list[tuple[int, int]]) -> None:
     assert same(score(get("rte"), found, true), {"accuracy": accuracy})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pairs_of_numbers)
 def test_scores_as_scipy_has_them(pairs: list[tuple[float, float]]) -> None:
     found, true = np.array(pairs).T
