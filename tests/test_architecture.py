@@ -49,7 +49,7 @@ MAY: dict[str, str] = {
     "runner": "cell errors files grid resume store training work",
     "training": "cell cost load data engine environment errors fingerprint grid methods models resume store tasks work",
     "report": "cell errors files store tasks text",
-    "contracts": "cell data engine methods tasks",
+    "contracts": "adapt cell data engine methods tasks",
     "lookup": "errors store",
     "export": "lora_bench cell data engine errors lookup methods models report store tasks training",
     "commands": "archive cell contracts data environment errors export grid methods models resume store tasks text",
