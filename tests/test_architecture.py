@@ -51,7 +51,7 @@ MAY: dict[str, str] = {
     "report": "cell errors files store tasks text",
     "contracts": "adapt cell data engine methods tasks",
     "lookup": "errors store",
-    "export": "lora_bench cell data engine errors lookup methods models report store tasks training",
+    "export": "lora_bench cell data engine errors files lookup methods models report store tasks training",
     "commands": "archive cell contracts data environment errors export grid methods models resume store tasks text",
     "bench": "cell cost load data engine environment errors files fingerprint grid methods models tasks training",
     "cli": "lora_bench bench commands environment errors grid lookup report resume runner store text training work",
