@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.group import Stack, targets_of
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.families import Family, by_shape
 from lora_bench.errors import BenchError, unknown
-from lora_bench.methods.recipe import FirstStep, Shape
+from lora_bench.methods.recipe import FirstStep
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,30 +68,42 @@ class AdaptedModel(nn.Module):
         if methods.get(cell.method).trains_backbone:
             raise BenchError(f"'{cell.method}' adapts nothing: it trains the whole model.", "Train the model as it is.")
         self.model, self.cell = model, cell
+        pack = self._made_pack()  # before the model is changed: it may refuse the cell
         self._grad = {name: value.requires_grad for name, value in self.encoder.named_parameters()}
         self.encoder.requires_grad_(False)
-        self._pack = self._attached()
+        self._pack = pack.__enter__()
         self.factors = nn.ParameterDict(dict(self._starts()))
         self._hook = self.encoder.register_forward_pre_hook(lambda *_: self._compose())
 
     @property
     def encoder(self) -> nn.Module:
         """The part that is adapted: transformers' `base_model`, or the model itself."""
-        found: nn.Module = getattr(self.model, "base_model", self.model)
-        return found
+        return _encoder_of(self.model)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The model's own forward."""
         return self.model(*inputs, **named)
 
     def parameter_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
-        """For a torch optimiser: the factors at the method's multiples of `lr` (LoRA+), the head at `head_lr`."""
-        rates = {_key(stack.name, stack.family): stack.rate for stack in self._stacks()}
-        groups: list[dict[str, Any]] = [
-            {"params": [value], "lr": lr * rates[name]} for name, value in self.factors.items()
-        ]
+        """Parameter groups for a torch optimiser, as the benchmark trains them.
+
+        What weight decay does not apply to has `weight_decay: 0.0`: a factor whose method says so (BitFit's biases),
+        and of the head all vectors (biases, norms). Whatever else has no `weight_decay` and takes the optimiser's.
+
+        Args:
+            lr: The rate of the factors, times the method's own multiples of it (LoRA+).
+            head_lr: The rate of what trains outside of the encoder; `lr` unless given.
+
+        Returns:
+            A group a factor, then the head's matrices and the head's vectors, where there are some.
+        """
+        stacks = {_key(stack.name, stack.family): stack for stack in self._stacks()}
+        groups = [_group([value], lr * stacks[name].rate, stacks[name].decays) for name, value in self.factors.items()]
         head = [value for value in self._outside().values() if value.requires_grad]
-        return groups + ([{"params": head, "lr": lr if head_lr is None else head_lr}] if head else [])
+        for decays in (True, False):
+            own = [value for value in head if (value.ndim > 1) == decays]
+            groups += [_group(own, lr if head_lr is None else head_lr, decays)] if own else []
+        return groups
 
     @torch.no_grad()
     def save(self, folder: str | Path) -> None:
@@ -136,11 +149,10 @@ class AdaptedModel(nn.Module):
         for name, value in head.items():
             outside[name].copy_(value)
 
-    def _attached(self) -> Pack:
-        pack = Pack([self.cell], cast("Backbone", Host(self.encoder)), 1)
-        return pack.__enter__()
+    def _made_pack(self) -> Pack:
+        return Pack([self.cell], cast("Backbone", Host(self.encoder)), 1)
 
-    def _stacks(self) -> list[Any]:
+    def _stacks(self) -> list[Stack]:
         return [stack for group in self._pack.bank.groups for stack in group.trained]
 
     def _starts(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -175,7 +187,7 @@ class AdaptedModel(nn.Module):
             state = self._state()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._pack.__exit__(None, None, None)
-        self._pack = self._attached()
+        self._pack = self._made_pack().__enter__()
         for group in self._pack.bank.groups:
             group.load(0, state, group.block.matrix.detach())
         return self
@@ -201,7 +213,7 @@ def get_adapted_model(
     except ValidationError as error:
         first = error.errors()[0]
         raise BenchError(f"{first['loc'][0]}: {first['input']!r} is not allowed.", f"{first['msg']}.") from None
-    if any(isinstance(factor.start, FirstStep) for factor in recipe.factors(cell, Shape(8, 8))):
+    if _starts_from_data(model, cell):
         raise BenchError(
             f"'{method}' starts from a gradient of the benchmark's data.", "Train it with `lora-bench run`."
         )
@@ -220,6 +232,26 @@ def load_adapted_model(model: PreTrainedModel | nn.Module, folder: str | Path) -
     adapted = AdaptedModel(model, cell)
     adapted.put(state)
     return adapted
+
+
+def _encoder_of(model: nn.Module) -> nn.Module:
+    found: nn.Module = getattr(model, "base_model", model)
+    return found
+
+
+def _starts_from_data(model: nn.Module, cell: Cell) -> bool:
+    """Whether a factor of the cell, on the weights that this model has, starts from a gradient."""
+    recipe = methods.get(cell.method)
+    if not recipe.adapts:
+        return False
+    host = Host(_encoder_of(model))
+    shapes = {family.shape for family in host.families(targets_of(cell, cast("Backbone", host)))}
+    return any(isinstance(factor.start, FirstStep) for shape in shapes for factor in recipe.factors(cell, shape))
+
+
+def _group(params: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
+    """A torch optimiser's parameter group."""
+    return {"params": params, "lr": lr} | ({} if decays else {"weight_decay": 0.0})
 
 
 def _key(factor: str, family: Family) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from contract.contract_kit import made_of_data
 from engine.engine_factory import PACKABLE, cell
 from engine.runner_factory import Bench, make_data, make_model
 from torch import Tensor, nn
@@ -23,8 +24,7 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 
-OF_DATA = {"lora-sb"}  # starts from a gradient
-METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and name not in OF_DATA]
+METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and not made_of_data(name)]
 SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}
 IDS = torch.tensor([[0, 5, 9, 11, 2, 1], [0, 33, 40, 2, 1, 1], [0, 7, 2, 1, 1, 1]])
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 1).long()}
@@ -143,7 +143,41 @@ def test_a_cast_model_keeps_what_it_learnt(folder: Path) -> None:
 def test_lora_plus_has_its_rates(folder: Path) -> None:
     adapted = get_adapted_model(classifier(folder), "lora-plus", rank=2)
     rates = [group["lr"] for group in adapted.parameter_groups(lr=1e-3, head_lr=5e-4)]
-    assert sorted(rates) == [5e-4, 1e-3, 16e-3]
+    assert sorted(set(rates)) == [5e-4, 1e-3, 16e-3]
+
+
+@pytest.mark.parametrize(("method", "decay"), [("bitfit", 0.0), ("lora", 0.01)])
+def test_weight_decay_is_the_benchmarks(method: str, decay: float, folder: Path) -> None:
+    """torch's AdamW takes its own where a group says nothing: BitFit's biases and the head's must say zero."""
+    adapted = get_adapted_model(classifier(folder), method)
+    optimiser = torch.optim.AdamW(adapted.parameter_groups(lr=1e-3), weight_decay=0.01)
+    decays = {id(value): group["weight_decay"] for group in optimiser.param_groups for value in group["params"]}
+    assert {decays[id(value)] for value in adapted.factors.values()} == {decay}
+    head = adapted.model.classifier
+    assert [decays[id(layer.bias)] for layer in (head.dense, head.out_proj)] == [0.0, 0.0]
+    assert [decays[id(layer.weight)] for layer in (head.dense, head.out_proj)] == [0.01, 0.01]
+    assert len(decays) == sum(value.requires_grad for value in adapted.parameters())
+
+
+@pytest.mark.parametrize("width", [8, 16, 31])
+def test_as_many_diagonals_as_the_weights_have_are_taken(width: int, folder: Path) -> None:
+    """Whether a method starts from data is asked of the model's weights, not of a small one made up."""
+    adapted = moved(get_adapted_model(classifier(folder), "svft-banded", b=width))
+    values = sum(value.numel() for value in adapted.factors.values())
+    assert values == 2 * 3 * (32 * (2 * width + 1) - width * (width + 1))  # 2 layers, queries, keys and values
+    with pytest.raises(BenchError, match="32 diagonals are more than a matrix of 32 has"):
+        get_adapted_model(classifier(folder), "svft-banded", b=32)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"), [("lora", {"targets": "querry"}), ("svft-banded", {"b": 32}), ("pissa", {"rank": 33})]
+)
+def test_a_call_that_is_refused_leaves_the_model_alone(method: str, given: dict[str, Any], folder: Path) -> None:
+    plain = classifier(folder)
+    with pytest.raises(BenchError):
+        get_adapted_model(plain, method, **given)
+    assert all(value.requires_grad for value in plain.parameters())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in plain.modules())
 
 
 @pytest.mark.parametrize(

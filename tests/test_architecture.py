@@ -50,9 +50,9 @@ MAY: dict[str, str] = {
     "training": "cell data engine environment errors forecast grid methods model_files models provenance "
     "resume store tasks work",
     "report": "cell errors files store tasks text",
-    "contracts": "cell data engine methods tasks",
+    "contracts": "adapt cell data engine methods tasks",
     "lookup": "errors store",
-    "export": "lora_bench cell data engine errors lookup methods models report store tasks training",
+    "export": "lora_bench cell data engine errors files lookup methods models report store tasks training",
     "commands": "archive cell contracts data environment errors export grid methods models resume store tasks text",
     "bench": "cell data engine environment errors files forecast grid methods model_files models "
     "provenance tasks training",

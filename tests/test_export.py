@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from engine.runner_factory import Bench, make_data, make_model
+from engine.runner_factory import VALIDATION, Bench, make_data, make_model
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -51,6 +51,9 @@ for name, (form, folder) in asked["folders"].items():
         model = Auto.from_pretrained(folder).eval()
     with torch.no_grad():
         found[name] = model(**inputs).logits.numpy()
+        if form == "merged":
+            rows = tokenizer(asked["rows"], padding=True, truncation=True, max_length=16, return_tensors="pt")
+            found[name + " predictions"] = model(**rows).logits.argmax(-1).numpy()
         if form == "peft":
             found[name + " merged"] = model.merge_and_unload().eval()(**inputs).logits.numpy()
 assert not any(module.startswith("lora_bench") for module in sys.modules)
@@ -108,7 +111,11 @@ def loaded(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
                 folders[f"{method} {form}"] = form, str(folder)
             else:
                 assert (code, form) == (2, "peft") and "--to merged" in said, said
-    asked = {"folders": folders, "texts": TEXTS, "base": str(bench.model), "outputs": 2, "out": str(root / "found.npz")}
+    lines = (bench.rows / "sst2/validation.jsonl").read_text().splitlines()
+    asked = {
+        "folders": folders, "texts": TEXTS, "base": str(bench.model), "outputs": 2, "out": str(root / "found.npz"),
+        "rows": [json.loads(line)["sentence"] for line in lines],
+    }  # fmt: skip
     ran = subprocess.run([sys.executable, "-c", FRESH], input=json.dumps(asked), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     with np.load(root / "found.npz") as file:
@@ -118,12 +125,20 @@ def loaded(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.mark.parametrize("method", PACKED)
 def test_a_fresh_process_has_the_same_logits(method: str, bench: Bench, loaded: dict[str, np.ndarray]) -> None:
     ours = our_logits(bench, record_of(bench, method))
-    forms = [name for name in loaded if name.split()[0] == method]
+    forms = [name for name in loaded if name.split()[0] == method and not name.endswith("predictions")]
     worst = {name: float(np.abs(loaded[name] - ours).max()) for name in forms}
     print({name: f"{value:.1e}" for name, value in worst.items()})
     assert f"{method} merged" in forms
     assert max(worst.values()) < 1e-5
     assert method == "head" or np.abs(ours - our_logits(bench, record_of(bench, "head"))).max() > 1e-3
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_merged_it_answers_as_the_record_says(method: str, bench: Bench, loaded: dict[str, np.ndarray]) -> None:
+    """transformers alone, on the rows that the record's predictions are of."""
+    record = record_of(bench, method)
+    assert loaded[f"{method} merged predictions"].tolist() == list(record.predictions)
+    assert len(record.predictions) == VALIDATION
 
 
 def test_a_whole_model_that_was_kept_is_merged(bench: Bench, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from lora_bench import data, methods, tasks
 from lora_bench.bench.choice import FULL, Choice
@@ -27,6 +27,7 @@ from lora_bench.grid.plan import source_of
 from lora_bench.model_files import TOKENIZER_FILES
 from lora_bench.models import location
 from lora_bench.tasks import Task
+from lora_bench.training.tokenizer import load_tokenizer
 
 STEPS = 20_000  # the longest training that a measurement can be of
 SEED = 0
@@ -111,14 +112,7 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     Raises:
         BenchError: exit code 3 if there is none.
     """
-    try:
-        with encoders.quiet_transformers(), hub.hub_mode(model.offline):
-            loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                model.location, local_files_only=model.offline
-            )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise encoders.unreachable("tokenizer of", model.location, error) from error
-    return loaded
+    return load_tokenizer(model.location, model.offline)
 
 
 def load(name: str, choice: Choice, model: Model, precision: str, longest: int) -> Work:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, AutoModelForSequenceClassification, RobertaConfig, RobertaModel
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
@@ -171,6 +171,16 @@ def plain_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module
     return model.eval()  # type: ignore[no-any-return]
 
 
+def plain_classifier(folder: Path, outputs: int, dtype: torch.dtype) -> nn.Module:
+    """The encoder with a head of transformers' own, random the same every time."""
+    with torch.random.fork_rng(), backbones.quiet_transformers():
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=outputs, dtype=dtype, attn_implementation="eager"
+        )
+    return model.eval()  # type: ignore[no-any-return]
+
+
 def padded(table: TokenTable, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Ids and attention mask `[rows, longest]`."""
     sequences = [torch.from_numpy(table.ids[table.offsets[i] : table.offsets[i + 1]]).long() for i in rows]
@@ -185,11 +195,18 @@ def head_by_hand(first: Tensor, head: dict[str, Tensor]) -> Tensor:
 
 
 class Workbench:
-    """A tiny encoder in a folder, and cells trained on it; each is loaded or trained once."""
+    """A tiny encoder in a folder, and cells trained on it; each is loaded or trained once.
+
+    `calm` is the same encoder without dropout, so that others' code can be followed step by step.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = save_encoder(folder, dropout=0.1)
         self.load: Callable[[str], Backbone] = cache(lambda precision: backbones.load(str(folder), CPU, precision))
+        self.calm_folder = save_encoder(self.new_folder(), dropout=0.0)
+        self.calm: Callable[[str], Backbone] = cache(
+            lambda precision: backbones.load(str(self.calm_folder), CPU, precision)
+        )
         self.trained: Callable[[str, str, str], Run] = cache(self._train)
 
     def _train(self, method: str, task: str = "cola", precision: str = "float32") -> Run:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lora_bench.contracts import packs, start, training
+from lora_bench.contracts import own_loop, packs, start, training
 from lora_bench.contracts.kit import Workbench
 
 Contract = Callable[[str, Workbench], None]
@@ -30,6 +30,7 @@ CONTRACTS: tuple[Contract, ...] = (
     packs.padding_is_trimmed_and_stays_zero,
     packs.it_loads_among_larger_cells,
     packs.it_does_not_depend_on_its_pack,
+    own_loop.a_loop_of_ones_own_trains_the_same,
 )
 
 

@@ -14,7 +14,8 @@ from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
 
 from lora_bench import __version__
 from lora_bench.cell import Cell
-from lora_bench.export.trained import Trained
+from lora_bench.export import classifier
+from lora_bench.export.trained import Trained, is_bundled
 from lora_bench.models import SAMPLE
 from lora_bench.report.numbers.statistics import over_seeds
 from lora_bench.store import Record
@@ -25,38 +26,79 @@ UNKNOWN_LICENCE = "other"
 
 def peft(trained: Trained, dtype: str, rank: int) -> str:
     """The card of an adapter."""
-    public = _public(trained.cell)
-    base = repr(public) if public else '"BASE_MODEL"'
+    base = f'"{_public(trained.cell) or "BASE_MODEL"}"'
+    labels = ", ".join(f"{name}={value!r}" for name, value in classifier.labelled(trained.task).items())
     load = f"""from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={trained.task.num_outputs})
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base}, dtype="float32", ignore_mismatched_sizes=True,
+    {labels},
+)
 model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()
-tokenizer = AutoTokenizer.from_pretrained({base})"""
+tokenizer = AutoTokenizer.from_pretrained({base})
+{_use(trained)}"""
     what = (
         f"A standard peft LoRA of rank {rank}: the update that `{trained.cell.method}` learnt, as `B A`, and the "
         f"classification head (`modules_to_save`). Stored as {dtype}."
     )
-    return _card(trained, what, load, "peft")
+    return _card(trained, what, load, "peft", f"## In peft\n\n{_in_peft(trained)}")
 
 
 def merged(trained: Trained, dtype: str) -> str:
     """The card of a merged model."""
-    load = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    load = f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("THIS_FOLDER").eval()
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")"""
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+{_use(trained)}"""
     what = f"A plain transformers model: what `{trained.cell.method}` learnt is merged into its weights ({dtype})."
     return _card(trained, what, load, "transformers")
 
 
-def _card(trained: Trained, what: str, load: str, library: str) -> str:
+def _use(trained: Trained) -> str:
+    """The lines of a snippet that ask the model for an answer."""
+    texts = ", ".join(f'"The {column}."' for column in trained.task.columns)
+    answer = "float(logits)" if trained.task.is_regression else "model.config.id2label[int(logits.argmax())]"
+    return f"""
+inputs = tokenizer({texts}, truncation=True, max_length={trained.cell.max_length}, return_tensors="pt")
+logits = model(**inputs).logits
+print({answer})"""
+
+
+def _in_peft(trained: Trained) -> str:
+    """What peft can do with the adapter, and what it cannot."""
+    if _public(trained.cell):
+        auto = (
+            '`AutoPeftModelForSequenceClassification.from_pretrained("THIS_FOLDER", num_labels='
+            f"{trained.task.num_outputs}, ignore_mismatched_sizes=True)` finds the base model by itself."
+        )
+    else:
+        auto = (
+            "`AutoPeftModelForSequenceClassification` cannot find the base model by itself, since it is not on the "
+            "Hub: load it as above."
+        )
+    return f"""- `model.merge_and_unload()` gives the plain transformers model.
+- A second adapter is loaded by `model.load_adapter("OTHER_FOLDER", adapter_name="other")` and chosen by
+  `model.set_adapter("other")`; `model.set_adapter("default")` goes back. Its task must have as many outputs as this one
+  ({trained.task.num_outputs}): the heads of one model are of one size.
+- `model.add_weighted_adapter` is refused by peft (0.18 to 0.21 were tried) where two adapters each have a head. Without
+  the heads it works: with `config = PeftConfig.from_pretrained(folder)` and
+  `config.modules_to_save = config.task_type = None` for each folder, load the first by
+  `PeftModel.from_pretrained(base, folder, config=config)`, the second by `model.add_adapter("other", config)` and
+  `model.load_adapter(folder, adapter_name="other")`. `combination_type="cat"` adds the updates exactly, `"linear"` does
+  not. The head of the adapter that was loaded last is the model's then.
+- {auto}"""
+
+
+def _card(trained: Trained, what: str, load: str, library: str, *sections: str) -> str:
     cell, task = trained.cell, trained.task
     title = f"{_plain(trained.base)} · {task.title} · {cell.method}"
     parts = [
         f"---\n{_front_matter(trained, title, library)}\n---\n\n# {title}\n\n{what}",
-        f"Base model: `{_plain(cell.model)}`. Data: `{_plain(cell.data)}` ({_data(trained)[1]}).",
+        f"Base model: {_base(cell)}. Data: `{_plain(cell.data)}` ({_data(trained)[1]}).",
         f"## How to load\n\n```python\n{load}\n```",
+        *sections,
         f"## Results\n\n{_results(trained)}",
         f"## Settings\n\n{_settings(cell)}",
         f"## How it was made\n\n```sh\n{command(cell)}\n```\n\nlora-bench {__version__}, record `{trained.record.id}`.",
@@ -99,6 +141,17 @@ def _front_matter(trained: Trained, title: str, library: str) -> str:
 def _public(cell: Cell) -> str | None:
     """The base model's id on the Hub, if it is from there."""
     return None if "@" in cell.model else cell.model
+
+
+def _base(cell: Cell) -> str:
+    """What the base model is, in words: a directory may have the name of a model that it is not."""
+    model, label = f"`{_plain(cell.model)}`", _plain(cell.model.partition("@")[0])
+    if _public(cell):
+        return f"{model} of the Hub"
+    if is_bundled(cell):
+        show = "`python -c 'from lora_bench.sample import ENCODER; print(ENCODER)'`"
+        return f"{model}, which comes with lora-bench and is not on the Hub ({show} prints where it is)"
+    return f"{model}, a directory called `{label}`, its content named by a hash; no model of the Hub is meant"
 
 
 def _data(trained: Trained) -> tuple[str, str]:
@@ -151,8 +204,8 @@ def _settings(cell: Cell) -> str:
 
 def command(cell: Cell) -> str:
     """The command that trains this cell; a directory or a data folder stands as MODEL_DIR and DATA_DIR."""
-    model, at, _ = cell.model.partition("@")
-    words = ["lora-bench", "run", "--model", "MODEL_DIR" if at and model != SAMPLE else model]
+    model = SAMPLE if is_bundled(cell) else _public(cell) or "MODEL_DIR"
+    words = ["lora-bench", "run", "--model", model]
     if cell.data.startswith("files:"):
         words += ["--data-dir", "DATA_DIR"]
     words += ["--task", cell.task, "--method", cell.method]

@@ -1,23 +1,28 @@
-"""Writing the two forms: a peft adapter and a merged transformers model, each whole or not at all."""
+"""Writing the two forms, a peft adapter and a merged transformers model; a folder is written whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import save
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lora_bench.data import hub
+from lora_bench import files
 from lora_bench.engine.encoder import backbone as encoders
-from lora_bench.errors import USAGE, BenchError
+from lora_bench.engine.encoder import probe
+from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.export import card, classifier, low_rank
 from lora_bench.export.trained import Trained
+
+MARK = ".export"  # ends the name of a folder that is not whole yet
 
 
 def write_peft(trained: Trained, out: Path, dtype: str) -> str:
@@ -28,7 +33,7 @@ def write_peft(trained: Trained, out: Path, dtype: str) -> str:
     classifier.fold(model, trained.pack, {name: update.B @ update.A for name, update in made.items()})
     difference = classifier.check(model, trained.pack)
     rank = next(iter(made.values())).A.shape[0]
-    config = low_rank.config(rank, prefix, made.keys(), trained.pack.backbone.linears().keys(), trained.base)
+    config = low_rank.config(rank, prefix, made.keys(), trained.pack.backbone.linears().keys(), trained.cell.model)
     tensors = {name: value.to(getattr(torch, dtype)) for name, value in low_rank.tensors(prefix, made, head).items()}
     with whole(out) as folder:
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -42,10 +47,10 @@ def write_merged(trained: Trained, out: Path, dtype: str) -> str:
     model = classifier.untrained(trained)
     classifier.fold(model, trained.pack, trained.pack.deltas(0))
     difference = classifier.check(model, trained.pack)
+    tokenizer = trained.tokenizer()
     with whole(out) as folder:
         _save(model.to(getattr(torch, dtype)), folder)
-        with encoders.quiet_transformers(), hub.hub_mode(trained.offline):
-            AutoTokenizer.from_pretrained(trained.model, local_files_only=trained.offline).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card.merged(trained, dtype), encoding="utf-8")
     return f"{type(model).__name__} with {trained.cell.method} merged; {_checked(difference)}"
 
@@ -68,19 +73,68 @@ def _checked(difference: float) -> str:
 def whole(out: Path) -> Iterator[Path]:
     """A folder to fill that becomes `out` when all went well; nothing is left of it else.
 
+    What an export that was killed has left beside `out` is removed by the next one to the same `out`.
+
     Raises:
-        BenchError: exit code 2 if `out` is there and not an empty folder.
+        BenchError: exit code 2 if `out` is there and not an empty folder, 3 if it cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BenchError(f"'{out}' exists and is not an empty folder.", "Give --out a new folder.", USAGE)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name[:64]}.{secrets.token_hex(6)}.tmp"
-    folder.mkdir()
+    with _reported(out):
+        target = Path(os.path.realpath(out))  # a link to an empty folder is as good as the folder
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BenchError(f"'{out}' exists and is not an empty folder.", "Give --out a new folder.", USAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        room = target.parent / f"{_beginning(target)}{secrets.token_hex(6)}{MARK}"
+        folder, lock = room / "whole", _lock(room)
+        try:
+            folder.mkdir(parents=True)
+            with suppress(OSError, NotImplementedError):  # where there are no locks, nothing is swept either
+                lock.acquire(blocking=False)
+            yield folder
+            for path in (*files.listing(folder), folder):
+                files.sync(path)
+            if target.exists():
+                target.rmdir()
+            folder.rename(target)
+            files.sync(target.parent)
+        finally:
+            lock.release()
+            files.remove(room)
+
+
+@contextmanager
+def _reported(out: Path) -> Iterator[None]:
+    """What hinders the writing of `out`, as an error in two lines, whichever library says so."""
     try:
-        yield folder
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(out, error) from error
+    except Exception as error:
+        if type(error) is not Exception:  # tokenizers has no class of its own for what the system refuses
+            raise
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: Exception) -> BenchError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else probe.one_line(error)
+    return BenchError(
+        f"'{out}' cannot be written: {why}.", "Give --out a folder on a disk that has room and may be written.", MISSING
+    )
+
+
+def _beginning(target: Path) -> str:
+    """How the names of unfinished folders of a target begin."""
+    return f".{target.name[:32]}."
+
+
+def _lock(room: Path) -> FileLock:
+    """What a process holds while it fills the folder; the system takes it from one that has died."""
+    return FileLock(room / "lock")
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed exports to a target have left beside it."""
+    for room in files.listing(target.parent):
+        if room.name.startswith(_beginning(target)) and room.name.endswith(MARK) and not room.is_symlink():
+            with suppress(OSError, NotImplementedError), _lock(room).acquire(blocking=False):
+                files.remove(room)

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
-from lora_bench.data import DataSource, hub
+from lora_bench.data import DataSource
 from lora_bench.data.sources import HIGHEST, LOWEST
 from lora_bench.data.tokens import tokenize
-from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
@@ -81,8 +79,7 @@ def _has(root: Path, test: Submission) -> bool:
 
 def _predicted(trained: Trained, task: Task, test: Submission, source: DataSource) -> str:
     rows, numbers = unlabelled.read(task, test, source, trained.offline)
-    with encoders.quiet_transformers(), hub.hub_mode(trained.offline):
-        tokenizer = AutoTokenizer.from_pretrained(trained.model, local_files_only=trained.offline)
+    tokenizer = trained.tokenizer()
     tokens = tokenize(rows, tokenizer, trained.cell.max_length)
     check_fits(tokens, trained.pack.backbone)
     table = trained.pack.backbone.table(tokens)

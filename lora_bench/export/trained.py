@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lora_bench import methods
 from lora_bench.cell import Cell
@@ -18,6 +19,7 @@ from lora_bench.lookup import find_record
 from lora_bench.models import SAMPLE, identity, location
 from lora_bench.store import Record, read_records
 from lora_bench.tasks import Task, get
+from lora_bench.training.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class Trained:
     def base(self) -> str:
         """The model's public name: the Hub's id, or a directory's own name (never its path)."""
         return self.cell.model.partition("@")[0]
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer.
+
+        Raises:
+            BenchError: exit code 3 if it cannot be loaded.
+        """
+        return load_tokenizer(self.model, self.offline)
 
 
 def load(
@@ -90,15 +100,24 @@ def model_location(cell: Cell, given: Path | None) -> str:
         BenchError: exit code 3 if the model was a directory and none is given, or another one.
     """
     name, at, _ = cell.model.partition("@")
-    if given is None and at and name != SAMPLE:
+    if given is None and at and not is_bundled(cell):
         raise BenchError(f"The cell was trained over a directory, '{name}'.", "Say where it is: --model DIR.", MISSING)
     chosen = str(given) if given is not None else (SAMPLE if at else cell.model)
     if identity(chosen) != cell.model:
+        hint = (
+            "the directory that it was trained over" if at else "nothing, where no directory has the name of the Hub's"
+        )
         raise BenchError(
             f"'{chosen}' is {identity(chosen)}, the cell was trained over {cell.model}.",
-            "Give --model the directory that it was trained over.", MISSING,
-        )  # fmt: skip
+            f"Give --model {hint}.",
+            MISSING,
+        )
     return location(chosen)
+
+
+def is_bundled(cell: Cell) -> bool:
+    """Whether the cell was trained over the bundled encoder; a directory may have its name."""
+    return cell.model == identity(SAMPLE)
 
 
 def _over_seeds(results: Path, record: Record) -> tuple[Record, ...]:

@@ -1,0 +1,102 @@
+"""What a method keeps in the Python API: a training loop of one's own ends where the packed trainer does."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from lora_bench import methods
+from lora_bench.adapt import AdaptedModel, get_adapted_model
+from lora_bench.cell import Cell
+from lora_bench.contracts.kit import (
+    KINDS,
+    Workbench,
+    alike,
+    cell_of,
+    padded,
+    plain_classifier,
+    require,
+    tokens,
+    trainer_of,
+)
+from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.first_step import starts_from_it
+from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder.windows import Ints
+from lora_bench.tasks import Task, get
+
+# Both sides compute in float64 and differ in the order of their sums alone, by about 1e-15 in a gradient. AdamW divides
+# a gradient by its own size: a step differs by that times the rate, and where a gradient is zero but for rounding by
+# rate · 1e-15 / epsilon, 1e-9 for rates of 1e-2. What decays and should not is off by 1e-6 or more after these steps.
+TOLERANCE = 1e-8
+DECAY = 0.1
+MOVED = 1e-3
+
+
+def a_loop_of_ones_own_trains_the_same(method: str, bench: Workbench) -> None:
+    """in a loop of one's own (`get_adapted_model`, torch's AdamW with decay) it ends as in a pack (float64)"""
+    if methods.get(method).trains_backbone:
+        return
+    for name in KINDS:
+        task = get(name)
+        cell = cell_of(method, name, precision="float64", weight_decay=DECAY, head_lr=3e-3, epochs=3)
+        pack = Pack([cell], bench.calm("float64"), task.num_outputs)
+        if any(starts_from_it(group) for group in pack.bank.groups):
+            return
+        trainer = trainer_of(pack, task)
+        start = pack.state(0)
+        batches = [group for epoch in range(1, cell.epochs + 1) for group in trainer.groups(epoch)]
+        adapted = _adapted(cell, bench, task, start.head)
+        _train(adapted, cell, task, batches)
+        trainer.run()
+        _compare(_saved(adapted, bench), pack.state(0), start, name)
+
+
+def _adapted(cell: Cell, bench: Workbench, task: Task, head: dict[str, Tensor]) -> AdaptedModel:
+    """transformers' classifier with the cell's adapter and the head that the pack starts from; no dropout."""
+    model = plain_classifier(bench.calm_folder, task.num_outputs, torch.float64)
+    classifier = model.get_submodule("classifier")
+    classifier.load_state_dict(head)
+    settings = {name: getattr(cell, name) for name in methods.get(cell.method).parameters}
+    return get_adapted_model(model, cell.method, seed=cell.seed, **settings)
+
+
+def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -> None:
+    """The cell's training as users write it: torch's optimiser and clipping, transformers' schedule."""
+    table = tokens(task)
+    optimiser = torch.optim.AdamW(adapted.parameter_groups(cell.lr, cell.head_lr), weight_decay=cell.weight_decay)
+    warm = math.ceil(len(batches) * cell.warmup)
+    schedule = get_linear_schedule_with_warmup(optimiser, warm, len(batches))
+    trained = [value for group in optimiser.param_groups for value in group["params"]]
+    for rows in batches:
+        ids, mask = padded(table, rows.tolist())
+        labels = torch.from_numpy(np.asarray(table.labels)[rows])
+        labels = labels.double() if task.is_regression else labels
+        loss = adapted(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, cell.clip)
+        optimiser.step()
+        schedule.step()
+
+
+def _saved(adapted: AdaptedModel, bench: Workbench) -> State:
+    """What the API keeps of it, by the names that a pack has for them."""
+    folder = bench.new_folder()
+    adapted.save(folder)
+    _, _, state = saved.read(folder)
+    return State(state.adapter, {name.removeprefix("classifier."): value for name, value in state.head.items()})
+
+
+def _compare(own: State, packed: State, start: State, task: str) -> None:
+    for part in ("adapter", "head"):
+        ours, theirs, before = getattr(own, part), getattr(packed, part), getattr(start, part)
+        require(ours.keys() == theirs.keys(), f"{task}: the {part} has other values in a loop of one's own")
+        for name, value in theirs.items():
+            alike(ours[name], value, TOLERANCE, f"{task}: {name} in a loop of one's own")
+        moved = max((float((value - before[name]).abs().max()) for name, value in theirs.items()), default=1.0)
+        require(moved > MOVED, f"{task}: the {part} hardly trained, so that nothing was compared")
