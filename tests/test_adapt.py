@@ -104,7 +104,7 @@ def test_a_benchmarks_adapter_is_loaded(folder: Path, tmp_path: Path) -> None:
     bench = Bench(folder, make_data(tmp_path / "rows"), tmp_path / "results")
     (record,) = bench.run([{"method": "mini", "rank": 4, "a": 8, "b": 6}], precision="float32")
     saved = bench.results / "adapters" / record.id
-    pack = lora_bench.adapt.checkpoint.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
+    pack = lora_bench.adapt.saved.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
     deltas = pack.deltas(0)
     adapted = load_adapted_model(classifier(folder), saved)
     assert torch.equal(adapted.model.classifier.dense.weight, pack.state(0).head["dense.weight"])

@@ -54,7 +54,7 @@ def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         Pack([cell(method, targets="attention+dense", rank=rank) for rank in (2, 5)], on, 2)
     assert shapes == {(32, 32): 2 * 4, (48, 32): 2 * 2, (96, 32): 2}
     names = [f"encoder.layer.1.attention.self.{part}" for part in ("query", "key", "value")]
-    assert len({basis(on, name, "common-output", 3).data_ptr() for name in names}) == 1
+    assert len({basis(on, name, "joint-svd", "output", 3).data_ptr() for name in names}) == 1
 
 
 COUNTED = tuple(name for name, recipe in methods.RECIPES.items() if recipe.adapts)

@@ -72,9 +72,9 @@ def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
         case Orthonormal(std):
             longer = max(factor.rows, factor.cols)
             return torch.from_numpy(randomness.orthonormal(factor.rows, factor.cols, *key) * (std * longer**0.5))
-        case Basis(kind, gain):
-            count = factor.rows if kind.endswith("input") else factor.cols
-            return basis(backbone, module, kind, count).double().cpu() * gain
+        case Basis(decomposition, side, gain):
+            count = factor.rows if side == "input" else factor.cols
+            return basis(backbone, module, decomposition, side, count).double().cpu() * gain
 
 
 class Group:
