@@ -85,7 +85,7 @@ class AdaptedModel(nn.Module):
 
     def parameter_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
         """For a torch optimiser: the factors at the method's multiples of `lr` (LoRA+), the head at `head_lr`."""
-        rates = {_key(stack.name, stack.family): stack.rate for stack in self._stacks()}
+        rates = {_key(stack.name, stack.family): stack.lr_multiplier for stack in self._stacks()}
         groups: list[dict[str, Any]] = [
             {"params": [value], "lr": lr * rates[name]} for name, value in self.factors.items()
         ]

@@ -79,7 +79,7 @@ def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
     assert told.operands == sum(update.A.numel() + update.B.numel() for update in updates.values())
     frozen = [value for group in pack.bank.groups for value in group.frozen.values()]
     frozen += [part for group in pack.bank.groups for own in (group.start or {}).values() for part in (own.A, own.B)]
-    frozen += [own.weight for group in pack.bank.groups for own in group.lengths.values()]
+    frozen += [norms.weight for group in pack.bank.groups for norms in group.row_norms.values()]
     assert told.frozen == numbers(frozen)
     kept = sum(update.gain.numel() for update in updates.values() if update.gain is not None)
     assert told.kept * len(cells) == kept

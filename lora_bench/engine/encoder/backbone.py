@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lora_bench.engine.encoder import attention, probe
-from lora_bench.engine.encoder.attention import Step
+from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.bert import Encoder
 from lora_bench.engine.encoder.families import Family, by_product, by_shape
 from lora_bench.engine.encoder.product import Operands
@@ -46,7 +46,7 @@ class Backbone:
         self.device = device
         select(device)
         self.config = model.config
-        self.step = Step()
+        self.step = ForwardContext()
         self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self.position_base = _position_base(model)
@@ -67,19 +67,19 @@ class Backbone:
         self.model = model
         self._check(reference)
         self.sites = self._find_sites()
-        self.fused = Encoder.of(model, self.step)
+        self.fused = Encoder.from_model(model, self.step)
         if self.fused is not None:
             self._check(reference)
         module.to(self.dtype)
-        self.fused = self.fused and Encoder.of(model, self.step)  # its joined weights are the model's own again
+        self.fused = self.fused and Encoder.from_model(model, self.step)  # its joined weights are the model's own again
         return model
 
     @torch.no_grad()
     def _find_sites(self) -> tuple[Site, ...]:
         """The dropouts of a step in the order in which they come."""
-        self.step.found = []
+        self.step.recorded_sites = []
         self.encode(probe.windows(self.config, self.device), 1, training=True)
-        found, self.step.found = tuple(self.step.found), None
+        found, self.step.recorded_sites = tuple(self.step.recorded_sites), None
         return found
 
     def masks(self, form: Form) -> Masks:
@@ -91,7 +91,7 @@ class Backbone:
         """These weights as the encoder handles them together."""
         if self.fused is None:
             return by_shape(self.linears(), wanted)
-        return by_product(self.linears(), wanted, self.fused.names)
+        return by_product(self.linears(), wanted, self.fused.module_names)
 
     @property
     def hidden_size(self) -> int:

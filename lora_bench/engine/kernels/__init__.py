@@ -1,0 +1,1 @@
+"""The operations of a training step that have GPU kernels, and their plain implementations."""
