@@ -73,7 +73,7 @@ def test_the_start_is_the_packed_trainers(method: str, folder: Path, tmp_path: P
     own = cell(method, seed=3, precision="float32", **settings(method))
     pack = Pack([own], backbones.load(str(folder), torch.device("cpu"), "float32", offline=True), 2)
     expected = pack.state(0).adapter
-    saved = lora_bench.adapt.checkpoint.read(tmp_path)[2].adapter
+    saved = lora_bench.adapt.saved.read(tmp_path)[2].adapter
     assert saved.keys() == expected.keys()
     assert all(torch.equal(saved[name], value) for name, value in expected.items())
 

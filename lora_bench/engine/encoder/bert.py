@@ -58,19 +58,19 @@ class LayerSaved:
     Attributes:
         inputs: x, `[K, S, d]`, for the gradient of A of `qkv`.
         qkv: Queries, keys and values `[K, S, 3 d]`.
-        attn_weights: The attention weights, if the attention does not recompute them.
-        context: c, the input of `attn_out`; None if that has no adapters.
-        attn_norm: Of the first norm.
+        attn_weights: The attention weights `[K, n, H, W, W]`; None if backward recomputes them.
+        attn_values: c, the input of `attn_out`; None if that has no adapters.
+        attn_norm: For the first norm.
         ffn_inputs: h, the input of `ffn_up`; None if that has no adapters.
         pre_activation: The output of `ffn_up`; gelu of it, the input of `ffn_down`, is recomputed from it.
-        ffn_norm: Of the second norm.
-        adapters: Of the products that have adapters.
+        ffn_norm: For the second norm.
+        adapters: For each product that has adapters.
     """
 
     inputs: Tensor
     qkv: Tensor
     attn_weights: Tensor | None
-    context: Tensor | None
+    attn_values: Tensor | None
     attn_norm: NormSaved
     ffn_inputs: Tensor | None
     pre_activation: Tensor
@@ -132,20 +132,20 @@ class Layer:
             return out
 
         qkv = apply("qkv", inputs)
-        context, attn_weights = ops.attention(qkv, run.layout, run.context.mask_of(self.attention), run.bias)
+        attn_values, attn_weights = ops.attention(qkv, run.layout, run.context.mask_of(self.attention), run.bias)
         residual = inputs
         if is_last and run.rows is not None:
             # Every slot is a key and a value for the rows, but past the attention only the rows are needed.
-            context, residual = context[:, run.rows], inputs[:, run.rows]
+            attn_values, residual = attn_values[:, run.rows], inputs[:, run.rows]
         attn_mask, ffn_mask = self._dropout_masks(run, is_last)
-        hidden, attn_norm = ops.add_norm(apply("attn_out", context), residual, attn_mask, self.norms[0])
+        hidden, attn_norm = ops.add_norm(apply("attn_out", attn_values), residual, attn_mask, self.norms[0])
         pre_activation = apply("ffn_up", hidden)
         out, ffn_norm = ops.add_norm(apply("ffn_down", gelu(pre_activation)), hidden, ffn_mask, self.norms[1])
         return out, LayerSaved(
             inputs=inputs,
             qkv=qkv,
             attn_weights=attn_weights,
-            context=context if "attn_out" in saved else None,
+            attn_values=attn_values if "attn_out" in saved else None,
             attn_norm=attn_norm,
             ffn_inputs=hidden if "ffn_up" in saved else None,
             pre_activation=pre_activation,
@@ -199,14 +199,14 @@ class Layer:
         products.down("ffn_up", low_rank_grad, saved.ffn_inputs)
 
         residual_grad, branch_grad = ops.add_norm_backward(hidden_grad, saved.attn_norm, attn_mask, self.norms[0])
-        context_grad, low_rank_grad = products.through("attn_out", branch_grad)
-        products.down("attn_out", low_rank_grad, saved.context)
+        attn_values_grad, low_rank_grad = products.through("attn_out", branch_grad)
+        products.down("attn_out", low_rank_grad, saved.attn_values)
         if is_last and run.rows is not None:
-            context_grad = _scatter(context_grad, run.rows, saved.inputs)
+            attn_values_grad = _scatter(attn_values_grad, run.rows, saved.inputs)
             residual_grad = _scatter(residual_grad, run.rows, saved.inputs)
 
         mask = run.context.mask_of(self.attention)
-        qkv_grad = ops.attention_backward(context_grad, saved.qkv, saved.attn_weights, run.layout, mask)
+        qkv_grad = ops.attention_backward(attn_values_grad, saved.qkv, saved.attn_weights, run.layout, mask)
         if needs_input_grad:
             input_grad, low_rank_grad = products.through("qkv", qkv_grad, accumulate=residual_grad)
         else:
@@ -254,7 +254,7 @@ class _ProductsBackward:
 
     def _inputs_of(self, name: str) -> Tensor:
         """x of a product that can have a stretch (`qkv` cannot: its linears read one input)."""
-        saved = {"attn_out": self.saved.context, "ffn_up": self.saved.ffn_inputs}.get(name)
+        saved = {"attn_out": self.saved.attn_values, "ffn_up": self.saved.ffn_inputs}.get(name)
         return gelu(self.saved.pre_activation) if saved is None else saved
 
 
