@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
-from lora_bench.engine.adapters.group import Stack, targets_of
+from lora_bench.engine.adapters.group import StackedFactor, targets_of
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.families import Family, by_shape
 from lora_bench.errors import BenchError, unknown
@@ -98,7 +98,10 @@ class AdaptedModel(nn.Module):
             A group a factor, then the head's matrices and the head's vectors, where there are some.
         """
         stacks = {_key(stack.name, stack.family): stack for stack in self._stacks()}
-        groups = [_group([value], lr * stacks[name].rate, stacks[name].decays) for name, value in self.factors.items()]
+        groups = [
+            _group([value], lr * stacks[name].lr_multiplier, stacks[name].decays)
+            for name, value in self.factors.items()
+        ]
         head = [value for value in self._outside().values() if value.requires_grad]
         for decays in (True, False):
             own = [value for value in head if (value.ndim > 1) == decays]
@@ -152,7 +155,7 @@ class AdaptedModel(nn.Module):
     def _made_pack(self) -> Pack:
         return Pack([self.cell], cast("Backbone", Host(self.encoder)), 1)
 
-    def _stacks(self) -> list[Stack]:
+    def _stacks(self) -> list[StackedFactor]:
         return [stack for group in self._pack.bank.groups for stack in group.trained]
 
     def _starts(self) -> Iterator[tuple[str, nn.Parameter]]:

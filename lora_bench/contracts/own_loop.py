@@ -24,7 +24,7 @@ from lora_bench.contracts.kit import (
     trainer_of,
 )
 from lora_bench.engine.adapters import saved
-from lora_bench.engine.adapters.first_step import starts_from_it
+from lora_bench.engine.adapters.first_step import starts_from_first_step
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Ints
 from lora_bench.tasks import Task, get
@@ -45,11 +45,11 @@ def a_loop_of_ones_own_trains_the_same(method: str, bench: Workbench) -> None:
         task = get(name)
         cell = cell_of(method, name, precision="float64", weight_decay=DECAY, head_lr=3e-3, epochs=3)
         pack = Pack([cell], bench.calm("float64"), task.num_outputs)
-        if any(starts_from_it(group) for group in pack.bank.groups):
+        if any(starts_from_first_step(group) for group in pack.bank.groups):
             return
         trainer = trainer_of(pack, task)
         start = pack.state(0)
-        batches = [group for epoch in range(1, cell.epochs + 1) for group in trainer.groups(epoch)]
+        batches = [group for epoch in range(1, cell.epochs + 1) for group in trainer.batch_rows(epoch)]
         adapted = _adapted(cell, bench, task, start.head)
         _train(adapted, cell, task, batches)
         trainer.run()

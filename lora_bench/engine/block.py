@@ -10,23 +10,34 @@ from torch import Tensor
 
 @dataclass
 class Block:
-    """Values that train together: `matrix[i]` belongs to the pack's cell `cells[i]`.
+    """Values that train together, a row per cell.
 
-    `decays` marks the columns that weight decay applies to (None: all). `rates` are the learning rates by row,
-    `multiples` what they are multiplied by in each column (None: by 1).
+    Attributes:
+        cells: The position in the pack of each row's cell, `[rows]`.
+        matrix: The values, `[rows, values]`; a leaf of autograd.
+        lrs: The learning rate of each row, `[rows]`.
+        decays: 1 for columns with weight decay and 0 for others, `[values]`; None if all columns have it.
+        lr_multipliers: What a row's learning rate is multiplied by in each column, `[values]`; None if by 1.
     """
 
-    cells: Tensor  # [rows], positions in the pack
-    matrix: Tensor  # [rows, values], a leaf
-    rates: Tensor  # [rows]
-    decays: Tensor | None = None  # [values]
-    multiples: Tensor | None = None  # [values]
+    cells: Tensor
+    matrix: Tensor
+    lrs: Tensor
+    decays: Tensor | None = None
+    lr_multipliers: Tensor | None = None
 
 
 class ByRow(NamedTuple):
-    """What differs between the rows of a block, `[rows]` each."""
+    """The settings of one step that differ between the rows of a block, `[rows]` each.
 
-    rate: Tensor
+    Attributes:
+        lr: The learning rate, with the schedule's factor.
+        decay: The weight decay.
+        clip: What the gradient is multiplied by to clip its norm, at most 1.
+        active: Whether the row is updated.
+    """
+
+    lr: Tensor
     decay: Tensor
     clip: Tensor
-    alive: Tensor
+    active: Tensor

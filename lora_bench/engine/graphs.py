@@ -1,8 +1,8 @@
-"""CUDA graphs of whole training steps, for packs so small that issuing kernels takes longer than running them.
+"""CUDA graphs of whole training steps, for packs so small that launching kernels takes longer than running them.
 
-A step of a given shape is recorded once, the second time it comes, and replayed from then on: the batch and its
-dropout masks are copied to where the graph reads them. Shapes that come rarely are padded to the next larger one with
-empty windows, which changes no number.
+A step of a given batch shape is recorded the second time that it comes, and replayed from then on: the batch and its
+dropout masks are copied to the memory that the graph reads. Batches of rare shapes are padded to the next larger
+recorded shape with empty windows, which changes no number.
 """
 
 from __future__ import annotations
@@ -20,32 +20,43 @@ from torch import Tensor
 from lora_bench.engine.encoder.windows import Batch, Form
 from lora_bench.engine.masks import Masks
 
-WORTH = 50  # steps that repay the recording of a shape
-SMALL = 2**15 * 85e6  # slots x cells x linear weights below which a step is bound by launches
+MIN_STEPS = 50  # chosen: a shape that comes so often is worth its recording
+# A pack is small up to so many slots × cells × linear weights per step. 85e6 are the linear weights of a base-sized
+# encoder (12 layers of 768); the number of slots is chosen.
+MAX_WORK = 2**15 * 85e6
 
-Advance = Callable[[Batch, Masks], Tensor]
+DeviceStep = Callable[[Batch, Masks], Tensor]
 
 
-def choose(counts: Mapping[Form, int], worth: int = WORTH) -> list[Form]:
-    """The shapes to record, given how often each comes: each serves those below it that come too rarely."""
+def choose_shapes(counts: Mapping[Form, int], min_steps: int = MIN_STEPS) -> list[Form]:
+    """Choose the shapes to record.
+
+    Args:
+        counts: How often each shape comes.
+        min_steps: How many steps a recorded shape has to serve.
+
+    Returns:
+        Shapes of which each serves at least `min_steps` steps: its own, and those of smaller shapes of the same width
+        that come too rarely.
+    """
     rows = max((form.rows for form in counts), default=0)
     totals: Counter[tuple[int, int]] = Counter()
     for form, count in counts.items():
         totals[form.width, form.windows] += count
     chosen: list[Form] = []
     for width in sorted({width for width, _ in totals}):
-        waiting = 0
+        waiting = 0  # steps of smaller shapes that no chosen shape serves yet
         for windows in sorted(n for w, n in totals if w == width):
             waiting += totals[width, windows]
-            if waiting >= worth:
+            if waiting >= min_steps:
                 chosen.append(Form(width, windows, rows))
                 waiting = 0
     return chosen
 
 
 @dataclass
-class Recorded:
-    """A graph, the batch and masks that it reads, and the losses that it writes."""
+class RecordedStep:
+    """A graph, the batch and the masks that it reads, and the losses that it writes."""
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
@@ -53,60 +64,82 @@ class Recorded:
     losses: Tensor
 
 
-class Replays:
-    """Takes steps, by replaying graphs for the shapes that were chosen.
+class StepGraphs:
+    """Takes steps, and replays graphs for the shapes in `forms`.
 
-    It keeps no way back to the trainer: a cycle would hold a pack's memory until Python looks for cycles.
+    It has no reference to the trainer: such a cycle would hold a pack's memory until Python's garbage collector runs.
     """
 
     def __init__(self) -> None:
         self.forms: list[Form] = []
         self._seen: set[Form] = set()
-        self._recorded: dict[Form, Recorded] = {}
-        self._pool: Any = None
+        self._recorded: dict[Form, RecordedStep] = {}
+        self._pool: Any = None  # the graphs' memory pool: they never run at the same time, so they share one
 
-    def fit(self, form: Form) -> Form:
-        """The recorded shape that holds a batch of this one, else its own."""
-        holding = [f for f in self.forms if f.width == form.width and f.windows >= form.windows and f.rows >= form.rows]
-        return min(holding, key=lambda f: f.windows, default=form)
+    def padded_form(self, form: Form) -> Form:
+        """The smallest recorded shape that a batch of this shape can be padded to, else the shape itself."""
+        larger = [f for f in self.forms if f.width == form.width and f.windows >= form.windows and f.rows >= form.rows]
+        return min(larger, key=lambda f: f.windows, default=form)
 
     def step(
-        self, batch: Batch, advance: Advance, room: Callable[[Form], Masks], draw: Callable[[Masks], object]
+        self,
+        batch: Batch,
+        device_step: DeviceStep,
+        masks_for: Callable[[Form], Masks],
+        draw_masks: Callable[[Masks], object],
     ) -> Tensor:
-        """One step: `advance` with masks from `room` that `draw` has filled."""
+        """Take one step.
+
+        Args:
+            batch: The batch.
+            device_step: The step itself, a function of the batch and its masks.
+            masks_for: Gives the mask buffers for a batch shape.
+            draw_masks: Fills them for this step.
+
+        Returns:
+            The losses `[K]`.
+        """
         form = batch.shape
+        # The first step of a shape is not recorded: it compiles kernels and allocates workspaces.
         if form in self.forms and form in self._seen:
             if form not in self._recorded:
-                self._recorded[form] = self._record(batch, advance, room(form))
-            return self._replay(self._recorded[form], batch, draw)
+                self._recorded[form] = self._record(batch, device_step, masks_for(form))
+            return self._replay(self._recorded[form], batch, draw_masks)
         self._seen.add(form)
-        masks = room(form)
-        draw(masks)
-        return advance(batch, masks)
+        masks = masks_for(form)
+        draw_masks(masks)
+        return device_step(batch, masks)
 
-    def _record(self, batch: Batch, advance: Advance, masks: Masks) -> Recorded:
-        own = replace(batch, slots=batch.slots.clone(), first=batch.first.clone(), labels=batch.labels.clone(),
-                      weights=batch.weights.clone())  # fmt: skip
+    def _record(self, batch: Batch, device_step: DeviceStep, masks: Masks) -> RecordedStep:
+        """Record a step over copies of the batch's tensors. Nothing is computed until the graph is replayed."""
+        inputs = replace(
+            batch,
+            slots=batch.slots.clone(),
+            first=batch.first.clone(),
+            labels=batch.labels.clone(),
+            weights=batch.weights.clone(),
+        )
         graph = torch.cuda.CUDAGraph()
-        with _nothing_freed(), torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
-            losses = advance(own, masks)
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            losses = device_step(inputs, masks)
         self._pool = self._pool or graph.pool()
-        return Recorded(graph, own, masks, losses)
+        return RecordedStep(graph, inputs, masks, losses)
 
     @staticmethod
-    def _replay(recorded: Recorded, batch: Batch, draw: Callable[[Masks], object]) -> Tensor:
-        own = recorded.batch
-        own.slots.copy_(batch.slots)
-        for mine, other in ((own.first, batch.first), (own.labels, batch.labels), (own.weights, batch.weights)):
-            mine.copy_(other)
-        draw(recorded.masks)
+    def _replay(recorded: RecordedStep, batch: Batch, draw_masks: Callable[[Masks], object]) -> Tensor:
+        inputs = recorded.batch
+        inputs.slots.copy_(batch.slots)
+        inputs.first.copy_(batch.first)
+        inputs.labels.copy_(batch.labels)
+        inputs.weights.copy_(batch.weights)
+        draw_masks(recorded.masks)
         recorded.graph.replay()
-        return recorded.losses.clone()
+        return recorded.losses.clone()  # the next replay overwrites them
 
 
 @contextmanager
-def _nothing_freed() -> Iterator[None]:
-    """Keep the garbage collector from freeing device memory, which would spoil a recording."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector from freeing device memory during a recording, which would make it fail."""
     gc.collect()
     gc.disable()
     try:

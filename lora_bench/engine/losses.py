@@ -7,7 +7,16 @@ from torch.nn.functional import cross_entropy
 
 
 def batch_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """`[K]`: each cell's loss, rows counted by `weights`; squared error for one output, else cross-entropy."""
+    """The loss of each cell on a batch.
+
+    Args:
+        logits: `[K, B, outputs]`. One output means regression, by squared error; more mean cross-entropy.
+        labels: `[B]`, shared by all cells.
+        weights: What each row counts, `[B]`: 1 / rows, and 0 for the empty places of a padded batch.
+
+    Returns:
+        The losses, `[K]`.
+    """
     cells, rows, outputs = logits.shape
     weights = weights.to(logits.dtype)
     if outputs == 1:

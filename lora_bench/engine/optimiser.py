@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine.block import Block, ByRow
-from lora_bench.engine.kernels.ops import fused
+from lora_bench.engine.kernels.ops import uses_kernels
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -41,9 +41,9 @@ def bias_corrections(steps: int) -> Tensor:
 
 
 class PackedAdamW:
-    """The optimiser of a pack. `alive[k]` turns False when cell k's loss or gradient is not finite.
+    """The optimiser of a pack. `active[k]` turns False when cell k's loss or gradient is not finite.
 
-    `lived[k]` is how many updates it has taken.
+    `steps_taken[k]` is how many updates it has taken.
     """
 
     def __init__(self, blocks: Sequence[Block], cells: Sequence[Cell], steps: int) -> None:
@@ -54,8 +54,8 @@ class PackedAdamW:
         self.decay = torch.tensor([c.weight_decay for c in cells], device=matrix.device, dtype=matrix.dtype)
         clips = torch.tensor([c.clip or math.inf for c in cells], device=matrix.device, dtype=matrix.dtype)
         self.clips = clips if bool(torch.isfinite(clips).any()) else None
-        self.alive = torch.ones(len(cells), dtype=torch.bool, device=matrix.device)
-        self.lived = torch.zeros(len(cells), dtype=torch.long, device=matrix.device)
+        self.active = torch.ones(len(cells), dtype=torch.bool, device=matrix.device)
+        self.steps_taken = torch.zeros(len(cells), dtype=torch.long, device=matrix.device)
         self.first = [torch.zeros_like(block.matrix) for block in self.blocks]
         self.second = [torch.zeros_like(block.matrix) for block in self.blocks]
         self.count = torch.zeros(1, dtype=torch.long, device=matrix.device)
@@ -64,14 +64,14 @@ class PackedAdamW:
     def step(self, gradients: Sequence[Tensor], losses: Tensor) -> None:
         """One update. `losses: [K]`; a cell whose loss or gradient norm is not finite keeps its values for good."""
         norms = self.norms(gradients)
-        self.alive.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
-        self.lived += self.alive
+        self.active.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
+        self.steps_taken += self.active
         clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + 1e-6)).clamp(max=1)
         factor, corrections = (table.index_select(0, self.count)[0] for table in (self.factors, self.corrections))
         self.count += 1
         for index, (block, gradient) in enumerate(zip(self.blocks, gradients, strict=True)):
-            by_row = ByRow(*(values[block.cells] for values in (factor, self.decay, clip, self.alive)))
-            by_row = by_row._replace(rate=by_row.rate * block.rates)
+            by_row = ByRow(*(values[block.cells] for values in (factor, self.decay, clip, self.active)))
+            by_row = by_row._replace(lr=by_row.lr * block.lrs)
             self._update(block, gradient, (self.first[index], self.second[index]), by_row, corrections)
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -85,19 +85,19 @@ class PackedAdamW:
     def _update(
         block: Block, gradient: Tensor, moments: tuple[Tensor, Tensor], by_row: ByRow, corrections: Tensor
     ) -> None:
-        if fused(block.matrix):
+        if uses_kernels(block.matrix):
             from lora_bench.engine.kernels import optimiser
 
             constants = (1 - BETA1, BETA2, 1 - BETA2, EPSILON)  # differences taken here, in float64
             return optimiser.adamw(block, gradient, moments, by_row, corrections, constants)
-        rate, decay, clip, alive = (values[:, None] for values in by_row)
-        gradient = torch.where(alive, gradient * clip, 0)
+        rate, decay, clip, active = (values[:, None] for values in by_row)
+        gradient = torch.where(active, gradient * clip, 0)
         first = moments[0].lerp_(gradient, 1 - BETA1)
         second = moments[1].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        rate = rate if block.multiples is None else rate * block.multiples
+        rate = rate if block.lr_multipliers is None else rate * block.lr_multipliers
         decay = rate * decay
         shrink = block.matrix * (decay if block.decays is None else decay * block.decays)
         root = (second / corrections[1]).sqrt_().add_(EPSILON)
         change = (rate / corrections[0]) * first / root
-        block.matrix.sub_(torch.where(alive, shrink + change, 0))
+        block.matrix.sub_(torch.where(active, shrink + change, 0))
         return None

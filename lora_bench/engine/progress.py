@@ -14,9 +14,20 @@ from lora_bench.engine.adapters.pack import State
 
 @dataclass
 class Progress:
-    """What is known of one cell so far. Metrics are by epoch; NaN is kept as NaN.
+    """What is known of one cell so far.
 
-    A cell that has diverged is followed to the end of that epoch, whatever pack it is in.
+    A cell that diverges is recorded to the end of that epoch, whatever pack it is in.
+
+    Attributes:
+        cell: The cell.
+        losses: The loss of each step.
+        epoch_losses: The mean loss of each epoch.
+        metrics: The metrics on the evaluation split after each epoch; NaN stays NaN.
+        held_out: The metrics on the held-out rows after each epoch, if there are such rows.
+        diverged: Why the cell has diverged; None if it has not.
+        selected: The best epoch so far, from 1.
+        state: What was trained after that epoch.
+        predictions: The predictions for the evaluation split after that epoch.
     """
 
     cell: Cell
@@ -29,17 +40,17 @@ class Progress:
     state: State | None = None
     predictions: NDArray[np.float64] | None = None
 
-    def follows(self, epoch: int) -> bool:
-        """Whether the cell is one that this epoch (from 1) says something of."""
+    def records_epoch(self, epoch: int) -> bool:
+        """Whether the metrics of this epoch (from 1) are recorded: until the epoch in which the cell diverges."""
         return self.diverged is None or len(self.metrics) == epoch - 1 < len(self.epoch_losses)
 
-    def chosen_by(self) -> list[dict[str, float]]:
-        """The metrics that choose the epoch."""
+    def selection_metrics(self) -> list[dict[str, float]]:
+        """The metrics by which the best epoch is selected."""
         return self.held_out if self.cell.select == "held-out" else self.metrics
 
     def improved(self, metric: str) -> bool:
-        """Whether the newest epoch is the one to keep so far."""
-        values = [metrics[metric] for metrics in self.chosen_by()]
+        """Whether the newest epoch is to be selected."""
+        values = [metrics[metric] for metrics in self.selection_metrics()]
         if self.cell.select == "last" or self.selected is None:
             return True
         previous = values[self.selected - 1]

@@ -1,7 +1,7 @@
 """Stateless randomness: every draw is a function of its key, never of what was drawn before.
 
-Values come from Philox's raw bits (a stream that numpy promises not to change) through inverse distribution functions,
-so that a frozen factor can be rebuilt from (seed, module, factor) on any machine, years later.
+Values come from the raw bits of Philox, a stream that numpy promises not to change, through inverse distribution
+functions. A frozen factor can so be rebuilt from (seed, module, factor) on any machine, years later.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ Floats = NDArray[np.float64]
 
 
 def _raw(count: int, *key: str | int) -> NDArray[np.uint64]:
+    """`count` random 64-bit words of a key."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     return np.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw(count)
 
 
 def _unit(count: int, *key: str | int) -> Floats:
-    """Uniform on the open interval (0, 1), 53 bits."""
+    """Uniform on the open interval (0, 1): the middles of 2⁵³ equal steps, as many as a float64 can tell apart."""
     return ((_raw(count, *key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
@@ -39,12 +40,13 @@ def uniform(rows: int, cols: int, *key: str | int) -> Floats:
 
 
 def orthonormal(rows: int, cols: int, *key: str | int) -> Floats:
-    """`[rows, cols]` of random orthonormal rows or columns, whichever are fewer; no direction is preferred."""
+    """`[rows, cols]` with orthonormal rows or columns, whichever are fewer; all directions are equally likely."""
     values = normal(max(rows, cols), min(rows, cols), *key)
-    with _blas().limit(limits=1, user_api="blas"):  # matrices this small take threads many times as long as one
-        tall, triangle = np.linalg.qr(values)
-    tall = tall * np.where(np.diag(triangle) < 0, -1.0, 1.0)
-    return tall if rows >= cols else tall.T
+    with _blas().limit(limits=1, user_api="blas"):  # on matrices this small, threads take many times as long as one
+        q, r = np.linalg.qr(values)
+    # LAPACK chooses the signs. With those of a positive diagonal of R the distribution is uniform.
+    q = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return q if rows >= cols else q.T
 
 
 @lru_cache(maxsize=1)
@@ -53,7 +55,7 @@ def _blas() -> ThreadpoolController:
 
 
 def permutation(count: int, *key: str | int) -> NDArray[np.int64]:
-    """A permutation of 0 … count-1."""
+    """A permutation of 0 … count - 1."""
     return np.argsort(_raw(count, *key), kind="stable")
 
 

@@ -1,7 +1,7 @@
-"""A cell in mid-training: all that its next step depends on, taken from one pack and put into another.
+"""A cell in mid-training: everything that its next step depends on, taken from one pack and restored in another.
 
 Randomness is a function of (seed, epoch) and (seed, step), so the values, the optimiser's moments and the number of
-steps are enough: on a CPU and in the same company a cell goes on bit by bit.
+steps are enough. On a CPU, a cell that is resumed among the same cells ends with the same numbers to the last bit.
 """
 
 from __future__ import annotations
@@ -17,83 +17,126 @@ from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
 from lora_bench.resume.states import SavedCell
 
+# The names in the file of what a snapshot's `states` hold: the values, and Adam's first and second moments.
 KINDS = ("now", "first", "second")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One cell between two steps. `states`: what trains, and its first and second moments."""
+    """One cell between two steps.
+
+    Attributes:
+        progress: What is known of the cell.
+        steps: How many steps its pack has taken.
+        steps_taken: How many of them updated the cell: fewer, if it has diverged.
+        states: What it trains, and the first and second moments of that.
+    """
 
     progress: Progress
     steps: int
-    lived: int
+    steps_taken: int
     states: tuple[State, State, State]
 
 
 def take(trainer: Trainer) -> list[Snapshot]:
-    """The cells of a pack, in its order, on the CPU: one copy from the device a block and kind."""
-    optimiser, places = trainer.optimiser, range(len(trainer.pack.cells))
-    kinds = [trainer.pack.states(places, of) for of in (None, optimiser.first, optimiser.second)]
-    lived = optimiser.lived.tolist()
+    """Copy the cells of a pack to the CPU, in the pack's order: one copy from the device per block and kind."""
+    optimiser, positions = trainer.optimiser, range(len(trainer.pack.cells))
+    values, first, second = (
+        trainer.pack.states(positions, matrices) for matrices in (None, optimiser.first, optimiser.second)
+    )
+    steps_taken = optimiser.steps_taken.tolist()
     return [
-        Snapshot(progress, trainer.steps, lived[place], (kinds[0][place], kinds[1][place], kinds[2][place]))
-        for place, progress in enumerate(trainer.progress)
+        Snapshot(progress, trainer.steps, steps_taken[k], (values[k], first[k], second[k]))
+        for k, progress in enumerate(trainer.progress)
     ]
 
 
 @torch.no_grad()
 def restore(trainer: Trainer, snapshots: Mapping[str, Snapshot]) -> None:
-    """Let a new trainer go on from where its cells were; they have taken equally many steps. In place."""
-    optimiser, own = trainer.optimiser, [snapshots[cell.id] for cell in trainer.pack.cells]
-    for place, snapshot in enumerate(own):
-        for into, state in zip((None, optimiser.first, optimiser.second), snapshot.states, strict=True):
-            trainer.pack.load(place, state, into)
-        trainer.progress[place] = snapshot.progress
-    (trainer.steps,) = {snapshot.steps for snapshot in own}
-    trainer.epoch = max(len(snapshot.progress.metrics) for snapshot in own)
+    """Put cells into a new trainer, in place, so that it continues from where they were.
+
+    Args:
+        trainer: A trainer that has taken no step.
+        snapshots: The snapshot of each of its cells, by id; all after the same number of steps.
+    """
+    optimiser = trainer.optimiser
+    in_order = [snapshots[cell.id] for cell in trainer.pack.cells]
+    for position, snapshot in enumerate(in_order):
+        for matrices, state in zip((None, optimiser.first, optimiser.second), snapshot.states, strict=True):
+            trainer.pack.load(position, state, matrices)
+        trainer.progress[position] = snapshot.progress
+    (trainer.steps,) = {snapshot.steps for snapshot in in_order}
+    trainer.epoch = max(len(snapshot.progress.metrics) for snapshot in in_order)
     optimiser.count.fill_(trainer.steps)
-    optimiser.lived.copy_(torch.tensor([snapshot.lived for snapshot in own]))
-    optimiser.alive.copy_(optimiser.lived == trainer.steps)
+    optimiser.steps_taken.copy_(torch.tensor([snapshot.steps_taken for snapshot in in_order]))
+    optimiser.active.copy_(optimiser.steps_taken == trainer.steps)
 
 
-def facts(snapshot: Snapshot, position: int, code: str, since: int) -> SavedCell:
-    """What is written of a cell besides values."""
+def saved_cell(snapshot: Snapshot, position: int, code: str, since: int) -> SavedCell:
+    """The part of a snapshot that is written as JSON: everything but tensors.
+
+    Args:
+        snapshot: The cell.
+        position: The number of the cell in the names of its tensors.
+        code: The fingerprint of the code of its method.
+        since: When the record was written that the cell has, in nanoseconds; 0 if it has none.
+    """
     progress = snapshot.progress
     return SavedCell(
-        id=progress.cell.id, position=position, code=code, since=since, steps=snapshot.steps, lived=snapshot.lived,
-        diverged=progress.diverged, selected=progress.selected, epoch_losses=tuple(progress.epoch_losses),
-        metrics=tuple(progress.metrics), held_out=tuple(progress.held_out),
-    )  # fmt: skip
+        id=progress.cell.id,
+        position=position,
+        code=code,
+        since=since,
+        steps=snapshot.steps,
+        lived=snapshot.steps_taken,  # the field's name in the file
+        diverged=progress.diverged,
+        selected=progress.selected,
+        epoch_losses=tuple(progress.epoch_losses),
+        metrics=tuple(progress.metrics),
+        held_out=tuple(progress.held_out),
+    )
 
 
-def values(snapshots: Sequence[Snapshot]) -> dict[str, Tensor]:
-    """All values, as vectors by `<position>.<what>`."""
-    found: dict[str, Tensor] = {}
+def tensors(snapshots: Sequence[Snapshot]) -> dict[str, Tensor]:
+    """The part of the snapshots that is written as tensors: vectors by `<position>.<what>`."""
+    by_name: dict[str, Tensor] = {}
     for position, snapshot in enumerate(snapshots):
         progress = snapshot.progress
-        own = {kind: state.flat() for kind, state in zip(KINDS, snapshot.states, strict=True)}
-        own["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
+        vectors = {kind: state.flat() for kind, state in zip(KINDS, snapshot.states, strict=True)}
+        vectors["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
         if progress.state is not None and progress.predictions is not None:
-            own["predictions"] = torch.from_numpy(progress.predictions)
+            vectors["predictions"] = torch.from_numpy(progress.predictions)
             best = progress.state.flat()
-            own |= {} if torch.equal(best, own["now"]) else {"best": best}
-        found |= {f"{position}.{what}": vector for what, vector in own.items()}
-    return found
+            # Often the best values are the present ones: then they are not written twice.
+            vectors |= {} if torch.equal(best, vectors["now"]) else {"best": best}
+        by_name |= {f"{position}.{what}": vector for what, vector in vectors.items()}
+    return by_name
 
 
-def rebuilt(saved: SavedCell, values: Mapping[str, Tensor], fresh: Snapshot) -> Snapshot:
-    """A cell as it was kept; `fresh` is the same cell before its first step, for names and shapes.
+def rebuild(saved: SavedCell, by_name: Mapping[str, Tensor], fresh: Snapshot) -> Snapshot:
+    """The snapshot of a cell from what was written.
+
+    Args:
+        saved: What `saved_cell` returned.
+        by_name: What `tensors` returned.
+        fresh: A snapshot of the same cell before its first step, for names and shapes.
 
     Raises:
-        KeyError, ValueError, RuntimeError: the values are not this cell's.
+        KeyError, ValueError, RuntimeError: The tensors are not this cell's.
     """
-    own = {what: values[f"{saved.position}.{what}"] for what in (*KINDS, "losses")}
+    vectors = {what: by_name[f"{saved.position}.{what}"] for what in (*KINDS, "losses")}
     like = fresh.states[0].like
     progress = Progress(
-        fresh.progress.cell, own["losses"].tolist(), list(saved.epoch_losses), list(saved.metrics),
-        list(saved.held_out), saved.diverged, saved.selected,
-    )  # fmt: skip
+        cell=fresh.progress.cell,
+        losses=vectors["losses"].tolist(),
+        epoch_losses=list(saved.epoch_losses),
+        metrics=list(saved.metrics),
+        held_out=list(saved.held_out),
+        diverged=saved.diverged,
+        selected=saved.selected,
+    )
     if saved.selected is not None:
-        progress.state = like(values.get(f"{saved.position}.best", own["now"]))
-        progress.predictions = values[f"{saved.position}.predictions"].numpy()
-    return Snapshot(progress, saved.steps, saved.lived, (like(own["now"]), like(own["first"]), like(own["second"])))
+        progress.state = like(by_name.get(f"{saved.position}.best", vectors["now"]))
+        progress.predictions = by_name[f"{saved.position}.predictions"].numpy()
+    values, first, second = (like(vectors[kind]) for kind in KINDS)
+    return Snapshot(progress, saved.steps, saved.lived, (values, first, second))

@@ -1,4 +1,4 @@
-"""The one trainer: epochs of a pack, evaluated each, with everything that could tie cells together kept per cell."""
+"""The trainer of a pack: all cells share the batches and the dropout masks, and everything else is kept per cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
-from lora_bench.engine.graphs import SMALL, Replays, choose
+from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
@@ -28,74 +28,98 @@ from lora_bench.engine.progress import Progress
 from lora_bench.metrics import score
 from lora_bench.tasks import Task
 
+MASK_WINDOWS = 8  # mask buffers grow by multiples of this many windows (chosen), so that they are seldom replaced
 
-class Watch(Protocol):
-    """Who follows the training. `step` may raise to stop it."""
+
+class TrainingObserver(Protocol):
+    """What is informed of the training's progress. Its methods may raise to stop the training."""
 
     def step(self, epoch: int, step: int) -> None:
-        """A step of the epoch has been issued."""
+        """A step of the epoch has been issued; both count from 1."""
 
     def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch is evaluated: the main metric of each cell."""
+        """An epoch has been evaluated: the main metric of each cell, in the pack's order."""
+
+
+class Checkpointer(Protocol):
+    """What saves a pack in mid-training, so that it can be resumed."""
+
+    def should_pause(self) -> bool:
+        """Whether to pause after this step, so that the pack can be saved."""
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Save the pack if it is time to. The trainer is between two steps. May raise to stop the training."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to evaluate on: their table, and for MNLI which rows are which split."""
+    """The rows to evaluate on.
+
+    Attributes:
+        table: The rows.
+        parts: For a task with several evaluation splits (MNLI), the rows of each by name.
+    """
 
     table: Table
     parts: dict[str, slice] | None = None
 
 
-class Keeper(Protocol):
-    """Who keeps what has been trained, so that it can go on from there."""
-
-    def pausing(self) -> bool:
-        """Whether to pause after this step, to be kept."""
-
-    def keep(self, trainer: Trainer) -> None:
-        """The trainer is between two steps: keep it if it is time to. May raise to stop it."""
-
-
 class PausedError(Exception):
-    """An evaluation was left to be done again."""
+    """An evaluation was interrupted by a pause, and has to be done again."""
 
 
 class Trainer:
-    """Trains a pack on a task. All cells see the same batches in the same order and the same dropout masks."""
+    """Trains a pack on a task.
+
+    Args:
+        pack: The cells; they have one seed, number of epochs and batch size.
+        task: The task.
+        table: The rows to train on.
+        evaluate: The rows to evaluate on after each epoch.
+        held_out: Rows of the training split that select the best epoch, if any.
+
+    Attributes:
+        steps: How many steps have been taken.
+        epoch: How many epochs have been evaluated.
+        progress: What is known of each cell so far, in the pack's order.
+    """
 
     def __init__(self, pack: Pack, task: Task, table: Table, evaluate: Split, held_out: Table | None = None) -> None:
         self.pack, self.task = pack, task
         self.table, self.evaluation, self.held_out = table, evaluate, held_out
         cell = pack.cells[0]
         self.seed, self.epochs, self.batch_size = cell.seed, cell.epochs, cell.batch_size
-        self.steps_an_epoch = math.ceil(len(table) / cell.batch_size)
+        self.steps_per_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
-        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_an_epoch * cell.epochs)
+        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_per_epoch * cell.epochs)
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
-        self.replays = Replays()
-        self.steps = self.epoch = 0  # taken; evaluated
+        self.graphs = StepGraphs()
+        self.steps = self.epoch = 0
         self.progress = [Progress(cell) for cell in pack.cells]
-        self._rooms: dict[int, tuple[Form, Masks]] = {}
-        self._keeper: Keeper | None = None
+        self._mask_buffers: dict[int, tuple[Form, Masks]] = {}
+        self._checkpointer: Checkpointer | None = None
         on_gpu = self.device.type == "cuda"
         self._stream = _stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
-        if any(first_step.starts_from_it(group) for group in pack.bank.groups):
-            (batch,) = table.batches([self.groups(1)[0]])
+        if any(first_step.starts_from_first_step(group) for group in pack.bank.groups):
+            (batch,) = table.batches([self.batch_rows(1)[0]])
             with self._on_stream():
-                first_step.begin(pack, batch, self.steps_an_epoch * self.epochs)
+                first_step.initialise(pack, batch, self.steps_per_epoch * self.epochs)
 
-    def run(self, watch: Watch | None = None, keeper: Keeper | None = None) -> list[Progress]:
-        """All epochs that are left, each evaluated; what became of every cell, in the pack's order.
+    def run(self, observer: TrainingObserver | None = None, checkpointer: Checkpointer | None = None) -> list[Progress]:
+        """Train and evaluate all epochs that are left.
 
-        Ends early when more than half of the cells have diverged (`finished` is False while others have not).
+        Ends early when more than half of the cells have diverged (`finished` is False if others have not): the rest
+        is better trained as a smaller pack.
+
+        Returns:
+            The progress of every cell, in the pack's order.
         """
-        self._keeper = keeper
+        self._checkpointer = checkpointer
         with self.pack:
             self.prepare()
-            while not self.finished and not self.thin:
-                self._run_epoch(self.epoch + 1, watch)
+            while not self.finished and not self.mostly_diverged:
+                self._run_epoch(self.epoch + 1, observer)
         return self.progress
 
     @property
@@ -104,73 +128,81 @@ class Trainer:
         return self.epoch == self.epochs or all(progress.diverged for progress in self.progress)
 
     @property
-    def thin(self) -> bool:
+    def mostly_diverged(self) -> bool:
         """Whether more than half of the cells have diverged."""
         return 2 * sum(progress.diverged is not None for progress in self.progress) > len(self.progress)
 
-    def _run_epoch(self, epoch: int, watch: Watch | None) -> None:
-        """What is left of an epoch, and its evaluation."""
+    def _run_epoch(self, epoch: int, observer: TrainingObserver | None) -> None:
+        """Train what is left of an epoch, and evaluate it. Pauses to save, and goes on until both are done."""
 
-        def pausing(step: int) -> bool:
-            if watch is not None:
-                watch.step(epoch, begun + step)
-            return self._pausing()
+        def should_pause(step: int) -> bool:
+            if observer is not None:
+                observer.step(epoch, begun + step)
+            return self._should_pause()
 
-        while (begun := self.steps - (epoch - 1) * self.steps_an_epoch) < self.steps_an_epoch:
-            self._note_losses(epoch, self.train(self.groups(epoch)[begun:], pausing))
-            self._keep()
+        while (begun := self.steps - (epoch - 1) * self.steps_per_epoch) < self.steps_per_epoch:
+            self._record_losses(epoch, self.train(self.batch_rows(epoch)[begun:], should_pause))
+            self._save_if_due()
         while self.epoch < epoch:
             with suppress(PausedError):
-                self._evaluate_epoch(epoch, watch)
-            self._keep()
+                self._evaluate_epoch(epoch, observer)
+            self._save_if_due()
 
-    def _pausing(self) -> bool:
-        return self._keeper is not None and self._keeper.pausing()
+    def _should_pause(self) -> bool:
+        return self._checkpointer is not None and self._checkpointer.should_pause()
 
-    def _keep(self) -> None:
-        if self._keeper is not None:
-            self._keeper.keep(self)
+    def _save_if_due(self) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.save_if_due(self)
 
-    def groups(self, epoch: int) -> list[Ints]:
-        """The rows of each batch of an epoch."""
+    def batch_rows(self, epoch: int) -> list[Ints]:
+        """The table's rows in each batch of an epoch (from 1), a function of the seed and the epoch alone."""
         return slices(randomness.permutation(len(self.table), self.seed, "order", epoch), self.batch_size)
 
     def prepare(self, steps: int | None = None) -> None:
-        """Choose which shapes of batches to record as CUDA graphs, for that many steps (default: all).
+        """Choose which batch shapes to record as CUDA graphs.
 
-        Only the family that is written out is recorded: another encoder's code may do what a graph cannot hold.
+        Only the hand-written encoder is recorded: another encoder's code may do what a graph cannot hold.
+
+        Args:
+            steps: How many steps are to be taken; by default all.
         """
-        groups = self.groups(1)
-        forms = Counter(self.table.layout(group).form for group in groups)
-        mean = sum(form.slots * count for form, count in forms.items()) / len(groups)
+        batches = self.batch_rows(1)
+        forms = Counter(self.table.layout(rows).form for rows in batches)
+        mean = sum(form.slots * count for form, count in forms.items()) / len(batches)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        if self._stream is not None and self.pack.backbone.fused is not None and work <= SMALL:
-            share = (steps or self.steps_an_epoch * self.epochs) / len(groups)
-            self.replays.forms = choose({form: round(count * share) for form, count in forms.items()})
+        if self._stream is not None and self.pack.backbone.fused is not None and work <= MAX_WORK:
+            share = (steps or self.steps_per_epoch * self.epochs) / len(batches)
+            self.graphs.forms = choose_shapes({form: round(count * share) for form, count in forms.items()})
 
-    def train(self, groups: Sequence[Ints], pausing: Callable[[int], bool] | None = None) -> Tensor:
-        """A step for each group of rows, issued without waiting for the device; losses `[steps, K]`.
+    def train(self, batches: Sequence[Ints], should_pause: Callable[[int], bool] | None = None) -> Tensor:
+        """Take a step for each batch, issued without waiting for the device.
 
-        `pausing` is asked after each step, counted from 1, whether to leave the rest.
+        Args:
+            batches: The table's rows in each batch.
+            should_pause: Called after each step with its number (from 1); True ends the call.
+
+        Returns:
+            The losses of the steps taken, `[steps, K]`.
         """
         losses: list[Tensor] = []
         with self._on_stream():
-            for step, batch in enumerate(self.table.batches(groups, self.replays.fit), 1):
+            for step, batch in enumerate(self.table.batches(batches, self.graphs.padded_form), 1):
                 losses.append(self.train_step(batch))
-                if pausing is not None and pausing(step):
+                if should_pause is not None and should_pause(step):
                     break
             return torch.stack(losses)
 
-    def probe(self) -> None:
-        """A step on the largest batch of the first epoch that updates nothing, for the memory that it takes."""
-        largest = max(self.groups(1), key=lambda group: self.table.layout(group).form.slots)
+    def probe_memory(self) -> None:
+        """Take a step on the largest batch of the first epoch that updates nothing, to see how much memory it takes."""
+        largest = max(self.batch_rows(1), key=lambda rows: self.table.layout(rows).form.slots)
         (batch,) = self.table.batches([largest])
         with self.pack, self._on_stream():
-            self._gradients(batch, self._room(batch.shape))
+            self._gradients(batch, self._masks_for(batch.shape))
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Recording needs a stream of its own; everything that trains is issued on it."""
+        """Issue on the training stream: recording a graph needs one that is not the default stream."""
         if self._stream is None:
             yield
             return
@@ -180,66 +212,77 @@ class Trainer:
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def train_step(self, batch: Batch) -> Tensor:
-        """Forward, backward, update; the losses `[K]` before the update."""
+        """Forward, backward and update; the losses `[K]` before the update."""
         self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
         self.steps += 1
 
-        def draw(masks: Masks) -> None:
+        def draw_masks(masks: Masks) -> None:
             masks.draw(self.generator, batch.windows, len(batch.rows))
 
-        return self.replays.step(batch, self._advance, self._room, draw)
+        return self.graphs.step(batch, self._device_step, self._masks_for, draw_masks)
 
-    def _advance(self, batch: Batch, masks: Masks) -> Tensor:
-        """The part of a step that happens on the device."""
+    def _device_step(self, batch: Batch, masks: Masks) -> Tensor:
+        """The part of a step that a CUDA graph can record: everything but drawing masks."""
         losses, gradients = self._gradients(batch, masks)
         self.optimiser.step(gradients, losses)
         return losses
 
     def _gradients(self, batch: Batch, masks: Masks) -> tuple[Tensor, Sequence[Tensor]]:
+        """The losses `[K]` and the gradient of each block's matrix.
+
+        One backward pass of the sum of all losses: a cell's values influence its own loss alone.
+        """
         self.pack.compose()
         losses = batch_losses(self.pack.logits(batch, masks), batch.labels, batch.weights)
         gradients = torch.autograd.grad(losses.sum(), [block.matrix for block in self.blocks])
         return losses.detach(), gradients
 
-    def _room(self, form: Form) -> Masks:
-        """Room for the masks of a batch of this shape; one for each width, made larger when it must be."""
-        held, masks = self._rooms.get(form.width, (Form(form.width, 0, 0), None))
-        if masks is None or held.windows < form.windows or held.rows < form.rows:
-            held = Form(form.width, max(held.windows, -(-form.windows // 8) * 8), max(held.rows, form.rows))
-            masks = self.pack.backbone.masks(held)
-            self._rooms[form.width] = held, masks
+    def _masks_for(self, form: Form) -> Masks:
+        """Buffers for the masks of a batch of this shape: one per window width, replaced by a larger one if needed."""
+        size, masks = self._mask_buffers.get(form.width, (Form(form.width, 0, 0), None))
+        if masks is None or size.windows < form.windows or size.rows < form.rows:
+            windows = -(-form.windows // MASK_WINDOWS) * MASK_WINDOWS
+            size = Form(form.width, max(size.windows, windows), max(size.rows, form.rows))
+            masks = self.pack.backbone.masks(size)
+            self._mask_buffers[form.width] = size, masks
         return masks
 
-    def _note_losses(self, epoch: int, losses: Tensor) -> None:
-        lived = self.optimiser.lived.tolist()
-        for progress, own, steps in zip(self.progress, losses.T.tolist(), lived, strict=True):
+    def _record_losses(self, epoch: int, losses: Tensor) -> None:
+        """Append the losses of an epoch's steps; at its end note the mean loss, and which cells have diverged."""
+        steps_taken = self.optimiser.steps_taken.tolist()
+        for progress, cell_losses, steps in zip(self.progress, losses.T.tolist(), steps_taken, strict=True):
             if progress.diverged is None:
-                progress.losses += own
-            if progress.diverged is None and self.steps == epoch * self.steps_an_epoch:
-                progress.epoch_losses.append(float(np.mean(progress.losses[-self.steps_an_epoch :])))
+                progress.losses += cell_losses
+            if progress.diverged is None and self.steps == epoch * self.steps_per_epoch:
+                progress.epoch_losses.append(float(np.mean(progress.losses[-self.steps_per_epoch :])))
                 if steps < self.steps:
                     progress.diverged = f"loss or gradient not finite in epoch {epoch}, step {steps + 1}"
 
-    def _evaluate_epoch(self, epoch: int, watch: Watch | None) -> None:
+    def _evaluate_epoch(self, epoch: int, observer: TrainingObserver | None) -> None:
+        """Score all cells after an epoch, and copy what the improved ones have trained.
+
+        Raises:
+            PausedError: The evaluation was interrupted; nothing has been recorded.
+        """
         predictions = self.predict(self.evaluation.table)
-        held = None if self.held_out is None else self.predict(self.held_out)
-        better: list[int] = []
+        held_out_predictions = None if self.held_out is None else self.predict(self.held_out)
+        improved: list[int] = []
         for k, progress in enumerate(self.progress):
-            if not progress.follows(epoch):
+            if not progress.records_epoch(epoch):
                 continue
             progress.metrics.append(self._score(predictions[k], self.evaluation.table, self.evaluation.parts))
-            if held is not None and self.held_out is not None:
-                progress.held_out.append(self._score(held[k], self.held_out))
+            if held_out_predictions is not None and self.held_out is not None:
+                progress.held_out.append(self._score(held_out_predictions[k], self.held_out))
             if progress.diverged is None and not np.isfinite(predictions[k]).all():
                 progress.diverged = f"outputs not finite after epoch {epoch}"
             if progress.diverged is None and progress.improved(self.task.main_metric):
-                better.append(k)
-        for k, state in zip(better, self.pack.states(better), strict=True):
+                improved.append(k)
+        for k, state in zip(improved, self.pack.states(improved), strict=True):
             progress = self.progress[k]
             progress.selected, progress.state, progress.predictions = epoch, state, predictions[k].copy()
         self.epoch = epoch
-        if watch is not None:
-            watch.epoch(epoch, [progress.metrics[-1][self.task.main_metric] for progress in self.progress])
+        if observer is not None:
+            observer.epoch(epoch, [progress.metrics[-1][self.task.main_metric] for progress in self.progress])
 
     def _score(
         self, predictions: NDArray[np.float64], table: Table, parts: dict[str, slice] | None = None
@@ -248,27 +291,38 @@ class Trainer:
 
     @torch.no_grad()
     def predict(self, table: Table) -> NDArray[np.float64]:
-        """`[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is none."""
+        """The predictions of all cells for a table.
+
+        Returns:
+            `[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is not finite.
+
+        Raises:
+            PausedError: The checkpointer asked for a pause.
+        """
         self.pack.compose()
         budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
-        found = np.empty((len(self.pack.cells), len(table)))
+        predictions = np.empty((len(self.pack.cells), len(table)))
         parts = []
         for batch in table.evaluated(budget):
             parts.append((batch.rows, _decide(self.pack.logits(batch), self.task.is_regression)))
-            if self._pausing():
+            if self._should_pause():
                 raise PausedError
-        for rows, decided in parts:
-            found[:, rows] = decided.cpu().numpy()
-        return found
+        for rows, decided in parts:  # only now, since the copy waits for the device
+            predictions[:, rows] = decided.cpu().numpy()
+        return predictions
 
 
 @cache
 def _stream(device: int) -> torch.cuda.Stream:
-    """The one that all trainers of a process use: cuBLAS keeps 64 MiB for every stream that it has seen, for good."""
+    """The stream that all trainers of a process use.
+
+    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
+    """
     return torch.cuda.Stream(device)
 
 
 def _decide(logits: Tensor, regression: bool) -> Tensor:
+    """`[K, B]`: the value for regression, else the number of the most likely class; NaN if a logit is not finite."""
     if regression:
         return logits[..., 0].double()
     classes = logits.argmax(-1).double()

@@ -149,10 +149,10 @@ def _bases(cell: Cell, model: Geometry) -> Iterator[tuple[str, str]]:
     """The singular value decompositions that a cell starts from; QR is cheap beside them."""
     for place, shape in model.adapted(cell.targets).items():
         for factor in methods.get(cell.method).factors(cell, shape):
-            family = factor.start.kind.partition("-")[0] if isinstance(factor.start, Basis) else ""
+            decomposition = factor.start.decomposition if isinstance(factor.start, Basis) else ""
             if isinstance(factor.start, FirstStep):
                 yield "step", place
-            elif family == "common" and place in JOINED:
+            elif decomposition == "joint-svd" and place in JOINED:
                 yield "common", JOINED[0]
-            elif family in ("svd", "root", "unit", "common"):
+            elif decomposition in ("svd", "balanced-svd", "singular-vectors", "joint-svd"):
                 yield "svd", place

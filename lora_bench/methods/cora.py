@@ -29,7 +29,7 @@ class Cora(Recipe):
         rank = rank_of(cell)
         return (
             Factor("A", rank, shape.inputs, Zeros()),
-            Factor("B", shape.outputs, rank, Basis("common-output"), trainable=False),
+            Factor("B", shape.outputs, rank, Basis("joint-svd", "output"), trainable=False),
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:

@@ -27,7 +27,7 @@ class CoraInit(Recipe):
         rank = rank_of(cell)
         return (
             Factor("A", rank, shape.inputs, Zeros()),
-            Factor("B", shape.outputs, rank, Basis("common-output")),
+            Factor("B", shape.outputs, rank, Basis("joint-svd", "output")),
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:

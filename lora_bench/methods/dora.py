@@ -30,7 +30,7 @@ class Dora(Lora):
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """LoRA's, and m."""
-        return (*super().factors(cell, shape), Factor("m", shape.outputs, 1, Basis("length-output")))
+        return (*super().factors(cell, shape), Factor("m", shape.outputs, 1, Basis("row-norms", "output")))
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
         """LoRA's, with rows of length m."""

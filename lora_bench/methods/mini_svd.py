@@ -23,7 +23,7 @@ class MiniSvd(MiniVariant):
 
     def outer(self, cell: Cell, shape: Shape) -> tuple[Start, Start]:
         """The bases of LoRA-XS."""
-        return Basis("svd-input"), Basis("svd-output")
+        return Basis("svd", "input"), Basis("svd", "output")
 
 
 RECIPE = MiniSvd()

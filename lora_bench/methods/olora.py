@@ -28,7 +28,7 @@ class Olora(Lora):
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """LoRA's, from QR."""
         a, b = super().factors(cell, shape)
-        return replace(a, start=Basis("qr-input")), replace(b, start=Basis("qr-output"))
+        return replace(a, start=Basis("qr", "input")), replace(b, start=Basis("qr", "output"))
 
 
 RECIPE = Olora()

@@ -29,7 +29,8 @@ class Pissa(Lora):
         """LoRA's, from the singular directions with the root of their values on both sides."""
         a, b = super().factors(cell, shape)
         gain = self.scale(cell) ** -0.5
-        return replace(a, start=Basis("root-input", gain)), replace(b, start=Basis("root-output", gain))
+        start_a, start_b = Basis("balanced-svd", "input", gain), Basis("balanced-svd", "output", gain)
+        return replace(a, start=start_a), replace(b, start=start_b)
 
 
 RECIPE = Pissa()

@@ -59,24 +59,29 @@ class Orthonormal:
     std: float
 
 
+Side = Literal["input", "output"]
+Decomposition = Literal["svd", "balanced-svd", "singular-vectors", "row-norms", "qr", "joint-svd"]
+
+
 @dataclass(frozen=True)
 class Basis:
-    """Start from the pretrained weights, times `gain`: as many leading directions as the factor has room for.
+    """Start from the pretrained weight W, times `gain`: as many leading directions as the factor has room for.
 
-    The input kinds have one row a direction, `[count, in]`, the output kinds one column, `[out, count]`.
+    On the input side a direction is a row (`[count, in]`), on the output side a column (`[out, count]`). With
+    `Wᵀ = U S Vᵀ`, largest singular values first, and `W = Q R`:
 
-    - `svd-input`, `svd-output`: `(U S)ᵀ` and `V` of `Wᵀ = U S Vᵀ`
-    - `root-input`, `root-output`: `(U √S)ᵀ` and `V √S` of the same
-    - `unit-input`: `Uᵀ` of the same
-    - `length-output`: the lengths of W's rows, one column
-    - `qr-input`, `qr-output`: the leading rows of R and columns of Q of `W = Q R`
-    - `common-output`: left singular vectors of the layer's joined `[Wq | Wk | Wv]`
+    | decomposition      | input       | output                                                     |
+    |--------------------|-------------|------------------------------------------------------------|
+    | `svd`              | `(U S)ᵀ`    | `V`                                                        |
+    | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
+    | `singular-vectors` | `Uᵀ`        | `V`                                                        |
+    | `qr`               | rows of `R` | columns of `Q`                                             |
+    | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |
+    | `row-norms`        | –           | the norms of W's rows, one column                          |
     """
 
-    kind: Literal[
-        "svd-input", "svd-output", "root-input", "root-output", "unit-input", "length-output", "qr-input", "qr-output",
-        "common-output",
-    ]  # fmt: skip
+    decomposition: Decomposition
+    side: Side
     gain: float = 1.0
 
 

@@ -33,9 +33,9 @@ class Svft(Recipe):
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """`U: [n, in]` and `V: [out, n]` frozen, M's entries `[1, count]` trained."""
         return (
-            Factor("U", min(shape), shape.inputs, Basis("unit-input"), trainable=False),
+            Factor("U", min(shape), shape.inputs, Basis("singular-vectors", "input"), trainable=False),
             Factor("M", 1, self.trainable(cell, shape), Zeros()),
-            Factor("V", shape.outputs, min(shape), Basis("svd-output"), trainable=False),
+            Factor("V", shape.outputs, min(shape), Basis("svd", "output"), trainable=False),
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:

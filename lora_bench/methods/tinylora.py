@@ -33,8 +33,8 @@ class TinyLora(Recipe):
         """`A: [r, in]`, `B: [out, r]` and `P: [r a, r]` frozen (P[i] are its rows i, i + a, …), `v: [1, a]` trained."""
         rank, mixed = rank_of(cell), self.trainable(cell, shape)
         return (
-            Factor("A", rank, shape.inputs, Basis("root-input"), trainable=False),
-            Factor("B", shape.outputs, rank, Basis("root-output"), trainable=False),
+            Factor("A", rank, shape.inputs, Basis("balanced-svd", "input"), trainable=False),
+            Factor("B", shape.outputs, rank, Basis("balanced-svd", "output"), trainable=False),
             Factor("P", rank * mixed, rank, Normal(rank**-0.5), trainable=False),
             Factor("v", 1, mixed, Zeros()),
         )

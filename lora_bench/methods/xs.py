@@ -33,9 +33,9 @@ class XS(Recipe):
         """`US: [r, in]` and `V: [out, r]` frozen, `R: [r, r]` trained."""
         rank = rank_of(cell)
         return (
-            Factor("US", rank, shape.inputs, Basis("svd-input"), trainable=False),
+            Factor("US", rank, shape.inputs, Basis("svd", "input"), trainable=False),
             Factor("R", rank, rank, Normal(1e-5)),
-            Factor("V", shape.outputs, rank, Basis("svd-output"), trainable=False),
+            Factor("V", shape.outputs, rank, Basis("svd", "output"), trainable=False),
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:

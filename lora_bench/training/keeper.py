@@ -42,12 +42,12 @@ class Keeper:
         """How long the pack has trained, without interruptions."""
         return time.monotonic() - self.began
 
-    def pausing(self) -> bool:
+    def should_pause(self) -> bool:
         """Whether to pause now."""
         self.place.guard()
         return self.place.stopper.asked or self._since() > max(WITHIN, SHARE * self._cost)
 
-    def keep(self, trainer: Trainer) -> None:
+    def save_if_due(self, trainer: Trainer) -> None:
         """Save if it is time; KeyboardInterrupt when a signal has come. A pack that has ended is published instead."""
         self.place.guard()
         if trainer.finished:
@@ -67,12 +67,12 @@ class Keeper:
         manifest = states.Manifest(
             steps=trainer.steps, seconds=self.seconds, fingerprint=self.common,
             cells=tuple(
-                snapshot.facts(each, position, provenance.code(cell.method), self.place.written.get(cell.id, 0))
+                snapshot.saved_cell(each, position, provenance.code(cell.method), self.place.written.get(cell.id, 0))
                 for position, (each, cell) in enumerate((each, each.progress.cell) for each in taken)
             ),
         )  # fmt: skip
         try:
-            states.save(self.place.results, self.name, manifest, safetensors.torch.save(snapshot.values(taken)))
+            states.save(self.place.results, self.name, manifest, safetensors.torch.save(snapshot.tensors(taken)))
             states.prune(self.place.results, {cell.id for cell in self.cells}, self.place.written)
         except OSError as error:
             if not self._warned:
@@ -91,7 +91,7 @@ class Found:
 
     def rebuilt(self, fresh: Snapshot) -> Snapshot:
         """The cell as it was saved; `fresh` is the same cell before its first step."""
-        return snapshot.rebuilt(self.folder.cells[fresh.progress.cell.id], self.values, fresh)
+        return snapshot.rebuild(self.folder.cells[fresh.progress.cell.id], self.values, fresh)
 
 
 def find(place: Place, cells: Sequence[Cell], common: Mapping[str, str]) -> dict[str, Found]:

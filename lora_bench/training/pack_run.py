@@ -49,7 +49,7 @@ class PackRun:
         forget_peak(setting.device)
         trainer = trainer_of(cells, self.backbone, prepared)
         self.keeper.began -= keeper.start(trainer, found)
-        setting.view.pack(cells, trainer.steps_an_epoch, trainer.epochs)
+        setting.view.pack(cells, trainer.steps_per_epoch, trainer.epochs)
         self.keeper.place.stopper.hold()
         while not self._ran(trainer):
             alive = self._thinned(trainer)

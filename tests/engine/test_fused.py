@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_bench.cell import Cell
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Form
-from lora_bench.engine.graphs import choose
+from lora_bench.engine.graphs import choose_shapes
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.trainer import Trainer
 
@@ -77,7 +77,7 @@ def test_another_activation_is_not_written_out(act: str) -> None:
 
 def gradients(made: Trainer, fit: Form | None) -> tuple[Tensor, list[Tensor]]:
     """Losses and gradients of the first batch, padded to a shape."""
-    (batch,) = made.table.batches([made.groups(1)[-1]], (lambda _: fit) if fit else None)
+    (batch,) = made.table.batches([made.batch_rows(1)[-1]], (lambda _: fit) if fit else None)
     masks = made.pack.backbone.masks(batch.shape)
     with made.pack:
         masks.draw(made.generator.manual_seed(5), batch.windows, len(batch.rows))
@@ -88,7 +88,7 @@ def gradients(made: Trainer, fit: Form | None) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("on", ["fused", "plain"])
 def test_empty_windows_and_places_change_nothing(on: str) -> None:
     made = trainer(company(), backbone() if on == "fused" else plain("roberta"), count=46)
-    (batch,) = made.table.batches([made.groups(1)[-1]])
+    (batch,) = made.table.batches([made.batch_rows(1)[-1]])
     assert batch.shape.rows == 6
     losses, expected = gradients(made, None)
     padded, found = gradients(made, Form(batch.width, batch.windows + 3, 8))
@@ -114,27 +114,27 @@ def test_masks_hang_on_the_stream_and_the_batch_alone(windows: int, more: int, f
         drawn.append(masks.draw(torch.Generator().manual_seed(3), windows, filled))
     small, large = drawn
     for index, site in enumerate(sites):
-        one, other = small.site(index, windows), large.site(index, windows + more)
-        assert torch.equal(one.mask, other.mask[:windows])
+        one, other = small.site_mask(index, windows), large.site_mask(index, windows + more)
+        assert torch.equal(one.kept, other.kept[:windows])
         assert one.scale == pytest.approx(1 / (1 - site.rate))
-        assert one.mask.shape[1:] == ((2, 4, 4) if site.kind == "attention" else (4, 6))
-    assert small.site(3, windows).mask.all()
-    heads = [masks.head_site(place) for masks in drawn for place in (0, 1)]
-    assert all(keep is not None for keep in heads)
-    assert torch.equal(heads[0].mask[:filled], heads[2].mask[:filled])  # type: ignore[union-attr]
+        assert one.kept.shape[1:] == ((2, 4, 4) if site.kind == "attention" else (4, 6))
+    assert small.site_mask(3, windows).kept.all()
+    heads = [masks.head_mask(index) for masks in drawn for index in (0, 1)]
+    assert all(mask is not None for mask in heads)
+    assert torch.equal(heads[0].kept[:filled], heads[2].kept[:filled])  # type: ignore[union-attr]
 
 
 def test_a_mask_keeps_as_much_as_it_says() -> None:
     masks = Masks([Site("hidden", 512, 0.1)], 32, 64, Site("hidden", 8, 0.1), 8, CPU)
-    keep = masks.draw(torch.Generator().manual_seed(0), 64, 8).site(0, 64)
-    assert float(keep.mask.double().mean()) == pytest.approx(0.9, abs=0.002)
-    assert float(keep.factor(torch.float64).mean()) == pytest.approx(1.0, abs=0.002)
-    assert set(keep.factor(torch.float64).unique().tolist()) == {0.0, 1 / 0.9}
+    mask = masks.draw(torch.Generator().manual_seed(0), 64, 8).site_mask(0, 64)
+    assert float(mask.kept.double().mean()) == pytest.approx(0.9, abs=0.002)
+    assert float(mask.factor(torch.float64).mean()) == pytest.approx(1.0, abs=0.002)
+    assert set(mask.factor(torch.float64).unique().tolist()) == {0.0, 1 / 0.9}
 
 
 @given(st.dictionaries(FORMS, st.integers(1, 300), max_size=12), st.integers(1, 100))
 def test_each_chosen_shape_is_worth_its_recording(counts: dict[Form, int], worth: int) -> None:
-    chosen = choose(counts, worth)
+    chosen = choose_shapes(counts, worth)
     served: Counter[Form] = Counter()
     for form, count in counts.items():
         holding = [one for one in chosen if one.width == form.width and one.windows >= form.windows]

@@ -46,7 +46,7 @@ def test_room_is_what_is_free_over_what_a_cell_takes(free: int, room: int, monke
 def test_a_probe_trains_nothing() -> None:
     made = trainer([cell("lora"), cell("head")], backbone())
     before = [block.matrix.clone() for block in made.blocks]
-    made.probe()
+    made.probe_memory()
     assert all(torch.equal(block.matrix, old) for block, old in zip(made.blocks, before, strict=True))
     assert made.steps == 0
     assert int(made.optimiser.count) == 0

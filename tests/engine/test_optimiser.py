@@ -182,8 +182,8 @@ def test_a_cell_at_fault_stops_for_good_and_alone(fault: str) -> None:
                 faulty[0][1, 3] = 1e200 if what == "norm" else float(value)
         good.step(gradients, losses())
         bad.step(faulty, loss)
-    assert bad.alive.tolist() == [True, False, True, True, True]
-    assert good.alive.all()
+    assert bad.active.tolist() == [True, False, True, True, True]
+    assert good.active.all()
     rows = ([0, 2], [0, 2, 3, 4])
     for block, twin, kept, own in zip(broken.blocks, whole.blocks, before, rows, strict=True):
         assert torch.equal(block.matrix[own], twin.matrix[own])

@@ -84,7 +84,7 @@ def test_a_marked_cell_does_not_move_again(single: Backbone) -> None:
     made = trainer(company(1e30), single)
     with made.pack:
         steps(made, 1)
-        assert made.optimiser.alive.tolist() == [True, True, False, True, True]
+        assert made.optimiser.active.tolist() == [True, True, False, True, True]
         before = [snapshot(made, place) for place in range(5)]
         steps(made, 2)
         assert [equal(snapshot(made, place), old) for place, old in enumerate(before)] == [
@@ -135,7 +135,7 @@ def test_held_out_sees_fewer_rows_and_chooses_the_epoch() -> None:
     for progress in made.run():
         assert len(progress.held_out) == len(progress.metrics) == 4
         chosen_by = [metrics["accuracy"] for metrics in progress.held_out]
-        assert progress.chosen_by() == progress.held_out
+        assert progress.selection_metrics() == progress.held_out
         assert progress.selected == 1 + chosen_by.index(max(chosen_by))
 
 

@@ -54,7 +54,7 @@ def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         Pack([cell(method, targets="attention+dense", rank=rank) for rank in (2, 5)], on, 2)
     assert shapes == {(32, 32): 2 * 4, (48, 32): 2 * 2, (96, 32): 2}
     names = [f"encoder.layer.1.attention.self.{part}" for part in ("query", "key", "value")]
-    assert len({basis(on, name, "common-output", 3).data_ptr() for name in names}) == 1
+    assert len({basis(on, name, "joint-svd", "output", 3).data_ptr() for name in names}) == 1
 
 
 COUNTED = tuple(name for name, recipe in methods.RECIPES.items() if recipe.adapts)
@@ -79,7 +79,7 @@ def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
     assert told.operands == sum(update.A.numel() + update.B.numel() for update in updates.values())
     frozen = [value for group in pack.bank.groups for value in group.frozen.values()]
     frozen += [part for group in pack.bank.groups for own in (group.start or {}).values() for part in (own.A, own.B)]
-    frozen += [own.weight for group in pack.bank.groups for own in group.lengths.values()]
+    frozen += [norms.weight for group in pack.bank.groups for norms in group.row_norms.values()]
     assert told.frozen == numbers(frozen)
     kept = sum(update.gain.numel() for update in updates.values() if update.gain is not None)
     assert told.kept * len(cells) == kept

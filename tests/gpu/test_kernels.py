@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lora_bench.engine.kernels import ops
-from lora_bench.engine.kernels.types import Norm, Windows
-from lora_bench.engine.masks import Keep
+from lora_bench.engine.kernels.types import AttentionLayout, Norm
+from lora_bench.engine.masks import DropoutMask
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 K, N = 3, 4
@@ -29,10 +29,10 @@ def draw(stream: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=stream, device="cuda", dtype=torch.float64)
 
 
-def mask(stream: torch.Generator, drops: bool, *shape: int) -> Keep | None:
+def mask(stream: torch.Generator, drops: bool, *shape: int) -> DropoutMask | None:
     """A mask whose windows lie apart in memory, as a step's do."""
     wide = torch.rand(shape[0], math.prod(shape[1:]) + 64, generator=stream, device="cuda") >= 0.3
-    return Keep(wide[:, 64:].unflatten(1, shape[1:]), 1 / 0.7) if drops else None
+    return DropoutMask(wide[:, 64:].unflatten(1, shape[1:]), 1 / 0.7) if drops else None
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -48,13 +48,13 @@ def test_add_norm(stream: torch.Generator, dtype: torch.dtype, drops: bool, widt
     hidden, residual, above = (draw(stream, K, slots, size).to(dtype) for _ in range(3))
     residual = residual[:1].expand(K, -1, -1) if width == 64 else residual  # the first layer's is shared
     norm = Norm((1 + draw(stream, size) / 9).to(dtype), draw(stream, size).to(dtype), 1e-5)
-    keep = mask(stream, drops, N, width, size)
+    dropout_mask = mask(stream, drops, N, width, size)
     exact = Norm(norm.weight.double(), norm.bias.double(), norm.epsilon)
-    expected, known = ops.add_norm(hidden.double(), residual.double(), keep, exact)
-    found, saved = ops.add_norm(hidden.clone(), residual, keep, norm)
+    expected, known = ops.add_norm(hidden.double(), residual.double(), dropout_mask, exact)
+    found, saved = ops.add_norm(hidden.clone(), residual, dropout_mask, norm)
     assert error(found, expected) < TOLERANCE[dtype]
-    slopes = ops.add_norm_backward(above.double(), known, keep, exact)
-    for one, other in zip(ops.add_norm_backward(above, saved, keep, norm), slopes, strict=True):
+    slopes = ops.add_norm_backward(above.double(), known, dropout_mask, exact)
+    for one, other in zip(ops.add_norm_backward(above, saved, dropout_mask, norm), slopes, strict=True):
         assert error(one, other) < TOLERANCE[dtype]
 
 
@@ -80,16 +80,16 @@ def test_transfer(stream: torch.Generator, dtype: torch.dtype, scaled: bool) -> 
 )
 def test_attention(stream: torch.Generator, dtype: torch.dtype, drops: bool, width: int, heads: int, head: int) -> None:
     slots = N * width
-    mixed = (draw(stream, K, slots, 3 * heads * head)).to(dtype)
+    qkv = draw(stream, K, slots, 3 * heads * head).to(dtype)
     above = draw(stream, K, slots, heads * head).to(dtype)
     segments = (torch.arange(slots, device="cuda") // 11).where(torch.arange(slots, device="cuda") < slots - 40, -1)
-    windows = Windows(segments, width, heads, head**-0.5)
-    keep = mask(stream, drops, N, heads, width, width)
+    layout = AttentionLayout(segments, width, heads, head**-0.5)
+    dropout_mask = mask(stream, drops, N, heads, width, width)
     same = segments.view(N, width)[:, :, None] == segments.view(N, width)[:, None, :]
     bias = torch.zeros(N, width, width, device="cuda", dtype=torch.float64).masked_fill_(~same, float("-inf"))
-    expected, weights = ops.attention(mixed.double(), windows, keep, bias)
-    found, kept = ops.attention(mixed, windows, keep, bias.to(dtype))
+    expected, weights = ops.attention(qkv.double(), layout, dropout_mask, bias)
+    found, kept = ops.attention(qkv, layout, dropout_mask, bias.to(dtype))
     assert (kept is None) == (dtype == torch.bfloat16)
     assert error(found, expected) < TOLERANCE[dtype]
-    slope = ops.attention_backward(above.double(), mixed.double(), weights, windows, keep)
-    assert error(ops.attention_backward(above, mixed, kept, windows, keep), slope) < TOLERANCE[dtype]
+    slope = ops.attention_backward(above.double(), qkv.double(), weights, layout, dropout_mask)
+    assert error(ops.attention_backward(above, qkv, kept, layout, dropout_mask), slope) < TOLERANCE[dtype]

@@ -57,7 +57,7 @@ def run(cells: list[Cell], on: Backbone, record: bool = True, rows: int = 320) -
     if not record:
         made.prepare = lambda steps=None: None  # type: ignore[method-assign,assignment]
     found = dict(zip(made.pack.cells, made.run(), strict=True))
-    assert bool(made.replays._recorded) == record
+    assert bool(made.graphs._recorded) == record
     return found
 
 

@@ -1,1 +1,1 @@
-"""What trains: the cells of a pack with their factors and heads, how they start, and how they are saved."""
+"""The adapters of a pack: the factors that its cells train, and the operands that the encoder reads."""

@@ -18,9 +18,11 @@ from lora_bench.engine.encoder.product import Operands
 
 
 class Bank:
-    """All groups of a pack, and the A and B of every adapted weight for all K cells.
+    """All groups of a pack, and the operands of every adapted weight for all K cells.
 
-    The cells of a group stand together, those without an adapter last (`arranged`).
+    Args:
+        cells: The pack's cells as `arrange` orders them: the cells of a group adjacent, those without an adapter last.
+        backbone: The encoder.
     """
 
     def __init__(self, cells: Sequence[Cell], backbone: Backbone) -> None:
@@ -31,98 +33,119 @@ class Bank:
         modules = {name for cell in adapted for name in targets_of(cell, backbone)}
         self.families = backbone.families(modules)
         self.groups: list[Group] = []
-        for _, members in itertools.groupby(adapted, key=_group_of):
-            own = list(members)
-            first = sum(len(group.cells) for group in self.groups)
-            self.groups.append(Group(methods.get(own[0].method), own, first, self.families, backbone))
+        for _, run in itertools.groupby(adapted, key=_group_key):
+            members = list(run)
+            offset = sum(len(group.cells) for group in self.groups)
+            self.groups.append(Group(methods.get(members[0].method), members, offset, self.families, backbone))
 
     def updates(self, dtype: torch.dtype | None = None) -> dict[Family, Operands]:
-        """The operands of each family of J linears side by side, in the backbone's type unless another is given.
+        """The operands of each family, composed from the factors as they are now.
 
-        A `[slots, K, J R, in]`, B `[slots, J, K, out, R]`, gain and shift `[slots, J, K, 1, out]`, stretch
-        `[slots, K, 1, in]`; zero where a cell adapts a weight not. R is the largest rank of the family.
+        Args:
+            dtype: The type of the operands; the backbone's by default.
+
+        Returns:
+            For a family of L products of J linears: A `[L, K, J · R, in]`, B `[L, J, K, out, R]`, gain and shift
+            `[L, J, K, 1, out]`, stretch `[L, K, 1, in]`. R is the largest rank of the family. Zero where a cell does
+            not adapt a weight.
         """
-        made = [group.updates() for group in self.groups]
-        found: dict[Family, Operands] = {}
+        group_updates = [group.updates() for group in self.groups]
+        operands: dict[Family, Operands] = {}
         for family in self.families:
-            own = [(group, update[family]) for group, update in zip(self.groups, made, strict=True) if family in update]
-            parts = [(group, _spread(update, group.indices[family])) for group, update in own]
+            parts = [
+                (group, _expand(update[family], group.indices[family]))
+                for group, update in zip(self.groups, group_updates, strict=True)
+                if family in update
+            ]
             a, b = self._low_rank(family, parts, dtype or self.dtype)
             gain, stretch, shift = (
                 self._vector(family, [(g, v) for g, p in parts if (v := getattr(p, name)) is not None], dtype)
                 for name in ("gain", "stretch", "shift")
             )
             if stretch is not None and stretch.shape[1] > 1:
-                raise ValueError(f"{family.slots[0]} read one input: it cannot be stretched for one of them")
-            found[family] = Operands(a, b, gain, None if stretch is None else stretch[:, 0], shift)
-        return found
+                raise ValueError(f"{family.products[0]} read one input: it cannot be stretched for one of them")
+            operands[family] = Operands(a, b, gain, None if stretch is None else stretch[:, 0], shift)
+        return operands
 
     def _low_rank(
         self, family: Family, parts: Sequence[tuple[Group, Operands]], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        """A and B of a family for all cells, padded to one rank; the scale goes into B."""
         parts = [(group, part) for group, part in parts if part.A.shape[2]]
         rank = max((part.A.shape[2] for _, part in parts), default=0)
-        slots, side = len(family.slots), len(family.slots[0])
-        a_size = (slots, self.size, side, rank, family.shape.inputs)
-        b_size = (slots, side, self.size, family.shape.outputs, rank)
+        products, linears = len(family.products), len(family.products[0])
+        a_size = (products, self.size, linears, rank, family.shape.inputs)
+        b_size = (products, linears, self.size, family.shape.outputs, rank)
         if not rank:
             a, b = (torch.zeros(size, dtype=dtype, device=self.device) for size in (a_size, b_size))
             return a.flatten(2, 3), b
-        firsts, scales = [group.first for group, _ in parts], [group.scale for group, _ in parts]
-        a = Assemble.apply(a_size, (1, 0, 2, 3, 4), dtype, firsts, None, *(p.A for _, p in parts))
-        b = Assemble.apply(b_size, (1, 2, 0, 3, 4), dtype, firsts, scales, *(p.B for _, p in parts))
+        offsets, scales = [group.offset for group, _ in parts], [group.scales for group, _ in parts]
+        a = Assemble.apply(a_size, (1, 0, 2, 3, 4), dtype, offsets, None, *(part.A for _, part in parts))
+        b = Assemble.apply(b_size, (1, 2, 0, 3, 4), dtype, offsets, scales, *(part.B for _, part in parts))
         return a.flatten(2, 3), b
 
     def _vector(
         self, family: Family, parts: Sequence[tuple[Group, Tensor]], dtype: torch.dtype | None
     ) -> Tensor | None:
-        """`[slots, J, K, 1, values]` from `[cells, modules, values, 1]` of the groups that have some."""
+        """One tensor `[L, J, K, 1, values]` of the groups' `[cells, modules, values, 1]`; None if no group has one."""
         if not parts:
             return None
-        size = (len(family.slots), len(family.slots[0]), self.size, *parts[0][1].shape[2:])
-        firsts = [group.first for group, _ in parts]
-        made: Tensor = Assemble.apply(
-            size, (1, 2, 0, 3, 4), dtype or self.dtype, firsts, None, *(part for _, part in parts)
+        size = (len(family.products), len(family.products[0]), self.size, *parts[0][1].shape[2:])
+        offsets = [group.offset for group, _ in parts]
+        assembled: Tensor = Assemble.apply(
+            size, (1, 2, 0, 3, 4), dtype or self.dtype, offsets, None, *(part for _, part in parts)
         )
-        return made.mT
+        return assembled.mT
 
     def by_module(self, updates: Mapping[Family, Operands]) -> dict[str, Operands]:
-        """A `[K, R, in]`, B `[K, out, R]`, gain and shift `[K, 1, out]`, stretch `[K, 1, in]` of each weight."""
-        found: dict[str, Operands] = {}
+        """The operands of each weight by its name, as views of `updates`.
+
+        A `[K, R, in]`, B `[K, out, R]`, gain and shift `[K, 1, out]`, stretch `[K, 1, in]`.
+        """
+        operands: dict[str, Operands] = {}
         for family, update in updates.items():
             rank = update.B.shape[-1]
-            for slot, names in enumerate(family.slots):
-                for place, name in enumerate(names):
-                    found[name] = Operands(
-                        update.A[slot, :, place * rank : (place + 1) * rank], update.B[slot, place],
-                        None if update.gain is None else update.gain[slot, place],
-                        None if update.stretch is None else update.stretch[slot],
-                        None if update.shift is None else update.shift[slot, place],
-                    )  # fmt: skip
-        return found
+            for product, names in enumerate(family.products):
+                for index, name in enumerate(names):
+                    operands[name] = Operands(
+                        update.A[product, :, index * rank : (index + 1) * rank],
+                        update.B[product, index],
+                        None if update.gain is None else update.gain[product, index],
+                        None if update.stretch is None else update.stretch[product],
+                        None if update.shift is None else update.shift[product, index],
+                    )
+        return operands
 
 
-def arranged(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells with those of one group together, groups as they first appear, cells without an adapter last."""
+def arrange(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells in a pack's order: those of one group adjacent, groups as they first appear, unadapted cells last."""
     order: dict[object, int] = {}
     for cell in cells:
-        order.setdefault(_group_of(cell), len(order))
-    return tuple(sorted(cells, key=lambda cell: (not methods.get(cell.method).adapts, order[_group_of(cell)])))
+        order.setdefault(_group_key(cell), len(order))
+    return tuple(sorted(cells, key=lambda cell: (not methods.get(cell.method).adapts, order[_group_key(cell)])))
 
 
-def _group_of(cell: Cell) -> tuple[object, ...]:
+def _group_key(cell: Cell) -> tuple[object, ...]:
+    """What the cells of one group have in common."""
     return cell.method, cell.targets, methods.get(cell.method).layout(cell)
 
 
-def _spread(update: Operands, index: Tensor | None) -> Operands:
-    """The operands for all weights of the family, zero for those that a group does not adapt."""
+def _expand(update: Operands, index: Tensor | None) -> Operands:
+    """A group's operands for all weights of the family, zero for those that it does not adapt.
+
+    Args:
+        update: The operands of the weights that the group adapts, `[cells, modules, …]`.
+        index: For each weight of the family its position among the group's, or the group's count if it is not adapted.
+            None if the group adapts all.
+    """
     if index is None:
         return update
 
-    def one(values: Tensor | None) -> Tensor | None:
+    def expand(values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
-        return torch.cat([values, torch.zeros_like(values[:, :1])], dim=1).index_select(1, index)
+        with_zero = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
+        return with_zero.index_select(1, index)
 
-    made: Operands = Operands(*map(one, update))  # type: ignore[arg-type]  # A and B are never None
-    return made
+    expanded: Operands = Operands(*map(expand, update))  # type: ignore[arg-type]  # A and B are never None
+    return expanded

@@ -1,7 +1,7 @@
-"""Frozen bases from the pretrained weights: computed once a backbone and kept.
+"""Frozen bases from the pretrained weights, computed once per backbone and cached there.
 
-Signs are fixed (the entry of largest magnitude of every left vector is positive), so that a saved factor that lives
-between two bases means the same after they are computed again.
+Singular vectors are unique up to their sign only. Here the sign is fixed (the entry of largest magnitude of every left
+vector is positive), so that a saved factor that was trained between two bases still fits when they are recomputed.
 """
 
 from __future__ import annotations
@@ -12,57 +12,75 @@ from torch import Tensor
 from lora_bench.engine.encoder import targets
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.errors import BenchError
+from lora_bench.methods.recipe import Decomposition, Side
 
 
-def basis(backbone: Backbone, name: str, kind: str, rank: int) -> Tensor:
-    """The leading `rank` directions of a linear: `[rank, in]` for the input kinds, `[out, rank]` for the output kinds.
+def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Side, rank: int) -> Tensor:
+    """The leading `rank` directions of a weight, as `recipe.Basis` defines them.
+
+    Args:
+        backbone: The encoder; its `bases` caches the decompositions.
+        name: The linear layer.
+        decomposition: How the weight is decomposed.
+        side: `input` for rows `[rank, in]`, `output` for columns `[out, rank]`.
+        rank: How many directions.
 
     Raises:
-        BenchError: the weight has fewer directions than `rank`.
+        BenchError: The weight has fewer directions than `rank`.
+        ValueError: This decomposition has no such side.
     """
-    family, _, side = kind.partition("-")
-    if family == "length":
-        lengths: Tensor = _weight(backbone, name).square().sum(1, keepdim=True).sqrt()
-        return lengths
-    parts = _parts(backbone, name, {"root": "svd", "unit": "svd"}.get(family, family))
-    available = parts[0].shape[1]
-    require(rank, available, name)
-    if family == "qr":
-        return parts[1][:rank] if side == "input" else parts[0][:, :rank]
-    if family == "common":
-        return parts[0][:, :rank]
-    left, values, right = parts[0][:, :rank], parts[1][:rank], parts[2][:, :rank]
-    if family == "root":
+    if decomposition in ("row-norms", "joint-svd") and side == "input":
+        raise ValueError(f"there is no {decomposition} basis on the input side")
+    if decomposition == "row-norms":
+        norms: Tensor = _weight(backbone, name).square().sum(1, keepdim=True).sqrt()
+        return norms
+    if decomposition == "qr":
+        q, r = _decomposition(backbone, name, "qr")
+        require(rank, q.shape[1], name)
+        return r[:rank] if side == "input" else q[:, :rank]
+    if decomposition == "joint-svd":
+        (vectors,) = _decomposition(backbone, name, "joint")
+        require(rank, vectors.shape[1], name)
+        return vectors[:, :rank]
+    left, values, right = _decomposition(backbone, name, "svd")
+    require(rank, left.shape[1], name)
+    left, values, right = left[:, :rank], values[:rank], right[:, :rank]
+    if decomposition == "balanced-svd":
         return (left * values.sqrt()).mT if side == "input" else right * values.sqrt()
-    if family == "unit":
-        return left.mT
-    return (left * values).mT if side == "input" else right
+    if side == "output":
+        return right
+    return left.mT if decomposition == "singular-vectors" else (left * values).mT
 
 
 def require(rank: int, available: int, name: str) -> None:
-    """Refuse more directions than a weight has."""
+    """Refuse more directions than a weight has.
+
+    Raises:
+        BenchError: `rank` is larger than `available`.
+    """
     if rank > available:
         raise BenchError(
             f"{rank} directions are more than {name} has ({available}).", "Use a smaller --rank (or --a and --b)."
         )
 
 
-def _parts(backbone: Backbone, name: str, family: str) -> tuple[Tensor, ...]:
-    """U, S, V of Wᵀ (`svd`), Q, R of W (`qr`), or the left vectors of the joined weights (`common`); kept."""
-    if (name, family) not in backbone.bases:
-        together = _together(backbone, name) if family == "common" else [name]
-        made = _decomposed(backbone, together, family)
-        backbone.bases.update({(other, family): made for other in together})
-    return backbone.bases[name, family]
+def _decomposition(backbone: Backbone, name: str, kind: str) -> tuple[Tensor, ...]:
+    """`svd`: U, S, V of Wᵀ. `qr`: Q, R of W. `joint`: left singular vectors of [Wq, Wk, Wv]. Cached in the backbone."""
+    if (name, kind) not in backbone.bases:
+        names = _joined_with(backbone, name) if kind == "joint" else [name]
+        parts = _decompose(backbone, names, kind)
+        backbone.bases.update({(other, kind): parts for other in names})
+    return backbone.bases[name, kind]
 
 
-def _decomposed(backbone: Backbone, names: list[str], family: str) -> tuple[Tensor, ...]:
+def _decompose(backbone: Backbone, names: list[str], kind: str) -> tuple[Tensor, ...]:
     weights = [_weight(backbone, name) for name in names]
-    if family == "qr":
+    if kind == "qr":
         return tuple(torch.linalg.qr(weights[0]))
-    if family == "svd":
+    if kind == "svd":
         return svd(weights[0].mT)
-    left = (svd(torch.cat(weights, dim=1).mT) if len(names) > 1 else _parts(backbone, names[0], "svd"))[2]
+    # V of (the joined W)ᵀ = U S Vᵀ are the left singular vectors of W. A weight that is not joined has them already.
+    left = (svd(torch.cat(weights, dim=1).mT) if len(names) > 1 else _decomposition(backbone, names[0], "svd"))[2]
     return (left * _signs(left),)
 
 
@@ -70,18 +88,19 @@ def _weight(backbone: Backbone, name: str) -> Tensor:
     return backbone.linears()[name].weight.detach().to(backbone.exact)
 
 
-def _together(backbone: Backbone, name: str) -> list[str]:
-    """The weights of the layer's `[Wq | Wk | Wv]` for queries, keys and values; another weight stands alone."""
+def _joined_with(backbone: Backbone, name: str) -> list[str]:
+    """For a query, key or value weight, the layer's three; for any other weight, itself alone."""
     if not targets.is_attention_input(name):
         return [name]
     linears, layer = backbone.linears(), targets.layer_of(name)
-    own = [other for other in linears if targets.layer_of(other) == layer and targets.is_attention_input(other)]
-    return own if len({linears[other].out_features for other in own}) == 1 else [name]
+    inputs = [other for other in linears if targets.layer_of(other) == layer and targets.is_attention_input(other)]
+    return inputs if len({linears[other].out_features for other in inputs}) == 1 else [name]
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S and V (not Vᵀ) of `matrix`, signs fixed."""
-    wide = matrix.shape[0] < matrix.shape[1]  # LAPACK takes three times as long for a wide matrix as for a tall one
+    """U, S and V (not Vᵀ) of `matrix`, with the signs fixed."""
+    # LAPACK takes three times as long for a wide matrix as for a tall one, so a wide one is transposed first.
+    wide = matrix.shape[0] < matrix.shape[1]
     left, values, right = torch.linalg.svd(matrix.mT if wide else matrix, full_matrices=False)
     left, right = (right.mT, left) if wide else (left, right.mT)
     signs = _signs(left)
@@ -89,6 +108,6 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _signs(left: Tensor) -> Tensor:
-    """`[1, n]`: what makes the entry of largest magnitude of every column positive."""
+    """`[1, n]`: the factors ±1 that make the entry of largest magnitude of every column positive."""
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))
     return torch.where(largest < 0, -1.0, 1.0).to(left.dtype)

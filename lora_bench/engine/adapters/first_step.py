@@ -1,7 +1,7 @@
-"""The first step of full fine-tuning, for factors that start from it.
+"""The first step of full fine-tuning, for factors that start from it (`recipe.FirstStep`).
 
-The gradient is that of the unadapted model with the head that all cells of a seed start from, on the first batch,
-without dropout, for one cell: it does not depend on the pack.
+Its gradient is that of the unadapted model with the head that all cells of a seed start from, on the first batch,
+without dropout, computed for one cell: it does not depend on the pack.
 """
 
 from __future__ import annotations
@@ -23,63 +23,68 @@ from lora_bench.methods.recipe import Factor, FirstStep
 
 
 class Direction(NamedTuple):
-    """`-sign(G) = U S Vᵀ`: U `[out, n]`, S `[n]`, V `[in, n]`."""
+    """The step's direction of one weight, decomposed: `-sign(G) = U S Vᵀ`, U `[out, n]`, S `[n]`, V `[in, n]`."""
 
     left: Tensor
     values: Tensor
     right: Tensor
 
 
-def starts_from_it(group: Group) -> bool:
-    """Whether some factor of the group does."""
-    versions = (factor for family in group.families for factor in group.versions(0, family))
-    return any(isinstance(factor.start, FirstStep) for factor in versions)
+def starts_from_first_step(group: Group) -> bool:
+    """Whether a factor of the group starts from the first step."""
+    factors = (factor for family in group.families for factor in group.factors_of(0, family))
+    return any(isinstance(factor.start, FirstStep) for factor in factors)
 
 
-def begin(pack: Pack, batch: Batch, steps: int) -> None:
-    """Write the first values of all factors that start from the first step, of `steps` in all, of full fine-tuning."""
-    groups = [group for group in pack.bank.groups if starts_from_it(group)]
+def initialise(pack: Pack, batch: Batch, steps: int) -> None:
+    """Write the first values of all factors that start from the first step.
+
+    Args:
+        pack: The pack, before its first step.
+        batch: The first batch.
+        steps: The steps of the whole training, for the schedule of the learning rate.
+    """
+    groups = [group for group in pack.bank.groups if starts_from_first_step(group)]
     names = {name for group in groups for name in group.modules}
-    slopes = gradients(pack, batch, names)
     exact = pack.backbone.exact
-    found = {name: Direction(*svd(-slope.sign().to(exact))) for name, slope in slopes.items()}
+    directions = {name: Direction(*svd(-grad.sign().to(exact))) for name, grad in gradients(pack, batch, names).items()}
     for group in groups:
         for row, cell in enumerate(group.cells):
-            _write(group, row, found, first_rate(cell, steps))
+            _write(group, row, directions, first_lr(cell, steps))
 
 
-def first_rate(cell: Cell, steps: int) -> float:
-    """The rate of the first step of warm-up that is not zero."""
+def first_lr(cell: Cell, steps: int) -> float:
+    """The learning rate of the first step of warm-up that is not zero."""
     return cell.lr / max(1, math.ceil(steps * cell.warmup))
 
 
 def gradients(pack: Pack, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
-    """The gradient `[out, in]` of each of these weights."""
+    """The gradient `[out, in]` of each of these weights, at the pretrained model with the first cell's head."""
     linears = pack.backbone.linears()
     weights = {f"{name}.weight": linears[name].weight.detach().requires_grad_() for name in sorted(names)}
     hidden = pack.backbone.encode(batch, 1, None, weights)[:, batch.first]
     logits = pack.heads.logits(pack.heads.block.matrix[:1].detach(), hidden, None)
     loss = batch_losses(logits, batch.labels, batch.weights).sum()
-    found = torch.autograd.grad(loss, list(weights.values()))
-    return dict(zip(sorted(names), found, strict=True))
+    grads = torch.autograd.grad(loss, list(weights.values()))
+    return dict(zip(sorted(names), grads, strict=True))
 
 
 @torch.no_grad()
-def _write(group: Group, row: int, found: Mapping[str, Direction], rate: float) -> None:
+def _write(group: Group, row: int, directions: Mapping[str, Direction], lr: float) -> None:
     values = group.block.matrix.detach()[row : row + 1]
     state = group.state(row, values)
     for family, modules in group.families.items():
-        for factor in group.versions(row, family):
+        for factor in group.factors_of(row, family):
             if isinstance(factor.start, FirstStep):
                 for module in modules:
-                    value = _value(factor, factor.start, found[module], rate, module)
+                    value = _value(factor, factor.start, directions[module], lr, module)
                     state[f"{module}.{factor.name}"] = value * factor.start.gain
     group.load(row, state, values)
 
 
-def _value(factor: Factor, start: FirstStep, found: Direction, rate: float, module: str) -> Tensor:
+def _value(factor: Factor, start: FirstStep, direction: Direction, lr: float, module: str) -> Tensor:
     count = factor.rows if start.part == "input" else factor.cols
-    require(count, len(found.values), module)
+    require(count, len(direction.values), module)
     if start.part == "core":
-        return torch.diag(rate * found.values[:count])
-    return found.right[:, :count].mT if start.part == "input" else found.left[:, :count]
+        return torch.diag(lr * direction.values[:count])
+    return direction.right[:, :count].mT if start.part == "input" else direction.left[:, :count]

@@ -1,8 +1,8 @@
-"""A trained adapter on disk: what was trained and the settings, nothing that can be made again.
+"""A trained adapter on disk: the trained values and the settings, nothing that can be recomputed.
 
-`adapter.safetensors` holds the trained factors by `module.factor`, `head.safetensors` the head, `adapter.json` the
-cell, the sizes and checksums of the others and a checksum of its own. Frozen factors are rebuilt: random ones from the
-cell's seed, bases from the backbone's weights.
+`adapter.safetensors` holds the trained factors by `module.factor`, `head.safetensors` the classification head.
+`adapter.json` holds the cell, the sizes and checksums of the other files, and a checksum of itself. Frozen factors are
+rebuilt: random ones from the cell's seed, bases from the backbone's weights.
 """
 
 from __future__ import annotations
@@ -33,18 +33,23 @@ MANIFEST = "adapter.json"
 
 
 def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
-    """The size of a safetensors file of these values, in their own type or another; 0 where there are none."""
+    """The size of a safetensors file of these values; 0 if there are none.
+
+    Args:
+        values: The values by name.
+        dtype: The type to store them in; by default their own.
+    """
     if not values:
         return 0
     cast = {name: value.to(dtype or value.dtype) for name, value in values.items()}
     size = sum(value.numel() * value.element_size() for value in cast.values())
-    if size > 2**27:
+    if size > 2**27:  # instead of a copy of a large file: its values, and the header of a file without values
         return size + len(safetensors.torch.save({name: value.new_empty(0) for name, value in cast.items()}))
     return len(safetensors.torch.save(cast))
 
 
-class File(BaseModel):
-    """A file as it was written."""
+class FileInfo(BaseModel):
+    """The size and the checksum of a file as it was written."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,47 +57,50 @@ class File(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Manifest(BaseModel):
-    """What `adapter.json` says: whose values these are, for how many outputs, and the files that belong to it."""
+class AdapterManifest(BaseModel):
+    """The content of `adapter.json`: the cell, the number of outputs, and the files that belong to the adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = SCHEMA
     cell: Cell
     outputs: Annotated[int, Field(gt=0, le=2**16)]
-    files: dict[Part, File]
+    files: dict[Part, FileInfo]
 
 
 def save(folder: Path, cell: Cell, outputs: int, state: State) -> None:
-    """Write an adapter folder; the manifest last, so that a folder with one is whole."""
+    """Write an adapter folder. The manifest is written last, so that a folder with a manifest is complete."""
     contents = {HEAD: safetensors.torch.save(state.head)}
     if state.adapter:
         contents[ADAPTER] = safetensors.torch.save(state.adapter)
     for name, content in contents.items():
         write_atomically(folder / name, content)
-    about = {name: File(bytes=len(part), sha256=sha256(part).hexdigest()) for name, part in contents.items()}
-    manifest = Manifest.model_validate({"cell": cell, "outputs": outputs, "files": about})
+    infos = {name: FileInfo(bytes=len(part), sha256=sha256(part).hexdigest()) for name, part in contents.items()}
+    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": infos})
     write_atomically(folder / MANIFEST, seal(manifest.model_dump_json(indent=2)))
 
 
 def read(folder: Path) -> tuple[Cell, int, State]:
-    """The cell, its number of outputs, and what it trained; sizes and checksums are verified.
+    """Read an adapter folder, and verify sizes and checksums.
+
+    Returns:
+        The cell, its number of outputs, and what it trained.
 
     Raises:
-        BenchError: exit code 3 if the folder holds no whole adapter.
+        BenchError: Exit code 3 if the folder holds no whole adapter.
     """
     try:
-        manifest = Manifest.model_validate_json(unseal(read_file(folder / MANIFEST)))
-        parts = {name: _values(folder / name, about) for name, about in manifest.files.items()}
+        manifest = AdapterManifest.model_validate_json(unseal(read_file(folder / MANIFEST)))
+        parts = {name: _read_values(folder / name, info) for name, info in manifest.files.items()}
         return manifest.cell, manifest.outputs, State(parts.get(ADAPTER, {}), parts[HEAD])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         line = " ".join(str(error).split())[:160]
         raise BenchError(f"'{folder}' holds no whole adapter ({line}).", "Train it again.", MISSING) from error
 
 
-def _values(path: Path, about: File) -> dict[str, Tensor]:
+def _read_values(path: Path, info: FileInfo) -> dict[str, Tensor]:
     content = read_file(path)
-    if len(content) != about.bytes or sha256(content).hexdigest() != about.sha256:
+    if len(content) != info.bytes or sha256(content).hexdigest() != info.sha256:
         raise ValueError(f"{path.name} has changed since it was written")
     return safetensors.torch.load(content)
 
@@ -101,7 +109,7 @@ def load(folder: Path, backbone: Backbone) -> Pack:
     """The saved cell as a pack of one over `backbone`.
 
     Raises:
-        BenchError: exit code 3 if the folder holds no whole adapter, or one of another model.
+        BenchError: Exit code 3 if the folder holds no whole adapter, or one of another model.
     """
     cell, outputs, state = read(folder)
     pack = Pack([cell], backbone, outputs)

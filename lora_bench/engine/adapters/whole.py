@@ -10,8 +10,11 @@ from lora_bench.engine.block import Block
 from lora_bench.engine.encoder.backbone import Backbone
 
 
-class Whole:
-    """All parameters of the backbone, trained by one cell."""
+class WholeBackbone:
+    """All parameters of the backbone, trained by one cell.
+
+    The block's matrix holds them in exact type; the model runs on views of it (`weights`).
+    """
 
     def __init__(self, cell: Cell, backbone: Backbone) -> None:
         parameters = dict(backbone.model.named_parameters())
@@ -27,20 +30,20 @@ class Whole:
         )
 
     def weights(self, matrix: Tensor) -> dict[str, Tensor]:
-        """The parameters by name, as views of the matrix."""
+        """The parameters by name, as views of the matrix `[1, values]`."""
         parts = matrix[0].split(self.sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def state(self, values: Tensor) -> dict[str, Tensor]:
-        """The row `[1, values]` of the matrix (or of what has its shape) by parameter."""
+        """Copies of the parameters by name; `values` is the matrix, or another tensor of its shape."""
         return {name: part.clone() for name, part in self.weights(values).items()}
 
     def load(self, state: dict[str, Tensor], values: Tensor) -> None:
-        """Put a state into such a row."""
+        """Write a state into `values`, which is the matrix or another tensor of its shape."""
         for name, part in self.weights(values).items():
             part.copy_(state[name])
 
 
 def _decays(name: str, value: Tensor) -> bool:
-    """Weight decay leaves out biases and norms, as transformers' Trainer does."""
+    """Whether weight decay applies: not to biases and norms, as in transformers' Trainer."""
     return value.dim() > 1 and not name.endswith("bias")

@@ -1,1 +1,1 @@
-"""The frozen encoder: its layers on windows, how they are checked, and the weights that adapters can be put on."""
+"""The frozen encoder on windows of whole sequences, with adapters in its matrix products."""

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from lora_bench.engine import weights
 from lora_bench.engine.encoder import attention, probe
-from lora_bench.engine.encoder.attention import Step
+from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.bert import Encoder
 from lora_bench.engine.encoder.families import Family, by_product, by_shape
 from lora_bench.engine.encoder.product import Operands
@@ -52,7 +52,7 @@ class Backbone:
         self.config = model.config
         self.config.return_dict = True  # what is read is an output's field, whatever the config asks for
         self.config.output_attentions = self.config.output_hidden_states = False  # a step would keep them
-        self.step = Step()
+        self.step = ForwardContext()
         self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self.padding_idx = _padding_idx(model)
@@ -74,19 +74,19 @@ class Backbone:
         self.model = model
         self._check(reference)
         self.sites = self._find_sites()
-        self.fused = Encoder.of(model, self.step)
+        self.fused = Encoder.from_model(model, self.step)
         if self.fused is not None:
             self._check(reference)
         module.to(self.dtype)
-        self.fused = self.fused and Encoder.of(model, self.step)  # its joined weights are the model's own again
+        self.fused = self.fused and Encoder.from_model(model, self.step)  # its joined weights are the model's own again
         return model
 
     @torch.no_grad()
     def _find_sites(self) -> tuple[Site, ...]:
         """The dropouts of a step in the order in which they come."""
-        self.step.found = []
+        self.step.recorded_sites = []
         self.encode(self.probe(), 1, training=True)
-        found, self.step.found = tuple(self.step.found), None
+        found, self.step.recorded_sites = tuple(self.step.recorded_sites), None
         return found
 
     def table(self, tokens: Tokens) -> Table:
@@ -107,7 +107,7 @@ class Backbone:
         """These weights as the encoder handles them together."""
         if self.fused is None:
             return by_shape(self.linears(), wanted)
-        return by_product(self.linears(), wanted, self.fused.names)
+        return by_product(self.linears(), wanted, self.fused.module_names)
 
     @property
     def hidden_size(self) -> int:

@@ -1,10 +1,21 @@
-"""The BERT family's encoder, forward and backward written out.
+"""The encoder of the BERT family, with forward and backward written by hand.
 
-RoBERTa, BERT, XLM-R, CamemBERT and ELECTRA share one layer. With frozen weights its backward is short, so it is
-written by hand: queries, keys and values are one product, their adapters share one down-projection, every gradient is
-accumulated by the product that makes it, activations are kept once, and the last layer computes what the head reads,
-the first token of each sequence, and no more. The embeddings, and the first layer up to its adapters, are the same for
-all cells and computed once. Encoders of another form run through transformers' own code (`attention`).
+RoBERTa, BERT, XLM-R, CamemBERT and ELECTRA share one layer. Its weights are frozen, so the backward pass is short, and
+writing it by hand saves what autograd cannot:
+
+- queries, keys and values are one matrix product, and their adapters share one down-projection;
+- every gradient is accumulated by the matrix product that computes it;
+- each activation is saved once, and the widest one (of the feed-forward network) is recomputed;
+- the last layer computes the rows that the head reads, the first token of each sequence, and no others;
+- the embeddings, and the first layer up to its adapters, are the same for all cells and computed once.
+
+A layer with input x computes, with dropout D, LayerNorm LN and the products of `PRODUCTS` (see `product`):
+
+    c = attention(qkv(x))
+    h = LN(x + D(attn_out(c)))
+    y = LN(h + D(ffn_down(gelu(ffn_up(h)))))
+
+Encoders of another form run through transformers' own code (`attention`).
 """
 
 from __future__ import annotations
@@ -17,58 +28,84 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from lora_bench.engine.encoder.attention import Step
+from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.families import Family
-from lora_bench.engine.encoder.product import Adapter, Inside, Operands, Product, outer, unstretch
+from lora_bench.engine.encoder.product import (
+    Adapter,
+    AdapterSaved,
+    Operands,
+    Product,
+    down_backward,
+    stretch_backward,
+)
 from lora_bench.engine.kernels import ops
-from lora_bench.engine.kernels.types import Norm, Normed, Windows
-from lora_bench.engine.masks import Keep
+from lora_bench.engine.kernels.types import AttentionLayout, Norm, NormSaved
+from lora_bench.engine.masks import DropoutMask
 
-PLACES = {
-    "mixed": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attended": ("attention.output.dense",),
-    "widened": ("intermediate.dense",),
-    "narrowed": ("output.dense",),
+PRODUCTS = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attn_out": ("attention.output.dense",),
+    "ffn_up": ("intermediate.dense",),
+    "ffn_down": ("output.dense",),
 }
-"""The products of a layer, by what they make, and the linears in each."""
+"""The matrix products of a layer, and the linears that each computes, by their names within the layer."""
 
 
 @dataclass
-class Tape:
-    """What a layer's backward needs."""
+class LayerSaved:
+    """What a layer's backward pass needs.
+
+    Attributes:
+        inputs: x, `[K, S, d]`, for the gradient of A of `qkv`.
+        qkv: Queries, keys and values `[K, S, 3 d]`.
+        attn_weights: The attention weights `[K, n, H, W, W]`; None if backward recomputes them.
+        attn_values: c, the input of `attn_out`; None if that has no adapters.
+        attn_norm: For the first norm.
+        ffn_inputs: h, the input of `ffn_up`; None if that has no adapters.
+        pre_activation: The output of `ffn_up`; gelu of it, the input of `ffn_down`, is recomputed from it.
+        ffn_norm: For the second norm.
+        adapters: For each product that has adapters.
+    """
 
     inputs: Tensor
-    mixed: Tensor
-    weights: Tensor | None
-    attended: Tensor | None
-    first: Normed
-    middle: Tensor | None
-    wide: Tensor
-    second: Normed
-    inside: dict[str, Inside]
+    qkv: Tensor
+    attn_weights: Tensor | None
+    attn_values: Tensor | None
+    attn_norm: NormSaved
+    ffn_inputs: Tensor | None
+    pre_activation: Tensor
+    ffn_norm: NormSaved
+    adapters: dict[str, AdapterSaved]
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One forward pass: its windows, its masks by layer, and the rows that the last layer is to give."""
+class EncoderPass:
+    """The settings of one forward pass.
 
-    windows: Windows
-    step: Step
+    Attributes:
+        layout: Which slots attend to which.
+        context: The dropout masks, by module.
+        bias: The attention bias `[n, W, W]`.
+        rows: The slots whose hidden states the last layer returns; None for all.
+    """
+
+    layout: AttentionLayout
+    context: ForwardContext
     bias: Tensor
     rows: Tensor | None
 
-    def picked(self, keep: Keep | None) -> Keep | None:
-        """The mask of the wanted rows alone."""
-        if keep is None or self.rows is None:
-            return keep
-        width = self.windows.width
-        return Keep(keep.mask[self.rows // width, self.rows % width][None], keep.scale)
+    def mask_of_rows(self, mask: DropoutMask | None) -> DropoutMask | None:
+        """The part `[1, rows, d]` of a mask `[n, W, d]` that belongs to the rows of the last layer."""
+        if mask is None or self.rows is None:
+            return mask
+        width = self.layout.width
+        return DropoutMask(mask.kept[self.rows // width, self.rows % width][None], mask.scale)
 
 
-class Part(NamedTuple):
+class AdapterSpec(NamedTuple):
     """Which linears of a product have adapters, and which operands these consist of."""
 
-    columns: tuple[int, ...]
+    linears: tuple[int, ...]
     fields: tuple[str, ...]
 
 
@@ -77,90 +114,155 @@ class Layer:
 
     def __init__(self, module: nn.Module) -> None:
         get = module.get_submodule
-        self.products = {name: Product([_linear(get(part)) for part in parts]) for name, parts in PLACES.items()}
+        self.products = {name: Product([_linear(get(part)) for part in parts]) for name, parts in PRODUCTS.items()}
         self.attention = get("attention.self")
-        self.drops = get("attention.output.dropout"), get("output.dropout")
-        self.norms = Norm.of(get("attention.output.LayerNorm")), Norm.of(get("output.LayerNorm"))
+        self.dropouts = get("attention.output.dropout"), get("output.dropout")
+        self.norms = Norm.from_module(get("attention.output.LayerNorm")), Norm.from_module(get("output.LayerNorm"))
 
-    def forward(self, inputs: Tensor, run: Pass, adapters: dict[str, Adapter], last: bool) -> tuple[Tensor, Tape]:
-        """`[K, S, d]` to `[K, S, d]`, or to the pass's rows in the last layer."""
-        inside: dict[str, Inside] = {}
+    def forward(
+        self, inputs: Tensor, run: EncoderPass, adapters: dict[str, Adapter], is_last: bool
+    ) -> tuple[Tensor, LayerSaved]:
+        """The layer's output `[K, S, d]`, in the last layer `[K, rows, d]`, and what backward needs."""
+        saved: dict[str, AdapterSaved] = {}
 
-        def project(name: str, values: Tensor) -> Tensor:
-            out, own = self.products[name].forward(values, adapters.get(name))
-            if own is not None:
-                inside[name] = own
+        def apply(name: str, values: Tensor) -> Tensor:
+            out, adapter_saved = self.products[name].forward(values, adapters.get(name))
+            if adapter_saved is not None:
+                saved[name] = adapter_saved
             return out
 
-        mixed = project("mixed", inputs)
-        attended, weights = ops.attention(mixed, run.windows, run.step.site(self.attention), run.bias)
+        qkv = apply("qkv", inputs)
+        attn_values, attn_weights = ops.attention(qkv, run.layout, run.context.mask_of(self.attention), run.bias)
         residual = inputs
-        if last and run.rows is not None:
-            attended, residual = attended[:, run.rows], inputs[:, run.rows]
-        first, second = self._keeps(run, last)
-        middle, normed = ops.add_norm(project("attended", attended), residual, first, self.norms[0])
-        wide = project("widened", middle)
-        out, again = ops.add_norm(project("narrowed", gelu(wide)), middle, second, self.norms[1])
-        kept = attended if "attended" in inside else None
-        return out, Tape(
-            inputs, mixed, weights, kept, normed, middle if "widened" in inside else None, wide, again, inside
+        if is_last and run.rows is not None:
+            # Every slot is a key and a value for the rows, but past the attention only the rows are needed.
+            attn_values, residual = attn_values[:, run.rows], inputs[:, run.rows]
+        attn_mask, ffn_mask = self._dropout_masks(run, is_last)
+        hidden, attn_norm = ops.add_norm(apply("attn_out", attn_values), residual, attn_mask, self.norms[0])
+        pre_activation = apply("ffn_up", hidden)
+        out, ffn_norm = ops.add_norm(apply("ffn_down", gelu(pre_activation)), hidden, ffn_mask, self.norms[1])
+        return out, LayerSaved(
+            inputs=inputs,
+            qkv=qkv,
+            attn_weights=attn_weights,
+            attn_values=attn_values if "attn_out" in saved else None,
+            attn_norm=attn_norm,
+            ffn_inputs=hidden if "ffn_up" in saved else None,
+            pre_activation=pre_activation,
+            ffn_norm=ffn_norm,
+            adapters=saved,
         )
 
-    def _keeps(self, run: Pass, last: bool) -> tuple[Keep | None, Keep | None]:
-        first, second = (run.step.site(module) for module in self.drops)
-        return (run.picked(first), run.picked(second)) if last else (first, second)
+    def _dropout_masks(self, run: EncoderPass, is_last: bool) -> tuple[DropoutMask | None, DropoutMask | None]:
+        """The masks after `attn_out` and after `ffn_down`."""
+        first, second = (run.context.mask_of(module) for module in self.dropouts)
+        return (run.mask_of_rows(first), run.mask_of_rows(second)) if is_last else (first, second)
 
     def backward(
-        self, gradient: Tensor, tape: Tape, run: Pass, adapters: dict[str, Adapter], into: dict[str, Adapter],
-        last: bool, further: bool,
-    ) -> Tensor | None:  # fmt: skip
-        """Write the adapters' gradients to `into`; the gradient of the layer's input if a layer before needs it."""
+        self,
+        grad: Tensor,
+        saved: LayerSaved,
+        run: EncoderPass,
+        adapters: dict[str, Adapter],
+        grads: dict[str, Adapter],
+        is_last: bool,
+        needs_input_grad: bool,
+    ) -> Tensor | None:
+        """Write the adapters' gradients to `grads`.
 
-        def down(name: str, values: Tensor) -> tuple[Tensor, Tensor | None]:
-            if name not in adapters:
-                return values, None
-            product, inside = self.products[name], tape.inside[name]
-            values = product.undress(values, inside, adapters[name], into[name])
-            return values, product.inner_backward(values, inside.inner, adapters[name], into[name])
+        The steps of `forward` in reverse. A residual connection sends the gradient of its sum two ways: as
+        `residual_grad` past the branch, and through the branch. The branch's last product adds its input gradient to
+        `residual_grad` in place. Without dropout both are one tensor: by then the branch has no more need of it.
 
-        def back(name: str, values: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-            values, below = down(name, values)
-            if name in adapters and adapters[name].stretch is not None:
-                made = self.products[name].backward(values, below, adapters[name], None)
-                made = unstretch(made, self._read(name, tape), adapters[name], into[name])
-                return made if onto is None else onto.add_(made), below
-            return self.products[name].backward(values, below, adapters.get(name), onto), below
+        Args:
+            grad: The gradient of the layer's output.
+            saved: What forward saved.
+            run: The same pass as in forward.
+            adapters: The adapters of each product.
+            grads: Where their gradients are written.
+            is_last: Whether this is the last layer, which returns only the rows of `run`.
+            needs_input_grad: Whether a layer below needs the gradient of this one's input.
 
-        def outwards(name: str, below: Tensor | None, inputs: Tensor | None) -> None:
-            if below is not None and inputs is not None:
-                outer(below, inputs, adapters[name], into[name])
+        Returns:
+            The gradient of the layer's input, None if it is not needed.
+        """
+        products = _ProductsBackward(self.products, saved, adapters, grads)
+        attn_mask, ffn_mask = self._dropout_masks(run, is_last)
 
-        first, second = self._keeps(run, last)
-        onto, values = ops.add_norm_backward(gradient, tape.second, second, self.norms[1])
-        wide, below = back("narrowed", values)
-        outwards("narrowed", below, ops.gelu_backward(wide, tape.wide, again=below is not None))
-        middle, below = back("widened", wide, onto)
-        outwards("widened", below, tape.middle)
-        onto, values = ops.add_norm_backward(middle, tape.first, first, self.norms[0])
-        attended, below = back("attended", values)
-        outwards("attended", below, tape.attended)
-        if last and run.rows is not None:
-            attended, onto = _spread(attended, run.rows, tape.inputs), _spread(onto, run.rows, tape.inputs)
-        keep = run.step.site(self.attention)
-        mixed = ops.attention_backward(attended, tape.mixed, tape.weights, run.windows, keep)
-        inputs, below = back("mixed", mixed, onto) if further else (None, down("mixed", mixed)[1])
-        outwards("mixed", below, tape.inputs)
-        return inputs
+        residual_grad, branch_grad = ops.add_norm_backward(grad, saved.ffn_norm, ffn_mask, self.norms[1])
+        wide_grad, low_rank_grad = products.through("ffn_down", branch_grad)
+        # gelu_backward overwrites wide_grad with the gradient of the pre-activation. The activation that it returns is
+        # the widest tensor of a layer: it gets no name here, so that it is freed at once.
+        needs_activation = low_rank_grad is not None
+        products.down("ffn_down", low_rank_grad, ops.gelu_backward(wide_grad, saved.pre_activation, needs_activation))
+        hidden_grad, low_rank_grad = products.through("ffn_up", wide_grad, accumulate=residual_grad)
+        products.down("ffn_up", low_rank_grad, saved.ffn_inputs)
 
-    @staticmethod
-    def _read(name: str, tape: Tape) -> Tensor:
-        """What a product that can be stretched has read."""
-        kept = {"attended": tape.attended, "widened": tape.middle}.get(name)
-        return gelu(tape.wide) if kept is None else kept
+        residual_grad, branch_grad = ops.add_norm_backward(hidden_grad, saved.attn_norm, attn_mask, self.norms[0])
+        attn_values_grad, low_rank_grad = products.through("attn_out", branch_grad)
+        products.down("attn_out", low_rank_grad, saved.attn_values)
+        if is_last and run.rows is not None:
+            attn_values_grad = _scatter(attn_values_grad, run.rows, saved.inputs)
+            residual_grad = _scatter(residual_grad, run.rows, saved.inputs)
+
+        mask = run.context.mask_of(self.attention)
+        qkv_grad = ops.attention_backward(attn_values_grad, saved.qkv, saved.attn_weights, run.layout, mask)
+        if needs_input_grad:
+            input_grad, low_rank_grad = products.through("qkv", qkv_grad, accumulate=residual_grad)
+        else:
+            input_grad, low_rank_grad = None, products.outputs("qkv", qkv_grad)[1]
+        products.down("qkv", low_rank_grad, saved.inputs)
+        return input_grad
 
 
-def _spread(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    """`[K, B, d]` at their places in `[K, S, d]`; empty places, which all lie at slot 0, add nothing."""
+@dataclass(frozen=True)
+class _ProductsBackward:
+    """The backward pass of a layer's products. Every gradient of an adapter goes to `grads`."""
+
+    products: Mapping[str, Product]
+    saved: LayerSaved
+    adapters: Mapping[str, Adapter]
+    grads: Mapping[str, Adapter]
+
+    def outputs(self, name: str, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Go from dy to dy₀ and d(A z), with the gradients of shift, gain and B."""
+        if name not in self.adapters:
+            return grad, None
+        product, adapter, grads = self.products[name], self.adapters[name], self.grads[name]
+        saved = self.saved.adapters[name]
+        grad = product.gain_shift_backward(grad, saved, adapter, grads)
+        return grad, product.up_backward(grad, saved.low_rank, adapter, grads)
+
+    def through(self, name: str, grad: Tensor, accumulate: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Go from dy to dx and d(A z), with the gradients of shift, gain, B and stretch.
+
+        dx is added to `accumulate` in place, if that is given.
+        """
+        grad, low_rank_grad = self.outputs(name, grad)
+        product, adapter = self.products[name], self.adapters.get(name)
+        if adapter is None or adapter.stretch is None:
+            return product.input_backward(grad, low_rank_grad, adapter, accumulate), low_rank_grad
+        # The stretch's gradient needs dz by itself, so dz cannot be accumulated by the matrix products here.
+        input_grad = product.input_backward(grad, low_rank_grad, adapter, None)
+        input_grad = stretch_backward(input_grad, self._inputs_of(name), adapter, self.grads[name])
+        return input_grad if accumulate is None else accumulate.add_(input_grad), low_rank_grad
+
+    def down(self, name: str, low_rank_grad: Tensor | None, inputs: Tensor | None) -> None:
+        """Write the gradient of A. A step of its own, since the input of `ffn_down` is known only after GELU's."""
+        if low_rank_grad is not None and inputs is not None:
+            down_backward(low_rank_grad, inputs, self.adapters[name], self.grads[name])
+
+    def _inputs_of(self, name: str) -> Tensor:
+        """x of a product that can have a stretch (`qkv` cannot: its linears read one input)."""
+        saved = {"attn_out": self.saved.attn_values, "ffn_up": self.saved.ffn_inputs}.get(name)
+        return gelu(self.saved.pre_activation) if saved is None else saved
+
+
+def _scatter(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """The rows' gradients `[K, B, d]` at their slots in `[K, S, d]`, zero elsewhere.
+
+    A padded batch has places without a sequence: their row is slot 0 and their gradient is zero, so they add nothing.
+    """
     return values.new_zeros(like.shape).index_add_(1, rows, values)
 
 
@@ -171,100 +273,126 @@ def _linear(module: nn.Module) -> nn.Linear:
 
 
 class Encoder:
-    """All layers. `names`: the linears of each product, layer by layer."""
+    """All layers of a model of the family.
 
-    def __init__(self, model: Any, step: Step) -> None:
-        self.model, self.step = model, step
-        heads = int(model.config.num_attention_heads)
-        self.scale = (int(model.config.hidden_size) // heads) ** -0.5
-        self.heads = heads
+    Attributes:
+        module_names: For each product its linears, layer by layer, by their names in the model.
+    """
+
+    def __init__(self, model: Any, context: ForwardContext) -> None:
+        self.model, self.context = model, context
+        self.heads = int(model.config.num_attention_heads)
+        self.scale = (int(model.config.hidden_size) // self.heads) ** -0.5
         self.layers = [Layer(module) for module in model.encoder.layer]
-        known = {id(module): name for name, module in model.named_modules()}
-        self.names = {
-            product: [[known[id(module)] for module in layer.products[product].modules] for layer in self.layers]
-            for product in PLACES
+        names = {id(module): name for name, module in model.named_modules()}
+        self.module_names = {
+            product: [[names[id(module)] for module in layer.products[product].modules] for layer in self.layers]
+            for product in PRODUCTS
         }
 
     @classmethod
-    def of(cls, model: Any, step: Step) -> Encoder | None:
-        """The encoder of a model of the family, None if it is of another form."""
+    def from_model(cls, model: Any, context: ForwardContext) -> Encoder | None:
+        """The encoder of a model of the family; None if the model is of another form."""
         config = model.config
         if getattr(config, "hidden_act", None) != "gelu" or getattr(config, "is_decoder", False):
             return None
         if not {"embeddings", "encoder"} <= {name for name, _ in model.named_children()}:
             return None
         try:
-            return cls(model, step)
+            return cls(model, context)
         except AttributeError:
             return None
 
     def embed(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-        """`[1, S, d]`."""
-        given = {} if types is None else {"token_type_ids": types[None]}
-        hidden: Tensor = self.model.embeddings(input_ids=ids[None], position_ids=positions[None], **given)
-        project = getattr(self.model, "embeddings_project", None)
+        """The embeddings `[1, S, d]`, which are the same for all cells."""
+        type_ids = {} if types is None else {"token_type_ids": types[None]}
+        hidden: Tensor = self.model.embeddings(input_ids=ids[None], position_ids=positions[None], **type_ids)
+        project = getattr(self.model, "embeddings_project", None)  # ELECTRA's, where embeddings are narrower
         return hidden if project is None else project(hidden)
 
     def encode(
         self, hidden: Tensor, segments: Tensor, width: int, updates: Mapping[Family, Operands], rows: Tensor | None
     ) -> Tensor:
-        """`[K, S, d]` embeddings to the hidden states `[K, rows, d]` of the last layer, differentiable in the updates.
+        """Run all layers; differentiable with respect to the updates.
 
-        All slots if `rows` is None.
+        Args:
+            hidden: The embeddings `[K, S, d]`.
+            segments: The sequence of each slot, `[S]`.
+            width: Slots per window.
+            updates: The adapters of all layers, by family.
+            rows: The slots whose hidden states are needed; None for all.
+
+        Returns:
+            The hidden states `[K, rows, d]` of the last layer.
         """
-        windows = Windows(segments, width, self.heads, self.scale)
-        run = Pass(windows, self.step, self.step.bias(None, hidden.dtype), rows)
-        parts = {family.name: self._part(family, own) for family, own in updates.items()}
-        flat = (value for own in updates.values() for value in own if value is not None)
-        made: Tensor = _Encode.apply(self, hidden, run, parts, *flat)
-        return made
+        layout = AttentionLayout(segments, width, self.heads, self.scale)
+        run = EncoderPass(layout, self.context, self.context.attention_bias(None, hidden.dtype), rows)
+        specs = {family.name: self._spec(family, operands) for family, operands in updates.items()}
+        flat = (value for operands in updates.values() for value in operands if value is not None)
+        encoded: Tensor = _Encode.apply(self, hidden, run, specs, *flat)
+        return encoded
 
-    def _part(self, family: Family, own: Operands) -> Part:
-        names = self.names[family.name][0]
-        fields = tuple(field for field, value in own._asdict().items() if value is not None)
-        if own.stretch is not None and len(names) > 1:
+    def _spec(self, family: Family, operands: Operands) -> AdapterSpec:
+        names = self.module_names[family.name][0]
+        fields = tuple(field for field, value in operands._asdict().items() if value is not None)
+        if operands.stretch is not None and len(names) > 1:
             raise ValueError(f"{', '.join(names)} read one input: it cannot be stretched for one of them")
-        return Part(tuple(names.index(name) for name in family.slots[0]), fields)
+        return AdapterSpec(tuple(names.index(name) for name in family.products[0]), fields)
 
     def forward(
-        self, hidden: Tensor, run: Pass, by_layer: list[dict[str, Adapter]], tapes: list[Tape] | None
+        self, hidden: Tensor, run: EncoderPass, adapters: list[dict[str, Adapter]], saved: list[LayerSaved] | None
     ) -> Tensor:
-        """The layers in order; what backward needs is put on `tapes`."""
+        """Run the layers in order. What each one's backward needs is appended to `saved`, if there is one."""
         for index, layer in enumerate(self.layers):
-            hidden, tape = layer.forward(hidden, run, by_layer[index], index == len(self.layers) - 1)
-            if tapes is not None:
-                tapes.append(tape)
-            del tape  # without backward it would hold a layer's activations while the next one runs
+            hidden, layer_saved = layer.forward(hidden, run, adapters[index], index == len(self.layers) - 1)
+            if saved is not None:
+                saved.append(layer_saved)
+            del layer_saved  # without a backward pass it would hold this layer's activations while the next one runs
         return hidden
 
 
-def split(parts: Mapping[str, Part], flat: Sequence[Tensor], layers: int) -> list[dict[str, Adapter]]:
-    """The flat tensors by layer and product."""
-    left = iter(flat)
-    whole = {name: {field: next(left) for field in part.fields} for name, part in parts.items()}
+def split_by_layer(specs: Mapping[str, AdapterSpec], flat: Sequence[Tensor], layers: int) -> list[dict[str, Adapter]]:
+    """The adapters by layer and product, as views of the stacked operands that `Encoder.encode` flattens."""
+    tensors = iter(flat)
+    stacked = {name: {field: next(tensors) for field in spec.fields} for name, spec in specs.items()}
     return [
-        {name: Adapter(parts[name].columns, **{f: value[i] for f, value in own.items()}) for name, own in whole.items()}
-        for i in range(layers)
+        {
+            name: Adapter(specs[name].linears, **{field: value[layer] for field, value in operands.items()})
+            for name, operands in stacked.items()
+        }
+        for layer in range(layers)
     ]
 
 
 class _Encode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, encoder: Encoder, hidden: Tensor, run: Pass, parts: dict[str, Part], *flat: Tensor) -> Tensor:
-        ctx.encoder, ctx.run, ctx.parts, ctx.flat = encoder, run, parts, flat
-        ctx.tapes = [] if any(ctx.needs_input_grad) else None
-        return encoder.forward(hidden, run, split(parts, flat, len(encoder.layers)), ctx.tapes)
+    """`Encoder.encode` for autograd, whose function takes and returns a flat list of tensors."""
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        encoder, tapes = ctx.encoder, ctx.tapes
+    def forward(
+        ctx: Any, encoder: Encoder, hidden: Tensor, run: EncoderPass, specs: dict[str, AdapterSpec], *flat: Tensor
+    ) -> Tensor:
+        ctx.encoder, ctx.run, ctx.specs, ctx.flat = encoder, run, specs, flat
+        ctx.layers_saved = [] if any(ctx.needs_input_grad) else None
+        return encoder.forward(hidden, run, split_by_layer(specs, flat, len(encoder.layers)), ctx.layers_saved)
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        encoder, layers_saved = ctx.encoder, ctx.layers_saved
         count = len(encoder.layers)
-        into = [torch.empty_like(tensor) for tensor in ctx.flat]
-        adapters = split(ctx.parts, ctx.flat, count)
-        slopes = split(ctx.parts, into, count)
-        gradient = above[0].contiguous()
+        # Each layer writes its part of the stacked gradients, so nothing has to be joined at the end.
+        flat_grads = [torch.empty_like(tensor) for tensor in ctx.flat]
+        adapters = split_by_layer(ctx.specs, ctx.flat, count)
+        grads = split_by_layer(ctx.specs, flat_grads, count)
+        grad = output_grads[0].contiguous()
         for index in reversed(range(count)):
-            gradient = encoder.layers[index].backward(
-                gradient, tapes.pop(), ctx.run, adapters[index], slopes[index], index == count - 1, index > 0
+            # pop() frees a layer's activations as soon as its backward is done; the embeddings need no gradient.
+            grad = encoder.layers[index].backward(
+                grad,
+                layers_saved.pop(),
+                ctx.run,
+                adapters[index],
+                grads[index],
+                is_last=index == count - 1,
+                needs_input_grad=index > 0,
             )
-        return None, None, None, None, *into
+        return None, None, None, None, *flat_grads

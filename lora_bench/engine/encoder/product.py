@@ -1,4 +1,23 @@
-"""A frozen matrix product with adapters, one set a cell, forward and backward."""
+"""A frozen matrix product with adapters, one set per cell, forward and backward.
+
+A *product* is one matrix product of a layer: a linear layer, or several that read the same input (queries, keys and
+values), whose weights are concatenated so that one call computes all of them. For each linear and cell
+
+    z   = x + x ⊙ stretch
+    y₀  = W z + b + B (A z)          B includes the method's scale s
+    y   = y₀ + y₀ ⊙ gain + shift
+
+With dy the gradient of y, the backward pass is
+
+    dshift = Σₛ dy,   dgain = Σₛ dy ⊙ y₀,   dy₀ = dy + dy ⊙ gain
+    dB = dy₀ᵀ (A z),  d(A z) = dy₀ B
+    dA = d(A z)ᵀ z,   dz = dy₀ W + d(A z) A
+    dstretch = Σₛ dz ⊙ x,   dx = dz + dz ⊙ stretch
+
+with sums over the slots s. W and b are frozen and get no gradient.
+
+Shapes: K cells, S slots, J adapted linears of the product, R the rank to which their adapters are padded.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +30,10 @@ from torch.nn.functional import linear
 
 
 class Operands(NamedTuple):
-    """An update as the encoder reads it; where there is no A, its rank is 0.
+    """The updates of a family of weights in the form that the encoder reads; rank 0 where there is no A.
 
-    B is multiplied by the method's scale. Gain and stretch are kept less one, so that 0 changes nothing and a small
-    change keeps its digits in bfloat16. None where no cell has them.
+    B includes the method's scale. Gain and stretch are stored as their difference from 1, so that 0 changes nothing
+    and a small change keeps its digits in bfloat16. None for what no cell has.
     """
 
     A: Tensor
@@ -25,12 +44,18 @@ class Operands(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """The adapters of one product of one layer, for J linears side by side.
+    """The adapters of one product of one layer. The gradients of an adapter have the same form.
 
-    `A [K, J R, in]`, `B [J, K, out, R]`, gain and shift `[J, K, 1, out]`, stretch `[K, 1, in]`.
+    Attributes:
+        linears: The index of each of the J adapted linears within the product.
+        A: `[K, J · R, in]`: the linears read the same input, so one product computes A z for all of them.
+        B: `[J, K, out, R]`.
+        gain: `[J, K, 1, out]`, less 1.
+        stretch: `[K, 1, in]`, less 1.
+        shift: `[J, K, 1, out]`.
     """
 
-    columns: tuple[int, ...]  # which of the product's linears each of the J is
+    linears: tuple[int, ...]
     A: Tensor
     B: Tensor
     gain: Tensor | None = None
@@ -38,108 +63,150 @@ class Adapter(NamedTuple):
     shift: Tensor | None = None
 
 
-class Inside(NamedTuple):
-    """What an adapter's backward needs: inner values `[K, S, J R]`, outputs before the gain `[J, K, S, out]`."""
+class AdapterSaved(NamedTuple):
+    """What the backward pass of an adapter needs.
 
-    inner: Tensor
-    plain: Tensor | None
+    Attributes:
+        low_rank: A z, `[K, S, J · R]`: the gradient of B needs it.
+        before_gain: y₀, `[J, K, S, out]`: the gradient of the gain needs it. None without a gain.
+    """
+
+    low_rank: Tensor
+    before_gain: Tensor | None
 
 
 class Product:
-    """A frozen linear, or several that read the same input, with adapters."""
+    """A frozen linear layer, or several of one output size that read the same input, with adapters.
+
+    The concatenated weights replace those of the modules, which become views of them, so that they lie in memory once.
+    """
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         weight = torch.cat([module.weight.detach() for module in modules])
         bias = torch.cat([module.bias.detach() for module in modules])
         self.modules = list(modules)
-        self.size = modules[0].out_features
-        for index, module in enumerate(modules):  # one copy of the weights, shared with the model
-            own = slice(index * self.size, (index + 1) * self.size)
-            module.weight.data, module.bias.data = weight[own], bias[own]
+        self.size = modules[0].out_features  # of one linear
+        for index, module in enumerate(modules):
+            rows = slice(index * self.size, (index + 1) * self.size)
+            module.weight.data, module.bias.data = weight[rows], bias[rows]
         self.weight, self.bias = weight, bias
 
-    def forward(self, inputs: Tensor, adapter: Adapter | None) -> tuple[Tensor, Inside | None]:
-        """`[K, S, in]` to `[K, S, out]`, and what the adapters' backward needs."""
+    def forward(self, inputs: Tensor, adapter: Adapter | None) -> tuple[Tensor, AdapterSaved | None]:
+        """Compute y.
+
+        Args:
+            inputs: x, `[K, S, in]`. With stride 0 over the cells (all have the same input, as in the first layer) W z
+                is computed once.
+            adapter: The adapters, if any.
+
+        Returns:
+            y, `[K, S, out of all linears]`, a tensor of its own; and what the adapters' backward needs.
+        """
         if adapter is not None and adapter.stretch is not None:
             inputs = torch.addcmul(inputs, inputs, adapter.stretch)
-        shared = inputs.shape[0] > 1 and inputs.stride(0) == 0
-        out = linear(inputs[:1] if shared else inputs, self.weight, self.bias)
-        out = out.expand(len(inputs), -1, -1).contiguous() if shared else out
+        is_shared = inputs.shape[0] > 1 and inputs.stride(0) == 0
+        out = linear(inputs[:1] if is_shared else inputs, self.weight, self.bias)
+        out = out.expand(len(inputs), -1, -1).contiguous() if is_shared else out
         if adapter is None:
             return out, None
-        inner = torch.bmm(inputs, adapter.A.mT)
+        low_rank = torch.bmm(inputs, adapter.A.mT)
         rank = adapter.B.shape[-1]
-        for place, part in self._parts(out, adapter):
+        for index, values in self._adapted(out, adapter):
             if rank:
-                part.baddbmm_(inner[:, :, place * rank : (place + 1) * rank], adapter.B[place].mT)
-        return out, Inside(inner, self._dress(out, adapter))
+                values.baddbmm_(low_rank[:, :, index * rank : (index + 1) * rank], adapter.B[index].mT)
+        return out, AdapterSaved(low_rank, self._apply_gain_shift(out, adapter))
 
-    def _parts(self, values: Tensor, adapter: Adapter) -> Iterator[tuple[int, Tensor]]:
-        """The adapted linears' places among the J, and their own values."""
-        for place, column in enumerate(adapter.columns):
-            yield place, values[:, :, column * self.size : (column + 1) * self.size]
+    def _adapted(self, values: Tensor, adapter: Adapter) -> Iterator[tuple[int, Tensor]]:
+        """For each adapted linear its index among the J, and a view `[K, S, out]` of its part of `values`."""
+        for index, position in enumerate(adapter.linears):
+            yield index, values[:, :, position * self.size : (position + 1) * self.size]
 
-    def _dress(self, out: Tensor, adapter: Adapter) -> Tensor | None:
-        """Apply gain and shift in place; the outputs before the gain."""
-        plain = None
+    def _apply_gain_shift(self, out: Tensor, adapter: Adapter) -> Tensor | None:
+        """Turn y₀ into y, in place; a copy of y₀ if there is a gain."""
+        before_gain = None
         if adapter.gain is not None:
-            plain = torch.stack([part for _, part in self._parts(out, adapter)])
-            for place, part in self._parts(out, adapter):
-                part.addcmul_(plain[place], adapter.gain[place])
+            before_gain = torch.stack([values for _, values in self._adapted(out, adapter)])
+            for index, values in self._adapted(out, adapter):
+                values.addcmul_(before_gain[index], adapter.gain[index])
         if adapter.shift is not None:
-            for place, part in self._parts(out, adapter):
-                part.add_(adapter.shift[place])
-        return plain
+            for index, values in self._adapted(out, adapter):
+                values.add_(adapter.shift[index])
+        return before_gain
 
-    def undress(self, gradient: Tensor, inside: Inside, adapter: Adapter, into: Adapter) -> Tensor:
-        """Write the gradients of gain and shift to `into`; the gradient of the outputs before them."""
-        if into.shift is not None:
-            for place, part in self._parts(gradient, adapter):
-                into.shift[place].copy_(part.sum(1, keepdim=True))
-        if into.gain is None or adapter.gain is None or inside.plain is None:
-            return gradient
-        gradient = gradient.clone()
-        for place, part in self._parts(gradient, adapter):
-            into.gain[place].copy_((part * inside.plain[place]).sum(1, keepdim=True))
-            part.addcmul_(part, adapter.gain[place])
-        return gradient
+    def gain_shift_backward(self, grad: Tensor, saved: AdapterSaved, adapter: Adapter, grads: Adapter) -> Tensor:
+        """Write the gradients of gain and shift to `grads`, and return dy₀.
 
-    def inner_backward(self, gradient: Tensor, inner: Tensor, adapter: Adapter, into: Adapter) -> Tensor:
-        """Write the gradient of B to `into`; the gradient of the inner values `[K, S, J R]`."""
+        Args:
+            grad: dy. Not changed: where there is a gain, dy₀ is a copy, since the caller may still need dy.
+            saved: What forward saved.
+            adapter: The adapters.
+            grads: Where their gradients are written.
+        """
+        if grads.shift is not None:
+            for index, values in self._adapted(grad, adapter):
+                grads.shift[index].copy_(values.sum(1, keepdim=True))
+        if grads.gain is None or adapter.gain is None or saved.before_gain is None:
+            return grad
+        grad = grad.clone()
+        for index, values in self._adapted(grad, adapter):
+            grads.gain[index].copy_((values * saved.before_gain[index]).sum(1, keepdim=True))
+            values.addcmul_(values, adapter.gain[index])
+        return grad
+
+    def up_backward(self, grad: Tensor, low_rank: Tensor, adapter: Adapter, grads: Adapter) -> Tensor:
+        """Write dB to `grads`, and return d(A z), `[K, S, J · R]`, given dy₀ and A z."""
         rank = adapter.B.shape[-1]
-        below = torch.empty_like(inner)
-        for place, part in self._parts(gradient, adapter):
-            own = slice(place * rank, (place + 1) * rank)
+        low_rank_grad = torch.empty_like(low_rank)
+        for index, values in self._adapted(grad, adapter):
+            columns = slice(index * rank, (index + 1) * rank)
             if rank:
-                torch.bmm(part.mT, inner[:, :, own], out=into.B[place])
-                torch.bmm(part, adapter.B[place], out=below[:, :, own])
-        return below
+                torch.bmm(values.mT, low_rank[:, :, columns], out=grads.B[index])
+                torch.bmm(values, adapter.B[index], out=low_rank_grad[:, :, columns])
+        return low_rank_grad
 
-    def backward(self, gradient: Tensor, below: Tensor | None, adapter: Adapter | None, onto: Tensor | None) -> Tensor:
-        """The gradient of the input `[K, S, in]`, added onto `onto` in place if there is one."""
-        flat = gradient.flatten(0, 1)
-        if below is None or adapter is None or not below.shape[-1]:
-            if onto is None:
-                return (flat @ self.weight).view(*gradient.shape[:2], -1)
-            onto.flatten(0, 1).addmm_(flat, self.weight)
-            return onto
-        made = torch.bmm(below, adapter.A) if onto is None else onto.baddbmm_(below, adapter.A)
-        made.flatten(0, 1).addmm_(flat, self.weight)
-        return made
+    def input_backward(
+        self, grad: Tensor, low_rank_grad: Tensor | None, adapter: Adapter | None, accumulate: Tensor | None
+    ) -> Tensor:
+        """Compute dz = dy₀ W + d(A z) A.
+
+        Args:
+            grad: dy₀.
+            low_rank_grad: d(A z), None without adapters.
+            adapter: The adapters, if any.
+            accumulate: A gradient `[K, S, in]` that dz is added to in place: the matrix products accumulate into it,
+                which saves a pass over memory.
+
+        Returns:
+            dz, or `accumulate` with dz added.
+        """
+        flat = grad.flatten(0, 1)
+        if low_rank_grad is None or adapter is None or not low_rank_grad.shape[-1]:
+            if accumulate is None:
+                return (flat @ self.weight).view(*grad.shape[:2], -1)
+            accumulate.flatten(0, 1).addmm_(flat, self.weight)
+            return accumulate
+        input_grad = (
+            torch.bmm(low_rank_grad, adapter.A) if accumulate is None else accumulate.baddbmm_(low_rank_grad, adapter.A)
+        )
+        input_grad.flatten(0, 1).addmm_(flat, self.weight)
+        return input_grad
 
 
-def unstretch(gradient: Tensor, inputs: Tensor, adapter: Adapter, into: Adapter) -> Tensor:
-    """Write the gradient of the stretch to `into`, given that of the stretched inputs; the gradient of the inputs."""
-    if adapter.stretch is None or into.stretch is None:
-        return gradient
-    into.stretch.copy_((gradient * inputs).sum(1, keepdim=True))
-    return gradient.addcmul_(gradient, adapter.stretch)
+def stretch_backward(grad: Tensor, inputs: Tensor, adapter: Adapter, grads: Adapter) -> Tensor:
+    """Write dstretch to `grads`, and turn dz into dx, in place; `inputs` is x."""
+    if adapter.stretch is None or grads.stretch is None:
+        return grad
+    grads.stretch.copy_((grad * inputs).sum(1, keepdim=True))
+    return grad.addcmul_(grad, adapter.stretch)
 
 
-def outer(below: Tensor, inputs: Tensor, adapter: Adapter, into: Adapter) -> None:
-    """Write the gradient of A to `into`; `inputs` before the stretch."""
-    if not below.shape[-1]:
+def down_backward(low_rank_grad: Tensor, inputs: Tensor, adapter: Adapter, grads: Adapter) -> None:
+    """Write dA to `grads`; `inputs` is x.
+
+    dA = d(A z)ᵀ (x + x ⊙ stretch) = G + G ⊙ stretch with G = d(A z)ᵀ x, so z is not needed again.
+    """
+    if not low_rank_grad.shape[-1]:
         return
-    torch.bmm(below.mT, inputs, out=into.A)
+    torch.bmm(low_rank_grad.mT, inputs, out=grads.A)
     if adapter.stretch is not None:
-        into.A.addcmul_(into.A, adapter.stretch)
+        grads.A.addcmul_(grads.A, adapter.stretch)

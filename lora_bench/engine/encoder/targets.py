@@ -1,4 +1,4 @@
-"""Which weights are adapted: `attention`, `attention+dense`, `qv`, `kv+ffn` or a comma list of name endings."""
+"""Which weights are adapted: `attention`, `attention+dense`, `qv`, `kv+ffn`, or a comma-separated list of endings."""
 
 from __future__ import annotations
 
@@ -7,43 +7,52 @@ from collections.abc import Iterable
 
 from lora_bench.errors import BenchError, nearest
 
+# The last parts of the names that transformers' encoders give their linears.
 QV = frozenset({"query", "value", "q_lin", "v_lin", "q_proj", "v_proj"})
 ATTENTION = QV | {"key", "k_lin", "k_proj", "Wqkv"}
 KV = frozenset({"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"})
-SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})
+SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})  # names within a layer
 LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
 
 def within_layer(name: str) -> str | None:
-    """The name of a linear inside its layer (`attention.self.query`), or None outside the layers."""
+    """The name of a linear within its layer (`attention.self.query`), or None outside the layers."""
     match = LAYER.match(name)
     return match.group(2) if match else None
 
 
 def layer_of(name: str) -> str | None:
-    """The layer that a linear belongs to (`encoder.layer.3`)."""
+    """The layer that a linear belongs to (`encoder.layer.3`), or None outside the layers."""
     match = LAYER.match(name)
     return match.group(1) if match else None
 
 
 def is_attention_input(name: str) -> bool:
-    """Whether the linear makes queries, keys or values."""
+    """Whether the linear computes queries, keys or values."""
     return name.rsplit(".", 1)[-1] in ATTENTION
 
 
 def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
-    """The linears, of those named, that `targets` means, in the model's order.
+    """The linears that `targets` stands for.
+
+    Args:
+        names: The model's linears, in its order.
+        targets: What `--targets` says.
+
+    Returns:
+        The matching names, in the model's order.
 
     Raises:
-        BenchError: no linear of a layer matches; the error names the candidates.
+        BenchError: A part of `targets` matches no linear of a layer. The hint names the candidates.
     """
-    inside = [name for name in names if within_layer(name)]
+    layer_linears = [name for name in names if within_layer(name)]
     endings = [part.strip() for part in targets.split(",")]
-    chosen = [name for name in inside if any(_matches(name, ending) for ending in endings)]
-    unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in inside)]
+    chosen = [name for name in layer_linears if any(_matches(name, ending) for ending in endings)]
+    unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in layer_linears)]
     if unmatched or not chosen:
-        own = {within_layer(name) or name for name in inside}
-        candidates = own | {name.rsplit(".", 1)[-1] for name in own} | {"attention", "attention+dense", "qv", "kv+ffn"}
+        short = {within_layer(name) or name for name in layer_linears}
+        sets = {"attention", "attention+dense", "qv", "kv+ffn"}
+        candidates = short | {name.rsplit(".", 1)[-1] for name in short} | sets
         wrong = unmatched[0] if unmatched else targets
         raise BenchError(f"--targets '{wrong}' matches no weight of this model.", nearest(wrong, candidates))
     return tuple(chosen)

@@ -1,1 +1,1 @@
-"""The operations of a step that are more than a matrix product: plain torch in `ops`, Triton kernels behind it."""
+"""The operations of a training step that have GPU kernels, and their plain implementations."""

@@ -1,7 +1,9 @@
-"""The few operations of an encoder layer that are more than a matrix product, forward and backward.
+"""The operations of an encoder layer that are more than a matrix product, forward and backward.
 
-Each has a plain implementation in torch, which runs everywhere and in every type, and, for float32 and bfloat16 on a
-GPU, a kernel that touches memory once (`kernels`). Norms are frozen: no gradient of their weights is made.
+Each has a plain implementation in torch, which runs on every device in every type, and a GPU kernel (`layers`) for
+float32 and bfloat16 that reads and writes memory once. Layer norms are frozen: their weights get no gradient.
+
+Shapes: K cells, S slots in n windows of W (S = n · W), d features, H heads of size D (d = H · D).
 """
 
 from __future__ import annotations
@@ -9,92 +11,138 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lora_bench.engine.kernels.types import Norm, Normed, Windows
-from lora_bench.engine.masks import Keep
+from lora_bench.engine.kernels.types import AttentionLayout, Norm, NormSaved
+from lora_bench.engine.masks import DropoutMask
 
 aten = torch.ops.aten
 
 
-def fused(tensor: Tensor) -> bool:
-    """Whether the GPU kernels take this tensor."""
+def uses_kernels(tensor: Tensor) -> bool:
+    """Whether the GPU kernels run on this tensor."""
     return tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16)
 
 
-def add_norm(hidden: Tensor, residual: Tensor, keep: Keep | None, norm: Norm) -> tuple[Tensor, Normed]:
-    """`LayerNorm(residual + dropout(hidden))`, `[K, S, d]`; `hidden` may be overwritten."""
-    if fused(hidden):
+def add_norm(
+    hidden: Tensor, residual: Tensor, dropout_mask: DropoutMask | None, norm: Norm
+) -> tuple[Tensor, NormSaved]:
+    """`LayerNorm(residual + dropout(hidden))`.
+
+    Args:
+        hidden: `[K, S, d]`. Overwritten with the norm's input, which is saved for backward: no further copy.
+        residual: `[K, S, d]`; cells may share memory (stride 0).
+        dropout_mask: `[n, W, d]`, shared by all cells.
+        norm: The frozen norm.
+
+    Returns:
+        The normalised hidden states, and what backward needs.
+    """
+    if uses_kernels(hidden):
         from lora_bench.engine.kernels import layers
 
-        return layers.add_norm(hidden, residual, keep, norm)
-    if keep is not None:
-        hidden.mul_(keep.factor(hidden.dtype).view(hidden.shape[1:]))
+        return layers.add_norm(hidden, residual, dropout_mask, norm)
+    if dropout_mask is not None:
+        hidden.mul_(dropout_mask.factor(hidden.dtype).view(hidden.shape[1:]))
     summed = hidden.add_(residual)
     out, mean, rstd = torch.native_layer_norm(summed, summed.shape[-1:], norm.weight, norm.bias, norm.epsilon)
-    return out, Normed(summed, mean, rstd)
+    return out, NormSaved(summed, mean, rstd)
 
 
-def add_norm_backward(gradient: Tensor, saved: Normed, keep: Keep | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Gradients of `residual` and `hidden`; without dropout they are one tensor."""
-    if fused(gradient):
+def add_norm_backward(
+    grad: Tensor, saved: NormSaved, dropout_mask: DropoutMask | None, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `residual` and of `hidden`. Without dropout they are equal, and one tensor."""
+    if uses_kernels(grad):
         from lora_bench.engine.kernels import layers
 
-        return layers.add_norm_backward(gradient, saved, keep, norm)
+        return layers.add_norm_backward(grad, saved, dropout_mask, norm)
     summed, mean, rstd = saved
-    wanted = [True, False, False]
+    input_only = [True, False, False]  # no gradients of the norm's weight and bias
     size = list(summed.shape[-1:])
-    both, _, _ = aten.native_layer_norm_backward(gradient, summed, size, mean, rstd, norm.weight, norm.bias, wanted)
-    return both, both if keep is None else both * keep.factor(both.dtype).view(both.shape[1:])
+    residual_grad, _, _ = aten.native_layer_norm_backward(
+        grad, summed, size, mean, rstd, norm.weight, norm.bias, input_only
+    )
+    if dropout_mask is None:
+        return residual_grad, residual_grad
+    return residual_grad, residual_grad * dropout_mask.factor(residual_grad.dtype).view(residual_grad.shape[1:])
 
 
-def gelu_backward(gradient: Tensor, wide: Tensor, again: bool) -> Tensor | None:
-    """Turn the gradient of `gelu(wide)` into that of `wide`, in place; `gelu(wide)` once more if it is wanted."""
-    if again and fused(gradient):
-        from lora_bench.engine.kernels import layers
+def gelu_backward(grad: Tensor, pre_activation: Tensor, recompute: bool) -> Tensor | None:
+    """Turn the gradient of `gelu(pre_activation)` into that of `pre_activation`, in place.
 
-        return layers.gelu_backward(gradient, wide)
-    aten.gelu_backward.grad_input(gradient, wide, grad_input=gradient)
-    return torch.nn.functional.gelu(wide) if again else None
-
-
-def attention(mixed: Tensor, windows: Windows, keep: Keep | None, bias: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Attention within windows: `[K, S, 3 d]` queries, keys and values to `[K, S, d]`, and what backward needs.
-
-    `bias`: `[n, W, W]`, 0 within a segment and -inf elsewhere.
+    The activation is four times as wide as the hidden states, so forward does not save it. `recompute` returns it
+    again, for the gradient of an adapter that reads it.
     """
-    if fused(mixed) and takes(mixed, windows):
+    if recompute and uses_kernels(grad):
         from lora_bench.engine.kernels import layers
 
-        return layers.attention(mixed, windows, keep), None
-    query, key, value = _heads(mixed, windows)
-    scores = (query @ key.mT).mul_(windows.scale).add_(bias[:, None])
-    exact = torch.promote_types(scores.dtype, torch.float32)
+        return layers.gelu_backward(grad, pre_activation)
+    aten.gelu_backward.grad_input(grad, pre_activation, grad_input=grad)
+    return torch.nn.functional.gelu(pre_activation) if recompute else None
+
+
+def attention(
+    qkv: Tensor, layout: AttentionLayout, dropout_mask: DropoutMask | None, bias: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention within windows: `O = dropout(P) V` with `P = softmax(scale · Q Kᵀ + bias)`.
+
+    Args:
+        qkv: Queries, keys and values side by side, `[K, S, 3 d]`.
+        layout: The windows, segments and heads.
+        dropout_mask: `[n, H, W, W]`, shared by all cells.
+        bias: `[n, W, W]`, 0 within a segment and -inf elsewhere.
+
+    Returns:
+        The outputs `[K, S, d]`, and the weights P `[K, n, H, W, W]` that backward needs. None for P where a kernel ran:
+        its backward computes P again from `qkv`, so that it takes no memory.
+    """
+    if uses_kernels(qkv) and attention_kernel_supports(qkv, layout):
+        from lora_bench.engine.kernels import layers
+
+        return layers.attention(qkv, layout, dropout_mask), None
+    query, key, value = _split_heads(qkv, layout)
+    scores = (query @ key.mT).mul_(layout.scale).add_(bias[:, None])
+    exact = torch.promote_types(scores.dtype, torch.float32)  # softmax never in bfloat16
     weights = scores.softmax(-1, dtype=exact).to(value.dtype)
-    dropped = weights if keep is None else weights * keep.factor(weights.dtype)
-    return _joined([dropped @ value]), weights
+    dropped = weights if dropout_mask is None else weights * dropout_mask.factor(weights.dtype)
+    return _join_heads([dropped @ value]), weights
 
 
 def attention_backward(
-    gradient: Tensor, mixed: Tensor, weights: Tensor | None, windows: Windows, keep: Keep | None
+    grad: Tensor, qkv: Tensor, weights: Tensor | None, layout: AttentionLayout, dropout_mask: DropoutMask | None
 ) -> Tensor:
-    """Gradient `[K, S, 3 d]` of queries, keys and values."""
+    """The gradient of queries, keys and values, `[K, S, 3 d]`, given that of the outputs, `[K, S, d]`.
+
+    With the dropout factor F (0 or 1 / (1 - rate)), `P̃ = F ⊙ P` and `S = Q Kᵀ`:
+
+        dV = P̃ᵀ dO
+        dP = F ⊙ (dO Vᵀ)
+        dS = scale · P ⊙ (dP - rowsum(dP ⊙ P))      (softmax backward)
+        dQ = dS K,  dK = dSᵀ Q
+    """
     if weights is None:
         from lora_bench.engine.kernels import layers
 
-        return layers.attention_backward(gradient, mixed, windows, keep)
-    query, key, value = _heads(mixed, windows)
-    (own,) = _heads(gradient, windows, parts=1)
-    factor = None if keep is None else keep.factor(weights.dtype)
+        return layers.attention_backward(grad, qkv, layout, dropout_mask)
+    query, key, value = _split_heads(qkv, layout)
+    (out_grad,) = _split_heads(grad, layout, parts=1)
+    factor = None if dropout_mask is None else dropout_mask.factor(weights.dtype)
     dropped = weights if factor is None else weights * factor
-    by_value = dropped.mT @ own
-    scores = own @ value.mT
-    scores = scores if factor is None else scores.mul_(factor)
-    scores = aten._softmax_backward_data(scores, weights, -1, weights.dtype).mul_(windows.scale)
-    return _joined([scores @ key, scores.mT @ query, by_value])
+    value_grad = dropped.mT @ out_grad
+    weights_grad = out_grad @ value.mT
+    weights_grad = weights_grad if factor is None else weights_grad.mul_(factor)
+    scores_grad = aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(layout.scale)
+    return _join_heads([scores_grad @ key, scores_grad.mT @ query, value_grad])
 
 
 def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
-    """Copy `[cells, slots, side, p, q]`, however either lies in memory, in the target's type, times `scale [cells]`."""
-    if fused(target) and fused(source):
+    """Copy into `target`, cast to its type and multiplied by `scale`.
+
+    Args:
+        source: `[cells, products, linears, p, q]` with any strides.
+        target: The same shape with any strides; written in place.
+        scale: `[cells]`, or None for 1.
+    """
+    if uses_kernels(target) and uses_kernels(source):
         from lora_bench.engine.kernels import optimiser
 
         optimiser.transfer(source, target, scale)
@@ -104,20 +152,24 @@ def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
         torch.mul(source, scale.view(-1, 1, 1, 1, 1), out=target)
 
 
-def takes(mixed: Tensor, windows: Windows) -> bool:
-    """Whether the attention kernels take this. float32's exact products have no tensor cores: cuBLAS does them."""
-    sizes = windows.width <= 128 and mixed.shape[-1] // (3 * windows.heads) in (16, 32, 64, 128)
-    return sizes and mixed.dtype == torch.bfloat16
+def attention_kernel_supports(qkv: Tensor, layout: AttentionLayout) -> bool:
+    """Whether the attention kernels run on these sizes and this type.
+
+    A program holds all keys and values of a window, hence the limit on its width; `tl.dot` wants powers of two from 16.
+    In float32, exact products do not use tensor cores: there the plain implementation, with cuBLAS, is used.
+    """
+    head_size = qkv.shape[-1] // (3 * layout.heads)
+    return layout.width <= 128 and head_size in (16, 32, 64, 128) and qkv.dtype == torch.bfloat16
 
 
-def _heads(mixed: Tensor, windows: Windows, parts: int = 3) -> tuple[Tensor, ...]:
-    """`[K, S, parts · d]` as `parts` views `[K, n, H, W, d / H]`."""
-    cells, slots, size = mixed.shape
-    shape = (cells, slots // windows.width, windows.width, parts, windows.heads, size // (parts * windows.heads))
-    return mixed.view(shape).permute(3, 0, 1, 4, 2, 5).unbind(0)
+def _split_heads(tensor: Tensor, layout: AttentionLayout, parts: int = 3) -> tuple[Tensor, ...]:
+    """`[K, S, parts · d]` as `parts` views `[K, n, H, W, D]`."""
+    cells, slots, size = tensor.shape
+    shape = (cells, slots // layout.width, layout.width, parts, layout.heads, size // (parts * layout.heads))
+    return tensor.view(shape).permute(3, 0, 1, 4, 2, 5).unbind(0)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The way back: views `[K, n, H, W, D]` to `[K, S, parts · H · D]`."""
-    cells, count, _, width, _ = parts[0].shape
-    return torch.stack(parts, 3).permute(0, 1, 4, 3, 2, 5).reshape(cells, count * width, -1)
+def _join_heads(parts: list[Tensor]) -> Tensor:
+    """The inverse of `_split_heads`: tensors `[K, n, H, W, D]` to one `[K, S, parts · H · D]`."""
+    cells, windows, _, width, _ = parts[0].shape
+    return torch.stack(parts, 3).permute(0, 1, 4, 3, 2, 5).reshape(cells, windows * width, -1)

@@ -44,11 +44,11 @@ def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
 
 @triton.jit
 def _adamw(
-    matrix, gradient, first, second, decays, multiples, rate, decay, clip, alive, corrections,
+    matrix, gradient, first, second, decays, multiples, rate, decay, clip, active, corrections,
     values, rest1, beta2, rest2, epsilon, DECAYS: tl.constexpr, MULTIPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
-    if tl.load(alive + row) != 0:
+    if tl.load(active + row) != 0:
         column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = column < values
         place = row.to(tl.int64) * values + column
@@ -73,15 +73,15 @@ def adamw(
     own: Block, gradient: Tensor, moments: tuple[Tensor, Tensor],
     by_row: ByRow, corrections: Tensor, constants: tuple[float, float, float, float],
 ) -> None:  # fmt: skip
-    """AdamW on a block's float32 `[rows, values]`, in place; a row that is not alive keeps its values.
+    """AdamW on a block's float32 `[rows, values]`, in place; a row that is not active keeps its values.
 
     `constants`: 1 - beta1, beta2, 1 - beta2, epsilon. They become float32, in which 1 - 0.999 would be 1e-5 off.
     """
     rows, values = own.matrix.shape
     block = 2048
-    rate, decay, clip, alive = by_row
+    rate, decay, clip, active = by_row
     _adamw[(triton.cdiv(values, block), rows)](
-        own.matrix, gradient.contiguous(), *moments, own.decays, own.multiples, rate, decay, clip,
-        alive.view(torch.uint8), corrections, values, *constants,
-        DECAYS=own.decays is not None, MULTIPLES=own.multiples is not None, BLOCK=block, num_warps=8,
+        own.matrix, gradient.contiguous(), *moments, own.decays, own.lr_multipliers, rate, decay, clip,
+        active.view(torch.uint8), corrections, values, *constants,
+        DECAYS=own.decays is not None, MULTIPLES=own.lr_multipliers is not None, BLOCK=block, num_warps=8,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the operations of an encoder layer take: frozen norms, what their backward needs, and how slots attend."""
+"""The arguments of an encoder layer's operations: frozen layer norms, what their backward needs, attention layouts."""
 
 from __future__ import annotations
 
@@ -8,30 +8,47 @@ from torch import Tensor, nn
 
 
 class Norm(NamedTuple):
-    """A frozen layer norm."""
+    """The frozen parameters of a layer norm."""
 
     weight: Tensor
     bias: Tensor
     epsilon: float
 
     @classmethod
-    def of(cls, module: nn.Module) -> Norm:
-        """The norm of a module."""
+    def from_module(cls, module: nn.Module) -> Norm:
+        """The parameters of an `nn.LayerNorm`.
+
+        Raises:
+            AttributeError: The module is not a layer norm.
+        """
         if not isinstance(module, nn.LayerNorm):
             raise AttributeError("not a layer norm")
         return cls(module.weight, module.bias, module.eps)
 
 
-class Normed(NamedTuple):
-    """What a norm's backward needs: its input `[K, S, d]`, and mean and reciprocal deviation `[K, S, 1]`."""
+class NormSaved(NamedTuple):
+    """What the backward pass of a layer norm needs.
+
+    Attributes:
+        summed: The norm's input `[K, S, d]`, the sum of hidden states and residual.
+        mean: The mean of each row, `[K, S, 1]`.
+        rstd: The reciprocal standard deviation of each row, `[K, S, 1]`.
+    """
 
     summed: Tensor
     mean: Tensor
     rstd: Tensor
 
 
-class Windows(NamedTuple):
-    """How slots attend: `[S]` segments in windows of `width`, over `heads` heads, scores times `scale`."""
+class AttentionLayout(NamedTuple):
+    """Which slots attend to which: those of the same window and the same segment.
+
+    Attributes:
+        segments: The sequence of each slot, `[S]`; -1 for an empty slot.
+        width: Slots per window; S is a multiple of it.
+        heads: The number of attention heads.
+        scale: What scores are multiplied by, 1 / √(head size).
+    """
 
     segments: Tensor
     width: int
