@@ -48,7 +48,7 @@ def table(on: Backbone, rows: int, skip: int = 0) -> Table:
 
     tokenizer = AutoTokenizer.from_pretrained(location("sample"))
     split = load(SST2, DataSource.parse(None, sample=True)).train
-    made = tokenize(split, tokenizer, 64, None, "gpu").take(np.arange(skip, skip + rows))
+    made = tokenize(split, tokenizer, 64).take(np.arange(skip, skip + rows))
     return on.table(made)
 
 
