@@ -18,7 +18,7 @@ from rich.console import Console
 from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
 from lora_bench.report import build
 from lora_bench.report.content import gather
-from lora_bench.report.formats.html import page
+from lora_bench.report.formats.html import html_page
 from lora_bench.store import Loaded, write_record
 
 BUILD = """
@@ -26,8 +26,9 @@ import sys
 import time
 from pathlib import Path
 from rich.console import Console
-from lora_bench.report import build, encoding
-encoding.MANY = 0  # figures are encoded in other processes
+from lora_bench.report import build
+from lora_bench.report.figures import encoding
+encoding.POOL_THRESHOLD = 0  # figures are encoded in other processes
 build(Path(sys.argv[1]), Path(sys.argv[2]), Console(width=120, stderr=True))
 print("torch" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
@@ -153,5 +154,5 @@ def test_ten_thousand_rows_are_quick_to_sort_out() -> None:
         for lr in range(1, 101) for seed in range(5)
     ]  # fmt: skip
     start = time.process_time()
-    page(gather(Loaded(tuple(cells), ())))
+    html_page(gather(Loaded(tuple(cells), ())))
     assert time.process_time() - start < 6

@@ -13,7 +13,7 @@ import pytest
 from report_factory import epochs_of, record
 
 from lora_bench.report.content import gather
-from lora_bench.report.formats.html import page
+from lora_bench.report.formats.html import html_page
 from lora_bench.store import Loaded, Record
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -44,7 +44,7 @@ def records() -> list[Record]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("browser")
-    (folder / "report.html").write_text(page(gather(Loaded(tuple(records()), ()))), encoding="utf-8")
+    (folder / "report.html").write_text(html_page(gather(Loaded(tuple(records()), ()))), encoding="utf-8")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
@@ -186,7 +186,7 @@ def test_nothing_was_complained_of_and_no_one_was_asked(browser: Any) -> None:
 
 
 def test_the_page_names_no_address_to_load() -> None:
-    written = page(gather(Loaded(tuple(records()), ())))
+    written = html_page(gather(Loaded(tuple(records()), ())))
     head = Path(__file__).parents[2] / "lora_bench" / "report" / "assets" / "page.html"
     assert "default-src 'none'" in head.read_text()
     for tag in ('<link rel="stylesheet', "<script src", "<img", "@import", "<iframe"):
