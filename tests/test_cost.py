@@ -11,7 +11,7 @@ import pytest
 from lora_bench.cell import Cell
 from lora_bench.forecast import cost
 from lora_bench.forecast.cost import Estimate
-from lora_bench.forecast.geometry import Geometry, geometry
+from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.store import DataInfo, Protocol, Record, Timing
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
@@ -58,21 +58,21 @@ def finished(members: list[Cell], seconds: float, peak: int, device: str = "card
 
 
 def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes == Geometry(12, 768, 3072, 12, 50779)
     assert sizes.linear == 12 * (4 * 768 * 768 + 2 * 768 * 3072) == 84_934_656
     assert len(sizes.adapted("attention+dense")) == 6
-    assert geometry("no/such-model") is None
+    assert load_geometry("no/such-model") is None
 
 
 def test_sizes_of_distilbert_have_other_names(tmp_path: Path) -> None:
     named = {"dim": 8, "n_layers": 2, "hidden_dim": 16, "n_heads": 2, "vocab_size": 9, "max_position_embeddings": 3}
     (tmp_path / "config.json").write_text(json.dumps(named))
-    assert geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
+    assert load_geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
 
 
 def test_trained_values_are_the_formulas(model: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes is not None
     demand = Estimate().demand(cells(3), sizes)
     head = 768 * 769 + 2 * 769
@@ -95,7 +95,7 @@ def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
 
 
 def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes is not None
     best, held = (Estimate().demand(cells(task="sst2", select=select), sizes) for select in ("best", "held-out"))
     assert held.steps == pytest.approx(0.9 * best.steps, rel=1e-3)
@@ -120,17 +120,17 @@ def test_finished_cells_correct_time_and_memory(model: str) -> None:
     assert better.mean_tokens(cells()[0]) == pytest.approx(50.0)
     assert first.seconds(cells(), model) != pytest.approx(1000.0)
     elsewhere = plain.refined(finished(cells(), 1000.0, 1, "another card"), "card", {"m": model})
-    assert elsewhere.time == 1.0
+    assert elsewhere.time_factor == 1.0
     assert elsewhere.mean_tokens(cells()[0]) == pytest.approx(50.0)
 
 
 def test_a_pack_fills_the_device(model: str) -> None:
     short, long = cells(1, task="sst2")[0], cells(1, task="rte")[0]
     estimate = Estimate()
-    few, many = (estimate.cells_a_pack(cell, "cuda", model) for cell in (long, short))
+    few, many = (estimate.cells_per_pack(cell, "cuda", model) for cell in (long, short))
     assert 12 < 3 * few < many
-    assert many < estimate.cells_a_pack(short, "cuda", "sample") <= 512
-    assert 1 <= estimate.cells_a_pack(long, "cpu", model) <= estimate.cells_a_pack(short, "cpu", model) <= 16
+    assert many < estimate.cells_per_pack(short, "cuda", "sample") <= 512
+    assert 1 <= estimate.cells_per_pack(long, "cpu", model) <= estimate.cells_per_pack(short, "cpu", model) <= 16
 
 
 def test_bases_cost_time_once(model: str) -> None:
@@ -178,7 +178,7 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_the_weights_of_attention_are_kept_where_no_kernel_makes_them_again(model: str, precision: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes is not None
     pack = cells(24, task="rte", precision=precision)
     few, many = (Estimate().demand(pack, replace(sizes, heads=heads)).bytes() for heads in (1, 12))
@@ -204,14 +204,14 @@ def test_metrics_cost_time_by_cell_and_epoch(model: str) -> None:
 def test_an_old_calibration_takes_what_it_lacks_from_the_shipped_one(tmp_path: Path) -> None:
     own = tmp_path / "devices.json"
     own.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
-    found = cost.coefficients("NVIDIA H200", "bf16", own)
-    shipped = cost.shipped()["NVIDIA H200"]["bf16"]
+    found = cost.device_coefficients("NVIDIA H200", "bf16", own)
+    shipped = cost.shipped_coefficients()["NVIDIA H200"]["bf16"]
     assert found == shipped | KNOWN
 
 
 def test_own_measurements_come_before_the_shipped_ones(tmp_path: Path) -> None:
     own = tmp_path / "devices.json"
     own.write_text(json.dumps({"card": {"bf16": KNOWN}}))
-    assert cost.coefficients("card", "bf16", own) == KNOWN
-    assert cost.coefficients("card", "float32", own) is None
-    assert cost.coefficients("no card", "bf16", own) is None
+    assert cost.device_coefficients("card", "bf16", own) == KNOWN
+    assert cost.device_coefficients("card", "float32", own) is None
+    assert cost.device_coefficients("no card", "bf16", own) is None

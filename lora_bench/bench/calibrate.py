@@ -25,8 +25,8 @@ from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.files import write_atomically
 from lora_bench.forecast import cost
-from lora_bench.forecast.cost import STEP
-from lora_bench.forecast.geometry import geometry
+from lora_bench.forecast.cost import STEP_TERMS
+from lora_bench.forecast.geometry import load_geometry
 
 RIDGE = 0.01  # small beside the errors of measurements
 
@@ -50,7 +50,7 @@ def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[str, 
 
     `mean_tokens`: real tokens of a training sequence.
     """
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     if sizes is None:
         return {}
     first = cells[0]
@@ -81,20 +81,23 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
     """
     if not points:
         raise BenchError("No row has what a fit needs.", "Measure packs of a model that has a config.json.", NOTHING)
-    shares = np.array([[point.terms.get(term, 0.0) / point.seconds for term in STEP] for point in points])
+    shares = np.array([[point.terms.get(term, 0.0) / point.seconds for term in STEP_TERMS] for point in points])
     widest = shares.max(axis=0)
     scale = np.where(widest > 0, widest, 1.0)
-    rows = np.vstack([shares / scale, RIDGE * np.eye(len(STEP))])
-    solution, _ = nnls(rows, np.append(np.ones(len(points)), np.zeros(len(STEP))))
-    known = cost.NEEDED | {term for term, most in zip(STEP, widest, strict=True) if most}
-    found = {term: value for term, value in zip(STEP, (solution / scale).tolist(), strict=True) if term in known}
+    rows = np.vstack([shares / scale, RIDGE * np.eye(len(STEP_TERMS))])
+    solution, _ = nnls(rows, np.append(np.ones(len(points)), np.zeros(len(STEP_TERMS))))
+    known = cost.REQUIRED_TERMS | {term for term, most in zip(STEP_TERMS, widest, strict=True) if most}
+    found = {term: value for term, value in zip(STEP_TERMS, (solution / scale).tolist(), strict=True) if term in known}
     found["setup"] = median(point.setup for point in points)
     return found
 
 
 def errors(points: Sequence[Point], known: cost.Coefficients) -> list[float]:
     """How far each step's estimate is from its measured seconds, as a part of them."""
-    return [abs(sum(known.get(t, 0.0) * point.terms.get(t, 0.0) for t in STEP) / point.seconds - 1) for point in points]
+    return [
+        abs(sum(known.get(t, 0.0) * point.terms.get(t, 0.0) for t in STEP_TERMS) / point.seconds - 1)
+        for point in points
+    ]
 
 
 def verdict(points: Sequence[Point], known: cost.Coefficients) -> str:

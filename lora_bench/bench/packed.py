@@ -22,7 +22,7 @@ WARM = {"cpu": 1, "cuda": 64}  # steps: a shape of batches may be recorded when 
 
 def automatic(device: torch.device, cell: Cell, model: str) -> int:
     """The number of cells that `--pack auto` means for cells like this one on this model."""
-    return Estimate().cells_a_pack(cell, "cuda" if device.type == "cuda" else "cpu", model)
+    return Estimate().cells_per_pack(cell, "cuda" if device.type == "cuda" else "cpu", model)
 
 
 def run(

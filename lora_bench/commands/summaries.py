@@ -56,7 +56,7 @@ def cost(plan: Plan) -> str:
         return ""
     missing = f" and {len(plan.costs) - len(known)} packs of unknown length" if len(known) < len(plan.costs) else ""
     memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
-    return f"about {duration(plan.estimate.start + sum(known))}{missing}{memory}; "
+    return f"about {duration(plan.estimate.start_seconds + sum(known))}{missing}{memory}; "
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from lora_bench.cli import app
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.forecast import cost
-from lora_bench.forecast.geometry import geometry
+from lora_bench.forecast.geometry import load_geometry
 
 CPU = torch.device("cpu")
 CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]
@@ -60,7 +60,7 @@ def test_full_rows_count_six_flop_a_weight_and_their_own_ratios(called: tuple[Pa
 
 def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result]) -> None:
     """The terms of a step on the work's own tokens; the peers have none."""
-    sizes = geometry(SAMPLE.location)
+    sizes = load_geometry(SAMPLE.location)
     assert sizes is not None
     tokens = {("bench", "sst2", 128): work().mean_tokens}
     for row in rows_of(called[0]):
@@ -74,9 +74,9 @@ def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result
 def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> None:
     out, ended = called
     assert "Cost model, 2 rows: off by" in ended.stdout
-    known = cost.coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
+    known = cost.device_coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
     assert known is not None
-    assert known.keys() == cost.NEEDED | {"adapter_flop", "operand"}
+    assert known.keys() == cost.REQUIRED_TERMS | {"adapter_flop", "operand"}
     assert min(known.values()) >= 0
     assert known["setup"] > 0
 
