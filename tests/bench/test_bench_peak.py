@@ -32,7 +32,7 @@ def test_operations_of_a_token_are_those_of_the_linear_layers(trains_backbone: b
     counts = counter.get_flop_counts()["Global"]
     counted = sum(value for kind, value in counts.items() if str(kind) in ("aten.addmm", "aten.mm"))
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    assert counted == 2 * 11 * peak.operations_a_token(peak.linear_weights(linears), trains_backbone)
+    assert counted == 2 * 11 * peak.operations_per_token(peak.linear_weights(linears), trains_backbone)
 
 
 def test_linear_weights_by_hand() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench_factory import SAMPLE, choice, measured, work
+from bench_factory import SAMPLE, bench_settings, measured, work
 from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peers, suite, workload
-from lora_bench.bench.suite import Report
+from lora_bench.bench.suite import BenchReport
 from lora_bench.cli import app
 from lora_bench.errors import BenchError
 
@@ -70,10 +70,10 @@ class Under:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
-        self.kept: list[Report] = []
+        self.kept: list[BenchReport] = []
         self.tmp_path = tmp_path
         monkeypatch.setattr(packed, "run", lambda cells, *_: measured(10.0 * len(cells)))
-        monkeypatch.setattr(peers, "trainer", lambda peer, workers: self.trainer())
+        monkeypatch.setattr(peers, "run_trainer", lambda peer, workers: self.trainer())
         monkeypatch.setattr(suite.peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
 
     def trainer(self) -> Any:
@@ -81,8 +81,8 @@ class Under:
         made.settings["dataloader_num_workers"] = 0
         return made
 
-    def run(self, **wishes: Any) -> Report:
-        made = choice(**{"peers": "trainer", "mix": ["lora"], **wishes})
+    def run(self, **options: Any) -> BenchReport:
+        made = bench_settings(**{"peers": "trainer", "mix": ["lora"], **options})
         return suite.Suite(made, self.tmp_path, self.said.append, self.kept.append).run()
 
 
@@ -130,11 +130,11 @@ def test_another_error_is_a_row_too_and_a_failure(under: Under, monkeypatch: pyt
     ],
 )
 def test_reasons(error: Exception, words: str) -> None:
-    assert suite.reason(error) == words
+    assert suite.describe_error(error) == words
 
 
 def test_without_peft_the_peers_are_left_out_with_one_line(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "missing", lambda: ["peft"])
+    monkeypatch.setattr(peers, "missing_libraries", lambda: ["peft"])
     made = under.run(peers="trainer,loop")
     told = "peft is not installed, trainer, loop left out: pip install 'lora-bench[bench]'"
     assert under.said.count(told) == 1
@@ -145,7 +145,7 @@ def test_without_peft_the_peers_are_left_out_with_one_line(under: Under, monkeyp
 
 
 def test_nothing_is_said_of_peers_that_nobody_asked_for(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "missing", lambda: ["peft"])
+    monkeypatch.setattr(peers, "missing_libraries", lambda: ["peft"])
     assert under.run(peers="none").environment["left_out"] == ""
 
 
@@ -157,14 +157,14 @@ def test_what_is_there_is_kept_after_each_row(under: Under) -> None:
 def test_threads_are_set_and_given_back() -> None:
     before = torch.get_num_threads()
     for count, inside in ((before + 1, before + 1), (None, before)):
-        with suite.on_threads(count):
+        with suite.torch_threads(count):
             assert torch.get_num_threads() == inside
         assert torch.get_num_threads() == before
 
 
 def test_auto_is_a_number_measured_once(under: Under) -> None:
-    cell = workload.cells(work(), "qv", "lora", 1, 64)[0]
-    auto = packed.automatic(torch.device("cpu"), cell, SAMPLE.location)
+    cell = workload.make_cells(work(), "qv", "lora", 1, 64)[0]
+    auto = packed.automatic_size(torch.device("cpu"), cell, SAMPLE.location)
     made = under.run(peers="none", pack=["1", str(auto), "auto"])
     assert [(row.k, row.auto) for row in made.rows] == [(1, False), (auto, True)]
 
