@@ -1,4 +1,4 @@
-"""What is foretold follows from counts: linear in cells and epochs, corrected by finished cells, silent if unsure."""
+"""The forecast follows from counts: linear in cells and epochs, corrected by finished cells, None if unknown."""
 
 from __future__ import annotations
 
@@ -21,26 +21,44 @@ KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "va
 def model(tmp_path: Path) -> str:
     """A folder with the sizes of RoBERTa-base."""
     sizes = {
-        "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "num_attention_heads": 12,
-        "vocab_size": 50265, "max_position_embeddings": 514,
-    }  # fmt: skip
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "vocab_size": 50265,
+        "max_position_embeddings": 514,
+    }
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     return str(tmp_path)
 
 
 def cells(count: int = 4, **other: object) -> list[Cell]:
     base = {
-        "model": "m", "data": "d", "task": "mrpc", "method": "lora", "rank": 8, "alpha": 16.0, "seed": 0, "epochs": 4,
-        "targets": "attention", "batch_size": 32, "max_length": 128, "lr": 1e-3,
-    }  # fmt: skip
+        "model": "m",
+        "data": "d",
+        "task": "mrpc",
+        "method": "lora",
+        "rank": 8,
+        "alpha": 16.0,
+        "seed": 0,
+        "epochs": 4,
+        "targets": "attention",
+        "batch_size": 32,
+        "max_length": 128,
+        "lr": 1e-3,
+    }
     return [Cell.model_validate(base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
 
 
 def finished(members: list[Cell], seconds: float, peak: int, device: str = "card") -> list[Record]:
     timing = Timing(
-        seconds=seconds / len(members), pack_seconds=seconds, pack_size=len(members), tokens=4 * 3668 * 50,
-        tokens_per_second=1.0, peak_bytes=peak,
-    )  # fmt: skip
+        seconds=seconds / len(members),
+        pack_seconds=seconds,
+        pack_size=len(members),
+        tokens=4 * 3668 * 50,
+        tokens_per_second=1.0,
+        peak_bytes=peak,
+    )
     info = DataInfo(source="d", train_rows=3668, eval_rows=408, fingerprint="f")
     return [
         Record(
@@ -103,7 +121,7 @@ def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
     assert held.bytes() > best.bytes()
 
 
-def test_what_is_not_known_is_not_foretold(model: str) -> None:
+def test_there_is_no_forecast_of_what_is_not_known(model: str) -> None:
     assert Estimate(None).seconds(cells(), model) is None
     assert Estimate(KNOWN).seconds(cells(), "no/such-model") is None
     assert Estimate(KNOWN).seconds(cells(task="qqp"), model) is None
@@ -134,7 +152,7 @@ def test_a_pack_fills_the_device(model: str) -> None:
 
 
 def test_bases_cost_time_once(model: str) -> None:
-    """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 layers' joined ones; LoRA-SB's are each pack's own."""
+    """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 joined weights; LoRA-SB's belong to its pack."""
     estimate = Estimate(KNOWN | {"direction": 1e-4})
     both = {"alpha": None, "targets": "attention+dense"}
     xs, cora, sb = (cells(method=method, **both) for method in ("xs", "cora", "lora-sb"))
@@ -177,7 +195,7 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_the_weights_of_attention_are_kept_where_no_kernel_makes_them_again(model: str, precision: str) -> None:
+def test_attention_weights_take_memory_where_no_kernel_recomputes_them(model: str, precision: str) -> None:
     sizes = load_geometry(model)
     assert sizes is not None
     pack = cells(24, task="rte", precision=precision)
@@ -201,17 +219,17 @@ def test_metrics_cost_time_by_cell_and_epoch(model: str) -> None:
     assert (scored.seconds(cells(), model) or 0) - (plain.seconds(cells(), model) or 0) == pytest.approx(4 * 4 * 0.5)
 
 
-def test_an_old_calibration_takes_what_it_lacks_from_the_shipped_one(tmp_path: Path) -> None:
-    own = tmp_path / "devices.json"
-    own.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
-    found = cost.device_coefficients("NVIDIA H200", "bf16", own)
+def test_terms_missing_in_an_old_calibration_are_the_shipped_ones(tmp_path: Path) -> None:
+    measured = tmp_path / "devices.json"
+    measured.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
+    found = cost.device_coefficients("NVIDIA H200", "bf16", measured)
     shipped = cost.shipped_coefficients()["NVIDIA H200"]["bf16"]
     assert found == shipped | KNOWN
 
 
-def test_own_measurements_come_before_the_shipped_ones(tmp_path: Path) -> None:
-    own = tmp_path / "devices.json"
-    own.write_text(json.dumps({"card": {"bf16": KNOWN}}))
-    assert cost.device_coefficients("card", "bf16", own) == KNOWN
-    assert cost.device_coefficients("card", "float32", own) is None
-    assert cost.device_coefficients("no card", "bf16", own) is None
+def test_measured_coefficients_replace_the_shipped_ones(tmp_path: Path) -> None:
+    measured = tmp_path / "devices.json"
+    measured.write_text(json.dumps({"card": {"bf16": KNOWN}}))
+    assert cost.device_coefficients("card", "bf16", measured) == KNOWN
+    assert cost.device_coefficients("card", "float32", measured) is None
+    assert cost.device_coefficients("no card", "bf16", measured) is None

@@ -1,4 +1,4 @@
-"""A bundled task ready to be measured, and rows with chosen rates."""
+"""Factories: a bundled task ready to be measured, and rows with given rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLE = BenchModel(str(ENCODER), False, True)
 
 
 def bench_settings(**options: Any) -> BenchSettings:
-    """A quick choice on the processor, with these options."""
+    """The settings of a quick benchmark on the processor, with these options."""
     return resolve_options(BenchOptions(quick=True, device="cpu", **options))
 
 
@@ -29,7 +29,7 @@ def work(task: str = "sst2", batch: int = 32) -> Workload:
 
 
 def measured(*rates: float, tokens: float = 10.0) -> Measurement:
-    """Windows of half a second with these rates; `tokens` for each step of a cell."""
+    """Repeats of half a second with these rates; `tokens` for each step of a cell."""
     return Measurement(tuple(TimedRun(rate / 2, tokens * rate / 2, 0.5) for rate in rates), 0.1, 0.2, 2**30)
 
 
@@ -42,8 +42,18 @@ def row(variant: str, *rates: float, **settings: Any) -> BenchRow:
 def report(*rows: BenchRow) -> BenchReport:
     """A report of these rows."""
     about = {
-        "model": "sample", "device": "a device", "random_weights": True, "left_out": "", "batch_size": 32,
-        "max_length": 128, "precision": "float32", "seconds": 1.0, "repeats": 3, "lora_bench": "1", "torch": "2",
-        "transformers": "5", "peft": "0",
-    }  # fmt: skip
+        "model": "sample",
+        "device": "a device",
+        "random_weights": True,
+        "left_out": "",
+        "batch_size": 32,
+        "max_length": 128,
+        "precision": "float32",
+        "seconds": 1.0,
+        "repeats": 3,
+        "lora_bench": "1",
+        "torch": "2",
+        "transformers": "5",
+        "peft": "0",
+    }
     return BenchReport(about, {"tflops": PEAK, "dtype": "float32"}, rows)

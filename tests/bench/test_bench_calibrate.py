@@ -1,4 +1,4 @@
-"""The cost model's coefficients: found again from made-up rows, kept beside others, rebuilt from stored reports."""
+"""The cost model's coefficients: recovered from synthetic rows, stored beside others, fitted to stored reports."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FRACTIONS = {
 
 
 def made(coefficients: dict[str, float], seed: int, count: int = 60, noise: float = 0.0) -> list[MeasuredPack]:
-    """Steps whose terms vary over a factor of 30, each by itself, and whose seconds the coefficients give."""
+    """Packs whose terms vary independently over a factor of 30, with the seconds that the coefficients give."""
     generator = np.random.default_rng(seed)
     points = []
     for _ in range(count):
@@ -56,7 +56,7 @@ def made(coefficients: dict[str, float], seed: int, count: int = 60, noise: floa
 
 
 @given(st.lists(st.floats(0.2, 5.0), min_size=len(STEP_TERMS), max_size=len(STEP_TERMS)), st.integers(0, 2**32 - 1))
-def test_known_coefficients_are_found_again(factors: list[float], seed: int) -> None:
+def test_known_coefficients_are_recovered(factors: list[float], seed: int) -> None:
     truth = {term: LIKELY[term] * factor for term, factor in zip(STEP_TERMS, factors, strict=True)}
     points = made(truth, seed)
     known = fit(points)
@@ -84,7 +84,7 @@ def test_noise_of_five_percent_leaves_an_error_like_it() -> None:
     assert calibrate.describe_fit(points, fit(points)).startswith("Cost model, 60 rows: off by ")
 
 
-def test_terms_that_rows_cannot_tell_apart_share_their_time() -> None:
+def test_terms_that_rows_cannot_distinguish_share_their_time() -> None:
     """All are multiples of one: none gets everything."""
     points = [
         MeasuredPack(
@@ -103,7 +103,7 @@ def test_setup_is_the_median() -> None:
     assert fit(points)["setup"] == 3.5
 
 
-def test_only_packs_that_were_measured_and_counted_are_points() -> None:
+def test_only_packs_with_a_measurement_and_terms_are_fitted() -> None:
     terms = dict.fromkeys(STEP_TERMS, 2.0)
     good = row("packed", 20.0, k=8, terms=terms)
     bare = [
@@ -122,7 +122,7 @@ def test_a_model_without_sizes_has_no_terms(tmp_path: Path) -> None:
     assert calibrate.count_terms(cells, 10.0, str(tmp_path)) == {}
 
 
-def test_store_merges_and_rounds(tmp_path: Path) -> None:
+def test_storing_merges_and_rounds(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "devices.json"
     calibrate.store_coefficients(path, "cpu", "float32", {"layer": 1.23456e-5, "flop": 0.0})
     calibrate.store_coefficients(path, "a GPU", "bf16", {"layer": 2.0})
@@ -135,7 +135,7 @@ def test_store_merges_and_rounds(tmp_path: Path) -> None:
     }
 
 
-def test_store_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coefficients_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "devices.json"
     calibrate.store_coefficients(path, "cpu", "float32", {"layer": 1.0})
     before = path.read_bytes()
@@ -151,7 +151,7 @@ def test_store_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"cpu": 3}', "\xff"])
-def test_a_file_that_is_something_else_stays(tmp_path: Path, text: str) -> None:
+def test_a_file_of_another_kind_is_not_changed(tmp_path: Path, text: str) -> None:
     path = tmp_path / "devices.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(BenchError):
@@ -160,7 +160,7 @@ def test_a_file_that_is_something_else_stays(tmp_path: Path, text: str) -> None:
 
 
 def stored(path: Path, device: str, precision: str, seed: int) -> list[MeasuredPack]:
-    """A report on the disk, and its points."""
+    """Write a report to disk and return its packs."""
     points = made(LIKELY, seed, count=8)
     rows = [row("packed", 4 / point.seconds, k=4, terms=dict(point.terms)).as_json() for point in points]
     for each in rows:
@@ -187,13 +187,15 @@ def test_the_shipped_file_is_rebuilt_from_stored_reports(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"environment": {}, "rows": []}'])
-def test_a_file_that_is_no_report_is_two_lines(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_report_gives_two_lines(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "no.json"
     path.write_text(text)
     assert calibrate.main([str(path)]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert len(told.err.splitlines()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 2
 
 
 def test_fitting_needs_no_torch() -> None:

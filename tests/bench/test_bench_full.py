@@ -1,4 +1,4 @@
-"""Full fine-tuning beside its peers: they train what ours trains, once a task, and nobody else's ratio moves."""
+"""Full fine-tuning beside its peers: they train the same, once per task, and no other ratio changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The yardsticks: operations of a token against a count of what really runs, and the matmul peak."""
+"""Operations per token compared with a count of those that run, and the matmul peak."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from lora_bench.bench import peak
 
 def encoder() -> Any:
     config = hf.RobertaConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40,
-        max_position_embeddings=64, type_vocab_size=1, hidden_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=40,
+        max_position_embeddings=64,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+    )
     return hf.RobertaModel(config, add_pooling_layer=False)
 
 

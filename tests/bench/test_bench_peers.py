@@ -49,9 +49,7 @@ def test_trainer_reads_the_rows_in_order_and_updates_after_each_batch(tmp_path: 
     with peers.quiet():
         model = peers.build_model(own)
         before = {name: part.detach().clone() for name, part in model.named_parameters() if part.requires_grad}
-        model.register_forward_pre_hook(
-            lambda _, __, inputs: seen.append(inputs["labels"].tolist()), with_kwargs=True
-        )  # fmt: skip
+        model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["labels"].tolist()), with_kwargs=True)
         peers.make_trainer(own, model, 0, lambda: len(seen) >= 14).train()
     assert seen == own.work.table.labels[own.work.order[:14]].tolist()
     after = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""Several processes: counted while all of them train; what one of them says when it fails."""
+"""Several processes: measured while all of them train, and the error of one that fails."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def peer(folder: Path, targets: str = "qv") -> Peer:
     return Peer(SAMPLE, work(), targets, torch.device("cpu"), 0.2, folder)
 
 
-def test_a_window_is_the_sum_of_what_each_did_in_it() -> None:
-    """Parts of steps count as parts; what lies outside of the window does not."""
+def test_a_repeat_is_the_sum_of_what_each_process_did_in_it() -> None:
+    """Parts of steps count as parts; what lies outside of the repeat does not."""
     slow = {"first": 2, "stamps": [0.0, 1.0, 2.0, 3.0]}
     fast = {"first": 1, "stamps": (np.arange(9) / 2).tolist()}
     tokens = np.full(50, 7)
@@ -57,13 +57,13 @@ stamps = [time.monotonic()]
 while not (folder / "stop").exists():
     time.sleep(0.02)
     stamps.append(time.monotonic())
-told = {"first": 1, "stamps": stamps, "build_seconds": int(number), "peak_memory_bytes": 100}
-(folder / f"done-{number}.json").write_text(json.dumps(told))
+result = {"first": 1, "stamps": stamps, "build_seconds": int(number), "peak_memory_bytes": 100}
+(folder / f"done-{number}.json").write_text(json.dumps(result))
 """
 
 
-def instead(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Another program in the workers' place."""
+def replace_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Start another program instead of the workers."""
 
     def start(folder: Path, number: int, _: int) -> subprocess.Popen[bytes]:
         with (folder / f"{number}.log").open("wb") as log:
@@ -74,7 +74,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
 
 def test_processes_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates and memory are sums, the time to build is the longest; nothing is left behind."""
-    instead(monkeypatch, WORKER)
+    replace_worker(monkeypatch, WORKER)
     made = processes.run(peer(tmp_path), 3, workers=2)
     assert len(made.repeats) == 3
     assert all(repeat.steps > 0 and repeat.tokens > repeat.steps for repeat in made.repeats)
@@ -83,7 +83,9 @@ def test_processes_are_counted_together(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_process_that_fails_ends_all_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    instead(monkeypatch, "import sys, time\nif sys.argv[2] == '0': time.sleep(60)\nraise ValueError('no such weight')")
+    replace_worker(
+        monkeypatch, "import sys, time\nif sys.argv[2] == '0': time.sleep(60)\nraise ValueError('no such weight')"
+    )
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"process 1 of 2: ValueError: no such weight"):
         processes.run(peer(tmp_path), 2)
@@ -100,6 +102,6 @@ def test_a_process_that_fails_ends_all_and_says_why(tmp_path: Path, monkeypatch:
         ("", "takes too long"),
     ],
 )
-def test_the_last_words_of_a_process(tmp_path: Path, text: str, last: str) -> None:
+def test_the_last_error_of_a_process(tmp_path: Path, text: str, last: str) -> None:
     (tmp_path / "log").write_text(text)
     assert processes._last_error(tmp_path / "log").startswith(last)

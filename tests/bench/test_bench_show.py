@@ -18,19 +18,19 @@ SHORT = BenchRow("packed", "rte", "attention+dense", "mixed", 32, error="out of 
 
 
 def large() -> BenchReport:
-    """Rates as wide as they come."""
+    """A report with the widest numbers."""
     rows = [row("trainer", 11.25), row("processes-8", 45.5, k=8), row("packed", 123456.7, k=4096, mix="mixed")]
     return report(*with_ratios([*rows, SHORT, FAILED]))
 
 
-def shown(made: BenchReport) -> str:
+def shown(bench_report: BenchReport) -> str:
     console = Console(file=io.StringIO(), width=80)
-    show.print_report(made, console)
+    show.print_report(bench_report, console)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
 
 
-def test_eighty_columns_hold_the_table() -> None:
+def test_the_table_fits_eighty_columns() -> None:
     text = shown(large())
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -39,12 +39,12 @@ def test_eighty_columns_hold_the_table() -> None:
     assert "RuntimeError: something broke" in text
 
 
-def test_random_weights_are_told() -> None:
+def test_random_weights_are_mentioned() -> None:
     assert "random weights" in shown(large())
     assert "random weights" in show.markdown_page(large())
 
 
-def test_uneven_repeats_are_told() -> None:
+def test_uneven_repeats_are_mentioned() -> None:
     assert "1 of 2 rows differ by more than 20%" in shown(report(row("loop", 9.0, 10.0, 13.0), row("packed", 9.0, 9.5)))
     assert "differ" not in shown(large())
 

@@ -1,4 +1,4 @@
-"""What adapters take on disk: the files' sizes are the values' and little more."""
+"""The size of adapters on disk: that of their values and little more."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_the_peers_read_the_same_batches() -> None:
     made = work()
     rows = workload.table_rows(made.table, with_types=False)
     stream = Stream(rows, made.order)
-    batch = Collate(made.pad_id)([stream[32 * 7 + place] for place in range(32)])
+    batch = Collate(made.pad_id)([stream[32 * 7 + index] for index in range(32)])
     lengths = made.table.lengths[made.order[7]]
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
     assert batch["input_ids"].shape == (32, lengths.max())

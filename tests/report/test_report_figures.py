@@ -109,7 +109,7 @@ def test_methods_differ_in_colour_marker_and_line() -> None:
 
 def test_many_methods_all_look_different() -> None:
     found = method_styles([*RECIPES, *(f"other-{number}" for number in range(8))])
-    assert len({(look.colour, look.marker, str(look.dashes)) for look in found.values()}) == len(found) > 20
+    assert len({(style.colour, style.marker, str(style.dashes)) for style in found.values()}) == len(found) > 20
 
 
 def test_many_methods_go_on_several_figures_each_beside_the_references() -> None:
@@ -125,7 +125,7 @@ def test_many_methods_go_on_several_figures_each_beside_the_references() -> None
     assert [len(legend(each)) for each in made] == [5, 6, 6]
 
 
-def test_a_level_far_below_is_told_and_does_not_press_the_lines() -> None:
+def test_a_level_far_below_is_written_and_does_not_compress_the_lines() -> None:
     lines = [record(0.8 + rank / 1000, method="lora", rank=rank) for rank in (4, 8, 64)]
     ax = figure([*lines, record(0.3, method="head", rank=None)]).axes[0]
     assert ax.get_ylim()[0] > 75
@@ -200,7 +200,6 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     unbeaten = {
         (point.cost, point.mean)
         for point in points
-        for place in [(point.cost, point.mean)]
         if not any(
             other.cost <= point.cost
             and other.mean >= point.mean
@@ -252,8 +251,8 @@ def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
 
 def test_learning_curve_is_the_mean_of_the_seeds_that_ended() -> None:
     seeds = [record(0.9, seed=seed, curve=epochs_of(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
-    lost = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
-    (panel,) = learning_curves.curve_panels(subset([*seeds, lost]))
+    diverged = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
+    (panel,) = learning_curves.curve_panels(subset([*seeds, diverged]))
     (first, second) = panel.curves["mini"]
     assert first == pytest.approx((1, 0.6, 0.1))
     assert second == pytest.approx((2, 0.9, 0))
@@ -268,5 +267,9 @@ def test_every_figure_has_a_name_of_its_own() -> None:
     names = [name for _, name, _ in all_figures(subset(small()), "stem")]
     assert len(set(names)) == len(names)
     assert {name.partition("-")[0] for name in names} == {
-        "figure2", "accuracy_vs_rank", "score_vs_params", "score_vs_bytes", "heat",
-    }  # fmt: skip
+        "figure2",
+        "accuracy_vs_rank",
+        "score_vs_params",
+        "score_vs_bytes",
+        "heat",
+    }

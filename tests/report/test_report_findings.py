@@ -30,8 +30,8 @@ def subset(records: Iterable[Record]) -> Subset:
 
 
 def texts(table: ReportTable, head: str) -> list[str]:
-    at = table.heads.index(head)
-    return [row[at].text for row in table.rows]
+    column = table.heads.index(head)
+    return [row[column].text for row in table.rows]
 
 
 def cell(draw: random.Random, level: float, **settings: Any) -> Record:
@@ -67,7 +67,7 @@ def test_against_lora_by_seed_and_by_example() -> None:
     assert texts(table, "verdict") == ["above"]
 
 
-def test_many_methods_not_told_apart_are_counted() -> None:
+def test_many_methods_that_do_not_differ_are_counted() -> None:
     draw = random.Random(0)
     same = [
         record(draw.uniform(0.8, 0.9), method=name, rank=8, seed=seed)
@@ -84,7 +84,7 @@ def test_two_seeds_are_not_tested() -> None:
     assert "not tested. SST-2: mini." in versus.sentences([found])[0]
 
 
-def test_the_same_is_not_told_apart() -> None:
+def test_equal_methods_do_not_differ() -> None:
     (found,) = versus.compare_with_lora(subset(two_methods(0.7)))
     assert found.verdict == "not told apart"
 
@@ -98,7 +98,7 @@ def test_only_shared_seeds_are_paired() -> None:
     assert versus.compare_with_lora(subset([record(0.9), record(0.8, seed=1, method="lora", rank=8)])) == ()
 
 
-def test_holm_is_over_all_comparisons_of_the_piece() -> None:
+def test_holm_is_over_all_comparisons_of_the_subset() -> None:
     other = [record(0.72 + 0.01 * seed, seed=seed, method="xs", rank=4) for seed in range(5)]
     found = versus.compare_with_lora(subset([*two_methods(0.9), *other]))
     assert len(found) == 2
@@ -189,7 +189,7 @@ def test_best_last_and_held_out_side_by_side() -> None:
     assert texts(table, "best − held-out") == ["+20.0"]
 
 
-def test_held_out_is_a_dash_where_it_was_not_kept() -> None:
+def test_held_out_is_a_dash_where_it_was_not_recorded() -> None:
     (table,) = selection_tables(subset([record(0.9)]))
     assert texts(table, "held-out epoch") == ["—"]
     assert "not recorded" in table.notes[-1]

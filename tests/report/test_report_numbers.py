@@ -1,4 +1,4 @@
-"""The frame, what is pooled and what is not, and every number against pandas or arithmetic by hand."""
+"""What is pooled and what is not, and every number compared with pandas or arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def subsets(records: Iterable[Record]) -> tuple[Subset, ...]:
 
 
 def texts(table: ReportTable, head: str) -> list[str]:
-    at = table.heads.index(head)
-    return [row[at].text for row in table.rows]
+    column = table.heads.index(head)
+    return [row[column].text for row in table.rows]
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def test_a_cell_without_a_score_is_counted() -> None:
     assert subset.columns[SST2][0].summary.text() == "50.0 (1/2)†"
 
 
-def test_slots_match_pandas() -> None:
+def test_entries_match_pandas() -> None:
     data = frame(grid(tasks=("cola", "sst2")))
     whole = data.fillna({"rank": 0, "a": 0, "b": 0}).astype({"score": float})
     by_hand = whole.groupby(["task", "method", "rank", "a", "b"])["score"].agg(
@@ -114,7 +114,7 @@ def test_average_over_seeds_that_no_row_shares_has_no_spread() -> None:
     assert average_summary(subset.columns[SST2]).text() == "60.0 (0/2)†"
 
 
-def test_uneven_average_is_said() -> None:
+def test_an_uneven_average_has_a_note() -> None:
     found = [record(0.5, a=8), record(0.6, a=16), record(0.7, a=8, rank=8)]
     (subset,) = subsets(found)
     table = rank_tables(subset)[0]
@@ -133,7 +133,7 @@ def test_uneven_average_is_said() -> None:
         ([-0.5, -0.5, -0.5], 3, "-50.0 ± 0.0; -50.0 (3)"),
     ],
 )
-def test_entry_text(scores: list[float], total: int, text: str) -> None:
+def test_summary_text(scores: list[float], total: int, text: str) -> None:
     assert summarise(scores, total).text() == text
 
 
@@ -158,7 +158,7 @@ def test_learning_rates_are_not_pooled() -> None:
     assert rank_tables(subset)[0].data[0]["lr"] == 1e-3
 
 
-def test_choice_over_several_settings_names_them() -> None:
+def test_a_selection_among_several_settings_names_them() -> None:
     found = [record(0.5, lr=1e-3), record(0.6, lr=1e-2, epochs=3), record(0.7, rank=8), record(0.1, rank=8, epochs=3)]
     (subset,) = subsets([*found, record(0.7, rank=16)])
     where, how = (
@@ -228,7 +228,7 @@ def test_bold_is_for_all_that_print_the_same_best() -> None:
     assert [row[4].bold for row in table.rows] == [True, True, False]
 
 
-def test_parameters_that_differ_by_task_are_a_span() -> None:
+def test_parameters_that_differ_by_task_are_a_range() -> None:
     found = [record(0.9, params=(10, 592_130)), record(0.9, task="stsb", params=(10, 591_361))]
     assert texts(method_table(subsets(found)[0]), "head\nparams") == ["591,361–592,130"]
     assert texts(method_table(subsets([record(0.9, params=None)])[0]), "head\nparams") == ["—"]
@@ -252,8 +252,16 @@ def test_tasks_stand_in_the_order_of_glue_then_by_name() -> None:
 def test_unfinished_lists_the_cell_and_the_reason() -> None:
     (table,) = missing_score_tables(cell_rows(small()))
     assert [field.text for field in table.rows[0]][1:] == [
-        "sst2", "lora", "4", "", "", "2", "0.001", "failed", "out of memory",
-    ]  # fmt: skip
+        "sst2",
+        "lora",
+        "4",
+        "",
+        "",
+        "2",
+        "0.001",
+        "failed",
+        "out of memory",
+    ]
     assert missing_score_tables(cell_rows([record(0.5)])) == []
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: it sorts, filters, hovers, draws, fits a phone, complains of nothing and asks no one."""
+"""The page in a real browser: it sorts, filters, hovers, draws, fits a phone, logs no error and sends no request."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_it_is_ready_and_draws(browser: Any) -> None:
         assert run(browser, f"return document.querySelectorAll('#{chart} .scatterlayer .trace').length") > 0, chart
 
 
-def test_sorting_turns_about(browser: Any) -> None:
+def test_sorting_twice_reverses_the_order(browser: Any) -> None:
     type_filter(browser, "")
     down = [float(value) for value in column(browser, "mean") if value != "—"]
     assert down == sorted(down, reverse=True)
@@ -176,8 +176,8 @@ def test_names_from_outside_do_nothing(browser: Any) -> None:
     assert EVIL in column(browser, "method")
 
 
-def test_nothing_was_complained_of_and_no_one_was_asked(browser: Any) -> None:
-    """Last: over all that was done above."""
+def test_no_error_was_logged_and_no_request_was_sent(browser: Any) -> None:
+    """This test is the last, so that it covers the others."""
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]

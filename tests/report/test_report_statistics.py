@@ -130,7 +130,7 @@ def test_of_two_classes_variances_need_no_labels(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 5])
-def test_paired_over_examples_is_scipys_test_on_correctness(seeds: int) -> None:
+def test_the_paired_test_over_examples_is_scipys_on_correctness(seeds: int) -> None:
     labels, one, other = cells(np.random.default_rng(5), seeds, 400, 1.0)
     gain = ((one == labels).astype(float) - (other == labels)).mean(0)
     variance = difference_variance(one, other, float(gain.mean()), True)
@@ -148,7 +148,7 @@ def test_with_one_seed_it_is_mcnemars() -> None:
     assert p == pytest.approx(mcnemar(table, exact=False, correction=False).pvalue, abs=2e-3)
 
 
-def test_of_three_classes_the_test_is_on_the_careful_side() -> None:
+def test_of_three_classes_the_test_is_conservative() -> None:
     rng = np.random.default_rng(7)
     labels = rng.integers(0, 3, 500)
     one, other = (np.where(rng.random((4, 500)) < share, labels, rng.integers(0, 3, (4, 500))) for share in (0.7, 0.6))
@@ -168,7 +168,7 @@ def test_cells_that_never_disagree_have_no_p() -> None:
     assert paired_example_test(0.1, 0.2, 1) is None
 
 
-def test_paired_over_seeds_is_scipys() -> None:
+def test_the_paired_test_over_seeds_is_scipys() -> None:
     one, other = [0.9, 0.92, 0.91, 0.95], [0.89, 0.9, 0.92, 0.9]
     assert paired_seed_test(one, other) == pytest.approx(stats.ttest_rel(one, other).pvalue)
     assert paired_seed_test([0.5] * 4, [0.4] * 4) is None
@@ -185,7 +185,7 @@ def test_holm_is_statsmodels_and_its_definition() -> None:
     assert holm_correction([None]) == [None]
 
 
-def test_widened_adds_in_quadrature_and_keeps_the_side() -> None:
+def test_widening_adds_in_quadrature_and_keeps_the_asymmetry() -> None:
     assert widen(Interval(-3.0, 4.0), 0.0, 0.0) == Interval(-3.0, 4.0)
     got = widen(Interval(-3.0, 5.0), 0.0, 4.0)
     assert (got.low, got.high) == pytest.approx((-5.0, math.sqrt(41)))

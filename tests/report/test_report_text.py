@@ -1,4 +1,4 @@
-"""Text from outside does nothing in a terminal, in Markdown, in a spreadsheet, as a file name."""
+"""Text from outside has no effect in a terminal, in Markdown, in a spreadsheet or as a file name."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_slug(text: str, wanted: str) -> None:
     assert slug(text) == wanted
 
 
-def test_stems_are_never_the_same() -> None:
+def test_file_stems_are_unique() -> None:
     found = file_stems(["a/b", "a-b", "A b", "c", "x" * 200, "x" * 201])
     assert len(set(found)) == 6
     assert found[3] == "c"

@@ -1,0 +1,1 @@
+"""The formats of the report: terminal, Markdown, CSV, JSON, LaTeX and HTML."""
