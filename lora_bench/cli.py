@@ -270,24 +270,38 @@ def bench(
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Keep what `plan` needs to know this device.")] = False,
 ) -> None:
     """Measure training speed beside Trainer + peft, a bare peft loop and several processes, in one run."""
-    from lora_bench.bench import choice as choices
+    from lora_bench.bench.settings import BenchOptions, resolve_options
 
-    chosen = choices.choose(choices.Wish(
-        quick, model, data_dir, task, targets, mix, pack, peers, precision, batch_size, seconds, device, name,
-    ))  # fmt: skip
-    from lora_bench.bench import calibrate as calibration
+    options = BenchOptions(
+        quick=quick,
+        model=model,
+        data_dir=data_dir,
+        task=task,
+        targets=targets,
+        mix=mix,
+        pack=pack,
+        peers=peers,
+        precision=precision,
+        batch_size=batch_size,
+        seconds=seconds,
+        device=device,
+        name=name,
+    )
+    settings = resolve_options(options)  # before torch is imported, so that a wrong option shows at once
     from lora_bench.bench import show, suite
+    from lora_bench.bench.calibrate import fit_and_store
 
     log, console = _console(stderr=True), _console()
-    made = suite.run(
-        chosen, lambda text: log.print(Text(clean(text)), soft_wrap=True),
-        lambda report: show.write(report, out, chosen.name),
-    )  # fmt: skip
-    show.show(made, console)
+    bench_report = suite.run(
+        settings,
+        log=lambda text: log.print(Text(clean(text)), soft_wrap=True),
+        save=lambda unfinished: show.write_report(unfinished, out, settings.name),
+    )
+    show.print_report(bench_report, console)
     if calibrate:
-        console.print(Text(calibration.keep(made.as_json(), caches.calibration())))
-    console.print(Text(f"{out / chosen.name}.json\n{out / chosen.name}.md"), soft_wrap=True)
-    if made.failed:
+        console.print(Text(fit_and_store(bench_report.as_json(), caches.calibration())))
+    console.print(Text(f"{out / settings.name}.json\n{out / settings.name}.md"), soft_wrap=True)
+    if bench_report.failed:
         raise typer.Exit(SOME_FAILED)
 
 

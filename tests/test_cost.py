@@ -1,4 +1,4 @@
-"""What is foretold follows from counts: linear in cells and epochs, corrected by finished cells, silent if unsure."""
+"""The forecast follows from counts: linear in cells and epochs, corrected by finished cells, None if unknown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from lora_bench.cell import Cell
 from lora_bench.forecast import cost
 from lora_bench.forecast.cost import Estimate
-from lora_bench.forecast.geometry import Geometry, geometry
+from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.store import DataInfo, Protocol, Record, Timing
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
@@ -21,26 +21,44 @@ KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "va
 def model(tmp_path: Path) -> str:
     """A folder with the sizes of RoBERTa-base."""
     sizes = {
-        "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "num_attention_heads": 12,
-        "vocab_size": 50265, "max_position_embeddings": 514,
-    }  # fmt: skip
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "vocab_size": 50265,
+        "max_position_embeddings": 514,
+    }
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     return str(tmp_path)
 
 
 def cells(count: int = 4, **other: object) -> list[Cell]:
     base = {
-        "model": "m", "data": "d", "task": "mrpc", "method": "lora", "rank": 8, "alpha": 16.0, "seed": 0, "epochs": 4,
-        "targets": "attention", "batch_size": 32, "max_length": 128, "lr": 1e-3,
-    }  # fmt: skip
+        "model": "m",
+        "data": "d",
+        "task": "mrpc",
+        "method": "lora",
+        "rank": 8,
+        "alpha": 16.0,
+        "seed": 0,
+        "epochs": 4,
+        "targets": "attention",
+        "batch_size": 32,
+        "max_length": 128,
+        "lr": 1e-3,
+    }
     return [Cell.model_validate(base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
 
 
 def finished(members: list[Cell], seconds: float, peak: int, device: str = "card") -> list[Record]:
     timing = Timing(
-        seconds=seconds / len(members), pack_seconds=seconds, pack_size=len(members), tokens=4 * 3668 * 50,
-        tokens_per_second=1.0, peak_bytes=peak,
-    )  # fmt: skip
+        seconds=seconds / len(members),
+        pack_seconds=seconds,
+        pack_size=len(members),
+        tokens=4 * 3668 * 50,
+        tokens_per_second=1.0,
+        peak_bytes=peak,
+    )
     info = DataInfo(source="d", train_rows=3668, eval_rows=408, fingerprint="f")
     return [
         Record(
@@ -58,21 +76,21 @@ def finished(members: list[Cell], seconds: float, peak: int, device: str = "card
 
 
 def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes == Geometry(12, 768, 3072, 12, 50779)
     assert sizes.linear == 12 * (4 * 768 * 768 + 2 * 768 * 3072) == 84_934_656
     assert len(sizes.adapted("attention+dense")) == 6
-    assert geometry("no/such-model") is None
+    assert load_geometry("no/such-model") is None
 
 
 def test_sizes_of_distilbert_have_other_names(tmp_path: Path) -> None:
     named = {"dim": 8, "n_layers": 2, "hidden_dim": 16, "n_heads": 2, "vocab_size": 9, "max_position_embeddings": 3}
     (tmp_path / "config.json").write_text(json.dumps(named))
-    assert geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
+    assert load_geometry(str(tmp_path)) == Geometry(2, 8, 16, 2, 12)
 
 
 def test_trained_values_are_the_formulas(model: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes is not None
     demand = Estimate().demand(cells(3), sizes)
     head = 768 * 769 + 2 * 769
@@ -95,7 +113,7 @@ def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
 
 
 def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
-    sizes = geometry(model)
+    sizes = load_geometry(model)
     assert sizes is not None
     best, held = (Estimate().demand(cells(task="sst2", select=select), sizes) for select in ("best", "held-out"))
     assert held.steps == pytest.approx(0.9 * best.steps, rel=1e-3)
@@ -103,7 +121,7 @@ def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
     assert held.bytes() > best.bytes()
 
 
-def test_what_is_not_known_is_not_foretold(model: str) -> None:
+def test_there_is_no_forecast_of_what_is_not_known(model: str) -> None:
     assert Estimate(None).seconds(cells(), model) is None
     assert Estimate(KNOWN).seconds(cells(), "no/such-model") is None
     assert Estimate(KNOWN).seconds(cells(task="qqp"), model) is None
@@ -120,21 +138,21 @@ def test_finished_cells_correct_time_and_memory(model: str) -> None:
     assert better.mean_tokens(cells()[0]) == pytest.approx(50.0)
     assert first.seconds(cells(), model) != pytest.approx(1000.0)
     elsewhere = plain.refined(finished(cells(), 1000.0, 1, "another card"), "card", {"m": model})
-    assert elsewhere.time == 1.0
+    assert elsewhere.time_factor == 1.0
     assert elsewhere.mean_tokens(cells()[0]) == pytest.approx(50.0)
 
 
 def test_a_pack_fills_the_device(model: str) -> None:
     short, long = cells(1, task="sst2")[0], cells(1, task="rte")[0]
     estimate = Estimate()
-    few, many = (estimate.cells_a_pack(cell, "cuda", model) for cell in (long, short))
+    few, many = (estimate.cells_per_pack(cell, "cuda", model) for cell in (long, short))
     assert 12 < 3 * few < many
-    assert many < estimate.cells_a_pack(short, "cuda", "sample") <= 512
-    assert 1 <= estimate.cells_a_pack(long, "cpu", model) <= estimate.cells_a_pack(short, "cpu", model) <= 16
+    assert many < estimate.cells_per_pack(short, "cuda", "sample") <= 512
+    assert 1 <= estimate.cells_per_pack(long, "cpu", model) <= estimate.cells_per_pack(short, "cpu", model) <= 16
 
 
 def test_bases_cost_time_once(model: str) -> None:
-    """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 layers' joined ones; LoRA-SB's are each pack's own."""
+    """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 joined weights; LoRA-SB's belong to its pack."""
     estimate = Estimate(KNOWN | {"direction": 1e-4})
     both = {"alpha": None, "targets": "attention+dense"}
     xs, cora, sb = (cells(method=method, **both) for method in ("xs", "cora", "lora-sb"))
@@ -177,8 +195,8 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_the_weights_of_attention_are_kept_where_no_kernel_makes_them_again(model: str, precision: str) -> None:
-    sizes = geometry(model)
+def test_attention_weights_take_memory_where_no_kernel_recomputes_them(model: str, precision: str) -> None:
+    sizes = load_geometry(model)
     assert sizes is not None
     pack = cells(24, task="rte", precision=precision)
     few, many = (Estimate().demand(pack, replace(sizes, heads=heads)).bytes() for heads in (1, 12))
@@ -201,17 +219,17 @@ def test_metrics_cost_time_by_cell_and_epoch(model: str) -> None:
     assert (scored.seconds(cells(), model) or 0) - (plain.seconds(cells(), model) or 0) == pytest.approx(4 * 4 * 0.5)
 
 
-def test_an_old_calibration_takes_what_it_lacks_from_the_shipped_one(tmp_path: Path) -> None:
-    own = tmp_path / "devices.json"
-    own.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
-    found = cost.coefficients("NVIDIA H200", "bf16", own)
-    shipped = cost.shipped()["NVIDIA H200"]["bf16"]
+def test_terms_missing_in_an_old_calibration_are_the_shipped_ones(tmp_path: Path) -> None:
+    measured = tmp_path / "devices.json"
+    measured.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
+    found = cost.device_coefficients("NVIDIA H200", "bf16", measured)
+    shipped = cost.shipped_coefficients()["NVIDIA H200"]["bf16"]
     assert found == shipped | KNOWN
 
 
-def test_own_measurements_come_before_the_shipped_ones(tmp_path: Path) -> None:
-    own = tmp_path / "devices.json"
-    own.write_text(json.dumps({"card": {"bf16": KNOWN}}))
-    assert cost.coefficients("card", "bf16", own) == KNOWN
-    assert cost.coefficients("card", "float32", own) is None
-    assert cost.coefficients("no card", "bf16", own) is None
+def test_measured_coefficients_replace_the_shipped_ones(tmp_path: Path) -> None:
+    measured = tmp_path / "devices.json"
+    measured.write_text(json.dumps({"card": {"bf16": KNOWN}}))
+    assert cost.device_coefficients("card", "bf16", measured) == KNOWN
+    assert cost.device_coefficients("card", "float32", measured) is None
+    assert cost.device_coefficients("no card", "bf16", measured) is None

@@ -17,7 +17,7 @@ from lora_bench.grid import choose
 from lora_bench.grid.cells import Sources, expand
 from lora_bench.grid.config import find_preset, load
 from lora_bench.report.content import gather
-from lora_bench.report.formats.escaping import stems
+from lora_bench.report.formats.escaping import file_stems
 from lora_bench.report.formats.render import csv_table
 from lora_bench.store import Loaded, Record, read_records, write_csv
 
@@ -80,7 +80,7 @@ def test_the_reports_tables_are_those_of_the_records() -> None:
     """Text to the letter, numbers to 1e-9 of their size: processors may sum in another order."""
     content = gather(loaded("minilm"), False)
     folder = RESULTS / "minilm" / "tables"
-    named = dict(zip(stems([table.name for table in content.tables]), content.tables, strict=True))
+    named = dict(zip(file_stems([table.name for table in content.tables]), content.tables, strict=True))
     assert sorted(named) == sorted(path.stem for path in folder.glob("*.csv"))
     for name, table in named.items():
         kept = list(csv.reader((folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()))

@@ -1,9 +1,9 @@
-"""The cost model's coefficients (`forecast/cost.py`), fitted to measured rows. No torch.
+"""The cost model's coefficients (`forecast/cost.py`), fitted to measured rows. Does not need torch.
 
     python -m lora_bench.bench.calibrate results/bench/a.json --out lora_bench/forecast/devices.json
 
-fits anew from stored benchmarks, each device and precision by itself, and prints what it found. A row has all that
-this needs: the terms that the model counts for one of its steps, and what was measured.
+fits them again from stored benchmarks, separately for each device and precision, and prints them. A row contains
+everything that a fit needs: the terms that the model counts for one of its steps, and the measured time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.files import read_file, write_atomically
 from lora_bench.forecast import cost
-from lora_bench.forecast.cost import STEP
-from lora_bench.forecast.geometry import geometry
+from lora_bench.forecast.cost import STEP_TERMS
+from lora_bench.forecast.geometry import load_geometry
 
-RIDGE = 0.01  # small beside the errors of measurements
+RIDGE = 0.01  # chosen, small compared with the errors of measurements
 
-Tables = dict[str, dict[str, dict[str, float]]]  # device, precision, coefficient
+CoefficientTables = dict[str, dict[str, dict[str, float]]]  # by device, precision and term
 
 
 @dataclass(frozen=True)
-class Point:
-    """One measured pack: the counts of each term in a step of all its cells, and what they took.
+class MeasuredPack:
+    """One measured pack.
 
-    `seconds`: of that step. `setup`: seconds before the first one.
+    Attributes:
+        terms: the count of each term in one step of all cells.
+        seconds: the seconds of that step.
+        setup: the seconds before the first step.
     """
 
     terms: Mapping[str, float]
@@ -45,93 +48,111 @@ class Point:
     setup: float = 0.0
 
 
-def counted(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[str, float]:
-    """The terms of a pack's step; empty where the model's sizes are not known.
+def count_terms(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[str, float]:
+    """Count the terms of a pack's step.
 
-    `mean_tokens`: real tokens of a training sequence.
+    Args:
+        cells: the pack.
+        mean_tokens: the mean tokens of a training sequence.
+        model: the model's location.
+
+    Returns:
+        The counts; empty if the model's sizes are not known.
     """
-    sizes = geometry(model)
-    if sizes is None:
+    geometry = load_geometry(model)
+    if geometry is None:
         return {}
     first = cells[0]
-    demand = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens}).demand(cells, sizes)
+    estimate = cost.Estimate(tokens={(first.data, first.task, first.max_length): mean_tokens})
+    demand = estimate.demand(cells, geometry)
     return demand.terms(demand.slots)
 
 
-def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """The packs among a report's rows (as in its JSON) that were measured and counted."""
+def measured_packs(rows: Iterable[Mapping[str, Any]]) -> list[MeasuredPack]:
+    """Return the packs among a report's rows (as in its JSON) that have a measurement and terms."""
     packs = [row for row in rows if row["variant"] == "packed" and row["cell_steps_per_second"] and row.get("terms")]
     return [
-        Point(row["terms"], row["k"] / row["cell_steps_per_second"], row["build_seconds"] + row["setup_seconds"])
+        MeasuredPack(row["terms"], row["k"] / row["cell_steps_per_second"], row["build_seconds"] + row["setup_seconds"])
         for row in packs
     ]
 
 
-def fit(points: Sequence[Point]) -> dict[str, float]:
-    """Seconds of each term, none below zero, with the least squares of the relative errors.
+def fit(packs: Sequence[MeasuredPack]) -> dict[str, float]:
+    """Fit the seconds of each term, by least squares of the relative errors; none is negative.
 
-    Terms that the rows cannot tell apart, as in all packs of one task and one target set, share their time: a ridge on
-    each term's part of a step keeps it from falling to one of them by chance.
+    Terms that the packs cannot distinguish, as when all are of one task and one target set, share their time: a ridge
+    on each term's part of a step prevents that one of them gets all of it by chance.
 
-    What no row has (gains, matrices made of whole weights) is left out: what is shipped of it holds. `setup` is the
-    median.
+    Optional terms that no pack has (such as gains) are left out, so that the shipped coefficients stay valid for them.
+    `setup` is the median over the packs.
 
     Raises:
-        BenchError: there are no points.
+        BenchError: there are no packs.
     """
-    if not points:
+    if not packs:
         raise BenchError("No row has what a fit needs.", "Measure packs of a model that has a config.json.", NOTHING)
-    shares = np.array([[point.terms.get(term, 0.0) / point.seconds for term in STEP] for point in points])
-    widest = shares.max(axis=0)
-    scale = np.where(widest > 0, widest, 1.0)
-    rows = np.vstack([shares / scale, RIDGE * np.eye(len(STEP))])
-    solution, _ = nnls(rows, np.append(np.ones(len(points)), np.zeros(len(STEP))))
-    known = cost.NEEDED | {term for term, most in zip(STEP, widest, strict=True) if most}
-    found = {term: value for term, value in zip(STEP, (solution / scale).tolist(), strict=True) if term in known}
-    found["setup"] = median(point.setup for point in points)
-    return found
+    # Minimise Σ_i (Σ_t x_t r_it / m_t - 1)² + RIDGE² Σ_t x_t² over x_t ≥ 0, where r_it is the count of term t in pack i
+    # over the measured seconds and m_t = max_i r_it. The coefficient of the term is x_t / m_t, so that x_t is its
+    # largest part of a step.
+    relative = np.array([[pack.terms.get(term, 0.0) / pack.seconds for term in STEP_TERMS] for pack in packs])
+    largest = relative.max(axis=0)
+    scale = np.where(largest > 0, largest, 1.0)
+    equations = np.vstack([relative / scale, RIDGE * np.eye(len(STEP_TERMS))])
+    solution, _ = nnls(equations, np.append(np.ones(len(packs)), np.zeros(len(STEP_TERMS))))
+    fitted = cost.REQUIRED_TERMS | {term for term, share in zip(STEP_TERMS, largest, strict=True) if share}
+    values = zip(STEP_TERMS, (solution / scale).tolist(), strict=True)
+    coefficients = {term: value for term, value in values if term in fitted}
+    coefficients["setup"] = median(pack.setup for pack in packs)
+    return coefficients
 
 
-def errors(points: Sequence[Point], known: cost.Coefficients) -> list[float]:
-    """How far each step's estimate is from its measured seconds, as a part of them."""
-    return [abs(sum(known.get(t, 0.0) * point.terms.get(t, 0.0) for t in STEP) / point.seconds - 1) for point in points]
+def relative_errors(packs: Sequence[MeasuredPack], coefficients: cost.Coefficients) -> list[float]:
+    """Return how far the computed seconds of each step are from the measured ones, as a fraction of these."""
+    return [
+        abs(sum(coefficients.get(term, 0.0) * pack.terms.get(term, 0.0) for term in STEP_TERMS) / pack.seconds - 1)
+        for pack in packs
+    ]
 
 
-def verdict(points: Sequence[Point], known: cost.Coefficients) -> str:
-    """The fit in a line."""
-    off = errors(points, known)
-    return f"Cost model, {len(points)} rows: off by {fmean(off):.0%} on average, {max(off):.0%} at worst."
+def describe_fit(packs: Sequence[MeasuredPack], coefficients: cost.Coefficients) -> str:
+    """Describe the quality of a fit in one line."""
+    errors = relative_errors(packs, coefficients)
+    return f"Cost model, {len(packs)} rows: off by {fmean(errors):.0%} on average, {max(errors):.0%} at worst."
 
 
-def store(path: Path, device: str, precision: str, coefficients: Mapping[str, float]) -> None:
-    """Put the coefficients in a JSON file, beside those of other devices and precisions and what they do not have.
+def store_coefficients(path: Path, device: str, precision: str, coefficients: Mapping[str, float]) -> None:
+    """Write coefficients to a JSON file.
+
+    Those of other devices and precisions, and terms that the new ones lack, stay in the file.
 
     Raises:
-        BenchError: what is there is no such file; it stays as it is.
+        BenchError: the existing file is of another kind; it is not changed.
     """
-    tables = _read(path) if path.is_file() else {}
-    if not isinstance(tables, dict) or not all(isinstance(own, dict) for own in tables.values()):
+    tables = _read_json(path) if path.is_file() else {}
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise BenchError(f"'{path}' has no coefficients of devices.", "Delete it, then measure anew.")
-    kept = tables.get(device, {})
-    tables[device] = {**kept, precision: {**kept.get(precision, {}), **_rounded(coefficients)}}
-    write_atomically(path, _text(tables).encode())
+    by_precision = tables.get(device, {})
+    updated = {**by_precision.get(precision, {}), **_rounded(coefficients)}
+    tables[device] = {**by_precision, precision: updated}
+    write_atomically(path, _as_json(tables).encode())
 
 
-def keep(content: Mapping[str, Any], path: Path) -> str:
-    """Fit a report (as in its JSON), store the coefficients, and say how well they fit."""
-    own = points(content["rows"])
-    known = fit(own)
-    store(path, *_place(content), known)
-    return verdict(own, known)
+def fit_and_store(content: Mapping[str, Any], path: Path) -> str:
+    """Fit the rows of a report (as in its JSON), store the coefficients, and describe the fit in one line."""
+    packs = measured_packs(content["rows"])
+    coefficients = fit(packs)
+    store_coefficients(path, *_device_and_precision(content), coefficients)
+    return describe_fit(packs, coefficients)
 
 
-def _place(content: Mapping[str, Any]) -> tuple[str, str]:
-    """The device, `cpu` for every processor, and the precision of a report."""
-    about = content["environment"]
-    return "cpu" if about["device"].startswith("cpu") else about["device"], about["precision"]
+def _device_and_precision(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the device and the precision of a report; every processor is called `cpu`."""
+    environment = content["environment"]
+    device = "cpu" if environment["device"].startswith("cpu") else environment["device"]
+    return device, environment["precision"]
 
 
-def _read(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(read_file(path))
     except (OSError, ValueError) as error:
@@ -139,51 +160,51 @@ def _read(path: Path) -> Any:
 
 
 def _rounded(coefficients: Mapping[str, float]) -> dict[str, float]:
-    """Four digits of each: more than any of them is known to."""
+    """Round to four significant digits, more than any coefficient is known to."""
     return {
-        name: value if value == 0 else round(value, 3 - math.floor(math.log10(abs(value))))
-        for name, value in coefficients.items()
+        term: value if value == 0 else round(value, 3 - math.floor(math.log10(abs(value))))
+        for term, value in coefficients.items()
     }
 
 
-def _text(tables: Tables) -> str:
+def _as_json(tables: CoefficientTables) -> str:
     return json.dumps(tables, indent=2, sort_keys=True) + "\n"
 
 
-def _together(paths: Sequence[Path]) -> dict[tuple[str, str], list[Point]]:
-    """The points of all reports, by device and precision.
+def _read_packs(paths: Sequence[Path]) -> dict[tuple[str, str], list[MeasuredPack]]:
+    """Return the packs of several reports by device and precision.
 
     Raises:
-        BenchError: a file is no report.
+        BenchError: a file is not a report.
     """
-    found: dict[tuple[str, str], list[Point]] = {}
+    packs: dict[tuple[str, str], list[MeasuredPack]] = {}
     for path in paths:
-        content = _read(path)
+        content = _read_json(path)
         try:
-            found.setdefault(_place(content), []).extend(points(content["rows"]))
+            packs.setdefault(_device_and_precision(content), []).extend(measured_packs(content["rows"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise BenchError(f"'{path}' is no report of `lora-bench bench`.", "Give its <name>.json.") from error
-    return found
+            raise BenchError(f"'{path}' is not a report of `lora-bench bench`.", "Give its <name>.json.") from error
+    return packs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit stored reports; the coefficients to the standard output and, with `--out`, into a file."""
+    """Fit stored reports; print the coefficients and, with `--out`, also write them to a file."""
     parser = argparse.ArgumentParser(prog="python -m lora_bench.bench.calibrate", description=__doc__)
     parser.add_argument("reports", nargs="+", type=Path, help="<name>.json files of `lora-bench bench`")
     parser.add_argument("--out", type=Path, help="a JSON file to put the coefficients in")
-    given = parser.parse_args(arguments)
-    tables: Tables = {}
+    options = parser.parse_args(arguments)
+    tables: CoefficientTables = {}
     try:
-        for (device, precision), own in _together(given.reports).items():
-            known = fit(own)
-            tables.setdefault(device, {})[precision] = _rounded(known)
-            sys.stderr.write(f"{device}, {precision}. {verdict(own, known)}\n")
-            if given.out is not None:
-                store(given.out, device, precision, known)
+        for (device, precision), packs in _read_packs(options.reports).items():
+            coefficients = fit(packs)
+            tables.setdefault(device, {})[precision] = _rounded(coefficients)
+            sys.stderr.write(f"{device}, {precision}. {describe_fit(packs, coefficients)}\n")
+            if options.out is not None:
+                store_coefficients(options.out, device, precision, coefficients)
     except BenchError as error:
         sys.stderr.write(f"Error: {error.what}\n{error.hint}\n")
         return error.code
-    sys.stdout.write(_text(tables))
+    sys.stdout.write(_as_json(tables))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A row of the benchmark, and its ratios to the peers of its task and targets."""
+"""A row of the benchmark, and its ratios to the peers of the same task and targets."""
 
 from __future__ import annotations
 
@@ -7,23 +7,34 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from lora_bench.bench.choice import FULL
-from lora_bench.bench.clock import Measured
+from lora_bench.bench.clock import Measurement
+from lora_bench.bench.settings import FULL
 
 PROCESSES = "processes-"
 RATIOS = ("trainer", "loop", "processes")
-MAYBE = ("error", "settings", "terms")
+OPTIONAL_KEYS = ("error", "settings", "terms")  # left out of the file if empty
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement. Rates are medians of `repeats`; what was not measured is None.
+class BenchRow:
+    """One measurement. Rates are medians over the repeats; what was not measured is None.
 
-    `variant`: `trainer`, `loop`, `processes-N` or `packed`. `k`: cells that train at once. `auto`: k is what
-    `--pack auto` means here. `cell_steps_per_second`: steps · cells. `tokens_per_second`: real tokens, over all cells.
-    `utilisation`: `tflops` of real tokens as a part of the peak. `spread`: (largest - smallest) / median of the
-    repeats. `steps`: the timed ones, of each cell on average. `terms`: what the cost model counts for a step of the
-    pack (`cost.Demand`). `peak_memory_bytes`: what the allocator took of a GPU. `error`: why there is no number.
+    The names are the keys of the JSON file.
+
+    Attributes:
+        variant: `trainer`, `loop`, `processes-N` or `packed`.
+        k: the number of cells that train at the same time.
+        auto: whether k is what `--pack auto` stands for.
+        cell_steps_per_second: steps × cells per second.
+        tokens_per_second: tokens without padding, over all cells.
+        tflops: operations of these tokens.
+        utilisation: `tflops` as a fraction of the device's peak.
+        peak_memory_bytes: the memory that the allocator reserved on a GPU.
+        steps: the timed steps, per cell on average.
+        repeats: the rate of each repeat.
+        spread: (largest - smallest) / median of the repeats.
+        terms: what the cost model counts for a step of the pack (`cost.Demand.terms`).
+        error: why there is no number.
     """
 
     variant: str
@@ -50,44 +61,60 @@ class Row:
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The row for the file; `MAYBE` only where there is something."""
+        """Return the row for the JSON file."""
         content = asdict(self)
-        return {key: value for key, value in content.items() if value or key not in MAYBE}
+        return {key: value for key, value in content.items() if value or key not in OPTIONAL_KEYS}
 
 
-def filled(row: Row, measured: Measured, operations: int, peak_tflops: float) -> Row:
-    """The row with its numbers. `operations`: FLOP of a real token."""
-    rates = tuple(window.steps / window.seconds for window in measured.windows)
-    tokens = median(window.tokens / window.seconds for window in measured.windows)
+def fill_row(row: BenchRow, measurement: Measurement, operations: int, peak_tflops: float) -> BenchRow:
+    """Return the row with the numbers of its measurement.
+
+    Args:
+        row: the row that says what was measured.
+        measurement: the measurement.
+        operations: FLOP per token.
+        peak_tflops: the device's peak.
+    """
+    rates = tuple(repeat.steps / repeat.seconds for repeat in measurement.repeats)
+    tokens = median(repeat.tokens / repeat.seconds for repeat in measurement.repeats)
     tflops = tokens * operations / 1e12
     return replace(
-        row, cell_steps_per_second=median(rates), tokens_per_second=tokens, tflops=tflops,
-        utilisation=tflops / peak_tflops, peak_memory_bytes=measured.peak_memory_bytes,
-        build_seconds=measured.build_seconds, setup_seconds=measured.setup_seconds,
-        steps=sum(window.steps for window in measured.windows) / row.k, repeats=rates,
-        spread=(max(rates) - min(rates)) / median(rates), settings=measured.settings,
-    )  # fmt: skip
+        row,
+        cell_steps_per_second=median(rates),
+        tokens_per_second=tokens,
+        tflops=tflops,
+        utilisation=tflops / peak_tflops,
+        peak_memory_bytes=measurement.peak_memory_bytes,
+        build_seconds=measurement.build_seconds,
+        setup_seconds=measurement.setup_seconds,
+        steps=sum(repeat.steps for repeat in measurement.repeats) / row.k,
+        repeats=rates,
+        spread=(max(rates) - min(rates)) / median(rates),
+        settings=measurement.settings,
+    )
 
 
-def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their rates over the peers' of the same task and targets; of `processes-N` over the best N's.
+def with_ratios(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """Return the rows with the ratios of their rates to the peers' of the same task and targets.
 
-    `full` rows and the others, all adapters, know nothing of each other.
+    For `processes-N` the fastest N counts. Rows of `full` and rows of adapters are not compared with each other.
     """
     best: dict[tuple[str, str, bool, str], float] = {}
     for row in rows:
         if row.variant != "packed" and row.cell_steps_per_second:
             key = (*_group(row), row.variant.partition("-")[0])
             best[key] = max(best.get(key, 0.0), row.cell_steps_per_second)
-    return [_over(row, {peer: best.get((*_group(row), peer)) for peer in RATIOS}) for row in rows]
+    return [_add_ratios(row, {peer: best.get((*_group(row), peer)) for peer in RATIOS}) for row in rows]
 
 
-def _group(row: Row) -> tuple[str, str, bool]:
-    """What rows have in common that are measured by each other."""
+def _group(row: BenchRow) -> tuple[str, str, bool]:
+    """Return what rows must have in common to be compared."""
     return row.task, row.targets, row.mix == FULL
 
 
-def _over(row: Row, peers: dict[str, float | None]) -> Row:
+def _add_ratios(row: BenchRow, peer_rates: dict[str, float | None]) -> BenchRow:
     rate = row.cell_steps_per_second
-    ratios = {f"ratio_to_{peer}": rate / base if rate and base else None for peer, base in peers.items()}
+    ratios = {
+        f"ratio_to_{peer}": rate / peer_rate if rate and peer_rate else None for peer, peer_rate in peer_rates.items()
+    }
     return replace(row, **ratios)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""All measurements, task by task: first the peers, then ours; the same for `full`.
+"""All measurements, task by task: first the peers, then lora-bench; the same for `full`.
 
-What fails is a row with an error; the others go on.
+A measurement that fails becomes a row with an error, and the others go on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from lora_bench import environment, tasks
-from lora_bench.bench import calibrate, crowd, packed, peak, peers, workload
-from lora_bench.bench.choice import AUTO, FULL, Choice
-from lora_bench.bench.clock import REPEATS, Measured
-from lora_bench.bench.rows import PROCESSES, Row, filled, with_ratios
-from lora_bench.bench.workload import Work
+from lora_bench.bench import calibrate, packed, peak, peers, processes, workload
+from lora_bench.bench.clock import REPEATS, Measurement
+from lora_bench.bench.rows import PROCESSES, BenchRow, fill_row, with_ratios
+from lora_bench.bench.settings import AUTO, FULL, BenchSettings
+from lora_bench.bench.workload import Workload
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.engine.encoder import backbone as encoders
@@ -34,76 +34,100 @@ from lora_bench.provenance import versions_of
 from lora_bench.training.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
-_SHORTAGES = (OUT_OF_MEMORY, "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-WHOLE = "all"  # what `full` has for targets
-WORKERS = {"cpu": (0,), "cuda": (0, 2)}  # of Trainer's data loader; the faster number counts
+_OUT_OF_MEMORY_TEXTS = (
+    OUT_OF_MEMORY,
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+)
+ALL_WEIGHTS = "all"  # the targets of `full` in the rows
+WORKER_COUNTS = {"cpu": (0,), "cuda": (0, 2)}  # data-loader workers of Trainer; the faster number counts
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was measured: where, against which peak, and the rows so far."""
+class BenchReport:
+    """What was measured.
+
+    Attributes:
+        environment: versions, device, model and settings.
+        peak: the device's matmul rate (`peak.measure`).
+        rows: the rows measured so far.
+    """
 
     environment: dict[str, Any]
     peak: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The report for the file."""
+        """Return the report for the JSON file."""
         rows = [row.as_json() for row in self.rows]
         return {"environment": self.environment, "peak": self.peak, "rows": rows}
 
     @property
     def failed(self) -> bool:
-        """Whether a row has an error that is no lack of memory."""
+        """Whether a row has another error than a lack of memory."""
         return any(row.error not in (None, OUT_OF_MEMORY) for row in self.rows)
 
 
-Measurement = tuple[Row, Callable[[], Measured]]
+PlannedRow = tuple[BenchRow, Callable[[], Measurement]]
 
 
 class Suite:
-    """A benchmark under way. `say` is told a line now and then, `keep` gets the report after each row."""
+    """A benchmark in progress.
+
+    Args:
+        settings: what to measure.
+        scratch: a folder for temporary files.
+        log: called with a line of text for each event.
+        save: called with the report after each row.
+    """
 
     def __init__(
-        self, choice: Choice, scratch: Path, say: Callable[[str], None], keep: Callable[[Report], object]
+        self,
+        settings: BenchSettings,
+        scratch: Path,
+        log: Callable[[str], None],
+        save: Callable[[BenchReport], object],
     ) -> None:
-        self.choice, self.scratch, self.say, self.keep = choice, scratch, say, keep
-        self.device = torch.device(choose_device(choice.device))
+        self.settings, self.scratch, self.log, self.save = settings, scratch, log, save
+        self.device = torch.device(choose_device(settings.device))
         select(self.device)
-        self.precision = choice.precision or ("bf16" if self.device.type == "cuda" else "float32")
-        self.model = workload.place(choice, scratch)
-        self.rows: list[Row] = []
+        self.precision = settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
+        self.model = workload.prepare_model(settings, scratch)
+        self.rows: list[BenchRow] = []
         self.workers = 0
 
-    def run(self) -> Report:
+    def run(self) -> BenchReport:
         """Measure everything.
 
         Raises:
-            BenchError: the model or the data cannot be had, or a target matches nothing.
+            BenchError: the model or the data cannot be loaded, or a target matches no weight.
         """
-        for targets in self.choice.targets:
+        for targets in self.settings.targets:
             names.resolve(self.backbone.linears(), targets)
         if self.left_out:
-            self.say(self.left_out)
+            self.log(self.left_out)
         if self.model.random:
-            self.say(f"'{self.choice.model}' has no weights: both sides train on random ones (the speed is the same).")
-        self.say(f"{self.peak['dtype']} matmul peak: {self.peak['tflops']:.4g} TFLOP/s")
-        for task in self.choice.tasks:
-            work = self._work(task)
-            for row, action in self._measurements(work):
-                self._attempt(row, action)
+            self.log(
+                f"'{self.settings.model}' has no weights: both sides train on random ones (the speed is the same)."
+            )
+        self.log(f"{self.peak['dtype']} matmul peak: {self.peak['tflops']:.4g} TFLOP/s")
+        for task in self.settings.tasks:
+            work = self._load_workload(task)
+            for row, measure in self._planned_rows(work):
+                self._attempt(row, measure)
         return self.report()
 
-    def report(self) -> Report:
-        """What is known by now."""
-        return Report(self.environment, self.peak, tuple(with_ratios(self.rows)))
+    def report(self) -> BenchReport:
+        """Return the report on the rows measured so far."""
+        return BenchReport(self.environment, self.peak, tuple(with_ratios(self.rows)))
 
     @cached_property
     def backbone(self) -> Backbone:
-        """Our frozen encoder, loaded once for all packs."""
-        return self._load(trains=False)
+        """The frozen encoder, loaded once for all packs."""
+        return self._load_backbone(trains=False)
 
-    def _load(self, trains: bool) -> Backbone:
+    def _load_backbone(self, trains: bool) -> Backbone:
         with hub.hub_mode(self.model.offline):
             return encoders.load(self.model.location, self.device, self.precision, trains, self.model.offline)
 
@@ -114,120 +138,135 @@ class Suite:
 
     @cached_property
     def operations(self) -> dict[bool, int]:
-        """FLOP of a real token, by whether the backbone trains."""
+        """FLOP per token, by whether the encoder's own weights train."""
         weights = peak.linear_weights(self.backbone.linears().values())
-        return {trains: peak.operations_a_token(weights, trains) for trains in (False, True)}
+        return {trains: peak.operations_per_token(weights, trains) for trains in (False, True)}
 
     @cached_property
     def left_out(self) -> str:
-        """Why there are no peers, if some were asked for; else empty."""
-        lacking = peers.missing() if self.choice.peers else []
-        if not lacking:
+        """Why the requested peers are left out; empty if they are not."""
+        missing = peers.missing_libraries() if self.settings.peers else []
+        if not missing:
             return ""
-        left, are = ", ".join(self.choice.peers), "is" if len(lacking) == 1 else "are"
-        return f"{' and '.join(lacking)} {are} not installed, {left} left out: pip install 'lora-bench[bench]'"
+        left_out, are = ", ".join(self.settings.peers), "is" if len(missing) == 1 else "are"
+        return f"{' and '.join(missing)} {are} not installed, {left_out} left out: pip install 'lora-bench[bench]'"
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """Versions, device, model and settings of this run."""
-        choice = self.choice
+        """Versions, device, model and settings of this benchmark."""
+        settings = self.settings
         return {
-            **environment.versions(), **versions_of(*peers.NEEDED),
-            "device": environment.device_name(str(self.device)), "processors": os.cpu_count(),
-            "threads": torch.get_num_threads(), "precision": self.precision, "model": choice.model,
-            "random_weights": self.model.random, "data": choice.data, "batch_size": choice.batch_size,
-            "max_length": min(choice.max_length, self.backbone.longest), "seconds": choice.seconds, "repeats": REPEATS,
-            "operations_a_token": self.operations[False], "operations_a_token_full": self.operations[True],
-            "left_out": self.left_out, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }  # fmt: skip
+            **environment.versions(),
+            **versions_of(*peers.LIBRARIES),
+            "device": environment.device_name(str(self.device)),
+            "processors": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "precision": self.precision,
+            "model": settings.model,
+            "random_weights": self.model.random,
+            "data": settings.data,
+            "batch_size": settings.batch_size,
+            "max_length": min(settings.max_length, self.backbone.longest),
+            "seconds": settings.seconds,
+            "repeats": REPEATS,
+            "operations_a_token": self.operations[False],
+            "operations_a_token_full": self.operations[True],
+            "left_out": self.left_out,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
 
-    def _work(self, task: str) -> Work:
-        work = workload.load(task, self.choice, self.model, self.precision, self.backbone.longest)
+    def _load_workload(self, task: str) -> Workload:
+        work = workload.load_workload(task, self.settings, self.model, self.precision, self.backbone.longest)
         vocabulary = int(self.backbone.config.vocab_size)
         if work.table.max_id >= vocabulary:
             what = f"The tokenizer makes token {work.table.max_id}, the model has {vocabulary} embeddings."
             raise BenchError(what, "Use the tokenizer that belongs to the model.", MISSING)
         return work
 
-    def _measurements(self, work: Work) -> Iterator[Measurement]:
-        """Every row to fill, and how; later ones may use what earlier ones found."""
-        adapters = [mix for mix in self.choice.mixes if mix != FULL]
-        for targets in self.choice.targets if adapters else ():
-            yield from self._of_peers(work, targets)
-            for mix in adapters:
-                for k, auto in self._packs(work, targets):
-                    yield self._of_pack(work, targets, mix, k, auto)
-        if FULL in self.choice.mixes:
-            yield from self._of_peers(work, WHOLE, full=True)
-            yield self._of_pack(work, WHOLE, FULL)
+    def _planned_rows(self, work: Workload) -> Iterator[PlannedRow]:
+        """Yield every row with the function that measures it; later ones may use results of earlier ones."""
+        adapter_mixes = [mix for mix in self.settings.mixes if mix != FULL]
+        for targets in self.settings.targets if adapter_mixes else ():
+            yield from self._peer_rows(work, targets)
+            for mix in adapter_mixes:
+                for k, auto in self._pack_sizes(work, targets):
+                    yield self._packed_row(work, targets, mix, k, auto)
+        if FULL in self.settings.mixes:
+            yield from self._peer_rows(work, ALL_WEIGHTS, full=True)
+            yield self._packed_row(work, ALL_WEIGHTS, FULL)
 
-    def _of_peers(self, work: Work, targets: str, full: bool = False) -> Iterator[Measurement]:
-        """The peers; of those that train the whole model no `processes-N`."""
+    def _peer_rows(self, work: Workload, targets: str, full: bool = False) -> Iterator[PlannedRow]:
+        """Yield the rows of the peers; there is no `processes-N` that trains the whole model."""
         if self.left_out:
             return
-        peer = peers.Peer(self.model, work, targets, self.device, self.choice.seconds, self.scratch, full)
-        row = partial(Row, task=work.task.name, targets=targets, mix=FULL if full else "lora")
-        if "trainer" in self.choice.peers:
-            yield row("trainer", k=1), partial(self._trainer, peer)
-        if "loop" in self.choice.peers:
-            yield row("loop", k=1), partial(peers.loop, peer)
-        if "processes" in self.choice.peers and not full:
-            for count in self.choice.crowds:
-                made = row(f"{PROCESSES}{count}", k=count)
-                yield made, partial(crowd.run, peer, count, self.workers)
+        peer = peers.Peer(self.model, work, targets, self.device, self.settings.seconds, self.scratch, full)
+        row = partial(BenchRow, task=work.task.name, targets=targets, mix=FULL if full else "lora")
+        if "trainer" in self.settings.peers:
+            yield row("trainer", k=1), partial(self._measure_trainer, peer)
+        if "loop" in self.settings.peers:
+            yield row("loop", k=1), partial(peers.run_loop, peer)
+        if "processes" in self.settings.peers and not full:
+            for count in self.settings.process_counts:
+                yield row(f"{PROCESSES}{count}", k=count), partial(processes.run, peer, count, self.workers)
 
-    def _of_pack(self, work: Work, targets: str, mix: str, k: int = 1, auto: bool = False) -> Measurement:
-        """Ours, and what the cost model counts for it."""
-        cells = workload.cells(work, targets, mix, k, self.backbone.hidden_size)
-        terms = calibrate.counted(cells, work.mean_tokens, self.model.location)
-        row = Row("packed", work.task.name, targets, mix, k, auto, terms=terms)
-        return row, partial(self._packed, cells, work, mix == FULL)
+    def _packed_row(self, work: Workload, targets: str, mix: str, k: int = 1, auto: bool = False) -> PlannedRow:
+        """Return a row of lora-bench, with what the cost model counts for it."""
+        cells = workload.make_cells(work, targets, mix, k, self.backbone.hidden_size)
+        terms = calibrate.count_terms(cells, work.mean_tokens, self.model.location)
+        row = BenchRow("packed", work.task.name, targets, mix, k, auto, terms=terms)
+        return row, partial(self._measure_packed, cells, work, mix == FULL)
 
-    def _packs(self, work: Work, targets: str) -> list[tuple[int, bool]]:
-        """The pack sizes, each once, and whether it is the automatic one."""
-        sample = workload.cells(work, targets, "lora", 1, self.backbone.hidden_size)[0]
-        automatic = packed.automatic(self.device, sample, self.model.location) if AUTO in self.choice.packs else None
-        sizes = [automatic if pack == AUTO else int(pack) for pack in self.choice.packs]
+    def _pack_sizes(self, work: Workload, targets: str) -> list[tuple[int, bool]]:
+        """Return each pack size once, and whether it is the automatic one."""
+        sample = workload.make_cells(work, targets, "lora", 1, self.backbone.hidden_size)[0]
+        automatic = None
+        if AUTO in self.settings.packs:
+            automatic = packed.automatic_size(self.device, sample, self.model.location)
+        sizes = [automatic if pack == AUTO else int(pack) for pack in self.settings.packs]
         return [(size, size == automatic) for size in dict.fromkeys(sizes) if size]
 
-    def _packed(self, cells: Sequence[Cell], work: Work, trains: bool) -> Measured:
-        encoder = partial(self._load, trains) if trains else lambda: self.backbone
-        return packed.run(cells, work, encoder, self.device, self.choice.seconds)
+    def _measure_packed(self, cells: Sequence[Cell], work: Workload, trains: bool) -> Measurement:
+        load_encoder = partial(self._load_backbone, trains) if trains else lambda: self.backbone
+        return packed.run(cells, work, load_encoder, self.device, self.settings.seconds)
 
-    def _trainer(self, peer: peers.Peer) -> Measured:
-        """Trainer with the number of data-loader workers that is fastest here."""
-        tried = [peers.trainer(peer, workers) for workers in WORKERS.get(self.device.type, (0,))]
-        best = max(tried, key=lambda one: sum(window.steps / window.seconds for window in one.windows))
+    def _measure_trainer(self, peer: peers.Peer) -> Measurement:
+        """Measure Trainer with the number of data-loader workers that is fastest here."""
+        measurements = [peers.run_trainer(peer, workers) for workers in WORKER_COUNTS.get(self.device.type, (0,))]
+        best = max(
+            measurements,
+            key=lambda measurement: sum(repeat.steps / repeat.seconds for repeat in measurement.repeats),
+        )
         if not peer.full:
             self.workers = int(best.settings["dataloader_num_workers"])
         return best
 
-    def _attempt(self, row: Row, action: Callable[[], Measured]) -> None:
-        """Fill the row, or note why it cannot be."""
+    def _attempt(self, row: BenchRow, measure: Callable[[], Measurement]) -> None:
+        """Measure a row, or record why that failed."""
         try:
-            row = filled(row, action(), self.operations[row.mix == FULL], float(self.peak["tflops"]))
+            row = fill_row(row, measure(), self.operations[row.mix == FULL], float(self.peak["tflops"]))
         except Exception as error:
-            row = replace(row, error=reason(error))
-        gc.collect()  # outside of the except block, whose traceback keeps what failed alive
+            row = replace(row, error=describe_error(error))
+        gc.collect()  # not in the except block, where the traceback keeps the failed measurement's tensors alive
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.rows.append(row)
         rate = row.error or f"{row.cell_steps_per_second:.4g} steps·cells/s"
-        self.say(f"{tasks.get(row.task).title}, {row.targets}, {row.variant}, {row.mix}, k={row.k}: {rate}")
-        self.keep(self.report())
+        self.log(f"{tasks.get(row.task).title}, {row.targets}, {row.variant}, {row.mix}, k={row.k}: {rate}")
+        self.save(self.report())
 
 
-def reason(error: Exception) -> str:
-    """An error in a line; a lack of memory always in the same words."""
+def describe_error(error: Exception) -> str:
+    """Return an error in one line; a lack of memory is always `OUT_OF_MEMORY`."""
     text = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text.lower() for words in _SHORTAGES):
+    is_memory_error = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if is_memory_error or any(words in text.lower() for words in _OUT_OF_MEMORY_TEXTS):
         return OUT_OF_MEMORY
     return f"{type(error).__name__}: {text}"[:500]
 
 
 @contextmanager
-def on_threads(count: int | None) -> Iterator[None]:
-    """Torch on so many threads of the processor, for both sides; None leaves it as it is."""
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Limit torch to a number of processor threads, for both sides; None leaves the number as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -236,7 +275,13 @@ def on_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run(choice: Choice, say: Callable[[str], None], keep: Callable[[Report], object]) -> Report:
-    """Measure what was chosen, with a scratch folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch, on_threads(choice.threads):
-        return Suite(choice, Path(scratch), say, keep).run()
+def run(settings: BenchSettings, log: Callable[[str], None], save: Callable[[BenchReport], object]) -> BenchReport:
+    """Run a benchmark, with a scratch folder that is deleted afterwards.
+
+    Args:
+        settings: what to measure.
+        log: called with a line of text for each event.
+        save: called with the report after each row.
+    """
+    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch, torch_threads(settings.threads):
+        return Suite(settings, Path(scratch), log, save).run()

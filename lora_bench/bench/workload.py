@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel
 
 from lora_bench import data, methods, tasks
-from lora_bench.bench.choice import FULL, Choice
+from lora_bench.bench.settings import FULL, BenchSettings
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.data.tokens import TokenTable, tokenize
@@ -29,16 +29,22 @@ from lora_bench.models import location
 from lora_bench.tasks import Task
 from lora_bench.training.tokenizer import load_tokenizer
 
-STEPS = 20_000  # the longest training that a measurement can be of
+MAX_STEPS = 20_000  # of a measurement, warm-up included
 SEED = 0
-RANK, ALPHA, RATE = 16, 16.0, 1e-4
-MIXED = ("lora", "mini", "xs", "cora")
-RANKS = (4, 8, 16, 32, 64)
+RANK, ALPHA, LEARNING_RATE = 16, 16.0, 1e-4
+MIXED_METHODS = ("lora", "mini", "xs", "cora")
+MIXED_RANKS = (4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Model:
-    """A directory or Hub id that both sides load. `random`: made here, as the directory has no weights."""
+class BenchModel:
+    """The model that both sides load.
+
+    Attributes:
+        location: a directory or an id of the Hub.
+        random: whether its weights are random and were made here, because the directory has none.
+        offline: whether to load it without the network.
+    """
 
     location: str
     random: bool
@@ -46,56 +52,68 @@ class Model:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """A task's rows and the order in which every variant trains on them: `order[step]` are the rows of a batch.
+class Workload:
+    """A task's rows and the order in which every variant trains on them.
 
-    All batches are full: the rest of an epoch is left out, for every variant.
+    All batches are full: the remaining rows of an epoch are left out, for every variant.
+
+    Attributes:
+        task: the task.
+        table: its training rows as tokens.
+        pad_id: the token that pads a batch.
+        order: `[MAX_STEPS, batch]`, the rows of each batch.
+        precision: `bf16` or `float32`.
     """
 
     task: Task
     table: TokenTable
     pad_id: int
-    order: Ints  # [STEPS, batch]
+    order: Ints
     precision: str
 
     @property
     def tokens(self) -> Ints:
-        """`[STEPS]`, real tokens of each batch."""
-        found: Ints = self.table.lengths[self.order].sum(1)
-        return found
+        """`[MAX_STEPS]`, the tokens of each batch without padding."""
+        tokens: Ints = self.table.lengths[self.order].sum(1)
+        return tokens
 
     @property
     def mean_tokens(self) -> float:
-        """Real tokens of a sequence."""
+        """The mean tokens of a sequence."""
         return float(self.tokens.mean()) / self.batch_size
 
     @property
     def epochs(self) -> int:
-        """Epochs that hold all steps of the order."""
-        return math.ceil(STEPS / (len(self.table) // self.batch_size))
+        """The number of epochs that contain all steps of the order."""
+        return math.ceil(MAX_STEPS / (len(self.table) // self.batch_size))
 
     @property
     def batch_size(self) -> int:
-        """Sequences a batch."""
+        """The sequences per batch."""
         return int(self.order.shape[1])
 
 
-def place(choice: Choice, scratch: Path) -> Model:
-    """The model to load; a directory without weights is filled with random ones, under `scratch`."""
-    where = Path(location(choice.model))
-    if not is_folder(where):
-        if choice.model.startswith((".", "/", "~")):
-            raise BenchError(f"There is no model directory '{choice.model}'.", "Give --model DIR or `sample`.", MISSING)
-        return Model(choice.model, False, not hub.reachable())
-    if not (where / "config.json").is_file():
-        raise BenchError(f"'{where}' has no config.json.", "Give a transformers model directory.", MISSING)
-    if any(where.glob("*.safetensors")):
-        return Model(str(where), False, True)
-    return Model(str(_random(where, scratch / "model")), True, True)
+def prepare_model(settings: BenchSettings, scratch: Path) -> BenchModel:
+    """Return the model to load; for a directory without weights, one with random weights is made under `scratch`.
+
+    Raises:
+        BenchError: there is no such directory, or it has no config.json (exit code 3).
+    """
+    folder = Path(location(settings.model))
+    if not is_folder(folder):
+        if settings.model.startswith((".", "/", "~")):
+            what = f"There is no model directory '{settings.model}'."
+            raise BenchError(what, "Give --model DIR or `sample`.", MISSING)
+        return BenchModel(settings.model, False, not hub.reachable())
+    if not (folder / "config.json").is_file():
+        raise BenchError(f"'{folder}' has no config.json.", "Give a transformers model directory.", MISSING)
+    if any(folder.glob("*.safetensors")):
+        return BenchModel(str(folder), False, True)
+    return BenchModel(str(_make_random_model(folder, scratch / "model")), True, True)
 
 
-def _random(config: Path, folder: Path) -> Path:
-    """An encoder of the config with random weights, and the tokenizer beside it."""
+def _make_random_model(config: Path, folder: Path) -> Path:
+    """Write an encoder with random weights and a copy of the tokenizer to `folder`."""
     with torch.random.fork_rng(), encoders.quiet_transformers():
         torch.manual_seed(SEED)
         model = AutoModel.from_config(AutoConfig.from_pretrained(config, local_files_only=True), dtype=torch.float32)
@@ -106,86 +124,106 @@ def _random(config: Path, folder: Path) -> Path:
     return folder
 
 
-def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+def load_workload(name: str, settings: BenchSettings, model: BenchModel, precision: str, longest: int) -> Workload:
+    """Load a task's training rows and determine the order of training.
 
-    Raises:
-        BenchError: exit code 3 if there is none.
+    Args:
+        name: the task.
+        settings: what is measured.
+        model: the model, for its tokenizer.
+        precision: `bf16` or `float32`.
+        longest: the most tokens that the model can read.
     """
-    return load_tokenizer(model.location, model.offline)
-
-
-def load(name: str, choice: Choice, model: Model, precision: str, longest: int) -> Work:
-    """A task's train rows as sequences of at most `longest` tokens, and the order of training."""
     task = tasks.get(name)
-    tokenizer = tokenizer_of(model)
-    rows = data.load(task, source_of(choice.data)).train
-    table = tokenize(rows, tokenizer, min(choice.max_length, longest))
-    if len(table) < choice.batch_size:
+    tokenizer = load_tokenizer(model.location, model.offline)
+    rows = data.load(task, source_of(settings.data)).train
+    table = tokenize(rows, tokenizer, min(settings.max_length, longest))
+    if len(table) < settings.batch_size:
         raise BenchError(f"{name} has {len(table)} rows, less than a batch.", f"Use --batch-size {len(table)} or less.")
-    return Work(task, table, tokenizer.pad_token_id or 0, order(len(table), choice.batch_size), precision)
+    order = batch_order(len(table), settings.batch_size)
+    return Workload(task, table, tokenizer.pad_token_id or 0, order, precision)
 
 
-def order(rows: int, batch: int) -> Ints:
-    """`[STEPS, batch]`: the full batches of epoch after epoch, each in the order that our trainer gives it."""
-    full = rows // batch
-    epochs = range(1, math.ceil(STEPS / full) + 1)
-    kept = [np.stack(slices(randomness.permutation(rows, SEED, "order", epoch), batch)[:full]) for epoch in epochs]
-    return np.concatenate(kept)[:STEPS]
+def batch_order(rows: int, batch: int) -> Ints:
+    """Return the rows of each batch, `[MAX_STEPS, batch]`.
+
+    These are the full batches of one epoch after another, in the order in which lora-bench's trainer takes them.
+    """
+    full_batches = rows // batch
+    epochs = range(1, math.ceil(MAX_STEPS / full_batches) + 1)
+    batches = [
+        np.stack(slices(randomness.permutation(rows, SEED, "order", epoch), batch)[:full_batches]) for epoch in epochs
+    ]
+    return np.concatenate(batches)[:MAX_STEPS]
 
 
-def cells(work: Work, targets: str, mix: str, count: int, width: int) -> list[Cell]:
-    """`count` different cells: LoRA of rank 16, or methods and ranks in turn (ranks up to the encoder's `width`).
+def make_cells(work: Workload, targets: str, mix: str, count: int, width: int) -> list[Cell]:
+    """Return `count` different cells.
 
-    One for `full`, which has no targets: the whole model trains.
+    Args:
+        work: the task's rows and their order.
+        targets: the target set.
+        mix: `lora` for LoRA of rank 16, `mixed` for several methods and ranks in turn, `full` for a single cell that
+            trains the whole model and has no targets.
+        count: the number of cells.
+        width: the encoder's width, which no rank exceeds.
     """
     if mix == FULL:
-        return [_cell(work, FULL, {"lr": methods.get(FULL).default_lr})]
-    ranks = [rank for rank in RANKS if rank <= width]
-    made = []
+        return [_make_cell(work, FULL, {"lr": methods.get(FULL).default_lr})]
+    ranks = [rank for rank in MIXED_RANKS if rank <= width]
+    cells = []
     for index in range(count):
-        method = MIXED[index % len(MIXED)] if mix == "mixed" else "lora"
-        rank = ranks[index // len(MIXED) % len(ranks)] if mix == "mixed" else min(RANK, width)
-        own = {"targets": targets, "rank": rank, "alpha": ALPHA, "lr": RATE * (1 + index / count)}
-        made.append(_cell(work, method, own))
-    return made
+        method = MIXED_METHODS[index % len(MIXED_METHODS)] if mix == "mixed" else "lora"
+        rank = ranks[index // len(MIXED_METHODS) % len(ranks)] if mix == "mixed" else min(RANK, width)
+        # Different learning rates make the cells different.
+        settings = {"targets": targets, "rank": rank, "alpha": ALPHA, "lr": LEARNING_RATE * (1 + index / count)}
+        cells.append(_make_cell(work, method, settings))
+    return cells
 
 
-def _cell(work: Work, method: str, own: dict[str, Any]) -> Cell:
-    settings: dict[str, Any] = {**methods.get(method).defaults, **own}
+def _make_cell(work: Workload, method: str, settings: dict[str, Any]) -> Cell:
+    settings = {**methods.get(method).defaults, **settings}
     settings |= {"method": method, "precision": work.precision, "batch_size": work.batch_size, "epochs": work.epochs}
     return Cell(model="bench", data="bench", task=work.task.name, seed=SEED, select="last", **settings)
 
 
-def rows_of(table: TokenTable, types: bool) -> list[dict[str, Any]]:
-    """The table as a list of rows of python lists: what is fastest for a data loader to pick from."""
-    ids = np.split(table.ids, table.offsets[1:-1])
-    rows = [{"input_ids": own.tolist(), "labels": label} for own, label in zip(ids, table.labels.tolist(), strict=True)]
-    if types and table.types is not None:
-        for row, own in zip(rows, np.split(table.types, table.offsets[1:-1]), strict=True):
-            row["token_type_ids"] = own.tolist()
+def table_rows(table: TokenTable, with_types: bool) -> list[dict[str, Any]]:
+    """Return the rows as Python lists, the form from which a data loader reads fastest.
+
+    Args:
+        table: the rows as tokens.
+        with_types: whether to add the token types, if the table has them.
+    """
+    sequences = np.split(table.ids, table.offsets[1:-1])
+    rows = [
+        {"input_ids": sequence.tolist(), "labels": label}
+        for sequence, label in zip(sequences, table.labels.tolist(), strict=True)
+    ]
+    if with_types and table.types is not None:
+        for row, types in zip(rows, np.split(table.types, table.offsets[1:-1]), strict=True):
+            row["token_type_ids"] = types.tolist()
     return rows
 
 
 class Collate:
-    """Rows to tensors, padded to the longest of the batch."""
+    """Converts rows to tensors, padded to the longest of the batch."""
 
     def __init__(self, pad_id: int) -> None:
         self.pads = {"input_ids": pad_id, "token_type_ids": 0}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` (and `token_type_ids`) `[B, longest]`, `labels` `[B]`."""
+        """Return `input_ids`, `attention_mask` (and `token_type_ids`) `[B, longest]` and `labels` `[B]`."""
         lengths = [len(row["input_ids"]) for row in rows]
         longest = max(lengths)
-        made = {
+        inputs = {
             name: torch.tensor([row[name] + [pad] * (longest - len(row[name])) for row in rows])
             for name, pad in self.pads.items()
             if name in rows[0]
         }
         mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return {**made, "attention_mask": mask.long(), "labels": torch.tensor([row["labels"] for row in rows])}
+        return {**inputs, "attention_mask": mask.long(), "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def has_types(config: Any) -> bool:
-    """Whether the encoder knows more than one kind of token type."""
+def has_token_types(config: Any) -> bool:
+    """Whether the encoder has more than one token type."""
     return int(getattr(config, "type_vocab_size", 0)) > 1

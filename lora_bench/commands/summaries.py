@@ -65,7 +65,7 @@ def cost(plan: Plan) -> str:
     unknown = len(plan.costs) - len(known)
     missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
     memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
-    return f"about {duration(plan.estimate.start + sum(known))}{missing}{memory}; "
+    return f"about {duration(plan.estimate.start_seconds + sum(known))}{missing}{memory}; "
 
 
 def duration(seconds: float) -> str:

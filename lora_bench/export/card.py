@@ -17,7 +17,7 @@ from lora_bench.cell import Cell
 from lora_bench.export import classifier
 from lora_bench.export.trained import Trained, is_bundled
 from lora_bench.models import SAMPLE
-from lora_bench.report.numbers.statistics import over_seeds
+from lora_bench.report.numbers.statistics import seed_interval
 from lora_bench.store import Record
 from lora_bench.tasks import HUB_ID
 
@@ -190,7 +190,7 @@ def _results(trained: Trained) -> str:
     if len(scores) < 2:
         return f"{table}\n\nOne seed ({record.cell.seed}): how far another seed would be is not known."
     line = f"{record.metric} over {len(scores)} seeds: {fmean(scores) * 100:.2f} ± {stdev(scores) * 100:.2f}"
-    interval = over_seeds(scores)
+    interval = seed_interval(scores)
     known = (
         "" if interval is None else f", 95% interval of the mean {interval.low * 100:.2f} to {interval.high * 100:.2f}"
     )

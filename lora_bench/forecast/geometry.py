@@ -1,4 +1,4 @@
-"""The sizes of encoders, from their config.json. No torch."""
+"""The sizes of encoders, read from their config.json. Does not need torch."""
 
 from __future__ import annotations
 
@@ -11,40 +11,58 @@ from lora_bench.files import is_folder
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import location
 
-JOINED = ("query", "key", "value")  # one product makes them
+JOINED = ("query", "key", "value")  # the engine computes them by one product
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of an encoder."""
+    """The sizes of an encoder.
+
+    Attributes:
+        layers: the number of layers.
+        hidden: the width of the hidden states.
+        inner: the width of the feed-forward part.
+        heads: the number of attention heads.
+        embeddings: the rows of all embedding tables together.
+    """
 
     layers: int
     hidden: int
     inner: int
     heads: int
-    embeddings: int  # rows of all tables
+    embeddings: int
 
     @property
     def linear(self) -> int:
-        """Values of all linear weights of the layers."""
+        """The number of values in the linear weights of all layers."""
         return self.layers * self.hidden * (4 * self.hidden + 2 * self.inner)
 
     def adapted(self, targets: str | None) -> dict[str, Shape]:
-        """The weights that a target set adapts in one layer; an own list of names counts as `attention`."""
+        """Return the weights of one layer that a target set adapts, by role.
+
+        A list of module names is counted like the target set `attention`.
+        """
         square = Shape(self.hidden, self.hidden)
         up, down = Shape(self.inner, self.hidden), Shape(self.hidden, self.inner)
-        every = dict.fromkeys((*JOINED, "attended"), square) | {"widened": up, "narrowed": down}
+        every = dict.fromkeys((*JOINED, "attn_out"), square) | {"ffn_up": up, "ffn_down": down}
         if targets is None:
             return {}
         if targets == "attention+dense":
             return every
-        chosen = {"kv+ffn": ("key", "value", "narrowed"), "qv": ("query", "value")}.get(targets, JOINED)
-        return {place: every[place] for place in chosen}
+        chosen = {"kv+ffn": ("key", "value", "ffn_down"), "qv": ("query", "value")}.get(targets, JOINED)
+        return {role: every[role] for role in chosen}
 
 
 @lru_cache(maxsize=64)
-def geometry(model: str) -> Geometry | None:
-    """The sizes of a model, from its config.json in the directory or the Hub's cache; None if it is not there."""
+def load_geometry(model: str) -> Geometry | None:
+    """Return the sizes of a model.
+
+    Args:
+        model: a directory, or the id of a model in the Hub's cache.
+
+    Returns:
+        The sizes; None if there is no config.json or it does not contain them.
+    """
     folder = Path(location(model))
     path: object = folder / "config.json"
     if not is_folder(folder):
@@ -53,13 +71,15 @@ def geometry(model: str) -> Geometry | None:
         path = try_to_load_from_cache(model, "config.json")
     try:
         content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        # The second name of each is DistilBERT's.
         hidden = int(content.get("hidden_size") or content["dim"])
-        sizes = Geometry(
-            int(content.get("num_hidden_layers") or content["n_layers"]), hidden,
-            int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
-            int(content.get("num_attention_heads") or content["n_heads"]),
-            int(content["vocab_size"]) + int(content["max_position_embeddings"]),
-        )  # fmt: skip
+        geometry = Geometry(
+            layers=int(content.get("num_hidden_layers") or content["n_layers"]),
+            hidden=hidden,
+            inner=int(content.get("intermediate_size") or content.get("hidden_dim") or 4 * hidden),
+            heads=int(content.get("num_attention_heads") or content["n_heads"]),
+            embeddings=int(content["vocab_size"]) + int(content["max_position_embeddings"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    return sizes if all(0 < size < 2**31 for size in vars(sizes).values()) else None
+    return geometry if all(0 < size < 2**31 for size in vars(geometry).values()) else None

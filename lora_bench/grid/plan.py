@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import Estimate, coefficients
-from lora_bench.forecast.demand import NONE, Bases
+from lora_bench.forecast.cost import Estimate, device_coefficients
+from lora_bench.forecast.demand import NO_BASES, Bases
 from lora_bench.grid.cells import HUB, Grid, Sources, packs
 from lora_bench.models import SAMPLE, identity
 from lora_bench.resume.shelf import Shelf
@@ -53,7 +53,7 @@ class Plan:
         found = []
         for pack in self.packs:
             model = self.grid.model_location(pack[0])
-            left = kept.get((model, pack[0].precision), NONE)
+            left = kept.get((model, pack[0].precision), NO_BASES)
             found.append((self.estimate.seconds(pack, model, left), self.estimate.bytes(pack, model, left)))
             kept = {(model, pack[0].precision): left | self.estimate.bases(pack, model)}  # of the last encoder alone
         return found
@@ -100,11 +100,11 @@ def make(
     known = {record.id: record for record in loaded.records}
     found = standings(grid.cells, shelf, wanted)
     precision = grid.cells[0].precision if grid.cells else "float32"
-    plain = Estimate(coefficients(device, precision, measured), rows=_sample_rows(grid))
+    plain = Estimate(device_coefficients(device, precision, measured), rows=_sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
     def fitting(cell: Cell) -> int:  # not refined: packs do not change as records come
-        return limit or plain.cells_a_pack(cell, kind, grid.model_location(cell))
+        return limit or plain.cells_per_pack(cell, kind, grid.model_location(cell))
 
     made = _grouped(grid.cells, {cell.id for cell in grid.cells if found[cell.id].runs}, fitting)
     return Plan(grid, made, found, shelf, known, loaded.broken, plain.refined(known.values(), device, grid.models))

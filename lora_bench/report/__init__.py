@@ -1,8 +1,12 @@
-"""The report: tables, figures, statistics and one HTML page, from the records that are there.
+"""The report: tables, figures, statistics and one HTML page, computed from the records of a results folder.
 
-    build -> store.read_records -> rows -> slots -> content (tables, sentences) -> write, html
+    build -> store.read_records -> rows -> entries -> content (tables, sentences) -> write
 
-The files are a function of the records alone: no date, no path, no order of files, no locale enters them.
+    numbers/  rows, entries, statistics and the tables in a neutral form
+    figures/  the figures
+    formats/  terminal, Markdown, CSV, JSON, LaTeX and HTML
+
+The files depend on the records only: not on the date, on paths, on the order of files or on the locale.
 """
 
 from __future__ import annotations
@@ -11,73 +15,71 @@ import gc
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
+from lora_bench.errors import NOTHING, BenchError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lora_bench.report.figures.encoding import Helpers
+    from lora_bench.report.figures.encoding import FigureEncoder
+    from lora_bench.report.write import ReportFiles
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written. `code` is the exit code: SOME_FAILED when a record could not be read, else DONE."""
-
-    page: Path
-    reports: tuple[Path, ...]
-    tables: tuple[Path, ...]
-    figures: tuple[Path, ...]
-    broken: tuple[Path, ...]
-
-    @property
-    def code(self) -> int:
-        """The process's exit code."""
-        return SOME_FAILED if self.broken else DONE
-
-
-def build(results: Path, out: Path, console: Console, errors: Console | None = None, vs_paper: bool = False) -> Report:
-    """Write the report on `results` to `out` and print its tables to `console`, the page's path last.
+def build(
+    results: Path, out: Path, console: Console, errors: Console | None = None, vs_paper: bool = False
+) -> ReportFiles:
+    """Write the report on a results folder and print its tables.
 
     Writes `report.html`, `report.md`, `report.tex`, `report.json`, `tables/*.{csv,tex}` and `figures/*.{png,svg,pdf}`,
-    each whole or not at all. `vs_paper` adds the published numbers. Records that cannot be read are named on `errors`
-    (standard error by default). BenchError NOTHING: no record there.
+    each whole or not at all.
+
+    Args:
+        results: the results folder.
+        out: the folder to write to.
+        console: where to print the tables; the last line is the page's path.
+        errors: where to name the records that cannot be read; standard error by default.
+        vs_paper: whether to compare with the published numbers.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BenchError: there are no records (exit code NOTHING).
     """
-    from lora_bench.report.figures.encoding import helping
+    from lora_bench.report.figures.encoding import figure_encoder
     from lora_bench.store import count_records
 
-    with _uncollected(), helping(count_records(results)) as helpers:
-        return _build(results, out, console, errors, vs_paper, helpers)
+    with _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
+        return _build(results, out, console, errors, vs_paper, encoder)
 
 
 def _build(
-    results: Path, out: Path, console: Console, errors: Console | None, vs_paper: bool, helpers: Helpers
-) -> Report:
+    results: Path, out: Path, console: Console, errors: Console | None, vs_paper: bool, encoder: FigureEncoder
+) -> ReportFiles:
     from lora_bench.report.content import gather
     from lora_bench.report.formats.render import print_lines
-    from lora_bench.report.write import show, show_files, write
+    from lora_bench.report.write import print_files, print_report, write
     from lora_bench.store import read_records
 
     loaded = read_records(results)
-    gc.freeze()  # some libraries collect when they are imported
-    unread = [f"Cannot read {path.name}: {reason}" for path, reason in loaded.broken]
-    print_lines(unread, errors or _standard_error(), "yellow")
+    gc.freeze()  # importing some libraries runs a collection, which need not look through the records
+    unreadable = [f"Cannot read {path.name}: {reason}" for path, reason in loaded.broken]
+    print_lines(unreadable, errors or _standard_error(), "yellow")
     if not loaded.records:
         command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
     content = gather(loaded, vs_paper)
-    written = write(content, out, helpers)
-    show(content, console)
-    show_files(written, console)
-    return Report(written.page, written.reports, written.tables, written.figures, tuple(p for p, _ in loaded.broken))
+    files = write(content, out, encoder)
+    print_report(content, console)
+    print_files(files, console)
+    return files
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection inside: 100,000 records are none, and to look through them again doubles the time."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch off garbage collection: 100,000 records contain no garbage, and traversing them doubles the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

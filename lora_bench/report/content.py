@@ -1,4 +1,4 @@
-"""What the report says, before it is written in any form: tables and sentences by piece."""
+"""What the report contains, before it is written in any format: tables and sentences for each subset."""
 
 from __future__ import annotations
 
@@ -6,81 +6,106 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_bench.report.figures.captions import protocol
-from lora_bench.report.formats.escaping import stems
+from lora_bench.report.formats.escaping import file_stems
 from lora_bench.report.numbers import published, symmetry, versus
-from lora_bench.report.numbers.rows import Row, rows
+from lora_bench.report.numbers.entries import Subset, comparable_subsets
+from lora_bench.report.numbers.rows import CellRow, cell_rows
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.selection import selection_tables
-from lora_bench.report.numbers.slots import Piece, pieces
-from lora_bench.report.numbers.tables import Table, unfinished
+from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
+from lora_bench.report.wording import protocol_sentence
 from lora_bench.store import Loaded
 
 
 @dataclass(frozen=True)
 class Section:
-    """One piece's part: its tables, what the statistics say in words, and the stem of its figures' names."""
+    """The section on one subset.
 
-    piece: Piece
-    tables: tuple[Table, ...]
+    Attributes:
+        subset: the results.
+        tables: its tables.
+        findings: what the statistics say, in words.
+        stem: the part of its figures' file names that identifies the subset.
+    """
+
+    subset: Subset
+    tables: tuple[ReportTable, ...]
     findings: tuple[str, ...]
     stem: str
 
     @property
     def protocol(self) -> tuple[str, ...]:
-        """How its numbers were made, and what deviates."""
-        return protocol(self.piece), *self.piece.notes
+        """How its numbers were obtained, and the deviations from the protocol."""
+        return protocol_sentence(self.subset), *self.subset.notes
 
 
 @dataclass(frozen=True)
 class Content:
-    """The whole report. `rest` are the tables that belong to no piece, `broken` the files that were no records."""
+    """The whole report.
 
-    rows: tuple[Row, ...]
+    Attributes:
+        rows: all cells.
+        sections: one section per subset.
+        other_tables: the tables that belong to no subset.
+        findings: the sentences that belong to no subset.
+        broken: the files that could not be read as records, with the reasons.
+    """
+
+    rows: tuple[CellRow, ...]
     sections: tuple[Section, ...]
-    rest: tuple[Table, ...]
+    other_tables: tuple[ReportTable, ...]
     findings: tuple[str, ...]
     broken: tuple[tuple[Path, str], ...]
 
     @property
-    def tables(self) -> tuple[Table, ...]:
-        """Every table."""
-        return *(table for section in self.sections for table in section.tables), *self.rest
+    def tables(self) -> tuple[ReportTable, ...]:
+        """All tables."""
+        return *(table for section in self.sections for table in section.tables), *self.other_tables
 
     @property
-    def summary(self) -> str:
-        """How many cells there are, and how many of them ended in which way."""
+    def status_line(self) -> str:
+        """The number of cells, and how many have each status."""
         statuses = [row["status"] for row in self.rows]
-        known = ("done", "failed", "diverged", *(["oom"] if "oom" in statuses else []))
-        counts = ", ".join(f"{statuses.count(status)} {status}" for status in known)
+        shown = ("done", "failed", "diverged", *(["oom"] if "oom" in statuses else []))
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in shown)
         return f"{len(statuses)} {'cell' if len(statuses) == 1 else 'cells'}: {counts}."
 
 
 def gather(loaded: Loaded, vs_paper: bool = False) -> Content:
-    """The report on these records."""
-    found = rows(loaded.records)
-    parts = pieces(found)
-    names = stems([part.title for part in parts])
-    sections = tuple(_section(part, name) for part, name in zip(parts, names, strict=True))
-    compared = published.verdicts(parts) if vs_paper else ()
-    rest = [published.published_table(compared)] if vs_paper else []
-    said = published.sentences(compared) if vs_paper else []
-    return Content(found, sections, (*rest, *unfinished(found)), tuple(said), loaded.broken)
+    """Compute the content of the report.
+
+    Args:
+        loaded: the records, and the files that could not be read.
+        vs_paper: whether to compare with the published numbers.
+    """
+    rows = cell_rows(loaded.records)
+    subsets = comparable_subsets(rows)
+    stems = file_stems([subset.title for subset in subsets])
+    sections = tuple(_section(subset, stem) for subset, stem in zip(subsets, stems, strict=True))
+    comparisons = published.compare_with_published(subsets) if vs_paper else ()
+    tables = [published.published_table(comparisons)] if vs_paper else []
+    findings = published.sentences(comparisons) if vs_paper else []
+    return Content(rows, sections, (*tables, *missing_score_tables(rows)), tuple(findings), loaded.broken)
 
 
-def environments(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """What the cells ran on: each fact with every value that it has."""
-    found: dict[str, set[str]] = {}
+def environment_values(rows: Sequence[CellRow]) -> dict[str, list[str]]:
+    """Return each fact of the cells' environments (versions, device) with all values that it takes."""
+    values: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row["record"].environment.items():
-            found.setdefault(name, set()).add(value)
-    return {name: sorted(values) for name, values in sorted(found.items())}
+            values.setdefault(name, set()).add(value)
+    return {name: sorted(values[name]) for name in sorted(values)}
 
 
-def _section(piece: Piece, stem: str) -> Section:
-    compared, mirrored = versus.comparisons(piece), symmetry.symmetries(piece)
+def _section(subset: Subset, stem: str) -> Section:
+    comparisons = versus.compare_with_lora(subset)
+    symmetries = symmetry.measure_symmetry(subset)
     tables = (
-        best_table(piece), *versus.versus_table(piece, compared), *selection_tables(piece),
-        *symmetry.symmetry_table(piece, mirrored), method_table(piece), *rank_tables(piece),
-    )  # fmt: skip
-    return Section(piece, tables, (*versus.sentences(compared), *symmetry.sentences(mirrored)), stem)
+        best_table(subset),
+        *versus.comparison_tables(subset, comparisons),
+        *selection_tables(subset),
+        *symmetry.symmetry_tables(subset, symmetries),
+        method_table(subset),
+        *rank_tables(subset),
+    )
+    return Section(subset, tables, (*versus.sentences(comparisons), *symmetry.sentences(symmetries)), stem)

@@ -1,6 +1,6 @@
-"""The bundled sample: nine GLUE-shaped synthetic tasks and a tiny encoder, for runs without a network.
+"""The bundled sample: nine synthetic tasks in the form of GLUE and a tiny encoder, for runs without a network.
 
-Everything here is made by `python -m lora_bench.sample.make` from the grammar in this folder. See README.md.
+`python -m lora_bench.sample.make` generates everything here from the grammar in this folder. See README.md.
 """
 
 from __future__ import annotations

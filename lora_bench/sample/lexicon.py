@@ -1,7 +1,7 @@
-"""The words of the sample's little language.
+"""The vocabulary of the sample's small language.
 
 A concept is a pair of synonyms. Concepts 2k and 2k + 1 of VERBS and of ADJECTIVES are opposites. Every noun takes a
-plural in -s and every verb is regular, so that inflection is spelling, not a table.
+plural in -s and every verb is regular, so that the inflected forms follow from the spelling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ANIMALS: tuple[tuple[str, str], ...] = (
     ("pig", "hog"), ("donkey", "mule"), ("snake", "serpent"), ("frog", "toad"),
 )  # fmt: skip
 NOUNS: tuple[tuple[str, str], ...] = PEOPLE + ANIMALS
-KINDS: tuple[str, str] = ("person", "animal")  # what every noun of PEOPLE, and of ANIMALS, is
+KINDS: tuple[str, str] = ("person", "animal")  # of the nouns in PEOPLE and in ANIMALS
 
 VERBS: tuple[tuple[str, str], ...] = (
     ("help", "assist"), ("hinder", "hamper"), ("adore", "cherish"), ("detest", "loathe"), ("push", "shove"),
@@ -43,21 +43,22 @@ LOATHED: tuple[str, ...] = ("hated", "disliked", "regretted")
 
 
 def plural(noun: str) -> str:
-    """`dog` -> `dogs`, `bunny` -> `bunnies`."""
+    """Return the plural: `dog` -> `dogs`, `bunny` -> `bunnies`."""
     return noun[:-1] + "ies" if noun.endswith("ny") else noun + "s"
 
 
 def third(verb: str) -> str:
-    """The present tense after a singular subject: `push` -> `pushes`."""
+    """Return the present tense after a singular subject: `push` -> `pushes`."""
     return verb + "es" if verb.endswith(("sh", "ch")) else verb + "s"
 
 
 def past(verb: str) -> str:
-    """The past tense and participle: `help` -> `helped`, `adore` -> `adored`."""
+    """Return the past tense, which is also the participle: `help` -> `helped`, `adore` -> `adored`."""
     return verb + "d" if verb.endswith("e") else verb + "ed"
 
 
-# Whose property explains a deed: the doer's or the other one's, by the property alone, or by the deed as well.
+# Adjectives that explain why something was done: by a property of the subject (first) or of the object (second).
+# Those of TRAITS decide it by themselves, those of BLAMED together with the verb.
 TRAITS: tuple[tuple[str, ...], tuple[str, ...]] = (
     ("angry", "strict", "grateful", "worried"), ("rude", "lazy", "helpless", "lost"),
 )  # fmt: skip

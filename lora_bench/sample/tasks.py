@@ -1,4 +1,4 @@
-"""The nine tasks' rows: which maker writes which task, under which columns, into which splits."""
+"""The rows of the nine tasks: their functions, columns and splits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from random import Random
 
 from lora_bench.sample import paired, single
 
-Row = dict[str, str | int | float]
+SampleRow = dict[str, str | int | float]
 Maker = Callable[[Random, int], tuple[str, ...]]
 TRAIN, VALIDATION = 400, 240
 PAIR = ("sentence1", "sentence2")
 
 
 @dataclass(frozen=True)
-class Task:
-    """How one task's rows are made; `graded` labels are floats."""
+class SampleTask:
+    """How the rows of a task are generated.
+
+    Attributes:
+        maker: returns the texts of a row with a label.
+        columns: the columns of the texts.
+        labels: the number of labels.
+        graded: whether labels are floats.
+    """
 
     maker: Maker
     columns: tuple[str, ...]
@@ -26,21 +33,31 @@ class Task:
     graded: bool = False
 
 
-TASKS: dict[str, Task] = {
-    "cola": Task(single.cola, ("sentence",)),
-    "sst2": Task(single.sst2, ("sentence",)),
-    "mrpc": Task(paired.mrpc, PAIR),
-    "stsb": Task(paired.stsb, PAIR, labels=6, graded=True),
-    "qqp": Task(paired.qqp, ("question1", "question2")),
-    "mnli": Task(paired.mnli, ("premise", "hypothesis"), labels=3),
-    "qnli": Task(paired.qnli, ("question", "sentence")),
-    "rte": Task(paired.rte, PAIR),
-    "wnli": Task(paired.wnli, PAIR),
+TASKS: dict[str, SampleTask] = {
+    "cola": SampleTask(single.cola, ("sentence",)),
+    "sst2": SampleTask(single.sst2, ("sentence",)),
+    "mrpc": SampleTask(paired.mrpc, PAIR),
+    "stsb": SampleTask(paired.stsb, PAIR, labels=6, graded=True),
+    "qqp": SampleTask(paired.qqp, ("question1", "question2")),
+    "mnli": SampleTask(paired.mnli, ("premise", "hypothesis"), labels=3),
+    "qnli": SampleTask(paired.qnli, ("question", "sentence")),
+    "rte": SampleTask(paired.rte, PAIR),
+    "wnli": SampleTask(paired.wnli, PAIR),
 }
 
 
-def draw(task: Task, rng: Random, size: int, seen: set[tuple[str, ...]], maker: Maker | None = None) -> list[Row]:
-    """`size` rows with the labels in turn, then shuffled; no text that is in `seen`, which grows."""
+def draw_rows(
+    task: SampleTask, rng: Random, size: int, seen: set[tuple[str, ...]], maker: Maker | None = None
+) -> list[SampleRow]:
+    """Draw rows with the labels in turn, then shuffle them.
+
+    Args:
+        task: the task.
+        rng: the random numbers.
+        size: the number of rows.
+        seen: texts that must not occur again; the new texts are added.
+        maker: replaces the task's own.
+    """
     texts: list[tuple[tuple[str, ...], int]] = []
     while len(texts) < size:
         label = len(texts) % task.labels
@@ -49,27 +66,27 @@ def draw(task: Task, rng: Random, size: int, seen: set[tuple[str, ...]], maker: 
             seen.add(text)
             texts.append((text, label))
     rng.shuffle(texts)
-    return [row(task, text, label, idx) for idx, (text, label) in enumerate(texts)]
+    return [make_row(task, text, label, idx) for idx, (text, label) in enumerate(texts)]
 
 
-def row(task: Task, text: tuple[str, ...], label: int, idx: int) -> Row:
-    """One row with the Hub's columns."""
+def make_row(task: SampleTask, text: tuple[str, ...], label: int, idx: int) -> SampleRow:
+    """Return a row with the columns of the Hub's data set."""
     return {**dict(zip(task.columns, text, strict=True)), "label": float(label) if task.graded else label, "idx": idx}
 
 
-def splits(name: str) -> dict[str, list[Row]]:
-    """A task's splits by file name; the same on every machine and under every hash seed."""
+def splits(name: str) -> dict[str, list[SampleRow]]:
+    """Return a task's splits by file name; they are the same on every machine and with every hash seed."""
     task, rng, seen = TASKS[name], Random(f"lora-bench sample {name}"), set[tuple[str, ...]]()
-    train = draw(task, rng, TRAIN, seen)
+    train = draw_rows(task, rng, TRAIN, seen)
     if name != "mnli":
-        return {"train": train, "validation": draw(task, rng, VALIDATION, seen)}
-    matched = draw(task, rng, VALIDATION, seen)
-    mismatched = draw(task, rng, VALIDATION, seen, paired.mnli_people)
+        return {"train": train, "validation": draw_rows(task, rng, VALIDATION, seen)}
+    matched = draw_rows(task, rng, VALIDATION, seen)
+    mismatched = draw_rows(task, rng, VALIDATION, seen, paired.mnli_people)
     return {"train": train, "validation_matched": matched, "validation_mismatched": mismatched}
 
 
-def dump(rows: list[Row]) -> bytes:
-    """Rows as JSON lines."""
+def as_json_lines(rows: list[SampleRow]) -> bytes:
+    """Return rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode()
 
 
@@ -78,4 +95,4 @@ def write_all(folder: Path) -> None:
     for name in TASKS:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for split, rows in splits(name).items():
-            (folder / name / f"{split}.jsonl").write_bytes(dump(rows))
+            (folder / name / f"{split}.jsonl").write_bytes(as_json_lines(rows))

@@ -74,7 +74,7 @@ class Loader:
             ):
                 resolve(loaded.linears(), targets)
             self._backbone = key, loaded
-            geometry.geometry.cache_clear()  # a model that has just been downloaded has sizes now
+            geometry.load_geometry.cache_clear()  # a model that has just been downloaded has sizes now
         return self._backbone[1]
 
     def _local_only(self, name: str) -> bool:

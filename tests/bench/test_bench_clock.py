@@ -1,4 +1,4 @@
-"""The stopwatch: a lap that warms up, laps that find the length of a window, three that count."""
+"""The stopwatch: a warm-up, laps that find the length of a repeat, three repeats."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lora_bench.bench.clock import REPEATS, Memory, Stopwatch
+from lora_bench.bench.clock import REPEATS, MemoryMeter, Stopwatch
 
 CPU = torch.device("cpu")
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that only moves when a test sets it."""
 
     now = 100.0
 
@@ -30,29 +30,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def train(watch: Stopwatch, clock: Clock, step: float, start: float = 0.0) -> list[int]:
-    """Steps that take `step` seconds each, the first one `start` more; the laps' steps."""
+    """Simulate steps of `step` seconds, the first one `start` longer; return the steps of each lap."""
     watch.start()
     laps = []
     clock.now += start
     while not watch.done:
-        laps.append(watch.wanted)
-        clock.now += watch.wanted * step
+        laps.append(watch.next_steps)
+        clock.now += watch.next_steps * step
         watch.lap()
     return laps
 
 
-def test_windows_last_their_share_and_count_steps_of_all_cells(clock: Clock) -> None:
+def test_repeats_take_equal_times_and_count_steps_of_all_cells(clock: Clock) -> None:
     tokens = np.arange(20_000)
     watch = Stopwatch(6.0, CPU, tokens, cells=4)
     laps = train(watch, clock, 0.01, start=3.0)
     assert laps[-REPEATS:] == [200] * REPEATS
     begin = sum(laps[:-REPEATS])
-    for place, window in enumerate(watch.windows):
-        first = begin + 200 * place
-        assert window.seconds == pytest.approx(2.0)
-        assert window.steps == 200 * 4
-        assert window.tokens == 4 * tokens[first : first + 200].sum()
-    assert watch.once == pytest.approx(3.0)
+    for index, repeat in enumerate(watch.repeats):
+        first = begin + 200 * index
+        assert repeat.seconds == pytest.approx(2.0)
+        assert repeat.steps == 200 * 4
+        assert repeat.tokens == 4 * tokens[first : first + 200].sum()
+    assert watch.setup_seconds == pytest.approx(3.0)
 
 
 def test_slow_steps_are_taken_one_at_a_time(clock: Clock) -> None:
@@ -60,18 +60,18 @@ def test_slow_steps_are_taken_one_at_a_time(clock: Clock) -> None:
     assert train(Stopwatch(1.0, CPU, np.ones(20_000)), clock, 5.0) == [1, 1, 1, 1, 1]
 
 
-def test_fast_steps_never_leave_the_order(clock: Clock) -> None:
+def test_fast_steps_never_exceed_the_order(clock: Clock) -> None:
     tokens = np.ones(5_000)
     watch = Stopwatch(60.0, CPU, tokens)
     assert sum(train(watch, clock, 1e-5)) <= len(tokens)
-    assert all(window.tokens == window.steps for window in watch.windows)
+    assert all(repeat.tokens == repeat.steps for repeat in watch.repeats)
 
 
 def test_the_first_lap_may_be_longer(clock: Clock) -> None:
-    assert train(Stopwatch(1.0, CPU, np.ones(20_000), warm=64), clock, 0.1)[0] == 64
+    assert train(Stopwatch(1.0, CPU, np.ones(20_000), warm_up=64), clock, 0.1)[0] == 64
 
 
-def test_a_processor_has_no_memory_to_tell_of() -> None:
-    memory = Memory(CPU)
+def test_memory_is_not_measured_on_a_processor() -> None:
+    memory = MemoryMeter(CPU)
     memory.begin()
     assert memory.peak() is None

@@ -1,4 +1,4 @@
-"""Full fine-tuning beside its peers: they train what ours trains, once a task, and nobody else's ratio moves."""
+"""Full fine-tuning beside its peers: they train the same, once per task, and no other ratio changes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from bench_factory import SAMPLE, choice, measured, work
+from bench_factory import SAMPLE, bench_settings, measured, work
 from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peak, peers, suite, workload
 from lora_bench.bench.peers import Peer
-from lora_bench.bench.suite import Report
+from lora_bench.bench.suite import BenchReport
 from lora_bench.cli import app
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.forecast import cost
-from lora_bench.forecast.geometry import geometry
+from lora_bench.forecast.geometry import load_geometry
 
 CPU = torch.device("cpu")
 CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]
@@ -60,13 +60,13 @@ def test_full_rows_count_six_flop_a_weight_and_their_own_ratios(called: tuple[Pa
 
 def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result]) -> None:
     """The terms of a step on the work's own tokens; the peers have none."""
-    sizes = geometry(SAMPLE.location)
+    sizes = load_geometry(SAMPLE.location)
     assert sizes is not None
     tokens = {("bench", "sst2", 128): work().mean_tokens}
     for row in rows_of(called[0]):
         assert ("terms" in row) == (row["variant"] == "packed")
         if row["variant"] == "packed":
-            cells = workload.cells(work(), row["targets"], row["mix"], row["k"], 64)
+            cells = workload.make_cells(work(), row["targets"], row["mix"], row["k"], 64)
             demand = cost.Estimate(tokens=tokens).demand(cells, sizes)
             assert row["terms"] == pytest.approx(demand.terms(demand.slots))
 
@@ -74,9 +74,9 @@ def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result
 def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> None:
     out, ended = called
     assert "Cost model, 2 rows: off by" in ended.stdout
-    known = cost.coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
+    known = cost.device_coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
     assert known is not None
-    assert known.keys() == cost.NEEDED | {"adapter_flop", "operand"}
+    assert known.keys() == cost.REQUIRED_TERMS | {"adapter_flop", "operand"}
     assert min(known.values()) >= 0
     assert known["setup"] > 0
 
@@ -84,29 +84,29 @@ def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> Non
 def test_both_sides_train_every_value_of_the_model(tmp_path: Path) -> None:
     """Float32 weights, none frozen; ours and theirs are as many."""
     with peers.quiet():
-        model = peers.build(Peer(SAMPLE, work(), "all", CPU, 0.05, tmp_path, full=True))
+        model = peers.build_model(Peer(SAMPLE, work(), "all", CPU, 0.05, tmp_path, full=True))
     assert all(part.requires_grad and part.dtype == torch.float32 for part in model.parameters())
     backbone = encoders.load(SAMPLE.location, CPU, "float32", trains=True)
-    pack = Pack(workload.cells(work(), "all", "full", 1, 64), backbone, 2)
+    pack = Pack(workload.make_cells(work(), "all", "full", 1, 64), backbone, 2)
     assert sum(part.numel() for part in model.parameters()) == pack.adapter_params(0) + pack.head_params()
 
 
 def test_with_bf16_the_trained_weights_stay_float32(tmp_path: Path) -> None:
-    made = workload.load("sst2", choice(), SAMPLE, "bf16", 128)
+    made = workload.load_workload("sst2", bench_settings(), SAMPLE, "bf16", 128)
     peer = Peer(SAMPLE, made, "all", CPU, 0.02, tmp_path, full=True)
     with peers.quiet():
-        assert {part.dtype for part in peers.build(peer).parameters()} == {torch.float32}
-    (cell,) = workload.cells(made, "all", "full", 1, 64)
+        assert {part.dtype for part in peers.build_model(peer).parameters()} == {torch.float32}
+    (cell,) = workload.make_cells(made, "all", "full", 1, 64)
     encoder = encoders.load(SAMPLE.location, CPU, "bf16", trains=True)
-    for timed in (peers.loop(peer), packed.run([cell], made, lambda: encoder, CPU, 0.02)):
-        assert len(timed.windows) == 3
+    for timed in (peers.run_loop(peer), packed.run([cell], made, lambda: encoder, CPU, 0.02)):
+        assert len(timed.repeats) == 3
 
 
 def test_the_peers_move_every_value_at_the_rate_of_the_method(tmp_path: Path) -> None:
     own = Peer(SAMPLE, work(), "all", CPU, 0.05, tmp_path, full=True)
     steps = iter(range(3))
     with peers.quiet():
-        model = peers.build(own)
+        model = peers.build_model(own)
         before = {name: part.detach().clone() for name, part in model.named_parameters()}
         made = peers.make_trainer(own, model, 0, lambda: next(steps) == 2)
         made.train()
@@ -124,8 +124,8 @@ class Counted:
         monkeypatch.setattr(peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
         monkeypatch.setattr(packed, "run", lambda cells, *_: measured(5.0))
         for name in ("trainer", "loop"):
-            monkeypatch.setattr(peers, name, lambda peer, *_, name=name: self.note(name, peer))
-        monkeypatch.setattr(suite.crowd, "run", lambda peer, *_: self.note("processes", peer))
+            monkeypatch.setattr(peers, f"run_{name}", lambda peer, *_, name=name: self.note(name, peer))
+        monkeypatch.setattr(suite.processes, "run", lambda peer, *_: self.note("processes", peer))
 
     def note(self, name: str, peer: Peer) -> Any:
         self.calls.append((name, peer.targets, peer.full))
@@ -133,8 +133,8 @@ class Counted:
         made.settings["dataloader_num_workers"] = 0
         return made
 
-    def run(self, **wishes: Any) -> Report:
-        return suite.Suite(choice(**wishes), self.folder, lambda _: None, lambda _: None).run()
+    def run(self, **options: Any) -> BenchReport:
+        return suite.Suite(bench_settings(**options), self.folder, lambda _: None, lambda _: None).run()
 
 
 def test_no_peer_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The yardsticks: operations of a token against a count of what really runs, and the matmul peak."""
+"""Operations per token compared with a count of those that run, and the matmul peak."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from lora_bench.bench import peak
 
 def encoder() -> Any:
     config = hf.RobertaConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40,
-        max_position_embeddings=64, type_vocab_size=1, hidden_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=40,
+        max_position_embeddings=64,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+    )
     return hf.RobertaModel(config, add_pooling_layer=False)
 
 
@@ -32,7 +38,7 @@ def test_operations_of_a_token_are_those_of_the_linear_layers(trains_backbone: b
     counts = counter.get_flop_counts()["Global"]
     counted = sum(value for kind, value in counts.items() if str(kind) in ("aten.addmm", "aten.mm"))
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    assert counted == 2 * 11 * peak.operations_a_token(peak.linear_weights(linears), trains_backbone)
+    assert counted == 2 * 11 * peak.operations_per_token(peak.linear_weights(linears), trains_backbone)
 
 
 def test_linear_weights_by_hand() -> None:

@@ -24,9 +24,9 @@ def peer(folder: Path, targets: str = "qv", seconds: float = 0.05) -> Peer:
 def test_a_peer_trains_as_many_values_as_a_cell_of_ours(tmp_path: Path, targets: str) -> None:
     """LoRA of rank 16 on the same weights, and a head of the same size."""
     with peers.quiet():
-        model = peers.build(peer(tmp_path, targets))
+        model = peers.build_model(peer(tmp_path, targets))
     trained = {name: part for name, part in model.named_parameters() if part.requires_grad}
-    pack = Pack(workload.cells(work(), targets, "lora", 1, 64), encoders.load(SAMPLE.location, CPU, "float32"), 2)
+    pack = Pack(workload.make_cells(work(), targets, "lora", 1, 64), encoders.load(SAMPLE.location, CPU, "float32"), 2)
     adapters = sum(part.numel() for name, part in trained.items() if "lora_" in name)
     assert adapters == pack.adapter_params(0)
     assert sum(part.numel() for part in trained.values()) - adapters == pack.head_params()
@@ -34,10 +34,10 @@ def test_a_peer_trains_as_many_values_as_a_cell_of_ours(tmp_path: Path, targets:
 
 
 def test_both_peers_are_timed_three_times(tmp_path: Path) -> None:
-    for measured in (peers.loop(peer(tmp_path)), peers.trainer(peer(tmp_path))):
-        assert len(measured.windows) == 3
-        assert min(window.steps for window in measured.windows) >= 1
-        assert all(window.tokens > window.steps * 32 * 2 for window in measured.windows)
+    for measured in (peers.run_loop(peer(tmp_path)), peers.run_trainer(peer(tmp_path))):
+        assert len(measured.repeats) == 3
+        assert min(repeat.steps for repeat in measured.repeats) >= 1
+        assert all(repeat.tokens > repeat.steps * 32 * 2 for repeat in measured.repeats)
         assert measured.peak_memory_bytes is None
         assert measured.build_seconds > 0
 
@@ -47,11 +47,9 @@ def test_trainer_reads_the_rows_in_order_and_updates_after_each_batch(tmp_path: 
     own = peer(tmp_path)
     seen: list[list[int]] = []
     with peers.quiet():
-        model = peers.build(own)
+        model = peers.build_model(own)
         before = {name: part.detach().clone() for name, part in model.named_parameters() if part.requires_grad}
-        model.register_forward_pre_hook(
-            lambda _, __, inputs: seen.append(inputs["labels"].tolist()), with_kwargs=True
-        )  # fmt: skip
+        model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["labels"].tolist()), with_kwargs=True)
         peers.make_trainer(own, model, 0, lambda: len(seen) >= 14).train()
     assert seen == own.work.table.labels[own.work.order[:14]].tolist()
     after = dict(model.named_parameters())
@@ -59,6 +57,6 @@ def test_trainer_reads_the_rows_in_order_and_updates_after_each_batch(tmp_path: 
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peers.missing() == []
-    monkeypatch.setattr(peers, "NEEDED", ("torch", "no_such_library_here"))
-    assert peers.missing() == ["no_such_library_here"]
+    assert peers.missing_libraries() == []
+    monkeypatch.setattr(peers, "LIBRARIES", ("torch", "no_such_library_here"))
+    assert peers.missing_libraries() == ["no_such_library_here"]

@@ -1,20 +1,20 @@
-"""Rows: medians, ratios, utilisation, and what is left open."""
+"""Rows: medians, ratios, utilisation, and what is not known."""
 
 from __future__ import annotations
 
 import pytest
 from bench_factory import OPERATIONS, PEAK, measured, report, row
 
-from lora_bench.bench.rows import Row, filled, with_ratios
+from lora_bench.bench.rows import BenchRow, fill_row, with_ratios
 
 KEYS = {"variant", "task", "targets", "mix", "k", "cell_steps_per_second", "ratio_to_trainer", "ratio_to_loop"}
 KEYS |= {"ratio_to_processes", "tokens_per_second", "tflops", "utilisation", "peak_memory_bytes", "setup_seconds"}
 KEYS |= {"steps", "spread", "repeats", "build_seconds", "auto"}
 
 
-def test_a_row_is_filled_from_its_windows() -> None:
+def test_a_row_is_filled_from_its_repeats() -> None:
     """The median rate, not the mean; tokens, FLOP and utilisation follow from it."""
-    made = filled(Row("packed", "sst2", "qv", "lora", 4), measured(30.0, 90.0, 40.0), OPERATIONS, PEAK)
+    made = fill_row(BenchRow("packed", "sst2", "qv", "lora", 4), measured(30.0, 90.0, 40.0), OPERATIONS, PEAK)
     assert made.cell_steps_per_second == 40.0
     assert made.repeats == (30.0, 90.0, 40.0)
     assert made.tokens_per_second == 400.0
@@ -51,8 +51,10 @@ def test_full_rows_are_measured_by_full_peers_alone() -> None:
     assert (mixed.ratio_to_trainer, mixed.ratio_to_loop) == (3.0, 3.75)
 
 
-def test_a_row_that_failed_has_no_ratio_and_is_nobodys_measure() -> None:
-    failed, packed = with_ratios([Row("trainer", "sst2", "qv", "lora", 1, error="out of memory"), row("packed", 9.0)])
+def test_a_row_that_failed_has_no_ratio_and_others_none_to_it() -> None:
+    failed, packed = with_ratios(
+        [BenchRow("trainer", "sst2", "qv", "lora", 1, error="out of memory"), row("packed", 9.0)]
+    )
     assert failed.ratio_to_trainer is None
     assert packed.ratio_to_trainer is None
 
@@ -60,11 +62,11 @@ def test_a_row_that_failed_has_no_ratio_and_is_nobodys_measure() -> None:
 def test_the_keys_of_a_row() -> None:
     """Numbers that are not known are null, not left out; an error is there only if there is one."""
     assert row("packed", 1.0).as_json().keys() == KEYS
-    failed = Row("packed", "sst2", "qv", "lora", 1, error="out of memory").as_json()
+    failed = BenchRow("packed", "sst2", "qv", "lora", 1, error="out of memory").as_json()
     assert failed.keys() == KEYS | {"error"}
     assert failed["utilisation"] is None
 
 
-def test_lack_of_memory_is_a_finding_other_errors_are_failures() -> None:
-    assert not report(Row("packed", "sst2", "qv", "lora", 64, error="out of memory")).failed
-    assert report(row("loop", 1.0), Row("packed", "sst2", "qv", "lora", 1, error="ValueError: no")).failed
+def test_a_lack_of_memory_is_a_result_and_other_errors_are_failures() -> None:
+    assert not report(BenchRow("packed", "sst2", "qv", "lora", 64, error="out of memory")).failed
+    assert report(row("loop", 1.0), BenchRow("packed", "sst2", "qv", "lora", 1, error="ValueError: no")).failed

@@ -10,27 +10,27 @@ from bench_factory import report, row
 from rich.console import Console
 
 from lora_bench.bench import show
-from lora_bench.bench.rows import Row, with_ratios
-from lora_bench.bench.suite import Report
+from lora_bench.bench.rows import BenchRow, with_ratios
+from lora_bench.bench.suite import BenchReport
 
-FAILED = Row("packed", "rte", "attention+dense", "mixed", 64, True, error="RuntimeError: something broke")
-SHORT = Row("packed", "rte", "attention+dense", "mixed", 32, error="out of memory")
+FAILED = BenchRow("packed", "rte", "attention+dense", "mixed", 64, True, error="RuntimeError: something broke")
+SHORT = BenchRow("packed", "rte", "attention+dense", "mixed", 32, error="out of memory")
 
 
-def large() -> Report:
-    """Rates as wide as they come."""
+def large() -> BenchReport:
+    """A report with the widest numbers."""
     rows = [row("trainer", 11.25), row("processes-8", 45.5, k=8), row("packed", 123456.7, k=4096, mix="mixed")]
     return report(*with_ratios([*rows, SHORT, FAILED]))
 
 
-def shown(made: Report) -> str:
+def shown(bench_report: BenchReport) -> str:
     console = Console(file=io.StringIO(), width=80)
-    show.show(made, console)
+    show.print_report(bench_report, console)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
 
 
-def test_eighty_columns_hold_the_table() -> None:
+def test_the_table_fits_eighty_columns() -> None:
     text = shown(large())
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -39,26 +39,26 @@ def test_eighty_columns_hold_the_table() -> None:
     assert "RuntimeError: something broke" in text
 
 
-def test_random_weights_are_told() -> None:
+def test_random_weights_are_mentioned() -> None:
     assert "random weights" in shown(large())
-    assert "random weights" in show.markdown(large())
+    assert "random weights" in show.markdown_page(large())
 
 
-def test_uneven_repeats_are_told() -> None:
+def test_uneven_repeats_are_mentioned() -> None:
     assert "1 of 2 rows differ by more than 20%" in shown(report(row("loop", 9.0, 10.0, 13.0), row("packed", 9.0, 9.5)))
     assert "differ" not in shown(large())
 
 
 def test_the_page_has_a_line_for_each_row_and_a_cell_for_each_column() -> None:
-    lines = [line for line in show.markdown(large()).splitlines() if line.startswith("|")]
+    lines = [line for line in show.markdown_page(large()).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(large().rows)
-    assert {line.count("|") for line in lines} == {len(show.LONG) + 1}
+    assert {line.count("|") for line in lines} == {len(show.MARKDOWN_HEADS) + 1}
 
 
 def test_the_files(tmp_path: Path) -> None:
-    made = show.write(large(), tmp_path / "new", "mine")
+    made = show.write_report(large(), tmp_path / "new", "mine")
     assert [path.name for path in made] == ["mine.json", "mine.md"]
     content = json.loads(made[0].read_text())
     assert content.keys() == {"environment", "peak", "rows"}
     assert content["rows"] == json.loads(json.dumps([row.as_json() for row in large().rows]))
-    assert made[1].read_text() == show.markdown(large())
+    assert made[1].read_text() == show.markdown_page(large())

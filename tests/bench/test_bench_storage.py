@@ -1,4 +1,4 @@
-"""What adapters take on disk: the files' sizes are the values' and little more."""
+"""The size of adapters on disk: that of their values and little more."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def test_one_layer_of_roberta_base() -> None:
         assert 4 * row.values < row.adapter < 4 * row.values + 2048
         assert 2 * row.values < row.adapter_fp16 < 2 * row.values + 2048
         assert 4 * 592_130 < row.head < 4 * 592_130 + 1024
-    lines = storage.table([lora, mini]).splitlines()
+    lines = storage.markdown_table([lora, mini]).splitlines()
     assert lines[-1].startswith("| `mini` | 12,288 | ")
     assert f"| {lora.adapter / mini.adapter:.1f} |" in lines[-1]

@@ -1,4 +1,4 @@
-"""A benchmark from end to end, and what becomes of a measurement that fails."""
+"""A benchmark from end to end, and measurements that fail."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench_factory import SAMPLE, choice, measured, work
+from bench_factory import SAMPLE, bench_settings, measured, work
 from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peers, suite, workload
-from lora_bench.bench.suite import Report
+from lora_bench.bench.suite import BenchReport
 from lora_bench.cli import app
 from lora_bench.errors import BenchError
 
@@ -21,7 +21,7 @@ QUICK = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2"]
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """`lora-bench bench --quick` as a user calls it, with short windows."""
+    """`lora-bench bench --quick` as a user calls it, with short repeats."""
     out = tmp_path_factory.mktemp("bench")
     return out, CliRunner().invoke(app, [*QUICK, "--out", str(out)], env={"COLUMNS": "80"})
 
@@ -70,10 +70,10 @@ class Under:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
-        self.kept: list[Report] = []
+        self.saved: list[BenchReport] = []
         self.tmp_path = tmp_path
         monkeypatch.setattr(packed, "run", lambda cells, *_: measured(10.0 * len(cells)))
-        monkeypatch.setattr(peers, "trainer", lambda peer, workers: self.trainer())
+        monkeypatch.setattr(peers, "run_trainer", lambda peer, workers: self.trainer())
         monkeypatch.setattr(suite.peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
 
     def trainer(self) -> Any:
@@ -81,9 +81,9 @@ class Under:
         made.settings["dataloader_num_workers"] = 0
         return made
 
-    def run(self, **wishes: Any) -> Report:
-        made = choice(**{"peers": "trainer", "mix": ["lora"], **wishes})
-        return suite.Suite(made, self.tmp_path, self.said.append, self.kept.append).run()
+    def run(self, **options: Any) -> BenchReport:
+        made = bench_settings(**{"peers": "trainer", "mix": ["lora"], **options})
+        return suite.Suite(made, self.tmp_path, self.said.append, self.saved.append).run()
 
 
 @pytest.fixture
@@ -129,42 +129,42 @@ def test_another_error_is_a_row_too_and_a_failure(under: Under, monkeypatch: pyt
         (KeyError("x"), "KeyError: 'x'"),
     ],
 )
-def test_reasons(error: Exception, words: str) -> None:
-    assert suite.reason(error) == words
+def test_descriptions_of_errors(error: Exception, words: str) -> None:
+    assert suite.describe_error(error) == words
 
 
 def test_without_peft_the_peers_are_left_out_with_one_line(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "missing", lambda: ["peft"])
+    monkeypatch.setattr(peers, "missing_libraries", lambda: ["peft"])
     made = under.run(peers="trainer,loop")
-    told = "peft is not installed, trainer, loop left out: pip install 'lora-bench[bench]'"
-    assert under.said.count(told) == 1
+    message = "peft is not installed, trainer, loop left out: pip install 'lora-bench[bench]'"
+    assert under.said.count(message) == 1
     assert [row.variant for row in made.rows] == ["packed", "packed"]
     assert all(row.ratio_to_trainer is None for row in made.rows)
-    assert made.environment["left_out"] == told
+    assert made.environment["left_out"] == message
     assert not made.failed
 
 
 def test_nothing_is_said_of_peers_that_nobody_asked_for(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "missing", lambda: ["peft"])
+    monkeypatch.setattr(peers, "missing_libraries", lambda: ["peft"])
     assert under.run(peers="none").environment["left_out"] == ""
 
 
-def test_what_is_there_is_kept_after_each_row(under: Under) -> None:
+def test_the_report_is_saved_after_each_row(under: Under) -> None:
     under.run()
-    assert [len(report.rows) for report in under.kept] == [1, 2, 3]
+    assert [len(report.rows) for report in under.saved] == [1, 2, 3]
 
 
-def test_threads_are_set_and_given_back() -> None:
+def test_threads_are_set_and_restored() -> None:
     before = torch.get_num_threads()
     for count, inside in ((before + 1, before + 1), (None, before)):
-        with suite.on_threads(count):
+        with suite.torch_threads(count):
             assert torch.get_num_threads() == inside
         assert torch.get_num_threads() == before
 
 
 def test_auto_is_a_number_measured_once(under: Under) -> None:
-    cell = workload.cells(work(), "qv", "lora", 1, 64)[0]
-    auto = packed.automatic(torch.device("cpu"), cell, SAMPLE.location)
+    cell = workload.make_cells(work(), "qv", "lora", 1, 64)[0]
+    auto = packed.automatic_size(torch.device("cpu"), cell, SAMPLE.location)
     made = under.run(peers="none", pack=["1", str(auto), "auto"])
     assert [(row.k, row.auto) for row in made.rows] == [(1, False), (auto, True)]
 
@@ -172,7 +172,7 @@ def test_auto_is_a_number_measured_once(under: Under) -> None:
 def test_a_target_that_matches_nothing_ends_it_before_anything_is_measured(under: Under) -> None:
     with pytest.raises(BenchError, match="querry"):
         under.run(targets=["qv", "querry"])
-    assert under.kept == []
+    assert under.saved == []
 
 
 def test_a_usage_error_has_code_2_and_two_lines() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_factory import SAMPLE, choice, work
+from bench_factory import SAMPLE, bench_settings, work
 from safetensors.torch import load_file
 
 from lora_bench.bench import workload
@@ -18,24 +18,25 @@ from lora_bench.engine import randomness
 from lora_bench.engine.encoder.windows import slices
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.sample import ENCODER
+from lora_bench.training.tokenizer import load_tokenizer
 
 
 def test_the_order_is_our_trainers_without_the_rest_of_each_epoch() -> None:
     made = work()
-    assert made.order.shape == (workload.STEPS, 32)
+    assert made.order.shape == (workload.MAX_STEPS, 32)
     for epoch in (1, 2, 3):
         expected = slices(randomness.permutation(400, workload.SEED, "order", epoch), 32)[:12]
         assert np.array_equal(made.order[12 * (epoch - 1) : 12 * epoch], np.stack(expected))
-    assert made.epochs * 12 >= workload.STEPS
+    assert made.epochs * 12 >= workload.MAX_STEPS
     assert made.tokens[5] == made.table.lengths[made.order[5]].sum()
 
 
 def test_the_peers_read_the_same_batches() -> None:
     """A peer's data set, collated, has the tokens and labels of the order's rows, padded to the longest."""
     made = work()
-    rows = workload.rows_of(made.table, types=False)
+    rows = workload.table_rows(made.table, with_types=False)
     stream = Stream(rows, made.order)
-    batch = Collate(made.pad_id)([stream[32 * 7 + place] for place in range(32)])
+    batch = Collate(made.pad_id)([stream[32 * 7 + index] for index in range(32)])
     lengths = made.table.lengths[made.order[7]]
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
     assert batch["input_ids"].shape == (32, lengths.max())
@@ -58,7 +59,7 @@ def test_token_types_are_padded_with_zeros() -> None:
 
 @pytest.mark.parametrize("mix", ["lora", "mixed"])
 def test_cells_of_a_pack_all_differ_and_share_batches(mix: str) -> None:
-    made = workload.cells(work(), "qv", mix, 64, 768)
+    made = workload.make_cells(work(), "qv", mix, 64, 768)
     assert len(set(made)) == 64
     assert len({cell.id for cell in made}) == 64
     assert len({cell.shares_batches() for cell in made}) == 1
@@ -67,17 +68,17 @@ def test_cells_of_a_pack_all_differ_and_share_batches(mix: str) -> None:
 
 def test_mixes() -> None:
     """LoRA alone is of rank 16; the mix has four methods, each at five ranks, none above the encoder's width."""
-    assert {(cell.method, cell.rank) for cell in workload.cells(work(), "qv", "lora", 8, 768)} == {("lora", 16)}
-    mixed = {(cell.method, cell.rank) for cell in workload.cells(work(), "qv", "mixed", 20, 768)}
+    assert {(cell.method, cell.rank) for cell in workload.make_cells(work(), "qv", "lora", 8, 768)} == {("lora", 16)}
+    mixed = {(cell.method, cell.rank) for cell in workload.make_cells(work(), "qv", "mixed", 20, 768)}
     assert mixed == {(method, rank) for method in ("lora", "mini", "xs", "cora") for rank in (4, 8, 16, 32, 64)}
-    assert max(cell.rank or 0 for cell in workload.cells(work(), "qv", "mixed", 20, 40)) == 32
+    assert max(cell.rank or 0 for cell in workload.make_cells(work(), "qv", "mixed", 20, 40)) == 32
 
 
 def test_full_is_one_cell_that_has_nothing_of_an_adapter() -> None:
     """The method's own learning rate; it shares everything else with the others."""
-    (cell,) = workload.cells(work(), "all", "full", 1, 64)
+    (cell,) = workload.make_cells(work(), "all", "full", 1, 64)
     assert (cell.method, cell.lr, cell.targets, cell.rank, cell.alpha) == ("full", 2e-5, None, None, None)
-    assert cell.shares_batches() == workload.cells(work(), "qv", "lora", 1, 64)[0].shares_batches()
+    assert cell.shares_batches() == workload.make_cells(work(), "qv", "lora", 1, 64)[0].shares_batches()
 
 
 def test_tokens_of_a_sequence() -> None:
@@ -91,18 +92,21 @@ def test_a_directory_without_weights_is_given_random_ones(tmp_path: Path) -> Non
     bare.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (bare / name).write_bytes((ENCODER / name).read_bytes())
-    one = workload.place(choice(model=str(bare)), tmp_path / "one")
-    other = workload.place(choice(model=str(bare)), tmp_path / "other")
+    one = workload.prepare_model(bench_settings(model=str(bare)), tmp_path / "one")
+    other = workload.prepare_model(bench_settings(model=str(bare)), tmp_path / "other")
     assert one.random
     weights, same = (load_file(Path(model.location) / "model.safetensors") for model in (one, other))
     assert all(torch.equal(weights[name], same[name]) for name in weights)
-    assert workload.tokenizer_of(one)("the film")["input_ids"] == workload.tokenizer_of(SAMPLE)("the film")["input_ids"]
+    assert (
+        load_tokenizer(one.location, offline=True)("the film")["input_ids"]
+        == load_tokenizer(SAMPLE.location, offline=True)("the film")["input_ids"]
+    )
     assert not list(bare.glob("*.safetensors"))
     assert json.loads((Path(one.location) / "config.json").read_text())["num_hidden_layers"] == 4
 
 
 def test_a_model_with_weights_is_taken_as_it_is(tmp_path: Path) -> None:
-    made = workload.place(choice(), tmp_path)
+    made = workload.prepare_model(bench_settings(), tmp_path)
     assert (made.random, made.location) == (False, str(ENCODER))
 
 
@@ -111,7 +115,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, name: str, words: str, monkey
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     with pytest.raises(BenchError, match=words) as caught:
-        workload.place(choice(model=name), tmp_path)
+        workload.prepare_model(bench_settings(model=name), tmp_path)
     assert caught.value.code == MISSING
 
 

@@ -14,7 +14,7 @@ from lora_bench import methods
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.bases import basis, svd
 from lora_bench.engine.adapters.pack import Pack
-from lora_bench.forecast.demand import PASSES, adapters
+from lora_bench.forecast.demand import PASSES, count_adapters
 from lora_bench.forecast.geometry import Geometry
 from lora_bench.methods.recipe import Shape
 
@@ -73,16 +73,16 @@ def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
     targets = ("kv+ffn", "attention+dense") if method == "ia3" else ("qv", "attention+dense")
     cells = [cell(method, targets=own, rank=rank) for own in targets for rank in (2, 5)]
     pack = Pack(cells, backbone(), 2)
-    told = adapters(cells, TINY, 2)
-    assert told.values == sum(block.matrix.numel() for block in pack.blocks())
+    forecast = count_adapters(cells, TINY, 2)
+    assert forecast.trained == sum(block.matrix.numel() for block in pack.blocks())
     updates = pack.bank.updates()
-    assert told.operands == sum(update.A.numel() + update.B.numel() for update in updates.values())
+    assert forecast.operands == sum(update.A.numel() + update.B.numel() for update in updates.values())
     frozen = [value for group in pack.bank.groups for value in group.frozen.values()]
     frozen += [part for group in pack.bank.groups for own in (group.start or {}).values() for part in (own.A, own.B)]
     frozen += [norms.weight for group in pack.bank.groups for norms in group.row_norms.values()]
-    assert told.frozen == numbers(frozen)
+    assert forecast.frozen == numbers(frozen)
     kept = sum(update.gain.numel() for update in updates.values() if update.gain is not None)
-    assert told.kept * len(cells) == kept
+    assert forecast.kept_outputs * len(cells) == kept
     done = {what: getattr(u, what) for u in updates.values() for what in PASSES if getattr(u, what) is not None}
     assert {what for shape in ((32, 32), (32, 48)) for what in methods.get(method).touches(Shape(*shape))} == set(done)
 

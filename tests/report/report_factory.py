@@ -1,4 +1,4 @@
-"""Records made by hand: `record` for one, `small` for a few, `grid` for a whole experiment."""
+"""Factories of records: `record` for one, `small` for a few, `grid` for a whole experiment."""
 
 from __future__ import annotations
 
@@ -35,60 +35,84 @@ def record(
     device: str = "NVIDIA H200",
     **settings: Any,
 ) -> Record:
-    """A record of one cell: `mini` on sst2 with rank 4, a = b = 8 unless told otherwise."""
+    """A record of one cell: `mini` on sst2 with rank 4, a = b = 8 by default."""
     base: dict[str, Any] = {"model": "tiny", "data": "glue", "task": "sst2", "method": "mini", "seed": 0}
     if settings.get("method", "mini") == "mini":
         base |= {"rank": 4, "a": 8, "b": 8}
     if settings.get("method") not in ("head", "full"):
         base |= {"targets": "attention"}
     cell = Cell(**(base | settings))
-    counts = None if params is None else Counts(
-        adapter_params=params[0], head_params=params[1], adapter_bytes=4 * params[0], modules=24,
-        adapter_bytes_fp16=2 * params[0],
-    )  # fmt: skip
-    timing = None if seconds is None else Timing(
-        seconds=seconds, pack_seconds=seconds, pack_size=1, tokens=1, tokens_per_second=1.0
-    )  # fmt: skip
+    counts = (
+        None
+        if params is None
+        else Counts(
+            adapter_params=params[0],
+            head_params=params[1],
+            adapter_bytes=4 * params[0],
+            modules=24,
+            adapter_bytes_fp16=2 * params[0],
+        )
+    )
+    timing = (
+        None
+        if seconds is None
+        else Timing(seconds=seconds, pack_seconds=seconds, pack_size=1, tokens=1, tokens_per_second=1.0)
+    )
     rows = len(predictions) or (TASKS[cell.task].eval_rows if cell.task in TASKS else 0)
     return Record(
-        id=cell.id, cell=cell, status=status, reason=reason, metric=METRIC.get(cell.task, "accuracy"),
-        score=score, best=score, last=curve[-1].metrics.get(METRIC.get(cell.task, "accuracy")) if curve else score,
-        score_epoch=curve[0].epoch if curve else None, counts=counts, timing=timing, epochs=curve,
-        predictions=predictions, environment={"device": device, "lora_bench": "0.1.0"},
+        id=cell.id,
+        cell=cell,
+        status=status,
+        reason=reason,
+        metric=METRIC.get(cell.task, "accuracy"),
+        score=score,
+        best=score,
+        last=curve[-1].metrics.get(METRIC.get(cell.task, "accuracy")) if curve else score,
+        score_epoch=curve[0].epoch if curve else None,
+        counts=counts,
+        timing=timing,
+        epochs=curve,
+        predictions=predictions,
+        environment={"device": device, "lora_bench": "0.1.0"},
         data=DataInfo(source=cell.data, train_rows=1, eval_rows=rows, fingerprint=f"train+{cell.task}"),
         protocol=Protocol(split=split, select=cell.select, start=start, notes=notes),
-    )  # fmt: skip
+    )
 
 
 def epochs_of(*values: float | None, metric: str = "accuracy", held: tuple[float, ...] = ()) -> tuple[Epoch, ...]:
     """Epochs with these values of the metric, and of the same on what was held out."""
     return tuple(
-        Epoch(epoch=at, loss=1.0, metrics={metric: value}, held_out={metric: held[at - 1]} if held else None)
-        for at, value in enumerate(values, 1)
+        Epoch(epoch=number, loss=1.0, metrics={metric: value}, held_out={metric: held[number - 1]} if held else None)
+        for number, value in enumerate(values, 1)
     )
 
 
 def small() -> list[Record]:
     """mini with two ranks and two (a, b), lora, head; two tasks, three seeds, one of them failed."""
-    found = []
+    records = []
     for task, level in (("sst2", 0.9), ("cola", 0.5)):
         for seed in range(3):
             shift = level + 0.01 * seed
-            found += [
+            records += [
                 record(shift + 0.001 * rank + 0.0001 * a, task=task, seed=seed, rank=rank, a=a, b=2 * a)
                 for rank in (4, 8)
                 for a in (8, 16)
             ]
             failed = task == "sst2" and seed == 2
-            found.append(
+            records.append(
                 record(
-                    None if failed else shift + 0.02, task=task, seed=seed, method="lora", rank=4,
-                    params=(9000, 592_130), status="failed" if failed else "done",
+                    None if failed else shift + 0.02,
+                    task=task,
+                    seed=seed,
+                    method="lora",
+                    rank=4,
+                    params=(9000, 592_130),
+                    status="failed" if failed else "done",
                     reason="out of memory" if failed else None,
                 )
-            )  # fmt: skip
-            found.append(record(shift - 0.2, task=task, seed=seed, method="head", params=(0, 592_130)))
-    return found
+            )
+            records.append(record(shift - 0.2, task=task, seed=seed, method="head", params=(0, 592_130)))
+    return records
 
 
 def grid(tasks: tuple[str, ...] = ("cola", "rte", "sst2", "stsb"), seeds: int = 5) -> Iterator[Record]:
@@ -100,11 +124,19 @@ def grid(tasks: tuple[str, ...] = ("cola", "rte", "sst2", "stsb"), seeds: int = 
                 bad = draw.random() < 0.01
                 score = LEVEL[task] + gain + draw.gauss(0, 0.004)
                 yield record(
-                    None if bad else round(score, 6), status="diverged" if bad else "done",
+                    None if bad else round(score, 6),
+                    status="diverged" if bad else "done",
                     reason="loss is not finite at step 120" if bad else None,
-                    params=(params, 592_130 if task != "stsb" else 591_361), model="FacebookAI/roberta-base",
-                    data="glue@bcdcba79", task=task, method=method, rank=rank, a=a, b=b, seed=seed,
-                )  # fmt: skip
+                    params=(params, 592_130 if task != "stsb" else 591_361),
+                    model="FacebookAI/roberta-base",
+                    data="glue@bcdcba79",
+                    task=task,
+                    method=method,
+                    rank=rank,
+                    a=a,
+                    b=b,
+                    seed=seed,
+                )
 
 
 def _points() -> Iterator[tuple[str, int | None, int | None, int | None, float, int]]:

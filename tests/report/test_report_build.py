@@ -18,7 +18,7 @@ from rich.console import Console
 from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
 from lora_bench.report import build
 from lora_bench.report.content import gather
-from lora_bench.report.formats.html import page
+from lora_bench.report.formats.html import html_page
 from lora_bench.store import Loaded, write_record
 
 BUILD = """
@@ -26,8 +26,9 @@ import sys
 import time
 from pathlib import Path
 from rich.console import Console
-from lora_bench.report import build, encoding
-encoding.MANY = 0  # figures are encoded in other processes
+from lora_bench.report import build
+from lora_bench.report.figures import encoding
+encoding.POOL_THRESHOLD = 0  # figures are encoded in other processes
 build(Path(sys.argv[1]), Path(sys.argv[2]), Console(width=120, stderr=True))
 print("torch" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
@@ -45,11 +46,14 @@ def test_files(fill: Fill, tmp_path: Path, console: Console) -> None:
     figures = ("figure2", "accuracy_vs_rank", "score_vs_params", "score_vs_bytes", "heat-mini")
     ranks = [f"rank-tiny-attention-{task}-{which}" for task in ("cola", "sst2") for which in ("mini", "others")]
     assert set(before) == {
-        "report.html", "report.md", "report.tex", "report.json",
+        "report.html",
+        "report.md",
+        "report.tex",
+        "report.json",
         *(f"tables/{name}-tiny-attention.{kind}" for name in tables for kind in ("csv", "tex")),
         *(f"tables/{name}.{kind}" for name in (*ranks, "unfinished") for kind in ("csv", "tex")),
         *(f"figures/{name}-tiny-attention.{kind}" for name in figures for kind in ("png", "svg", "pdf")),
-    }  # fmt: skip
+    }
     named = {report.page, *report.reports, *report.tables, *report.figures}
     assert named == {path for path in out.rglob("*") if path.is_file()}
     assert (report.code, report.broken) == (DONE, ())
@@ -149,9 +153,11 @@ def test_ten_thousand_rows_are_quick_to_sort_out() -> None:
     """A tenth of what the report must bear in half a minute, without reading and drawing."""
     cells = [
         record(0.5 + 0.001 * lr, task=task, rank=rank, seed=seed, lr=lr * 1e-4)
-        for task in ("cola", "sst2", "rte", "stsb") for rank in (4, 8, 16, 32, 64)
-        for lr in range(1, 101) for seed in range(5)
-    ]  # fmt: skip
+        for task in ("cola", "sst2", "rte", "stsb")
+        for rank in (4, 8, 16, 32, 64)
+        for lr in range(1, 101)
+        for seed in range(5)
+    ]
     start = time.process_time()
-    page(gather(Loaded(tuple(cells), ())))
+    html_page(gather(Loaded(tuple(cells), ())))
     assert time.process_time() - start < 6

@@ -15,21 +15,21 @@ from report_factory import epochs_of, record, small
 
 from lora_bench.methods import RECIPES
 from lora_bench.report.figures import cost_plots, heat_maps, learning_curves
-from lora_bench.report.figures.catalogue import figures
-from lora_bench.report.figures.cost_plots import Point, pareto
-from lora_bench.report.figures.drawing import MOST, encode, in_pages, looks, parted
-from lora_bench.report.figures.rank_plots import Panel, draw, paired_only, panels, rank_figures
-from lora_bench.report.numbers.rows import rows
-from lora_bench.report.numbers.slots import Piece, pieces
+from lora_bench.report.figures.catalogue import all_figures
+from lora_bench.report.figures.cost_plots import CostPoint, pareto_front
+from lora_bench.report.figures.drawing import MAX_METHODS, divide_methods, encode_figure, method_styles, paginate
+from lora_bench.report.figures.rank_plots import RankPanel, draw_rank_page, paired_only, rank_figures, rank_panels
+from lora_bench.report.numbers.entries import Subset, comparable_subsets
+from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.store import Record
 
 
-def piece(records: list[Record]) -> Piece:
-    return pieces(rows(records))[0]
+def subset(records: list[Record]) -> Subset:
+    return comparable_subsets(cell_rows(records))[0]
 
 
-def pages(piece: Piece) -> list[Sequence[Panel]]:
-    return in_pages(panels(piece))
+def pages(subset: Subset) -> list[Sequence[RankPanel]]:
+    return paginate(rank_panels(subset))
 
 
 def curves(ax: Axes) -> list[Line2D]:
@@ -38,7 +38,7 @@ def curves(ax: Axes) -> list[Line2D]:
 
 
 def figure(records: list[Record]) -> Figure:
-    return draw("tiny", pages(piece(records))[0])
+    return draw_rank_page("tiny", pages(subset(records))[0])
 
 
 def legend(drawn: Figure) -> list[str]:
@@ -65,7 +65,7 @@ def test_title_says_what_is_averaged() -> None:
 def test_title_and_legend_lie_within_the_figure(tasks: tuple[str, ...], name: str) -> None:
     methods = [(name, 4), *((f"method-{number} with a long name", 4) for number in range(6)), ("head", None)]
     rows = [record(0.5, task=task, method=method, rank=rank) for task in tasks for method, rank in methods]
-    drawn = draw("x/" * 140, pages(piece(rows))[0])
+    drawn = draw_rank_page("x/" * 140, pages(subset(rows))[0])
     drawn.canvas.draw()
     for artist in (drawn.legends[0], *drawn.texts):
         box = artist.get_window_extent()
@@ -108,22 +108,24 @@ def test_methods_differ_in_colour_marker_and_line() -> None:
 
 
 def test_many_methods_all_look_different() -> None:
-    found = looks([*RECIPES, *(f"other-{number}" for number in range(8))])
-    assert len({(look.colour, look.marker, str(look.dashes)) for look in found.values()}) == len(found) > 20
+    found = method_styles([*RECIPES, *(f"other-{number}" for number in range(8))])
+    assert len({(style.colour, style.marker, str(style.dashes)) for style in found.values()}) == len(found) > 20
 
 
 def test_many_methods_go_on_several_figures_each_beside_the_references() -> None:
     names = [f"m{number:02d}" for number in range(11)] + ["lora", "head"]
-    assert parted([*names[:MOST], "lora", "full", "head"]) == [frozenset({*names[:MOST], "lora", "full", "head"})]
-    parts = parted(names)
+    assert divide_methods([*names[:MAX_METHODS], "lora", "full", "head"]) == [
+        frozenset({*names[:MAX_METHODS], "lora", "full", "head"})
+    ]
+    parts = divide_methods(names)
     assert [len(part) for part in parts] == [5, 6, 6]
     assert all({"lora", "head"} <= part for part in parts)
     assert frozenset().union(*parts) == set(names)
-    made = rank_figures("tiny", panels(piece([record(0.5, method=name, rank=4) for name in names])))
+    made = rank_figures("tiny", rank_panels(subset([record(0.5, method=name, rank=4) for name in names])))
     assert [len(legend(each)) for each in made] == [5, 6, 6]
 
 
-def test_a_level_far_below_is_told_and_does_not_press_the_lines() -> None:
+def test_a_level_far_below_is_written_and_does_not_compress_the_lines() -> None:
     lines = [record(0.8 + rank / 1000, method="lora", rank=rank) for rank in (4, 8, 64)]
     ax = figure([*lines, record(0.3, method="head", rank=None)]).axes[0]
     assert ax.get_ylim()[0] > 75
@@ -132,9 +134,9 @@ def test_a_level_far_below_is_told_and_does_not_press_the_lines() -> None:
 
 def test_tasks_go_four_to_a_page() -> None:
     tasks = ("cola", "sst2", "mrpc", "stsb", "rte")
-    found = pages(piece([record(0.5, task=task) for task in tasks]))
+    found = pages(subset([record(0.5, task=task) for task in tasks]))
     assert [len(page) for page in found] == [4, 1]
-    assert len(draw("tiny", found[0]).axes) == 4
+    assert len(draw_rank_page("tiny", found[0]).axes) == 4
 
 
 def test_an_empty_panel_is_off() -> None:
@@ -151,17 +153,17 @@ def test_one_scale_for_one_metric_unless_it_flattens() -> None:
 
 
 def test_no_figure_without_ranks_or_scores() -> None:
-    assert panels(piece([record(0.5, method="head")])) == ()
-    assert pages(piece([record(None, status="failed")])) == []
+    assert rank_panels(subset([record(0.5, method="head")])) == ()
+    assert pages(subset([record(None, status="failed")])) == []
 
 
 def test_a_rank_without_a_score_is_no_point() -> None:
-    (panel,) = panels(piece([record(0.5), record(None, status="diverged", rank=8)]))
+    (panel,) = rank_panels(subset([record(0.5), record(None, status="diverged", rank=8)]))
     assert list(panel.lines["mini"]) == [4]
 
 
 def test_bytes_are_the_same_and_hold_no_date() -> None:
-    first, second = (encode(figure(small())) for _ in range(2))
+    first, second = (encode_figure(figure(small())) for _ in range(2))
     assert first == second
     assert first["png"].startswith(b"\x89PNG")
     assert b"Software" not in first["png"]
@@ -172,33 +174,32 @@ def test_bytes_are_the_same_and_hold_no_date() -> None:
 
 def test_settings_of_matplotlib_stay_and_do_not_matter() -> None:
     records = [record(0.5)]
-    wanted = encode(figure(records))["svg"]
+    wanted = encode_figure(figure(records))["svg"]
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": "x", "axes.grid": True}):
         before = dict(matplotlib.rcParams)
-        assert encode(figure(records))["svg"] == wanted
+        assert encode_figure(figure(records))["svg"] == wanted
         assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize("name", ["$\\frac{1$", "_hidden", "\u4e2d\u6587", "\x1b[31mred", "\ud800", "<&>"])
 def test_names_from_outside_are_drawn_as_they_read(name: str) -> None:
-    drawn = draw(name, pages(piece([record(0.5, method=name.replace("\ud800", "") or "x", rank=4)]))[0])
-    assert encode(drawn)["svg"]
+    drawn = draw_rank_page(name, pages(subset([record(0.5, method=name.replace("\ud800", "") or "x", rank=4)]))[0])
+    assert encode_figure(drawn)["svg"]
     assert len(legend(drawn)) == 1
 
 
 def test_the_papers_figure_shows_the_methods_with_a_and_b_alone() -> None:
-    (only,) = {tuple(panel.lines) for panel in paired_only(panels(piece(small())))}
+    (only,) = {tuple(panel.lines) for panel in paired_only(rank_panels(subset(small())))}
     assert only == ("mini",)
-    assert paired_only(panels(piece([record(0.5, method="lora", rank=4)]))) == ()
+    assert paired_only(rank_panels(subset([record(0.5, method="lora", rank=4)]))) == ()
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
     draw = random.Random(0)
-    points = [Point("m", draw.randint(1, 20), draw.randint(0, 9) / 10, 0.0) for _ in range(60)]
+    points = [CostPoint("m", draw.randint(1, 20), draw.randint(0, 9) / 10, 0.0) for _ in range(60)]
     unbeaten = {
         (point.cost, point.mean)
         for point in points
-        for place in [(point.cost, point.mean)]
         if not any(
             other.cost <= point.cost
             and other.mean >= point.mean
@@ -206,42 +207,42 @@ def test_the_front_is_what_no_other_point_beats() -> None:
             for other in points
         )
     }
-    front = pareto(points)
+    front = pareto_front(points)
     assert {(point.cost, point.mean) for point in front} == unbeaten
     assert [point.cost for point in front] == sorted(point.cost for point in front)
 
 
 def test_cost_panels_hold_every_setting_and_draw_what_is_free_as_a_level() -> None:
-    (panel, _) = cost_plots.panels(piece(small()), "params")
+    (panel, _) = cost_plots.cost_panels(subset(small()), "params")
     assert sorted({point.cost for point in panel.points}) == [1000, 9000]
     assert [point.label for point in panel.free] == ["head"]
     assert panel.front[-1].label == "lora"
-    (drawn,) = cost_plots.cost_figures(piece(small()), "params")
+    (drawn,) = cost_plots.cost_figures(subset(small()), "params")
     assert drawn.axes[0].get_xscale() == "log"
     drawn.draw_without_rendering()
     assert "$" not in "".join(label.get_text() for label in drawn.axes[0].get_xticklabels())
 
 
 def test_no_cost_no_figure() -> None:
-    assert cost_plots.cost_figures(piece([record(0.5, params=None)]), "bytes") == []
-    assert cost_plots.cost_figures(piece([record(0.5)]), "seconds") == []
+    assert cost_plots.cost_figures(subset([record(0.5, params=None)]), "bytes") == []
+    assert cost_plots.cost_figures(subset([record(0.5)]), "seconds") == []
 
 
 def test_heat_map_is_a_by_b_with_gaps() -> None:
     records = [record(0.5 + a / 1000 + b / 10_000, a=a, b=b) for a in (8, 16) for b in (8, 16) if (a, b) != (16, 16)]
-    maps = heat_maps.heat_maps(piece(records))
-    (drawn,) = heat_maps.heat_figures(piece(records), "mini", maps["mini"])
+    maps = heat_maps.heat_maps(subset(records))
+    (drawn,) = heat_maps.heat_figures(subset(records), "mini", maps["mini"])
     (image,) = drawn.axes[0].images
     values = image.get_array()
     assert values is not None
     assert values[0, 1] == pytest.approx(0.5 + 0.008 + 0.0016)
     assert [text.get_text() for text in drawn.axes[0].texts] == ["50.9", "51.0", "51.7", "–"]
-    assert heat_maps.heat_maps(piece([record(0.5)])) == {}
+    assert heat_maps.heat_maps(subset([record(0.5)])) == {}
 
 
 def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
     records = [record(0.5 + a / 1000, a=a) for a in range(1, 13)]
-    (drawn,) = heat_maps.heat_figures(piece(records), "mini", heat_maps.heat_maps(piece(records))["mini"])
+    (drawn,) = heat_maps.heat_figures(subset(records), "mini", heat_maps.heat_maps(subset(records))["mini"])
     assert len(drawn.axes) == 2
     assert len(drawn.axes[0].texts) == 0
     drawn.draw_without_rendering()
@@ -250,21 +251,25 @@ def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
 
 def test_learning_curve_is_the_mean_of_the_seeds_that_ended() -> None:
     seeds = [record(0.9, seed=seed, curve=epochs_of(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
-    lost = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
-    (panel,) = learning_curves.panels(piece([*seeds, lost]))
+    diverged = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
+    (panel,) = learning_curves.curve_panels(subset([*seeds, diverged]))
     (first, second) = panel.curves["mini"]
     assert first == pytest.approx((1, 0.6, 0.1))
     assert second == pytest.approx((2, 0.9, 0))
 
 
 def test_a_method_looks_the_same_whatever_stands_beside_it() -> None:
-    assert looks(["head", "lora", "mini"])["mini"] == looks(["mini", "xs"])["mini"]
-    assert list(looks(["head", "zzz", "xs", "lora"])) == ["lora", "xs", "zzz", "head"]
+    assert method_styles(["head", "lora", "mini"])["mini"] == method_styles(["mini", "xs"])["mini"]
+    assert list(method_styles(["head", "zzz", "xs", "lora"])) == ["lora", "xs", "zzz", "head"]
 
 
 def test_every_figure_has_a_name_of_its_own() -> None:
-    names = [name for _, name, _ in figures(piece(small()), "stem")]
+    names = [name for _, name, _ in all_figures(subset(small()), "stem")]
     assert len(set(names)) == len(names)
     assert {name.partition("-")[0] for name in names} == {
-        "figure2", "accuracy_vs_rank", "score_vs_params", "score_vs_bytes", "heat",
-    }  # fmt: skip
+        "figure2",
+        "accuracy_vs_rank",
+        "score_vs_params",
+        "score_vs_bytes",
+        "heat",
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,23 +11,27 @@ from report_factory import epochs_of, record
 from scipy import stats
 
 from lora_bench.report.numbers import published, symmetry, versus
-from lora_bench.report.numbers.intervals import slot_interval
-from lora_bench.report.numbers.rows import rows
+from lora_bench.report.numbers.entries import Column, Subset, comparable_subsets
+from lora_bench.report.numbers.intervals import score_interval
+from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.selection import selection_tables
-from lora_bench.report.numbers.slots import Column, Piece, pieces
-from lora_bench.report.numbers.tables import Table, signed
+from lora_bench.report.numbers.tables import ReportTable, signed_percent
 from lora_bench.store import DataInfo, Record
 
 ROWS = 200
 
 
-def piece(records: list[Record]) -> Piece:
-    return pieces(rows(records))[0]
+def subsets(records: Iterable[Record]) -> tuple[Subset, ...]:
+    return comparable_subsets(cell_rows(records))
 
 
-def texts(table: Table, head: str) -> list[str]:
-    at = table.heads.index(head)
-    return [row[at].text for row in table.rows]
+def subset(records: Iterable[Record]) -> Subset:
+    return subsets(records)[0]
+
+
+def texts(table: ReportTable, head: str) -> list[str]:
+    column = table.heads.index(head)
+    return [row[column].text for row in table.rows]
 
 
 def cell(draw: random.Random, level: float, **settings: Any) -> Record:
@@ -46,8 +51,8 @@ def two_methods(level: float, seeds: int = 5) -> list[Record]:
 
 
 def test_against_lora_by_seed_and_by_example() -> None:
-    (found,) = versus.comparisons(piece(two_methods(0.9)))
-    one, other = (list(slot.scores.values()) for slot in (found.slot, found.reference))
+    (found,) = versus.compare_with_lora(subset(two_methods(0.9)))
+    one, other = (list(entry.scores.values()) for entry in (found.entry, found.reference))
     assert found.p == pytest.approx(stats.ttest_rel(one, other).pvalue)
     assert found.examples is not None
     assert (found.examples.rows, found.examples.bound) == (ROWS, False)
@@ -58,29 +63,29 @@ def test_against_lora_by_seed_and_by_example() -> None:
     assert found.interval.low <= found.mean <= found.interval.high
     assert found.verdict == "above"
     assert versus.sentences([found])[0].startswith("SST-2: mini r=4 a=8 b=8 is")
-    (table,) = versus.versus_table(piece(two_methods(0.9)), [found])
+    (table,) = versus.comparison_tables(subset(two_methods(0.9)), [found])
     assert texts(table, "verdict") == ["above"]
 
 
-def test_many_methods_not_told_apart_are_counted() -> None:
+def test_many_methods_that_do_not_differ_are_counted() -> None:
     draw = random.Random(0)
     same = [
         record(draw.uniform(0.8, 0.9), method=name, rank=8, seed=seed)
         for name in ("lora", "xs", "pissa", "olora", "rslora", "vera", "dora")
         for seed in range(4)
     ]
-    *_, last = versus.sentences(versus.comparisons(piece(same)))
+    *_, last = versus.sentences(versus.compare_with_lora(subset(same)))
     assert last == "Not told apart from LoRA by these seeds, which is not the same as equal. SST-2: 6 of 6 methods."
 
 
 def test_two_seeds_are_not_tested() -> None:
-    (found,) = versus.comparisons(piece(two_methods(0.9, seeds=2)))
+    (found,) = versus.compare_with_lora(subset(two_methods(0.9, seeds=2)))
     assert (found.p, found.interval, found.verdict) == (None, None, "not tested")
     assert "not tested. SST-2: mini." in versus.sentences([found])[0]
 
 
-def test_the_same_is_not_told_apart() -> None:
-    (found,) = versus.comparisons(piece(two_methods(0.7)))
+def test_equal_methods_do_not_differ() -> None:
+    (found,) = versus.compare_with_lora(subset(two_methods(0.7)))
     assert found.verdict == "not told apart"
 
 
@@ -88,14 +93,14 @@ def test_only_shared_seeds_are_paired() -> None:
     records = [record(0.9, seed=seed) for seed in range(4)] + [
         record(0.8, seed=seed, method="lora", rank=8) for seed in (1, 2, 3, 7)
     ]
-    (found,) = versus.comparisons(piece(records))
+    (found,) = versus.compare_with_lora(subset(records))
     assert len(found.differences) == 3
-    assert versus.comparisons(piece([record(0.9), record(0.8, seed=1, method="lora", rank=8)])) == ()
+    assert versus.compare_with_lora(subset([record(0.9), record(0.8, seed=1, method="lora", rank=8)])) == ()
 
 
-def test_holm_is_over_all_comparisons_of_the_piece() -> None:
+def test_holm_is_over_all_comparisons_of_the_subset() -> None:
     other = [record(0.72 + 0.01 * seed, seed=seed, method="xs", rank=4) for seed in range(5)]
-    found = versus.comparisons(piece([*two_methods(0.9), *other]))
+    found = versus.compare_with_lora(subset([*two_methods(0.9), *other]))
     assert len(found) == 2
     smallest = min(found, key=lambda each: each.p or 1)
     assert smallest.p is not None
@@ -106,20 +111,20 @@ def test_other_rows_are_not_compared_by_example() -> None:
     records = two_methods(0.9)
     data = DataInfo(source="glue", train_rows=1, eval_rows=ROWS, fingerprint="train+other")
     changed = [each.model_copy(update={"data": data}) if each.cell.method == "lora" else each for each in records]
-    (found,) = versus.comparisons(piece(changed))
+    (found,) = versus.compare_with_lora(subset(changed))
     assert found.examples is None
     assert found.p is not None
 
 
 def test_without_lora_there_is_nothing_to_compare() -> None:
-    assert versus.comparisons(piece([record(0.9)])) == ()
-    assert versus.versus_table(piece([record(0.9)]), ()) == []
+    assert versus.compare_with_lora(subset([record(0.9)])) == ()
+    assert versus.comparison_tables(subset([record(0.9)]), ()) == []
 
 
 def test_an_interval_stays_within_the_metric() -> None:
     draw = random.Random(1)
-    (slot,) = piece([cell(draw, 0.999, seed=seed) for seed in range(3)]).columns[Column("sst2", "accuracy")]
-    found = slot_interval(Column("sst2", "accuracy"), slot)
+    (entry,) = subset([cell(draw, 0.999, seed=seed) for seed in range(3)]).columns[Column("sst2", "accuracy")]
+    found = score_interval(Column("sst2", "accuracy"), entry)
     assert found is not None
     assert found.high <= 1.0
 
@@ -130,7 +135,7 @@ def test_examples_that_all_seeds_miss_widen_the_interval() -> None:
     curves = [{"score": score, "epochs": epochs_of(score)} for score in scores]
     records = [each.model_copy(update=update) for each, update in zip(missed, curves, strict=True)]
     bare = [each.model_copy(update={"predictions": ()}) for each in records]
-    wide, narrow = (slot_interval(column, piece(each).columns[column][0]) for each in (records, bare))
+    wide, narrow = (score_interval(column, subset(each).columns[column][0]) for each in (records, bare))
     assert wide is not None
     assert narrow is not None
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
@@ -148,7 +153,7 @@ def mirrored(gain: float) -> list[Record]:
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.02, "a"), (-0.02, "b"), (0.0, "not told apart")])
 def test_symmetry(gain: float, verdict: str) -> None:
-    (found,) = symmetry.symmetries(piece(mirrored(gain)))
+    (found,) = symmetry.measure_symmetry(subset(mirrored(gain)))
     assert found.verdict == verdict
     assert found.pairs == 2
     by_hand = [
@@ -163,12 +168,12 @@ def test_symmetry(gain: float, verdict: str) -> None:
     ]
     assert found.differences == pytest.approx(by_hand)
     assert found.p == pytest.approx(stats.ttest_1samp(by_hand, 0.0).pvalue)
-    (table,) = symmetry.symmetry_table(piece(mirrored(gain)), [found])
+    (table,) = symmetry.symmetry_tables(subset(mirrored(gain)), [found])
     assert texts(table, "more") == [verdict]
 
 
 def test_without_mirrored_pairs_symmetry_says_nothing() -> None:
-    assert symmetry.symmetries(piece([record(0.5, a=8, b=16), record(0.6, a=8, b=8)])) == ()
+    assert symmetry.measure_symmetry(subset([record(0.5, a=8, b=16), record(0.6, a=8, b=8)])) == ()
 
 
 def test_best_last_and_held_out_side_by_side() -> None:
@@ -176,7 +181,7 @@ def test_best_last_and_held_out_side_by_side() -> None:
         record(0.9, seed=seed, select="held-out", curve=epochs_of(0.7, 0.9, 0.8 + seed / 100, held=(0.6, 0.5, 0.4)))
         for seed in range(3)
     ]
-    (table,) = selection_tables(piece(records))
+    (table,) = selection_tables(subset(records))
     assert texts(table, "best epoch") == ["90.0 ± 0.0; 90.0 (3)"]
     assert texts(table, "last epoch") == ["81.0 ± 1.0; 81.0 (3)"]
     assert texts(table, "held-out epoch") == ["70.0 ± 0.0; 70.0 (3)"]
@@ -184,15 +189,15 @@ def test_best_last_and_held_out_side_by_side() -> None:
     assert texts(table, "best − held-out") == ["+20.0"]
 
 
-def test_held_out_is_a_dash_where_it_was_not_kept() -> None:
-    (table,) = selection_tables(piece([record(0.9)]))
+def test_held_out_is_a_dash_where_it_was_not_recorded() -> None:
+    (table,) = selection_tables(subset([record(0.9)]))
     assert texts(table, "held-out epoch") == ["—"]
     assert "not recorded" in table.notes[-1]
-    assert selection_tables(piece([record(None, status="failed")])) == []
+    assert selection_tables(subset([record(None, status="failed")])) == []
 
 
 def test_signs() -> None:
-    assert [signed(value) for value in (0.01, -0.01, 0.0001, None)] == ["+1.0", "-1.0", "0.0", "—"]
+    assert [signed_percent(value) for value in (0.01, -0.01, 0.0001, None)] == ["+1.0", "-1.0", "0.0", "—"]
 
 
 # ---- the published numbers
@@ -207,12 +212,12 @@ AVERAGES = {
 
 @pytest.mark.parametrize(("row", "average"), AVERAGES.items(), ids=lambda value: str(value))
 def test_rows_average_as_their_tables_print(row: tuple[str, str], average: float) -> None:
-    values = [each.value for each in published.published() if (each.row, each.model) == row]
+    values = [each.value for each in published.published_values() if (each.row, each.model) == row]
     assert sum(values) / len(values) == pytest.approx(average, abs=0.08)
 
 
 def test_every_value_was_read_and_says_where() -> None:
-    for each in published.published():
+    for each in published.published_values():
         assert each.tag == "READ"
         assert each.source
         assert each.table
@@ -231,8 +236,8 @@ def lora(score: float, seeds: int = 5, **other: Any) -> list[Record]:
     return [record(score + draw.gauss(0, 0.002), seed=seed, **settings) for seed in range(seeds)]
 
 
-def against(records: list[Record], task: str = "sst2", row: str = "LoRA r=8") -> published.Verdict:
-    found = published.verdicts(pieces(rows(records)))
+def against(records: list[Record], task: str = "sst2", row: str = "LoRA r=8") -> published.PublishedComparison:
+    found = published.compare_with_published(subsets(records))
     return next(each for each in found if (each.published.row, each.published.task) == (row, task))
 
 
@@ -243,7 +248,7 @@ def test_within_and_outside(score: float, verdict: str) -> None:
     assert found.interval is not None
     assert (found.interval.low <= 0 <= found.interval.high) == (verdict == "within")
     assert found.difference == pytest.approx(score - 0.951, abs=0.002)
-    assert "epochs 10 here, 60 there" in found.because
+    assert "epochs 10 here, 60 there" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -263,19 +268,19 @@ def test_within_and_outside(score: float, verdict: str) -> None:
 def test_what_is_not_comparable_says_why(records: list[Record], reason: str) -> None:
     found = against(records)
     assert found.verdict == "not comparable"
-    assert reason in found.because
+    assert reason in found.reason
 
 
 def test_an_mnli_start_and_a_metric_variant_are_not_comparable() -> None:
-    assert "MNLI start there" in against(lora(0.8, task="rte"), "rte").because
+    assert "MNLI start there" in against(lora(0.8, task="rte"), "rte").reason
     spearman = against(lora(0.9, task="stsb"), "stsb", "LoRA r=8, Spearman")
-    assert "metric variant (Spearman)" in spearman.because
+    assert "metric variant (Spearman)" in spearman.reason
 
 
 def test_the_table_has_every_value() -> None:
-    found = published.verdicts(pieces(rows(lora(0.951))))
+    found = published.compare_with_published(subsets(lora(0.951)))
     table = published.published_table(found)
-    assert len(table.rows) == len(table.data) == len(published.published())
+    assert len(table.rows) == len(table.data) == len(published.published_values())
     assert sum(text == "within" for text in texts(table, "verdict")) == 1
     assert published.sentences(found) == [
         f"Of {len(found)} published values: 1 within, 0 outside, {len(found) - 1} not comparable."

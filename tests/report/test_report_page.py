@@ -1,4 +1,4 @@
-"""The page in a real browser: it sorts, filters, hovers, draws, fits a phone, complains of nothing and asks no one."""
+"""The page in a real browser: it sorts, filters, hovers, draws, fits a phone, logs no error and sends no request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from report_factory import epochs_of, record
 
 from lora_bench.report.content import gather
-from lora_bench.report.formats.html import page
+from lora_bench.report.formats.html import html_page
 from lora_bench.store import Loaded, Record
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -44,7 +44,7 @@ def records() -> list[Record]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("browser")
-    (folder / "report.html").write_text(page(gather(Loaded(tuple(records()), ()))), encoding="utf-8")
+    (folder / "report.html").write_text(html_page(gather(Loaded(tuple(records()), ()))), encoding="utf-8")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
@@ -96,7 +96,7 @@ def test_it_is_ready_and_draws(browser: Any) -> None:
         assert run(browser, f"return document.querySelectorAll('#{chart} .scatterlayer .trace').length") > 0, chart
 
 
-def test_sorting_turns_about(browser: Any) -> None:
+def test_sorting_twice_reverses_the_order(browser: Any) -> None:
     type_filter(browser, "")
     down = [float(value) for value in column(browser, "mean") if value != "—"]
     assert down == sorted(down, reverse=True)
@@ -176,8 +176,8 @@ def test_names_from_outside_do_nothing(browser: Any) -> None:
     assert EVIL in column(browser, "method")
 
 
-def test_nothing_was_complained_of_and_no_one_was_asked(browser: Any) -> None:
-    """Last: over all that was done above."""
+def test_no_error_was_logged_and_no_request_was_sent(browser: Any) -> None:
+    """This test is the last, so that it covers the others."""
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
@@ -186,7 +186,7 @@ def test_nothing_was_complained_of_and_no_one_was_asked(browser: Any) -> None:
 
 
 def test_the_page_names_no_address_to_load() -> None:
-    written = page(gather(Loaded(tuple(records()), ())))
+    written = html_page(gather(Loaded(tuple(records()), ())))
     head = Path(__file__).parents[2] / "lora_bench" / "report" / "assets" / "page.html"
     assert "default-src 'none'" in head.read_text()
     for tag in ('<link rel="stylesheet', "<script src", "<img", "@import", "<iframe"):

@@ -11,11 +11,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lora_bench.report.content import gather
-from lora_bench.report.formats.render import SHOWN, print_table
-from lora_bench.report.numbers.rows import rows as rows_of
+from lora_bench.report.formats.render import MAX_ROWS, print_table
+from lora_bench.report.numbers.entries import comparable_subsets
+from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.score_tables import method_table, rank_tables
-from lora_bench.report.numbers.slots import pieces
-from lora_bench.report.numbers.tables import Table, unfinished
+from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.store import Loaded, Record
 
 AT_80 = """
@@ -152,9 +152,13 @@ def rows() -> Iterator[Record]:
             for rank in (4, 16, 64, 256, 1024):
                 if (task, rank, seed) == ("sst2", 16, 1):
                     yield record(
-                        None, task=task, rank=rank, seed=seed, status="diverged",
+                        None,
+                        task=task,
+                        rank=rank,
+                        seed=seed,
+                        status="diverged",
                         reason="the loss is not finite at step 120 of 4210",
-                    )  # fmt: skip
+                    )
                 else:
                     yield record(score + rank / 1e5, task=task, rank=rank, seed=seed)
                 if task == "sst2":
@@ -162,17 +166,17 @@ def rows() -> Iterator[Record]:
         yield record(0.8, task="stsb", method="head", seed=seed)
 
 
-def tables(records: Iterable[Record]) -> tuple[Table, ...]:
+def tables(records: Iterable[Record]) -> tuple[ReportTable, ...]:
     return gather(Loaded(tuple(records), ())).tables
 
 
 @pytest.mark.parametrize(("width", "wanted"), [(80, AT_80), (120, AT_120)])
 def test_terminal(width: int, wanted: str) -> None:
     console = Console(file=io.StringIO(), width=width)
-    found = rows_of(rows())
-    (piece,) = pieces(found)
-    shortened = [table for table in rank_tables(piece) if table.title.startswith("SST-2")]
-    for table in (method_table(piece), *shortened, *unfinished(found)):
+    found = cell_rows(rows())
+    (subset,) = comparable_subsets(found)
+    shortened = [table for table in rank_tables(subset) if table.title.startswith("SST-2")]
+    for table in (method_table(subset), *shortened, *missing_score_tables(found)):
         print_table(table, console)
     assert shown(console).strip() == wanted.strip()
 
@@ -185,7 +189,7 @@ def test_nothing_is_wider_than_the_terminal_and_nothing_is_cut(width: int) -> No
         print_table(table, console)
     text = shown(console)
     assert max(map(cell_len, text.splitlines())) <= width
-    words = {word for table in found for row in table.rows[:SHOWN] for field in row for word in field.text.split()}
+    words = {word for table in found for row in table.rows[:MAX_ROWS] for field in row for word in field.text.split()}
     assert words <= set(text.split())
 
 
@@ -197,9 +201,9 @@ def test_a_terminal_too_narrow_for_one_column_breaks_its_text(width: int) -> Non
 
 
 def test_of_a_long_table_the_first_rows_and_the_average_are_shown() -> None:
-    (piece,) = pieces(rows_of([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
+    (subset,) = comparable_subsets(cell_rows([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
     console = Console(file=io.StringIO(), width=100)
-    print_table(rank_tables(piece)[0], console)
+    print_table(rank_tables(subset)[0], console)
     text = shown(console)
     assert "average" in text
     assert "… 40 more rows in the files." in text

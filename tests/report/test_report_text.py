@@ -1,4 +1,4 @@
-"""Text from outside does nothing in a terminal, in Markdown, in a spreadsheet, as a file name."""
+"""Text from outside has no effect in a terminal, in Markdown, in a spreadsheet or as a file name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from report_factory import record, shown
 from rich.console import Console
 
 from lora_bench.report.content import gather
-from lora_bench.report.formats.escaping import ascii_only, markdown, slug, stems
-from lora_bench.report.formats.html import html_table, page
-from lora_bench.report.formats.latex import latex, latex_document
+from lora_bench.report.formats.escaping import ascii_only, escape_markdown, file_stems, slug
+from lora_bench.report.formats.html import html_page, html_table
+from lora_bench.report.formats.latex import escape_latex, latex_document
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_table
-from lora_bench.report.numbers.tables import Table
+from lora_bench.report.numbers.tables import ReportTable
 from lora_bench.store import Loaded, Record
 from lora_bench.text import clean, sheet
 
@@ -31,11 +31,11 @@ EVIL = (
 )
 
 
-def evil_tables() -> tuple[Table, ...]:
+def evil_tables() -> tuple[ReportTable, ...]:
     return tables([record(None, status="failed", reason=EVIL, model=EVIL), record(0.5, seed=1, model=EVIL)])
 
 
-def tables(records: list[Record]) -> tuple[Table, ...]:
+def tables(records: list[Record]) -> tuple[ReportTable, ...]:
     return gather(Loaded(tuple(records), ())).tables
 
 
@@ -67,7 +67,7 @@ def test_clean(text: str, wanted: str) -> None:
     ],
 )
 def test_markdown(text: str, wanted: str) -> None:
-    assert markdown(text) == wanted
+    assert escape_markdown(text) == wanted
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n=", " =", "\x00=", "\x1b[0m="])
@@ -83,7 +83,7 @@ def test_numbers_and_harmless_text_stay() -> None:
 def test_no_text_breaks_out(text: str) -> None:
     assert "\n" not in clean(text)
     assert "\x1b" not in clean(text)
-    assert "<" not in markdown(text)
+    assert "<" not in escape_markdown(text)
     assert not str(sheet(text)).startswith(("=", "+", "-", "@", "\t", "\r"))
     clean(text).encode()
     assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.-")
@@ -97,11 +97,11 @@ def test_slug(text: str, wanted: str) -> None:
     assert slug(text) == wanted
 
 
-def test_stems_are_never_the_same() -> None:
-    found = stems(["a/b", "a-b", "A b", "c", "x" * 200, "x" * 201])
+def test_file_stems_are_unique() -> None:
+    found = file_stems(["a/b", "a-b", "A b", "c", "x" * 200, "x" * 201])
     assert len(set(found)) == 6
     assert found[3] == "c"
-    assert stems(["a/b"]) == ["a-b"]
+    assert file_stems(["a/b"]) == ["a-b"]
 
 
 def test_markdown_tables_keep_their_columns() -> None:
@@ -156,19 +156,19 @@ def test_ascii_terminal() -> None:
     ],
 )
 def test_latex(text: str, wanted: str) -> None:
-    assert latex(text) == wanted
+    assert escape_latex(text) == wanted
 
 
 @given(st.text())
 def test_latex_leaves_nothing_that_tex_acts_on(text: str) -> None:
-    bare = re.sub(r"\\(text[a-z]+|ensuremath|pm|times|le|ge|dag|dots|[{}$&#%_])", "", latex(text))
+    bare = re.sub(r"\\(text[a-z]+|ensuremath|pm|times|le|ge|dag|dots|[{}$&#%_])", "", escape_latex(text))
     assert not set("\\$&#%_^~") & set(bare)
-    latex(text).encode("ascii")
+    escape_latex(text).encode("ascii")
 
 
 def test_the_page_shows_names_as_text() -> None:
     failed = record(None, status="failed", reason=EVIL, model=EVIL, task=EVIL, method=EVIL, rank=4)
-    written = page(gather(Loaded((failed, record(0.5, seed=1, model=EVIL, method=EVIL, rank=4)), ())))
+    written = html_page(gather(Loaded((failed, record(0.5, seed=1, model=EVIL, method=EVIL, rank=4)), ())))
     before, _, rest = written.partition('<script type="application/json" id="data">')
     data, _, after = rest.partition("</script>")
     assert "<" not in data

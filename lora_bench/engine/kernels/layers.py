@@ -168,7 +168,11 @@ def _attention(
     weights = _softmax_weights(query, key, query_segments, key_segments, scale)
     if HAS_DROPOUT:
         kept = tl.load(
-            dropout_mask + window.to(tl.int64) * mask_stride + head * W * W + query_slots[:, None] * W + key_slots[None, :]
+            dropout_mask
+            + window.to(tl.int64) * mask_stride
+            + head * W * W
+            + query_slots[:, None] * W
+            + key_slots[None, :]
         )
         weights = tl.where(kept != 0, weights * dropout_scale, 0.0)
     result = tl.dot(weights.to(value.dtype), value)
@@ -204,7 +208,11 @@ def _attention_backward(
         dropped = weights
         if HAS_DROPOUT:
             kept = tl.load(
-                dropout_mask + window.to(tl.int64) * mask_stride + head * W * W + query_slots[:, None] * W + key_slots[None, :]
+                dropout_mask
+                + window.to(tl.int64) * mask_stride
+                + head * W * W
+                + query_slots[:, None] * W
+                + key_slots[None, :]
             )
             dropped = tl.where(kept != 0, weights * dropout_scale, 0.0)
             weights_grad = tl.where(kept != 0, weights_grad * dropout_scale, 0.0)

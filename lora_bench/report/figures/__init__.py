@@ -1,1 +1,1 @@
-"""The report's figures."""
+"""The report's figures: drawn from the numbers, encoded as PNG, SVG and PDF."""

@@ -1,4 +1,4 @@
-"""Every figure of a piece, by file name."""
+"""All figures of a subset, with their file names and captions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lora_bench.report.figures import rank_plots
 from lora_bench.report.figures.cost_plots import COSTS, cost_figures
 from lora_bench.report.figures.heat_maps import heat_figures, heat_maps
 from lora_bench.report.figures.learning_curves import curve_figures
-from lora_bench.report.formats.escaping import stems
-from lora_bench.report.numbers.slots import Piece
+from lora_bench.report.formats.escaping import file_stems
+from lora_bench.report.numbers.entries import Subset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,20 +26,21 @@ CAPTIONS = {
 }
 
 
-def figures(piece: Piece, stem: str) -> Iterator[tuple[str, str, Figure]]:
-    """(caption, file name without its ending, figure) of everything that the piece has something for."""
-    for kind, name, drawn in _all(piece):
-        for number, figure in enumerate(drawn, 1):
+def all_figures(subset: Subset, stem: str) -> Iterator[tuple[str, str, Figure]]:
+    """Yield (caption, file name without extension, figure) for every figure that the subset has data for."""
+    for kind, name, pages in _figures_by_kind(subset):
+        for number, figure in enumerate(pages, 1):
             yield CAPTIONS[kind], f"{name}-{stem}" if number == 1 else f"{name}-{stem}-{number}", figure
 
 
-def _all(piece: Piece) -> Iterator[tuple[str, str, list[Figure]]]:
-    ranks = rank_plots.panels(piece)
-    yield "figure2", "figure2", rank_plots.rank_figures(piece.title, rank_plots.paired_only(ranks))
-    yield "accuracy_vs_rank", "accuracy_vs_rank", rank_plots.rank_figures(piece.title, ranks)
-    for kind in COSTS:
-        yield f"score_vs_{kind}", f"score_vs_{kind}", cost_figures(piece, kind)
-    maps = heat_maps(piece)
-    for label, name in zip(maps, stems(list(maps)), strict=True):
-        yield "heat", f"heat-{name}", heat_figures(piece, label, maps[label])
-    yield "curves", "curves", curve_figures(piece)
+def _figures_by_kind(subset: Subset) -> Iterator[tuple[str, str, list[Figure]]]:
+    """Yield (key of the caption, first part of the file name, pages)."""
+    panels = rank_plots.rank_panels(subset)
+    yield "figure2", "figure2", rank_plots.rank_figures(subset.title, rank_plots.paired_only(panels))
+    yield "accuracy_vs_rank", "accuracy_vs_rank", rank_plots.rank_figures(subset.title, panels)
+    for cost in COSTS:
+        yield f"score_vs_{cost}", f"score_vs_{cost}", cost_figures(subset, cost)
+    maps = heat_maps(subset)
+    for label, name in zip(maps, file_stems(list(maps)), strict=True):
+        yield "heat", f"heat-{name}", heat_figures(subset, label, maps[label])
+    yield "curves", "curves", curve_figures(subset)

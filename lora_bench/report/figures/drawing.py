@@ -1,6 +1,7 @@
-"""What all figures share: style, looks of the methods, small multiples with one legend, and bytes that never change.
+"""What all figures share: the style, the looks of the methods, small multiples with one legend, reproducible files.
 
-Colours are Okabe and Ito's; markers and line styles differ too, so that print without colour reads.
+The colours are Okabe and Ito's. Markers and line styles differ as well, so that figures can be read in print without
+colour.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Item = TypeVar("Item")
-PANELS = 4
-MOST, EACH = 8, 5  # methods that one figure can show; how many each has where there are more
+PANELS_PER_PAGE = 4
+MAX_METHODS = 8  # beside the references; with more, the methods are divided among several figures
+METHODS_PER_FIGURE = 5  # beside the references, when they are divided
 DPI = 150
-WIDTH, HEIGHT, LINE = 4.2, 3.0, 0.2
-LONGEST = 30
+WIDTH, HEIGHT = 4.2, 3.0  # of a panel, in inches
+LINE_HEIGHT = 0.2  # of a line of the heading or the legend, in inches
+MAX_NAME_LENGTH = 30
 _STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "lora-bench",
+    "svg.hashsalt": "lora-bench",  # else the ids in an SVG file are random
     "pdf.fonttype": 42,
-    "text.parse_math": False,
+    "text.parse_math": False,  # names may contain dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -37,12 +40,13 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 10,
     "figure.titlesize": 10,
 }
+# Dates and versions would change the bytes of the same figure.
 _METADATA: Mapping[str, Mapping[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
-_COLOURS: tuple[tuple[str, str, Any], ...] = (
+_CURVE_STYLES: tuple[tuple[str, str, Any], ...] = (
     ("#0072B2", "o", "-"),
     ("#D55E00", "s", "--"),
     ("#009E73", "^", "-."),
@@ -50,82 +54,114 @@ _COLOURS: tuple[tuple[str, str, Any], ...] = (
     ("#56B4E9", "v", (0, (5, 1, 1, 1, 1, 1))),
     ("#E69F00", "P", (0, (8, 2))),
 )
-_FIRST = ("mini", "lora", "xs", "cora", "cora-init")
-_REFERENCES = ("lora", "full", "head")
-_LEVELS: Mapping[str, tuple[str, str, Any]] = {
+_FIRST_METHODS = ("mini", "lora", "xs", "cora", "cora-init")  # in every legend, the others follow by name
+_REFERENCES = ("lora", "full", "head")  # in every figure when the methods are divided
+_LEVEL_STYLES: Mapping[str, tuple[str, str, Any]] = {
     "head": ("#000000", "x", (0, (4, 3))),
     "full": ("#666666", "*", (0, (1, 1.5))),
 }
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a method is drawn, the same in every figure of a piece."""
+class MethodStyle:
+    """How a method is drawn, the same in every figure of a subset. `dashes` is a matplotlib line style."""
 
     colour: str
     marker: str
     dashes: Any
 
 
-def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A look for each method, in the order of the legend."""
-    ranked = sorted(labels, key=lambda each: (each in _LEVELS, _FIRST.index(each) if each in _FIRST else 9, each))
-    plain = [label for label in ranked if label not in _LEVELS]
-    found = {label: _look(at) for at, label in enumerate(plain)}
-    return found | {label: Look(*_LEVELS[label]) for label in ranked if label in _LEVELS}
+def method_styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
+    """Return a style for each method, in the order of the legend."""
+    ordered = sorted(
+        labels,
+        key=lambda label: (
+            label in _LEVEL_STYLES,
+            _FIRST_METHODS.index(label) if label in _FIRST_METHODS else 9,
+            label,
+        ),
+    )
+    curves = [label for label in ordered if label not in _LEVEL_STYLES]
+    styles = {label: _curve_style(index) for index, label in enumerate(curves)}
+    return styles | {label: MethodStyle(*_LEVEL_STYLES[label]) for label in ordered if label in _LEVEL_STYLES}
 
 
-def _look(at: int) -> Look:
-    """After each round of colours, markers and dashes move on, so that no two methods look alike."""
-    count, turn = len(_COLOURS), at // len(_COLOURS)
-    return Look(_COLOURS[at % count][0], _COLOURS[(at + turn) % count][1], _COLOURS[(at + 2 * turn) % count][2])
+def _curve_style(index: int) -> MethodStyle:
+    """Return the style of the n-th method.
+
+    After each round of colours the markers and dashes are shifted, so that no two methods look the same.
+    """
+    count, shift = len(_CURVE_STYLES), index // len(_CURVE_STYLES)
+    return MethodStyle(
+        _CURVE_STYLES[index % count][0],
+        _CURVE_STYLES[(index + shift) % count][1],
+        _CURVE_STYLES[(index + 2 * shift) % count][2],
+    )
 
 
-def parted(labels: Iterable[str]) -> list[frozenset[str]]:
-    """The methods of each figure: all in one, or a few, each time beside LoRA, full fine-tuning and the head alone."""
-    order = list(looks(labels))
-    others = [label for label in order if label not in _REFERENCES]
-    if len(others) <= MOST:
-        return [frozenset(order)]
-    count = -(-len(others) // EACH)
-    cuts = [at * len(others) // count for at in range(count + 1)]
-    parts = [others[begin:end] for begin, end in itertools.pairwise(cuts)]
-    return [frozenset(part) | (frozenset(order) & frozenset(_REFERENCES)) for part in parts]
+def divide_methods(labels: Iterable[str]) -> list[frozenset[str]]:
+    """Return the methods of each figure: all in one, or a few in each beside LoRA, full fine-tuning and the head."""
+    ordered = list(method_styles(labels))
+    others = [label for label in ordered if label not in _REFERENCES]
+    if len(others) <= MAX_METHODS:
+        return [frozenset(ordered)]
+    count = -(-len(others) // METHODS_PER_FIGURE)
+    bounds = [index * len(others) // count for index in range(count + 1)]
+    parts = [others[begin:end] for begin, end in itertools.pairwise(bounds)]
+    return [frozenset(part) | (frozenset(ordered) & frozenset(_REFERENCES)) for part in parts]
 
 
-def compose(
+def compose_figure(
     heading: Sequence[str],
     items: Sequence[Item],
     paint: Callable[[Axes, Item], Mapping[str, Any]],
-    order: Iterable[str],
+    legend_order: Iterable[str],
 ) -> Figure:
-    """Up to four panels, two abreast, under a heading and over one legend.
+    """Draw up to four panels in two columns, with a heading and one legend for all.
 
-    `paint` draws an item and returns what stands for each label; `order` is that of the legend.
+    Args:
+        heading: the lines above the panels.
+        items: what to draw, one per panel.
+        paint: draws an item and returns the legend's handle of each label.
+        legend_order: all labels, in the order of the legend.
     """
-    across = 1 if len(items) == 1 else 2
-    down = -(-len(items) // across)
-    text = wrapped(heading, WIDTH * across)
-    with styled():
-        figure, axes = canvas((WIDTH * across, HEIGHT * down), (down, across))
+    columns = 1 if len(items) == 1 else 2
+    rows = -(-len(items) // columns)
+    title = wrap_title(heading, WIDTH * columns)
+    with report_style():
+        figure, axes = new_figure((WIDTH * columns, HEIGHT * rows), (rows, columns))
         handles: dict[str, Any] = {}
         for item, ax in zip(items, axes, strict=False):
             handles |= paint(ax, item)
         for ax in axes[len(items) :]:
             ax.set_axis_off()
-        figure.suptitle(text)
-        names = [label for label in order if label in handles]
-        labels = [short(label) for label in names]
-        columns = _legend_columns(labels, WIDTH * across)
-        extra = LINE * (len(text.splitlines()) - (-len(labels) // columns)) + 0.2
-        figure.set_size_inches(WIDTH * across, HEIGHT * down + extra)
-        shown = [handles[name] for name in names]
-        figure.legend(shown, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
+        figure.suptitle(title)
+        labels = [label for label in legend_order if label in handles]
+        names = [shorten(label) for label in labels]
+        legend_columns = _legend_columns(names, WIDTH * columns)
+        text_lines = len(title.splitlines()) + -(-len(names) // legend_columns)
+        extra_height = LINE_HEIGHT * text_lines + 0.2
+        figure.set_size_inches(WIDTH * columns, HEIGHT * rows + extra_height)
+        figure.legend(
+            [handles[label] for label in labels],
+            names,
+            loc="outside lower center",
+            ncols=legend_columns,
+            handlelength=3.5,
+        )
     return figure
 
 
-def canvas(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches with rows and columns of axes; needs no display."""
+def new_figure(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figure, list[Axes]]:
+    """Create a figure that needs no display.
+
+    Args:
+        size: width and height in inches.
+        shape: rows and columns of axes.
+
+    Returns:
+        The figure and its axes, row by row.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,40 +170,40 @@ def canvas(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figure, l
     return figure, list(figure.subplots(*shape, squeeze=False).flat)
 
 
-def prepare() -> None:
-    """Import what `encode` needs, before there is a figure."""
+def import_backends() -> None:
+    """Import what `encode_figure` needs, ahead of the first figure."""
     from matplotlib.backends import backend_agg, backend_pdf, backend_svg  # noqa: F401
 
 
-def encode(figure: Figure) -> dict[str, bytes]:
-    """The figure's bytes as `png` (150 dots an inch), `svg` and `pdf`, the same for the same figure on every day."""
-    found = {}
-    with styled(), warnings.catch_warnings():
+def encode_figure(figure: Figure) -> dict[str, bytes]:
+    """Return the bytes of a figure as `png`, `svg` and `pdf`; the same figure always has the same bytes."""
+    files = {}
+    with report_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         if engine := figure.get_layout_engine():
             engine.execute(figure)
-        figure.set_layout_engine("none")  # laid out once, not once a format
+        figure.set_layout_engine("none")  # the layout is computed once, not for each format
         for kind, metadata in _METADATA.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict(metadata))
-            found[kind] = _smaller(buffer) if kind == "png" else buffer.getvalue()
-    return found
+            files[kind] = _quantize_png(buffer) if kind == "png" else buffer.getvalue()
+    return files
 
 
-def _smaller(png: io.BytesIO) -> bytes:
-    """The picture in 256 colours: a fourth of the bytes, the same to the eye."""
+def _quantize_png(png: io.BytesIO) -> bytes:
+    """Reduce a picture to 256 colours, which takes a fourth of the bytes and looks the same."""
     from PIL import Image
 
-    made = io.BytesIO()
+    buffer = io.BytesIO()
     with Image.open(png) as picture:
-        few = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        few.save(made, "png", compress_level=9, dpi=(DPI, DPI))
-    return made.getvalue()
+        quantized = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        quantized.save(buffer, "png", compress_level=9, dpi=(DPI, DPI))
+    return buffer.getvalue()
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """The report's style, whatever the user's settings; they are as before afterwards."""
+def report_style() -> Iterator[None]:
+    """Apply the report's style whatever the user's settings, and restore those on exit."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -176,56 +212,72 @@ def styled() -> Iterator[None]:
         yield
 
 
-def wrapped(lines: Sequence[str], width: float) -> str:
-    """The lines for a title `width` inches wide."""
-    return "\n".join(part for line in lines for part in textwrap.wrap(clean(line), int(12 * width)))
+def wrap_title(lines: Sequence[str], width: float) -> str:
+    """Wrap the lines of a title to a width in inches."""
+    characters = int(12 * width)
+    return "\n".join(part for line in lines for part in textwrap.wrap(clean(line), characters))
 
 
-def short(text: str) -> str:
-    """A name as a figure shows it."""
-    shown = clean(text).lstrip("_") or "unnamed"
-    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+def shorten(text: str) -> str:
+    """Clean and shorten a name to be shown in a figure."""
+    # matplotlib leaves labels that begin with an underscore out of the legend.
+    name = clean(text).lstrip("_") or "unnamed"
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
-def in_pages(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """The panels, four to a page."""
-    return [items[start : start + PANELS] for start in range(0, len(items), PANELS)]
+def paginate(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Divide panels into pages of four."""
+    return [items[start : start + PANELS_PER_PAGE] for start in range(0, len(items), PANELS_PER_PAGE)]
 
 
-def band(ax: Axes, look: Look, points: Sequence[tuple[float, float, float]]) -> Any:
-    """A line through (x, mean, std), the band one std wide on both sides; means and stds are x1, drawn x100."""
-    across = [x for x, _, _ in points]
+def draw_band(ax: Axes, style: MethodStyle, points: Sequence[tuple[float, float, float]]) -> Any:
+    """Draw a line with a band of one standard deviation on both sides.
+
+    Args:
+        ax: the axes.
+        style: the method's style.
+        points: (x, mean, std); means and deviations are in the metric's units and drawn ×100.
+
+    Returns:
+        The line, for the legend.
+    """
+    xs = [x for x, _, _ in points]
     means = [100 * mean for _, mean, _ in points]
     low, high = ([100 * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1))
-    ax.fill_between(across, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    ax.fill_between(xs, low, high, color=style.colour, alpha=0.15, linewidth=0)
     (line,) = ax.plot(
-        across, means, color=look.colour, marker=look.marker, linestyle=look.dashes, markersize=5, linewidth=1.5
-    )  # fmt: skip
+        xs, means, color=style.colour, marker=style.marker, linestyle=style.dashes, markersize=5, linewidth=1.5
+    )
     return line
 
 
-def level(ax: Axes, look: Look, value: float) -> Any:
-    """A horizontal line at that score."""
-    return ax.axhline(100 * value, color=look.colour, linestyle=look.dashes, linewidth=1.3, zorder=1)
+def draw_level(ax: Axes, style: MethodStyle, score: float) -> Any:
+    """Draw a horizontal line at a score and return it for the legend."""
+    return ax.axhline(100 * score, color=style.colour, linestyle=style.dashes, linewidth=1.3, zorder=1)
 
 
-def far_level(ax: Axes, look: Look, label: str, value: float) -> Any:
-    """A score so far below that a line at it would press all else together: told at the foot; for the legend."""
+def annotate_low_level(ax: Axes, style: MethodStyle, label: str, score: float) -> Any:
+    """Write a score at the foot of the axes where a line at it would compress all other lines.
+
+    Returns:
+        A line for the legend.
+    """
     from matplotlib.lines import Line2D
 
-    ax.text(0.99, 0.02, f"{short(label)}: {100 * value:.1f} ↓", transform=ax.transAxes, ha="right", fontsize=8)
-    return Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=1.3)
+    ax.text(0.99, 0.02, f"{shorten(label)}: {100 * score:.1f} ↓", transform=ax.transAxes, ha="right", fontsize=8)
+    return Line2D([], [], color=style.colour, linestyle=style.dashes, linewidth=1.3)
 
 
-def label_axes(ax: Axes, title: str, across: str) -> None:
-    """Title and names of the axes, and a quiet grid."""
-    ax.set_title(short(title))
-    ax.set_xlabel(across)
+def label_axes(ax: Axes, title: str, x_label: str) -> None:
+    """Set the title and the labels of the axes, and a light grid."""
+    ax.set_title(shorten(title))
+    ax.set_xlabel(x_label)
     ax.set_ylabel("score ×100")
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
-def _legend_columns(labels: Sequence[str], width: float) -> int:
-    """As many as fit `width` inches, reckoning with the longest label."""
-    column = 0.8 + 0.085 * max(map(len, labels), default=1)
-    return max(1, min(len(labels), int(width / column)))
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """Return how many columns as wide as the longest name fit a width in inches."""
+    # Chosen for a legend in 9 points: the handle and the gaps, and the width of a character.
+    column = 0.8 + 0.085 * max(map(len, names), default=1)
+    return max(1, min(len(names), int(width / column)))

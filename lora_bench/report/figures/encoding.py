@@ -1,4 +1,4 @@
-"""Figures to files: at once, or in other processes beside the rest, for reports so large that it pays."""
+"""Encoding of figures: in this process, or in worker processes for reports so large that it pays."""
 
 from __future__ import annotations
 
@@ -10,33 +10,38 @@ from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
-from lora_bench.report.figures.drawing import encode, prepare
+from lora_bench.report.figures.drawing import encode_figure, import_backends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Encoded = Callable[[], Mapping[str, bytes]]
-MANY, WORKERS = 20_000, 2
+EncodedFigure = Callable[[], Mapping[str, bytes]]
+POOL_THRESHOLD = 20_000  # records from which worker processes are started
+WORKERS = 2
 
 
 @dataclass(frozen=True)
-class Helpers:
-    """The processes, or none."""
+class FigureEncoder:
+    """Encodes figures, in a pool of processes if there is one."""
 
     pool: Executor | None = None
 
-    def encode(self, figure: Figure) -> Encoded:
-        """Begin to turn a figure into files; what is returned gives their bytes."""
-        return partial(encode, figure) if self.pool is None else self.pool.submit(encode, figure).result
+    def encode(self, figure: Figure) -> EncodedFigure:
+        """Start to encode a figure.
+
+        Returns:
+            A function that returns the bytes by file type, and waits for them if necessary.
+        """
+        return partial(encode_figure, figure) if self.pool is None else self.pool.submit(encode_figure, figure).result
 
 
 @contextmanager
-def helping(records: int) -> Iterator[Helpers]:
-    """Helpers for a report on that many records."""
-    if records < MANY:
-        yield Helpers()
+def figure_encoder(records: int) -> Iterator[FigureEncoder]:
+    """Provide the encoder for a report on that many records."""
+    if records < POOL_THRESHOLD:
+        yield FigureEncoder()
         return
     with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
         for _ in range(WORKERS):
-            pool.submit(prepare)  # they start while records are read
-        yield Helpers(pool)
+            pool.submit(import_backends)  # the workers start up while the records are read
+        yield FigureEncoder(pool)

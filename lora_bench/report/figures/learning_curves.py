@@ -1,4 +1,4 @@
-"""Learning curves: the reported metric by epoch, of the best setting of each method."""
+"""Learning curves: the reported metric by epoch, for the best setting of each method."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_bench.report.figures.captions import column_title
-from lora_bench.report.figures.drawing import Look, band, compose, in_pages, label_axes, looks, parted
-from lora_bench.report.numbers.slots import Column, Piece, Slot
+from lora_bench.report.figures.drawing import (
+    MethodStyle,
+    compose_figure,
+    divide_methods,
+    draw_band,
+    label_axes,
+    method_styles,
+    paginate,
+)
+from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.wording import column_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,26 +27,26 @@ Curve = tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One task: for each method (epoch, mean, std) over the seeds that have a value, in the metric's units."""
+class CurvePanel:
+    """The curves of one task: for each method (epoch, mean, std) over seeds, in the metric's units."""
 
     column: Column
     curves: Mapping[str, Curve]
 
 
-def panels(piece: Piece) -> tuple[Panel, ...]:
-    """The tasks that have epochs."""
-    found = [
-        Panel(column, {label: points for label, slot in piece.chosen(column).items() if (points := curve(slot))})
-        for column in piece.columns
-    ]
-    return tuple(panel for panel in found if panel.curves)
+def curve_panels(subset: Subset) -> tuple[CurvePanel, ...]:
+    """Return the panels of the tasks that have epochs."""
+    panels = []
+    for column in subset.columns:
+        curves = {label: learning_curve(entry) for label, entry in subset.best_entries(column).items()}
+        panels.append(CurvePanel(column, {label: curve for label, curve in curves.items() if curve}))
+    return tuple(panel for panel in panels if panel.curves)
 
 
-def curve(slot: Slot) -> Curve:
-    """Mean and sample standard deviation (0 for one seed) by epoch, over the cells that have a score."""
+def learning_curve(entry: Entry) -> Curve:
+    """Return the mean and the sample standard deviation (0 for one seed) by epoch, over the cells that have a score."""
     by_epoch: dict[int, list[float]] = {}
-    for cell in slot.cells:
+    for cell in entry.cells:
         for epoch in cell["record"].epochs if cell["score"] is not None else ():
             value = epoch.metrics.get(cell["metric"])
             if value is not None:
@@ -49,26 +57,31 @@ def curve(slot: Slot) -> Curve:
     )
 
 
-def curve_figures(piece: Piece) -> list[Figure]:
-    """A figure a page of four panels, for each part of the methods."""
-    found = panels(piece)
-    labels = {label for panel in found for label in panel.curves}
-    look = looks(labels)
-    heading = [piece.title, "best setting of each method by epoch; mean ± sample std over seeds"]
-    made = []
-    for part in parted(labels):
-        own = [replace(panel, curves={k: v for k, v in panel.curves.items() if k in part}) for panel in found]
-        pages = in_pages([panel for panel in own if panel.curves])
-        made += [compose(heading, page, lambda ax, panel: _paint(ax, panel, look), look) for page in pages]
-    return made
+def curve_figures(subset: Subset) -> list[Figure]:
+    """Return a figure for each page of four panels and each group of methods."""
+    panels = curve_panels(subset)
+    labels = {label for panel in panels for label in panel.curves}
+    styles = method_styles(labels)
+    heading = [subset.title, "best setting of each method by epoch; mean ± sample std over seeds"]
+    figures = []
+    for group in divide_methods(labels):
+        selected = [
+            replace(panel, curves={label: curve for label, curve in panel.curves.items() if label in group})
+            for panel in panels
+        ]
+        pages = paginate([panel for panel in selected if panel.curves])
+        figures += [
+            compose_figure(heading, page, lambda ax, panel: _paint_panel(ax, panel, styles), styles) for page in pages
+        ]
+    return figures
 
 
-def _paint(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
+def _paint_panel(ax: Axes, panel: CurvePanel, styles: Mapping[str, MethodStyle]) -> dict[str, Any]:
     from matplotlib.ticker import MaxNLocator
 
-    handles = {label: band(ax, look[label], points) for label, points in panel.curves.items()}
+    handles = {label: draw_band(ax, styles[label], curve) for label, curve in panel.curves.items()}
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if {epoch for points in panel.curves.values() for epoch, _, _ in points} == {1.0}:
+    if {epoch for curve in panel.curves.values() for epoch, _, _ in curve} == {1.0}:
         ax.set_xlim(0.5, 1.5)
         ax.set_xticks([1])
     label_axes(ax, column_title(panel.column), "epoch")

@@ -1,7 +1,7 @@
-"""Score against rank, the form of LoRA-Mini's Figure 2: small multiples of up to four tasks a page.
+"""Score against rank, in the form of LoRA-Mini's Figure 2: small multiples of up to four tasks per page.
 
-Each method with a rank is one line; methods with (a, b) are averaged over all (a, b) of a rank. Methods without a rank
-are horizontal. Many methods are spread over several figures.
+Each method with a rank is a line; methods with (a, b) are averaged over all (a, b) of a rank. Methods without a rank
+are horizontal lines. If there are many methods, they are divided among several figures.
 """
 
 from __future__ import annotations
@@ -10,119 +10,132 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_bench.report.figures.captions import column_title
 from lora_bench.report.figures.drawing import (
-    Look,
-    band,
-    compose,
-    far_level,
-    in_pages,
+    MethodStyle,
+    annotate_low_level,
+    compose_figure,
+    divide_methods,
+    draw_band,
+    draw_level,
     label_axes,
-    level,
-    looks,
-    parted,
-    short,
+    method_styles,
+    paginate,
+    shorten,
 )
-from lora_bench.report.numbers.slots import Column, Entry, Piece, Slot, average, by_rank
+from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, average_summary, group_by_rank
+from lora_bench.report.wording import column_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-FAR, HEIGHTS = 25, 2  # points and heights of the lines below them from which a level is told, not drawn
+# A level is written instead of drawn if it lies further below the lines than both of these.
+LOW_POINTS = 25  # of the score ×100
+LOW_HEIGHTS = 2  # multiples of the height that the lines take
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One task: score by rank for each method with ranks, one score for each without, in the metric's units.
+class RankPanel:
+    """The scores of one task, in the metric's units.
 
-    `paired` are the methods that have (a, b).
+    Attributes:
+        column: the task and metric.
+        paired: the methods that have (a, b).
+        lines: the summary by rank, for each method with ranks.
+        levels: the summary of each method without ranks.
     """
 
     column: Column
     paired: frozenset[str]
-    lines: Mapping[str, Mapping[int, Entry]]
-    levels: Mapping[str, Entry]
+    lines: Mapping[str, Mapping[int, Summary]]
+    levels: Mapping[str, Summary]
 
-    def of(self, labels: Container[str]) -> Panel:
-        """These methods alone."""
+    def select(self, labels: Container[str]) -> RankPanel:
+        """Return the panel with these methods only."""
         lines = {label: line for label, line in self.lines.items() if label in labels}
         levels = {label: score for label, score in self.levels.items() if label in labels}
         return replace(self, lines=lines, levels=levels, paired=self.paired & {*lines, *levels})
 
 
-def panels(piece: Piece) -> tuple[Panel, ...]:
-    """The tasks of the piece that have a score at some rank."""
-    found = [_panel(column, slots) for column, slots in piece.columns.items()]
-    return tuple(panel for panel in found if panel.lines)
+def rank_panels(subset: Subset) -> tuple[RankPanel, ...]:
+    """Return the panels of the tasks that have a score at some rank."""
+    panels = [_rank_panel(column, entries) for column, entries in subset.columns.items()]
+    return tuple(panel for panel in panels if panel.lines)
 
 
-def paired_only(found: Sequence[Panel]) -> tuple[Panel, ...]:
-    """The panels with the methods that have (a, b) alone, as the paper's figure."""
-    only = [replace(panel.of(panel.paired), levels={}) for panel in found]
-    return tuple(panel for panel in only if panel.lines)
+def paired_only(panels: Sequence[RankPanel]) -> tuple[RankPanel, ...]:
+    """Return the panels with only the methods that have (a, b), like the paper's figure."""
+    selected = [replace(panel.select(panel.paired), levels={}) for panel in panels]
+    return tuple(panel for panel in selected if panel.lines)
 
 
-def rank_figures(title: str, found: Sequence[Panel]) -> list[Figure]:
-    """A figure a page of four panels, for each part of the methods."""
-    labels = _labels(found)
-    look = looks(labels)
-    parts = [[panel.of(part) for panel in found] for part in parted(labels)]
-    return [draw(title, page, look) for part in parts for page in in_pages([panel for panel in part if panel.lines])]
+def rank_figures(title: str, panels: Sequence[RankPanel]) -> list[Figure]:
+    """Return a figure for each page of four panels and each group of methods."""
+    labels = _labels(panels)
+    styles = method_styles(labels)
+    groups = [[panel.select(group) for panel in panels] for group in divide_methods(labels)]
+    return [
+        draw_rank_page(title, page, styles)
+        for group in groups
+        for page in paginate([panel for panel in group if panel.lines])
+    ]
 
 
-def draw(title: str, page: Sequence[Panel], look: Mapping[str, Look] | None = None) -> Figure:
-    """The figure of one page."""
-    look = look or looks(_labels(page))
-    axes: list[Axes] = []
+def draw_rank_page(title: str, page: Sequence[RankPanel], styles: Mapping[str, MethodStyle] | None = None) -> Figure:
+    """Draw one page; without `styles`, the methods on the page determine them."""
+    page_styles = styles or method_styles(_labels(page))
+    panel_axes: list[Axes] = []
 
-    def paint(ax: Axes, panel: Panel) -> dict[str, Any]:
-        axes.append(ax)
-        return _paint(ax, panel, look)
+    def paint(ax: Axes, panel: RankPanel) -> dict[str, Any]:
+        panel_axes.append(ax)
+        return _paint_panel(ax, panel, page_styles)
 
-    figure = compose([title, _says(page)], page, paint, look)
-    _share_scales(page, axes)
+    figure = compose_figure([title, _subtitle(page)], page, paint, page_styles)
+    _share_scales(page, panel_axes)
     return figure
 
 
-def _panel(column: Column, slots: Sequence[Slot]) -> Panel:
+def _rank_panel(column: Column, entries: Sequence[Entry]) -> RankPanel:
     lines = {}
-    for label, ranks in by_rank(slots).items():
-        entries = {rank: average(found) for rank, found in ranks.items()}
-        if scored := {rank: entry for rank, entry in entries.items() if entry.mean is not None}:
+    for label, ranks in group_by_rank(entries).items():
+        averages = {rank: average_summary(rank_entries) for rank, rank_entries in ranks.items()}
+        if scored := {rank: summary for rank, summary in averages.items() if summary.mean is not None}:
             lines[label] = scored
-    levels = {slot.label: slot.entry for slot in slots if slot.rank is None and slot.scores}
-    paired = frozenset(slot.label for slot in slots if slot.pair != (None, None))
-    return Panel(column, paired, lines, levels)
+    levels = {entry.label: entry.summary for entry in entries if entry.rank is None and entry.scores}
+    paired = frozenset(entry.label for entry in entries if entry.pair != (None, None))
+    return RankPanel(column, paired, lines, levels)
 
 
-def _labels(found: Iterable[Panel]) -> set[str]:
-    return {label for panel in found for label in (*panel.lines, *panel.levels)}
+def _labels(panels: Iterable[RankPanel]) -> set[str]:
+    return {label for panel in panels for label in (*panel.lines, *panel.levels)}
 
 
-def _says(page: Sequence[Panel]) -> str:
-    paired = sorted({short(label) for panel in page for label in panel.paired})
+def _subtitle(page: Sequence[RankPanel]) -> str:
+    paired = sorted({shorten(label) for panel in page for label in panel.paired})
     averaged = f"; {', '.join(paired)}: averaged over (a, b)" if paired else ""
     return f"mean ± sample std over seeds{averaged}"
 
 
-def _paint(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
+def _paint_panel(ax: Axes, panel: RankPanel, styles: Mapping[str, MethodStyle]) -> dict[str, Any]:
     handles = {}
-    for label, entries in panel.lines.items():
-        points = [(float(rank), entry.mean or 0.0, entry.std or 0.0) for rank, entry in entries.items()]
-        handles[label] = band(ax, look[label], points)
+    for label, summaries in panel.lines.items():
+        points = [(float(rank), summary.mean or 0.0, summary.std or 0.0) for rank, summary in summaries.items()]
+        handles[label] = draw_band(ax, styles[label], points)
     low, high = ax.get_ylim()
-    for label, entry in panel.levels.items():
-        value = entry.mean or 0.0
-        far = 100 * value < low - max(FAR, HEIGHTS * (high - low))
-        handles[label] = far_level(ax, look[label], label, value) if far else level(ax, look[label], value)
-    _rank_axis(ax, sorted({rank for entries in panel.lines.values() for rank in entries}))
+    lowest_level = low - max(LOW_POINTS, LOW_HEIGHTS * (high - low))
+    for label, summary in panel.levels.items():
+        score = summary.mean or 0.0
+        if 100 * score < lowest_level:
+            handles[label] = annotate_low_level(ax, styles[label], label, score)
+        else:
+            handles[label] = draw_level(ax, styles[label], score)
+    _set_rank_axis(ax, sorted({rank for summaries in panel.lines.values() for rank in summaries}))
     label_axes(ax, column_title(panel.column), "rank r")
     return handles
 
 
-def _rank_axis(ax: Axes, ranks: Sequence[int]) -> None:
+def _set_rank_axis(ax: Axes, ranks: Sequence[int]) -> None:
+    """Make the x axis logarithmic with a tick at each rank and a margin on both sides."""
     from matplotlib.ticker import NullLocator
 
     ax.set_xscale("log", base=2)
@@ -131,12 +144,12 @@ def _rank_axis(ax: Axes, ranks: Sequence[int]) -> None:
     ax.set_xlim(ranks[0] / 1.35, ranks[-1] * 1.35)
 
 
-def _share_scales(page: Sequence[Panel], axes: Sequence[Axes]) -> None:
-    """Panels of one metric get one scale, unless that would press the widest into less than two thirds of it."""
+def _share_scales(page: Sequence[RankPanel], axes: Sequence[Axes]) -> None:
+    """Give panels of one metric the same y axis, unless the tallest one would shrink to less than two thirds."""
     for metric in sorted({panel.column.metric for panel in page}):
-        same = [ax for panel, ax in zip(page, axes, strict=True) if panel.column.metric == metric]
-        limits = [ax.get_ylim() for ax in same]
+        same_metric = [ax for panel, ax in zip(page, axes, strict=True) if panel.column.metric == metric]
+        limits = [ax.get_ylim() for ax in same_metric]
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
         if high - low <= 1.5 * max(high - low for low, high in limits):
-            for ax in same:
+            for ax in same_metric:
                 ax.set_ylim(low, high)

@@ -1,1 +1,1 @@
-"""The report's numbers as Markdown, LaTeX, terminal tables and the page."""
+"""The formats of the report: terminal, Markdown, CSV, JSON, LaTeX and HTML."""

@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs nothing else: no network, no other file.
+"""The report as one HTML page that needs no network and no other file.
 
-Text from outside enters it in two ways: escaped in tables and sentences, and as JSON in which no `<` is left.
+Text from outside enters the page in two ways: escaped in tables and sentences, and as JSON that contains no `<`.
 """
 
 from __future__ import annotations
@@ -10,53 +10,60 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
-from lora_bench.report.content import Content, Section, environments
-from lora_bench.report.figures.captions import LEGEND
-from lora_bench.report.figures.layout import is_right
+from lora_bench.report.content import Content, Section, environment_values
 from lora_bench.report.formats.explorer import page_data, shared_settings
-from lora_bench.report.numbers.tables import Field, Table
+from lora_bench.report.formats.folding import is_right_aligned
+from lora_bench.report.numbers.tables import Field, ReportTable
+from lora_bench.report.wording import LEGEND
 from lora_bench.text import clean
 
+_OPEN_TABLES = 3  # of a section: the best settings, the comparison with LoRA, the choice of the epoch
+_OPEN_ROWS = 12  # other tables are open if they are no longer than this
 
-def page(content: Content) -> str:
-    """The page."""
+
+def html_page(content: Content) -> str:
+    """Return the page."""
     from plotly.offline import get_plotlyjs
 
+    environment = {name: "; ".join(values) for name, values in environment_values(content.rows).items()}
+    data = json.dumps(page_data(content), allow_nan=False, separators=(",", ":"))
     parts = {
         "style": _asset("page.css"),
-        "summary": text(content.summary),
+        "summary": escape_html(content.status_line),
         "findings": _findings(content) or "<p>Nothing to test: no LoRA cells and no mirrored (a, b).</p>",
         "sections": "".join(_section(section) for section in content.sections),
-        "rest": "".join(_details(table, len(table.rows) <= 12) for table in content.rest),
+        "rest": "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in content.other_tables),
         "protocol": "".join(_protocol(section) for section in content.sections),
-        "settings": _facts(shared_settings(content.rows)),
-        "environment": _facts({name: "; ".join(values) for name, values in environments(content.rows).items()}),
+        "settings": _definitions(shared_settings(content.rows)),
+        "environment": _definitions(environment),
         "legend": _list(LEGEND),
-        "broken": _broken(content),
-        "data": json.dumps(page_data(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "broken": _broken_records(content),
+        # Without `<` no text can end the script element.
+        "data": data.replace("<", "\\u003c"),
         "plotly": get_plotlyjs(),
         "script": _asset("page.js"),
     }
-    return "".join(_filled(_asset("page.html"), parts))
+    return "".join(_fill_template(_asset("page.html"), parts))
 
 
-def text(value: str) -> str:
-    """`value` as it reads, in an element or an attribute."""
-    return escape(clean(value))
+def escape_html(text: str) -> str:
+    """Escape text for an element or an attribute."""
+    return escape(clean(text))
 
 
-def html_table(table: Table) -> str:
-    """The table with its notes."""
-    right = [is_right(table, column) for column in range(len(table.heads))]
+def html_table(table: ReportTable) -> str:
+    """Return the table and its notes."""
+    right_aligned = [is_right_aligned(table, column) for column in range(len(table.heads))]
     heads = "".join(
-        f"<th{_side(number)}>{'<br>'.join(text(part) for part in head.split(chr(10)))}</th>"
-        for head, number in zip(table.heads, right, strict=True)
+        f"<th{_alignment(right)}>{'<br>'.join(escape_html(part) for part in head.split(chr(10)))}</th>"
+        for head, right in zip(table.heads, right_aligned, strict=True)
     )
-    body = table.rows[: len(table.rows) - table.footer]
-    foot = table.rows[len(body) :]
-    lines = ["<div class=wide><table><thead><tr>", heads, "</tr></thead><tbody>", *_lines(body, right), "</tbody>"]
-    lines += ["<tfoot>", *_lines(foot, right), "</tfoot>"] if foot else []
-    notes = "".join(f"<p class=note>{text(note)}</p>" for note in table.notes)
+    body = table.rows[: len(table.rows) - table.footer_rows]
+    footer = table.rows[len(body) :]
+    lines = ["<div class=wide><table><thead><tr>", heads, "</tr></thead><tbody>"]
+    lines += [*_rows(body, right_aligned), "</tbody>"]
+    lines += ["<tfoot>", *_rows(footer, right_aligned), "</tfoot>"] if footer else []
+    notes = "".join(f"<p class=note>{escape_html(note)}</p>" for note in table.notes)
     return "".join([*lines, "</table></div>", notes])
 
 
@@ -64,61 +71,62 @@ def _asset(name: str) -> str:
     return resources.files("lora_bench.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _filled(template: str, parts: Mapping[str, str]) -> Iterable[str]:
-    """The template with `{{name}}` replaced, once: what is put in is never looked at again."""
-    for at, piece in enumerate(template.split("{{")):
-        name, end, after = piece.partition("}}")
-        yield from (parts[name], after) if at and end else (piece,)
+def _fill_template(template: str, parts: Mapping[str, str]) -> Iterable[str]:
+    """Replace each `{{name}}` of the template; the inserted text is not searched for further placeholders."""
+    for index, chunk in enumerate(template.split("{{")):
+        name, end, text = chunk.partition("}}")
+        yield from (parts[name], text) if index and end else (chunk,)
 
 
-def _lines(rows: Sequence[Sequence[Field]], right: Sequence[bool]) -> Iterable[str]:
+def _rows(rows: Sequence[Sequence[Field]], right_aligned: Sequence[bool]) -> Iterable[str]:
     for row in rows:
-        fields = zip(row, right, strict=True)
-        yield f"<tr>{''.join(f'<td{_side(number)}>{_strong(field)}</td>' for field, number in fields)}</tr>"
+        fields = zip(row, right_aligned, strict=True)
+        yield f"<tr>{''.join(f'<td{_alignment(right)}>{_field(field)}</td>' for field, right in fields)}</tr>"
 
 
-def _side(number: bool) -> str:
-    return " class=n" if number else ""
+def _alignment(right: bool) -> str:
+    return " class=n" if right else ""
 
 
-def _strong(field: Field) -> str:
-    return f"<strong>{text(field.text)}</strong>" if field.strong else text(field.text)
+def _field(field: Field) -> str:
+    return f"<strong>{escape_html(field.text)}</strong>" if field.bold else escape_html(field.text)
 
 
 def _findings(content: Content) -> str:
-    said = [section for section in content.sections if section.findings]
-    titled = len(said) > 1
+    """Return the findings of each section, with headings if several sections have some, then those of the report."""
+    sections = [section for section in content.sections if section.findings]
+    has_headings = len(sections) > 1
     return "".join(
-        (f"<h3>{text(section.piece.title)}</h3>" if titled else "") + _list(section.findings) for section in said
+        (f"<h3>{escape_html(section.subset.title)}</h3>" if has_headings else "") + _list(section.findings)
+        for section in sections
     ) + _list(content.findings)
 
 
 def _section(section: Section) -> str:
-    first = 3  # the best settings, against LoRA, which epoch: what a reader comes for
-    tables = "".join(_details(table, at < first) for at, table in enumerate(section.tables))
-    return f"<section><h3>{text(section.piece.title)}</h3>{tables}</section>"
+    tables = "".join(_details(table, index < _OPEN_TABLES) for index, table in enumerate(section.tables))
+    return f"<section><h3>{escape_html(section.subset.title)}</h3>{tables}</section>"
 
 
-def _details(table: Table, is_open: bool) -> str:
-    return (
-        f"<details{' open' if is_open else ''}><summary>{text(table.title)}</summary>{html_table(table)}</details>"
-    )  # fmt: skip
+def _details(table: ReportTable, is_open: bool) -> str:
+    summary = f"<summary>{escape_html(table.title)}</summary>"
+    return f"<details{' open' if is_open else ''}>{summary}{html_table(table)}</details>"
 
 
 def _protocol(section: Section) -> str:
-    return f"<h3>{text(section.piece.title)}</h3>{_list(section.protocol)}"
+    return f"<h3>{escape_html(section.subset.title)}</h3>{_list(section.protocol)}"
 
 
 def _list(lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    items = "".join(f"<li>{escape_html(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items()) + "</dl>"
+def _definitions(values: Mapping[str, str]) -> str:
+    items = (f"<dt>{escape_html(name)}</dt><dd>{escape_html(value)}</dd>" for name, value in values.items())
+    return f"<dl>{''.join(items)}</dl>"
 
 
-def _broken(content: Content) -> str:
+def _broken_records(content: Content) -> str:
     if not content.broken:
         return ""
     lines = _list(f"{path.name}: {reason}" for path, reason in content.broken)

@@ -1,4 +1,4 @@
-"""The tables as LaTeX: booktabs and longtable, folded to the page's width, and a document that holds them all."""
+"""The tables as LaTeX (booktabs and longtable, folded to the page's width), and a document that contains them all."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from lora_bench.report.figures.layout import folds, is_right
-from lora_bench.report.numbers.tables import Field, Table
+from lora_bench.report.formats.folding import fold_columns, is_right_aligned
+from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.text import clean
 
-WIDTH = 150
-_WRAPPED = 34
+WIDTH = 150  # characters in a line of the landscape page, in \scriptsize
+_WRAPPED_LENGTH = 34  # columns with a longer field are set as paragraphs
 _PREAMBLE = r"""\documentclass[10pt,a4paper,landscape]{article}
 \usepackage[T1]{fontenc}
 \usepackage[margin=12mm]{geometry}
@@ -30,46 +30,51 @@ _SPECIAL = {
 }  # fmt: skip
 
 
-def latex(text: str) -> str:
-    """`text` as it reads, with nothing that TeX would act on; a letter of another script is a question mark."""
-    return "".join(_SPECIAL.get(character) or _plain(character) for character in clean(text))
+def escape_latex(text: str) -> str:
+    """Escape everything that TeX would interpret; a letter of another script becomes a question mark."""
+    return "".join(_SPECIAL.get(character) or _plain_character(character) for character in clean(text))
 
 
-def latex_table(table: Table) -> str:
-    """The table for a document with array, booktabs and longtable: a title, one longtable a fold, notes."""
-    lines = [rf"\subsection*{{{latex(table.title)}}}", r"{\scriptsize"]
-    for part in folds(table, WIDTH):
-        lines += _part(table, part)
-    lines += [rf"{latex(note)}\par" for note in table.notes]
+def latex_table(table: ReportTable) -> str:
+    """Return a title, one longtable per folded part, and the notes; needs array, booktabs and longtable."""
+    lines = [rf"\subsection*{{{escape_latex(table.title)}}}", r"{\scriptsize"]
+    for columns in fold_columns(table, WIDTH):
+        lines += _longtable(table, columns)
+    lines += [rf"{escape_latex(note)}\par" for note in table.notes]
     return "\n".join([*lines, "}", ""])
 
 
-def latex_document(title: str, lines: Iterable[str], tables: Iterable[Table]) -> str:
-    """A document that compiles by itself."""
-    words = "\n".join(rf"{latex(line)}\par" for line in lines)
+def latex_document(title: str, lines: Iterable[str], tables: Iterable[ReportTable]) -> str:
+    """Return a complete document with a title, paragraphs and tables."""
+    paragraphs = "\n".join(rf"{escape_latex(line)}\par" for line in lines)
     body = "\n".join(latex_table(table) for table in tables)
-    return f"{_PREAMBLE}\\section*{{{latex(title)}}}\n{words}\n{body}\n\\end{{document}}\n"
+    return f"{_PREAMBLE}\\section*{{{escape_latex(title)}}}\n{paragraphs}\n{body}\n\\end{{document}}\n"
 
 
-def _part(table: Table, columns: Sequence[int]) -> list[str]:
-    kinds = "".join(_kind(table, column) for column in columns)
+def _longtable(table: ReportTable, columns: Sequence[int]) -> list[str]:
+    column_types = "".join(_column_type(table, column) for column in columns)
     heads = [table.heads[column].split("\n") for column in columns]
     depth = max(map(len, heads))
+    # Short headings are aligned to the bottom.
     padded = [[""] * (depth - len(head)) + head for head in heads]
     body = [_line(_field(row[column]) for column in columns) for row in table.rows]
-    if table.footer:
-        body.insert(len(body) - table.footer, r"\midrule")
+    if table.footer_rows:
+        body.insert(len(body) - table.footer_rows, r"\midrule")
     return [
-        rf"\begin{{longtable}}[l]{{@{{}}{kinds}@{{}}}}", r"\toprule",
-        *(_line(latex(head[at]) for head in padded) for at in range(depth)),
-        r"\midrule\endhead", r"\bottomrule\endfoot", *body, r"\end{longtable}",
-    ]  # fmt: skip
+        rf"\begin{{longtable}}[l]{{@{{}}{column_types}@{{}}}}",
+        r"\toprule",
+        *(_line(escape_latex(head[index]) for head in padded) for index in range(depth)),
+        r"\midrule\endhead",
+        r"\bottomrule\endfoot",
+        *body,
+        r"\end{longtable}",
+    ]
 
 
-def _kind(table: Table, column: int) -> str:
-    if max(len(row[column].text) for row in table.rows) > _WRAPPED:
+def _column_type(table: ReportTable, column: int) -> str:
+    if max(len(row[column].text) for row in table.rows) > _WRAPPED_LENGTH:
         return r">{\raggedright\arraybackslash}p{55mm}"
-    return "r" if is_right(table, column) else "l"
+    return "r" if is_right_aligned(table, column) else "l"
 
 
 def _line(fields: Iterable[str]) -> str:
@@ -77,9 +82,9 @@ def _line(fields: Iterable[str]) -> str:
 
 
 def _field(field: Field) -> str:
-    return rf"\textbf{{{latex(field.text)}}}" if field.strong else latex(field.text)
+    return rf"\textbf{{{escape_latex(field.text)}}}" if field.bold else escape_latex(field.text)
 
 
-def _plain(character: str) -> str:
+def _plain_character(character: str) -> str:
     ascii_form = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9 .,;:!?()/*+=@-]", "", ascii_form) or "?"

@@ -1,1 +1,1 @@
-"""What the report says, as numbers: rows of records, settings, statistics, tables. No drawing, no file."""
+"""The numbers of the report: rows, entries, statistics and tables in a neutral form."""

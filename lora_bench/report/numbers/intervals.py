@@ -1,4 +1,4 @@
-"""Intervals and paired tests of slots: which predictions belong together, and what of them is known."""
+"""Intervals and paired tests of entries: which predictions belong together, and what follows from them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_bench.report.numbers.rows import Row
-from lora_bench.report.numbers.slots import Column, Slot
+from lora_bench.report.numbers.entries import Column, Entry
+from lora_bench.report.numbers.rows import CellRow
 from lora_bench.report.numbers.statistics import (
+    ExampleVariance,
     Interval,
-    Spread,
-    accuracy_spread,
-    difference_spread,
-    over_seeds,
-    paired_over_examples,
-    with_examples,
+    accuracy_variance,
+    add_example_variance,
+    difference_variance,
+    paired_example_test,
+    seed_interval,
 )
 from lora_bench.tasks import TASKS
 
@@ -25,73 +25,95 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """What the examples say of two slots: p of the paired test on accuracy, its size, agreement, the spread.
+class ExampleTest:
+    """The comparison of two entries example by example.
 
-    `bound`: the test is a bound (more than two classes), its p is at most too large.
+    Attributes:
+        p: the p-value of the paired test of accuracy over examples.
+        difference: the mean difference in accuracy.
+        agreement: the fraction of equal predictions.
+        rows: the number of examples.
+        variance: the variance of the difference over examples.
+        bound: whether `p` is only an upper bound, as with more than two classes.
     """
 
     p: float | None
     difference: float
     agreement: float
     rows: int
-    spread: Spread
+    variance: ExampleVariance
     bound: bool
 
 
-def slot_interval(column: Column, slot: Slot) -> Interval | None:
-    """95% interval of the slot's score within the metric's range: over seeds, and over examples for an accuracy."""
-    scores = list(slot.scores.values())
-    seeds = over_seeds(scores)
-    cells = [cell for cell in slot.cells if cell["score"] is not None]
-    known = _predictions(cells) if column.metric == "accuracy" and _classes(column.task) else None
-    if seeds is not None and known is not None:
+def score_interval(column: Column, entry: Entry) -> Interval | None:
+    """Return the 95% interval of an entry's score, within the metric's range.
+
+    It covers the uncertainty over seeds and, for an accuracy, over examples. None with fewer than three seeds.
+    """
+    scores = list(entry.scores.values())
+    interval = seed_interval(scores)
+    cells = [cell for cell in entry.cells if cell["score"] is not None]
+    predictions = _predictions(cells) if column.metric == "accuracy" and _class_count(column.task) else None
+    if interval is not None and predictions is not None:
         mean = sum(scores) / len(scores)
-        spread = accuracy_spread(known, mean, _classes(column.task) == 2)
-        seeds = with_examples(seeds, mean, spread.added, known.shape[1])
+        variance = accuracy_variance(predictions, mean, _class_count(column.task) == 2)
+        interval = add_example_variance(interval, mean, variance.beyond_seeds, predictions.shape[1])
     lowest = 0.0 if column.metric.startswith(("accuracy", "f1")) else -1.0
-    return None if seeds is None else Interval(max(lowest, seeds.low), min(1.0, seeds.high))
+    return None if interval is None else Interval(max(lowest, interval.low), min(1.0, interval.high))
 
 
-def compare_examples(column: Column, first: Sequence[Row], second: Sequence[Row]) -> Examples | None:
-    """Cells of the same seeds, in the same order, example by example; None where their rows are not the same."""
-    same = {_evaluation(cell) for cell in (*first, *second)}
-    one, other = _predictions(first), _predictions(second)
+def compare_examples(column: Column, first: Sequence[CellRow], second: Sequence[CellRow]) -> ExampleTest | None:
+    """Compare two lists of cells example by example.
+
+    Args:
+        column: the task and metric.
+        first: the cells of one entry.
+        second: the cells of the other, with the same seeds in the same order.
+
+    Returns:
+        The comparison; None if the cells were not evaluated on the same rows, or lack predictions or an accuracy.
+    """
+    evaluated_rows = {_evaluation_fingerprint(cell) for cell in (*first, *second)}
+    first_predictions, second_predictions = _predictions(first), _predictions(second)
     accuracies = [_accuracy(cell) for cell in (*first, *second)]
-    if len(same) != 1 or None in same or one is None or other is None or None in accuracies:
+    if len(evaluated_rows) != 1 or None in evaluated_rows or None in accuracies:
         return None
-    if one.shape != other.shape or not _classes(column.task):
+    if first_predictions is None or second_predictions is None:
+        return None
+    if first_predictions.shape != second_predictions.shape or not _class_count(column.task):
         return None
     known = [value for value in accuracies if value is not None]
     difference = (sum(known[: len(first)]) - sum(known[len(first) :])) / len(first)
-    two = _classes(column.task) == 2
-    spread = difference_spread(one, other, difference, two)
-    p = paired_over_examples(difference, spread.cells, one.shape[1])
-    return Examples(p, difference, float((one == other).mean()), one.shape[1], spread, not two)
+    two_classes = _class_count(column.task) == 2
+    variance = difference_variance(first_predictions, second_predictions, difference, two_classes)
+    examples = first_predictions.shape[1]
+    p = paired_example_test(difference, variance.total, examples)
+    agreement = float((first_predictions == second_predictions).mean())
+    return ExampleTest(p, difference, agreement, examples, variance, not two_classes)
 
 
-def _classes(task: str) -> int:
-    """How many classes the task has; 0 where it has none, or is unknown."""
+def _class_count(task: str) -> int:
+    """Return the number of classes of a task; 0 for a regression or an unknown task."""
     return len(TASKS[task].labels) if task in TASKS else 0
 
 
-def _evaluation(cell: Row) -> str | None:
-    """The fingerprint of the rows that were predicted: the part after train's."""
+def _evaluation_fingerprint(cell: CellRow) -> str | None:
+    """Return the fingerprint of the evaluated rows, which follows that of the training rows."""
     data = cell["record"].data
     return None if data is None else str(data.fingerprint).rpartition("+")[2]
 
 
-def _accuracy(cell: Row) -> float | None:
-    """The accuracy of the stored predictions, those of the selected epoch."""
+def _accuracy(cell: CellRow) -> float | None:
+    """Return the accuracy of the stored predictions, which are those of the selected epoch."""
     record = cell["record"]
-    epoch = next((each for each in record.epochs if each.epoch == record.score_epoch), None)
-    return None if epoch is None else epoch.metrics.get("accuracy")
+    selected = next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
+    return None if selected is None else selected.metrics.get("accuracy")
 
 
-def _predictions(cells: Sequence[Row]) -> NDArray[np.float64] | None:
-    """[cells, rows], None where they are missing or differ in length."""
+def _predictions(cells: Sequence[CellRow]) -> NDArray[np.float64] | None:
+    """Return the predictions `[cells, examples]`; None if some are missing or their lengths differ."""
     import numpy as np
 
-    stored: list[Any] = [cell["record"].predictions for cell in cells]
-    lengths = {len(each) for each in stored}
-    return np.asarray(stored, dtype=float) if len(lengths) == 1 and 0 not in lengths else None
+    predictions: list[Any] = [cell["record"].predictions for cell in cells]
+    lengths = {len(values) for values in predictions}
+    return np.asarray(predictions, dtype=float) if len(lengths) == 1 and 0 not in lengths else None

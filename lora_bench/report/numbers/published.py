@@ -1,7 +1,7 @@
-"""Against the published numbers: what `published.json` holds beside what was run here, if they may be compared.
+"""Comparison with published numbers: the values of `published.json` beside what was run here, where comparable.
 
-The file holds only what was read in the named source, or in a source that repeats it (`secondary`), with the protocol
-as far as it was found; null is what was not found. Nothing in it is from memory.
+The file contains only what was read in the named source, or in a source that repeats it (`secondary`), with the
+protocol as far as it is stated there; null stands for what is not stated. Nothing in it is from memory.
 """
 
 from __future__ import annotations
@@ -14,20 +14,33 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from lora_bench.report.figures.captions import metric_name, task_title
-from lora_bench.report.numbers.intervals import slot_interval
-from lora_bench.report.numbers.slots import Column, Piece, Slot
-from lora_bench.report.numbers.statistics import Interval, half_width, widened
-from lora_bench.report.numbers.tables import Field, Table, interval_text, plain, signed
+from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.numbers.intervals import score_interval
+from lora_bench.report.numbers.statistics import Interval, half_width, widen
+from lora_bench.report.numbers.tables import Field, ReportTable, difference_interval_text, plain_field, signed_percent
+from lora_bench.report.wording import metric_name, task_title
 from lora_bench.tasks import TASKS
 
 _TARGETS = {"qv": ("query", "value")}
-_EPOCH = {"best": "best epoch", "last": "last epoch", "held-out": "held-out epoch"}
+_EPOCH_NAMES = {"best": "best epoch", "last": "last epoch", "held-out": "held-out epoch"}
 
 
 @dataclass(frozen=True)
-class Published:
-    """One published value, x100 as printed, `spread` its ± (or None), with where it is from and how it was made."""
+class PublishedValue:
+    """One published value, with its source and its protocol.
+
+    Attributes:
+        row: the row's name in the published table.
+        value: the score ×100, as printed.
+        spread: the printed ±; None if there is none.
+        source: the paper.
+        table: the table in the paper.
+        tag: how the value was obtained; `READ` if it was read in the source.
+        secondary: whether another source than the original repeats it.
+        start: what training starts from; None if that is not stated.
+        epochs: the number of epochs; None if it is not stated.
+        protocol: the protocol as in `published.json`.
+    """
 
     row: str
     method: str
@@ -49,164 +62,204 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A published value against the nearest slot here: difference and interval x1, verdict, and why."""
+class PublishedComparison:
+    """A published value compared with the most similar entry here.
 
-    published: Published
-    slot: Slot | None
+    Attributes:
+        published: the published value.
+        entry: the most similar entry; None if the method was not run on the task.
+        difference: the mean here less the published value, in the metric's units.
+        interval: the 95% interval of the difference.
+        verdict: `within` if the interval contains zero, else `outside`; or `not comparable`.
+        reason: why they are not comparable, or what else differs.
+    """
+
+    published: PublishedValue
+    entry: Entry | None
     difference: float | None
     interval: Interval | None
     verdict: str
-    because: str
+    reason: str
 
 
 @cache
-def published() -> tuple[Published, ...]:
-    """Every published value of the data file."""
+def published_values() -> tuple[PublishedValue, ...]:
+    """Read all published values of the data file."""
     text = resources.files("lora_bench.report").joinpath("published.json").read_text(encoding="utf-8")
     content = json.loads(text)
-    return tuple(_value(content, row, task) for row in content["rows"] for task in row["values"])
+    return tuple(_published_value(content, row, task) for row in content["rows"] for task in row["values"])
 
 
-def verdicts(pieces: Sequence[Piece]) -> tuple[Verdict, ...]:
-    """Each published value with what was run here, whether that is comparable or not."""
-    return tuple(_verdict(value, pieces) for value in published())
+def compare_with_published(subsets: Sequence[Subset]) -> tuple[PublishedComparison, ...]:
+    """Compare each published value with what was run here, whether that is comparable or not."""
+    return tuple(_compare(value, subsets) for value in published_values())
 
 
-def published_table(found: Sequence[Verdict]) -> Table:
-    """The verdicts as a table."""
-    return Table(
+def published_table(comparisons: Sequence[PublishedComparison]) -> ReportTable:
+    """Return the comparisons as a table."""
+    return ReportTable(
         name="published",
         title="Against the published numbers",
         heads=("row", "model", "task", "published", "here", "difference", "95%\ninterval", "verdict", "because"),
-        labels=1,
-        rows=tuple(_row(each) for each in found),
+        label_columns=1,
+        rows=tuple(_row(comparison) for comparison in comparisons),
         notes=(
             "difference: the mean here less the published value (a median of 5 seeds where its protocol is known). "
             "interval: of both, over seeds and examples here and over the published ± where one is printed. within: it "
             "holds zero. *: as repeated by another source.",
             "Of LoRA-Mini no number could be read; of LoRA-XS and CoRA none on RoBERTa-base.",
         ),
-        data=tuple(_datum(each) for each in found),
+        data=tuple(_data(comparison) for comparison in comparisons),
     )
 
 
-def sentences(found: Sequence[Verdict]) -> list[str]:
-    """The verdicts counted, in words."""
-    counts = {kind: sum(each.verdict == kind for each in found) for kind in ("within", "outside", "not comparable")}
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    return [f"Of {len(found)} published values: {told}."]
+def sentences(comparisons: Sequence[PublishedComparison]) -> list[str]:
+    """Count the verdicts in a sentence."""
+    verdicts = [comparison.verdict for comparison in comparisons]
+    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("within", "outside", "not comparable"))
+    return [f"Of {len(comparisons)} published values: {counts}."]
 
 
-def _value(content: Mapping[str, Any], row: Mapping[str, Any], task: str) -> Published:
+def _published_value(content: Mapping[str, Any], row: Mapping[str, Any], task: str) -> PublishedValue:
     protocol = content["protocols"][row["protocol"]]
     value, *spread = row["values"][task]
-    return Published(
+    return PublishedValue(
         **{name: row[name] for name in ("row", "method", "rank", "model", "params", "table", "tag", "secondary")},
-        task=task, metric=row.get("metric", {}).get(task, TASKS[task].main_metric), value=value,
-        targets=tuple(row["targets"]) if row["targets"] else None, spread=spread[0] if spread else None,
-        source=content["sources"][row["source"]], protocol=protocol, epochs=row.get("epochs", {}).get(task),
+        task=task,
+        metric=row.get("metric", {}).get(task, TASKS[task].main_metric),
+        value=value,
+        targets=tuple(row["targets"]) if row["targets"] else None,
+        spread=spread[0] if spread else None,
+        source=content["sources"][row["source"]],
+        protocol=protocol,
+        epochs=row.get("epochs", {}).get(task),
         start="mnli" if task in protocol["mnli_start"] else protocol["start"],
-    )  # fmt: skip
+    )
 
 
-def _verdict(value: Published, pieces: Sequence[Piece]) -> Verdict:
+def _compare(value: PublishedValue, subsets: Sequence[Subset]) -> PublishedComparison:
+    """Compare a published value with the entry that differs from it in the fewest respects, the best one if several."""
     candidates = [
-        (_reasons(value, piece, column, slot), column, slot)
-        for piece in pieces
-        for column, slots in piece.columns.items()
+        (_incomparable_reasons(value, subset, column, entry), column, entry)
+        for subset in subsets
+        for column, entries in subset.columns.items()
         if column.task == value.task
-        for slot in slots
-        if slot.method == value.method and slot.init is None
+        for entry in entries
+        if entry.method == value.method and entry.init is None
     ]
     if not candidates:
-        return Verdict(value, None, None, None, "not comparable", "not run here")
-    reasons, column, slot = min(candidates, key=lambda each: (len(each[0]), -(each[2].entry.mean or 0.0)))
-    if reasons or slot.entry.mean is None:
-        return Verdict(value, slot, None, None, "not comparable", "; ".join(reasons) or "no score")
-    return _compared(value, column, slot)
+        return PublishedComparison(value, None, None, None, "not comparable", "not run here")
+    reasons, column, entry = min(
+        candidates, key=lambda candidate: (len(candidate[0]), -(candidate[2].summary.mean or 0.0))
+    )
+    if reasons or entry.summary.mean is None:
+        return PublishedComparison(value, entry, None, None, "not comparable", "; ".join(reasons) or "no score")
+    return _compare_values(value, column, entry)
 
 
-def _compared(value: Published, column: Column, slot: Slot) -> Verdict:
-    mean = statistics.fmean(slot.scores.values())
-    difference, interval = mean - value.value / 100, slot_interval(column, slot)
-    other = _other_settings(value, slot)
+def _compare_values(value: PublishedValue, column: Column, entry: Entry) -> PublishedComparison:
+    """Compare a published value with an entry of the same protocol, by the interval of their difference."""
+    mean = statistics.fmean(entry.scores.values())
+    difference, interval = mean - value.value / 100, score_interval(column, entry)
+    differing = _differing_settings(value, entry)
     if interval is None:
-        return Verdict(value, slot, difference, None, "not comparable", "; ".join(("fewer than 3 seeds here", *other)))
+        reason = "; ".join(("fewer than 3 seeds here", *differing))
+        return PublishedComparison(value, entry, difference, None, "not comparable", reason)
     seeds = value.protocol["seeds"]
     half = half_width(value.spread / 100, seeds) if value.spread is not None and seeds else 0.0
-    both = widened(interval, mean, half)
+    both = widen(interval, mean, half)
     shifted = Interval(both.low - value.value / 100, both.high - value.value / 100)
     verdict = "within" if shifted.low <= 0 <= shifted.high else "outside"
-    return Verdict(value, slot, difference, shifted, verdict, "; ".join(other))
+    return PublishedComparison(value, entry, difference, shifted, verdict, "; ".join(differing))
 
 
-def _reasons(value: Published, piece: Piece, column: Column, slot: Slot) -> list[str]:
-    """Why the two must not be compared; nothing if they may."""
-    scope, protocol = piece.scope, value.protocol
+def _incomparable_reasons(value: PublishedValue, subset: Subset, column: Column, entry: Entry) -> list[str]:
+    """Return why a published value and an entry must not be compared; empty if they may be."""
+    scope, protocol = subset.scope, value.protocol
     checks = (
-        (_model(scope["model"]) != value.model, f"other model ({scope['model']})"),
-        (_other_rows(value.task, slot), "not GLUE's rows"),
+        (_model_name(scope["model"]) != value.model, f"other model ({scope['model']})"),
+        (_has_other_rows(value.task, entry), "not GLUE's rows"),
         (scope["split"] != protocol["split"], f"other split ({scope['split']})"),
-        (value.rank is not None and slot.rank != value.rank, f"other rank (r={slot.rank})"),
-        (value.targets is not None and _targets(piece) != value.targets, f"other targets ({piece.targets})"),
+        (value.rank is not None and entry.rank != value.rank, f"other rank (r={entry.rank})"),
+        (value.targets is not None and _target_names(subset) != value.targets, f"other targets ({subset.targets})"),
         (value.start is None, "what it starts from is not found"),
         (value.start == "mnli" and scope["start"] != "mnli", "MNLI start there"),
         (value.start == "pretrained" and scope["start"] != "pretrained", f"other start ({scope['start']})"),
         (column.metric != value.metric, f"metric variant ({metric_name(value.metric)})"),
         (protocol["select"] is None, "how its epoch was chosen is not found"),
-        (protocol["select"] not in (None, scope["select"]), f"{_EPOCH.get(str(protocol['select']))} there"),
+        (protocol["select"] not in (None, scope["select"]), f"{_EPOCH_NAMES.get(str(protocol['select']))} there"),
     )
     return [reason for applies, reason in checks if applies]
 
 
-def _other_settings(value: Published, slot: Slot) -> Iterable[str]:
-    """What differs without forbidding the comparison: a recipe is part of what is compared."""
+def _differing_settings(value: PublishedValue, entry: Entry) -> Iterable[str]:
+    """Yield the settings that differ but do not forbid the comparison, because they are part of what is compared."""
     for name, there in (("epochs", value.epochs), ("max_length", value.protocol["max_length"])):
-        if there is not None and slot.settings[name] != there:
-            yield f"{name.replace('_', ' ')} {slot.settings[name]} here, {there} there"
+        if there is not None and entry.settings[name] != there:
+            yield f"{name.replace('_', ' ')} {entry.settings[name]} here, {there} there"
 
 
-def _model(name: str) -> str:
+def _model_name(name: str) -> str:
+    """Strip the owner and the revision: `FacebookAI/roberta-base@abc` becomes `roberta-base`."""
     return name.partition("@")[0].rpartition("/")[2]
 
 
-def _targets(piece: Piece) -> tuple[str, ...]:
-    named = piece.targets or ""
-    return _TARGETS.get(named, tuple(sorted(part.strip() for part in named.split(","))))
+def _target_names(subset: Subset) -> tuple[str, ...]:
+    targets = subset.targets or ""
+    return _TARGETS.get(targets, tuple(sorted(name.strip() for name in targets.split(","))))
 
 
-def _other_rows(task: str, slot: Slot) -> bool:
+def _has_other_rows(task: str, entry: Entry) -> bool:
     """Whether some cell was evaluated on another number of rows than GLUE has."""
-    counts = {cell["record"].data.eval_rows for cell in slot.cells if cell["record"].data is not None}
+    counts = {cell["record"].data.eval_rows for cell in entry.cells if cell["record"].data is not None}
     return counts != {TASKS[task].eval_rows}
 
 
-def _row(each: Verdict) -> tuple[Field, ...]:
-    value, slot = each.published, each.slot
+def _row(comparison: PublishedComparison) -> tuple[Field, ...]:
+    value, entry = comparison.published, comparison.entry
     spread = "" if value.spread is None else f" ± {value.spread:g}"
-    task = f"{task_title(value.task)} ({metric_name(value.metric)})"
     return (
-        plain(f"{value.row}{'*' if value.secondary else ''}"), plain(value.model), plain(task),
-        Field(f"{value.value:g}{spread}", number=False),
-        Field(f"{slot.size}: {slot.entry.text()}" if slot else "—", number=False),
-        Field(signed(each.difference)), Field(interval_text(each.interval), number=False),
-        Field(each.verdict, each.verdict == "within", number=False), plain(each.because),
-    )  # fmt: skip
+        plain_field(f"{value.row}{'*' if value.secondary else ''}"),
+        plain_field(value.model),
+        plain_field(f"{task_title(value.task)} ({metric_name(value.metric)})"),
+        Field(f"{value.value:g}{spread}", numeric=False),
+        Field(f"{entry.size}: {entry.summary.text()}" if entry else "—", numeric=False),
+        Field(signed_percent(comparison.difference)),
+        Field(difference_interval_text(comparison.interval), numeric=False),
+        Field(comparison.verdict, comparison.verdict == "within", numeric=False),
+        plain_field(comparison.reason),
+    )
 
 
-def _datum(each: Verdict) -> dict[str, object]:
-    value, slot, interval = each.published, each.slot, each.interval
-    here = slot.entry if slot else None
+def _data(comparison: PublishedComparison) -> dict[str, object]:
+    value, entry, interval = comparison.published, comparison.entry, comparison.interval
+    summary = entry.summary if entry else None
     return {
-        "row": value.row, "model": value.model, "method": value.method, "rank": value.rank, "params": value.params,
-        "task": value.task, "metric": value.metric, "published": round(value.value / 100, 6),
-        "published_spread": None if value.spread is None else round(value.spread / 100, 6), "source": value.source,
-        "table": value.table, "tag": value.tag, "secondary": value.secondary, "start": value.start,
-        "select": value.protocol["select"], "published_seeds": value.protocol["seeds"],
-        "here": slot.size if slot else None, "mean": here.mean if here else None,
-        "median": here.median if here else None, "std": here.std if here else None, "n": here.n if here else None,
-        "difference": each.difference,
-        "low": interval.low if interval else None, "high": interval.high if interval else None,
-        "verdict": each.verdict, "because": each.because,
-    }  # fmt: skip
+        "row": value.row,
+        "model": value.model,
+        "method": value.method,
+        "rank": value.rank,
+        "params": value.params,
+        "task": value.task,
+        "metric": value.metric,
+        # Division by 100 leaves digits that nobody published.
+        "published": round(value.value / 100, 6),
+        "published_spread": None if value.spread is None else round(value.spread / 100, 6),
+        "source": value.source,
+        "table": value.table,
+        "tag": value.tag,
+        "secondary": value.secondary,
+        "start": value.start,
+        "select": value.protocol["select"],
+        "published_seeds": value.protocol["seeds"],
+        "here": entry.size if entry else None,
+        "mean": summary.mean if summary else None,
+        "median": summary.median if summary else None,
+        "std": summary.std if summary else None,
+        "n": summary.n if summary else None,
+        "difference": comparison.difference,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "verdict": comparison.verdict,
+        "because": comparison.reason,
+    }

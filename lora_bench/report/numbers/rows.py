@@ -1,4 +1,4 @@
-"""Records as plain rows: one dictionary a cell, however it ended."""
+"""Records as plain rows: one dictionary per cell, whatever its status."""
 
 from __future__ import annotations
 
@@ -11,86 +11,103 @@ from lora_bench.cell import Cell
 from lora_bench.store import Record
 from lora_bench.tasks import TASKS
 
-Row = Mapping[str, Any]
-Key = tuple[Any, ...]
+CellRow = Mapping[str, Any]
+GroupKey = tuple[Any, ...]
 
+# Cells that differ in one of these must not be compared, so they never share a table.
 SCOPE = ("model", "data", "split", "select", "start")
-SLOT = ("method", "init", "rank", "a", "b")
-SHOWN_SLOT = ("method", "start_shown", "rank", "a", "b")  # the default start is shown as none
-SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *SLOT, "task", "targets", "seed"}))
+# What identifies an entry of a table. The shown variant prints the default start as no start at all.
+ENTRY_FIELDS = ("method", "init", "rank", "a", "b")
+SHOWN_ENTRY_FIELDS = ("method", "start_shown", "rank", "a", "b")
+# The hyperparameters: every other field of a cell except the task, the targets and the seed.
+SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *ENTRY_FIELDS, "task", "targets", "seed"}))
 COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
 
-def rows(records: Iterable[Record]) -> tuple[Row, ...]:
-    """One row a record, by id: the cell's settings, how it ended, counts, `seconds`, the record itself.
+def cell_rows(records: Iterable[Record]) -> tuple[CellRow, ...]:
+    """Convert records to rows, sorted by cell id.
 
-    `score`, `best`, `last` and `held_out` are in the metric's own units, and None for a cell that failed, diverged or
-    has no finite score; `held_out` is the reported metric at the epoch that is best on the held-out slice of train.
+    Args:
+        records: finished cells with any status.
+
+    Returns:
+        One row per record with the cell's settings, `status`, `reason`, the counts, `seconds` and the record itself.
+        `score`, `best`, `last` and `held_out` are in the metric's own units, and None for a cell that failed, diverged
+        or has no finite score. `held_out` is the reported metric at the epoch that is best on the held-out slice of
+        the training rows.
     """
-    found = [_row(record) for record in sorted(records, key=lambda record: record.id)]
-    _name_data(found)
-    return tuple(found)
+    rows = [_cell_row(record) for record in sorted(records, key=lambda record: record.id)]
+    _shorten_data_names(rows)
+    return tuple(rows)
 
 
-def order(key: Iterable[Any]) -> tuple[tuple[bool, Any], ...]:
-    """A sort key for values of which some are None: None comes first."""
-    return tuple((value is not None, 0 if value is None else value) for value in key)
+def sort_key(values: Iterable[Any]) -> tuple[tuple[bool, Any], ...]:
+    """Return a sort key for a sequence that may contain None; None sorts first."""
+    return tuple((value is not None, 0 if value is None else value) for value in values)
 
 
-def split_by(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[Key, list[Row]]]:
-    """The rows by these values (two at least), in the order of the values."""
-    parts: dict[Key, list[Row]] = {}
+def group_by(rows: Iterable[CellRow], names: Sequence[str]) -> list[tuple[GroupKey, list[CellRow]]]:
+    """Group rows by the values of at least two columns, sorted by those values."""
+    groups: dict[GroupKey, list[CellRow]] = {}
     key = itemgetter(*names)
     for row in rows:
-        parts.setdefault(key(row), []).append(row)
-    return sorted(parts.items(), key=lambda item: order(item[0]))
+        groups.setdefault(key(row), []).append(row)
+    return sorted(groups.items(), key=lambda item: sort_key(item[0]))
 
 
-def device_kind(rows: Iterable[Row]) -> str:
-    """`GPU-` or `CPU-` when every timed cell ran on one, else nothing: what stands before `seconds`."""
+def device_prefix(rows: Iterable[CellRow]) -> str:
+    """Return the prefix of "seconds" in headings: `GPU-` or `CPU-`, or nothing if the timed cells used both kinds."""
     devices = {row["record"].environment.get("device", "") for row in rows if row["seconds"] is not None}
     on_cpu = {device.lower().startswith("cpu") for device in devices if device}
     return {frozenset({True}): "CPU-", frozenset({False}): "GPU-"}.get(frozenset(on_cpu), "")
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _cell_row(record: Record) -> dict[str, Any]:
     counts, protocol, timing = record.counts, record.protocol, record.timing
-    scored = record.status == "done" and record.score is not None and math.isfinite(record.score)
+    has_score = record.status == "done" and record.score is not None and math.isfinite(record.score)
     return vars(record.cell) | {
-        "id": record.id, "record": record, "start_shown": None if record.cell.init == "default" else record.cell.init,
-        "status": record.status, "reason": record.reason, "metric": record.metric,
-        "split": _split(record), "start": protocol.start, "notes": "; ".join(protocol.notes) or None,
-        "score": record.score if scored else None, "best": record.best if scored else None,
-        "last": record.last if scored else None, "held_out": _held_out(record) if scored else None,
+        "id": record.id,
+        "record": record,
+        "start_shown": None if record.cell.init == "default" else record.cell.init,
+        "status": record.status,
+        "reason": record.reason,
+        "metric": record.metric,
+        "split": _split_name(record),
+        "start": protocol.start,
+        "notes": "; ".join(protocol.notes) or None,
+        "score": record.score if has_score else None,
+        "best": record.best if has_score else None,
+        "last": record.last if has_score else None,
+        "held_out": _held_out_score(record) if has_score else None,
         "seconds": timing.seconds if timing else None,
         **{name: getattr(counts, name) if counts else None for name in COUNTS},
-    }  # fmt: skip
+    }
 
 
-def _held_out(record: Record) -> float | None:
-    """The reported metric at the first epoch that is best on what was held out of train."""
-    kept = [
+def _held_out_score(record: Record) -> float | None:
+    """Return the reported metric at the first epoch with the best held-out value; None without a held-out slice."""
+    candidates = [
         (value, epoch) for epoch in record.epochs if (value := (epoch.held_out or {}).get(record.metric)) is not None
     ]
-    return max(kept, key=lambda each: each[0])[1].metrics.get(record.metric) if kept else None
+    return max(candidates, key=itemgetter(0))[1].metrics.get(record.metric) if candidates else None
 
 
-def _split(record: Record) -> str:
-    """`validation` for all of the task's official validation splits (MNLI has two)."""
+def _split_name(record: Record) -> str:
+    """Return `validation` for the task's official validation splits (MNLI has two), else the recorded split."""
     task = TASKS.get(record.cell.task)
     official = "+".join(name for name, _ in task.eval_splits) if task else ""
     return "validation" if record.protocol.split == official else record.protocol.split
 
 
-def _name_data(rows: Sequence[dict[str, Any]]) -> None:
-    """Shorten `files:<hash>` to `files` where a task has one such source: the hash is of one task's files alone.
+def _shorten_data_names(rows: Sequence[dict[str, Any]]) -> None:
+    """Shorten `files:<hash>` to `files` in place wherever a task has only one such source.
 
-    Otherwise no two tasks of a folder would stand in one table.
+    The hash covers the files of a single task, so with the full name no two tasks of a data folder would share a table.
     """
     kinds = {data: data.partition(":")[0] for data in {row["data"] for row in rows}}
-    found: dict[tuple[str, str], set[str]] = {}
+    sources: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        found.setdefault((row["task"], kinds[row["data"]]), set()).add(row["data"])
-    single = {data for sources in found.values() if len(sources) == 1 for data in sources}
+        sources.setdefault((row["task"], kinds[row["data"]]), set()).add(row["data"])
+    unambiguous = {data for names in sources.values() if len(names) == 1 for data in names}
     for row in rows:
-        row["data"] = kinds[row["data"]] if row["data"] in single else row["data"]
+        row["data"] = kinds[row["data"]] if row["data"] in unambiguous else row["data"]

@@ -1,153 +1,173 @@
-"""The tables of scores: methods by task with what they cost, score by rank, the best setting of each method."""
+"""The tables of scores: methods by task with their costs, score by rank, the best setting of each method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_bench.report.figures.captions import choice_notes, column_title, uneven_notes
-from lora_bench.report.numbers.intervals import slot_interval
-from lora_bench.report.numbers.rows import COUNTS, device_kind, order
-from lora_bench.report.numbers.slots import Column, Piece, Slot, average, by_rank, has_pairs
+from lora_bench.report.numbers.entries import Column, Entry, Subset, average_summary, group_by_rank, has_pairs
+from lora_bench.report.numbers.intervals import score_interval
+from lora_bench.report.numbers.rows import COUNTS, device_prefix, sort_key
 from lora_bench.report.numbers.tables import (
     Field,
-    Table,
-    best_printed,
+    ReportTable,
+    average_data,
+    best_printed_mean,
     column_head,
-    datum,
-    level_text,
-    lost_field,
-    mean_datum,
-    plain,
+    missing_field,
+    plain_field,
+    range_field,
     score_field,
-    span,
+    score_interval_text,
+    summary_data,
 )
+from lora_bench.report.wording import column_title, selection_notes, uneven_notes
 
 
-def method_table(piece: Piece) -> Table:
-    """Methods (with rank, a, b) down, tasks and costs across; in each column the best, as printed, is strong."""
-    by_row: dict[tuple[Any, ...], dict[Column, Slot]] = {}
-    for column, slots in piece.columns.items():
-        for slot in slots:
-            by_row.setdefault((slot.rank is None, slot.label, slot.rank, slot.a, slot.b), {})[column] = slot
-    ordered = sorted(by_row, key=lambda key: (not key[0], order(key[1:])))
-    best = {column: best_printed(slot.entry for slot in slots) for column, slots in piece.columns.items()}
-    every = [slot for cells in piece.columns.values() for slot in cells]
-    return Table(
-        name=f"methods {piece.title}",
-        title=f"Methods: {piece.title}",
-        heads=("method", "rank", "a", "b", *map(column_head, piece.columns), *_cost_heads(piece)),
-        labels=4,
-        rows=tuple(_method_row(by_row[key], piece.columns, best) for key in ordered),
-        notes=choice_notes(every),
+def method_table(subset: Subset) -> ReportTable:
+    """Return the table with methods (by rank, a, b) down and tasks and costs across."""
+    by_size: dict[tuple[Any, ...], dict[Column, Entry]] = {}
+    for column, entries in subset.columns.items():
+        for entry in entries:
+            key = (entry.rank is None, entry.label, entry.rank, entry.a, entry.b)
+            by_size.setdefault(key, {})[column] = entry
+    # Methods without a rank (head, full) come first.
+    ordered = sorted(by_size, key=lambda key: (not key[0], sort_key(key[1:])))
+    best = {column: best_printed_mean(entry.summary for entry in entries) for column, entries in subset.columns.items()}
+    all_entries = [entry for entries in subset.columns.values() for entry in entries]
+    return ReportTable(
+        name=f"methods {subset.title}",
+        title=f"Methods: {subset.title}",
+        heads=("method", "rank", "a", "b", *map(column_head, subset.columns), *_cost_heads(subset)),
+        label_columns=4,
+        rows=tuple(_method_row(by_size[key], subset.columns, best) for key in ordered),
+        notes=selection_notes(all_entries),
         data=tuple(
-            datum(piece, column, slot, slot.entry) for key in ordered for column, slot in by_row[key].items()
+            summary_data(subset, column, entry, entry.summary)
+            for key in ordered
+            for column, entry in by_size[key].items()
         ),
-    )  # fmt: skip
+    )
 
 
-def best_table(piece: Piece) -> Table:
-    """For each task the best setting of each method, with its interval and its cost."""
-    chosen = [(column, slot) for column in piece.columns for slot in piece.chosen(column).values()]
-    best = {column: best_printed(slot.entry for slot in slots) for column, slots in piece.columns.items()}
-    return Table(
-        name=f"best {piece.title}",
-        title=f"Best setting of each method: {piece.title}",
-        heads=("task", "method", "rank", "a", "b", "lr", "score", "95%\ninterval", "of", *_cost_heads(piece)),
-        labels=2,
-        rows=tuple(_best_row(piece, column, slot, best[column]) for column, slot in chosen),
+def best_table(subset: Subset) -> ReportTable:
+    """Return the table of each method's best setting per task, with its interval and its costs."""
+    chosen = [(column, entry) for column in subset.columns for entry in subset.best_entries(column).values()]
+    best = {column: best_printed_mean(entry.summary for entry in entries) for column, entries in subset.columns.items()}
+    return ReportTable(
+        name=f"best {subset.title}",
+        title=f"Best setting of each method: {subset.title}",
+        heads=("task", "method", "rank", "a", "b", "lr", "score", "95%\ninterval", "of", *_cost_heads(subset)),
+        label_columns=2,
+        rows=tuple(_best_row(subset, column, entry, best[column]) for column, entry in chosen),
         notes=(
             "of: the number of settings (rank, a, b and all else) that it is the best of; the more, the more that "
             "flatters it. A setting with fewer than 3 scores is chosen only where there is none with 3.",
         ),
-        data=tuple(_best_datum(piece, column, slot) for column, slot in chosen),
-    )  # fmt: skip
+        data=tuple(_best_data(subset, column, entry) for column, entry in chosen),
+    )
 
 
-def rank_tables(piece: Piece) -> list[Table]:
-    """For each task: a table a method that has (a, b), with their average below, and one of the other methods."""
-    found = []
-    for column, slots in piece.columns.items():
-        ranked = by_rank(slots)
-        paired = {label: ranks for label, ranks in ranked.items() if has_pairs(ranks)}
-        single = {label: ranks for label, ranks in ranked.items() if label not in paired}
-        found += [_pair_table(piece, column, label, ranks) for label, ranks in paired.items()]
-        found += [_single_table(piece, column, single)] if single else []
-    return found
+def rank_tables(subset: Subset) -> list[ReportTable]:
+    """Return for each task a table per method with (a, b), and one table of all other methods with a rank."""
+    tables = []
+    for column, entries in subset.columns.items():
+        methods = group_by_rank(entries)
+        paired = {label: ranks for label, ranks in methods.items() if has_pairs(ranks)}
+        others = {label: ranks for label, ranks in methods.items() if label not in paired}
+        tables += [_pair_table(subset, column, label, ranks) for label, ranks in paired.items()]
+        tables += [_others_table(subset, column, others)] if others else []
+    return tables
 
 
-def _pair_table(piece: Piece, column: Column, label: str, ranks: dict[int, list[Slot]]) -> Table:
-    at = {(rank, slot.pair): slot for rank, slots in ranks.items() for slot in slots}
-    pairs = sorted({pair for _, pair in at}, key=order)
-    mean = {rank: average(slots) for rank, slots in ranks.items()}
-    rows = [(plain(a), plain(b), *(score_field(at.get((rank, (a, b)))) for rank in ranks)) for a, b in pairs]
-    last = (plain("average"), plain(None), *(Field(mean[rank].text(), number=False) for rank in ranks))
-    slots = [slot for slots in ranks.values() for slot in slots]
-    return Table(
-        name=f"rank {piece.title} {column.task} {label}",
-        title=f"{column_title(column)} by rank: {label}; {piece.title}",
+def _pair_table(subset: Subset, column: Column, label: str, ranks: dict[int, list[Entry]]) -> ReportTable:
+    """Return the table of one method: (a, b) down, ranks across, and the average over (a, b) in the last row."""
+    by_size = {(rank, entry.pair): entry for rank, entries in ranks.items() for entry in entries}
+    pairs = sorted({pair for _, pair in by_size}, key=sort_key)
+    averages = {rank: average_summary(entries) for rank, entries in ranks.items()}
+    rows = [
+        (plain_field(a), plain_field(b), *(score_field(by_size.get((rank, (a, b)))) for rank in ranks))
+        for a, b in pairs
+    ]
+    average_fields = (Field(averages[rank].text(), numeric=False) for rank in ranks)
+    entries = [entry for entries in ranks.values() for entry in entries]
+    return ReportTable(
+        name=f"rank {subset.title} {column.task} {label}",
+        title=f"{column_title(column)} by rank: {label}; {subset.title}",
         heads=("a", "b", *(f"r={rank}" for rank in ranks)),
-        labels=2,
-        rows=(*rows, last),
-        notes=(*choice_notes(slots), *uneven_notes(ranks, len(pairs))),
+        label_columns=2,
+        rows=(*rows, (plain_field("average"), plain_field(None), *average_fields)),
+        notes=(*selection_notes(entries), *uneven_notes(ranks, len(pairs))),
         data=(
-            *(datum(piece, column, slot, slot.entry) for slot in slots),
-            *(mean_datum(piece, column, ranks[rank], mean[rank]) for rank in ranks),
+            *(summary_data(subset, column, entry, entry.summary) for entry in entries),
+            *(average_data(subset, column, ranks[rank], averages[rank]) for rank in ranks),
         ),
-        footer=1,
+        footer_rows=1,
     )
 
 
-def _single_table(piece: Piece, column: Column, methods: dict[str, dict[int, list[Slot]]]) -> Table:
-    ranks = sorted({rank for found in methods.values() for rank in found})
-    at = {(label, rank): slots[0] for label, found in methods.items() for rank, slots in found.items()}
-    return Table(
-        name=f"rank {piece.title} {column.task} others",
-        title=f"{column_title(column)} by rank: methods without (a, b); {piece.title}",
+def _others_table(subset: Subset, column: Column, methods: dict[str, dict[int, list[Entry]]]) -> ReportTable:
+    """Return the table of the methods without (a, b): methods down, ranks across."""
+    ranks = sorted({rank for by_rank in methods.values() for rank in by_rank})
+    by_size = {(label, rank): entries[0] for label, by_rank in methods.items() for rank, entries in by_rank.items()}
+    return ReportTable(
+        name=f"rank {subset.title} {column.task} others",
+        title=f"{column_title(column)} by rank: methods without (a, b); {subset.title}",
         heads=("method", *(f"r={rank}" for rank in ranks)),
-        labels=1,
-        rows=tuple((plain(label), *(score_field(at.get((label, rank))) for rank in ranks)) for label in methods),
-        notes=choice_notes(at.values()),
-        data=tuple(datum(piece, column, slot, slot.entry) for slot in at.values()),
+        label_columns=1,
+        rows=tuple(
+            (plain_field(label), *(score_field(by_size.get((label, rank))) for rank in ranks)) for label in methods
+        ),
+        notes=selection_notes(by_size.values()),
+        data=tuple(summary_data(subset, column, entry, entry.summary) for entry in by_size.values()),
     )
+
+
+def _size_fields(entry: Entry) -> tuple[Field, ...]:
+    return tuple(plain_field(value) for value in (entry.label, entry.rank, entry.a, entry.b))
 
 
 def _method_row(
-    cells: Mapping[Column, Slot], columns: Mapping[Column, Sequence[Slot]], best: Mapping[Column, float | None]
+    entries: Mapping[Column, Entry], columns: Mapping[Column, Sequence[Entry]], best: Mapping[Column, float | None]
 ) -> tuple[Field, ...]:
-    slot = next(iter(cells.values()))
+    """Format the entries of one method at one size; tasks without an entry stay empty."""
     return (
-        *(plain(value) for value in (slot.label, slot.rank, slot.a, slot.b)),
-        *(score_field(cells.get(column), best[column]) for column in columns),
-        *_costs(list(cells.values())),
+        *_size_fields(next(iter(entries.values()))),
+        *(score_field(entries.get(column), best[column]) for column in columns),
+        *_cost_fields(list(entries.values())),
     )
 
 
-def _best_row(piece: Piece, column: Column, slot: Slot, best: float | None) -> tuple[Field, ...]:
-    interval = Field(level_text(slot_interval(column, slot)), number=False)
+def _best_row(subset: Subset, column: Column, entry: Entry, best: float | None) -> tuple[Field, ...]:
     return (
-        plain(column_title(column)), *(plain(value) for value in (slot.label, slot.rank, slot.a, slot.b)),
-        plain(slot.settings["lr"]), score_field(slot, best), interval,
-        plain(_tried(piece, column, slot)), *_costs([slot]),
-    )  # fmt: skip
+        plain_field(column_title(column)),
+        *_size_fields(entry),
+        plain_field(entry.settings["lr"]),
+        score_field(entry, best),
+        Field(score_interval_text(score_interval(column, entry)), numeric=False),
+        plain_field(_settings_tried(subset, column, entry)),
+        *_cost_fields([entry]),
+    )
 
 
-def _best_datum(piece: Piece, column: Column, slot: Slot) -> dict[str, object]:
-    interval = slot_interval(column, slot)
-    ends = {"low": interval.low if interval else None, "high": interval.high if interval else None}
-    return datum(piece, column, slot, slot.entry, "best") | ends | {"settings_tried": _tried(piece, column, slot)}
+def _best_data(subset: Subset, column: Column, entry: Entry) -> dict[str, object]:
+    interval = score_interval(column, entry)
+    limits = {"low": interval.low if interval else None, "high": interval.high if interval else None}
+    settings_tried = {"settings_tried": _settings_tried(subset, column, entry)}
+    return summary_data(subset, column, entry, entry.summary, "best") | limits | settings_tried
 
 
-def _tried(piece: Piece, column: Column, slot: Slot) -> int:
-    return sum(other.tried for other in piece.columns[column] if other.label == slot.label)
+def _settings_tried(subset: Subset, column: Column, entry: Entry) -> int:
+    """Return the number of settings of a method on a task, over all of its sizes."""
+    return sum(other.settings_tried for other in subset.columns[column] if other.label == entry.label)
 
 
-def _cost_heads(piece: Piece) -> tuple[str, ...]:
-    kind = device_kind(cell for slots in piece.columns.values() for slot in slots for cell in slot.cells)
+def _cost_heads(subset: Subset) -> tuple[str, ...]:
+    prefix = device_prefix(cell for entries in subset.columns.values() for entry in entries for cell in entry.cells)
     sizes = ("adapter\nparams", "head\nparams", "adapter\nbytes", "bytes\nas fp16")
-    return *sizes, f"{kind}seconds\na cell", "without\nscore"
+    return *sizes, f"{prefix}seconds\na cell", "without\nscore"
 
 
-def _costs(slots: Sequence[Slot]) -> tuple[Field, ...]:
-    counts = (span(slot.largest(name) for slot in slots) for name in COUNTS)
-    return *counts, span((slot.seconds() for slot in slots), ",.1f"), lost_field(slots)
+def _cost_fields(entries: Sequence[Entry]) -> tuple[Field, ...]:
+    counts = (range_field(entry.largest(name) for entry in entries) for name in COUNTS)
+    return *counts, range_field((entry.seconds() for entry in entries), ",.1f"), missing_field(entries)

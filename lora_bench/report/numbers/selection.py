@@ -4,59 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_bench.report.figures.captions import column_title
-from lora_bench.report.numbers.slots import Column, Entry, Piece, Slot, entry
-from lora_bench.report.numbers.statistics import Interval, over_seeds
-from lora_bench.report.numbers.tables import Field, Table, interval_text, place, plain, signed, which
+from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, summarise
+from lora_bench.report.numbers.statistics import Interval, seed_interval
+from lora_bench.report.numbers.tables import (
+    Field,
+    ReportTable,
+    difference_interval_text,
+    entry_data,
+    plain_field,
+    signed_percent,
+    subset_data,
+)
+from lora_bench.report.wording import column_title
 
-KINDS: Mapping[str, str] = {"best": "best epoch", "last": "last epoch", "held_out": "held-out epoch"}
+EPOCH_KINDS: Mapping[str, str] = {"best": "best epoch", "last": "last epoch", "held_out": "held-out epoch"}
 
 
-def selection_tables(piece: Piece) -> list[Table]:
-    """For the best setting of each method: the score by each way to choose the epoch; nothing without a score."""
-    chosen = [(column, slot) for column in piece.columns for slot in piece.chosen(column).values() if slot.scores]
+def selection_tables(subset: Subset) -> list[ReportTable]:
+    """Return a table with the best setting of each method, scored at each choice of the epoch.
+
+    There is no table if no cell has a score.
+    """
+    best = [(column, entry) for column in subset.columns for entry in subset.best_entries(column).values()]
+    chosen = [(column, entry) for column, entry in best if entry.scores]
     if not chosen:
         return []
-    every = {kind: any(slot.values(kind) for _, slot in chosen) for kind in KINDS}
     notes = [
         "The same cells, three ways to choose the epoch: best and last on the reported split, held-out by rows kept "
         "from train. best − last and best − held-out are what choosing on the reported split adds, paired by seed."
     ]
-    if not every["held_out"]:
+    if not any(entry.values("held_out") for _, entry in chosen):
         notes.append("held-out: not recorded here; run with --set select=held-out.")
-    table = Table(
-        name=f"epochs {piece.title}",
-        title=f"Which epoch: {piece.title}",
-        heads=("task", "method", *KINDS.values(), "best − last", "95%\ninterval", "best − held-out", "95%\ninterval"),
-        labels=2,
-        rows=tuple(_row(column, slot) for column, slot in chosen),
+    gain_heads = ("best − last", "95%\ninterval", "best − held-out", "95%\ninterval")
+    table = ReportTable(
+        name=f"epochs {subset.title}",
+        title=f"Which epoch: {subset.title}",
+        heads=("task", "method", *EPOCH_KINDS.values(), *gain_heads),
+        label_columns=2,
+        rows=tuple(_row(column, entry) for column, entry in chosen),
         notes=tuple(notes),
-        data=tuple(_datum(piece, column, slot, kind) for column, slot in chosen for kind in KINDS),
+        data=tuple(_data(subset, column, entry, kind) for column, entry in chosen for kind in EPOCH_KINDS),
     )
     return [table]
 
 
-def _entry(slot: Slot, kind: str) -> Entry:
-    return entry(list(slot.values(kind).values()), len(slot.cells))
+def _summary(entry: Entry, kind: str) -> Summary:
+    return summarise(list(entry.values(kind).values()), len(entry.cells))
 
 
-def _gain(slot: Slot, kind: str) -> tuple[Entry, Interval | None]:
-    best, other = slot.values("best"), slot.values(kind)
-    found = [best[seed] - other[seed] for seed in sorted(best.keys() & other.keys())]
-    return entry(found, len(slot.cells)), over_seeds(found)
+def _gain(entry: Entry, kind: str) -> tuple[Summary, Interval | None]:
+    """Return the best epoch's score less that of another kind of epoch, paired by seed, with its interval."""
+    best, other = entry.values("best"), entry.values(kind)
+    differences = [best[seed] - other[seed] for seed in sorted(best.keys() & other.keys())]
+    return summarise(differences, len(entry.cells)), seed_interval(differences)
 
 
-def _row(column: Column, slot: Slot) -> tuple[Field, ...]:
-    scores = (Field(found.text() if (found := _entry(slot, kind)).n else "—", number=False) for kind in KINDS)
-    gains = [_gain(slot, kind) for kind in ("last", "held_out")]
-    shown = (Field(text, number=False) for gain, ends in gains for text in (signed(gain.mean), interval_text(ends)))
-    return plain(column_title(column)), plain(slot.size), *scores, *shown
+def _row(column: Column, entry: Entry) -> tuple[Field, ...]:
+    summaries = [_summary(entry, kind) for kind in EPOCH_KINDS]
+    scores = [summary.text() if summary.n else "—" for summary in summaries]
+    for kind in ("last", "held_out"):
+        gain, interval = _gain(entry, kind)
+        scores += [signed_percent(gain.mean), difference_interval_text(interval)]
+    return (
+        plain_field(column_title(column)),
+        plain_field(entry.size),
+        *(Field(text, numeric=False) for text in scores),
+    )
 
 
-def _datum(piece: Piece, column: Column, slot: Slot, kind: str) -> dict[str, object]:
-    found = _entry(slot, kind)
-    gain, ends = _gain(slot, kind)
-    return place(piece, column) | which(slot) | {
-        "epoch": kind, "mean": found.mean, "std": found.std, "median": found.median, "n": found.n, "seeds": found.total,
-        "best_less_this": gain.mean, "low": ends.low if ends else None, "high": ends.high if ends else None,
-    }  # fmt: skip
+def _data(subset: Subset, column: Column, entry: Entry, kind: str) -> dict[str, object]:
+    summary = _summary(entry, kind)
+    gain, interval = _gain(entry, kind)
+    numbers = {
+        "epoch": kind,
+        "mean": summary.mean,
+        "std": summary.std,
+        "median": summary.median,
+        "n": summary.n,
+        "seeds": summary.total,
+        "best_less_this": gain.mean,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+    }
+    return subset_data(subset, column) | entry_data(entry) | numbers

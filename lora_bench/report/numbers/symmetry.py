@@ -1,21 +1,44 @@
-"""Is a or b worth more? Settings (a, b) and (b, a) of one rank are of one size; their scores are compared by seed."""
+"""Is a or b worth more? Settings (a, b) and (b, a) of one rank have equally many trained values; this compares them.
+
+The scores of the two settings are compared seed by seed.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lora_bench.report.figures.captions import column_title, task_title
-from lora_bench.report.numbers.slots import Column, Piece, Slot, by_rank, entry
-from lora_bench.report.numbers.statistics import Interval, holm, over_seeds, paired_over_seeds
-from lora_bench.report.numbers.tables import Field, Table, interval_text, p_text, p_words, place, plain, signed
-from lora_bench.report.numbers.versus import SAME, SURE, UNTESTED
+from lora_bench.report.numbers.entries import Column, Entry, Subset, group_by_rank, summarise
+from lora_bench.report.numbers.statistics import Interval, holm_correction, paired_seed_test, seed_interval
+from lora_bench.report.numbers.tables import (
+    Field,
+    ReportTable,
+    difference_interval_text,
+    p_relation,
+    p_text,
+    plain_field,
+    signed_percent,
+    subset_data,
+)
+from lora_bench.report.numbers.versus import NOT_DISTINGUISHED, NOT_TESTED, SIGNIFICANCE
+from lora_bench.report.wording import column_title, task_title
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Score with the larger a less score with the larger b: by rank and over all, one difference a seed."""
+    """The score with the larger a less the score with the larger b, for one method on one task.
+
+    Attributes:
+        column: the task and metric.
+        label: the method.
+        by_rank: the differences of each rank, one per seed.
+        pairs: the number of mirrored pairs over all ranks.
+        differences: the differences averaged over all mirrored pairs, one per seed.
+        interval: the 95% interval of their mean.
+        p: the p-value of the paired t test over seeds.
+        holm: `p` corrected over all methods and tasks of the subset.
+    """
 
     column: Column
     label: str
@@ -28,114 +51,140 @@ class Symmetry:
 
     @property
     def verdict(self) -> str:
-        """`a`, `b`, `not told apart` or `not tested`."""
+        """`a`, `b` or `not told apart`; `not tested` without a test."""
         if self.p is None:
-            return UNTESTED
-        if self.holm is None or self.holm >= SURE:
-            return SAME
+            return NOT_TESTED
+        if self.holm is None or self.holm >= SIGNIFICANCE:
+            return NOT_DISTINGUISHED
         return "a" if statistics.fmean(self.differences) > 0 else "b"
 
 
-def symmetries(piece: Piece) -> tuple[Symmetry, ...]:
-    """For each task and method with mirrored pairs: the differences and their test, Holm-corrected over all."""
-    found = [
-        made
-        for column, slots in piece.columns.items()
-        for label, ranks in by_rank(slots).items()
-        if (made := _measure(column, label, ranks))
-    ]
-    corrected = holm([each.p for each in found])
-    return tuple(Symmetry(**{**vars(each), "holm": p}) for each, p in zip(found, corrected, strict=True))
+def measure_symmetry(subset: Subset) -> tuple[Symmetry, ...]:
+    """Compare a and b for each task and method with mirrored pairs, with Holm's correction over all of them."""
+    candidates = (
+        _measure(column, label, ranks)
+        for column, entries in subset.columns.items()
+        for label, ranks in group_by_rank(entries).items()
+    )
+    symmetries = [symmetry for symmetry in candidates if symmetry]
+    corrected = holm_correction([symmetry.p for symmetry in symmetries])
+    return tuple(replace(symmetry, holm=p) for symmetry, p in zip(symmetries, corrected, strict=True))
 
 
-def symmetry_table(piece: Piece, found: Sequence[Symmetry]) -> list[Table]:
-    """Rows tasks, columns ranks; nothing where no pair is mirrored."""
-    if not found:
+def symmetry_tables(subset: Subset, symmetries: Sequence[Symmetry]) -> list[ReportTable]:
+    """Return a table with tasks down and ranks across; no table if no pair is mirrored."""
+    if not symmetries:
         return []
-    ranks = sorted({rank for each in found for rank in each.by_rank})
-    return [
-        Table(
-            name=f"symmetry {piece.title}",
-            title=f"Is a or b worth more? {piece.title}",
-            heads=("task", "method", *(f"r={rank}" for rank in ranks), "all ranks", "95%\ninterval", "Holm\np", "more"),
-            labels=2,
-            rows=tuple(_row(each, ranks) for each in found),
-            notes=(
-                "Score with the larger a less score with the larger b, at the same rank and the same number of trained "
-                "values: mean ± std over seeds of the mean over mirrored pairs, ×100 (seeds that have all of them).",
-            ),
-            data=tuple(_datum(piece, each, rank) for each in found for rank in (*each.by_rank, None)),
-        )
-    ]
+    ranks = sorted({rank for symmetry in symmetries for rank in symmetry.by_rank})
+    rank_heads = (f"r={rank}" for rank in ranks)
+    table = ReportTable(
+        name=f"symmetry {subset.title}",
+        title=f"Is a or b worth more? {subset.title}",
+        heads=("task", "method", *rank_heads, "all ranks", "95%\ninterval", "Holm\np", "more"),
+        label_columns=2,
+        rows=tuple(_row(symmetry, ranks) for symmetry in symmetries),
+        notes=(
+            "Score with the larger a less score with the larger b, at the same rank and the same number of trained "
+            "values: mean ± std over seeds of the mean over mirrored pairs, ×100 (seeds that have all of them).",
+        ),
+        data=tuple(_data(subset, symmetry, rank) for symmetry in symmetries for rank in (*symmetry.by_rank, None)),
+    )
+    return [table]
 
 
-def sentences(found: Sequence[Symmetry]) -> list[str]:
-    """The tests in words."""
-    told = [_sentence(each) for each in found if each.verdict not in (SAME, UNTESTED)]
-    rest = ", ".join(f"{each.label} on {task_title(each.column.task)}" for each in found if each.holm is not None)
-    return told or ([f"Whether a or b is worth more is not told by these seeds: {rest}."] if rest else [])
+def sentences(symmetries: Sequence[Symmetry]) -> list[str]:
+    """State the results in words; if none is significant, one sentence names what was tested."""
+    undecided = (NOT_DISTINGUISHED, NOT_TESTED)
+    decided = [_sentence(symmetry) for symmetry in symmetries if symmetry.verdict not in undecided]
+    tested = ", ".join(
+        f"{symmetry.label} on {task_title(symmetry.column.task)}"
+        for symmetry in symmetries
+        if symmetry.holm is not None
+    )
+    return decided or ([f"Whether a or b is worth more is not told by these seeds: {tested}."] if tested else [])
 
 
-def _sentence(each: Symmetry) -> str:
-    mean = 100 * abs(statistics.fmean(each.differences))
+def _sentence(symmetry: Symmetry) -> str:
+    mean = 100 * abs(statistics.fmean(symmetry.differences))
     return (
-        f"{task_title(each.column.task)}: with {each.label}, a larger {each.verdict} is worth {mean:.1f} more "
-        f"than the other (95% interval of a less b {interval_text(each.interval)}; Holm's p {p_words(each.holm)})."
+        f"{task_title(symmetry.column.task)}: with {symmetry.label}, a larger {symmetry.verdict} is worth {mean:.1f} "
+        f"more than the other (95% interval of a less b {difference_interval_text(symmetry.interval)}; "
+        f"Holm's p {p_relation(symmetry.holm)})."
     )
 
 
-def _measure(column: Column, label: str, ranks: Mapping[int, Sequence[Slot]]) -> Symmetry | None:
-    mirrored = {rank: pairs for rank, slots in ranks.items() if (pairs := _mirrored(slots))}
-    by_pair = {rank: [_by_seed(*pair) for pair in pairs] for rank, pairs in mirrored.items()}
-    every = _shared([each for pairs in by_pair.values() for each in pairs])
-    if not every:
+def _measure(column: Column, label: str, ranks: Mapping[int, Sequence[Entry]]) -> Symmetry | None:
+    """Compare a and b for one method, before Holm's correction; None if no seed has all mirrored pairs."""
+    mirrored = {rank: pairs for rank, entries in ranks.items() if (pairs := _mirrored_pairs(entries))}
+    by_pair = {rank: [_differences_by_seed(*pair) for pair in pairs] for rank, pairs in mirrored.items()}
+    differences = _mean_over_pairs([pair for pairs in by_pair.values() for pair in pairs])
+    if not differences:
         return None
-    ranked = {rank: _shared(pairs) for rank, pairs in by_pair.items()}
-    p = paired_over_seeds(every, [0.0] * len(every))
+    by_rank = {rank: _mean_over_pairs(pairs) for rank, pairs in by_pair.items()}
+    p = paired_seed_test(differences, [0.0] * len(differences))
     count = sum(len(pairs) for pairs in mirrored.values())
-    return Symmetry(column, label, ranked, count, every, over_seeds(every), p)
+    return Symmetry(column, label, by_rank, count, differences, seed_interval(differences), p)
 
 
-def _mirrored(slots: Sequence[Slot]) -> list[tuple[Slot, Slot]]:
-    """(the slot with the larger a, the one with the larger b) of each mirrored pair that has scores."""
-    at = {slot.pair: slot for slot in slots if slot.scores}
+def _mirrored_pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Return (entry with the larger a, entry with the larger b) for each mirrored pair that has scores."""
+    by_pair = {entry.pair: entry for entry in entries if entry.scores}
     return [
-        (slot, at[b, a]) for (a, b), slot in at.items() if a is not None and b is not None and a > b and (b, a) in at
+        (entry, by_pair[b, a])
+        for (a, b), entry in by_pair.items()
+        if a is not None and b is not None and a > b and (b, a) in by_pair
     ]
 
 
-def _by_seed(first: Slot, second: Slot) -> dict[int, float]:
+def _differences_by_seed(first: Entry, second: Entry) -> dict[int, float]:
     return {seed: first.scores[seed] - second.scores[seed] for seed in first.scores.keys() & second.scores.keys()}
 
 
-def _shared(pairs: Sequence[Mapping[int, float]]) -> tuple[float, ...]:
-    """The mean over pairs, of each seed that has all of them."""
+def _mean_over_pairs(pairs: Sequence[Mapping[int, float]]) -> tuple[float, ...]:
+    """Average the differences over pairs, for each seed that has all pairs."""
     seeds = set.intersection(*(set(pair) for pair in pairs)) if pairs else set()
     return tuple(statistics.fmean(pair[seed] for pair in pairs) for seed in sorted(seeds))
 
 
-def _row(each: Symmetry, ranks: Sequence[int]) -> tuple[Field, ...]:
-    shown = (each.by_rank.get(rank, ()) for rank in ranks)
-    fields = (Field(_difference(values), number=False) for values in (*shown, each.differences))
-    interval = Field(interval_text(each.interval), number=False)
-    verdict = Field(each.verdict, each.verdict not in (SAME, UNTESTED), number=False)
-    return plain(column_title(each.column)), plain(each.label), *fields, interval, Field(p_text(each.holm)), verdict
+def _row(symmetry: Symmetry, ranks: Sequence[int]) -> tuple[Field, ...]:
+    differences = (*(symmetry.by_rank.get(rank, ()) for rank in ranks), symmetry.differences)
+    decided = symmetry.verdict not in (NOT_DISTINGUISHED, NOT_TESTED)
+    return (
+        plain_field(column_title(symmetry.column)),
+        plain_field(symmetry.label),
+        *(Field(_difference_text(values), numeric=False) for values in differences),
+        Field(difference_interval_text(symmetry.interval), numeric=False),
+        Field(p_text(symmetry.holm)),
+        Field(symmetry.verdict, decided, numeric=False),
+    )
 
 
-def _difference(values: Sequence[float]) -> str:
+def _difference_text(values: Sequence[float]) -> str:
+    """Format as `+0.4 ± 0.2 (5)`, ×100; empty without values."""
     if not values:
         return ""
-    found = entry(values, len(values))
-    spread = "" if found.std is None else f" ± {100 * found.std:.1f}"
-    return f"{signed(found.mean)}{spread} ({found.n})"
+    summary = summarise(values, len(values))
+    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
+    return f"{signed_percent(summary.mean)}{spread} ({summary.n})"
 
 
-def _datum(piece: Piece, each: Symmetry, rank: int | None) -> dict[str, object]:
-    found = entry(each.differences if rank is None else each.by_rank[rank], 0)
-    whole = {
-        "low": each.interval.low if each.interval else None, "high": each.interval.high if each.interval else None,
-        "p": each.p, "holm": each.holm, "verdict": each.verdict,
-    }  # fmt: skip
-    numbers = {"mean": found.mean, "std": found.std, "median": found.median, "n": found.n, "mirrored_pairs": each.pairs}
-    told = whole if rank is None else dict.fromkeys(whole)
-    return place(piece, each.column) | {"method": each.label, "rank": rank} | numbers | told
+def _data(subset: Subset, symmetry: Symmetry, rank: int | None) -> dict[str, object]:
+    """Return the unrounded numbers of one rank, or of all ranks together if `rank` is None."""
+    summary = summarise(symmetry.differences if rank is None else symmetry.by_rank[rank], 0)
+    numbers = {
+        "mean": summary.mean,
+        "std": summary.std,
+        "median": summary.median,
+        "n": summary.n,
+        "mirrored_pairs": symmetry.pairs,
+    }
+    test = {
+        "low": symmetry.interval.low if symmetry.interval else None,
+        "high": symmetry.interval.high if symmetry.interval else None,
+        "p": symmetry.p,
+        "holm": symmetry.holm,
+        "verdict": symmetry.verdict,
+    }
+    # The test is of all ranks together; the rows of single ranks leave it empty.
+    test_fields = test if rank is None else dict.fromkeys(test)
+    return subset_data(subset, symmetry.column) | {"method": symmetry.label, "rank": rank} | numbers | test_fields

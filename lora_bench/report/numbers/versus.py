@@ -1,37 +1,64 @@
-"""Against LoRA: each method's best setting and LoRA's, paired by seed and by example, Holm-corrected."""
+"""Comparison with LoRA: each method's best setting against LoRA's, paired by seed and by example.
+
+The p-values are corrected by Holm's method.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lora_bench.report.figures.captions import column_title, task_title
-from lora_bench.report.numbers.intervals import Examples, compare_examples
-from lora_bench.report.numbers.slots import Column, Piece, Slot
-from lora_bench.report.numbers.statistics import Interval, holm, over_seeds, paired_over_seeds, with_examples
-from lora_bench.report.numbers.tables import Field, Table, interval_text, p_text, p_words, place, plain, signed, which
+from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.numbers.intervals import ExampleTest, compare_examples
+from lora_bench.report.numbers.statistics import (
+    Interval,
+    add_example_variance,
+    holm_correction,
+    paired_seed_test,
+    seed_interval,
+)
+from lora_bench.report.numbers.tables import (
+    Field,
+    ReportTable,
+    difference_interval_text,
+    entry_data,
+    p_relation,
+    p_text,
+    plain_field,
+    signed_percent,
+    subset_data,
+)
+from lora_bench.report.wording import column_title, task_title
 
 REFERENCE = "lora"
-SURE = 0.05
-SAME, UNTESTED = "not told apart", "not tested"
-NAMED = 5  # methods a sentence names
+SIGNIFICANCE = 0.05
+NOT_DISTINGUISHED, NOT_TESTED = "not told apart", "not tested"
+MAX_NAMED = 5  # a sentence counts the methods instead of naming them where there are more
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method's best setting less LoRA's, over the seeds that both have; metric's units.
+    """A method's best setting compared with LoRA's, over the seeds that both have.
 
-    `p` is of the paired t over seeds, `examples.p` of the paired t over examples (accuracy); `holm` and
-    `examples_holm` are corrected over all comparisons of the piece.
+    Attributes:
+        column: the task and metric.
+        entry: the method's best setting.
+        reference: LoRA's best setting.
+        differences: the method's score less LoRA's, one per shared seed, in the metric's units.
+        interval: the 95% interval of the mean difference.
+        examples: the comparison over examples, of accuracy.
+        p: the p-value of the paired t test over seeds.
+        holm: `p` corrected over all comparisons of the subset.
+        examples_holm: `examples.p` corrected in the same way.
     """
 
     column: Column
-    slot: Slot
-    reference: Slot
+    entry: Entry
+    reference: Entry
     differences: tuple[float, ...]
     interval: Interval | None
-    examples: Examples | None
+    examples: ExampleTest | None
     p: float | None
     holm: float | None = None
     examples_holm: float | None = None
@@ -48,130 +75,166 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`above`, `below`, `not told apart` by the corrected test over seeds, or `not tested`."""
+        """`above`, `below` or `not told apart`, by the corrected test over seeds; `not tested` without a test."""
         if self.p is None:
-            return UNTESTED
-        if self.holm is None or self.holm >= SURE:
-            return SAME
+            return NOT_TESTED
+        if self.holm is None or self.holm >= SIGNIFICANCE:
+            return NOT_DISTINGUISHED
         return "above" if self.mean > 0 else "below"
 
 
-def comparisons(piece: Piece) -> tuple[Comparison, ...]:
-    """Every method against LoRA on every task; nothing where LoRA was not run."""
-    found = []
-    for column in piece.columns:
-        chosen = piece.chosen(column)
-        if reference := chosen.pop(REFERENCE, None):
-            found += [made for slot in chosen.values() if (made := _compare(column, slot, reference))]
-    over_seeds_holm = holm([each.p for each in found])
-    over_examples = holm([each.examples.p if each.examples else None for each in found])
+def compare_with_lora(subset: Subset) -> tuple[Comparison, ...]:
+    """Compare every method with LoRA on every task; tasks on which LoRA was not run are left out."""
+    comparisons = []
+    for column in subset.columns:
+        best = subset.best_entries(column)
+        if reference := best.pop(REFERENCE, None):
+            candidates = (_compare(column, entry, reference) for entry in best.values())
+            comparisons += [comparison for comparison in candidates if comparison]
+    seed_p_values = holm_correction([comparison.p for comparison in comparisons])
+    example_p_values = holm_correction(
+        [comparison.examples.p if comparison.examples else None for comparison in comparisons]
+    )
     return tuple(
-        Comparison(**{**vars(each), "holm": one, "examples_holm": other})
-        for each, one, other in zip(found, over_seeds_holm, over_examples, strict=True)
+        replace(comparison, holm=seed_p, examples_holm=example_p)
+        for comparison, seed_p, example_p in zip(comparisons, seed_p_values, example_p_values, strict=True)
     )
 
 
-def versus_table(piece: Piece, found: Sequence[Comparison]) -> list[Table]:
-    """The comparisons as a table; none where there are none."""
-    if not found:
+def comparison_tables(subset: Subset, comparisons: Sequence[Comparison]) -> list[ReportTable]:
+    """Return the comparisons as a table; no table without comparisons."""
+    if not comparisons:
         return []
-    return [
-        Table(
-            name=f"against lora {piece.title}",
-            title=f"Against LoRA: {piece.title}",
-            heads=(
-                "task", "method", "LoRA", "difference", "95%\ninterval", "p\nseeds", "Holm\nseeds", "p\nexamples",
-                "Holm\nexamples", "same\npredictions", "verdict",
-            ),
-            labels=2,
-            rows=tuple(_row(each) for each in found),
-            notes=_notes(found),
-            data=tuple(_datum(piece, each) for each in found),
-        )
-    ]  # fmt: skip
+    heads = (
+        "task",
+        "method",
+        "LoRA",
+        "difference",
+        "95%\ninterval",
+        "p\nseeds",
+        "Holm\nseeds",
+        "p\nexamples",
+        "Holm\nexamples",
+        "same\npredictions",
+        "verdict",
+    )
+    table = ReportTable(
+        name=f"against lora {subset.title}",
+        title=f"Against LoRA: {subset.title}",
+        heads=heads,
+        label_columns=2,
+        rows=tuple(_row(comparison) for comparison in comparisons),
+        notes=_notes(comparisons),
+        data=tuple(_data(subset, comparison) for comparison in comparisons),
+    )
+    return [table]
 
 
-def sentences(found: Sequence[Comparison]) -> list[str]:
-    """The comparisons in words: what differs from LoRA, then what could not be told apart."""
-    told = [_sentence(each) for each in found if each.verdict not in (SAME, UNTESTED)]
-    if same := _names(SAME, found):
-        told.append(f"Not told apart from LoRA by these seeds, which is not the same as equal. {same}.")
-    if untested := _names(UNTESTED, found):
-        told.append(f"Fewer than 3 seeds shared with LoRA, so not tested. {untested}.")
-    return told
+def sentences(comparisons: Sequence[Comparison]) -> list[str]:
+    """State the comparisons in words: first what differs from LoRA, then what could not be distinguished."""
+    undecided = (NOT_DISTINGUISHED, NOT_TESTED)
+    lines = [_sentence(comparison) for comparison in comparisons if comparison.verdict not in undecided]
+    if not_distinguished := _methods_with_verdict(NOT_DISTINGUISHED, comparisons):
+        lines.append(f"Not told apart from LoRA by these seeds, which is not the same as equal. {not_distinguished}.")
+    if not_tested := _methods_with_verdict(NOT_TESTED, comparisons):
+        lines.append(f"Fewer than 3 seeds shared with LoRA, so not tested. {not_tested}.")
+    return lines
 
 
-def _names(wanted: str, found: Sequence[Comparison]) -> str:
-    """The methods with a verdict, task by task; only counted where they are many."""
+def _methods_with_verdict(verdict: str, comparisons: Sequence[Comparison]) -> str:
+    """List the methods with a verdict, task by task; more than `MAX_NAMED` are only counted."""
     by_task: dict[str, list[Comparison]] = {}
-    for each in found:
-        by_task.setdefault(task_title(each.column.task), []).append(each)
-    said = []
-    for task, all_of_it in by_task.items():
-        own = [each.slot.label for each in all_of_it if each.verdict == wanted]
-        if own:
-            said.append(f"{task}: {', '.join(own) if len(own) <= NAMED else f'{len(own)} of {len(all_of_it)} methods'}")
-    return "; ".join(said)
+    for comparison in comparisons:
+        by_task.setdefault(task_title(comparison.column.task), []).append(comparison)
+    phrases = []
+    for task, members in by_task.items():
+        labels = [comparison.entry.label for comparison in members if comparison.verdict == verdict]
+        if labels:
+            names = ", ".join(labels) if len(labels) <= MAX_NAMED else f"{len(labels)} of {len(members)} methods"
+            phrases.append(f"{task}: {names}")
+    return "; ".join(phrases)
 
 
-def _compare(column: Column, slot: Slot, reference: Slot) -> Comparison | None:
-    seeds = sorted(slot.scores.keys() & reference.scores.keys())
+def _compare(column: Column, entry: Entry, reference: Entry) -> Comparison | None:
+    """Compare two entries over their shared seeds, before Holm's correction; None if they share no seed."""
+    seeds = sorted(entry.scores.keys() & reference.scores.keys())
     if not seeds:
         return None
-    first, second = ([each.scores[seed] for seed in seeds] for each in (slot, reference))
-    differences = tuple(one - other for one, other in zip(first, second, strict=True))
-    by_seed = [{cell["seed"]: cell for cell in each.cells} for each in (slot, reference)]
-    examples = compare_examples(column, *([cells[seed] for seed in seeds] for cells in by_seed))
-    interval = over_seeds(differences)
+    scores, reference_scores = ([side.scores[seed] for seed in seeds] for side in (entry, reference))
+    differences = tuple(one - other for one, other in zip(scores, reference_scores, strict=True))
+    cells_by_seed = [{cell["seed"]: cell for cell in side.cells} for side in (entry, reference)]
+    examples = compare_examples(column, *([cells[seed] for seed in seeds] for cells in cells_by_seed))
+    interval = seed_interval(differences)
     if examples and column.metric == "accuracy":
-        interval = with_examples(interval, statistics.fmean(differences), examples.spread.added, examples.rows)
-    return Comparison(column, slot, reference, differences, interval, examples, paired_over_seeds(first, second))
+        mean = statistics.fmean(differences)
+        interval = add_example_variance(interval, mean, examples.variance.beyond_seeds, examples.rows)
+    p = paired_seed_test(scores, reference_scores)
+    return Comparison(column, entry, reference, differences, interval, examples, p)
 
 
-def _row(each: Comparison) -> tuple[Field, ...]:
-    spread = "" if each.std is None else f" ± {100 * each.std:.1f}"
-    examples = each.examples
+def _row(comparison: Comparison) -> tuple[Field, ...]:
+    spread = "" if comparison.std is None else f" ± {100 * comparison.std:.1f}"
+    difference = f"{signed_percent(comparison.mean)}{spread} ({len(comparison.differences)})"
+    examples = comparison.examples
     bound = "≤" if examples and examples.bound and examples.p is not None else ""
+    decided = comparison.verdict not in (NOT_DISTINGUISHED, NOT_TESTED)
     return (
-        plain(column_title(each.column)), plain(each.slot.size), plain(each.reference.size),
-        Field(f"{signed(each.mean)}{spread} ({len(each.differences)})", number=False),
-        Field(interval_text(each.interval), number=False), Field(p_text(each.p)), Field(p_text(each.holm)),
-        Field(bound + p_text(examples.p if examples else None)), Field(bound + p_text(each.examples_holm)),
+        plain_field(column_title(comparison.column)),
+        plain_field(comparison.entry.size),
+        plain_field(comparison.reference.size),
+        Field(difference, numeric=False),
+        Field(difference_interval_text(comparison.interval), numeric=False),
+        Field(p_text(comparison.p)),
+        Field(p_text(comparison.holm)),
+        Field(bound + p_text(examples.p if examples else None)),
+        Field(bound + p_text(comparison.examples_holm)),
         Field(f"{100 * examples.agreement:.1f}%" if examples else "—"),
-        Field(each.verdict, each.verdict not in (SAME, UNTESTED), number=False),
-    )  # fmt: skip
+        Field(comparison.verdict, decided, numeric=False),
+    )
 
 
-def _notes(found: Sequence[Comparison]) -> tuple[str, ...]:
+def _notes(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     notes = [
         "Best setting of each method less LoRA's best, on the same seeds (n): mean ± std of the differences, ×100. "
         "Both are chosen by the reported scores, which flatters the method with more settings.",
-        f"Holm: corrected over the {len(found)} comparisons of this table; the verdict is that of seeds at 5%. Seeds: "
-        "Student's paired t, from 3 seeds on. Examples: paired t of accuracy over the same examples, seeds averaged "
-        "(McNemar's for one seed); it speaks of these very cells, not of other seeds.",
+        f"Holm: corrected over the {len(comparisons)} comparisons of this table; the verdict is that of seeds at 5%. "
+        "Seeds: Student's paired t, from 3 seeds on. Examples: paired t of accuracy over the same examples, seeds "
+        "averaged (McNemar's for one seed); it speaks of these very cells, not of other seeds.",
     ]
-    if any(each.examples and each.examples.bound for each in found):
+    if any(comparison.examples and comparison.examples.bound for comparison in comparisons):
         notes.append("≤: with more than two classes the p over examples is an upper bound.")
-    if any(each.column.metric != "accuracy" and each.examples for each in found):
+    if any(comparison.column.metric != "accuracy" and comparison.examples for comparison in comparisons):
         notes.append("Where the metric is not accuracy, the test over examples is still of accuracy.")
     return tuple(notes)
 
 
-def _sentence(each: Comparison) -> str:
-    ends = "" if each.interval is None else f", 95% interval {interval_text(each.interval)}"
+def _sentence(comparison: Comparison) -> str:
+    interval = ""
+    if comparison.interval is not None:
+        interval = f", 95% interval {difference_interval_text(comparison.interval)}"
     return (
-        f"{task_title(each.column.task)}: {each.slot.size} is {100 * abs(each.mean):.1f} {each.verdict} "
-        f"{each.reference.size} (mean of {len(each.differences)} paired seeds{ends}; Holm's p {p_words(each.holm)})."
+        f"{task_title(comparison.column.task)}: {comparison.entry.size} is {100 * abs(comparison.mean):.1f} "
+        f"{comparison.verdict} {comparison.reference.size} (mean of {len(comparison.differences)} paired "
+        f"seeds{interval}; Holm's p {p_relation(comparison.holm)})."
     )
 
 
-def _datum(piece: Piece, each: Comparison) -> dict[str, object]:
-    against = {f"lora_{name}": value for name, value in which(each.reference).items() if name != "method"}
-    interval, examples = each.interval, each.examples
-    return place(piece, each.column) | which(each.slot) | against | {
-        "difference": each.mean, "std": each.std, "n": len(each.differences), "low": interval.low if interval else None,
-        "high": interval.high if interval else None, "p_seeds": each.p, "p_seeds_holm": each.holm,
-        "p_examples": examples.p if examples else None, "p_examples_holm": each.examples_holm,
-        "p_examples_is_bound": examples.bound if examples else None, "examples": examples.rows if examples else None,
-        "agreement": examples.agreement if examples else None, "verdict": each.verdict,
-    }  # fmt: skip
+def _data(subset: Subset, comparison: Comparison) -> dict[str, object]:
+    reference = {f"lora_{name}": value for name, value in entry_data(comparison.reference).items() if name != "method"}
+    interval, examples = comparison.interval, comparison.examples
+    numbers = {
+        "difference": comparison.mean,
+        "std": comparison.std,
+        "n": len(comparison.differences),
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "p_seeds": comparison.p,
+        "p_seeds_holm": comparison.holm,
+        "p_examples": examples.p if examples else None,
+        "p_examples_holm": comparison.examples_holm,
+        "p_examples_is_bound": examples.bound if examples else None,
+        "examples": examples.rows if examples else None,
+        "agreement": examples.agreement if examples else None,
+        "verdict": comparison.verdict,
+    }
+    return subset_data(subset, comparison.column) | entry_data(comparison.entry) | reference | numbers

@@ -1,4 +1,4 @@
-"""Several processes: counted while all of them train; what one of them says when it fails."""
+"""Several processes: measured while all of them train, and the error of one that fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from bench_factory import SAMPLE, work
 
-from lora_bench.bench import crowd
+from lora_bench.bench import processes
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.worker import read_job, write_job
 
@@ -21,19 +21,19 @@ def peer(folder: Path, targets: str = "qv") -> Peer:
     return Peer(SAMPLE, work(), targets, torch.device("cpu"), 0.2, folder)
 
 
-def test_a_window_is_the_sum_of_what_each_did_in_it() -> None:
-    """Parts of steps count as parts; what lies outside of the window does not."""
+def test_a_repeat_is_the_sum_of_what_each_process_did_in_it() -> None:
+    """Parts of steps count as parts; what lies outside of the repeat does not."""
     slow = {"first": 2, "stamps": [0.0, 1.0, 2.0, 3.0]}
     fast = {"first": 1, "stamps": (np.arange(9) / 2).tolist()}
     tokens = np.full(50, 7)
-    made = crowd._window([slow, fast], tokens, 0.5, 2.5)
+    made = processes._timed_run([slow, fast], tokens, 0.5, 2.5)
     assert made.steps == pytest.approx(2.0 + 4.0)
     assert made.tokens == pytest.approx(7 * 6.0)
     assert made.seconds == 2.0
 
 
 def test_the_repeats_are_equal_parts() -> None:
-    spans = crowd._spans(10.0, 16.0)
+    spans = processes._repeat_spans(10.0, 16.0)
     assert spans == [(10.0, 12.0), (12.0, 14.0), (14.0, 16.0)]
 
 
@@ -57,36 +57,38 @@ stamps = [time.monotonic()]
 while not (folder / "stop").exists():
     time.sleep(0.02)
     stamps.append(time.monotonic())
-told = {"first": 1, "stamps": stamps, "build_seconds": int(number), "peak_memory_bytes": 100}
-(folder / f"done-{number}.json").write_text(json.dumps(told))
+result = {"first": 1, "stamps": stamps, "build_seconds": int(number), "peak_memory_bytes": 100}
+(folder / f"done-{number}.json").write_text(json.dumps(result))
 """
 
 
-def instead(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Another program in the workers' place."""
+def replace_worker(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Start another program instead of the workers."""
 
     def start(folder: Path, number: int, _: int) -> subprocess.Popen[bytes]:
         with (folder / f"{number}.log").open("wb") as log:
             return subprocess.Popen([sys.executable, "-c", program, str(folder), str(number)], stderr=log)
 
-    monkeypatch.setattr(crowd, "_start", start)
+    monkeypatch.setattr(processes, "_start", start)
 
 
 def test_processes_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates and memory are sums, the time to build is the longest; nothing is left behind."""
-    instead(monkeypatch, WORKER)
-    made = crowd.run(peer(tmp_path), 3, workers=2)
-    assert len(made.windows) == 3
-    assert all(window.steps > 0 and window.tokens > window.steps for window in made.windows)
+    replace_worker(monkeypatch, WORKER)
+    made = processes.run(peer(tmp_path), 3, workers=2)
+    assert len(made.repeats) == 3
+    assert all(repeat.steps > 0 and repeat.tokens > repeat.steps for repeat in made.repeats)
     assert (made.peak_memory_bytes, made.build_seconds, made.settings) == (300, 2, {"dataloader_num_workers": 2})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_fails_ends_all_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    instead(monkeypatch, "import sys, time\nif sys.argv[2] == '0': time.sleep(60)\nraise ValueError('no such weight')")
+    replace_worker(
+        monkeypatch, "import sys, time\nif sys.argv[2] == '0': time.sleep(60)\nraise ValueError('no such weight')"
+    )
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"process 1 of 2: ValueError: no such weight"):
-        crowd.run(peer(tmp_path), 2)
+        processes.run(peer(tmp_path), 2)
     assert time.monotonic() - began < 50  # it did not wait for the other one
     assert list(tmp_path.iterdir()) == []
 
@@ -100,6 +102,6 @@ def test_a_process_that_fails_ends_all_and_says_why(tmp_path: Path, monkeypatch:
         ("", "takes too long"),
     ],
 )
-def test_the_last_words_of_a_process(tmp_path: Path, text: str, last: str) -> None:
+def test_the_last_error_of_a_process(tmp_path: Path, text: str, last: str) -> None:
     (tmp_path / "log").write_text(text)
-    assert crowd._last_words(tmp_path / "log").startswith(last)
+    assert processes._last_error(tmp_path / "log").startswith(last)
