@@ -174,6 +174,25 @@ def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
     assert statuses(results) == {1: "done"}
 
 
+@pytest.mark.parametrize("when", ["before", "while loading"])
+def test_a_signal_that_was_swallowed_ends_the_run_before_the_pack_trains(results: Path, when: str) -> None:
+    """A library may have caught what the signal raised; that one has come is still known."""
+    stopper, loaded = Stopper(), list[int]()
+
+    class Loading(StubWorker):
+        def prepare(self, cells: tuple[Cell, ...]) -> None:
+            loaded.append(len(cells))
+            stopper.asked = True
+
+    stopper.asked = when == "before"
+    plan = plans.make(grid(1), results, 16)
+    worker = Loading(plan)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(plan, Options(results), Silent(), stopper, worker).run()
+    assert loaded == ([] if when == "before" else [2])
+    assert worker.trained == []
+
+
 def sizes_of(results: Path, fails: Callable[[Sequence[Cell]], Exception]) -> list[int]:
     """The sizes of the packs that were tried, of twelve cells that all fail so."""
     sizes: list[int] = []
