@@ -217,7 +217,7 @@ def test_a_model_behind_a_login_ends_quickly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lora_bench", "run", "--model", "org/model", "--task", "rte", "--method", "lora"]
     words = ["--results", str(tmp_path / "results"), "--data-dir", str(DATA)]
     with answering((200, HTML, b"<html>Log in</html>")) as (address, requests):
-        there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         ended = subprocess.run([*command, *words], env=there, capture_output=True, text=True, check=False)
     assert requests and not [line for line in requests if "org/model" in line]
     assert ended.returncode == MISSING and "'org/model' cannot be loaded" in ended.stderr, ended

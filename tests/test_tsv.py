@@ -48,7 +48,8 @@ def test_line_breaks_and_tabs_written_by_pandas_are_refused(task: Task, mark: st
     """A third of the rows would be lost, or have their fields moved."""
     texts = [f"why is {mark} that {row}" if row % 3 == 0 else f"a film {row}" for row in range(96)]
     path = by_pandas(tmp_path / "train.tsv", frame(task, texts), task)
-    cause = "download" if mark == "\r" else "quoted"  # pandas does not quote a lone carriage return
+    # Whether a lone carriage return is quoted depends on the version of pandas.
+    cause = "quoted" if b'"' in path.read_bytes() else "download"
     refused(lambda: sources.read(path, task), "train.tsv, line", "field", "rows", cause)
 
 

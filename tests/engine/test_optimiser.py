@@ -116,7 +116,7 @@ def stepped(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Every value after thirty steps from the same float32 values and gradients: ours, and torch's."""
     made = setting()
     for block in made.blocks:
-        block.matrix, block.rates = block.matrix.float().to(dtype), block.rates.to(dtype)
+        block.matrix, block.lrs = block.matrix.float().to(dtype), block.lrs.to(dtype)
         block.decays, block.multiples = (v if v is None else v.to(dtype) for v in (block.decays, block.multiples))
     references = [Reference(one, place, made) for place, one in enumerate(CELLS)]
     packed = PackedAdamW(made.blocks, CELLS, STEPS)

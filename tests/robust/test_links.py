@@ -139,7 +139,7 @@ def refusing(patch: pytest.MonkeyPatch, number: int, *names: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "number", "said", "hint"),
     [
-        ("filelock._unix.lock_fd_nonblocking", errno.ENOLCK, ".lock'.", "put the folder on another one"),
+        ("fcntl.flock", errno.ENOLCK, ".lock'.", "put the folder on another one"),
         ("os.fsync", errno.EIO, "'results/", "The disk or its server failed"),
         ("os.fsync", errno.ENOSPC, "'results/", "Make room on that disk"),
     ],
