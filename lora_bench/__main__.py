@@ -1,6 +1,6 @@
 """`python -m lora_bench`."""
 
-from lora_bench.cli import main
+from lora_bench.cli.app import main
 
 if __name__ == "__main__":
     main()

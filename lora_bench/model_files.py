@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import listing, read_file
+from lora_bench.records.files import listing, read_file
 
 CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_bench import model_files
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import is_folder
+from lora_bench.records.files import is_folder
 from lora_bench.sample import ENCODER
 
 DEFAULT_MODEL = "FacebookAI/roberta-base"

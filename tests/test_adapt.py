@@ -77,7 +77,7 @@ def test_the_start_is_the_packed_trainers(method: str, folder: Path, tmp_path: P
     own = cell(method, seed=3, precision="float64", **settings(method))
     pack = Pack([own], backbones.load(str(folder), torch.device("cpu"), "float64", offline=True), 2)
     expected = pack.state(0).adapter
-    saved = lora_bench.adapt.saved.read(tmp_path)[2].adapter
+    saved = lora_bench.api.saved.read(tmp_path)[2].adapter
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=NEAR)
@@ -109,7 +109,7 @@ def test_a_benchmarks_adapter_is_loaded(folder: Path, tmp_path: Path) -> None:
     bench = Bench(folder, make_data(tmp_path / "rows"), tmp_path / "results")
     (record,) = bench.run([{"method": "mini", "rank": 4, "a": 8, "b": 6}], precision="float32")
     saved = bench.results / "adapters" / record.id
-    pack = lora_bench.adapt.saved.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
+    pack = lora_bench.api.saved.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
     deltas = pack.deltas(0)
     adapted = load_adapted_model(classifier(folder), saved)
     assert torch.equal(adapted.model.classifier.dense.weight, pack.state(0).head["dense.weight"])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_bench.commands import caches
+from lora_bench.cli import caches
 from lora_bench.sample import DATA
 from lora_bench.text import discreet
 

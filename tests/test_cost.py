@@ -12,7 +12,7 @@ from lora_bench.cell import Cell
 from lora_bench.forecast import cost
 from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.store import DataInfo, Protocol, Record, Timing
+from lora_bench.records.schema import DataInfo, Protocol, Record, Timing
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
 

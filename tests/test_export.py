@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from lora_bench import methods, tasks
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.data.sources import Rows
 from lora_bench.data.tokens import tokenize
 from lora_bench.engine.adapters import saved
@@ -26,7 +26,7 @@ from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
-from lora_bench.store import Record
+from lora_bench.records.schema import Record
 
 SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
 PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]
@@ -83,7 +83,7 @@ def export(bench: Bench, out: Path, *words: str) -> tuple[int, str]:
 
 def record_of(bench: Bench, method: str) -> Record:
     """The cell of a method, seed 0."""
-    from lora_bench.store import read_records
+    from lora_bench.records.store import read_records
 
     return next(r for r in read_records(bench.results).records if r.cell.method == method and r.cell.seed == 0)
 

@@ -21,8 +21,9 @@ from huggingface_hub.utils import validate_repo_id
 from typer.testing import CliRunner
 
 from lora_bench import tasks
-from lora_bench.cli import app
-from lora_bench.store import Record, read_records
+from lora_bench.cli.app import app
+from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TASKS = ("rte", "stsb")

@@ -17,11 +17,11 @@ from engine.runner_factory import Bench, make_data, make_model
 from typer.testing import CliRunner
 
 from lora_bench import tasks
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.data import DataSource
 from lora_bench.errors import BenchError
 from lora_bench.export import glue, unlabelled
-from lora_bench.store import Record
+from lora_bench.records.schema import Record
 from lora_bench.tasks import DIAGNOSTIC, TASKS
 
 NAMES = ("rte", "stsb", "mnli", "wnli")
@@ -53,7 +53,7 @@ def hide(lines: list[str], path: Path) -> None:
 
 def record_of(bench: Bench, task: str) -> Record:
     """The cell of a task."""
-    from lora_bench.store import read_records
+    from lora_bench.records.store import read_records
 
     return next(record for record in read_records(bench.results).records if record.cell.task == task)
 

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_bench import methods
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
-from lora_bench.store import read_records
+from lora_bench.records.store import read_records
 
 MINE = '''
 """LoRA whose factors share a size: A trains, B is random."""
@@ -111,8 +111,8 @@ def test_an_included_method_runs_in_a_pack_beside_lora_and_is_exported(
 
 
 def test_another_text_is_another_cell(mine: Path, tmp_path: Path) -> None:
-    from lora_bench.commands.options import Selection
-    from lora_bench.grid import plan as plans
+    from lora_bench.cli.options import Selection
+    from lora_bench.run import plan as plans
 
     def ids() -> list[str]:
         selection = Selection(preset="smoke", task=["sst2"], seed=[0], method=["half"], rank=[4], include=[mine])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lora_bench import files
+from lora_bench.records import files
 
 PARTS = {"b": b"first", "a": b"then"}
 

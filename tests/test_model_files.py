@@ -23,10 +23,10 @@ from lora_bench.engine.encoder.backbone import load
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.model_files import LFS_POINTER, TOKENIZER_FILES, covered, digest, watched
 from lora_bench.models import identity
+from lora_bench.run.inputs import Loader
+from lora_bench.run.interfaces import Options
+from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
-from lora_bench.training.loader import Loader
-from lora_bench.training.tokenizer import load_tokenizer
-from lora_bench.work import Options
 
 IN_OPEN, IN_ISDIR, IN_NONBLOCK = 0x20, 0x40000000, 0o4000
 BPE = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7, "Ġ": 8}

@@ -12,9 +12,9 @@ from scipy.stats import pearsonr
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from lora_bench.cli import app
+from lora_bench.cli.app import app
+from lora_bench.records.store import read_records
 from lora_bench.sample import DATA
-from lora_bench.store import read_records
 
 TRAIN, EVALUATION = 320, 160
 

@@ -11,15 +11,16 @@ from statistics import fmean
 
 import pytest
 
-from lora_bench import archive
 from lora_bench.cell import Cell
 from lora_bench.grid import choose
 from lora_bench.grid.cells import Sources, expand
 from lora_bench.grid.config import find_preset, load
+from lora_bench.records import archive
+from lora_bench.records.schema import Record
+from lora_bench.records.store import Loaded, read_records, write_csv
 from lora_bench.report.content import gather
 from lora_bench.report.formats.escaping import file_stems
 from lora_bench.report.formats.render import csv_table
-from lora_bench.store import Loaded, Record, read_records, write_csv
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob(f"*/{archive.NAME}"))

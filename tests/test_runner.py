@@ -14,9 +14,9 @@ from engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, 
 
 from lora_bench.engine.trainer import Progress, Trainer
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.runner import Runner
-from lora_bench.store import read_records
-from lora_bench.work import Options
+from lora_bench.records.store import read_records
+from lora_bench.run.interfaces import Options
+from lora_bench.run.runner import Runner
 
 HEAD = 32 * 32 + 32 + 2 * 32 + 2
 MODULES = 2 * 3  # layers, and query, key and value in each

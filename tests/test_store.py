@@ -18,16 +18,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lora_bench.cell import Cell
-from lora_bench.files import write_atomically
-from lora_bench.lookup import find_record
-from lora_bench.store import (
+from lora_bench.records.files import write_atomically
+from lora_bench.records.schema import Counts, DataInfo, Epoch, Protocol, Record, Timing
+from lora_bench.records.store import (
     COLUMNS,
-    Counts,
-    DataInfo,
-    Epoch,
-    Protocol,
-    Record,
-    Timing,
+    find_record,
     read_metrics,
     read_record,
     read_records,

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from test_store import failed, record
 
-from lora_bench import archive, store
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.seal import seal
-from lora_bench.store import (
-    NEWER,
+from lora_bench.records import archive, store
+from lora_bench.records.schema import NEWER
+from lora_bench.records.seal import seal
+from lora_bench.records.store import (
     count_records,
     make_room,
     move_to_archive,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer.main
 
-from lora_bench import store
-from lora_bench.cli import app
+from lora_bench.cli.app import app
+from lora_bench.records import store
 
 SELECTION = {
     "--preset", "--config", "--task", "--method", "--rank", "-r", "--a", "-a", "--b", "-b", "--targets", "--seed",

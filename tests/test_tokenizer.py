@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from lora_bench.data.sources import Rows
 from lora_bench.data.tokens import tokenize
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
-from lora_bench.training.tokenizer import load_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [chr(97 + number) for number in range(26)]

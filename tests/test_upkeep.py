@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lora_bench import archive
 from lora_bench.cell import Cell
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
 from lora_bench.grid import choose
-from lora_bench.resume.shelf import Shelf
-from lora_bench.store import Epoch, Protocol, Record, Status, read_records, record_path, write_record
+from lora_bench.records import archive
+from lora_bench.records.schema import Epoch, Protocol, Record, Status
+from lora_bench.records.store import read_records, record_path, write_record
+from lora_bench.run.publish import Shelf
 
 
 def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "done", **cell: object) -> Record:

@@ -23,10 +23,10 @@ from scipy.optimize import nnls
 
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.files import read_file, write_atomically
 from lora_bench.forecast import cost
 from lora_bench.forecast.cost import STEP_TERMS
 from lora_bench.forecast.geometry import load_geometry
+from lora_bench.records.files import read_file, write_atomically
 
 RIDGE = 0.01  # chosen, small compared with the errors of measurements
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from lora_bench import tasks
 from lora_bench.bench.rows import BenchRow
 from lora_bench.bench.suite import OUT_OF_MEMORY, BenchReport
-from lora_bench.files import write_atomically
+from lora_bench.records.files import write_atomically
 
 NONE = "–"
 UNEVEN_SPREAD = 0.2

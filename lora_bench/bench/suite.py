@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lora_bench import environment, tasks
+from lora_bench import tasks
 from lora_bench.bench import calibrate, packed, peak, peers, processes, workload
 from lora_bench.bench.clock import REPEATS, Measurement
 from lora_bench.bench.rows import PROCESSES, BenchRow, fill_row, with_ratios
@@ -31,7 +31,8 @@ from lora_bench.engine.encoder import targets as names
 from lora_bench.engine.encoder.backbone import Backbone, select
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.provenance import versions_of
-from lora_bench.training.device import choose_device
+from lora_bench.run import environment
+from lora_bench.run.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
 _OUT_OF_MEMORY_TEXTS = (

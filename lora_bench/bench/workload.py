@@ -22,12 +22,12 @@ from lora_bench.engine import randomness
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder.windows import Ints, slices
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import is_folder
-from lora_bench.grid.plan import source_of
 from lora_bench.model_files import TOKENIZER_FILES
 from lora_bench.models import location
+from lora_bench.records.files import is_folder
+from lora_bench.run.plan import source_of
+from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.tasks import Task
-from lora_bench.training.tokenizer import load_tokenizer
 
 MAX_STEPS = 20_000  # of a measurement, warm-up included
 SEED = 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from lora_bench import methods
-from lora_bench.adapt import AdaptedModel, get_adapted_model
+from lora_bench.api import AdaptedModel, get_adapted_model
 from lora_bench.cell import Cell
 from lora_bench.contracts.kit import (
     KINDS,

@@ -16,7 +16,7 @@ from lora_bench.data import sources
 from lora_bench.data.content import broken, read_content
 from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import is_folder
+from lora_bench.records.files import is_folder
 from lora_bench.sample import DATA
 from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
 

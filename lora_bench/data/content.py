@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import read_file
+from lora_bench.records.files import read_file
 
 LARGEST = 2**30  # bytes of a split
 MOST_ROWS = 10_000_000

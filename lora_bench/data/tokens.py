@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lora_bench.data.content import first_line
 from lora_bench.data.sources import Labels, Rows
 from lora_bench.errors import MISSING, USAGE, BenchError, rust_panics
-from lora_bench.files import write_atomically
+from lora_bench.records.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

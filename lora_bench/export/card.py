@@ -17,8 +17,8 @@ from lora_bench.cell import Cell
 from lora_bench.export import classifier
 from lora_bench.export.trained import Trained, is_bundled
 from lora_bench.models import SAMPLE
+from lora_bench.records.schema import Record
 from lora_bench.report.numbers.statistics import seed_interval
-from lora_bench.store import Record
 from lora_bench.tasks import HUB_ID
 
 UNKNOWN_LICENCE = "other"

@@ -49,7 +49,7 @@ def refuse_early(ids: Sequence[str], to: str, dtype: str) -> None:
 def run(wish: Wish) -> list[str]:
     """Export; lines that say what was written."""
     from lora_bench.export import folders, glue, trained
-    from lora_bench.training.device import choose_device
+    from lora_bench.run.device import choose_device
 
     load = partial(
         trained.load, results=wish.results, model=wish.model, device=choose_device(wish.device), offline=wish.offline

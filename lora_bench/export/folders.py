@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from transformers import PreTrainedModel
 
-from lora_bench import files
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder import probe
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.export import card, classifier, low_rank
 from lora_bench.export.trained import Trained
+from lora_bench.records import files
 
 MARK = ".export"  # ends the name of a folder that is not whole yet
 

@@ -23,8 +23,8 @@ from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
 from lora_bench.export.folders import whole
 from lora_bench.export.trained import Trained
+from lora_bench.run.inputs import check_fits
 from lora_bench.tasks import DIAGNOSTIC, TASKS, Submission, Task
-from lora_bench.training.loader import check_fits
 
 HEADER = "index\tprediction"
 ZIP = "submission.zip"

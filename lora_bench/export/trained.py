@@ -15,11 +15,11 @@ from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.lookup import find_record
 from lora_bench.models import SAMPLE, identity, location
-from lora_bench.store import Record, read_records
+from lora_bench.records.schema import Record
+from lora_bench.records.store import find_record, read_records
+from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.tasks import Task, get
-from lora_bench.training.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

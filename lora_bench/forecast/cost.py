@@ -22,11 +22,11 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import windows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import read_file
 from lora_bench.forecast import demand
 from lora_bench.forecast.demand import FLOAT32_BYTES, ITEM_BYTES, NO_BASES, AdapterDemand, Bases
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.store import Record
+from lora_bench.records.files import read_file
+from lora_bench.records.schema import Record
 
 SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
 # Slots × cells × linear weights of a step beyond which larger packs gain nothing. 85e6 are RoBERTa-base's weights.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lora_bench.files import is_folder
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import location
+from lora_bench.records.files import is_folder
 
 JOINED = ("query", "key", "value")  # the engine computes them by one product
 

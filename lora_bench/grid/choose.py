@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lora_bench import tasks
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.store import Record
+from lora_bench.records.schema import Record
 
 
 class Point(NamedTuple):

@@ -21,8 +21,8 @@ from pydantic_core import PydanticCustomError
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError, nearest, unknown
-from lora_bench.files import read_file
-from lora_bench.grid.plain_yaml import Lines, decode, line_of, read_yaml
+from lora_bench.grid.yaml import Lines, decode, line_of, read_yaml
+from lora_bench.records.files import read_file
 
 Scalar = str | int | float | None
 Choice = tuple[Scalar, ...]

@@ -29,8 +29,8 @@ from pydantic import ValidationError
 
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
-from lora_bench.files import read_file
 from lora_bench.methods.recipe import Recipe
+from lora_bench.records.files import read_file
 from lora_bench.text import clean
 
 GROUP = "lora_bench.methods"

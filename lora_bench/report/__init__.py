@@ -48,8 +48,8 @@ def build(
     Raises:
         BenchError: there are no records (exit code NOTHING).
     """
+    from lora_bench.records.store import count_records
     from lora_bench.report.figures.encoding import figure_encoder
-    from lora_bench.store import count_records
 
     with _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
         return _build(results, out, console, errors, vs_paper, encoder)
@@ -58,10 +58,10 @@ def build(
 def _build(
     results: Path, out: Path, console: Console, errors: Console | None, vs_paper: bool, encoder: FigureEncoder
 ) -> ReportFiles:
+    from lora_bench.records.store import read_records
     from lora_bench.report.content import gather
     from lora_bench.report.formats.render import print_lines
     from lora_bench.report.write import print_files, print_report, write
-    from lora_bench.store import read_records
 
     loaded = read_records(results)
     gc.freeze()  # importing some libraries runs a collection, which need not look through the records

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_bench.records.store import Loaded
 from lora_bench.report.formats.escaping import file_stems
 from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
@@ -14,7 +15,6 @@ from lora_bench.report.numbers.score_tables import best_table, method_table, ran
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.wording import protocol_sentence
-from lora_bench.store import Loaded
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench.errors import DONE, SOME_FAILED
-from lora_bench.files import write_atomically
+from lora_bench.records.files import write_atomically
 from lora_bench.report.content import Content, Section
 from lora_bench.report.figures.catalogue import all_figures
 from lora_bench.report.figures.encoding import EncodedFigure, FigureEncoder

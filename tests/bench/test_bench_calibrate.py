@@ -14,11 +14,11 @@ from bench_factory import report, row, work
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_bench import files
 from lora_bench.bench import calibrate, workload
 from lora_bench.bench.calibrate import STEP_TERMS, MeasuredPack, fit
 from lora_bench.bench.rows import BenchRow
 from lora_bench.errors import BenchError
+from lora_bench.records import files
 
 LIKELY = {
     "layer": 2e-4,

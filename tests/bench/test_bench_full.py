@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from lora_bench.bench import packed, peak, peers, suite, workload
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.suite import BenchReport
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.forecast import cost

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peers, suite, workload
 from lora_bench.bench.suite import BenchReport
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
 
 QUICK = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2"]

@@ -17,8 +17,8 @@ from lora_bench.bench.workload import Collate
 from lora_bench.engine import randomness
 from lora_bench.engine.encoder.windows import slices
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
-from lora_bench.training.tokenizer import load_tokenizer
 
 
 def test_the_order_is_our_trainers_without_the_rest_of_each_epoch() -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.cli import app
+from lora_bench.cli.app import app
 from lora_bench.contracts import packs, start, training
 from lora_bench.contracts.kit import ContractError, Workbench
 from lora_bench.contracts.suite import CONTRACTS, Contract

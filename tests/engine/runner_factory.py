@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.grid import plan as plans
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
-from lora_bench.grid.plan import Plan
-from lora_bench.runner import Runner
-from lora_bench.store import Record
-from lora_bench.work import Options
+from lora_bench.records.schema import Record
+from lora_bench.run import plan as plans
+from lora_bench.run.interfaces import Options
+from lora_bench.run.plan import Plan
+from lora_bench.run.runner import Runner
 
 Blocks = Sequence[dict[str, Any]]
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(56))]

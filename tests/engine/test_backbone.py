@@ -31,8 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine import weights
-from lora_bench.engine.encoder import probe
+from lora_bench.engine.encoder import probe, weights
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError

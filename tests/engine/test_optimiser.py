@@ -117,7 +117,9 @@ def stepped(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     made = setting()
     for block in made.blocks:
         block.matrix, block.lrs = block.matrix.float().to(dtype), block.lrs.to(dtype)
-        block.decays, block.lr_multipliers = (v if v is None else v.to(dtype) for v in (block.decays, block.lr_multipliers))
+        block.decays, block.lr_multipliers = (
+            v if v is None else v.to(dtype) for v in (block.decays, block.lr_multipliers)
+        )
     references = [Reference(one, place, made) for place, one in enumerate(CELLS)]
     packed = PackedAdamW(made.blocks, CELLS, STEPS)
     for gradients in made.gradients:

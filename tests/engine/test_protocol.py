@@ -9,7 +9,7 @@ import pytest
 from runner_factory import TRAIN, VALIDATION, Bench, QuietView, by_cell, make_data, make_model, same_numbers
 
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.store import read_records
+from lora_bench.records.store import read_records
 
 TASKS = ("sst2", "stsb", "mnli", "cola", "mrpc")
 

@@ -14,14 +14,13 @@ from runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_mo
 
 from lora_bench import provenance
 from lora_bench.engine.trainer import Trainer
-from lora_bench.grid import plan as plans
-from lora_bench.resume import states
-from lora_bench.resume.signals import Stopper
-from lora_bench.runner import Runner
-from lora_bench.store import Record
-from lora_bench.training import keeper
-from lora_bench.training.worker import Training
-from lora_bench.work import Options
+from lora_bench.records.schema import Record
+from lora_bench.run import checkpointing, checkpoints
+from lora_bench.run import plan as plans
+from lora_bench.run.interfaces import Options
+from lora_bench.run.runner import Runner
+from lora_bench.run.signals import Stopper
+from lora_bench.run.worker import Training
 
 MIXED: Blocks = (
     {"method": "head"},
@@ -124,10 +123,10 @@ def test_full_fine_tuning_goes_on_too(bench: Bench, tmp_path: Path) -> None:
 
 def saved(bench: Bench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> list[Path]:
     """The folders of a run that was saved after each epoch and stopped in the last, newest first."""
-    monkeypatch.setattr(keeper, "EVERY", 0.0)
-    monkeypatch.setattr(keeper, "SHARE", 0)
+    monkeypatch.setattr(checkpointing, "EVERY", 0.0)
+    monkeypatch.setattr(checkpointing, "SHARE", 0)
     stopped(bench, MIXED[:2], epochs, 4, precision="float32", epochs=epochs)
-    return [folder.path for folder in states.folders(bench.results)]
+    return [folder.path for folder in checkpoints.folders(bench.results)]
 
 
 def test_two_generations_are_kept_and_a_broken_one_falls_back(
@@ -138,7 +137,7 @@ def test_two_generations_are_kept_and_a_broken_one_falls_back(
     newest, before = saved(bench, monkeypatch)
     assert int(newest.name[-9:]) == 2 * STEPS + 4
     assert int(before.name[-9:]) == 2 * STEPS
-    values = newest / states.VALUES
+    values = newest / checkpoints.VALUES
     values.write_bytes(values.read_bytes()[:-1])
     view = Asking(Stopper(), 0, 0)
     records = Runner(bench.plan(MIXED[:2], **settings), Options(bench.results, offline=True), view).run()
@@ -149,23 +148,23 @@ def test_two_generations_are_kept_and_a_broken_one_falls_back(
 def test_every_truncation_and_flipped_bit_of_what_is_saved_is_seen(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = states.folders(bench.results) or states.folders(saved(bench, monkeypatch)[0].parents[1])
+    folder = checkpoints.folders(bench.results) or checkpoints.folders(saved(bench, monkeypatch)[0].parents[1])
     whole, content, values = folder[0], b"", folder[0].values()
-    content = (whole.path / states.MANIFEST).read_bytes()
-    assert states.decode(content) == whole.manifest
+    content = (whole.path / checkpoints.MANIFEST).read_bytes()
+    assert checkpoints.decode(content) == whole.manifest
     for length in range(len(content)):
         with pytest.raises(ValueError, match="damaged"):
-            states.decode(content[:length])
+            checkpoints.decode(content[:length])
     draw = np.random.default_rng(3)
     for place, bit in zip(draw.integers(0, len(content), 500), draw.integers(0, 8, 500), strict=True):
         broken = bytearray(content)
         broken[place] ^= 1 << bit
         with pytest.raises(ValueError, match="damaged"):
-            states.decode(bytes(broken))
+            checkpoints.decode(bytes(broken))
     small = whole.manifest.model_copy(update={"size": 0})
-    states.save(bench.results, "small", small, values[:600])
-    (own,) = [each for each in states.folders(bench.results) if each.path.name.startswith("small")]
-    path = own.path / states.VALUES
+    checkpoints.save(bench.results, "small", small, values[:600])
+    (own,) = [each for each in checkpoints.folders(bench.results) if each.path.name.startswith("small")]
+    path = own.path / checkpoints.VALUES
     for length in range(600):
         path.write_bytes(values[:length])
         with pytest.raises(ValueError, match="damaged"):
@@ -195,13 +194,13 @@ def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, mo
 
 
 def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "EVERY", 0.0)
-    monkeypatch.setattr(keeper, "SHARE", 0)
+    monkeypatch.setattr(checkpointing, "EVERY", 0.0)
+    monkeypatch.setattr(checkpointing, "SHARE", 0)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(states, "save", full)
+    monkeypatch.setattr(checkpoints, "save", full)
     view = QuietView()
     assert [record.status for record in bench.follow(bench.plan(MIXED[:2]), view)] == ["done"] * 3
     assert view.warnings == ["A pack in training cannot be saved (No space left on device); it trains on."]

@@ -21,10 +21,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lora_bench import data, metrics, store, tasks
+from lora_bench import data, metrics, tasks
 from lora_bench.cell import Cell
 from lora_bench.grid import cells as grid
-from lora_bench.grid import config, plan
+from lora_bench.grid import config
+from lora_bench.records import store
+from lora_bench.run import plan
 
 
 def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> None:

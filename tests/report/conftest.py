@@ -10,7 +10,8 @@ import pytest
 from report_factory import Fill
 from rich.console import Console
 
-from lora_bench.store import Record, write_record
+from lora_bench.records.schema import Record
+from lora_bench.records.store import write_record
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from lora_bench.cell import Cell
-from lora_bench.store import Counts, DataInfo, Epoch, Protocol, Record, Status, Timing
+from lora_bench.records.schema import Counts, DataInfo, Epoch, Protocol, Record, Status, Timing
 from lora_bench.tasks import TASKS
 
 Fill = Callable[[Iterable[Record]], Path]

@@ -16,10 +16,10 @@ from report_factory import Fill, record, shown, small
 from rich.console import Console
 
 from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
+from lora_bench.records.store import Loaded, write_record
 from lora_bench.report import build
 from lora_bench.report.content import gather
 from lora_bench.report.formats.html import html_page
-from lora_bench.store import Loaded, write_record
 
 BUILD = """
 import sys

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from report_factory import epochs_of, record, small
 
 from lora_bench.methods import RECIPES
+from lora_bench.records.schema import Record
 from lora_bench.report.figures import cost_plots, heat_maps, learning_curves
 from lora_bench.report.figures.catalogue import all_figures
 from lora_bench.report.figures.cost_plots import CostPoint, pareto_front
@@ -21,7 +22,6 @@ from lora_bench.report.figures.drawing import MAX_METHODS, divide_methods, encod
 from lora_bench.report.figures.rank_plots import RankPanel, draw_rank_page, paired_only, rank_figures, rank_panels
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
 from lora_bench.report.numbers.rows import cell_rows
-from lora_bench.store import Record
 
 
 def subset(records: list[Record]) -> Subset:

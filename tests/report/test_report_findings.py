@@ -10,13 +10,13 @@ import pytest
 from report_factory import epochs_of, record
 from scipy import stats
 
+from lora_bench.records.schema import DataInfo, Record
 from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Column, Subset, comparable_subsets
 from lora_bench.report.numbers.intervals import score_interval
 from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
-from lora_bench.store import DataInfo, Record
 
 ROWS = 200
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from report_factory import grid, record, small
 
+from lora_bench.records.schema import Record, Status
+from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.numbers.entries import (
     Column,
@@ -25,7 +27,6 @@ from lora_bench.report.numbers.rows import SETTINGS, cell_rows
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.wording import selection_notes
-from lora_bench.store import Loaded, Record, Status
 
 SST2 = Column("sst2", "accuracy")
 

@@ -10,13 +10,14 @@ from report_factory import grid, record, shown
 from rich.cells import cell_len
 from rich.console import Console
 
+from lora_bench.records.schema import Record
+from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.formats.render import MAX_ROWS, print_table
 from lora_bench.report.numbers.entries import comparable_subsets
 from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.score_tables import method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
-from lora_bench.store import Loaded, Record
 
 AT_80 = """
 Methods: tiny, attention

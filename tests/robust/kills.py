@@ -27,15 +27,15 @@ import scipy.stats  # noqa: F401  (metrics import these when they are first aske
 import sklearn.metrics  # noqa: F401
 import torch
 
-from lora_bench import files
-from lora_bench.grid import plan as plans
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
-from lora_bench.grid.plan import Plan
-from lora_bench.runner import Runner
-from lora_bench.training import keeper
-from lora_bench.training.worker import Training
-from lora_bench.work import Options, View
+from lora_bench.records import files
+from lora_bench.run import checkpointing
+from lora_bench.run import plan as plans
+from lora_bench.run.interfaces import Options, View
+from lora_bench.run.plan import Plan
+from lora_bench.run.runner import Runner
+from lora_bench.run.worker import Training
 from tests.engine.runner_factory import QuietView, make_data, make_model
 
 TIMES = ("seconds", "tokens_per_second", "pack_seconds")
@@ -220,7 +220,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="of the named points, every so many")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    keeper.EVERY = keeper.SHARE = 0  # type: ignore[assignment]
+    checkpointing.EVERY = checkpointing.SHARE = 0  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         place = Place("sample", None)

@@ -39,16 +39,16 @@ from tests.robust.mutation import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 TESTS: dict[str, tuple[str, ...]] = {
     "lora_bench/cell.py": ("tests/test_cell.py", "tests/test_grid.py"),
-    "lora_bench/store.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/test_upkeep.py"),
-    "lora_bench/seal.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/robust/test_damage.py"),
-    "lora_bench/files.py": ("tests/test_files.py",),
-    "lora_bench/runner.py": (
+    "lora_bench/records/store.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/test_upkeep.py"),
+    "lora_bench/records/seal.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/robust/test_damage.py"),
+    "lora_bench/records/files.py": ("tests/test_files.py",),
+    "lora_bench/run/runner.py": (
         "tests/robust/test_claims.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
     ),
     "lora_bench/engine/adapters/saved.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
-    "lora_bench/resume/states.py": ("tests/robust/test_standing.py", "tests/engine/test_resume.py"),
-    "lora_bench/resume/leases.py": ("tests/robust/test_standing.py", "tests/robust/test_sharing.py"),
-    "lora_bench/resume/standing.py": ("tests/robust/test_standing.py",),
+    "lora_bench/run/checkpoints.py": ("tests/robust/test_standing.py", "tests/engine/test_resume.py"),
+    "lora_bench/run/leases.py": ("tests/robust/test_standing.py", "tests/robust/test_sharing.py"),
+    "lora_bench/run/status.py": ("tests/robust/test_standing.py",),
 }  # fmt: skip
 LEAST = 85  # percent
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from lora_bench import store, tasks
-from lora_bench.cli import app
+from lora_bench import tasks
+from lora_bench.cli.app import app
+from lora_bench.records import store
 from lora_bench.sample import DATA, ENCODER
 
 SIZES = ("--epochs", "1", "--batch-size", "8", "--max-length", "16")

@@ -19,9 +19,9 @@ from stub_worker import child, grid, runner, waited
 
 from lora_bench.cell import Cell
 from lora_bench.errors import INTERRUPTED
-from lora_bench.resume import leases
-from lora_bench.resume.signals import SAME, Stopper
-from lora_bench.store import read_records
+from lora_bench.records.store import read_records
+from lora_bench.run import leases
+from lora_bench.run.signals import SAME, Stopper
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
 

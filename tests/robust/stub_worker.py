@@ -13,18 +13,19 @@ from typing import Any
 
 from lora_bench import provenance
 from lora_bench.cell import Cell
-from lora_bench.grid import plan as plans
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
-from lora_bench.grid.plan import Plan
-from lora_bench.resume import states
-from lora_bench.resume.outcome import Outcome, protocol
-from lora_bench.resume.signals import Stopper
-from lora_bench.resume.states import Place
-from lora_bench.runner import Runner
-from lora_bench.store import DataInfo, Record, read_records
+from lora_bench.records.schema import DataInfo, Record
+from lora_bench.records.store import read_records
+from lora_bench.run import checkpoints
+from lora_bench.run import plan as plans
+from lora_bench.run.checkpoints import Place
+from lora_bench.run.interfaces import Options
+from lora_bench.run.outcome import Outcome, protocol
+from lora_bench.run.plan import Plan
+from lora_bench.run.runner import Runner
+from lora_bench.run.signals import Stopper
 from lora_bench.tasks import get as get_task
-from lora_bench.work import Options
 
 
 class Silent:
@@ -72,12 +73,16 @@ class StubWorker:
         place.guard()
         self.on_cells(cells)
         told = [
-            states.SavedCell(id=cell.id, position=n, code="", since=place.written.get(cell.id, 0), steps=3, lived=3)
+            checkpoints.SavedCell(
+                id=cell.id, position=n, code="", since=place.written.get(cell.id, 0), steps=3, lived=3
+            )
             for n, cell in enumerate(cells)
         ]
-        manifest = states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=tuple(told))
+        manifest = checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=tuple(told))
         try:
-            states.save(place.results, states.name_of(place.token, [c.id for c in cells]), manifest, b"values" * 99)
+            checkpoints.save(
+                place.results, checkpoints.name_of(place.token, [c.id for c in cells]), manifest, b"values" * 99
+            )
         except OSError as error:
             place.warn(f"not saved: {error.strerror}")
         self.trained += [cell.id for cell in cells]
@@ -104,7 +109,7 @@ class StubWorker:
 
 
 def _save(folder: Path) -> None:
-    from lora_bench import files
+    from lora_bench.records import files
 
     for name in ("head.safetensors", "adapter.json"):
         files.write(folder / name, name.encode())

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from stub_worker import grid, runner
 
-from lora_bench import files
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.grid.cells import Grid
-from lora_bench.store import read_records
+from lora_bench.records import files
+from lora_bench.records.store import read_records
 
 OPERATIONS = ("open", "write", "fsync", "replace", "unlink", "rmdir", "utime")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)

@@ -11,12 +11,13 @@ import pytest
 from robust_kit import is_clear, lora_bench, tree
 from stub_worker import child, grid, runner
 
-from lora_bench import archive
 from lora_bench.cell import Cell
 from lora_bench.errors import DONE, MISSING
-from lora_bench.resume.leases import Lease
-from lora_bench.resume.shelf import Shelf
-from lora_bench.store import Record, read_records, record_path, write_record
+from lora_bench.records import archive
+from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records, record_path, write_record
+from lora_bench.run.leases import Lease
+from lora_bench.run.publish import Shelf
 
 ARCHIVE = ("archive", "--results", "results")
 

@@ -13,7 +13,7 @@ from robust_kit import is_clear, lora_bench, only_record, put_record, run, tree
 
 from lora_bench.cell import Cell
 from lora_bench.errors import DONE, MISSING, NOTHING, SOME_FAILED
-from lora_bench.store import read_record
+from lora_bench.records.store import read_record
 
 
 @pytest.fixture(scope="session")

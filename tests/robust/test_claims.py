@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from stub_worker import QUIET, Silent, StubWorker, grid, left, runner
 
-from lora_bench import files
 from lora_bench.cell import Cell
-from lora_bench.grid import plan as plans
-from lora_bench.resume.leases import Holder, Lease
-from lora_bench.resume.signals import Stopper
-from lora_bench.resume.states import Place
-from lora_bench.runner import Runner
-from lora_bench.store import Record, read_records
-from lora_bench.work import Options
+from lora_bench.records import files
+from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records
+from lora_bench.run import plan as plans
+from lora_bench.run.checkpoints import Place
+from lora_bench.run.interfaces import Options
+from lora_bench.run.leases import Holder, Lease
+from lora_bench.run.runner import Runner
+from lora_bench.run.signals import Stopper
 
 
 class Claimed:

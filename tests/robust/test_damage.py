@@ -16,8 +16,8 @@ from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, BenchError
-from lora_bench.seal import seal, unseal
-from lora_bench.store import read_record, read_records
+from lora_bench.records.seal import seal, unseal
+from lora_bench.records.store import read_record, read_records
 
 OPENED: list[str] = []
 WATCHING: list[bool] = []

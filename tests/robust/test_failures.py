@@ -11,14 +11,15 @@ from stub_worker import QUIET, Silent, StubWorker, grid, left, reasons, runner, 
 
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.grid import plan as plans
-from lora_bench.resume.outcome import Outcome
-from lora_bench.resume.shelf import Shelf
-from lora_bench.resume.signals import Stopper
-from lora_bench.resume.states import Place
-from lora_bench.runner import Runner
-from lora_bench.store import Record, read_records
-from lora_bench.work import Options
+from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records
+from lora_bench.run import plan as plans
+from lora_bench.run.checkpoints import Place
+from lora_bench.run.interfaces import Options
+from lora_bench.run.outcome import Outcome
+from lora_bench.run.publish import Shelf
+from lora_bench.run.runner import Runner
+from lora_bench.run.signals import Stopper
 
 
 def failing(results: Path, error: Exception, **options: Any) -> Callable[[], list[Record]]:

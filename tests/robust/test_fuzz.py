@@ -25,9 +25,10 @@ from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import State
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.grid.config import Config, load, parse, parse_set
-from lora_bench.grid.plain_yaml import read_yaml
-from lora_bench.seal import seal
-from lora_bench.store import COLUMNS, Protocol, Record, read_record, record_text, row, write_csv
+from lora_bench.grid.yaml import read_yaml
+from lora_bench.records.schema import Protocol, Record
+from lora_bench.records.seal import seal
+from lora_bench.records.store import COLUMNS, read_record, record_text, row, write_csv
 from lora_bench.text import sheet
 
 TESTS = 9  # of this file

@@ -11,10 +11,10 @@ import pytest
 from robust_kit import is_clear, lora_bench, run, tree
 from stub_worker import grid, runner
 
-from lora_bench import files, store
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, USAGE, BenchError
-from lora_bench.resume import leases, states
-from lora_bench.store import read_records, record_path
+from lora_bench.records import files, store
+from lora_bench.records.store import read_records, record_path
+from lora_bench.run import checkpoints, leases
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def elsewhere(tmp_path: Path) -> Path:
     folder = tmp_path / "elsewhere"
     runner(folder, grid(1)).run()
     (folder / "adapters" / ".mine.tmp").touch()
-    saved = states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=())
-    states.save(folder, "pack", saved, b"values")
+    saved = checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=())
+    checkpoints.save(folder, "pack", saved, b"values")
     return folder
 
 
@@ -64,7 +64,7 @@ def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: P
         (results / name / target.name).symlink_to(target)
     (results / "states" / "notes").mkdir()
     before = tree(elsewhere)
-    assert states.folders(results) == []
+    assert checkpoints.folders(results) == []
     assert len(runner(results, grid(1, (8,))).run()) == 1
     assert tree(elsewhere) == before
     assert (results / "states" / elsewhere_state.name).is_symlink()
@@ -73,10 +73,10 @@ def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: P
 
 
 def test_a_saved_pack_that_cannot_be_read_now_is_not_removed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states.save(results, "pack", states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
-    states.save(results, "other", states.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
+    checkpoints.save(results, "pack", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
+    checkpoints.save(results, "other", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
     (results / "states" / "other-000000003" / "manifest.json").write_text("{")
-    proper = states.files.read_file
+    proper = checkpoints.files.read_file
 
     def failing(path: Path, *rest: object, **more: object) -> bytes:
         if "pack-" in str(path):
@@ -84,7 +84,7 @@ def test_a_saved_pack_that_cannot_be_read_now_is_not_removed(results: Path, monk
         return proper(path, *rest, **more)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(states.files, "read_file", failing)
+        patch.setattr(checkpoints.files, "read_file", failing)
         runner(results, grid(1)).run()
     assert [path.name for path in (results / "states").iterdir()] == ["pack-000000003"]
 

@@ -13,9 +13,9 @@ from typing import IO, Any
 import pytest
 from rich.console import Console
 
-from lora_bench.commands import tables
-from lora_bench.commands.summaries import RUNS_DROPPED, runs_table
-from lora_bench.store import read_records
+from lora_bench.cli import tables
+from lora_bench.cli.tables import RUNS_DROPPED, runs_table
+from lora_bench.records.store import read_records
 
 RUN = (
     "run", "--preset", "smoke", "--task", "sst2", "--method", "head", "--seed", "0", "--seed", "1", "--epochs", "2",

@@ -88,7 +88,7 @@ def test_a_signal_before_anything_trains_ends_the_run_as_well(
 
 SWALLOWING = """
 import gc, os, signal, sys, time, weakref
-from lora_bench.resume.signals import Stopper
+from lora_bench.run.signals import Stopper
 
 destructor = sys.argv[1] == "destructor"
 
@@ -127,7 +127,7 @@ def test_a_stop_that_python_or_a_library_swallows_comes_all_the_same(tmp_path: P
 
 HOLDING = """
 import time
-from lora_bench.resume.signals import Stopper
+from lora_bench.run.signals import Stopper
 with Stopper() as stopper:
     stopper.hold()
     print("holds", flush=True)

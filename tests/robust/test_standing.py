@@ -13,13 +13,14 @@ from stub_worker import Silent, grid, runner
 
 from lora_bench import provenance
 from lora_bench.cell import Cell
-from lora_bench.commands.options import Selection
-from lora_bench.commands.summaries import elsewhere, standings_table
-from lora_bench.grid import plan as plans
-from lora_bench.resume import leases, states
-from lora_bench.resume.shelf import Shelf
-from lora_bench.resume.standing import Standing
-from lora_bench.store import Record, read_records, write_record
+from lora_bench.cli.options import Selection
+from lora_bench.cli.tables import elsewhere, standings_table
+from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records, write_record
+from lora_bench.run import checkpoints, leases
+from lora_bench.run import plan as plans
+from lora_bench.run.publish import Shelf
+from lora_bench.run.status import Standing
 
 
 def standing(results: Path, retry: Sequence[str] = ()) -> Standing:
@@ -83,13 +84,13 @@ def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> N
             lease.claim([cell.id])
         found = standing(tmp_path)
         assert (found.state, found.why) == ("running", f"by {lease.holder}")
-    told = states.SavedCell(
+    told = checkpoints.SavedCell(
         id=cell.id, position=0, code=provenance.code("lora"), since=0, steps=7, lived=7, metrics=({}, {})
     )
-    states.save(tmp_path, "pack", states.Manifest(steps=7, seconds=1, fingerprint={}, cells=(told,)), b"")
+    checkpoints.save(tmp_path, "pack", checkpoints.Manifest(steps=7, seconds=1, fingerprint={}, cells=(told,)), b"")
     assert standing(tmp_path) == Standing("interrupted", "saved after 2 of 10 epochs, 7 steps", True)
-    changed = states.Manifest(steps=7, seconds=1, fingerprint={"torch": "0.1"}, cells=(told,))
-    states.save(tmp_path, "pack", changed, b"")
+    changed = checkpoints.Manifest(steps=7, seconds=1, fingerprint={"torch": "0.1"}, cells=(told,))
+    checkpoints.save(tmp_path, "pack", changed, b"")
     assert standing(tmp_path).why.startswith("saved, but begins again: torch 0.1, now ")
 
 

@@ -22,8 +22,8 @@ from lora_bench.cell import Cell
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.files import read_file, write_atomically
-from lora_bench.seal import seal, unseal
+from lora_bench.records.files import read_file, write_atomically
+from lora_bench.records.seal import seal, unseal
 
 SCHEMA: Literal[1] = 1
 Part = Literal["adapter.safetensors", "head.safetensors"]

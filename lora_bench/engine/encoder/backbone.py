@@ -19,8 +19,7 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.engine import weights
-from lora_bench.engine.encoder import attention, probe
+from lora_bench.engine.encoder import attention, probe, weights
 from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.bert import Encoder
 from lora_bench.engine.encoder.families import Family, by_product, by_shape

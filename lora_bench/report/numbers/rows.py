@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from lora_bench.cell import Cell
-from lora_bench.store import Record
+from lora_bench.records.schema import Record
 from lora_bench.tasks import TASKS
 
 CellRow = Mapping[str, Any]

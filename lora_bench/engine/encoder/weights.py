@@ -1,0 +1,169 @@
+"""What a model's files hold, before and after transformers loads them: nothing absurd, and nothing unused.
+
+Sizes are checked on the headers of the weights, in which names and shapes stand: a config that asks for ten million
+layers would keep transformers busy for minutes before it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.model_files import CONFIG, covered
+from lora_bench.records.files import read_file
+
+HEADER = 2**22  # bytes; a tensor takes about 100
+TENSORS = 20_000
+LABELS = 2**20
+BUFFERS = ("position_ids", "token_type_ids")  # older versions of transformers saved them
+FIT = "Use the config.json that belongs to the weights."
+
+
+class Stored(NamedTuple):
+    """How much there is in the weights of a directory."""
+
+    tensors: int
+    values: int
+
+
+def check_files(folder: Path) -> None:
+    """Refuse sizes that no model has: of the weights' headers, and of the config against the weights.
+
+    What is merely broken is left to transformers, which says so at once.
+
+    Raises:
+        BenchError: exit code 3.
+    """
+    stored = _stored(folder)
+    if stored is None:
+        return
+    for name, value in _counts(_json(read_file(folder / CONFIG))):
+        most = LABELS if name == "num_labels" else stored.tensors
+        if value > most:
+            what = f"'{folder}': config.json says {name} = {value:,}, the weights are {stored.tensors:,} tensors."
+            raise BenchError(what, FIT, MISSING)
+    values = _asked(folder, 1000 + 8 * stored.tensors)
+    if values > 2 * stored.values:
+        what = f"'{folder}': config.json describes {values:,} weights, its files hold {stored.values:,}."
+        raise BenchError(what, FIT, MISSING)
+
+
+def _stored(folder: Path) -> Stored | None:
+    paths = [folder / name for name in covered(folder) if name.endswith(".safetensors")]
+    if not paths:
+        return None
+    tensors = values = 0
+    for path in paths:
+        shapes = list(_shapes(path))
+        with safe_open(path, "pt"):  # says what is wrong with a broken file
+            tensors, values = tensors + len(shapes), values + sum(map(math.prod, shapes))
+    if tensors > TENSORS:
+        raise BenchError(f"'{folder}' has {tensors:,} tensors.", "Give the weights of an encoder.", MISSING)
+    return Stored(tensors, values)
+
+
+def _shapes(path: Path) -> Iterator[list[int]]:
+    """The shapes in a safetensors header; none where it is broken."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if HEADER < size <= path.stat().st_size - 8:
+            what = f"'{path}' has a header of {size / 2**20:,.0f} MiB: more tensors than any encoder has."
+            raise BenchError(what, "Give the weights of an encoder.", MISSING)
+        content = _json(file.read(min(size, HEADER)))
+    for entry in content.values() if isinstance(content, dict) else ():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape):
+            yield shape
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _counts(content: Any) -> Iterator[tuple[str, int]]:
+    """The numbers of a config that say how often transformers repeats something."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        counts = name == "num_labels" or any(word in name for word in ("layer", "group", "block"))
+        if counts and type(value) is int:
+            yield name, value
+
+
+def _asked(folder: Path, modules: int) -> int:
+    """The number of values of the model that the config describes, without memory for them.
+
+    Raises:
+        BenchError: exit code 3 if it has more than so many modules.
+    """
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > modules:
+            what = f"'{folder}': config.json describes a model of more than {modules:,} modules."
+            raise BenchError(what, FIT, MISSING)
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModel.from_config(config)
+    finally:
+        hook.remove()
+    return sum(value.numel() for value in model.parameters())
+
+
+def check_loaded(location: str, model: object, info: Mapping[str, Any]) -> PreTrainedModel:
+    """The model, if transformers has used all weights of the encoder, found all that it needs, and added nothing.
+
+    Raises:
+        BenchError: exit code 3; names a weight.
+    """
+    for name, stored, wanted in sorted(key for key in info["mismatched_keys"] if "pooler" not in key[0]):
+        what = f"'{location}' has a weight {name} of shape {[*stored]}, its config.json says {[*wanted]}."
+        raise BenchError(what, FIT, MISSING)
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing or not isinstance(model, PreTrainedModel):
+        what = f"'{location}' lacks weights ({missing[0]} …)." if missing else f"'{location}' is not an encoder."
+        raise BenchError(what, "Use a complete encoder in safetensors format.", MISSING)
+    if getattr(model, "_hf_peft_config_loaded", False):  # of the Hub: a directory is refused before it is loaded
+        what = f"'{location}' also holds an adapter, which transformers has applied."
+        raise BenchError(what, "Give the base model, or a model with the adapter merged into it.", MISSING)
+    unused = sorted(_unused(model, info["unexpected_keys"]))
+    kind = getattr(model.config, "position_embedding_type", None)
+    if unused or str(kind).startswith("relative"):
+        what = (
+            f"'{location}' has encoder weights that '{model.config.model_type}' does not use ({_first(unused, kind)})."
+        )
+        raise BenchError(what, "Use the config.json and the model type that the weights were trained with.", MISSING)
+    return model
+
+
+def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
+    """The encoder's own among the weights that were not used: neither heads nor poolers nor what can be computed."""
+    prefix, buffers = f"{model.base_model_prefix}.", {name for name, _ in model.named_buffers()}
+    parts = {name for name, _ in model.named_children()}
+    for name in unexpected:
+        inner = name.removeprefix(prefix)
+        part = inner.partition(".")[0]
+        computed = inner in buffers or inner.endswith(BUFFERS)
+        if (inner != name or part in parts) and not part.startswith("pooler") and not computed:
+            yield name
+
+
+def _first(unused: list[str], kind: object) -> str:
+    more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+    return f"{unused[0]}{more}" if unused else f"position_embedding_type: {kind}"

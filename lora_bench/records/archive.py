@@ -1,0 +1,57 @@
+"""All records of a results folder in one compressed file, to keep or to commit: `DIR/records.jsonl.gz`.
+
+A line is what `cells/<id>.json` would hold, checksum and all; lines are in the order of ids, so that the same records
+are the same bytes. A cell with a file of its own counts by that file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lora_bench.records.files import read_file, sync, write_atomically
+
+NAME = "records.jsonl.gz"
+
+
+def path_of(results: Path) -> Path:
+    """Where the archive of a results folder lies."""
+    return results / NAME
+
+
+def stamp(results: Path) -> tuple[int, int, int] | None:
+    """What changes when the archive is written: its inode, bytes and time; None if there is none."""
+    try:
+        about = path_of(results).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def lines(results: Path) -> list[bytes]:
+    """The records as they were written; none if there is no archive.
+
+    Raises:
+        ValueError: the file is cut off or damaged.
+        OSError: it cannot be read.
+    """
+    path = path_of(results)
+    if not path.exists():
+        return []
+    content = read_file(path)
+    if not content:
+        raise ValueError("the archive is empty")
+    try:
+        return [line for line in gzip.decompress(content).splitlines(keepends=True) if line.strip()]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"the archive is damaged ({error})") from None
+
+
+def write(results: Path, records: Iterable[bytes]) -> Path:
+    """Write the archive anew; it is on the disk, under its name, when this returns."""
+    path = path_of(results)
+    write_atomically(path, gzip.compress(b"".join(records), 9, mtime=0))
+    sync(results)
+    return path

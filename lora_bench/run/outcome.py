@@ -1,0 +1,40 @@
+"""What becomes of a cell: its record, and what to keep of its adapter. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lora_bench import tasks
+from lora_bench.cell import Cell
+from lora_bench.records.schema import Protocol, Record
+from lora_bench.tasks import Task
+from lora_bench.text import discreet
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell that has ended: its record, and what writes its adapter into a folder (None: nothing to keep)."""
+
+    record: Record
+    save: Callable[[Path], None] | None = None
+
+
+def failure(
+    cell: Cell, status: Literal["failed", "oom"], reason: str, notes: Sequence[str], environment: Mapping[str, str]
+) -> Outcome:
+    """A cell that could not be trained."""
+    task = tasks.get(cell.task)
+    record = Record(
+        id=cell.id, cell=cell, status=status, reason=discreet(reason), metric=task.main_metric,
+        protocol=protocol(cell, task, notes), environment=dict(environment),
+    )  # fmt: skip
+    return Outcome(record)
+
+
+def protocol(cell: Cell, task: Task, notes: Sequence[str]) -> Protocol:
+    """How the cell's number is made."""
+    split = "+".join(name for name, _ in task.eval_splits)
+    return Protocol(split=split, select=cell.select, notes=tuple(notes))
