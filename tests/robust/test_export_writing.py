@@ -31,7 +31,7 @@ print(json.dumps(ends))
 """
 KILLED = """
 import os, signal, sys
-from lora_bench import cli
+from lora_bench.cli import app as cli
 from lora_bench.export import folders
 save = folders._save
 def dying(model, folder):
