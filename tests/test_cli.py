@@ -118,7 +118,9 @@ def test_errors_are_short_and_have_the_right_code(tmp_path: Path, args: tuple[st
 
 def test_torch_stays_out_of_what_needs_it_not(tmp_path: Path) -> None:
     """`--help`, `plan`, `list` and an empty `report` never import torch."""
-    probe = "import sys, lora_bench.cli.app as c\ntry: c.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    probe = (
+        "import sys, lora_bench.cli.app as c\ntry: c.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
     for args in (["--help"], ["plan", "--preset", "smoke"], ["list", "methods"], ["list", "tasks"], ["report"]):
         done = subprocess.run([sys.executable, "-c", probe, *args], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
