@@ -50,7 +50,7 @@ class Task:
     `metrics`: the first is the main one. `accuracy_matched` is `accuracy` over the split `validation_matched` alone.
     `eval_splits`: (official split, rows) pairs; there is more than one for MNLI only. `mean_tokens`: tokens of
     RoBERTa's tokenizer a training sequence cut at 128, where they were counted; `token_spread`: their
-    standard deviation over their mean (costs are foretold from both). `submits_names`: the leaderboard takes names of
+    standard deviation over their mean (costs are predicted from both). `submits_names`: the leaderboard takes names of
     labels, not numbers.
     """
 

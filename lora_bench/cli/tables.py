@@ -62,7 +62,7 @@ def _hint(plan: Plan, device: str) -> str:
 
 
 def cost(plan: Plan) -> str:
-    """The time of all packs and the memory of the largest, as far as they can be told; empty if nothing can."""
+    """The time of all packs and the memory of the largest, where they can be predicted; empty if neither can."""
     known = [seconds for seconds, _ in plan.costs if seconds is not None]
     sizes = [size for _, size in plan.costs if size is not None]
     if not known:

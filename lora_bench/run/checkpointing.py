@@ -60,7 +60,7 @@ class Keeper:
         return time.monotonic() - self._saved
 
     def save(self, trainer: Trainer) -> None:
-        """Write the pack. What cannot be written is told of once; training goes on."""
+        """Write the pack. A failure to write is reported once, and training goes on."""
         start = time.monotonic()
         taken = [*snapshot.take(trainer), *self.ended]
         manifest = checkpoints.Manifest(

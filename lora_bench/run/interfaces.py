@@ -14,7 +14,7 @@ from lora_bench.run.outcome import Outcome
 
 
 class View(Protocol):
-    """Who is told of a run's progress."""
+    """What shows a run's progress."""
 
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""

@@ -48,7 +48,7 @@ class Plan:
 
     @cached_property
     def costs(self) -> list[tuple[float | None, float | None]]:
-        """Each pack's seconds and peak bytes, where they can be told; a basis costs time once and stays in memory."""
+        """Each pack's seconds and peak bytes, where they can be predicted; a basis costs time once and stays in memory."""
         kept: dict[tuple[str, str], Bases] = {}
         found = []
         for pack in self.packs:
@@ -59,7 +59,7 @@ class Plan:
         return found
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
-        """How much of a GPU's memory these cells alone will take at their peak, if that can be told."""
+        """How much of a GPU's memory these cells alone will take at their peak, if that can be predicted."""
         return self.estimate.bytes(pack, self.grid.model_location(pack[0]))
 
     @property

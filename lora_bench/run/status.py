@@ -50,14 +50,16 @@ def _recorded(
 ) -> Standing:
     changed = _changes(record, tables)
     state = "stale" if changed and record.status == "done" else record.status
-    told = "; ".join(changed) if state == "stale" else record.reason or "has a record"
+    explanation = "; ".join(changed) if state == "stale" else record.reason or "has a record"
     if state in retry:
         return Standing(
             state,
-            "; ".join(filter(None, [f"was {record.status}" + (f", {told}" if state == "stale" else ""), progress])),
+            "; ".join(
+                filter(None, [f"was {record.status}" + (f", {explanation}" if state == "stale" else ""), progress])
+            ),
             True,
         )
-    return Standing(state, told if state == "done" else f"{told} (--retry {state})", False)
+    return Standing(state, explanation if state == "done" else f"{explanation} (--retry {state})", False)
 
 
 def _progress(folder: checkpoints.Folder | None, cell: Cell) -> str:

@@ -23,7 +23,7 @@ from lora_bench.run.outcome import Outcome
 from lora_bench.run.pack_run import PackRun, Setting, trainer_of
 from lora_bench.run.plan import Plan
 
-SURE = 0.4  # a pack that is foretold to take less than this share of the free memory fits
+SURE = 0.4  # a pack whose predicted memory is below this fraction of the free memory is not measured
 
 
 class Training:
@@ -81,8 +81,8 @@ class Training:
         """How many of the cells a GPU's memory holds; measured where the forecast is unknown or near the limit."""
         if self.device.type != "cuda" or len(cells) <= SAMPLES[1]:
             return len(cells)
-        foretold = self.plan.bytes(cells)
-        if foretold is not None and foretold < SURE * free_bytes(self.device):
+        predicted = self.plan.bytes(cells)
+        if predicted is not None and predicted < SURE * free_bytes(self.device):
             return len(cells)
         self.view.stage("measuring memory")
         return cells_that_fit(cells, lambda some: trainer_of(some, backbone, prepared), self.device)
