@@ -48,7 +48,7 @@ class Plan:
 
     @cached_property
     def costs(self) -> list[tuple[float | None, float | None]]:
-        """Each pack's seconds and peak bytes, where they can be predicted; a basis costs time once and stays in memory."""
+        """Each pack's predicted seconds and peak bytes, if known; a basis costs time once and stays in memory."""
         kept: dict[tuple[str, str], Bases] = {}
         found = []
         for pack in self.packs:
