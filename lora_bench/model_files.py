@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -149,7 +150,7 @@ def _named(folder: Path, regular: list[str]) -> Iterator[str]:
 def _texts(folder: Path, regular: list[str]) -> Iterator[str]:
     """All texts in the configs and indices that may be paths."""
     for name in regular:
-        if name.endswith(".json") and ("config" in name or name.endswith(".index.json")):
+        if not _is_unread(name) and name.endswith(".json") and ("config" in name or name.endswith(".index.json")):
             left = [_content(folder / name)]
             while left:
                 value = left.pop()
@@ -159,14 +160,6 @@ def _texts(folder: Path, regular: list[str]) -> Iterator[str]:
                     left += value
                 elif isinstance(value, str) and 0 < len(value) < 512 and value.isprintable():
                     yield value
-
-
-def _content(path: Path) -> object:
-    """The content of a JSON file, None where it is not JSON: loading says so."""
-    try:
-        return json.loads(read_file(path)) if path.stat().st_size <= LONGEST_JSON else None
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _is_file(path: Path) -> bool:
@@ -179,12 +172,40 @@ def _is_file(path: Path) -> bool:
 _opened: list[set[str]] = []  # one set for each block in progress
 
 
+class _Reader(threading.local):
+    """Whether this thread reads for `covered`: that is no part of loading."""
+
+    is_us = False
+
+
+_reader = _Reader()
+
+
+@contextmanager
+def _own_reads() -> Iterator[None]:
+    """What this thread opens in the block is not noted."""
+    before, _reader.is_us = _reader.is_us, True
+    try:
+        yield
+    finally:
+        _reader.is_us = before
+
+
+@_own_reads()
+def _content(path: Path) -> object:
+    """The content of a JSON file, None where it is not JSON: loading says so."""
+    try:
+        return json.loads(read_file(path)) if path.stat().st_size <= LONGEST_JSON else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 @cache
 def _audit() -> None:
     """Note what this process opens, for as long as it lives; outside of `watched` the hook does nothing."""
 
     def note(event: str, arguments: tuple[object, ...]) -> None:
-        if _opened and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        if _opened and event == "open" and not _reader.is_us and isinstance(arguments[0], str | bytes | os.PathLike):
             for names in _opened:
                 names.add(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100
 

@@ -106,6 +106,16 @@ def named_weights(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "hidden/own.safetensors"}))
 
 
+SENTENCES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "data_config.json")
+
+
+def of_sentences(folder: Path) -> None:
+    """A folder of sentence-transformers, with settings that only that library reads, and a hidden config."""
+    shutil.copytree(ENCODER, folder)
+    for name in (*SENTENCES, ".x.json", ".config.json"):
+        (folder / name).write_text('{"max_seq_length": 128, "see": "vocab.txt"}')
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "sample": (sample, {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}),
     "legacy": (
@@ -116,6 +126,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "words": (words, {"vocab.txt", "tokenizer_config.json"}),
     "shards": (shards, {"model.safetensors.index.json", "parts/two.safetensors", "tokenizer.4.0.0.json"}),
     "named weights": (named_weights, {"hidden/own.safetensors"}),
+    "of sentences": (of_sentences, {"config.json", "model.safetensors"}),
 }  # fmt: skip
 
 
@@ -172,6 +183,19 @@ def test_what_loading_never_reads_is_not_in_it(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("content")
     assert digest(folder) == before
+
+
+def test_settings_of_other_libraries_are_no_hindrance(folder: Path, tmp_path: Path) -> None:
+    of_sentences(tmp_path / "sentences")
+    loads(tmp_path / "sentences")
+    assert digest(tmp_path / "sentences") == digest(folder)
+
+
+def test_what_loading_opens_is_noted_beside_our_own_reads(folder: Path) -> None:
+    (folder / ".config.json").write_text("{}")
+    with pytest.raises(BenchError, match=r"\.config\.json', which its identity"), watched(str(folder)):
+        covered(folder)
+        (folder / ".config.json").read_text()
 
 
 @pytest.mark.parametrize(
