@@ -193,9 +193,14 @@ def test_settings_of_other_libraries_are_no_hindrance(folder: Path, tmp_path: Pa
 
 def test_what_loading_opens_is_noted_beside_our_own_reads(folder: Path) -> None:
     (folder / ".config.json").write_text("{}")
-    with pytest.raises(BenchError, match=r"\.config\.json', which its identity"), watched(str(folder)):
-        covered(folder)
-        (folder / ".config.json").read_text()
+
+    def read() -> None:
+        with watched(str(folder)):
+            assert ".config.json" not in covered(folder)
+            (folder / ".config.json").read_text()
+
+    with pytest.raises(BenchError, match=r"\.config\.json', which its identity"):
+        read()
 
 
 @pytest.mark.parametrize(
