@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 
 from lora_bench.errors import MISSING, BenchError
@@ -73,19 +74,29 @@ def digest(folder: Path) -> str:
     """
     total = hashlib.sha256()
     for name in covered(folder):
-        try:
-            with (folder / name).open("rb") as file:
-                start = file.read(len(LFS_POINTER))
-                file.seek(0)
-                own = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            what = f"'{folder / name}' cannot be read: {error.strerror}."
-            raise BenchError(what, "Make it readable, or get it again.", MISSING) from error
-        if start == LFS_POINTER:
-            what = f"'{folder / name}' is a git-lfs pointer, not the file itself."
-            raise BenchError(what, "Run `git lfs pull` where it was cloned, or download the file itself.", MISSING)
+        with _present(folder / name) as file:
+            own = hashlib.file_digest(file, "sha256").digest()
         total.update(f"{name}:".encode() + own)
     return total.hexdigest()[:12]
+
+
+@contextmanager
+def _present(path: Path) -> Iterator[BufferedReader]:
+    """The file, open for reading.
+
+    Raises:
+        BenchError: exit code 3 if it cannot be read, or git-lfs has left a pointer in its place.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                what = f"'{path}' is a git-lfs pointer, not the file itself."
+                raise BenchError(what, "Run `git lfs pull` where it was cloned, or download the file itself.", MISSING)
+            file.seek(0)
+            yield file
+    except OSError as error:
+        what = f"'{path}' cannot be read: {error.strerror}."
+        raise BenchError(what, "Make it readable, or get it again.", MISSING) from error
 
 
 def covered(folder: Path) -> list[str]:
@@ -220,7 +231,7 @@ def watched(location: str) -> Iterator[None]:
     `covered` knows.
 
     Raises:
-        BenchError: exit code 3; names the file.
+        BenchError: exit code 3; names the file. Before the block, for a covered file that is not there in full.
     """
     folder = Path(os.path.abspath(location))  # noqa: PTH100
     if not folder.is_dir():
@@ -228,6 +239,9 @@ def watched(location: str) -> Iterator[None]:
         return
     _audit()
     known = covered(folder)
+    for name in known:
+        with _own_reads(), _present(folder / name):
+            pass
     named = {os.path.normpath(folder / text) for text in _texts(folder, known)}
     _opened.append(set())
     try:

@@ -253,6 +253,8 @@ def test_a_pipe_that_is_never_read_is_left_alone(folder: Path) -> None:
 def test_a_git_lfs_pointer_is_named(folder: Path, name: str) -> None:
     (folder / name).write_bytes(LFS_POINTER + b"v1\noid sha256:4d7a\nsize 90868376\n")
     assert f"{name}' is a git-lfs pointer" in refused(folder)
+    with pytest.raises(BenchError, match=f"{name}' is a git-lfs pointer"):  # where no identity was asked for before
+        loads(folder)
 
 
 def test_an_adapter_beside_the_model_is_refused(folder: Path) -> None:
