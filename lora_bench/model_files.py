@@ -12,9 +12,11 @@ import json
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 
 from lora_bench.errors import MISSING, BenchError
@@ -72,19 +74,29 @@ def digest(folder: Path) -> str:
     """
     total = hashlib.sha256()
     for name in covered(folder):
-        try:
-            with (folder / name).open("rb") as file:
-                start = file.read(len(LFS_POINTER))
-                file.seek(0)
-                own = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            what = f"'{folder / name}' cannot be read: {error.strerror}."
-            raise BenchError(what, "Make it readable, or get it again.", MISSING) from error
-        if start == LFS_POINTER:
-            what = f"'{folder / name}' is a git-lfs pointer, not the file itself."
-            raise BenchError(what, "Run `git lfs pull` where it was cloned, or download the file itself.", MISSING)
+        with _present(folder / name) as file:
+            own = hashlib.file_digest(file, "sha256").digest()
         total.update(f"{name}:".encode() + own)
     return total.hexdigest()[:12]
+
+
+@contextmanager
+def _present(path: Path) -> Iterator[BufferedReader]:
+    """The file, open for reading.
+
+    Raises:
+        BenchError: exit code 3 if it cannot be read, or git-lfs has left a pointer in its place.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                what = f"'{path}' is a git-lfs pointer, not the file itself."
+                raise BenchError(what, "Run `git lfs pull` where it was cloned, or download the file itself.", MISSING)
+            file.seek(0)
+            yield file
+    except OSError as error:
+        what = f"'{path}' cannot be read: {error.strerror}."
+        raise BenchError(what, "Make it readable, or get it again.", MISSING) from error
 
 
 def covered(folder: Path) -> list[str]:
@@ -149,7 +161,7 @@ def _named(folder: Path, regular: list[str]) -> Iterator[str]:
 def _texts(folder: Path, regular: list[str]) -> Iterator[str]:
     """All texts in the configs and indices that may be paths."""
     for name in regular:
-        if name.endswith(".json") and ("config" in name or name.endswith(".index.json")):
+        if not _is_unread(name) and name.endswith(".json") and ("config" in name or name.endswith(".index.json")):
             left = [_content(folder / name)]
             while left:
                 value = left.pop()
@@ -159,14 +171,6 @@ def _texts(folder: Path, regular: list[str]) -> Iterator[str]:
                     left += value
                 elif isinstance(value, str) and 0 < len(value) < 512 and value.isprintable():
                     yield value
-
-
-def _content(path: Path) -> object:
-    """The content of a JSON file, None where it is not JSON: loading says so."""
-    try:
-        return json.loads(read_file(path)) if path.stat().st_size <= LONGEST_JSON else None
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _is_file(path: Path) -> bool:
@@ -179,12 +183,40 @@ def _is_file(path: Path) -> bool:
 _opened: list[set[str]] = []  # one set for each block in progress
 
 
+class _Reader(threading.local):
+    """Whether this thread reads for `covered`: that is no part of loading."""
+
+    is_us = False
+
+
+_reader = _Reader()
+
+
+@contextmanager
+def _own_reads() -> Iterator[None]:
+    """What this thread opens in the block is not noted."""
+    before, _reader.is_us = _reader.is_us, True
+    try:
+        yield
+    finally:
+        _reader.is_us = before
+
+
+@_own_reads()
+def _content(path: Path) -> object:
+    """The content of a JSON file, None where it is not JSON: loading says so."""
+    try:
+        return json.loads(read_file(path)) if path.stat().st_size <= LONGEST_JSON else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 @cache
 def _audit() -> None:
     """Note what this process opens, for as long as it lives; outside of `watched` the hook does nothing."""
 
     def note(event: str, arguments: tuple[object, ...]) -> None:
-        if _opened and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        if _opened and event == "open" and not _reader.is_us and isinstance(arguments[0], str | bytes | os.PathLike):
             for names in _opened:
                 names.add(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100
 
@@ -199,7 +231,7 @@ def watched(location: str) -> Iterator[None]:
     `covered` knows.
 
     Raises:
-        BenchError: exit code 3; names the file.
+        BenchError: exit code 3; names the file. Before the block, for a covered file that is not there in full.
     """
     folder = Path(os.path.abspath(location))  # noqa: PTH100
     if not folder.is_dir():
@@ -207,6 +239,9 @@ def watched(location: str) -> Iterator[None]:
         return
     _audit()
     known = covered(folder)
+    for name in known:
+        with _own_reads(), _present(folder / name):
+            pass
     named = {os.path.normpath(folder / text) for text in _texts(folder, known)}
     _opened.append(set())
     try:

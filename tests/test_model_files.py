@@ -106,6 +106,16 @@ def named_weights(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "hidden/own.safetensors"}))
 
 
+SENTENCES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "data_config.json")
+
+
+def of_sentences(folder: Path) -> None:
+    """A folder of sentence-transformers, with settings that only that library reads, and a hidden config."""
+    shutil.copytree(ENCODER, folder)
+    for name in (*SENTENCES, ".x.json", ".config.json"):
+        (folder / name).write_text('{"max_seq_length": 128, "see": "vocab.txt"}')
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "sample": (sample, {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}),
     "legacy": (
@@ -116,6 +126,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "words": (words, {"vocab.txt", "tokenizer_config.json"}),
     "shards": (shards, {"model.safetensors.index.json", "parts/two.safetensors", "tokenizer.4.0.0.json"}),
     "named weights": (named_weights, {"hidden/own.safetensors"}),
+    "of sentences": (of_sentences, {"config.json", "model.safetensors"}),
 }  # fmt: skip
 
 
@@ -174,6 +185,24 @@ def test_what_loading_never_reads_is_not_in_it(folder: Path, name: str) -> None:
     assert digest(folder) == before
 
 
+def test_settings_of_other_libraries_are_no_hindrance(folder: Path, tmp_path: Path) -> None:
+    of_sentences(tmp_path / "sentences")
+    loads(tmp_path / "sentences")
+    assert digest(tmp_path / "sentences") == digest(folder)
+
+
+def test_what_loading_opens_is_noted_beside_our_own_reads(folder: Path) -> None:
+    (folder / ".config.json").write_text("{}")
+
+    def read() -> None:
+        with watched(str(folder)):
+            assert ".config.json" not in covered(folder)
+            (folder / ".config.json").read_text()
+
+    with pytest.raises(BenchError, match=r"\.config\.json', which its identity"):
+        read()
+
+
 @pytest.mark.parametrize(
     "name", ["sentencepiece.bpe.model", "spiece.model", "bpe.codes", "added_tokens.json", "generation_config.json"]
 )
@@ -224,6 +253,8 @@ def test_a_pipe_that_is_never_read_is_left_alone(folder: Path) -> None:
 def test_a_git_lfs_pointer_is_named(folder: Path, name: str) -> None:
     (folder / name).write_bytes(LFS_POINTER + b"v1\noid sha256:4d7a\nsize 90868376\n")
     assert f"{name}' is a git-lfs pointer" in refused(folder)
+    with pytest.raises(BenchError, match=f"{name}' is a git-lfs pointer"):  # where no identity was asked for before
+        loads(folder)
 
 
 def test_an_adapter_beside_the_model_is_refused(folder: Path) -> None:

@@ -112,6 +112,57 @@ def test_a_hand_made_tokenizer_with_the_general_class_is_taken(tmp_path: Path) -
     assert agrees(folder)
 
 
+LIST = "\n".join([*SPECIAL, "the", "cat", "##s", "film"])
+PAIRS = {
+    "vocab.json": json.dumps({"<s>": 0, "<unk>": 1, "a": 2, "b": 3, "ab": 4}),
+    "merges.txt": "#version: 0.2\na b\n",
+}
+WITHOUT: dict[str, tuple[str, dict[str, str]]] = {
+    "roberta without any": ("roberta", {}),
+    "bert without any": ("bert", {}),
+    "xlm-r without any": ("xlm-roberta", {}),
+    "distilbert without any": ("distilbert", {}),
+    "camembert without any": ("camembert", {}),
+    "bert with settings alone": ("bert", {"tokenizer_config.json": "{}"}),
+    "roberta with a list of words": ("roberta", {"vocab.txt": LIST}),
+    "bert with merges": ("bert", PAIRS),
+}
+
+
+def with_files(folder: Path, kind: str, files: dict[str, str]) -> Path:
+    """A model's directory with these files of a tokenizer alone."""
+    shutil.copytree(ENCODER, folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("how", WITHOUT)
+def test_a_model_without_its_tokenizer_is_refused(how: str, tmp_path: Path) -> None:
+    """transformers makes a tokenizer of special tokens alone: every text would be empty, or all words unknown."""
+    with pytest.raises(BenchError, match="Tokenizer, which has no words: it would read texts as unknown") as error:
+        load_tokenizer(str(with_files(tmp_path / "model", *WITHOUT[how])), offline=True)
+    assert error.value.code == MISSING
+
+
+def test_a_tokenizer_that_does_not_know_its_own_words_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ENCODER, tmp_path / "model"))
+    split = {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}
+    rewritten(folder / "tokenizer.json", lambda content: content.update(pre_tokenizer=split))
+    with pytest.raises(BenchError, match="of its own words otherwise"):
+        load_tokenizer(str(folder), offline=True)
+
+
+@pytest.mark.parametrize(("kind", "files"), [("bert", {"vocab.txt": LIST}), ("roberta", PAIRS)])
+def test_a_small_tokenizer_in_the_old_form_is_taken(kind: str, files: dict[str, str], tmp_path: Path) -> None:
+    text = "ab" if kind == "roberta" else "the film"
+    tokenizer = load_tokenizer(str(with_files(tmp_path / "model", kind, files)), offline=True)
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
 @pytest.mark.parametrize("how", ["a panic", "an exception"])
 def test_a_tokenizer_that_fails_on_a_row_is_no_traceback(how: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(ENCODER, tmp_path / "model"))

@@ -7,6 +7,7 @@ tokenizer_config.json or, without one, from the model type. The wrong class read
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ ODD = (
 PAIRS = ((" the cat sat", " on the mat"), (" a film", ""))
 SETTINGS = frozenset({"add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars"})
 WORDS = 256
+FEWEST = 2
 
 
 def load_tokenizer(location: str, offline: bool) -> PreTrainedTokenizerBase:
@@ -37,12 +39,14 @@ def load_tokenizer(location: str, offline: bool) -> PreTrainedTokenizerBase:
         offline: Whether the Hub is not asked.
 
     Raises:
-        BenchError: exit code 3 if it cannot be loaded, or reads texts otherwise than its own tokenizer.json.
+        BenchError: exit code 3 if it cannot be loaded, reads texts otherwise than its own tokenizer.json, or does not
+            know words.
     """
     try:
         with watched(location), encoders.quiet_transformers(), hub.hub_mode(offline), rust_panics():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, local_files_only=offline)
             _compare(tokenizer, location)
+            _check_words(tokenizer, location)
     except BenchError:
         raise
     except Exception as error:  # of many families: its files can make any line of transformers fail
@@ -81,6 +85,37 @@ def _texts(core: Any, declared: bool) -> Iterator[tuple[str, ...]]:
     plain = [*PLAIN, *(" " + " ".join(words[start : start + 32]) for start in range(0, len(words), 32))]
     yield from ((text,) for text in (plain if declared else [*plain, *ODD]))
     yield from PAIRS
+
+
+def _check_words(tokenizer: PreTrainedTokenizerBase, location: str) -> None:
+    """Refuse a tokenizer that has no words, or does not read most of its own: transformers makes one of nothing."""
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_encoder.values()}
+    own = sorted(set(tokenizer.get_vocab().values()) - added)
+    named = ((token, _decoded(tokenizer, [token])) for token in own[:: max(1, len(own) // (2 * WORDS))])
+    words = [(token, word) for token, word in named if word.isalnum()][:WORDS]
+    lost = sum(not _reads(tokenizer, *word) for word in words)
+    if len(words) < FEWEST or 2 * lost >= len(words):
+        lacking = f"reads {lost} of {len(words)} of its own words otherwise" if words else "has no words"
+        raise BenchError(
+            f"The tokenizer of '{location}' is loaded as {type(tokenizer).__name__}, which {lacking}: it would read "
+            "texts as unknown, or all alike.",
+            "Put the files of the tokenizer that belongs to the model into its directory.", MISSING,
+        )  # fmt: skip
+
+
+def _reads(tokenizer: PreTrainedTokenizerBase, token: int, word: str) -> bool:
+    """Whether it reads the word of its vocabulary as such, at the begin of a text or after a space."""
+    for text in (f" {word}", word):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids == [token] or _decoded(tokenizer, ids) == word:
+            return True
+    return False
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text without spaces, case and accents, which tokenizers may drop."""
+    text = "".join(str(tokenizer.decode(ids)).split()).casefold()
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if unicodedata.category(letter) != "Mn")
 
 
 def _settings(location: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from robust_kit import is_clear, make_model, rewrite_json, run
+from robust_kit import is_clear, lora_bench, make_model, rewrite_json, run
 from safetensors.numpy import load_file, save_file
 
 from lora_bench.errors import DONE, MISSING
@@ -217,6 +217,13 @@ def test_absurd_sizes_are_refused_early(how: str, workplace: Path) -> None:
     begin = time.monotonic()
     is_clear(run(model="bad"), MISSING, words)
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_named_by_bench(name: str, workplace: Path) -> None:
+    """Which asks for no identity first."""
+    content(name, POINTER)(make_model(workplace / "bad"))
+    is_clear(lora_bench("bench", "--quick", "--model", "bad"), MISSING, f"{name}' is a git-lfs pointer")
 
 
 def test_a_plan_needs_no_sound_config(workplace: Path) -> None:
