@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MARK = ".tmp"
+_UNFINISHED = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # as `temporary` makes names
 
 
 def temporary(path: Path) -> Path:
@@ -161,6 +163,12 @@ def remove(path: Path) -> None:
         return
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder in which nothing is left; anything else, a link to a folder too, stays."""
+    with suppress(OSError):
+        os.rmdir(folder)  # noqa: PTH106
+
+
 def leftovers(folder: Path) -> Iterator[Path]:
-    """What killed processes left unfinished in a folder."""
-    return (path for path in without_links(folder) if path.name.startswith(".") and path.name.endswith(MARK))
+    """What killed processes left unfinished in a folder: names that `temporary` makes, and no others."""
+    return (path for path in without_links(folder) if _UNFINISHED.fullmatch(path.name))

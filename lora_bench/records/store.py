@@ -42,6 +42,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+OURS = ("cells", "adapters", "pending", "states", "leases")  # the folders in which files are moved and removed
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _OWN = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
 
@@ -81,8 +82,19 @@ def record_path(results: Path, cell_id: str) -> Path:
     return results / "cells" / f"{cell_id}.json"
 
 
+def refuse_links(results: Path) -> None:
+    """See that the folders in which files are moved and removed are ours. BenchError (code 3) if one is a link."""
+    for name in OURS:
+        if (results / name).is_symlink():
+            raise BenchError(
+                f"'{results / name}' is a link: files are moved and removed there, and it leads to somebody else's.",
+                "Put a folder in its place, or give another --results (which may be a link itself).", MISSING,
+            )  # fmt: skip
+
+
 def prepare(results: Path) -> None:
     """Make the folders, and see that they can be written before anything trains. BenchError (code 3) if not."""
+    refuse_links(results)
     try:
         for name in ("cells", "adapters"):
             (results / name).mkdir(parents=True, exist_ok=True)

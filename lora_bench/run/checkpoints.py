@@ -25,7 +25,8 @@ VALUES, MANIFEST = "state.safetensors", "manifest.json"
 GENERATIONS = 2
 _CHECK = ',"check":"{}"}}\n'
 _TAIL = len(_CHECK.format("0" * 64))
-_NAME = re.compile(r"[^.].*-[0-9]{9,}")
+_NAME = re.compile(r"[^.].*-[0-9]{9,}", re.DOTALL)
+_OURS = re.compile(r"[0-9a-f]{12}-[0-9]{9,}")  # as `name_of` and `save` make it
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,12 @@ def folders(results: Path) -> list[Folder]:
 
 def damaged(results: Path) -> list[Path]:
     """Every folder of a pack whose manifest is certainly not whole; one that cannot be read now is not among them."""
-    return [path for path in _paths(results) if isinstance(_read(path), ValueError)]
+    return [path for path in _paths(results) if _OURS.fullmatch(path.name) and isinstance(_read(path), ValueError)]
 
 
 def _paths(results: Path) -> list[Path]:
-    """What has a pack's name, and is no link."""
-    return [path for path in files.without_links(results / "states") if _NAME.fullmatch(path.name)]
+    """Every folder with a pack's name, links left out."""
+    return [path for path in files.without_links(results / "states") if _NAME.fullmatch(path.name) and path.is_dir()]
 
 
 def _read(path: Path) -> Folder | ValueError | None:
@@ -181,6 +182,13 @@ def _read(path: Path) -> Folder | ValueError | None:
         return None
     except ValueError as error:
         return error
+
+
+def remove(path: Path) -> None:
+    """Remove a pack's folder; a file of another name, which is not ours, stays, and the folder with it."""
+    for name in (MANIFEST, VALUES):  # in this order: without its manifest it counts no more
+        files.remove(path / name)
+    files.remove_empty(path)
 
 
 def newest(found: Iterable[Folder], written: Mapping[str, int]) -> dict[str, Folder]:
@@ -200,4 +208,4 @@ def prune(results: Path, own: Collection[str], written: Mapping[str, int]) -> No
         if set(alive) <= set(own):
             kept += bool(alive)
             if not alive or kept > GENERATIONS:
-                files.remove(folder.path)
+                remove(folder.path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import secrets
 import threading
 import time
@@ -27,9 +28,11 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records import files
+from lora_bench.records.store import refuse_links
 
 TERM = 90.0  # seconds without a sign of life
 RENEW = 10.0
+_TOKEN = re.compile(r"[0-9a-f]+")
 PATIENCE = 300.0  # seconds to wait for the lock, which is held while a pack is published
 
 
@@ -85,6 +88,7 @@ class Lease:
         return self.holder.token
 
     def __enter__(self) -> Self:
+        refuse_links(self.folder.parent)  # whatever is moved or removed, it is under a lease
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with files.naming(Path(self._own.lock_file)):
@@ -170,7 +174,7 @@ class Lease:
         """Locks of processes that died before they had a lease."""
         ours = {Path(self._all.lock_file), Path(self._own.lock_file)}
         for lock in set(self.folder.glob("*.lock")) - ours:
-            if not lock.with_suffix(".json").exists() and _is_free(lock):
+            if _TOKEN.fullmatch(lock.stem) and not lock.with_suffix(".json").exists() and _is_free(lock):
                 files.remove(lock)
 
     def alone(self) -> bool:

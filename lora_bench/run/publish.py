@@ -8,6 +8,7 @@ recorded all or none, and a row of metrics.csv is lost to nobody. No torch.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ from lora_bench.run import checkpoints
 from lora_bench.run.outcome import Outcome
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
+_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # a lease's token and a number, as `stage` is told
+_CELL = re.compile(r"[0-9a-f]{12}")
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
 
 
@@ -140,14 +143,17 @@ class Shelf:
             self.write_csv()
 
     def recover(self) -> None:
-        """Under the lock: bring to their places what processes have published, dead ones too; look again."""
+        """Under the lock: bring to their places what processes have published, dead ones too; look again.
+
+        What is there and has no name that `stage` gives stays where it is.
+        """
         for pack in files.without_links(self.results / "pending"):
-            if not pack.name.startswith("."):
+            if _PACK.fullmatch(pack.name):
                 for part in files.without_links(pack):
                     if part.name in ("adapters", "cells"):  # in this order: a record says that its adapter is there
                         _bring(part, self.results / part.name)
-                        files.remove(part)
-                _remove_empty(pack)
+                        files.remove_empty(part)
+                files.remove_empty(pack)
         self.refresh()
 
     def write_csv(self) -> None:
@@ -167,10 +173,10 @@ class Shelf:
             if path.name.startswith(".metrics.csv."):
                 files.remove(path)
         for path in checkpoints.damaged(self.results):
-            files.remove(path)
+            checkpoints.remove(path)
         checkpoints.prune(self.results, (), self.written())
         for name in ("pending", "states"):
-            _remove_empty(self.results / name)
+            files.remove_empty(self.results / name)
 
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
@@ -192,15 +198,10 @@ def _stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def _bring(source: Path, target: Path) -> None:
-    paths = files.without_links(source)
+    paths = [path for path in files.without_links(source) if _CELL.fullmatch(path.name.removesuffix(".json"))]
     for path in paths:
         if path.suffix == ".json":
             make_room(target / path.name)
         files.place(path, target / path.name)
     if paths:
         files.sync(target)
-
-
-def _remove_empty(folder: Path) -> None:
-    if not files.listing(folder):
-        files.remove(folder)

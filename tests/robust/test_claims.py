@@ -99,7 +99,7 @@ def test_a_lost_lease_publishes_nothing_and_the_run_goes_on_under_another(result
 def test_what_a_killed_process_left_is_tidied_unless_another_is_alive(results: Path) -> None:
     made = grid(2)
     other = Claimed(results, plans.make(made, results, 16).packs[0])
-    unfinished = results / "cells" / ".x.json.0123.tmp"
+    unfinished = results / "cells" / ".x.json.0123456789ab.tmp"
     unfinished.parent.mkdir(parents=True)
     unfinished.touch()
     runner(results, made).run()
@@ -150,7 +150,7 @@ def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results:
     lease = results / "leases" / "0123.json"
     lease.write_text(Holder(token="0123", host="elsewhere", boot="then", pid=1).model_dump_json())
     os.utime(lease, (1, 1))
-    (results / "cells" / ".half.json.0123.tmp").touch()
+    (results / "cells" / ".half.json.0123456789ab.tmp").touch()
     last = runner(results, made)
     assert len(last.run()) == 2
     assert last.worker.trained == []  # type: ignore[attr-defined]

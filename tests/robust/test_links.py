@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,42 @@ def test_a_link_in_the_place_of_a_record_is_not_read_as_one(results: Path, elsew
     assert tree(elsewhere) == before
 
 
+@pytest.mark.parametrize("name", store.OURS)
+def test_a_folder_of_ours_that_is_a_link_is_refused(workplace: Path, name: str) -> None:
+    """Before anything is moved or removed there; by `archive` too, which removes files."""
+    theirs = workplace / "theirs"
+    theirs.mkdir()
+    for each in ("thesis.json", ".y.0123456789ab.tmp", "0123456789ab-000000001", "0123.lock"):
+        (theirs / each).write_text("mine")
+    assert run().code == DONE
+    if (workplace / "results" / name).exists():
+        shutil.move(workplace / "results" / name, workplace / "moved")
+    (workplace / "results" / name).symlink_to(theirs)
+    before = tree(theirs)
+    ended = run("--seed", "1")
+    assert (ended.code, f"Error: 'results/{name}' is a link" in ended.errors) == (MISSING, True), ended
+    if name != "cells":  # the records are there
+        is_clear(lora_bench("archive", "--results", "results"), MISSING, f"'results/{name}' is a link")
+    assert tree(theirs) == before
+
+
+def test_what_is_not_ours_stays_where_it_is(results: Path) -> None:
+    """Whatever is in the folders in which we move and remove, under names that we do not give."""
+    theirs = {
+        "pending": ("notes.txt", "0123-0", ".y.tmp", "my-pack/cells/thesis.json", "0a-1/cells/thesis.json", "0a-2/x"),
+        "states": ("notes.txt", "0123456789ab-000000001", "backup-202401010101/x", "0123456789ab-000000002/x"),
+        "leases": ("yarn.lock", ".y.tmp"),
+        "cells": (".y.tmp",),
+        "adapters": (".y.tmp", "mine/.y.tmp"),
+    }
+    paths = [results / folder / name for folder, names in theirs.items() for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    assert len(runner(results, grid(1)).run()) == 2
+    assert [path for path in paths if not path.is_file()] == []
+
+
 def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: Path, elsewhere: Path) -> None:
     (elsewhere_state,) = (elsewhere / "states").iterdir()
     links = {"states": elsewhere_state, "adapters": elsewhere / "adapters"}
@@ -74,8 +111,10 @@ def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: P
 
 def test_a_saved_pack_that_cannot_be_read_now_is_not_removed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints.save(results, "pack", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
-    checkpoints.save(results, "other", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
-    (results / "states" / "other-000000003" / "manifest.json").write_text("{")
+    checkpoints.save(
+        results, "0123456789ab", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values"
+    )
+    (results / "states" / "0123456789ab-000000003" / "manifest.json").write_text("{")
     proper = checkpoints.files.read_file
 
     def failing(path: Path, *rest: object, **more: object) -> bytes:
