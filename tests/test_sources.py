@@ -98,7 +98,7 @@ def test_every_format_gives_the_same_rows(task: Task, form: str, tmp_path: Path)
 
 # Without the quotes of which so small a tsv would be taken for a quoted one.
 text = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), max_size=20).filter(
-    lambda text: '""' not in text
+    lambda text: '""' not in text and not (len(text) > 1 and text[0] == text[-1] == '"')
 )
 
 
