@@ -65,6 +65,18 @@ def test_rows_cut_short_are_refused_and_counted(task: Task, tmp_path: Path) -> N
     refused(lambda: sources.read(path, task), *words)
 
 
+@pytest.mark.parametrize("text", ["why is\nthat", 'why\n"so"'])
+def test_one_line_break_in_a_quoted_qqp_is_named_as_the_cause(text: str, tmp_path: Path) -> None:
+    """With the Hub's columns the rest of the row is long enough to be taken for one, and its number for the label."""
+    texts = [f"a film {row}" for row in range(96)]
+    columns = {"question1": texts, "question2": texts, "label": [row % 2 for row in range(96)], "idx": range(96)}
+    rows = pd.DataFrame(columns)
+    rows.loc[7, "question2"] = text
+    path = by_pandas(tmp_path / "train.tsv", rows, QQP)
+    words = ("label '7' is not one of", "line 9 opens a quote", "line breaks", "QUOTE_NONE")
+    refused(lambda: sources.read(path, QQP), "train.tsv, line 10", *words)
+
+
 def test_a_field_too_many_is_refused(tmp_path: Path) -> None:
     """A tab within a text moves what follows; here the label comes first and would hide it."""
     path = tmp_path / "train.tsv"

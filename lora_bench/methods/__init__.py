@@ -133,7 +133,7 @@ def _executed(path: Path, content: bytes, name: str) -> ModuleType:
         raise
     except BaseException as error:  # it is someone else's code: it may raise anything, and call sys.exit
         del sys.modules[name]
-        if isinstance(error, _ForeignInterrupt):
+        if isinstance(error, _OwnInterruptError):
             error = error.interrupt
         what = f"'{path}' cannot be loaded: {_reason(error, loader.path)}."
         raise BenchError(what, "Correct the file.") from error
@@ -141,7 +141,7 @@ def _executed(path: Path, content: bytes, name: str) -> ModuleType:
     return module
 
 
-class _ForeignInterrupt(Exception):
+class _OwnInterruptError(Exception):
     """A KeyboardInterrupt that no key and no signal has caused."""
 
     def __init__(self, interrupt: KeyboardInterrupt) -> None:
@@ -151,7 +151,7 @@ class _ForeignInterrupt(Exception):
 
 @contextmanager
 def _foreign() -> Iterator[None]:
-    """Runs someone else's code: a KeyboardInterrupt of its own is `_ForeignInterrupt`, that of a signal stays."""
+    """Runs someone else's code: a KeyboardInterrupt of its own is `_OwnInterruptError`, that of a signal stays."""
     came: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     watches = callable(before) and threading.current_thread() is threading.main_thread()
@@ -168,7 +168,7 @@ def _foreign() -> Iterator[None]:
     except KeyboardInterrupt as error:
         if came or not watches:
             raise
-        raise _ForeignInterrupt(error) from error
+        raise _OwnInterruptError(error) from error
     finally:
         if watches and signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, before)
@@ -289,7 +289,7 @@ def adopt(points: Iterable[EntryPoint]) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a package that is broken must not take the others with it, nor end the process
-            if isinstance(error, _ForeignInterrupt):
+            if isinstance(error, _OwnInterruptError):
                 error = error.interrupt
             what = error.what if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
             _broken[point.name] = clean(" ".join(what.split()))[:200].rstrip(".: ")
