@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from lora_bench import methods
 from lora_bench.cli.app import app
+from lora_bench.contracts.start import its_settings_are_complete
 from lora_bench.errors import BenchError
 from lora_bench.records.store import read_records
 
@@ -200,6 +202,84 @@ def test_a_method_that_fails_while_a_grid_is_planned_is_told_with_its_line(
     assert ended.exit_code == 2, ended.output
     (first, _) = ended.stderr.strip().splitlines()
     assert "bad.py', line 26: " in first
+
+
+NONSENSE = [
+    ("factors", "None", "None, not a tuple of Factors"),
+    ("factors", "[1]", "[1], not a tuple of Factors"),
+    ("factors", "(Factor('A', 'x', 3, Zeros()),)", "not a tuple of Factors"),
+    ("touches", "5", "5, not a tuple of some of gain, shift, stretch"),
+    ("touches", "('gian',)", "('gian',), not a tuple of some of gain"),
+    ("trainable", "'many'", "'many', not a number of values"),
+    ("trainable", "True", "True, not a number of values"),
+    ("width", "'wide'", "'wide', not a number of rows"),
+    ("width", "-1", "-1, not a number of rows"),
+    ("layout", "[1]", "[1], not something that can be hashed"),
+]
+
+
+def answering(path: Path, function: str, answer: str) -> None:
+    """A file whose method answers so when it is asked."""
+    path.write_text(MINE.replace("RECIPE", f"    def {function}(self, *words):\n        return {answer}\n\n\nRECIPE"))
+
+
+@pytest.mark.parametrize(("function", "answer", "said"), NONSENSE)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_method_that_answers_nonsense_is_named_with_what_it_returned(
+    command: str, function: str, answer: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answering(tmp_path / "bad.py", function, answer)
+    forget()
+    words = [command, "--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--method", "half"]
+    ended = CliRunner().invoke(app, [*words, "--include", "bad.py"], env={"COLUMNS": "300"})
+    lines = ended.stderr.strip().splitlines()
+    assert (ended.exit_code, len(lines)) == (2, 2), ended.output
+    assert "'bad.py', line " in lines[0] and f"{function} returned " in lines[0] and said in lines[0]
+
+
+@pytest.mark.parametrize("answer", ["exit()", "1 / 0"])
+def test_a_formula_that_fails_is_told_before_anything_trains(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answering(tmp_path / "bad.py", "trainable", answer)
+    words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--method", "half"]
+    code, said = here("run", *words, "--include", "bad.py")
+    assert (code, "bad.py', line " in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("function", "answer"),
+    [("touches", "5"), ("width", "None"), ("layout", "[1]"), ("update_rank", "'all'"), ("scale", "'half'")],
+)
+def test_a_contract_notices_what_a_method_states(function: str, answer: str, tmp_path: Path) -> None:
+    answering(tmp_path / "bad.py", function, answer)
+    forget()
+    method = methods.include(tmp_path / "bad.py").name
+    with pytest.raises(BenchError, match=f"{function} returned"):
+        its_settings_are_complete(method, None)  # type: ignore[arg-type]
+    checked = CliRunner().invoke(app, ["check", str(tmp_path / "bad.py")], env={"COLUMNS": "300"})
+    assert checked.exit_code == 1, checked.output
+
+
+@pytest.mark.parametrize("words", [("plan", "--task", "sst2", "--method", "half", "--include"), ("check",)])
+def test_an_interrupt_that_a_file_raises_itself_is_its_fault(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text("x = 1\nraise KeyboardInterrupt\n")
+    code, said = here(*words, "bad.py")
+    assert (code, "'bad.py' cannot be loaded: line 2: KeyboardInterrupt." in said) == (2, True), said
+
+
+def test_an_interrupt_by_a_signal_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "slow.py"
+    path.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        methods.include(path)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,7 @@ def test_every_format_gives_the_same_rows(task: Task, form: str, tmp_path: Path)
 
 # Without the quotes of which so small a tsv would be taken for a quoted one.
 text = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), max_size=20).filter(
-    lambda text: '""' not in text
+    lambda text: '""' not in text and not (len(text) > 1 and text[0] == text[-1] == '"')
 )
 
 
@@ -297,6 +299,31 @@ def test_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
     expected = [str(tmp_path / "sst2" / "train.parquet"), str(tmp_path / "SST-2" / "train.tsv")]
     refused(lambda: sources.find(tmp_path, get("sst2"), "train"), "No file of sst2's split 'train'", *expected)
     refused(lambda: sources.find(tmp_path / "no", get("sst2"), "train"), "does not exist", "sst2")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "link to nothing"])
+def test_what_has_a_files_name_but_is_none_is_not_passed_over(kind: str, tmp_path: Path) -> None:
+    """The rows of the next file in the order would be read without a word."""
+    (tmp_path / "sst2").mkdir()
+    write_jsonl(tmp_path / "sst2" / "train.jsonl", get("sst2"), table(get("sst2")))
+    path = tmp_path / "sst2" / "train.parquet"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    else:
+        path.symlink_to("nowhere")
+    refused(lambda: sources.find(tmp_path, get("sst2"), "train"), "train.parquet' is no regular file", f"but a {kind}")
+
+
+@pytest.mark.parametrize("name", ["not-entailment", "LABEL_1"])
+def test_an_unknown_name_of_a_class_says_which_are_known(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": name}) + "\n")
+    error = refused(lambda: sources.read(path, get("rte")), f"line 1: label '{name}' is not one of")
+    assert error.hint == "Labels of rte are 0 to 1, or by name: entailment, not_entailment."
 
 
 def test_a_folder_of_one_task_is_told_apart(tmp_path: Path) -> None:

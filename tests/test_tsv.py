@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,18 @@ def test_rows_cut_short_are_refused_and_counted(task: Task, tmp_path: Path) -> N
     refused(lambda: sources.read(path, task), *words)
 
 
+@pytest.mark.parametrize("text", ["why is\nthat", 'why\n"so"'])
+def test_one_line_break_in_a_quoted_qqp_is_named_as_the_cause(text: str, tmp_path: Path) -> None:
+    """With the Hub's columns the rest of the row is long enough to be taken for one, and its number for the label."""
+    texts = [f"a film {row}" for row in range(96)]
+    columns = {"question1": texts, "question2": texts, "label": [row % 2 for row in range(96)], "idx": range(96)}
+    rows = pd.DataFrame(columns)
+    rows.loc[7, "question2"] = text
+    path = by_pandas(tmp_path / "train.tsv", rows, QQP)
+    words = ("label '7' is not one of", "line 9 opens a quote", "line breaks", "QUOTE_NONE")
+    refused(lambda: sources.read(path, QQP), "train.tsv, line 10", *words)
+
+
 def test_a_field_too_many_is_refused(tmp_path: Path) -> None:
     """A tab within a text moves what follows; here the label comes first and would hide it."""
     path = tmp_path / "train.tsv"
@@ -78,6 +91,29 @@ def test_quotes_that_nobody_doubled_are_texts(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
     assert sources.read(path, SST2).texts == (texts,)
+
+
+@pytest.mark.parametrize(("every", "comma"), [(4, True), (32, True), (2, False), (10, False), (1, False)])
+@pytest.mark.parametrize("task", [SST2, QQP, get("mrpc"), get("rte")], ids=lambda task: task.name)
+def test_texts_wrapped_by_a_spreadsheet_are_refused(task: Task, every: int, comma: bool, tmp_path: Path) -> None:
+    """Excel wraps the texts with a comma, other programs some that need it not; no quote is doubled."""
+    plain = [f"a film{',' * (comma and row % every == 0)} it is {row}" for row in range(96)]
+    texts = [f'"{text}"' if row % every == 0 else text for row, text in enumerate(plain)]
+    path = by_pandas(tmp_path / "train.tsv", frame(task, [f"@{row}@" for row in range(96)]), task)
+    path.write_text(re.sub("@([0-9]+)@", lambda found: texts[int(found[1])], path.read_text()))
+    count = len(task.columns) * -(-96 // every)
+    cause = f"{count} of {len(task.columns) * 96} texts " + ("that have a comma" if comma else "from end to end")
+    error = refused(lambda: sources.read(path, task), "train.tsv, line 2", "quoted", cause)
+    assert "QUOTE_NONE" in error.hint
+
+
+def test_a_few_wrapped_texts_among_others_are_texts(tmp_path: Path) -> None:
+    """As MRPC and STS-B have them: some with a comma, some without, and more quotes elsewhere."""
+    for quoted in (['"so, he said"', '"so it is"', '"and, well"'], ['"a, b"'] * 2, ['"whole"'] * 9 + ['"so," he'] * 9):
+        texts = [*quoted, *(f"a film {row}" for row in range(60))]
+        path = tmp_path / "train.tsv"
+        path.write_text("sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
+        assert sources.read(path, SST2).texts == (texts,)
 
 
 def test_glues_own_qqp_keeps_the_quotes_that_it_has(tmp_path: Path) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lora_bench import methods, tasks
+from lora_bench.cell import Cell
 from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.methods.recipe import Normal, Orthonormal, Shape, Uniform
+from lora_bench.methods.answers import fault
+from lora_bench.methods.recipe import Normal, Orthonormal, Recipe, Shape, Uniform
 
 TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
 SHAPES = (Shape(32, 32), Shape(64, 32), Shape(32, 64))
 
 
 def its_settings_are_complete(method: str, bench: Workbench) -> None:
-    """every parameter is known and has a default"""
+    """every parameter is known and has a default, and what it states is a number where one is meant"""
     recipe = methods.get(method)
     unknown = recipe.parameters - PARAMETERS
     require(not unknown, f"no cell has the parameter {', '.join(sorted(unknown))}; there are {sorted(PARAMETERS)}")
@@ -25,6 +28,23 @@ def its_settings_are_complete(method: str, bench: Workbench) -> None:
     require(not missing and not extra, f"defaults lack {sorted(missing)}, and have {sorted(extra)} beyond parameters")
     require(0 < recipe.default_lr < math.inf, f"default_lr is {recipe.default_lr}")
     require(bool(recipe.name and recipe.title and recipe.source), "name, title or source is empty")
+    for function, answer in _stated(recipe, cell_of(method)):
+        wrong = fault(function, answer)
+        require(wrong is None, str(wrong))
+
+
+def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
+    """What a recipe says of a cell, by the function that says it; the forecast and the packs rely on it."""
+    yield "scale", recipe.scale(cell)
+    yield "layout", recipe.layout(cell)
+    if not recipe.adapts:
+        return
+    yield "update_rank", recipe.update_rank(cell)
+    for shape in SHAPES:
+        yield "factors", recipe.factors(cell, shape)
+        yield "trainable", recipe.trainable(cell, shape)
+        yield "touches", recipe.touches(shape)
+        yield "width", recipe.width(cell, shape)
 
 
 def it_starts_as_the_base_model(method: str, bench: Workbench) -> None:

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
 INDEX = ("idx", "index", "id")  # the Hub's name of a row's number, GLUE's, and GLUE's for QQP
-_UNQUOTED = "Write parquet, jsonl, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
+UNQUOTED = "Write parquet, jsonl, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
 _LEAST_IN_BATCH, _MOST_IN_BATCH = 64, 256
-_ALL_WRAPPED = 8  # so many texts, all between quotes, are no accident
+_MANY_WRAPPED = 8  # so many texts between quotes, and hardly a quote elsewhere, are no accident
+_WRAPPED_SHARE = 0.05  # of all texts; 0.02 at most in GLUE, where ten times as many have their quotes elsewhere
+_COMMAS_WRAPPED = 3  # so many texts between quotes, the very ones that have a comma, are none either
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
     """Unchecked columns of N values, and what a message calls the file and its rows (`line 3` of a tsv).
 
-    `index`: the numbers of a test split's rows, None where no column has them; `notes`: what the user should know.
+    `index`: the numbers of a test split's rows, None where no column has them; `notes`: what the user should know;
+    `doubt`: what makes the file look quoted, and so may be the cause where a value cannot be right.
     """
 
     where: str
@@ -39,6 +42,7 @@ class Raw:
     unit: str = "row"
     numbers: Sequence[int] = ()
     notes: tuple[str, ...] = ()
+    doubt: str | None = None
 
     def at(self, row: int) -> str:
         """`FILE, line 3` for the row at `row`, counting from 0."""
@@ -216,10 +220,12 @@ def tsv(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
     while uneven and not uneven[-1][1] and uneven[-1][0] > (numbers or [0])[-1]:
         uneven.pop()  # the end of a file of one column
     notes = _left_out(where, task, len(names), len(numbers), uneven)
-    raw = layout.raw(where, columns, unit="line", numbers=numbers, notes=notes)
-    row = _first_quoted(raw.texts)
-    if row is not None and not (task.tsv.from_quoted and len(numbers) in task.official_rows):
-        raise _quoted(raw.at(row), "its fields are quoted, and quotes in them doubled")
+    doubt = _doubt(uneven)
+    raw = layout.raw(where, columns, unit="line", numbers=numbers, notes=notes, doubt=doubt)
+    found = _first_quoted(raw.texts)
+    if found is not None and not (task.tsv.from_quoted and len(numbers) in task.official_rows):
+        row, how = found
+        raise _quoted(raw.at(row), f"its fields are quoted, {how}")
     return raw
 
 
@@ -234,13 +240,23 @@ def _left_out(where: str, task: Task, wanted: int, rows: int, uneven: list[tuple
     what = f"{where}, line {line}: {len(fields)} field{'' if len(fields) == 1 else 's'}, not {wanted}"
     if len(uneven) > 1:
         what += f"; so it is in {len(uneven):,} of {total:,} rows"
-    if any(field.startswith('"') and field.count('"') % 2 for _, row in uneven for field in row):
+    if _doubt(uneven) is not None:
         raise _quoted(what, "its fields are quoted, with line breaks or tabs in them")
     raise broken(f"{what}.", REDO)
 
 
+def _doubt(uneven: list[tuple[int, list[str]]]) -> str | None:
+    """What makes a file look quoted: a row of too few fields or too many in which a quote opens and does not close."""
+    for line, row in uneven:
+        if any(field.startswith('"') and field.count('"') % 2 for field in row):
+            return (
+                f"line {line} opens a quote and ends in it, so that fields seem to be quoted, with line breaks in them"
+            )
+    return None
+
+
 def _quoted(where: str, how: str) -> BenchError:
-    return broken(f"{where}: {how}.", _UNQUOTED)
+    return broken(f"{where}: {how}.", UNQUOTED)
 
 
 def _is_wrapped(field: str) -> bool:
@@ -248,26 +264,37 @@ def _is_wrapped(field: str) -> bool:
     return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
 
 
-def _first_quoted(texts: Sequence[Sequence[str]]) -> int | None:
-    """The first row that shows that the file was written with quotes, None if it was not.
+def _first_quoted(texts: Sequence[Sequence[str]]) -> tuple[int, str] | None:
+    """The first row that shows that the file was written with quotes, and what shows it; None if it was not.
 
     A writer that quotes does so with every text that has a quote in it: those that it could not have written speak
-    against it. A text between quotes alone says nothing, unless all are.
+    against it. A few texts between quotes say nothing, as GLUE has such, unless they are the very texts with a comma
+    (as spreadsheets write them); many do, where few texts have their quotes elsewhere.
     """
-    first, doubled, against, wrapped = None, 0, 0, 0
+    first: dict[str, int] = {}
+    doubled = against = wrapped = with_comma = wrapped_comma = 0
     for column in texts:
         for row, text in enumerate(column):
-            if '"' in text:
-                if not _is_wrapped(text):
-                    against += 1
-                    continue
-                wrapped += 1
-                if '""' in text[1:-1]:
-                    doubled += 1
-                    first = row if first is None else min(first, row)
+            with_comma += "," in text
+            if '"' not in text:
+                continue
+            if not _is_wrapped(text):
+                against += 1
+                continue
+            wrapped += 1
+            wrapped_comma += "," in text
+            first["wrapped"] = min(first.get("wrapped", row), row)
+            if '""' in text[1:-1]:
+                doubled += 1
+                first["doubled"] = min(first.get("doubled", row), row)
     if doubled > against:
-        return first
-    return 0 if wrapped >= _ALL_WRAPPED and wrapped == sum(map(len, texts)) else None
+        return first["doubled"], "and quotes in them doubled"
+    total = sum(map(len, texts))
+    if wrapped >= _COMMAS_WRAPPED and wrapped == wrapped_comma == with_comma and not against:
+        return first["wrapped"], f"as a spreadsheet does: the {wrapped:,} of {total:,} texts that have a comma"
+    if wrapped >= max(_MANY_WRAPPED, _WRAPPED_SHARE * total, against + 1):
+        return first["wrapped"], f"{wrapped:,} of {total:,} texts from end to end"
+    return None
 
 
 READERS: Mapping[str, Reader] = {".parquet": parquet, ".jsonl": jsonl, ".tsv": tsv}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_bench.data.content import broken, read_content, unreadable
-from lora_bench.data.formats import READERS, Raw
+from lora_bench.data.formats import READERS, UNQUOTED, Raw
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.tasks import Task, tsv_file
 
@@ -51,10 +51,19 @@ def candidates(root: Path, task: Task, split: str) -> list[Path]:
 
 
 def find(root: Path, task: Task, split: str) -> Path:
-    """The file of a split under `root`. Raises BenchError (code 3), saying what was expected, when there is none."""
+    """The file of a split under `root`.
+
+    Raises BenchError (code 3), saying what was expected, when there is none, and for what has the name of one but is
+    something else: the next one in the order could hold other rows.
+    """
     for path in candidates(root, task, split):
         if path.is_file():
             return path
+        if path.exists() or path.is_symlink():
+            what = f"'{path}' is no regular file{_kind(path)}."
+            raise broken(
+                what, "Put the data there as a file, or take it away for another file of the split to be read."
+            )
     expected = root / task.name / f"{split}.parquet"
     hint = f"Expected '{expected}' (or .jsonl), or GLUE's own '{root / task.tsv.folder / tsv_file(split)}'."
     if not root.is_dir():
@@ -62,6 +71,16 @@ def find(root: Path, task: Task, split: str) -> Path:
     if (root / expected.name).is_file() or (root / tsv_file(split)).is_file():
         hint = f"--data-dir takes the folder above, which holds one folder a task: '{expected}'."
     raise BenchError(f"No file of {task.name}'s split '{split}' in the data folder '{root}'.", hint, MISSING)
+
+
+def _kind(path: Path) -> str:
+    """What is there instead of a file, as the end of a sentence."""
+    kinds = (
+        (path.is_dir, "a folder"), (path.is_fifo, "a pipe"), (path.is_socket, "a socket"),
+        (path.is_block_device, "a device"), (path.is_char_device, "a device"),
+    )  # fmt: skip
+    kind = next((name for holds, name in kinds if holds()), "" if path.exists() else "a link to nothing")
+    return f" but {kind}" if kind else ""
 
 
 def read(path: Path, task: Task) -> Rows:
@@ -99,7 +118,8 @@ def _classes(raw: Raw, task: Task) -> Labels:
     for index, value in enumerate(raw.labels):
         if type(value) not in (int, str) or value not in known:
             allowed = ", ".join(f"{label} {name}" for label, name in enumerate(task.labels))
-            raise _label_error(raw, index, f"one of {allowed}")
+            known_names = f"0 to {len(task.labels) - 1}, or by name: {', '.join(task.labels)}"
+            raise _label_error(raw, index, f"one of {allowed}", f"Labels of {task.name} are {known_names}.")
     return np.array([known[value] for value in raw.labels], dtype=np.int64)
 
 
@@ -107,7 +127,8 @@ def _scores(raw: Raw) -> Labels:
     values = [_number(value) for value in raw.labels]
     for index, value in enumerate(values):
         if not LOWEST <= value <= HIGHEST:
-            raise _label_error(raw, index, f"a number from {LOWEST:g} to {HIGHEST:g}")
+            wanted = f"a number from {LOWEST:g} to {HIGHEST:g}"
+            raise _label_error(raw, index, wanted, f"Labels of STS-B are similarities: give {wanted}.")
     return np.array(values, dtype=np.float32)
 
 
@@ -118,8 +139,11 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _label_error(raw: Raw, index: int, wanted: str) -> BenchError:
+def _label_error(raw: Raw, index: int, wanted: str, hint: str) -> BenchError:
     value = raw.labels[index]
     if str(value) in ("-1", "-1.0"):
         return broken(f"{raw.at(index)}: label -1 is GLUE's hidden test label.", "Use the validation split.")
-    return broken(f"{raw.at(index)}: label {repr(value)[:60]} is not {wanted}.")
+    what = f"{raw.at(index)}: label {repr(value)[:60]} is not {wanted}"
+    if raw.doubt is not None:
+        return broken(f"{what}; {raw.doubt}.", UNQUOTED)
+    return broken(f"{what}.", hint)

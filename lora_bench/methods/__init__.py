@@ -16,19 +16,23 @@ import math
 import pkgutil
 import re
 import reprlib
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.abc import ExecutionLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import FrameType, MappingProxyType, ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
+from lora_bench.methods.answers import hold
 from lora_bench.methods.recipe import Recipe
 from lora_bench.records.files import read_file
 from lora_bench.text import clean
@@ -123,15 +127,51 @@ def _executed(path: Path, content: bytes, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        loader.exec_module(module)
+        with _foreign():
+            loader.exec_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # it is someone else's code: it may raise anything, and call sys.exit
         del sys.modules[name]
+        if isinstance(error, _OwnInterruptError):
+            error = error.interrupt
         what = f"'{path}' cannot be loaded: {_reason(error, loader.path)}."
         raise BenchError(what, "Correct the file.") from error
     _files.add(loader.path)
     return module
+
+
+class _OwnInterruptError(Exception):
+    """A KeyboardInterrupt that no key and no signal has caused."""
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__("it raised KeyboardInterrupt")
+        self.interrupt = interrupt
+
+
+@contextmanager
+def _foreign() -> Iterator[None]:
+    """Runs someone else's code: a KeyboardInterrupt of its own is `_OwnInterruptError`, that of a signal stays."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    watches = callable(before) and threading.current_thread() is threading.main_thread()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if callable(before):
+            before(number, frame)
+
+    if watches:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if came or not watches:
+            raise
+        raise _OwnInterruptError(error) from error
+    finally:
+        if watches and signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)
 
 
 def _reason(error: BaseException, file: str) -> str:
@@ -150,6 +190,7 @@ def _add(recipe: Recipe, source: str | None, where: str) -> None:
     _recipes[recipe.name] = recipe
     if source is not None:
         _origins[recipe.name] = source
+        hold(recipe, lambda function: f"'{where}', line {_line_of(recipe, function)}")
 
 
 _PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
@@ -237,7 +278,8 @@ def adopt(points: Iterable[EntryPoint]) -> None:
     """Add the recipes of installed packages; one that cannot be had is kept in `BROKEN` and stops nothing."""
     for point in points:
         try:
-            found = point.load()
+            with _foreign():
+                found = point.load()
             recipe = getattr(found, "RECIPE", found)
             if not isinstance(recipe, Recipe):
                 raise TypeError(f"{point.value} is no Recipe")
@@ -247,6 +289,8 @@ def adopt(points: Iterable[EntryPoint]) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a package that is broken must not take the others with it, nor end the process
+            if isinstance(error, _OwnInterruptError):
+                error = error.interrupt
             what = error.what if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
             _broken[point.name] = clean(" ".join(what.split()))[:200].rstrip(".: ")
 
