@@ -374,6 +374,14 @@ def test_a_broken_config_is_refused(tmp_path: Path, content: str) -> None:
     refused(path)
 
 
+@pytest.mark.parametrize("name", ["block_size", "layer_norm_type", "conv_groups", "layerdrop_seed", "group_size"])
+def test_a_number_that_counts_no_layers_may_be_large(name: str, tmp_path: Path) -> None:
+    path = saved("roberta", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {name: 512}))
+    assert loaded(path).hidden_size == 32
+
+
 def test_weights_of_another_shape_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = saved("roberta", tmp_path)
     config = json.loads((path / "config.json").read_text())

@@ -27,6 +27,10 @@ from lora_bench.records.files import read_file
 HEADER = 2**22  # bytes; a tensor takes about 100
 TENSORS = 20_000
 LABELS = 2**20
+COUNTS = (  # of what transformers repeats, in its families' own words; `_asked` stops whatever else repeats modules
+    "num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_encoder_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "num_hidden_groups", "inner_group_num", "num_labels",
+)  # fmt: skip
 BUFFERS = ("position_ids", "token_type_ids")  # older versions of transformers saved them
 FIT = "Use the config.json that belongs to the weights."
 
@@ -97,9 +101,8 @@ def _json(content: bytes) -> Any:
 
 def _counts(content: Any) -> Iterator[tuple[str, int]]:
     """The numbers of a config that say how often transformers repeats something."""
-    for name, value in content.items() if isinstance(content, dict) else ():
-        counts = name == "num_labels" or any(word in name for word in ("layer", "group", "block"))
-        if counts and type(value) is int:
+    for name in COUNTS if isinstance(content, dict) else ():
+        if type(value := content.get(name)) is int:
             yield name, value
 
 
