@@ -318,11 +318,25 @@ def test_encoder_weights_that_are_not_used_are_refused_and_named(kind: str, tmp_
 
 
 @pytest.mark.parametrize(
+    ("kind", "name"),
+    [("roberta", "model.encoder.layer.2.output.dense.weight"), ("roberta", "bert.encoder.layer.2.output.dense.weight"),
+     ("roberta", "embeddings_project.weight"), ("roberta", "pooler_adapter.weight"), ("bert", "lm_head.bias"),
+     ("bert", "prompt_embeddings.weight"), ("bert", "bert.classifier.weight"), ("modernbert", "embeddings_norm.bias")],
+)  # fmt: skip
+def test_weights_that_are_no_known_head_are_refused_and_named(kind: str, name: str, tmp_path: Path) -> None:
+    """The encoder was trained with them: without them it is another one."""
+    path = rewritten(saved(kind, tmp_path), lambda weights: weights | {name: torch.zeros(3, 8)})
+    assert f"has weights that '{kind}' does not use ({name})" in refused(path).what
+
+
+@pytest.mark.parametrize(
     "name",
     ["BertForPreTraining", "RobertaForMaskedLM", "RobertaForSequenceClassification", "XLMRobertaForMaskedLM",
-     "CamembertForTokenClassification", "ElectraForPreTraining", "DistilBertForMaskedLM", "ModernBertForMaskedLM"],
+     "CamembertForTokenClassification", "ElectraForPreTraining", "DistilBertForMaskedLM", "ModernBertForMaskedLM",
+     "ElectraForMultipleChoice", "BertLMHeadModel", "RobertaForCausalLM", "ElectraForCausalLM",
+     "DistilBertForSequenceClassification", "DistilBertForQuestionAnswering"],
 )  # fmt: skip
-def test_heads_may_be_left_over(name: str, tmp_path: Path) -> None:
+def test_heads_may_be_left_over(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Heads, poolers, and the buffers that older versions saved, with the prefix that a model with a head has."""
     kinds = {kind.replace("-", ""): kind for kind in PACKABLE}
     kind = next(kinds[key] for key in sorted(kinds, key=len, reverse=True) if name.lower().startswith(key))
@@ -330,7 +344,9 @@ def test_heads_may_be_left_over(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     old = f"{model.base_model_prefix}.embeddings.position_ids"
     rewritten(tmp_path, lambda weights: weights | {old: torch.arange(300)[None], "pooler.dense.bias": torch.ones(32)})
+    capfd.readouterr()
     assert loaded(tmp_path).hidden_size == 32
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
@@ -356,6 +372,14 @@ def test_a_broken_config_is_refused(tmp_path: Path, content: str) -> None:
     path = saved("roberta", tmp_path)
     (path / "config.json").write_text(content)
     refused(path)
+
+
+@pytest.mark.parametrize("name", ["block_size", "layer_norm_type", "conv_groups", "layerdrop_seed", "group_size"])
+def test_a_number_that_counts_no_layers_may_be_large(name: str, tmp_path: Path) -> None:
+    path = saved("roberta", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {name: 512}))
+    assert loaded(path).hidden_size == 32
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,10 @@ from lora_bench.records.files import read_file
 HEADER = 2**22  # bytes; a tensor takes about 100
 TENSORS = 20_000
 LABELS = 2**20
+COUNTS = (  # of what transformers repeats, in its families' own words; `_asked` stops whatever else repeats modules
+    "num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_encoder_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "num_hidden_groups", "inner_group_num", "num_labels",
+)  # fmt: skip
 BUFFERS = ("position_ids", "token_type_ids")  # older versions of transformers saved them
 FIT = "Use the config.json that belongs to the weights."
 
@@ -95,9 +101,8 @@ def _json(content: bytes) -> Any:
 
 def _counts(content: Any) -> Iterator[tuple[str, int]]:
     """The numbers of a config that say how often transformers repeats something."""
-    for name, value in content.items() if isinstance(content, dict) else ():
-        counts = name == "num_labels" or any(word in name for word in ("layer", "group", "block"))
-        if counts and type(value) is int:
+    for name in COUNTS if isinstance(content, dict) else ():
+        if type(value := content.get(name)) is int:
             yield name, value
 
 
@@ -145,23 +150,32 @@ def check_loaded(location: str, model: object, info: Mapping[str, Any]) -> PreTr
     unused = sorted(_unused(model, info["unexpected_keys"]))
     kind = getattr(model.config, "position_embedding_type", None)
     if unused or str(kind).startswith("relative"):
-        what = (
-            f"'{location}' has encoder weights that '{model.config.model_type}' does not use ({_first(unused, kind)})."
-        )
+        what = f"'{location}' has weights that '{model.config.model_type}' does not use ({_first(unused, kind)})."
         raise BenchError(what, "Use the config.json and the model type that the weights were trained with.", MISSING)
     return model
 
 
 def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
-    """The encoder's own among the weights that were not used: neither heads nor poolers nor what can be computed."""
+    """Those of the weights that were not used which are neither heads nor poolers nor what can be computed."""
     prefix, buffers = f"{model.base_model_prefix}.", {name for name, _ in model.named_buffers()}
     parts = {name for name, _ in model.named_children()}
+    heads = _heads(model) - parts if unexpected else set()
     for name in unexpected:
         inner = name.removeprefix(prefix)
         part = inner.partition(".")[0]
         computed = inner in buffers or inner.endswith(BUFFERS)
-        if (inner != name or part in parts) and not part.startswith("pooler") and not computed:
+        if not (part == "pooler" or (inner == name and part in heads) or computed):
             yield name
+
+
+def _heads(model: PreTrainedModel) -> set[str]:
+    """The names of the parts that transformers' own models of this type have beside the encoder."""
+    module, heads = sys.modules[type(model).__module__], set[str]()
+    for name in getattr(module, "__all__", ()):
+        if "For" in name and "ForCausalLM" not in name:  # a decoder's head has the name that the masked one has
+            with suppress(Exception), torch.device("meta"):  # one that this config does not fit has no heads here
+                heads |= {part for part, _ in getattr(module, name)(model.config).named_children()}
+    return heads - {model.base_model_prefix}
 
 
 def _first(unused: list[str], kind: object) -> str:
