@@ -57,7 +57,7 @@ def test_a_link_in_the_place_of_a_record_is_not_read_as_one(results: Path, elsew
     assert tree(elsewhere) == before
 
 
-@pytest.mark.parametrize("name", store.OURS)
+@pytest.mark.parametrize("name", ["cells", "adapters", "pending", "states", "leases"])
 def test_a_folder_of_ours_that_is_a_link_is_refused(workplace: Path, name: str) -> None:
     """Before anything is moved or removed there; by `archive` too, which removes files."""
     theirs = workplace / "theirs"
@@ -244,6 +244,21 @@ def test_a_record_that_cannot_be_read_is_left_alone(
     monkeypatch.chdir(results.parent)
     assert run().code == DONE
     assert tree(results / "cells") == before
+
+
+@pytest.mark.parametrize("command", ["show", "export", "archive", "choose"])
+def test_who_needs_a_record_that_cannot_be_read_is_told_to_make_it_readable(
+    results: Path, unreadable: Callable[[Path], None], command: str
+) -> None:
+    """Not to train the cell again, which `run` refuses: the record may be sound."""
+    assert run().code == DONE
+    (path,) = (results / "cells").iterdir()
+    unreadable(path)
+    words = {"show": (path.stem,), "export": (path.stem, "--to", "peft", "--out", "out")}.get(command, ())
+    ended = lora_bench(command, *words, "--results", "results")
+    is_clear(ended, SOME_FAILED, f"{path.name}' may be sound, but it cannot be read: Input/output error.")
+    assert "Make the file readable" in ended.errors
+    assert "Train" not in ended.errors
 
 
 def test_a_record_that_cannot_be_read_any_more_is_not_trained_again(
