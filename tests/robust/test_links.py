@@ -194,6 +194,22 @@ def test_an_error_of_the_system_names_its_file_and_what_helps(
     assert ".tmp" not in ended.errors
 
 
+@pytest.mark.timeout(60)
+def test_where_there_are_no_locks_nobody_waits_for_one(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A folder that was used before has lock files, which filelock would take for held locks."""
+    assert run().code == DONE
+    assert (workplace / "results" / "leases" / "all.lock").exists()
+    before = tree(workplace / "results")
+    monkeypatch.setattr(leases, "PATIENCE", 20.0)
+    refusing(monkeypatch, errno.ENOSYS, "fcntl.flock")
+    for ended in (run("--seed", "1"), lora_bench("archive", "--results", "results")):
+        is_clear(ended, MISSING, "put the folder on another one")
+    assert [str(each.message) for each in recwarn if "flock" in str(each.message)] == []
+    assert tree(workplace / "results") == before
+
+
 def test_an_error_of_close_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proper: Callable[[int], None] = os.close
 
