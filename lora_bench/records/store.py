@@ -158,7 +158,7 @@ def read_record(path: Path) -> Record:
         ValueError: there is no sound record; it says in one line what is wrong.
     """
     try:
-        content = read_file(path, follow=False)
+        content = read_file(path, follow=False, largest=archive.LARGEST)
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise UnreadableError(error) from None
