@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from test_store import failed, record
 
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.records import archive, store
+from lora_bench.records import archive, files, store
 from lora_bench.records.schema import NEWER
 from lora_bench.records.seal import seal
 from lora_bench.records.store import (
@@ -183,7 +184,7 @@ def test_results_that_cannot_be_a_folder_are_told_of(tmp_path: Path, name: str) 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     """Makes the system fail to read a file of that name."""
-    proper = store.read_file
+    proper = files.read_file
 
     def make(name: str, number: int) -> None:
         def read_file(path: Path, *rest: Any, **more: Any) -> bytes:
@@ -191,8 +192,13 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
                 raise OSError(number, os.strerror(number), str(path))
             return proper(path, *rest, **more)
 
-        for module in (store, archive):
-            monkeypatch.setattr(module, "read_file", read_file)
+        def opened(path: Path, *rest: Any, **more: Any) -> Any:
+            if path.name == name:
+                raise OSError(number, os.strerror(number), str(path))
+            return files.opened(path, *rest, **more)
+
+        monkeypatch.setattr(store, "read_file", read_file)
+        monkeypatch.setattr(archive, "opened", opened)
 
     return make
 
@@ -314,3 +320,32 @@ def test_a_link_that_leads_nowhere_makes_room(tmp_path: Path) -> None:
     assert read_record(path) == one
     assert not (tmp_path / "outside.json").exists()
     assert not path.is_symlink()
+
+
+def test_a_record_larger_than_any_is_told_of_and_not_read(tmp_path: Path) -> None:
+    """Of 64 MiB and a byte, or 1 TB: a sparse file takes no room on the disk, but its bytes would in memory."""
+    sound = record()
+    write_record(tmp_path, sound)
+    path = record_path(tmp_path, sound.id)
+    for size in (2**26 + 1, 2**40):
+        os.truncate(path, size)
+        with pytest.raises(ValueError, match="more than 67,108,864 bytes"):
+            read_record(path)
+    write_record(tmp_path, sound)
+    assert read_record(path) == sound
+    assert path.with_name(f"{path.name}.broken").exists()
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\n", b"{}\n"])
+def test_an_archive_that_unpacks_to_more_than_memory_is_told_of(tmp_path: Path, filling: bytes) -> None:
+    """What comes before is kept, and what follows is not unpacked."""
+    sound = record()
+    packed = gzip.compress(record_text(sound)) + gzip.compress(filling * (2**28 // len(filling)), 1)
+    archive.path_of(tmp_path).write_bytes(packed)
+    tracemalloc.start()
+    loaded = read_records(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert loaded.records == (sound,)
+    assert [path for path, _ in loaded.broken] == [archive.path_of(tmp_path)]
+    assert peak < 2**28

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -336,6 +337,7 @@ def main() -> None:
     code: int | str | None = DONE
     stopper = signals.Stopper()
     stopper.__enter__()  # and never left: until the process is gone a repeated signal changes nothing
+    atexit.register(signals.ignore)  # before all others, so that it comes last
     try:
         app(prog_name="lora-bench")
     except SystemExit as ended:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lora_bench.errors import MISSING, NOTHING, SOME_FAILED, BenchError
+from lora_bench.errors import MISSING, NOTHING, BenchError
 from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded
 from lora_bench.text import counted
@@ -60,8 +60,7 @@ def _sound(results: Path) -> tuple[Record, ...]:
 
     loaded: Loaded = store.read_records(results)
     for path, reason in loaded.broken:
-        hint = "Train its cell again (the same `run`), or move the file away first."
-        raise BenchError(f"'{path}' is not a sound record: {reason}.", hint, SOME_FAILED)
+        raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
     if not loaded.records:
         raise BenchError(f"There are no records under '{results}'.", "Give --results a folder of a run.", NOTHING)
     return loaded.records

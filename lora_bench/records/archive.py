@@ -7,13 +7,16 @@ are the same bytes. A cell with a file of its own counts by that file.
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lora_bench.records.files import read_file, sync, write_atomically
+from lora_bench.records.files import naming, opened, sync, write_atomically
 
 NAME = "records.jsonl.gz"
+EMPTY = 1000  # lines in a row
+LARGEST = 2**26  # bytes of a record; hardly one has a hundredth of it
 
 
 def path_of(results: Path) -> Path:
@@ -30,21 +33,30 @@ def stamp(results: Path) -> tuple[int, int, int] | None:
     return about.st_ino, about.st_size, about.st_mtime_ns
 
 
-def lines(results: Path) -> list[bytes]:
-    """The records as they were written; none if there is no archive.
+def lines(results: Path) -> Iterator[bytes]:
+    """The records as they were written, one after the other; none if there is no archive.
 
     Raises:
-        ValueError: the file is cut off or damaged.
+        ValueError: the file is cut off or damaged from here on, or a line is too long for a record.
         OSError: it cannot be read.
     """
     path = path_of(results)
     if not path.exists():
-        return []
-    content = read_file(path)
-    if not content:
-        raise ValueError("the archive is empty")
+        return
     try:
-        return [line for line in gzip.decompress(content).splitlines(keepends=True) if line.strip()]
+        with naming(path), opened(path) as file, gzip.GzipFile(fileobj=io.BufferedReader(file)) as content:
+            if not file.seek(0, io.SEEK_END):
+                raise ValueError("the archive is empty")
+            file.seek(0)
+            empty = 0
+            while line := content.readline(LARGEST + 1):
+                if len(line) > LARGEST:
+                    raise ValueError(f"a line has more than {LARGEST:,} bytes")
+                empty = 0 if line.strip() else empty + 1
+                if not empty:
+                    yield line
+                elif empty > EMPTY:
+                    raise ValueError(f"more than {EMPTY:,} lines in a row are empty")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"the archive is damaged ({error})") from None
 

@@ -83,14 +83,16 @@ def opened(path: Path, follow: bool = True) -> Iterator[io.FileIO]:
         yield file
 
 
-def read_file(path: Path, follow: bool = True, limit: int | None = None) -> bytes:
+def read_file(path: Path, follow: bool = True, limit: int | None = None, largest: int | None = None) -> bytes:
     """The bytes of a regular file, the first `limit` at most.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is something else, or a link that is not to be followed.
+        ValueError: it is something else, a link that is not to be followed, or has more than `largest` bytes.
     """
     with naming(path), opened(path, follow) as file:
+        if largest is not None and os.fstat(file.fileno()).st_size > largest:
+            raise ValueError(f"it has more than {largest:,} bytes")
         return file.readall() if limit is None else file.read(limit)
 
 

@@ -44,6 +44,7 @@ COLUMNS = (
 
 OURS = ("cells", "adapters", "pending", "states", "leases")  # the folders in which files are moved and removed
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
+READABLE = "Make the file readable (its rights, the disk or its server), then give the same command again."
 _OWN = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
 
 
@@ -57,6 +58,12 @@ class Loaded:
     records: tuple[Record, ...]
     broken: tuple[tuple[Path, str], ...]
     unreadable: frozenset[Path] = frozenset()
+
+    def refusal(self, path: Path, reason: str, hint: str) -> BenchError:
+        """The error for one of the broken files. `hint`: what helps where it is certain that it is no record."""
+        if path in self.unreadable:
+            return BenchError(f"The record '{path}' may be sound, but {reason}.", READABLE, SOME_FAILED)
+        return BenchError(f"'{path}' is no sound record: {reason}.", hint, SOME_FAILED)
 
     def refuse_newer(self, ids: Container[str]) -> None:
         """BenchError (code 3) where the record of one of these cells is of a newer schema: it must not be replaced."""
@@ -151,7 +158,7 @@ def read_record(path: Path) -> Record:
         ValueError: there is no sound record; it says in one line what is wrong.
     """
     try:
-        content = read_file(path, follow=False)
+        content = read_file(path, follow=False, largest=archive.LARGEST)
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise UnreadableError(error) from None
@@ -314,14 +321,14 @@ def find_record(results: Path, beginning: str) -> Record:
     """The one record of a results folder whose id begins so; `cell-` before it, as metrics.csv has it, is left out.
 
     Raises:
-        BenchError: exit code 4 if there is none, 2 if there are several, 1 if its file is damaged.
+        BenchError: exit code 4 if there is none, 2 if there are several, 1 if its file is damaged or cannot be read.
     """
     beginning = beginning.removeprefix(LABEL)
     loaded = read_records(results)
     found = [record for record in loaded.records if record.id.startswith(beginning)]
-    damaged = [f"'{path}' is no sound record: {why}." for path, why in loaded.broken if path.stem.startswith(beginning)]
+    damaged = [(path, why) for path, why in loaded.broken if path.stem.startswith(beginning)]
     if damaged and not found:
-        raise BenchError(damaged[0], "Train the cell again: the file is kept beside the new one.", SOME_FAILED)
+        raise loaded.refusal(*damaged[0], "Train the cell again: the file is kept beside the new one.")
     if len(found) != 1:
         trouble = "No record" if not found else f"{len(found)} records"
         raise BenchError(

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -29,6 +30,11 @@ from pydantic import BaseModel, ConfigDict
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records import files
 from lora_bench.records.store import refuse_links
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where filelock has other locks
+    fcntl = None  # type: ignore[assignment]
 
 TERM = 90.0  # seconds without a sign of life
 RENEW = 10.0
@@ -92,6 +98,7 @@ class Lease:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with files.naming(Path(self._own.lock_file)):
+                _try_locks(self.folder)
                 self._own.acquire()
             with self.locked():  # who is alone under the lock has no one beginning beside it
                 self._write()
@@ -232,10 +239,22 @@ def _has_ended(sign: _Sign) -> bool:
     return sign.holder.boot == _boot() and (not sign.lock.exists() or _is_free(sign.lock))
 
 
+def _try_locks(folder: Path) -> None:
+    """See that the file system has locks: where it has none, filelock takes a file that is there for a held lock.
+
+    Raises:
+        OSError: it has none.
+    """
+    if fcntl is not None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _is_free(lock: Path) -> bool:
     """Whether nobody holds a lock; where that cannot be tried, somebody does."""
     probe = FileLock(lock, timeout=0)
     try:
+        _try_locks(lock.parent)
         probe.acquire()
     except OSError:
         return False

@@ -144,6 +144,12 @@ class Stopper:
         self._raised = True
 
 
+def ignore() -> None:
+    """Right before the interpreter is taken down, which takes seconds: it would let signals kill the process again."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _is_ignored_hangup(number: int) -> bool:
     """Whether whoever started this process wants it to outlive its terminal."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN

@@ -107,7 +107,7 @@ def test_what_a_dead_process_had_published_is_archived_too(results: Path) -> Non
     pack.mkdir(parents=True)
     paths[0].rename(pack / paths[0].name)
     assert lora_bench(*ARCHIVE).code == DONE
-    assert len(archive.lines(results)) == 2
+    assert len(list(archive.lines(results))) == 2
     assert not (results / "pending").exists() or list((results / "pending").iterdir()) == []
 
 

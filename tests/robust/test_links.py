@@ -57,7 +57,7 @@ def test_a_link_in_the_place_of_a_record_is_not_read_as_one(results: Path, elsew
     assert tree(elsewhere) == before
 
 
-@pytest.mark.parametrize("name", store.OURS)
+@pytest.mark.parametrize("name", ["cells", "adapters", "pending", "states", "leases"])
 def test_a_folder_of_ours_that_is_a_link_is_refused(workplace: Path, name: str) -> None:
     """Before anything is moved or removed there; by `archive` too, which removes files."""
     theirs = workplace / "theirs"
@@ -194,6 +194,22 @@ def test_an_error_of_the_system_names_its_file_and_what_helps(
     assert ".tmp" not in ended.errors
 
 
+@pytest.mark.timeout(60)
+def test_where_there_are_no_locks_nobody_waits_for_one(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A folder that was used before has lock files, which filelock would take for held locks."""
+    assert run().code == DONE
+    assert (workplace / "results" / "leases" / "all.lock").exists()
+    before = tree(workplace / "results")
+    monkeypatch.setattr(leases, "PATIENCE", 20.0)
+    refusing(monkeypatch, errno.ENOSYS, "fcntl.flock")
+    for ended in (run("--seed", "1"), lora_bench("archive", "--results", "results")):
+        is_clear(ended, MISSING, "put the folder on another one")
+    assert [str(each.message) for each in recwarn if "flock" in str(each.message)] == []
+    assert tree(workplace / "results") == before
+
+
 def test_an_error_of_close_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proper: Callable[[int], None] = os.close
 
@@ -244,6 +260,21 @@ def test_a_record_that_cannot_be_read_is_left_alone(
     monkeypatch.chdir(results.parent)
     assert run().code == DONE
     assert tree(results / "cells") == before
+
+
+@pytest.mark.parametrize("command", ["show", "export", "archive", "choose"])
+def test_who_needs_a_record_that_cannot_be_read_is_told_to_make_it_readable(
+    results: Path, unreadable: Callable[[Path], None], command: str
+) -> None:
+    """Not to train the cell again, which `run` refuses: the record may be sound."""
+    assert run().code == DONE
+    (path,) = (results / "cells").iterdir()
+    unreadable(path)
+    words = {"show": (path.stem,), "export": (path.stem, "--to", "peft", "--out", "out")}.get(command, ())
+    ended = lora_bench(command, *words, "--results", "results")
+    is_clear(ended, SOME_FAILED, f"{path.name}' may be sound, but it cannot be read: Input/output error.")
+    assert "Make the file readable" in ended.errors
+    assert "Train" not in ended.errors
 
 
 def test_a_record_that_cannot_be_read_any_more_is_not_trained_again(

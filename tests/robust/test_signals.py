@@ -149,6 +149,47 @@ def test_a_later_signal_ends_what_does_not_end(tmp_path: Path) -> None:
     assert running.returncode == 130
 
 
+LEAVING = """
+import sys, time
+from lora_bench.cli.app import main
+
+class Slow:
+    def __del__(self):  # when the interpreter takes its modules down
+        print("leaves", flush=True)
+        time.sleep(2)
+
+keep = Slow()
+sys.argv = ["lora-bench", "list", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize(("what", "code"), [("tasks", 0), ("nonsense", 2)])
+def test_signals_while_the_interpreter_is_taken_down_change_nothing(tmp_path: Path, what: str, code: int) -> None:
+    """It takes seconds after a run; all is said and saved by then, and the exit code tells how it ended."""
+    running = start(tmp_path, "-c", LEAVING, what)
+    assert running.stdout is not None
+    assert "leaves\n" in iter(running.stdout.readline, "")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        running.send_signal(number)
+    running.communicate(timeout=60)
+    assert running.returncode == code
+
+
+def test_a_second_signal_while_an_interrupted_run_leaves_changes_nothing(tmp_path: Path) -> None:
+    running = start(tmp_path, "-m", "lora_bench", "run", *RUN)
+    assert running.stdout is not None
+    assert any("epoch 2/400" in line for line in running.stdout)
+    deadline = time.monotonic() + 60
+    once(running)
+    time.sleep(1.3)
+    while running.poll() is None and time.monotonic() < deadline:
+        once(running)
+        time.sleep(0.02)
+    running.communicate(timeout=5)
+    assert running.returncode == 130
+
+
 def test_what_was_started_with_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     code = HOLDING.replace("while True:", "for _ in range(10):").replace("stopper.hold()", "")
     ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}\nprint('ends')"
