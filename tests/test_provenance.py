@@ -51,8 +51,10 @@ def with_comments(text: str) -> str:
     lines = text.splitlines()
     inserts = []
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is None and node.body[0].lineno > node.lineno:
-            inserts.append((node.body[0].lineno - 1, " " * node.body[0].col_offset + '"""What it does."""'))
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is None:
+            first = node.body[0]
+            if not lines[first.lineno - 1][: first.col_offset].strip():  # the body has a line of its own
+                inserts.append((first.lineno - 1, " " * first.col_offset + '"""What it does."""'))
     for index, line in sorted(inserts, reverse=True):
         lines.insert(index, line)
     return "# why\n\n" + "\n".join(lines) + "\n\n# the end\n"
