@@ -53,8 +53,9 @@ def with_comments(text: str) -> str:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is None:
             first = node.body[0]
-            if not lines[first.lineno - 1][: first.col_offset].strip():  # the body has a line of its own
-                inserts.append((first.lineno - 1, " " * first.col_offset + '"""What it does."""'))
+            line = min([first.lineno, *(each.lineno for each in getattr(first, "decorator_list", []))])
+            if not lines[line - 1][: first.col_offset].strip("@ "):  # the body has a line of its own
+                inserts.append((line - 1, " " * first.col_offset + '"""What it does."""'))
     for index, line in sorted(inserts, reverse=True):
         lines.insert(index, line)
     return "# why\n\n" + "\n".join(lines) + "\n\n# the end\n"
