@@ -77,7 +77,7 @@ def its_file_holds_what_trains_alone(method: str, bench: Workbench) -> None:
     file = folder / "adapter.safetensors"
     values = load_file(file) if file.exists() else {}
     written = file.stat().st_size if values else 0
-    require(saved.stored_bytes(run.pack.state(0).adapter) == written, "the size that is told is not the file's")
+    require(saved.stored_bytes(run.pack.state(0).adapter) == written, "the reported size is not the file's")
     if run.recipe.trains_backbone:
         return
     shapes = [family.shape for group in run.pack.bank.groups for family in group.families]

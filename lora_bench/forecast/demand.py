@@ -146,7 +146,7 @@ def _remade_values(cell: Cell, geometry: Geometry, ranks: dict[str, int]) -> int
     """Return the operands of one layer that every step recomputes by products with matrices as large as weights."""
     recipe = methods.get(cell.method)
     shapes = geometry.adapted(cell.targets)
-    # Counted for every method, so that a formula that fails is told before anything trains.
+    # Counted for every method, so that a formula that fails is reported before anything trains.
     counts = [(recipe.trainable(cell, shape), min(shape)) for shape in shapes.values()]
     multiplies_bases = recipe.full_width and any(trained > directions for trained, directions in counts)
     if not (multiplies_bases or recipe.normalises):

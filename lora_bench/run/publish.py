@@ -31,7 +31,7 @@ from lora_bench.run import checkpoints
 from lora_bench.run.outcome import Outcome
 
 CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
-_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # a lease's token and a number, as `stage` is told
+_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # a lease's token and a number, as they are given to `stage`
 _CELL = re.compile(r"[0-9a-f]{12}")
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
 

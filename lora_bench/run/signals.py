@@ -84,7 +84,7 @@ class Stopper:
             raise StopRequested
 
     def _unraisable(self, event: sys.UnraisableHookArgs) -> None:
-        """What Python could not raise: ours is raised again; another is told of as before."""
+        """What Python could not raise: ours is raised again; any other is reported as before."""
         if isinstance(event.exc_value, StopRequested):
             self._raised = False
             if self._sender is not None:
