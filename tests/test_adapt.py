@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from contract.contract_kit import made_of_data
-from engine.engine_factory import PACKABLE, cell
-from engine.runner_factory import Bench, make_data, make_model
 from torch import Tensor, nn
 
 import lora_bench
@@ -23,6 +20,9 @@ from lora_bench import AdaptedModel, get_adapted_model, load_adapted_model, meth
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
+from tests.contract.contract_kit import made_of_data
+from tests.engine.engine_factory import PACKABLE, cell
+from tests.engine.runner_factory import Bench, make_data, make_model
 
 METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and not made_of_data(name)]
 SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}

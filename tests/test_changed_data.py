@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from engine.runner_factory import Bench, QuietView, by_cell, make_data, make_model, same_numbers
 
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
+from tests.engine.runner_factory import Bench, QuietView, by_cell, make_data, make_model, same_numbers
 
 BLOCKS = [{"method": "lora", "rank": 2, "task": ["sst2", "cola"]}]
 

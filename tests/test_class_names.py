@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources import WRITERS, Table, each_format, refused, table, write_parquet
 
 from lora_bench.data import sources
 from lora_bench.tasks import TASKS, Task, get
+from tests.test_sources import WRITERS, Table, each_format, refused, table, write_parquet
 
 
 def with_names(path: Path, columns: Table, names: list[str]) -> None:

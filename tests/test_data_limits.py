@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources import WRITERS, refused
 
 from lora_bench.data import sources
 from lora_bench.tasks import get
+from tests.test_sources import WRITERS, refused
 
 
 @pytest.mark.parametrize("form", WRITERS)

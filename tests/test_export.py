@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from engine.runner_factory import VALIDATION, Bench, make_data, make_model
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
@@ -27,6 +26,7 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
 from lora_bench.records.schema import Record
+from tests.engine.runner_factory import VALIDATION, Bench, make_data, make_model
 
 SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
 PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]

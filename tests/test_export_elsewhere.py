@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import transformers as hf
 import yaml
-from engine.runner_factory import Bench, make_data, make_model
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from typer.testing import CliRunner
@@ -24,6 +23,7 @@ from lora_bench import tasks
 from lora_bench.cli.app import app
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
+from tests.engine.runner_factory import Bench, make_data, make_model
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TASKS = ("rte", "stsb")

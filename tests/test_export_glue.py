@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from engine.runner_factory import Bench, make_data, make_model
 from typer.testing import CliRunner
 
 from lora_bench import tasks
@@ -23,6 +22,7 @@ from lora_bench.errors import BenchError
 from lora_bench.export import glue, unlabelled
 from lora_bench.records.schema import Record
 from lora_bench.tasks import DIAGNOSTIC, TASKS
+from tests.engine.runner_factory import Bench, make_data, make_model
 
 NAMES = ("rte", "stsb", "mnli", "wnli")
 OFFICIAL = {  # rows, by the lines of a published submission

@@ -14,9 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.engine_factory import saved
-from engine.runner_factory import Bench, QuietView, make_data
-from engine.runner_factory import make_model as make_tiny
 from safetensors.torch import load_file, save_file
 
 from lora_bench.engine.encoder.backbone import load
@@ -27,6 +24,9 @@ from lora_bench.run.inputs import Loader
 from lora_bench.run.interfaces import Options
 from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
+from tests.engine.engine_factory import saved
+from tests.engine.runner_factory import Bench, QuietView, make_data
+from tests.engine.runner_factory import make_model as make_tiny
 
 IN_OPEN, IN_ISDIR, IN_NONBLOCK = 0x20, 0x40000000, 0o4000
 BPE = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7, "Ġ": 8}

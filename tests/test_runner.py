@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
 
 from lora_bench.engine.trainer import Progress, Trainer
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.store import read_records
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
+from tests.engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
 
 HEAD = 32 * 32 + 32 + 2 * 32 + 2
 MODULES = 2 * 3  # layers, and query, key and value in each

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import failed, record
 
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records import archive, files, store
@@ -29,6 +28,7 @@ from lora_bench.records.store import (
     record_text,
     write_record,
 )
+from tests.test_store import failed, record
 
 
 def rewritten(folder: Path, **changes: Any) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from test_sources import HEADERS, NAMED, refused
 
 from lora_bench.data import sources
 from lora_bench.tasks import TASKS, Task, get
+from tests.test_sources import HEADERS, NAMED, refused
 
 GLUE = os.environ.get("LORA_BENCH_GLUE")
 SST2, QQP = get("sst2"), get("qqp")

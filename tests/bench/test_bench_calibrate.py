@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_factory import report, row, work
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from lora_bench.bench.calibrate import STEP_TERMS, MeasuredPack, fit
 from lora_bench.bench.rows import BenchRow
 from lora_bench.errors import BenchError
 from lora_bench.records import files
+from tests.bench.bench_factory import report, row, work
 
 LIKELY = {
     "layer": 2e-4,

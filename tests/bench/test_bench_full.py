@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench_factory import SAMPLE, bench_settings, measured, work
 from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peak, peers, suite, workload
@@ -19,6 +18,7 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.forecast import cost
 from lora_bench.forecast.geometry import load_geometry
+from tests.bench.bench_factory import SAMPLE, bench_settings, measured, work
 
 CPU = torch.device("cpu")
 CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_factory import SAMPLE, work
 
 from lora_bench.bench import peers, workload
 from lora_bench.bench.peers import Peer
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
+from tests.bench.bench_factory import SAMPLE, work
 
 CPU = torch.device("cpu")
 

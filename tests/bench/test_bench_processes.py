@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_factory import SAMPLE, work
 
 from lora_bench.bench import processes
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.worker import read_job, write_job
+from tests.bench.bench_factory import SAMPLE, work
 
 
 def peer(folder: Path, targets: str = "qv") -> Peer:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from bench_factory import OPERATIONS, PEAK, measured, report, row
 
 from lora_bench.bench.rows import BenchRow, fill_row, with_ratios
+from tests.bench.bench_factory import OPERATIONS, PEAK, measured, report, row
 
 KEYS = {"variant", "task", "targets", "mix", "k", "cell_steps_per_second", "ratio_to_trainer", "ratio_to_loop"}
 KEYS |= {"ratio_to_processes", "tokens_per_second", "tflops", "utilisation", "peak_memory_bytes", "setup_seconds"}

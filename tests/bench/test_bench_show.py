@@ -6,12 +6,12 @@ import io
 import json
 from pathlib import Path
 
-from bench_factory import report, row
 from rich.console import Console
 
 from lora_bench.bench import show
 from lora_bench.bench.rows import BenchRow, with_ratios
 from lora_bench.bench.suite import BenchReport
+from tests.bench.bench_factory import report, row
 
 FAILED = BenchRow("packed", "rte", "attention+dense", "mixed", 64, True, error="RuntimeError: something broke")
 SHORT = BenchRow("packed", "rte", "attention+dense", "mixed", 32, error="out of memory")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from bench_factory import SAMPLE, bench_settings, measured, work
 from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peers, suite, workload
 from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
+from tests.bench.bench_factory import SAMPLE, bench_settings, measured, work
 
 QUICK = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2"]
 

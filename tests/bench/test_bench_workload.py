@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_factory import SAMPLE, bench_settings, work
 from safetensors.torch import load_file
 
 from lora_bench.bench import workload
@@ -19,6 +18,7 @@ from lora_bench.engine.encoder.windows import slices
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
+from tests.bench.bench_factory import SAMPLE, bench_settings, work
 
 
 def test_the_order_is_our_trainers_without_the_rest_of_each_epoch() -> None:

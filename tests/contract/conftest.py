@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract_kit import Load, Trained, save_encoder
 
 from lora_bench.contracts.kit import Workbench
+from tests.contract.contract_kit import Load, Trained, save_encoder
 
 
 @pytest.fixture(scope="session")

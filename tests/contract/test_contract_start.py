@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract_kit import (
+
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.errors import BenchError
+from lora_bench.methods import RECIPES
+from lora_bench.methods.recipe import Basis, Factor, Shape
+from tests.contract.contract_kit import (
     ADAPTING,
     KINDS,
     METHODS,
@@ -17,11 +22,6 @@ from contract_kit import (
     shapes_in,
     trained_names,
 )
-
-from lora_bench.engine.adapters.pack import Pack
-from lora_bench.errors import BenchError
-from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import Basis, Factor, Shape
 
 MEANING = {
     "qv": ("query", "value"),

@@ -9,12 +9,23 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from contract_kit import KINDS, PACKED, ROWS, Load, Run, cell_of, logits_of, made_of_data, table_of, train
 from torch.nn.functional import cross_entropy, mse_loss
 
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.losses import batch_losses
 from lora_bench.tasks import TASKS
+from tests.contract.contract_kit import (
+    KINDS,
+    PACKED,
+    ROWS,
+    Load,
+    Run,
+    cell_of,
+    logits_of,
+    made_of_data,
+    table_of,
+    train,
+)
 
 over_tasks = pytest.mark.parametrize("name", TASKS)
 

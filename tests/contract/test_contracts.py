@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from contract_kit import ADAPTING, METHODS, Trained
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from lora_bench.contracts.kit import ContractError, Workbench
 from lora_bench.contracts.suite import CONTRACTS, Contract
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
+from tests.contract.contract_kit import ADAPTING, METHODS, Trained
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)

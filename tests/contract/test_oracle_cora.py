@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract_kit import Load, Trained, cell_of, plain_encoder
 from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
 from lora_bench.engine.adapters.pack import Pack
+from tests.contract.contract_kit import Load, Trained, cell_of, plain_encoder
 
 Matrix = NDArray[np.float64]
 RANK = 4

@@ -7,14 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contract_kit import Load, cell_of, logits_of, tokens, trainer_of
-from test_oracle_peft import ROWS, SETTINGS, STEPS, WARM, assert_same, batches, classifier, inputs, our_run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_bench import tasks
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.errors import BenchError
+from tests.contract.contract_kit import Load, cell_of, logits_of, tokens, trainer_of
+from tests.contract.test_oracle_peft import (
+    ROWS,
+    SETTINGS,
+    STEPS,
+    WARM,
+    assert_same,
+    batches,
+    classifier,
+    inputs,
+    our_run,
+)
 
 COLA = tasks.get("cola")
 CELL = cell_of("lora-sb", precision="float64", **SETTINGS | {"targets": "attention+dense", "lr": 5e-2})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contract_kit import Load, Run, cell_of, table_of, train, trainer_of
 from torch import Tensor
 
 from lora_bench import tasks
@@ -13,6 +12,7 @@ from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.losses import batch_losses
 from lora_bench.tasks import Task
+from tests.contract.contract_kit import Load, Run, cell_of, table_of, train, trainer_of
 
 COLA = tasks.get("cola")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contract_kit import Load, cell_of, plain_encoder, trainer_of
 from torch import Tensor, nn
 
 from lora_bench import tasks
 from lora_bench.engine.adapters.group import Group
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.families import Family
+from tests.contract.contract_kit import Load, cell_of, plain_encoder, trainer_of
 
 COLA = tasks.get("cola")
 OUTER = ("A_aux", "B_aux")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from contract_kit import cell_of, logits_of, padded, tokens, trainer_of
 from peft import IA3Config, LoraConfig, PeftConfig, TinyLoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
@@ -27,6 +26,7 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import DTYPES, quiet_transformers
 from lora_bench.methods import RECIPES
 from lora_bench.tasks import Task
+from tests.contract.contract_kit import cell_of, logits_of, padded, tokens, trainer_of
 
 ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
 # Adam turns the rounding of a near-zero gradient into a step, and rates here are high: float64 is what compares. In

@@ -12,8 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract_kit import cell_of
-from test_oracle_peft import (
+from torch import Tensor, nn
+
+from lora_bench import tasks
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder import backbone as backbones
+from lora_bench.engine.encoder.backbone import Backbone
+from tests.contract.contract_kit import cell_of
+from tests.contract.test_oracle_peft import (
     PEERS,
     SETTINGS,
     Peer,
@@ -24,12 +30,6 @@ from test_oracle_peft import (
     peft_factors,
     wrapped_by_peft,
 )
-from torch import Tensor, nn
-
-from lora_bench import tasks
-from lora_bench.engine.adapters.pack import Pack
-from lora_bench.engine.encoder import backbone as backbones
-from lora_bench.engine.encoder.backbone import Backbone
 
 ROUNDING = torch.finfo(torch.float32).eps / 2
 BACKWARD = 32 * ROUNDING  # ‖E‖ / ‖W‖: as many roundings as the smaller side of these weights has values

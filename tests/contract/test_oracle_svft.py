@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contract_kit import cell_of
-from test_oracle_peft import SETTINGS, assert_same, classifier, our_run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_bench import tasks
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Shape
+from tests.contract.contract_kit import cell_of
+from tests.contract.test_oracle_peft import SETTINGS, assert_same, classifier, our_run
 
 COLA = tasks.get("cola")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contract_kit import Load, cell_of, plain_encoder, shapes_in
 from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import TruncatedSVD
 
 from lora_bench.engine.adapters.pack import Pack, State
+from tests.contract.contract_kit import Load, cell_of, plain_encoder, shapes_in
 
 Matrix = NDArray[np.float64]
 RANK = 4

@@ -14,7 +14,15 @@ import pytest
 import safetensors.torch
 import torch
 import transformers as hf
-from engine_factory import (
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lora_bench.data.tokens import TokenTable
+from lora_bench.engine.encoder import probe, weights
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.windows import Batch, Table
+from lora_bench.errors import MISSING, BenchError
+from tests.engine.engine_factory import (
     CPU,
     LENGTHS,
     PACKABLE,
@@ -27,14 +35,6 @@ from engine_factory import (
     table,
     tokens,
 )
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-from lora_bench.data.tokens import TokenTable
-from lora_bench.engine.encoder import probe, weights
-from lora_bench.engine.encoder.backbone import Backbone
-from lora_bench.engine.encoder.windows import Batch, Table
-from lora_bench.errors import MISSING, BenchError
 
 REACH = 16  # ModernBERT's local attention, far below the longest sequence
 # Of hidden states of size 1 in float64; in float32 it would depend on the machine's kernels. ModernBERT takes the

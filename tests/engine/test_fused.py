@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from engine_factory import CPU, backbone, cell, difference, rows, table, trained, trainer, values
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +18,7 @@ from lora_bench.engine.encoder.windows import Form
 from lora_bench.engine.graphs import choose_shapes
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.trainer import Trainer
+from tests.engine.engine_factory import CPU, backbone, cell, difference, rows, table, trained, trainer, values
 
 FAMILY = ("roberta", "bert", "xlm-roberta", "camembert", "electra")
 FORMS = st.builds(Form, st.sampled_from([32, 64]), st.integers(1, 20), st.just(8))
@@ -68,7 +68,7 @@ def test_other_encoders_run_through_transformers_own_code(kind: str) -> None:
 
 @pytest.mark.parametrize("act", ["relu", "gelu_new"])
 def test_another_activation_is_not_written_out(act: str) -> None:
-    from engine_factory import encoder
+    from tests.engine.engine_factory import encoder
 
     model = encoder("roberta")
     model.config.hidden_act = act

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from engine_factory import CPU, backbone, cell, trainer
 
 from lora_bench.cell import Cell
 from lora_bench.engine import memory
 from lora_bench.engine.trainer import Trainer
+from tests.engine.engine_factory import CPU, backbone, cell, trainer
 
 BASE, EACH = 1000, 70
 

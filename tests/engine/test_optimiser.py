@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from engine_factory import cell
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from lora_bench.cell import Cell
 from lora_bench.engine.block import Block
 from lora_bench.engine.optimiser import PackedAdamW, schedule
+from tests.engine.engine_factory import cell
 
 STEPS = 30
 CELLS = (

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from engine_factory import PACKABLE, backbone, cell, difference, losses, rows, table, trained, trainer, values
 from torch import Tensor
 
 from lora_bench import tasks
@@ -19,6 +18,18 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import slices
 from lora_bench.engine.trainer import Split, Trainer
+from tests.engine.engine_factory import (
+    PACKABLE,
+    backbone,
+    cell,
+    difference,
+    losses,
+    rows,
+    table,
+    trained,
+    trainer,
+    values,
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_factory import backbone, cell, difference, losses, start, trained, values
 
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.trainer import Progress
 from lora_bench.methods.recipe import Shape
+from tests.engine.engine_factory import backbone, cell, difference, losses, start, trained, values
 
 WEIGHTS, LOSSES = 1e-8, 1e-10
 MIXED: tuple[tuple[str, dict[str, Any]], ...] = (

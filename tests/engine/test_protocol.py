@@ -6,10 +6,19 @@ import math
 from pathlib import Path
 
 import pytest
-from runner_factory import TRAIN, VALIDATION, Bench, QuietView, by_cell, make_data, make_model, same_numbers
 
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.store import read_records
+from tests.engine.runner_factory import (
+    TRAIN,
+    VALIDATION,
+    Bench,
+    QuietView,
+    by_cell,
+    make_data,
+    make_model,
+    same_numbers,
+)
 
 TASKS = ("sst2", "stsb", "mnli", "cola", "mrpc")
 

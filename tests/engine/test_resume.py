@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
 
 from lora_bench import provenance
 from lora_bench.engine.trainer import Trainer
@@ -21,6 +20,7 @@ from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
 from lora_bench.run.worker import Training
+from tests.engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
 
 MIXED: Blocks = (
     {"method": "head"},

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine_factory import backbone, cell
 
 from lora_bench import methods
 from lora_bench.engine import randomness
@@ -17,6 +16,7 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.forecast.demand import PASSES, count_adapters
 from lora_bench.forecast.geometry import Geometry
 from lora_bench.methods.recipe import Shape
+from tests.engine.engine_factory import backbone, cell
 
 METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")
 

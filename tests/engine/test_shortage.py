@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runner_factory import make_data
 from safetensors.torch import save_file
 from transformers import RobertaConfig, RobertaModel
 
 from lora_bench.engine.shortage import is_memory, shortages
 from lora_bench.errors import MISSING, BenchError
+from tests.engine.runner_factory import make_data
 
 MEMORY = "Memory ran out while the model was loaded."
 CASES = [

@@ -8,13 +8,13 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from engine_factory import CPU, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_bench.data.tokens import TokenTable
 from lora_bench.data.windows import window_size
 from lora_bench.engine.encoder.windows import Batch, Table, first_fit, slices
+from tests.engine.engine_factory import CPU, table
 
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=40)
 

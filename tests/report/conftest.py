@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from report_factory import Fill
 from rich.console import Console
 
 from lora_bench.records.schema import Record
 from lora_bench.records.store import write_record
+from tests.report.report_factory import Fill
 
 
 @pytest.fixture

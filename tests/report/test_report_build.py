@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_factory import Fill, record, shown, small
 from rich.console import Console
 
 from lora_bench.errors import DONE, NOTHING, SOME_FAILED, BenchError
@@ -20,6 +19,7 @@ from lora_bench.records.store import Loaded, write_record
 from lora_bench.report import build
 from lora_bench.report.content import gather
 from lora_bench.report.formats.html import html_page
+from tests.report.report_factory import Fill, record, shown, small
 
 BUILD = """
 import sys

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from report_factory import epochs_of, record, small
 
 from lora_bench.methods import RECIPES
 from lora_bench.records.schema import Record
@@ -22,6 +21,7 @@ from lora_bench.report.figures.drawing import MAX_METHODS, divide_methods, encod
 from lora_bench.report.figures.rank_plots import RankPanel, draw_rank_page, paired_only, rank_figures, rank_panels
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
 from lora_bench.report.numbers.rows import cell_rows
+from tests.report.report_factory import epochs_of, record, small
 
 
 def subset(records: list[Record]) -> Subset:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from report_factory import epochs_of, record
 from scipy import stats
 
 from lora_bench.records.schema import DataInfo, Record
@@ -17,6 +16,7 @@ from lora_bench.report.numbers.intervals import score_interval
 from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
+from tests.report.report_factory import epochs_of, record
 
 ROWS = 200
 

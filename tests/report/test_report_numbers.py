@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from report_factory import grid, record, small
 
 from lora_bench.records.schema import Record, Status
 from lora_bench.records.store import Loaded
@@ -27,6 +26,7 @@ from lora_bench.report.numbers.rows import SETTINGS, cell_rows
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.wording import selection_notes
+from tests.report.report_factory import grid, record, small
 
 SST2 = Column("sst2", "accuracy")
 

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterable, Iterator
 
 import pytest
-from report_factory import grid, record, shown
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from lora_bench.report.numbers.entries import comparable_subsets
 from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.score_tables import method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
+from tests.report.report_factory import grid, record, shown
 
 AT_80 = """
 Methods: tiny, attention

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_factory import record, shown
 from rich.console import Console
 
 from lora_bench.records.schema import Record
@@ -25,6 +24,7 @@ from lora_bench.report.formats.latex import escape_latex, latex_document
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_table
 from lora_bench.report.numbers.tables import ReportTable
 from lora_bench.text import clean, sheet
+from tests.report.report_factory import record, shown
 
 EVIL = (
     "=1+1 | `x` [bold]b[/bold] [/] <script>alert(1)</script> \x1b[31mred\x1b]0;title\x07\n# head \u202e**x** $y$ "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from robust_kit import make_model, make_rows
+
+from tests.robust.robust_kit import make_model, make_rows
 
 
 @pytest.fixture(scope="session")

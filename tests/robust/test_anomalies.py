@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_worker import grid, runner
 
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.grid.cells import Grid
 from lora_bench.records import files
 from lora_bench.records.store import read_records
+from tests.robust.stub_worker import grid, runner
 
 OPERATIONS = ("open", "write", "fsync", "replace", "unlink", "rmdir", "utime")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)

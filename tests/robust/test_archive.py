@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from robust_kit import is_clear, lora_bench, tree
-from stub_worker import child, grid, runner
 
 from lora_bench.cell import Cell
 from lora_bench.errors import DONE, MISSING
@@ -18,6 +16,8 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records, record_path, write_record
 from lora_bench.run.leases import Lease
 from lora_bench.run.publish import Shelf
+from tests.robust.robust_kit import is_clear, lora_bench, tree
+from tests.robust.stub_worker import child, grid, runner
 
 ARCHIVE = ("archive", "--results", "results")
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from robust_kit import is_clear, lora_bench, tree
 
 from lora_bench.errors import MISSING, USAGE
+from tests.robust.robust_kit import is_clear, lora_bench, tree
 
 GRID = "defaults: {task: sst2, method: head}\n"
 MANY = ", ".join(map(str, range(1100)))

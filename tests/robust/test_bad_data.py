@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from robust_kit import is_clear, make_rows, run, tree
 
 from lora_bench.errors import DONE, MISSING, USAGE
+from tests.robust.robust_kit import is_clear, make_rows, run, tree
 
 Write = Callable[[Path], object]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from robust_kit import is_clear, lora_bench, make_model, rewrite_json, run
 from safetensors.numpy import load_file, save_file
 
 from lora_bench.errors import DONE, MISSING
+from tests.robust.robust_kit import is_clear, lora_bench, make_model, rewrite_json, run
 
 Change = Callable[[Path], object]
 Weights = dict[str, NDArray[np.float32]]

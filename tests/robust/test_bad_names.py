@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from robust_kit import is_clear, lora_bench, run, tree
 
 from lora_bench.errors import DONE, MISSING, NOTHING, USAGE
+from tests.robust.robust_kit import is_clear, lora_bench, run, tree
 
 LONG = "x" * 300
 ESCAPES = "\x1b[31m\x1b]0;title\x07[/red]\r\n\u202e"

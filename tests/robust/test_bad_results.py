@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from robust_kit import is_clear, lora_bench, only_record, put_record, run, tree
 
 from lora_bench.cell import Cell
 from lora_bench.errors import DONE, MISSING, NOTHING, SOME_FAILED
 from lora_bench.records.store import read_record
+from tests.robust.robust_kit import is_clear, lora_bench, only_record, put_record, run, tree
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from stub_worker import QUIET, Silent, StubWorker, grid, left, runner
 
 from lora_bench.cell import Cell
 from lora_bench.records import files
@@ -19,6 +18,7 @@ from lora_bench.run.interfaces import Options
 from lora_bench.run.leases import Holder, Lease
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
+from tests.robust.stub_worker import QUIET, Silent, StubWorker, grid, left, runner
 
 
 class Claimed:

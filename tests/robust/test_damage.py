@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from robust_kit import flipped, lora_bench, only_record, put_record, run, truncated
 
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
@@ -18,6 +17,7 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, BenchError
 from lora_bench.records.seal import seal, unseal
 from lora_bench.records.store import read_record, read_records
+from tests.robust.robust_kit import flipped, lora_bench, only_record, put_record, run, truncated
 
 OPENED: list[str] = []
 WATCHING: list[bool] = []

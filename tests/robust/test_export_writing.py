@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from robust_kit import is_clear, lora_bench, make_rows, only_record, run, tree
 
 from lora_bench.errors import BenchError
 from lora_bench.export.folders import whole
+from tests.robust.robust_kit import is_clear, lora_bench, make_rows, only_record, run, tree
 
 FULL = """
 import json, resource, sys
-from robust_kit import lora_bench
+from tests.robust.robust_kit import lora_bench
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 asked, ends = json.load(sys.stdin), []
 for number, (form, size) in enumerate(asked["tries"]):
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_written_ends_in_two_lines(words: list[str], place
         tries += [(form, size - 1) for size in sorted(sizes)] + [(form, 0)]
     (place / "out").mkdir()
     asked = {"words": words, "tries": tries, "out": str(place / "out")}
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ran = subprocess.run([sys.executable, "-c", FULL], input=json.dumps(asked), capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stderr
     for number, ((form, _), (code, errors)) in enumerate(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_worker import QUIET, Silent, StubWorker, grid, left, reasons, runner, statuses
 
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, USAGE, BenchError
@@ -20,6 +19,7 @@ from lora_bench.run.outcome import Outcome
 from lora_bench.run.publish import Shelf
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
+from tests.robust.stub_worker import QUIET, Silent, StubWorker, grid, left, reasons, runner, statuses
 
 
 def failing(results: Path, error: Exception, **options: Any) -> Callable[[], list[Record]]:

@@ -1,4 +1,4 @@
-"""Killed at random instants and at named points, a grid ends as in peace: the short form of `tests.robust.kills`."""
+"""Killed at random instants and at named points, a grid ends as in peace: the short form of `tests.tools.kills`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_killed_grids_end_as_in_peace(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.robust.kills", "--kills", "14", "--every", "8"]
+    command = [sys.executable, "-m", "tests.tools.kills", "--kills", "14", "--every", "8"]
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     same, kills = re.search(r"(\d+) of (\d+) kills came to the same end", ran.stdout).groups()  # type: ignore[union-attr]

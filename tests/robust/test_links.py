@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from robust_kit import is_clear, lora_bench, run, tree
-from stub_worker import grid, runner
 
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, USAGE, BenchError
 from lora_bench.records import files, store
 from lora_bench.records.store import read_records, record_path
 from lora_bench.run import checkpoints, leases
+from tests.robust.robust_kit import is_clear, lora_bench, run, tree
+from tests.robust.stub_worker import grid, runner
 
 
 @pytest.fixture

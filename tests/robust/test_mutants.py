@@ -16,7 +16,7 @@ def test_what_a_weak_test_misses_is_found(tmp_path: Path) -> None:
     (tmp_path / "tickets.py").write_text(MODULE)
     (tmp_path / "test_tickets.py").write_text(WEAK)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.robust.mutants", "--root", str(tmp_path), "tickets.py"]
+    command = [sys.executable, "-m", "tests.tools.mutants", "--root", str(tmp_path), "tickets.py"]
     ran = subprocess.run(
         [*command, "--tests", "test_tickets.py"], env=env, capture_output=True, text=True, timeout=100, check=False
     )

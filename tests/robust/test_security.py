@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from robust_kit import lora_bench, make_model, make_rows, run, tree
 
 import lora_bench as package
 from lora_bench.errors import DONE, SOME_FAILED
 from lora_bench.text import discreet
+from tests.robust.robust_kit import lora_bench, make_model, make_rows, run, tree
 
 ROOT = Path(package.__file__).parent
 BANNED = (

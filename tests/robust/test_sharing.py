@@ -18,8 +18,8 @@ QUIET = ["leases/all.lock", "metrics.csv"]
 
 def told(kind: str, tmp_path: Path) -> dict[str, Any]:
     """What the processes did, forked from a fresh one."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "sharing.py"), kind, str(tmp_path / "results")]
+    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.tools.sharing", kind, str(tmp_path / "results")]
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from stub_worker import Silent, grid, runner
 
 from lora_bench import provenance
 from lora_bench.cell import Cell
@@ -21,6 +20,7 @@ from lora_bench.run import checkpoints, leases
 from lora_bench.run import plan as plans
 from lora_bench.run.publish import Shelf
 from lora_bench.run.status import Standing
+from tests.robust.stub_worker import Silent, grid, runner
 
 
 def standing(results: Path, retry: Sequence[str] = ()) -> Standing:

@@ -1,7 +1,7 @@
 """Mutation testing: change one thing of a module, run the module's own tests, see whether they notice.
 
-    python -m tests.robust.mutants store seal            (modules of the table below; exit 1 where under 85% are killed)
-    python -m tests.robust.mutants runner --lines 80 95  only what these lines say
+    python -m tests.tools.mutants store seal            (modules of the table below; exit 1 where under 85% are killed)
+    python -m tests.tools.mutants runner --lines 80 95  only what these lines say
 
 What is changed is said in `mutation.py`. Of the libraries for this mutmut 3.8 was tried: it leaves class bodies and
 properties alone, of which `cell` consists, and fails where tests start processes of their own.
@@ -34,7 +34,7 @@ from typing import Any
 
 import pytest
 
-from tests.robust.mutation import Mutant, mutants
+from tests.tools.mutation import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
 TESTS: dict[str, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
 """Kill a grid at random instants and at every named point, run it again: the results must be those of a run in peace.
 
-    python -m tests.robust.kills --kills 200            (in CI: --kills 20)
-    python -m tests.robust.kills --kills 200 --sample   on the bundled encoder and data, as the smoke preset has them
+    python -m tests.tools.kills --kills 200            (in CI: --kills 20)
+    python -m tests.tools.kills --kills 200 --sample   on the bundled encoder and data, as the smoke preset has them
 
 One process imports torch; every run of the grid is a fork of it, so a run costs what it trains. The grid has 12 cells
 in two packs, saved after every epoch.

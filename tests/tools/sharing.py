@@ -1,6 +1,6 @@
 """Several processes on one results folder, each a fork of this one; what they did, as JSON.
 
-python tests/robust/sharing.py crowd|paused|dead|signalled FOLDER
+python -m tests.tools.sharing crowd|paused|dead|signalled FOLDER
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stub_worker import child, grid, runner, waited
-
 from lora_bench.cell import Cell
 from lora_bench.errors import INTERRUPTED
 from lora_bench.records.store import read_records
 from lora_bench.run import leases
 from lora_bench.run.signals import SAME, Stopper
+from tests.robust.stub_worker import child, grid, runner, waited
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
 
