@@ -52,6 +52,7 @@ class Cell(BaseModel):
     select: Select = "best"
     precision: Precision = "float32"
     origin: Name | None = None  # of a method that is not of this package: its file and a hash of that
+    task_origin: Name | None = None  # the same of a task that is not GLUE's
 
     @property
     def id(self) -> str:

@@ -27,18 +27,18 @@ MAY: dict[str, str] = {
     "cell": "",
     "sample": "",
     "errors": "text",
-    "tasks": "errors",
     "records": "cell errors text",
-    "metrics": "tasks",
     "model_files": "errors records",
-    "report": "cell errors records tasks text",
-    "methods": "cell errors records text",
-    "data": "errors records sample tasks",
+    "plugins": "errors records text",
     "models": "errors model_files records sample",
+    "tasks": "cell errors plugins",
+    "methods": "cell errors plugins",
+    "report": "cell errors records tasks text",
+    "data": "errors records sample tasks text",
     "provenance": "methods",
-    "engine": "cell data errors methods metrics model_files records tasks",
-    "forecast": "cell data errors methods models records tasks",
     "grid": "cell errors methods models records tasks",
+    "engine": "cell data errors methods model_files records tasks",
+    "forecast": "cell data errors methods models records tasks",
     "api": "cell engine errors methods",
     "lora_bench": "api",
     "contracts": "api cell data engine methods tasks",
@@ -46,7 +46,8 @@ MAY: dict[str, str] = {
     "records sample tasks text",
     "export": "cell data engine errors lora_bench methods models records report run tasks",
     "bench": "cell data engine errors forecast grid methods model_files models provenance records run tasks",
-    "cli": "bench cell contracts data errors export grid lora_bench methods models records report run tasks text",
+    "cli": "bench cell contracts data errors export grid lora_bench methods models plugins records "
+    "report run tasks text",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
@@ -54,8 +55,8 @@ TRAINS = frozenset({"api", "bench", "contracts", "engine", "export"})  # heavy i
 TRAINS_IN_RUN = frozenset({"checkpointing", "inputs", "pack_run", "recording", "snapshot", "tokenizer", "worker"})
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = (
-    "cell", "cli.tables", "grid", "methods", "metrics", "provenance", "records", "report", "run.plan", "run.runner",
-    "run.status", "run.publish", "tasks",
+    "cell", "cli.tables", "grid", "methods", "provenance", "records", "report", "run.plan", "run.runner",
+    "run.status", "run.publish", "tasks", "plugins",
 )  # fmt: skip
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")
 

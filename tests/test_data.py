@@ -68,7 +68,7 @@ def write(root: Path, task: Task, count: int = 3) -> Path:
 
 
 def test_parse_takes_a_folder_before_the_sample_before_the_hub(tmp_path: Path) -> None:
-    assert DataSource.parse() == DataSource("hub")
+    assert DataSource.parse() == DataSource("task")
     assert DataSource.parse(sample=True).kind == "sample"
     assert DataSource.parse(tmp_path) == DataSource.parse(tmp_path, sample=True) == DataSource("folder", tmp_path)
 
@@ -80,7 +80,7 @@ def test_parse_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_hubs_identity_is_its_revision() -> None:
-    assert DataSource("hub").identity(SST2) == "nyu-mll/glue@bcdcba79"
+    assert DataSource("task").identity(SST2) == "nyu-mll/glue@bcdcba79"
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -106,7 +106,7 @@ def test_identity_tells_rows_moved_between_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_load_gives_every_split_by_its_name(task: Task, tmp_path: Path) -> None:
     loaded = load(task, DataSource("folder", write(tmp_path, task)))
-    assert list(loaded.evals) == [name for name, _ in task.eval_splits]
+    assert list(loaded.evals) == list(task.eval_splits)
     assert loaded.train.texts[0][0] == "train 0"
     assert all(rows.texts[-1][2] == f"{name} 2" for name, rows in loaded.evals.items())
 
@@ -147,7 +147,7 @@ def test_load_asks_the_hub_offline_or_not(monkeypatch: pytest.MonkeyPatch) -> No
 
     rows = rows_of(["a"])
     monkeypatch.setattr(hub, "read_hub", lambda task, offline: {"train": rows, "validation": offline})
-    loaded: Any = load(SST2, DataSource("hub"), offline=True)
+    loaded: Any = load(SST2, DataSource("task"), offline=True)
     assert loaded.train is rows and loaded.evals == {"validation": True}
 
 

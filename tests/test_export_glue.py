@@ -21,7 +21,8 @@ from lora_bench.data import DataSource
 from lora_bench.errors import BenchError
 from lora_bench.export import glue, unlabelled
 from lora_bench.records.schema import Record
-from lora_bench.tasks import DIAGNOSTIC, TASKS
+from lora_bench.tasks import TASKS
+from lora_bench.tasks.glue import DIAGNOSTIC
 from tests.engine.runner_factory import Bench, make_data, make_model
 
 NAMES = ("rte", "stsb", "mnli", "wnli")
@@ -38,7 +39,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     made = Bench(make_model(root / "tiny"), make_data(root / "rows", *NAMES), root / "results")
     made.run([{"method": "lora", "rank": 4, "task": list(NAMES)}], precision="float32", lr=3e-3, epochs=6)
     for name in NAMES:
-        for submission, (split, _) in zip(tasks.get(name).submissions, tasks.get(name).eval_splits, strict=True):
+        for submission, split in zip(tasks.get(name).submissions, tasks.get(name).eval_splits, strict=True):
             lines = (root / "rows" / name / f"{split}.jsonl").read_text().splitlines()
             hide(lines, root / "rows" / name / f"{submission.split}.jsonl")
     return made

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lora_bench import methods
+from lora_bench import methods, plugins
 from lora_bench.cli.app import app
 from lora_bench.contracts.start import its_settings_are_complete
 from lora_bench.errors import BenchError
@@ -97,7 +97,7 @@ def test_an_included_method_runs_in_a_pack_beside_lora_and_is_exported(
     assert code == 0, said
     assert "in 1 pack on" in said
     records = {record.cell.method: record for record in read_records(tmp_path / "out").records}
-    assert records["half"].cell.origin == methods._named(mine, MINE.encode())
+    assert records["half"].cell.origin == plugins.origin_of(mine, MINE.encode())
     assert records["lora"].cell.origin is None
     with (tmp_path / "out/metrics.csv").open(newline="") as file:
         assert {row["method"]: row["origin"] for row in csv.DictReader(file)}["half"].startswith("my_method.py@")
@@ -135,7 +135,8 @@ def test_list_names_it(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("RECIPE = 1\n", "defines no RECIPE"),
+        ("RECIPE = 1\n", "is no Recipe"),
+        ("x = 1\n", "defines no RECIPE"),
         ("x = 1\n\nprint(y)\n", "line 3: NameError"),
         ("def f(:\n", "line 1: SyntaxError"),
         (MINE.replace('name = "half"', 'name = "lora"'), "'lora', which there is already"),

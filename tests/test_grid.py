@@ -126,11 +126,11 @@ def test_identities_are_asked_for_once_and_lead_back() -> None:
     config = Config.model_validate({"name": "t", "defaults": raw, "notes": {"all": "one", "rte": "two"}})
     grid = expand(config, {"model": ["sample", "x/y"]}, Sources(model_identity, data_identity))
     assert asked == Counter(
-        {("sample",): 1, ("x/y",): 1} | {(p, t): 1 for p in ("sample", "hub") for t in ("rte", "sst2")}
+        {("sample",): 1, ("x/y",): 1} | {(p, t): 1 for p in ("sample", "task") for t in ("rte", "sst2")}
     )
     for cell in grid.cells:
         assert grid.model_location(cell).upper() == cell.model
-        assert grid.data_location(cell) == ("sample" if cell.model == "SAMPLE" else "hub")
+        assert grid.data_location(cell) == ("sample" if cell.model == "SAMPLE" else "task")
         assert grid.notes_for(cell) == (("one", "two") if cell.task == "rte" else ("one",))
 
 
@@ -285,7 +285,7 @@ def test_cells_with_gains_or_shifts_keep_apart_from_many_others() -> None:
 
 
 def test_settings_are_all_that_a_cell_has_but_its_data() -> None:
-    assert set(SETTINGS) == set(Cell.model_fields) - {"data", "origin"}
+    assert set(SETTINGS) == set(Cell.model_fields) - {"data", "origin", "task_origin"}
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1"])

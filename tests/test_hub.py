@@ -24,7 +24,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from lora_bench.data import hub
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.sample import DATA
-from lora_bench.tasks import HUB_ID, HUB_REVISION, get
+from lora_bench.tasks import get
+from lora_bench.tasks.glue import HUB_ID, HUB_REVISION
 
 RTE = get("rte")
 FEATURES = datasets.Features(

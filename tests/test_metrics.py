@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from lora_bench.metrics import glue_metric, metric_class, score
 from lora_bench.tasks import TASKS, Task, get
+from lora_bench.tasks.metrics import metric_class, score, task_metric
 
 NAN = float("nan")
 MNLI = {"validation_matched": slice(0, 2), "validation_mismatched": slice(2, 5)}
@@ -116,15 +117,46 @@ def test_evaluate_gives_the_same_without_a_network(task: Task, monkeypatch: pyte
     true = draw.random(5) * 5 if task.is_regression else draw.integers(0, task.num_outputs, 5)
     found = draw.permutation(true)
     splits = MNLI if task.name == "mnli" else None
-    result = glue_metric(task).compute(predictions=found, references=true, splits=splits)
+    result = task_metric(task).compute(predictions=found, references=true, splits=splits)
     assert same(result, score(task, found, true, splits))
-    assert set(result) == set(task.metrics)
+    assert set(result) == set(task.metric_names)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_one_call_for_all_cells_of_a_pack_gives_the_same_bits_as_score(task: Task) -> None:
+    """As the trainer calls it: float64 predictions, some of them NaN, and labels of the type that the tables have."""
+    draw = np.random.default_rng(3)
+    true: Any = draw.random(50).astype(np.float32) * 5 if task.is_regression else draw.integers(0, task.num_outputs, 50)
+    found = draw.normal(size=(4, 50)) if task.is_regression else draw.integers(0, task.num_outputs, (4, 50)) * 1.0
+    found[1, 0] = NAN
+    splits = {name: slice(index, 50, 2) for index, name in enumerate(task.eval_splits)}
+    result = task_metric(task).compute(predictions=found, references=np.broadcast_to(true, (4, 50)), splits=splits)
+    expected = [score(task, row, true, splits) for row in found]
+    assert list(result) == list(task.metric_names)
+    for name, values in result.items():
+        np.testing.assert_array_equal(values, [scores[name] for scores in expected])
+
+
+def test_macro_f1_is_the_mean_over_the_classes() -> None:
+    task = Task("own", "Own", ("text",), ("a", "b", "c"), ("macro_f1", "accuracy"))
+    found, true = [0, 1, 2, 2, 0, 1], [0, 1, 2, 1, 1, 1]
+    result = score(task, found, true)
+    assert result == {"macro_f1": sk.f1_score(true, found, average="macro"), "accuracy": 4 / 6}
+    assert result["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 2 / 3) / 3)
+
+
+def test_nothing_is_written_to_the_cache_of_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import evaluate
+
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "cache")
+    assert task_metric(get("rte")).compute(predictions=[0, 1], references=[0, 1]) == {"accuracy": 1.0}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_class_is_an_evaluate_metric_that_adds_batches() -> None:
     import evaluate
 
-    metric = glue_metric(get("mrpc"))
+    metric = task_metric(get("mrpc"))
     assert isinstance(metric, evaluate.Metric) and type(metric) is metric_class()
     assert "MRPC" in metric.description
     metric.add_batch(predictions=[1, 0], references=[1, 1])

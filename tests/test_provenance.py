@@ -95,7 +95,7 @@ def test_the_closure_holds_what_decides_a_number_and_no_more() -> None:
         "data.sources",
         "data.windows",
     }
-    decides |= {"metrics", "cell", "methods.mini", "methods.recipe"}
+    decides |= {"tasks.metrics", "tasks.task", "tasks.glue", "cell", "methods.mini", "methods.recipe"}
     assert decides <= set(MODULES)
     other = {"cli", "store", "runner", "report", "errors", "text", "forecast", "grid", "resume", "methods.lora"}
     assert {name for name in MODULES if name.partition(".")[0] in other or name in other} == set()

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from lora_bench.data import sources
 from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.tasks import TASKS, Task, get, tsv_file
+from lora_bench.tasks import TASKS, Task, get
+from lora_bench.tasks.glue import tsv_file
 
 Table = dict[str, list[Any]]
 

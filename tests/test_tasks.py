@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from lora_bench import tasks
 from lora_bench.data import sources
 from lora_bench.errors import USAGE, BenchError
-from lora_bench.metrics import METRICS
-from lora_bench.tasks import HUB_REVISION, TASKS, Task, get, tsv_file
+from lora_bench.tasks import TASKS, Hub, Task, get
+from lora_bench.tasks.definition import normalised
+from lora_bench.tasks.glue import HUB_ID, HUB_REVISION, tsv_file
+from lora_bench.tasks.metrics import METRICS
+from lora_bench.tasks.task import CLASS_METRICS, VALUE_METRICS
 
 GLUE = os.environ.get("LORA_BENCH_GLUE")
 NAMES = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -28,12 +32,17 @@ def test_the_nine_tasks_are_there() -> None:
 @each_task
 def test_a_record_is_whole(task: Task) -> None:
     assert len(task.columns) in (1, 2)
-    assert len(task.tsv.columns) == len(task.columns)
+    assert task.tsv is not None and len(task.tsv.columns) == len(task.columns)
+    assert task.source == Hub(HUB_ID, HUB_REVISION, config=task.name) and tasks.origin(task.name) is None
     assert task.num_outputs == (1 if task.is_regression else len(task.labels))
     assert task.main_metric == task.metrics[0]
-    assert {name.partition("_")[0] for name in task.metrics} <= set(METRICS)
+    assert {name.partition("_")[0] for name in task.metric_names} <= set(METRICS)
     assert task.splits[0] == "train" and len(task.splits) == 1 + len(task.eval_splits)
-    assert task.eval_rows == sum(rows for _, rows in task.eval_splits)
+    assert len(task.rows) == len(task.splits) and (task.train_rows, task.eval_rows) == (
+        task.rows[0],
+        sum(task.rows[1:]),
+    )
+    assert normalised(task, "glue.py", Path("glue.py")) == task
 
 
 def test_only_stsb_is_a_regression_and_only_mnli_has_three_classes_and_two_splits() -> None:
@@ -42,9 +51,13 @@ def test_only_stsb_is_a_regression_and_only_mnli_has_three_classes_and_two_split
     assert [name for name in NAMES if len(TASKS[name].eval_splits) > 1] == ["mnli"]
 
 
+def test_the_names_of_metrics_are_those_that_are_defined() -> None:
+    assert set(METRICS) == CLASS_METRICS | VALUE_METRICS
+
+
 def test_the_metric_of_a_split_names_an_official_split() -> None:
     for task in TASKS.values():
-        parts = [part for part in (name.partition("_")[2] for name in task.metrics) if part]
+        parts = [part for part in (name.partition("_")[2] for name in task.metric_names) if part]
         assert all(f"validation_{part}" in task.splits for part in parts)
 
 
@@ -81,7 +94,8 @@ def test_glues_own_file_names() -> None:
 
 def test_importing_what_plan_needs_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "evaluate", "sklearn", "scipy", "pandas", "pyarrow"]
-    code = f"import sys, lora_bench.data.tokens, lora_bench.metrics; print([m for m in {heavy} if m in sys.modules])"
+    imported = "lora_bench.data.tokens, lora_bench.tasks.metrics"
+    code = f"import sys, {imported}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -89,7 +103,7 @@ def test_importing_what_plan_needs_imports_nothing_heavy() -> None:
 @pytest.mark.skipif(not GLUE, reason="LORA_BENCH_GLUE names no folder with the real GLUE")
 @each_task
 def test_official_rows_of_the_real_files(task: Task) -> None:
-    rows = {"train": task.train_rows, **dict(task.eval_splits)}
+    rows = dict(zip(task.splits, task.rows, strict=True))
     seen = 0
     for split in task.splits:
         path = Path(str(GLUE)) / task.name / f"{split}.parquet"

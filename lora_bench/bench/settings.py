@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_bench import tasks
 from lora_bench.errors import BenchError, unknown
-from lora_bench.grid.cells import HUB
+from lora_bench.grid.cells import TASK_SOURCE
 from lora_bench.models import DEFAULT_MODEL, SAMPLE
 
 AUTO = "auto"
@@ -93,7 +93,7 @@ def resolve_options(options: BenchOptions) -> BenchSettings:
     return BenchSettings(
         name=name,
         model=model,
-        data=str(options.data_dir) if options.data_dir else SAMPLE if model == SAMPLE else HUB,
+        data=str(options.data_dir) if options.data_dir else SAMPLE if model == SAMPLE else TASK_SOURCE,
         tasks=tuple(dict.fromkeys(tasks.get(task).name for task in task_names)),
         targets=tuple(dict.fromkeys(options.targets or (TARGETS[:1] if quick else TARGETS))),
         mixes=_checked("mix", options.mix or MIXES, (*MIXES, FULL)),

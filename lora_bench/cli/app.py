@@ -61,9 +61,9 @@ def _explained(error: BaseException) -> BenchError | None:
     """An error in the words of a user; None for an exit that was asked for, and for a fault of this program."""
     if isinstance(error, BenchError):
         return error
-    from lora_bench import methods
+    from lora_bench import plugins
 
-    blamed = methods.blamed(error)  # whatever it is, and also where it would end the process without a word
+    blamed = plugins.blamed(error)  # whatever it is, and also where it would end the process without a word
     return of_the_system(error) if blamed is None and isinstance(error, OSError) else blamed
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -15,6 +15,8 @@ from lora_bench.errors import BenchError
 if TYPE_CHECKING:
     from lora_bench.grid.cells import Grid
     from lora_bench.grid.config import Config
+    from lora_bench.methods.recipe import Recipe
+    from lora_bench.tasks import Task
 
 GRID, WHERE = "Grid (each may be repeated: that makes a grid)", "Where from, where to"
 HOW = "How to train"
@@ -31,7 +33,9 @@ class Selection:
 
     preset: Annotated[str | None, typer.Option(help="smoke, quick, paper, lora or xs.", rich_help_panel=WHERE)] = None
     config: Annotated[Path | None, typer.Option(help="A YAML file of cells.", rich_help_panel=WHERE)] = None
-    task: Annotated[list[str] | None, _grid("GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.")] = None
+    task: Annotated[
+        list[str] | None, _grid("Task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or of --include.")
+    ] = None
     method: Annotated[list[str] | None, _grid("Method; see `lora-bench list methods`.")] = None
     rank: Annotated[list[int] | None, _grid("Rank r (default: 16).", "--rank", "-r")] = None
     a: Annotated[
@@ -58,7 +62,9 @@ class Selection:
     ] = None
     include: Annotated[
         list[Path] | None,
-        typer.Option(help="A Python file with a method of your own; it is run.", rich_help_panel=GRID, metavar="FILE"),
+        typer.Option(
+            help="A Python file with a method or a task of your own; it is run.", rich_help_panel=GRID, metavar="FILE"
+        ),
     ] = None
     set_: Annotated[
         list[str] | None,
@@ -66,7 +72,7 @@ class Selection:
     ] = None
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder <task>/{train,validation}.parquet, .jsonl or .tsv.", rich_help_panel=WHERE),
+        typer.Option(help="Folder <task>/{train,validation}.parquet, .jsonl, .csv or .tsv.", rich_help_panel=WHERE),
     ] = None
     results: Annotated[
         Path | None, typer.Option(help="Results folder (default: results/<config name>).", rich_help_panel=WHERE)
@@ -147,13 +153,31 @@ class Running:
     ] = False
 
 
-def including(files: Sequence[Path] | None) -> None:
-    """Add the methods of these files."""
-    if files:
-        from lora_bench import methods
+class Included(NamedTuple):
+    """What a file of a user has added."""
 
-        for path in files:
-            methods.include(path)
+    recipe: Recipe | None
+    task: Task | None
+
+
+def including(files: Sequence[Path] | None) -> list[Included]:
+    """Add the methods and tasks of these files.
+
+    Raises:
+        BenchError: a file fails or defines neither, or what it defines is not complete.
+    """
+    if not files:
+        return []
+    from lora_bench import methods, plugins, tasks
+
+    included = []
+    for path in files:
+        plugin = plugins.load_file(path)
+        included.append(Included(methods.add_from(plugin), tasks.add_from(plugin)))
+        if included[-1] == (None, None):
+            hint = "End it with `RECIPE = YourMethod()` or with `TASK = Task(...)`."
+            raise BenchError(f"'{path}' defines no RECIPE and no TASK.", hint)
+    return included
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:

@@ -192,10 +192,12 @@ def tasks_table() -> Table:
     table = Table(title="Tasks", title_justify="left")
     for name in ("task", "title", "train", "validation", "labels", "metrics"):
         table.add_column(name, justify="right" if name in ("train", "validation") else "left", overflow="fold")
+    for name, reason in tasks.BROKEN.items():
+        table.add_row(Text(name), Text(f"cannot be loaded: {reason}"), "–", "–", "–", "–")
     for task in tasks.TASKS.values():
-        labels = ", ".join(task.labels) or "0 to 5"
-        rows = (f"{task.train_rows:,}", f"{task.eval_rows:,}")
-        table.add_row(task.name, task.title, *rows, labels, ", ".join(task.metrics))
+        labels = ", ".join(task.labels) or "{:g} to {:g}".format(*task.bounds)
+        texts = (task.title, _count(task.train_rows), _count(task.eval_rows), labels, ", ".join(task.metric_names))
+        table.add_row(task.name, *map(clean, texts))
     return table
 
 

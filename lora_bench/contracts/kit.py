@@ -99,8 +99,8 @@ def table_of(task: Task, rows: int = ROWS) -> Table:
 def split_of(task: Task, table: Table) -> Split:
     """The table as what is evaluated, cut into the task's official splits."""
     cuts = np.linspace(0, len(table), len(task.eval_splits) + 1).astype(int).tolist()
-    names = [name for name, _ in task.eval_splits]
-    return Split(table, {name: slice(*ends) for name, *ends in zip(names, cuts, cuts[1:], strict=False)})
+    ends = zip(task.eval_splits, cuts, cuts[1:], strict=False)
+    return Split(table, {name: slice(start, end) for name, start, end in ends})
 
 
 def trainer_of(pack: Pack, task: Task, rows: int = ROWS) -> Trainer:

@@ -1,68 +1,100 @@
-"""From a task and a source (the Hub, a folder, the bundled sample) to rows.
+"""From a task and a source (the task's own, a folder, the bundled sample) to rows.
 
-`content` reads files, `formats` their columns, `sources` finds and checks them, `hub` asks the Hub, `tokens` turns rows
-into the table that training takes.
+`content` reads files, `formats` their columns, `sources` locates and checks them, `hub` asks the Hub, `tokens` turns
+rows into the table that training takes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lora_bench.data import sources
-from lora_bench.data.content import broken, read_content
+from lora_bench.data.content import broken
 from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.files import is_folder
 from lora_bench.sample import DATA
-from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
+from lora_bench.tasks.task import Files, Hub, Task
 
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where rows come from; `root` is None for the Hub. Its path never enters a cell, its `identity` does."""
+    """Where rows come from. Its path never enters a cell, its `identity` does.
 
-    kind: Literal["hub", "folder", "sample"]
+    Attributes:
+        kind: `task` for the source that the task itself names (the Hub for GLUE), `folder`, or the bundled `sample`.
+        root: the folder; None for the task's own source.
+    """
+
+    kind: Literal["task", "folder", "sample"]
     root: Path | None = None
 
     @classmethod
     def parse(cls, data_dir: Path | None = None, sample: bool = False) -> DataSource:
-        """A folder if one is given, else the bundled sample if wanted, else the Hub.
+        """A folder if one is given, else the bundled sample if asked for, else the task's own source.
 
         Raises BenchError (code 3) when the folder does not exist.
         """
         if data_dir is not None:
             if not is_folder(data_dir):
-                hint = f"Expected a folder that holds '{Path('<task>') / 'train.parquet'}' (or .jsonl, or GLUE's .tsv)."
+                example = Path("<task>") / "train.parquet"
+                hint = f"Expected a folder that holds '{example}' (or .jsonl, .csv, or GLUE's .tsv)."
                 raise BenchError(f"The data folder '{data_dir}' does not exist.", hint, MISSING)
             return cls("folder", data_dir)
-        return cls("sample", DATA) if sample else cls("hub")
+        return cls("sample", DATA) if sample else cls("task")
+
+    def files(self, task: Task) -> dict[str, tuple[Path, ...]] | None:
+        """The files of each split of a task; None if its rows are on the Hub.
+
+        Raises:
+            BenchError: exit code 3 if a file is missing, or if the task names no source and no folder is given.
+        """
+        if self.root is not None:
+            return {split: sources.find(self.root, task, split) for split in task.splits}
+        if isinstance(task.source, Files):
+            return {split: sources.listed(task.source, task, split) for split in task.splits}
+        if isinstance(task.source, Hub):
+            return None
+        hint = f"Give a folder that holds '{Path(task.name) / 'train.csv'}' and its other splits: --data-dir DIR."
+        raise BenchError(f"The task '{task.name}' does not say where its data are.", hint, MISSING)
 
     def identity(self, task: Task) -> str:
         """What names the task's data in a cell: the Hub's revision, or a hash over the bytes of the task's files.
 
         Raises BenchError (code 3) when a file is missing.
         """
-        if self.root is None:
-            return f"{HUB_ID}@{HUB_REVISION[:8]}"
-        return self._named((split, read_content(sources.find(self.root, task, split))) for split in task.splits)
+        files = self.files(task)
+        if files is None:
+            assert isinstance(task.source, Hub)
+            return f"{task.source.id}@{task.source.revision[:8]}"
+        return self._name_of(
+            (split, content) for split, paths in files.items() for _, content in sources.read_parts(paths, split)
+        )
 
-    def read(self, task: Task) -> tuple[str, Iterator[tuple[str, Rows]]]:
-        """The identity of a folder's files of a task, and the rows of each split from the very bytes that were hashed.
+    def read(self, task: Task, files: Mapping[str, Sequence[Path]]) -> tuple[str, Iterator[tuple[str, Rows]]]:
+        """The identity of a task's files, and the rows of each split from the very bytes that were hashed.
+
+        Args:
+            task: The task.
+            files: The files of each split, as `files` returns them.
 
         Raises BenchError (code 3) when a file is missing; the rows, when one is broken.
         """
-        assert self.root is not None
-        paths = {split: sources.find(self.root, task, split) for split in task.splits}
-        contents = {split: read_content(path) for split, path in paths.items()}
-        identity = self._named(contents.items())
-        columns = ((split, sources.parse(contents.pop(split), path, task)) for split, path in paths.items())
-        return identity, ((split, sources.checked(raw, task)) for split, raw in columns)
+        contents = {split: sources.read_parts(paths, split) for split, paths in files.items()}
+        identity = self._name_of((split, content) for split, parts in contents.items() for _, content in parts)
 
-    def _named(self, contents: Iterable[tuple[str, bytes]]) -> str:
+        def rows_of(split: str) -> Rows:
+            parts = contents.pop(split)  # not needed once they are parsed
+            raws = (sources.parse(content, path, task) for path, content in parts)
+            return sources.joined([sources.checked(raw, task) for raw in raws], split)
+
+        return identity, ((split, rows_of(split)) for split in files)
+
+    def _name_of(self, contents: Iterable[tuple[str, bytes]]) -> str:
         digest = hashlib.sha256()
         for split, content in contents:
             digest.update(f"{split} {len(content)}\n".encode())
@@ -95,14 +127,16 @@ def load(task: Task, source: DataSource, offline: bool = False, planned: str | N
     Raises:
         BenchError: exit code 3 when data is missing, broken, out of reach, or not what was planned.
     """
-    if source.root is None:
+    files = source.files(task)
+    if files is None:
         from lora_bench.data.hub import read_hub
 
         splits = read_hub(task, offline)
     else:
-        identity, rows = source.read(task)
+        identity, rows = source.read(task, files)
         if planned not in (None, identity):
-            what = f"The data of {task.name} in '{source.root}' changed since the plan: {identity}, not {planned}."
+            where = source.root or files["train"][0].parent
+            what = f"The data of {task.name} in '{where}' changed since the plan: {identity}, not {planned}."
             raise broken(what, "Put them back, or give the same command again: it plans with what is there now.")
         splits = dict(rows)
     return TaskData(splits.pop("train"), splits)

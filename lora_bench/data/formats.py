@@ -8,19 +8,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.data.content import LARGEST, MOST_ROWS, REDO, broken, first_line, too_large
 from lora_bench.errors import BenchError, nearest
-from lora_bench.tasks import Task
+from lora_bench.tasks.task import Task
+from lora_bench.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
 INDEX = ("idx", "index", "id")  # the Hub's name of a row's number, GLUE's, and GLUE's for QQP
-UNQUOTED = "Write parquet, jsonl, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
+UNQUOTED = "Write parquet, jsonl, csv, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
+_CSV_HINT = 'Put texts with commas, quotes or line breaks between quotes ("), and double the quotes in them.'
 _LEAST_IN_BATCH, _MOST_IN_BATCH = 64, 256
 _MANY_WRAPPED = 8  # so many texts between quotes, and hardly a quote elsewhere, are no accident
 _WRAPPED_SHARE = 0.05  # of all texts; 0.02 at most in GLUE, where ten times as many have their quotes elsewhere
@@ -73,23 +75,34 @@ Reader = Callable[[bytes, str, Task, bool], Raw]
 
 
 def _layout(names: Sequence[str], task: Task, labelled: bool, where: str, glue_first: bool = False) -> Layout:
-    """Which of a file's columns are the task's: by the Hub's names or GLUE's own."""
+    """Which of a file's columns are the task's: by the names of the task's source or by those of GLUE's own download.
 
-    def one(hub: str, glue: str) -> str:
-        first, second = (glue, hub) if glue_first else (hub, glue)
-        name = second if second in names and first not in names else first
+    Args:
+        names: the columns of the file.
+        task: the task.
+        labelled: whether the label is read.
+        where: what a message calls the file.
+        glue_first: whether GLUE's own names are looked for first.
+    """
+    options = task.column_names[::-1] if glue_first else task.column_names
+
+    def one(alternatives: Sequence[str]) -> str:
+        name = next((name for name in alternatives if name in names), alternatives[0])
         _require(name, names, where)
         return name
 
-    texts = [one(hub, glue) for hub, glue in zip(task.columns, task.tsv.columns, strict=True)]
+    texts = [one(alternatives) for alternatives in zip(*(option.texts for option in options), strict=True)]
     if labelled:
-        return Layout(texts, one("label", task.tsv.label), None)
+        return Layout(texts, one([option.label for option in options]), None)
     return Layout(texts, None, next((name for name in INDEX if name in names), None))
 
 
 def _require(column: str, names: Sequence[str], where: str) -> None:
-    if column not in names:
+    count = names.count(column)
+    if not count:
         raise broken(f"{where}: no column '{column}'.", nearest(column, map(str, names)))
+    if count > 1:
+        raise broken(f"{where}: {count} columns are named '{column}'.", "Name each column once.")
 
 
 def parquet(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
@@ -199,7 +212,7 @@ def tsv(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
     """
     with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        names = list(task.tsv.names if labelled else ()) or next(lines, [])
+        names = list(task.tsv.names if task.tsv is not None and labelled else ()) or next(lines, [])
         if not names:
             raise broken(f"{where}: no rows.")
         if any(map(_is_wrapped, names)):
@@ -223,10 +236,14 @@ def tsv(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
     doubt = _doubt(uneven)
     raw = layout.raw(where, columns, unit="line", numbers=numbers, notes=notes, doubt=doubt)
     found = _first_quoted(raw.texts)
-    if found is not None and not (task.tsv.from_quoted and len(numbers) in task.official_rows):
+    if found is not None and not (_is_from_quoted(task) and len(numbers) in task.official_rows):
         row, how = found
         raise _quoted(raw.at(row), f"its fields are quoted, {how}")
     return raw
+
+
+def _is_from_quoted(task: Task) -> bool:
+    return task.tsv is not None and task.tsv.from_quoted
 
 
 def _left_out(where: str, task: Task, wanted: int, rows: int, uneven: list[tuple[int, list[str]]]) -> tuple[str, ...]:
@@ -234,7 +251,7 @@ def _left_out(where: str, task: Task, wanted: int, rows: int, uneven: list[tuple
     if not uneven:
         return ()
     total = rows + len(uneven)
-    if task.tsv.from_quoted and len(uneven) <= max(2, total // 1000) and all(len(row) < wanted for _, row in uneven):
+    if _is_from_quoted(task) and len(uneven) <= max(2, total // 1000) and all(len(row) < wanted for _, row in uneven):
         return (f"{where}: {len(uneven):,} of {total:,} rows have too few fields and are left out, as on the Hub.",)
     line, fields = uneven[0]
     what = f"{where}, line {line}: {len(fields)} field{'' if len(fields) == 1 else 's'}, not {wanted}"
@@ -297,4 +314,45 @@ def _first_quoted(texts: Sequence[Sequence[str]]) -> tuple[int, str] | None:
     return None
 
 
-READERS: Mapping[str, Reader] = {".parquet": parquet, ".jsonl": jsonl, ".tsv": tsv}
+def comma_separated(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
+    """The columns of a csv with a header: fields that hold commas, quotes or line breaks are quoted.
+
+    Raises BenchError (code 3) for quotes that do not close, and for rows with too few fields or too many.
+    """
+    columns, numbers, layout = dict[str, list[Any]](), list[int](), None
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="") as file:
+        for number, fields in _csv_rows(file, where):
+            if layout is None:
+                names = fields
+                layout = _layout(names, task, labelled, where)
+                columns = {name: [] for name in layout.names}
+                indices = [names.index(name) for name in columns]
+                continue
+            if len(fields) != len(names):
+                what = f"{where}, line {number}: {counted(len(fields), 'field')}, not {len(names)}"
+                raise broken(f"{what}.", _CSV_HINT)
+            numbers.append(number)
+            _check_size(where, len(numbers))
+            for values, index in zip(columns.values(), indices, strict=True):
+                values.append(fields[index])
+    if layout is None:
+        raise broken(f"{where}: no rows.")
+    return layout.raw(where, columns, unit="line", numbers=numbers)
+
+
+def _csv_rows(file: Iterable[str], where: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the number of its first line: a text may go over several."""
+    lines = csv.reader(file, strict=True)
+    while True:
+        number = lines.line_num + 1
+        try:
+            fields = next(lines, None)
+        except csv.Error as error:
+            raise broken(f"{where}, line {number}: not csv ({first_line(error)}).", _CSV_HINT) from error
+        if fields is None:
+            return
+        if fields:
+            yield number, fields
+
+
+READERS: Mapping[str, Reader] = {".parquet": parquet, ".jsonl": jsonl, ".tsv": tsv, ".csv": comma_separated}

@@ -1,4 +1,4 @@
-"""GLUE from the Hugging Face Hub, at one pinned revision; without a network it says so within seconds.
+"""Datasets from the Hugging Face Hub, each at one revision; without a network it says so within seconds.
 
 `datasets` alone tries for half a minute before it gives up, hence the knock at the Hub's door before it is called.
 """
@@ -18,19 +18,21 @@ from lora_bench.data.content import first_line
 from lora_bench.data.formats import Raw, from_table
 from lora_bench.data.sources import Rows, checked
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.tasks import HUB_ID, HUB_REVISION, Task
+from lora_bench.tasks.glue import HUB_ID, HUB_REVISION
+from lora_bench.tasks.task import Hub, Task
 
 REACH_SECONDS = 5.0
 _SILENT = "the Hub does not answer"
 
 
 def read_hub(task: Task, offline: bool) -> dict[str, Rows]:
-    """Every split of a task from the Hub at the pinned revision, or from the copy that `datasets` keeps of it.
+    """Every split of a task from the Hub at its source's revision, or from the copy that `datasets` keeps of it.
 
     Raises BenchError (code 3) within seconds when there is neither network nor copy.
     """
     splits = _splits(task, offline)
-    return {split: checked(_raw(splits, task, split, labelled=True), task) for split in task.splits}
+    names = _source(task).splits
+    return {split: checked(_raw(splits, task, names.get(split, split), labelled=True), task) for split in task.splits}
 
 
 def read_hub_test(task: Task, split: str, offline: bool) -> Raw:
@@ -38,13 +40,19 @@ def read_hub_test(task: Task, split: str, offline: bool) -> Raw:
     return _raw(_splits(task, offline), task, split, labelled=False)
 
 
+def _source(task: Task) -> Hub:
+    assert isinstance(task.source, Hub)  # who has files is read by `sources`
+    return task.source
+
+
 def _splits(task: Task, offline: bool) -> Any:
     import datasets  # type: ignore[import-untyped, unused-ignore]
 
-    why = _out_of_reach(offline)
+    source, why = _source(task), _out_of_reach(offline)
+    config = () if source.config is None else (source.config,)
     with hub_mode(bool(why)):
         try:
-            return datasets.load_dataset(HUB_ID, task.name, revision=HUB_REVISION)
+            return datasets.load_dataset(source.id, *config, revision=source.revision)
         except Exception as error:  # the Hub's clients raise from several families, which change between versions
             raise _no_hub(task, why or first_line(error)) from error
 
@@ -63,24 +71,29 @@ def _out_of_reach(offline: bool) -> str:
 def _no_hub(task: Task, why: str) -> BenchError:
     hint = (
         "Try `--preset smoke` (bundled encoder and data), or give local copies: `--model DIR` and "
-        "`--data-dir DIR` (a folder <task>/{train,validation}.parquet, .jsonl or GLUE's .tsv)."
+        "`--data-dir DIR` (a folder <task>/{train,validation}.parquet, .jsonl, .csv or GLUE's .tsv)."
     )
-    return BenchError(f"Cannot load {task.name} of {HUB_ID} from the Hugging Face Hub ({why}).", hint, MISSING)
+    what = f"Cannot load {task.name} of {_source(task).id} from the Hugging Face Hub ({why})."
+    return BenchError(what, hint, MISSING)
 
 
 def _raw(splits: Mapping[str, Any], task: Task, split: str, labelled: bool) -> Raw:
-    names = getattr(splits[split].features.get("label"), "names", None) or ()
-    return from_table(_of_revision(splits, task, split), task, f"{HUB_ID}/{task.name}/{split}", labelled, names)
+    source = _source(task)
+    if split not in splits:
+        hint = f"Its splits are {', '.join(map(str, splits))}: name them in the task's source."
+        raise BenchError(f"{source} has no split '{split}'.", hint, MISSING)
+    names = getattr(splits[split].features.get(source.label), "names", None) or ()
+    return from_table(_of_revision(splits, task, split), task, f"{source}/{split}", labelled, names)
 
 
 def _of_revision(splits: Mapping[str, Any], task: Task, split: str) -> Any:
     """A split as an Arrow table."""
-    data = splits[split]
+    data, wanted = splits[split], _source(task).revision
     for file in data.cache_files:
         # Without the Hub, `datasets` takes the latest copy, of whatever revision; the folder is named by the revision.
         revision = Path(file["filename"]).parent.name
-        if re.fullmatch("[0-9a-f]{40}", revision) and revision != HUB_REVISION:
-            raise _no_hub(task, f"the copy on this machine is of revision {revision[:8]}, not {HUB_REVISION[:8]}")
+        if re.fullmatch("[0-9a-f]{40}", revision) and revision != wanted:
+            raise _no_hub(task, f"the copy on this machine is of revision {revision[:8]}, not {wanted[:8]}")
     return data.with_format("arrow")[:]
 
 

@@ -1,7 +1,8 @@
 """From a file to the rows of one split: texts and checked labels.
 
-A folder may hold parquet or jsonl with the Hub's column names, or GLUE's own tsv; `content` reads a file, `formats` its
-columns, and here they are found and checked. Whatever is wrong with a file is said in one line that names the file, the
+A folder may hold parquet, jsonl or csv with the Hub's column names, or GLUE's own tsv, and a task may list files of its
+own; `content` reads a file, `formats` its columns, and here they are located and checked. A split may be in several
+parts. Whatever is wrong with a file is said in one line that names the file, the
 row and the trouble (BenchError, code 3). Lone surrogates become U+FFFD, as no tokenizer takes them; nothing else in a
 text is touched.
 """
@@ -10,22 +11,26 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_bench.data.content import broken, read_content, unreadable
+from lora_bench.data.content import LARGEST, MOST_ROWS, broken, read_content, too_large, unreadable
 from lora_bench.data.formats import READERS, UNQUOTED, Raw
-from lora_bench.errors import MISSING, BenchError
-from lora_bench.tasks import Task, tsv_file
+from lora_bench.errors import MISSING, USAGE, BenchError
+from lora_bench.records.files import listing
+from lora_bench.tasks.glue import tsv_file
+from lora_bench.tasks.task import Files, Task
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 
-LOWEST, HIGHEST = 0.0, 5.0  # of STS-B's similarity
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_PART = r"-(\d{5})-of-(\d{5})\.(parquet|jsonl|csv)"  # as the Hub names the parts of a split
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,32 +50,96 @@ class Rows:
 
 def candidates(root: Path, task: Task, split: str) -> list[Path]:
     """The files that may hold a split, in the order they are looked for (the third is the Hub's own layout)."""
-    names = [f"{split}.parquet", f"{split}.jsonl", f"{split}-00000-of-00001.parquet", tsv_file(split), f"{split}.tsv"]
-    folders = dict.fromkeys((task.name, task.tsv.folder))
-    return [root / folder / name for folder in folders for name in names]
+    names = [f"{split}.parquet", f"{split}.jsonl", f"{split}-00000-of-00001.parquet"]
+    names += [f"{split}.tsv"] if task.tsv is None else [tsv_file(split), f"{split}.tsv"]
+    return [folder / name for folder in _folders(root, task) for name in [*names, f"{split}.csv"]]
 
 
-def find(root: Path, task: Task, split: str) -> Path:
-    """The file of a split under `root`.
+def _folders(root: Path, task: Task) -> list[Path]:
+    names = (task.name,) if task.tsv is None else (task.name, task.tsv.folder)
+    return [root / name for name in dict.fromkeys(names)]
 
-    Raises BenchError (code 3), saying what was expected, when there is none, and for what has the name of one but is
-    something else: the next one in the order could hold other rows.
+
+def find(root: Path, task: Task, split: str) -> tuple[Path, ...]:
+    """The files of a split under `root`: one, or its parts in their order.
+
+    Raises BenchError (code 3), saying what was expected, when there is none, when a part is missing, and for what has
+    the name of a file but is something else: the next one in the order could hold other rows.
     """
     for path in candidates(root, task, split):
         if path.is_file():
-            return path
+            return (path,)
         if path.exists() or path.is_symlink():
             what = f"'{path}' is no regular file{_kind(path)}."
             raise broken(
                 what, "Put the data there as a file, or take it away for another file of the split to be read."
             )
+    parts = next(filter(None, (_parts(folder, split) for folder in _folders(root, task))), ())
+    if parts:
+        return parts
     expected = root / task.name / f"{split}.parquet"
-    hint = f"Expected '{expected}' (or .jsonl), or GLUE's own '{root / task.tsv.folder / tsv_file(split)}'."
+    hint = f"Expected '{expected}' (or .jsonl, .csv)"
+    if task.tsv is not None:
+        hint += f", or GLUE's own '{root / task.tsv.folder / tsv_file(split)}'"
     if not root.is_dir():
-        raise BenchError(f"The data folder '{root}' does not exist.", hint, MISSING)
-    if (root / expected.name).is_file() or (root / tsv_file(split)).is_file():
-        hint = f"--data-dir takes the folder above, which holds one folder a task: '{expected}'."
-    raise BenchError(f"No file of {task.name}'s split '{split}' in the data folder '{root}'.", hint, MISSING)
+        raise BenchError(f"The data folder '{root}' does not exist.", f"{hint}.", MISSING)
+    if any((root / name).is_file() for name in (expected.name, f"{split}.csv", tsv_file(split))):
+        hint = f"--data-dir takes the folder above, which holds one folder a task: '{expected}'"
+    raise BenchError(f"No file of {task.name}'s split '{split}' in the data folder '{root}'.", f"{hint}.", MISSING)
+
+
+def _parts(folder: Path, split: str) -> tuple[Path, ...]:
+    """The parts `<split>-00000-of-00003.parquet` and so on of a split; none if it is not in parts."""
+    pattern = re.compile(re.escape(split) + _PART)
+    parts = {path: match for path in listing(folder) if (match := pattern.fullmatch(path.name))}
+    if not parts:
+        return ()
+    kinds = {(match[2], match[3]) for match in parts.values()}
+    if len(kinds) > 1:
+        what = f"The parts of '{split}' in '{folder}' are of different numbers of parts or formats."
+        raise broken(what, "Leave the parts of one of them there.")
+    ((total, suffix),) = kinds
+    paths = [folder / f"{split}-{number:05}-of-{total}.{suffix}" for number in range(int(total))]
+    missing = next((path for path in paths if path not in parts), None)
+    if missing is not None or len(paths) != len(parts):
+        raise broken(f"The split '{split}' has {len(parts)} of {len(paths)} parts, without '{missing}'.")
+    return tuple(paths)
+
+
+def listed(files: Files, task: Task, split: str) -> tuple[Path, ...]:
+    """The files that a task lists for a split, in their order.
+
+    Raises:
+        BenchError: exit code 3 if a path or a pattern names no file, 2 for a format that is not read.
+    """
+    assert files.root is not None  # the registry has set it
+    patterns = files.splits[split]
+    paths: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matching = _matching(files.root, pattern)
+        if not matching:
+            what = f"No file of {task.name}'s split '{split}': '{files.root / pattern}' does not exist."
+            raise BenchError(what, "Put it there, or correct the paths in the task's file.", MISSING)
+        paths += matching
+    for path in paths:
+        if path.suffix not in READERS:
+            known = ", ".join(sorted(READERS))
+            raise BenchError(f"'{path}' is of no format that is read.", f"Give files that end with {known}.", USAGE)
+        if paths.count(path) > 1:
+            raise BenchError(f"'{path}' is listed twice for the split '{split}'.", "List each file once.", USAGE)
+    return tuple(paths)
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    """The files that a path or a pattern names; an absolute one stands for itself."""
+    path = root / pattern
+    try:
+        if "*" not in pattern:
+            return [path] if path.is_file() else []
+        base = Path(path.anchor) if Path(pattern).is_absolute() else root
+        return sorted(match for match in base.glob(str(path.relative_to(base))) if match.is_file())
+    except (OSError, ValueError, NotImplementedError):  # a name that the system cannot have
+        return []
 
 
 def _kind(path: Path) -> str:
@@ -84,8 +153,32 @@ def _kind(path: Path) -> str:
 
 
 def read(path: Path, task: Task) -> Rows:
-    """The rows of one split file; its suffix says the format. Raises BenchError (code 3) for anything wrong in it."""
+    """The rows of one file; its suffix says the format. Raises BenchError (code 3) for anything wrong in it."""
     return checked(parse(read_content(path), path, task), task)
+
+
+def read_parts(paths: Iterable[Path], split: str) -> list[tuple[Path, bytes]]:
+    """The files of a split with their bytes. Raises BenchError (code 3) for one that cannot be used."""
+    contents: list[tuple[Path, bytes]] = []
+    size = 0
+    for path in paths:
+        contents.append((path, read_content(path)))
+        size += len(contents[-1][1])
+        if size > LARGEST:
+            raise too_large(f"'{split}' up to '{path}'", f"{size / 2**30:.1f} GiB")
+    return contents
+
+
+def joined(parts: Sequence[Rows], split: str) -> Rows:
+    """The rows of all parts of a split, one part after another."""
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(map(len, parts))
+    if count > MOST_ROWS:
+        raise too_large(f"'{split}'", f"{count:,} rows")
+    labels: Any = np.concatenate([part.labels for part in parts])
+    texts = tuple(list(chain.from_iterable(column)) for column in zip(*(part.texts for part in parts), strict=True))
+    return Rows(texts, labels, tuple(note for part in parts for note in part.notes))
 
 
 def parse(content: bytes, path: Path, task: Task, labelled: bool = True) -> Raw:
@@ -99,7 +192,7 @@ def checked(raw: Raw, task: Task) -> Rows:
     if not raw.labels:
         raise broken(f"{raw.where}: no rows.")
     texts = tuple(_texts(raw, column, values) for column, values in zip(task.columns, raw.texts, strict=True))
-    return Rows(texts, _scores(raw) if task.is_regression else _classes(raw, task), raw.notes)
+    return Rows(texts, _scores(raw, task) if task.is_regression else _classes(raw, task), raw.notes)
 
 
 def _texts(raw: Raw, column: str, values: list[Any]) -> list[str]:
@@ -111,25 +204,42 @@ def _texts(raw: Raw, column: str, values: list[Any]) -> list[str]:
 
 
 def _classes(raw: Raw, task: Task) -> Labels:
-    """Class ids from ids or from label names; `True` and `1.0` are neither, though they equal 1."""
-    known: dict[int | str, int] = {}
-    for label, name in enumerate(task.labels):
-        known |= {label: label, str(label): label, name: label}
+    """Class numbers from numbers or from names of labels; `True` and `1.0` are neither, though they equal 1.
+
+    Where a name of a label looks like a number itself, numbers are read as names: "1" to "5" stars are labels 0 to 4.
+    """
+    known: dict[int | str, int] = {name: label for label, name in enumerate(task.labels)}
+    if any(map(_is_integer, task.labels)):
+        known |= {int(name): label for label, name in enumerate(task.labels) if _is_integer(name)}
+        allowed = ", ".join(task.labels)
+    else:
+        for label in range(len(task.labels)):
+            known |= {label: label, str(label): label}
+        allowed = ", ".join(f"{label} {name}" for label, name in enumerate(task.labels))
     for index, value in enumerate(raw.labels):
         if type(value) not in (int, str) or value not in known:
-            allowed = ", ".join(f"{label} {name}" for label, name in enumerate(task.labels))
             known_names = f"0 to {len(task.labels) - 1}, or by name: {', '.join(task.labels)}"
-            raise _label_error(raw, index, f"one of {allowed}", f"Labels of {task.name} are {known_names}.")
+            raise _label_error(raw, index, f"one of {allowed}", f"Labels of {task.name} are {known_names}.", task)
     return np.array([known[value] for value in raw.labels], dtype=np.int64)
 
 
-def _scores(raw: Raw) -> Labels:
+def _is_integer(name: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+", name) is not None
+
+
+def _scores(raw: Raw, task: Task) -> Labels:
+    """The labels of a regression, as float32."""
+    lowest, highest = task.bounds
     values = [_number(value) for value in raw.labels]
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
+        labels = np.array(values, dtype=np.float32)
+    sound = np.isfinite(labels)
     for index, value in enumerate(values):
-        if not LOWEST <= value <= HIGHEST:
-            wanted = f"a number from {LOWEST:g} to {HIGHEST:g}"
-            raise _label_error(raw, index, wanted, f"Labels of STS-B are similarities: give {wanted}.")
-    return np.array(values, dtype=np.float32)
+        if not (sound[index] and lowest <= value <= highest):
+            bounded = math.isfinite(lowest) or math.isfinite(highest)
+            allowed = f"a number from {lowest:g} to {highest:g}" if bounded else "a finite number"
+            raise _label_error(raw, index, allowed, f"Labels of {task.title} are numbers: give {allowed}.", task)
+    return labels
 
 
 def _number(value: Any) -> float:
@@ -139,11 +249,11 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _label_error(raw: Raw, index: int, wanted: str, hint: str) -> BenchError:
+def _label_error(raw: Raw, index: int, allowed: str, hint: str, task: Task) -> BenchError:
     value = raw.labels[index]
-    if str(value) in ("-1", "-1.0"):
+    if str(value) in ("-1", "-1.0") and task.submissions:
         return broken(f"{raw.at(index)}: label -1 is GLUE's hidden test label.", "Use the validation split.")
-    what = f"{raw.at(index)}: label {repr(value)[:60]} is not {wanted}"
+    what = f"{raw.at(index)}: label {repr(value)[:60]} is not {allowed}"
     if raw.doubt is not None:
         return broken(f"{what}; {raw.doubt}.", UNQUOTED)
     return broken(f"{what}.", hint)

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import Protocol
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,11 @@ from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.progress import Progress
-from lora_bench.metrics import score
-from lora_bench.tasks import Task
+from lora_bench.tasks.metrics import task_metric
+from lora_bench.tasks.task import Task
+
+if TYPE_CHECKING:
+    import evaluate  # type: ignore[import-untyped, unused-ignore]
 
 MASK_WINDOWS = 8  # mask buffers grow by multiples of this many windows (chosen), so that they are seldom replaced
 
@@ -266,13 +269,17 @@ class Trainer:
         """
         predictions = self.predict(self.evaluation.table)
         held_out_predictions = None if self.held_out is None else self.predict(self.held_out)
+        recorded = [k for k, progress in enumerate(self.progress) if progress.records_epoch(epoch)]
+        scores = self._score(predictions[recorded], self.evaluation.table, self.evaluation.parts)
+        held_out_scores = None
+        if held_out_predictions is not None and self.held_out is not None:
+            held_out_scores = self._score(held_out_predictions[recorded], self.held_out)
         improved: list[int] = []
-        for k, progress in enumerate(self.progress):
-            if not progress.records_epoch(epoch):
-                continue
-            progress.metrics.append(self._score(predictions[k], self.evaluation.table, self.evaluation.parts))
-            if held_out_predictions is not None and self.held_out is not None:
-                progress.held_out.append(self._score(held_out_predictions[k], self.held_out))
+        for index, k in enumerate(recorded):
+            progress = self.progress[k]
+            progress.metrics.append(scores[index])
+            if held_out_scores is not None:
+                progress.held_out.append(held_out_scores[index])
             if progress.diverged is None and not np.isfinite(predictions[k]).all():
                 progress.diverged = f"outputs not finite after epoch {epoch}"
             if progress.diverged is None and progress.improved(self.task.main_metric):
@@ -284,10 +291,20 @@ class Trainer:
         if observer is not None:
             observer.epoch(epoch, [progress.metrics[-1][self.task.main_metric] for progress in self.progress])
 
+    @cached_property
+    def _metric(self) -> evaluate.Metric:
+        """The task's metrics. `evaluate` takes seconds to import, so only what is evaluated waits for it."""
+        return task_metric(self.task)
+
     def _score(
         self, predictions: NDArray[np.float64], table: Table, parts: dict[str, slice] | None = None
-    ) -> dict[str, float]:
-        return score(self.task, predictions, table.labels.cpu().numpy(), parts)
+    ) -> list[dict[str, float]]:
+        """The metrics of each cell for its predictions, `[K, rows]`, in one call for all cells."""
+        if not len(predictions):
+            return []
+        labels = np.broadcast_to(table.labels.cpu().numpy(), predictions.shape)
+        values = self._metric.compute(predictions=predictions, references=labels, splits=parts)
+        return [dict(zip(values, cell_values, strict=True)) for cell_values in zip(*values.values(), strict=True)]
 
     @torch.no_grad()
     def predict(self, table: Table) -> NDArray[np.float64]:

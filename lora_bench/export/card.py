@@ -19,7 +19,7 @@ from lora_bench.export.trained import Trained, is_bundled
 from lora_bench.models import SAMPLE
 from lora_bench.records.schema import Record
 from lora_bench.report.numbers.statistics import seed_interval
-from lora_bench.tasks import HUB_ID
+from lora_bench.tasks.glue import HUB_ID
 
 UNKNOWN_LICENCE = "other"
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_bench.data import DataSource
-from lora_bench.data.sources import HIGHEST, LOWEST
 from lora_bench.data.tokens import tokenize
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.errors import USAGE, BenchError
@@ -24,12 +23,14 @@ from lora_bench.export import card, unlabelled
 from lora_bench.export.folders import whole
 from lora_bench.export.trained import Trained
 from lora_bench.run.inputs import check_fits
-from lora_bench.tasks import DIAGNOSTIC, TASKS, Submission, Task
+from lora_bench.tasks import TASKS
+from lora_bench.tasks.glue import DIAGNOSTIC, RECORDS
+from lora_bench.tasks.task import Submission, Task
 
 HEADER = "index\tprediction"
 ZIP = "submission.zip"
 ALL: Mapping[str, tuple[Task, Submission]] = {
-    f"{test.file}.tsv": (task, test) for task in (*TASKS.values(), DIAGNOSTIC) for test in task.submissions
+    f"{test.file}.tsv": (task, test) for task in (*RECORDS, DIAGNOSTIC) for test in task.submissions
 }
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same bytes
 
@@ -43,6 +44,9 @@ def write(cells: Iterable[Callable[[], Trained]], out: Path, source: Callable[[T
     sections: list[str] = []
     for load in cells:
         trained = load()
+        if not trained.task.submissions:
+            hint = f"--to glue takes cells of GLUE's tasks: {', '.join(task.name for task in RECORDS)}."
+            raise BenchError(f"'{trained.task.name}' is no task of GLUE's leaderboard.", hint, USAGE)
         made = predictions(trained, source(trained))
         if made.keys() & files.keys():
             hint = "Give one id a task."
@@ -72,7 +76,7 @@ def predictions(trained: Trained, source: DataSource) -> dict[str, str]:
 
 def _has(root: Path, test: Submission) -> bool:
     try:
-        return unlabelled.find(root, DIAGNOSTIC, test).is_file()
+        return all(path.is_file() for path in unlabelled.find(root, DIAGNOSTIC, test))
     except BenchError:
         return False
 
@@ -101,7 +105,8 @@ def tsv(task: Task, numbers: Sequence[int], values: NDArray[np.float64]) -> str:
 def answer(task: Task, value: float) -> str:
     """A prediction as the leaderboard takes it."""
     if task.is_regression:
-        return f"{min(max(value, LOWEST), HIGHEST):.3f}"
+        lowest, highest = task.bounds
+        return f"{min(max(value, lowest), highest):.3f}"
     return task.labels[int(value)] if task.submits_names else str(int(value))
 
 
@@ -141,7 +146,8 @@ def _faults(name: str, text: str) -> list[str]:
 def _is_answer(task: Task, text: str) -> bool:
     if not task.is_regression:
         return text in (task.labels if task.submits_names else map(str, range(len(task.labels))))
+    lowest, highest = task.bounds
     try:
-        return LOWEST <= float(text) <= HIGHEST
+        return lowest <= float(text) <= highest
     except ValueError:
         return False

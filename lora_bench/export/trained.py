@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lora_bench import methods
+from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.engine.adapters import saved
@@ -19,7 +19,7 @@ from lora_bench.models import SAMPLE, identity, location
 from lora_bench.records.schema import Record
 from lora_bench.records.store import find_record, read_records
 from lora_bench.run.tokenizer import load_tokenizer
-from lora_bench.tasks import Task, get
+from lora_bench.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Trained:
     @property
     def task(self) -> Task:
         """Its task."""
-        return get(self.cell.task)
+        return tasks.of(self.cell)
 
     @property
     def base(self) -> str:
@@ -73,7 +73,7 @@ def load(
         )  # fmt: skip
     where = model_location(record.cell, model)
     local = offline or Path(where).is_dir() or not hub.reachable()
-    _same_method(record.cell)
+    _same_definitions(record.cell)
     trains = methods.get(record.cell.method).trains_backbone
     with hub.hub_mode(local):
         backbone = encoders.load(where, torch.device(device), record.cell.precision, trains, local)
@@ -83,14 +83,19 @@ def load(
     return Trained(record, _over_seeds(results, record), pack, where, local)
 
 
-def _same_method(cell: Cell) -> None:
-    """Refuse a method of the cell's name that is not the one it was trained with."""
-    present = methods.origin(methods.get(cell.method).name)
-    if present != cell.origin:
-        raise BenchError(
-            f"The cell was trained with {cell.origin or 'this package'}'s '{cell.method}', here it is {present}'s.",
-            "Include the file as it was: --include FILE.", MISSING,
-        )  # fmt: skip
+def _same_definitions(cell: Cell) -> None:
+    """Refuse a method or a task of the cell's name that is not the one it was trained with."""
+    compared = (
+        (cell.method, cell.origin, methods.origin(methods.of(cell).name)),
+        (cell.task, cell.task_origin, tasks.origin(tasks.of(cell).name)),
+    )
+    for name, origin, present in compared:
+        if present != origin:
+            raise BenchError(
+                f"The cell was trained with {origin or 'this package'}'s '{name}', "
+                f"here it is {present or 'this package'}'s.",
+                "Include the file as it was: --include FILE.", MISSING,
+            )  # fmt: skip
 
 
 def model_location(cell: Cell, given: Path | None) -> str:

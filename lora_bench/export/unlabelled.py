@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_bench.data import DataSource, sources
-from lora_bench.data.content import read_content
 from lora_bench.data.formats import Raw
 from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.tasks import DIAGNOSTIC, Submission, Task
+from lora_bench.tasks.glue import DIAGNOSTIC
+from lora_bench.tasks.task import Submission, Task
 
 
 class Unlabelled(NamedTuple):
@@ -29,30 +30,30 @@ def read(task: Task, test: Submission, source: DataSource, offline: bool) -> Unl
     if source.root is None:
         from lora_bench.data.hub import read_hub_test
 
-        raw = read_hub_test(task, test.split, offline)
+        raws = [read_hub_test(task, test.split, offline)]
     else:
-        path = find(source.root, task, test)
-        raw = sources.parse(read_content(path), path, task, labelled=False)
-    return Unlabelled(sources.checked(raw, task), _numbers(raw))
+        parts = sources.read_parts(find(source.root, task, test), test.split)
+        raws = [sources.parse(content, path, task, labelled=False) for path, content in parts]
+    return Unlabelled(sources.joined([sources.checked(raw, task) for raw in raws], test.split), _numbers(raws))
 
 
-def find(root: Path, task: Task, test: Submission) -> Path:
-    """The file of a test split under `root`; the diagnostic set may also have GLUE's own name."""
-    own = root / task.tsv.folder / "diagnostic.tsv"
-    if task == DIAGNOSTIC and own.is_file():
-        return own
+def find(root: Path, task: Task, test: Submission) -> tuple[Path, ...]:
+    """The files of a test split under `root`; the diagnostic set may also have GLUE's own name."""
+    diagnostic = root / "diagnostic" / "diagnostic.tsv"
+    if task == DIAGNOSTIC and diagnostic.is_file():
+        return (diagnostic,)
     return sources.find(root, task, test.split)
 
 
-def _numbers(raw: Raw) -> list[int]:
-    """The numbers of the rows, by their order where the file has none."""
-    count = len(raw.labels)
-    if raw.index is None:
+def _numbers(raws: Sequence[Raw]) -> list[int]:
+    """The numbers of the rows of all parts, by their order where a file has none."""
+    count = sum(len(raw.labels) for raw in raws)
+    if any(raw.index is None for raw in raws):
         return list(range(count))
-    numbers = [_number(value) for value in raw.index]
+    numbers = [_number(value) for raw in raws for value in raw.index or ()]
     whole = [number for number in numbers if number is not None]
     if sorted(whole) != list(range(count)):
-        what = f"{raw.where}: its index is not 0 to {count - 1}, each once."
+        what = f"{raws[0].where}: its index is not 0 to {count - 1}, each once."
         raise BenchError(what, "Give the whole test file.", MISSING)
     return whole
 

@@ -33,6 +33,7 @@ SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of 
 FULL_LOAD = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}
 MAX_CELLS = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0  # per sequence, of a task whose mean is not known; chosen
+UNKNOWN_ROWS = 10_000, 1_000  # of training and evaluation where they are not known, for the memory alone; chosen
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
 HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen by them
 LIBRARY_BYTES = 2**27  # of device memory that libraries keep; chosen
@@ -265,13 +266,20 @@ class Estimate:
         usual = tasks.get(cell.task).mean_tokens
         return None if usual is None else min(usual, cell.max_length)
 
+    def _rows(self, cell: Cell, holds_out: bool = False) -> tuple[int, int] | None:
+        """Return the rows of (training, evaluation); None if they are not known."""
+        task = tasks.of(cell)
+        usual = None
+        if task.train_rows is not None and task.eval_rows is not None:
+            usual = round(task.train_rows * (1 - HELD_OUT_FRACTION if holds_out else 1)), task.eval_rows
+        return self.rows.get((cell.data, cell.task), usual)
+
     def demand(self, cells: Sequence[Cell], geometry: Geometry) -> Demand:
         """Return what a pack asks of a device."""
         first, task = cells[0], tasks.get(cells[0].task)
         slots_per_row = (self.mean_tokens(first) or UNKNOWN_TOKENS) / SLOT_FILL
         holds_out = any(cell.select == "held-out" for cell in cells)
-        usual = round(task.train_rows * (1 - HELD_OUT_FRACTION if holds_out else 1)), task.eval_rows
-        rows, eval_rows = self.rows.get((first.data, first.task), usual)
+        rows, eval_rows = self._rows(first, holds_out) or UNKNOWN_ROWS
         held_out_rows = rows * HELD_OUT_FRACTION if holds_out else 0.0
         batch = min(first.batch_size, rows)
         steps = math.ceil(rows / first.batch_size)
@@ -301,7 +309,8 @@ class Estimate:
             kept: the bases that earlier packs have left in memory.
         """
         geometry = load_geometry(model)
-        if self.coefficients is None or geometry is None or self.mean_tokens(cells[0]) is None:
+        lengths = self.mean_tokens(cells[0]), self._rows(cells[0])
+        if self.coefficients is None or geometry is None or None in lengths:
             return None
         return self.time_factor * self.demand(cells, geometry).seconds(self.coefficients, kept)
 

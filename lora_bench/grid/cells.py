@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
-from lora_bench import methods
+from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
 from lora_bench.grid.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import DEFAULT_MODEL, SAMPLE
 
-HUB = "hub"
+TASK_SOURCE = "task"  # the location of data that come from the source that the task names, GLUE's from the Hub
 ENOUGH = 4  # a quarter of a pack keeps a device nearly as busy as a whole one
 MAX_CELLS = 1_000_000
 
@@ -55,7 +55,7 @@ class Grid:
         return self.models[cell.model]
 
     def data_location(self, cell: Cell) -> str:
-        """The location that the cell's data come from: `hub`, `sample` or a folder."""
+        """The location that the cell's data come from: `task` (the task's own source), `sample` or a folder."""
         return self.data[cell.task, cell.data]
 
     def notes_for(self, cell: Cell) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Grid:
 
 
 def expand(config: Config, overrides: Overrides, sources: Sources, data: str | None = None) -> Grid:
-    """The config's grid under overrides. `data` is a folder; else the sample model has the sample's, others GLUE's.
+    """The config's grid under overrides. `data` is a folder; else the sample model has the sample's.
 
     The identity functions are called once for each distinct location (and task), after narrowing.
     """
@@ -76,12 +76,12 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: str | N
     cells: dict[Cell, None] = {}
     for settings in itertools.chain.from_iterable(map(_points, blocks)):
         model, task = str(settings["model"]), str(settings["task"])
-        place = data or (SAMPLE if model == SAMPLE else HUB)
+        place = data or (SAMPLE if model == SAMPLE and tasks.origin(task) is None else TASK_SOURCE)
         identities = {"model": model_identity(model), "data": data_identity(place, task)}
         models.setdefault(identities["model"], model)
         places.setdefault((task, identities["data"]), place)
-        origin = methods.origin(str(settings["method"]))
-        cells.setdefault(Cell.model_validate(settings | identities | {"origin": origin}))
+        origins = {"origin": methods.origin(str(settings["method"])), "task_origin": tasks.origin(task)}
+        cells.setdefault(Cell.model_validate(settings | identities | origins))
     notes = {cell.task: config.notes_for(cell.task) for cell in cells}
     return Grid(config.name, tuple(cells), models, places, notes)
 

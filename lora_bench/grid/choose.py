@@ -66,7 +66,7 @@ def choices(records: Iterable[Record]) -> list[Choice]:
         cell = record.cell
         point = Point(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr)
         found.setdefault((point, cell.task), {}).setdefault(cell.lr, []).append(held_out(record))
-    order = list(tasks.TASKS)
+    order = [*tasks.TASKS, *(task for _, task in found if task not in tasks.TASKS)]
     keys = sorted(found, key=lambda key: (_place(key[0]), order.index(key[1])))
     return [_best(point, task, found[point, task]) for point, task in keys]
 

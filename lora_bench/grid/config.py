@@ -1,7 +1,8 @@
 """Config files: which cells, with which protocol; never code.
 
 A config is `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field of
-`Cell` other than `data` and `origin`) to a value, a list of values, or a mapping from task (or `default`) to either.
+`Cell` other than `data`, `origin` and `task_origin`) to a value, a list of values, or a mapping from task (or
+`default`) to either.
 The grid is the union of the blocks, each laid over the defaults; without blocks the defaults alone are the one block.
 `notes` map a task, or `all`, to what deviates from the paper: they go into every record of that task and into no id.
 """
@@ -28,7 +29,7 @@ Scalar = str | int | float | None
 Choice = tuple[Scalar, ...]
 Values = Choice | Mapping[str, Choice]
 
-SETTINGS = tuple(field for field in Cell.model_fields if field not in ("data", "origin"))
+SETTINGS = tuple(field for field in Cell.model_fields if field not in ("data", "origin", "task_origin"))
 MAX_BYTES = 1_000_000
 DEFAULT, ALL = "default", "all"
 

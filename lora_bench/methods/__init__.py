@@ -8,41 +8,32 @@ id means one text of the method.
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import math
 import pkgutil
 import re
 import reprlib
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.abc import ExecutionLoader
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import FrameType, MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
+from lora_bench import plugins
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
 from lora_bench.methods.answers import hold
 from lora_bench.methods.recipe import Recipe
-from lora_bench.records.files import read_file
-from lora_bench.text import clean
+from lora_bench.plugins import Plugin
 
 GROUP = "lora_bench.methods"
 
 _recipes: dict[str, Recipe] = {}
 _origins: dict[str, str] = {}
 _broken: dict[str, str] = {}
-_files: set[str] = set()  # of methods that are not of this package
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes)
 BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # methods of packages that could not be loaded, and why
@@ -59,6 +50,11 @@ def get(name: str) -> Recipe:
     raise BenchError(error.what, f"{error.hint} A method of your own: --include FILE.")
 
 
+def of(cell: Cell) -> Recipe:
+    """The recipe of a cell's method."""
+    return get(cell.method)
+
+
 def origin(name: str) -> str | None:
     """Where a method comes from, `<file>@<12 hex of its SHA-256>`; None for those of this package."""
     return _origins.get(name)
@@ -70,117 +66,29 @@ def include(path: Path) -> Recipe:
     Raises:
         BenchError: the file is not there, fails, defines no recipe, or one that is not complete or whose name is taken.
     """
-    try:
-        content = read_file(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BenchError(f"'{path}' cannot be read ({reason}).", "Give --include a Python file.") from None
-    source = _named(path, content)
-    known = next((name for name, other in _origins.items() if other == source), None)
-    if known is not None:
-        return _recipes[known]
-    if path.suffix != ".py":
-        raise BenchError(f"'{path}' is no Python file.", "Give --include a file that ends with .py.")
-    module = _executed(path, content, f"lora_bench_included_{source.rpartition('@')[2]}")
-    recipe = getattr(module, "RECIPE", None)
-    if not isinstance(recipe, Recipe):
+    recipe = add_from(plugins.load_file(path))
+    if recipe is None:
         raise BenchError(f"'{path}' defines no RECIPE.", "End it with `RECIPE = YourMethod()`, a Recipe.")
-    _add(recipe, source, str(path))
     return recipe
 
 
-def blamed(error: BaseException) -> BenchError | None:
-    """The error of a method that is not of this package, in one line; None where none of them had a part in it.
+def add_from(plugin: Plugin) -> Recipe | None:
+    """Add the method that a loaded file defines as `RECIPE`; None if it defines none.
 
-    Such code may raise anything, and SystemExit would end the process as if all were well.
+    Raises:
+        BenchError: the recipe is none, is not complete, or its name is taken.
     """
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in _files:
-            hint = "Correct the file; `lora-bench check FILE` tries each part of a method."
-            return BenchError(f"'{frame.filename}', {_reason(error, frame.filename)}.", hint)
-    return None
-
-
-def _named(path: Path, content: bytes) -> str:
-    return f"{path.name}@{hashlib.sha256(content).hexdigest()[:12]}"
-
-
-class _Text(ExecutionLoader):
-    """Loads a module from the bytes that were hashed: neither from a later text of the file nor from a cached one."""
-
-    def __init__(self, path: Path, content: bytes) -> None:
-        self.path, self.content = str(path.absolute()), content
-
-    def get_filename(self, fullname: str) -> str:
-        return self.path
-
-    def get_source(self, fullname: str) -> str:
-        return importlib.util.decode_source(self.content)
-
-
-def _executed(path: Path, content: bytes, name: str) -> ModuleType:
-    """The file as a module."""
-    loader = _Text(path, content)
-    spec = importlib.util.spec_from_loader(name, loader)
-    if spec is None:
-        raise BenchError(f"'{path}' is no Python file.", "Give --include a file that ends with .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        with _foreign():
-            loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # it is someone else's code: it may raise anything, and call sys.exit
-        del sys.modules[name]
-        if isinstance(error, _OwnInterruptError):
-            error = error.interrupt
-        what = f"'{path}' cannot be loaded: {_reason(error, loader.path)}."
-        raise BenchError(what, "Correct the file.") from error
-    _files.add(loader.path)
-    return module
-
-
-class _OwnInterruptError(Exception):
-    """A KeyboardInterrupt that no key and no signal has caused."""
-
-    def __init__(self, interrupt: KeyboardInterrupt) -> None:
-        super().__init__("it raised KeyboardInterrupt")
-        self.interrupt = interrupt
-
-
-@contextmanager
-def _foreign() -> Iterator[None]:
-    """Runs someone else's code: a KeyboardInterrupt of its own is `_OwnInterruptError`, that of a signal stays."""
-    came: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    watches = callable(before) and threading.current_thread() is threading.main_thread()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if callable(before):
-            before(number, frame)
-
-    if watches:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if came or not watches:
-            raise
-        raise _OwnInterruptError(error) from error
-    finally:
-        if watches and signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, before)
-
-
-def _reason(error: BaseException, file: str) -> str:
-    """An error of the file in one line, with the line of the file that it came from."""
-    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    line = error.lineno if isinstance(error, SyntaxError) else (own[-1] if own else None)
-    where = "" if line is None else f"line {line}: "
-    message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    return f"{where}{type(error).__name__}: {message}"[:200].rstrip(".: ")
+    recipe = getattr(plugin.module, "RECIPE", None)
+    if recipe is None:
+        return None
+    if not isinstance(recipe, Recipe):
+        what = f"The RECIPE of '{plugin.path}' is no Recipe."
+        raise BenchError(what, "End the file with `RECIPE = YourMethod()`, a Recipe.")
+    known = next((name for name, other in _origins.items() if other == plugin.origin), None)
+    if known is not None:
+        return _recipes[known]
+    _add(recipe, plugin.origin, str(plugin.path))
+    return recipe
 
 
 def _add(recipe: Recipe, source: str | None, where: str) -> None:
@@ -229,7 +137,7 @@ def _require_complete(recipe: Recipe, where: str) -> None:
         except BaseException as error:  # an attribute may be a property that fails
             what = f"The RECIPE of '{where}' has no {field}"
             if field in dir(recipe):
-                what = f"The {field} of '{where}' cannot be had: {_reason(error, _file_of(recipe))}"
+                what = f"The {field} of '{where}' cannot be had: {plugins.reason(error, _file_of(recipe))}"
             raise BenchError(f"{what}.", hint) from error
         if not sound:
             line = _line_of(recipe, field)
@@ -275,25 +183,15 @@ def _discover() -> None:
 
 
 def adopt(points: Iterable[EntryPoint]) -> None:
-    """Add the recipes of installed packages; one that cannot be had is kept in `BROKEN` and stops nothing."""
+    """Add the recipes of installed packages; one that cannot be loaded is kept in `BROKEN` and stops nothing."""
     for point in points:
-        try:
-            with _foreign():
-                found = point.load()
-            recipe = getattr(found, "RECIPE", found)
+        with plugins.note_failure(point.name, _broken):
+            loaded = plugins.load_point(point)
+            recipe = getattr(loaded, "RECIPE", loaded)
             if not isinstance(recipe, Recipe):
                 raise TypeError(f"{point.value} is no Recipe")
-            path = Path(_file_of(recipe))
-            _add(recipe, _named(path, read_file(path)), point.value)
-            _files.add(str(path))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a package that is broken must not take the others with it, nor end the process
-            if isinstance(error, _OwnInterruptError):
-                error = error.interrupt
-            what = error.what if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
-            _broken[point.name] = clean(" ".join(what.split()))[:200].rstrip(".: ")
+            _add(recipe, plugins.register(Path(_file_of(recipe))), point.value)
 
 
 _discover()
-adopt(entry_points(group=GROUP))
+adopt(plugins.points(GROUP))

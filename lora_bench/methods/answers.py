@@ -90,7 +90,7 @@ def _held(name: str, function: Callable[..., Any], where: Callable[[str], str]) 
         answer = function(*args, **values)
         wrong = fault(name, answer)
         if wrong is not None:
-            hint = "Correct the file; `lora-bench check FILE` tries each part of a method."
+            hint = "Correct the file; `lora-bench check FILE` tries each part of it."
             raise BenchError(f"{where(name)}: {wrong}.", hint)
         return answer
 

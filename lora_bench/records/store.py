@@ -39,6 +39,7 @@ COLUMNS = (
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
+    "task_origin", "macro_f1_best", "macro_f1_last",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ _METRIC_NAMES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
     "f1": "F1",
+    "macro_f1": "macro F1",
 }
 _PLURALS = {
     "lr": "learning rates",

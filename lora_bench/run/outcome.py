@@ -36,5 +36,5 @@ def failure(
 
 def protocol(cell: Cell, task: Task, notes: Sequence[str]) -> Protocol:
     """How the cell's number is made."""
-    split = "+".join(name for name, _ in task.eval_splits)
+    split = "+".join(task.eval_splits)
     return Protocol(split=split, select=cell.select, notes=tuple(notes))

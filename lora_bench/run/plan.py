@@ -13,7 +13,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Estimate, device_coefficients
 from lora_bench.forecast.demand import NO_BASES, Bases
-from lora_bench.grid.cells import HUB, Grid, Sources, packs
+from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.models import SAMPLE, identity
 from lora_bench.records.schema import Record
 from lora_bench.run.publish import Shelf
@@ -70,10 +70,10 @@ class Plan:
 
 
 def source_of(location: str) -> DataSource:
-    """The data source of a grid's location: `hub`, `sample` or a folder."""
+    """The data source of a grid's location: `task`, `sample` or a folder."""
     from lora_bench.data import DataSource
 
-    return DataSource.parse(None if location in (HUB, SAMPLE) else Path(location), location == SAMPLE)
+    return DataSource.parse(None if location in (TASK_SOURCE, SAMPLE) else Path(location), location == SAMPLE)
 
 
 def sources() -> Sources:

@@ -34,7 +34,7 @@ def test_the_defaults() -> None:
     """Short and long tasks, two target sets, six pack sizes, three numbers of processes, on RoBERTa-base."""
     settings = resolve_options(BenchOptions())
     assert settings.model == "FacebookAI/roberta-base"
-    assert settings.data == "hub"
+    assert settings.data == "task"
     assert settings.tasks == ("sst2", "cola", "mrpc", "rte")
     assert settings.targets == ("qv", "attention+dense")
     assert settings.packs == ("1", "8", "16", "32", "64", "auto")

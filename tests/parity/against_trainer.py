@@ -21,12 +21,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lora_bench import data, metrics, tasks
+from lora_bench import data, tasks
 from lora_bench.cell import Cell
 from lora_bench.grid import cells as grid
 from lora_bench.grid import config
 from lora_bench.records import store
 from lora_bench.run import plan
+from lora_bench.tasks.metrics import score
 
 
 def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> None:
@@ -62,7 +63,7 @@ def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> Non
         model=get_peft_model(model, peft_config), args=arguments, data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=_encoded(rows.train, tokenizer, cell.max_length),
         eval_dataset=_encoded(rows.evals["validation"], tokenizer, cell.max_length),
-        compute_metrics=lambda got: metrics.score(task, _decided(task, got.predictions), got.label_ids),
+        compute_metrics=lambda got: score(task, _decided(task, got.predictions), got.label_ids),
     )  # fmt: skip
     began = time.perf_counter()
     trainer.train()

@@ -58,7 +58,7 @@ def score_interval(column: Column, entry: Entry) -> Interval | None:
         mean = sum(scores) / len(scores)
         variance = accuracy_variance(predictions, mean, _class_count(column.task) == 2)
         interval = add_example_variance(interval, mean, variance.beyond_seeds, predictions.shape[1])
-    lowest = 0.0 if column.metric.startswith(("accuracy", "f1")) else -1.0
+    lowest = 0.0 if column.metric.startswith(("accuracy", "f1", "macro_f1")) else -1.0
     return None if interval is None else Interval(max(lowest, interval.low), min(1.0, interval.high))
 
 

@@ -20,7 +20,7 @@ SCOPE = ("model", "data", "split", "select", "start")
 ENTRY_FIELDS = ("method", "init", "rank", "a", "b")
 SHOWN_ENTRY_FIELDS = ("method", "start_shown", "rank", "a", "b")
 # The hyperparameters: every other field of a cell except the task, the targets and the seed.
-SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *ENTRY_FIELDS, "task", "targets", "seed"}))
+SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *ENTRY_FIELDS, "task", "task_origin", "targets", "seed"}))
 COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
 
@@ -38,6 +38,7 @@ def cell_rows(records: Iterable[Record]) -> tuple[CellRow, ...]:
     """
     rows = [_cell_row(record) for record in sorted(records, key=lambda record: record.id)]
     _shorten_data_names(rows)
+    _tell_definitions_apart(rows)
     return tuple(rows)
 
 
@@ -95,8 +96,21 @@ def _held_out_score(record: Record) -> float | None:
 def _split_name(record: Record) -> str:
     """Return `validation` for the task's official validation splits (MNLI has two), else the recorded split."""
     task = TASKS.get(record.cell.task)
-    official = "+".join(name for name, _ in task.eval_splits) if task else ""
+    official = "+".join(task.eval_splits) if task else ""
     return "validation" if record.protocol.split == official else record.protocol.split
+
+
+def _tell_definitions_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Add the file and its hash to a task's name in place wherever there are cells of several definitions of it.
+
+    They are different tasks under one name, whose scores must not be compared.
+    """
+    origins: dict[str, set[str | None]] = {}
+    for row in rows:
+        origins.setdefault(row["task"], set()).add(row["task_origin"])
+    for row in rows:
+        if row["task_origin"] is not None and len(origins[row["task"]]) > 1:
+            row["task"] = f"{row['task']} ({row['task_origin']})"
 
 
 def _shorten_data_names(rows: Sequence[dict[str, Any]]) -> None:
