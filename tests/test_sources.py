@@ -286,7 +286,7 @@ def test_find_knows_the_usual_layouts(folder: str, name: str, tmp_path: Path) ->
     path = tmp_path / folder / name
     path.parent.mkdir()
     path.touch()
-    assert sources.find(tmp_path, get("sst2"), "train") == path
+    assert sources.find(tmp_path, get("sst2"), "train") == (path,)
 
 
 def test_find_takes_glues_names_of_mnlis_splits(tmp_path: Path) -> None:

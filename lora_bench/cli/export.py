@@ -1,10 +1,10 @@
-"""The commands that look outward: handing cells to other tools, and checking methods from elsewhere."""
+"""Handing cells to other tools, and checking methods and tasks from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,11 @@ from lora_bench.cli.options import including
 from lora_bench.errors import SOME_FAILED
 from lora_bench.text import counted
 
+if TYPE_CHECKING:
+    from lora_bench.contracts.suite import Verdict
+
 Included = Annotated[
-    list[Path] | None, typer.Option("--include", help="A Python file with a method of your own; it is run.")
+    list[Path] | None, typer.Option("--include", help="A Python file with a method or a task of your own; it is run.")
 ]
 
 
@@ -43,20 +46,43 @@ def export(
 
 
 def check(
-    what: Annotated[str, typer.Argument(metavar="FILE", help="A Python file with a method (it is run), or a name.")],
+    what: Annotated[
+        str, typer.Argument(metavar="FILE", help="A Python file with a method or a task (it is run), or a name.")
+    ],
 ) -> Iterator[str]:
-    """Check a method of your own: each contract that the benchmark relies on, kept or not, and why."""
-    from lora_bench import methods
-
-    method = methods.include(paths.expanded(Path(what))).name if what.endswith(".py") else methods.get(what).name
+    """Check a method or a task of your own: each contract that the benchmark relies on, kept or not, and why."""
+    method, task = _named(what)
     from lora_bench.contracts import suite
 
     broken = 0
-    for verdict in suite.check(method):
+    checks = ((method, suite.check, len(suite.CONTRACTS)), (task, suite.check_task, len(suite.TASK_CONTRACTS)))
+    for name, verdicts, count in checks:
+        if name is not None:
+            faults = yield from _checked(verdicts(name))
+            yield f"{name}: {count - faults} of {counted(count, 'contract')} are kept."
+            broken += faults
+    if broken:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _named(what: str) -> tuple[str | None, str | None]:
+    """The names of the method and of the task that a file defines, or of the one that has this name."""
+    from lora_bench import methods, tasks
+
+    if what.endswith(".py"):
+        ((recipe, task),) = including([paths.expanded(Path(what))])
+        return None if recipe is None else recipe.name, None if task is None else task.name
+    if what in tasks.TASKS and what not in methods.RECIPES:
+        return None, what
+    return methods.get(what).name, None
+
+
+def _checked(verdicts: Iterable[Verdict]) -> Generator[str, None, int]:
+    """Lines that say what is kept and what is not; returns how many contracts are not."""
+    broken = 0
+    for verdict in verdicts:
         yield f"{'pass' if verdict.fault is None else 'FAIL'}: {verdict.contract}"
         if verdict.fault is not None:
             broken += 1
             yield f"- {verdict.fault}"
-    yield f"{method}: {len(suite.CONTRACTS) - broken} of {counted(len(suite.CONTRACTS), 'contract')} are kept."
-    if broken:
-        raise typer.Exit(SOME_FAILED)
+    return broken

@@ -1,16 +1,18 @@
-"""All contracts, and running them on one method."""
+"""All contracts, and running them on one method or one task."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from lora_bench.contracts import own_loop, packs, start, training
+from lora_bench.contracts import own_loop, packs, start, task_contracts, training
 from lora_bench.contracts.kit import Workbench
+from lora_bench.contracts.task_contracts import TaskBench
 
 Contract = Callable[[str, Workbench], None]
 
@@ -33,6 +35,16 @@ CONTRACTS: tuple[Contract, ...] = (
     own_loop.a_loop_of_ones_own_trains_the_same,
 )
 
+TaskContract = Callable[[TaskBench], None]
+
+TASK_CONTRACTS: tuple[TaskContract, ...] = (
+    task_contracts.its_source_has_every_split,
+    task_contracts.its_labels_occur,
+    task_contracts.its_metrics_prefer_what_is_right,
+    task_contracts.its_metrics_do_not_depend_on_the_order,
+    task_contracts.a_cell_of_it_trains,
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -48,16 +60,29 @@ def check(method: str) -> Iterator[Verdict]:
         torch.manual_seed(0)
         bench = Workbench(Path(folder))
         for contract in CONTRACTS:
-            yield Verdict((contract.__doc__ or contract.__name__).strip(), _fault(contract, method, bench))
+            yield _verdict(contract, partial(contract, method, bench))
 
 
-def _fault(contract: Contract, method: str, bench: Workbench) -> str | None:
+def check_task(task: str) -> Iterator[Verdict]:
+    """Every contract of a task, one after another; what its metrics raise is its fault."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        bench = TaskBench(task, Workbench(Path(folder)))
+        for contract in TASK_CONTRACTS:
+            yield _verdict(contract, partial(contract, bench))
+
+
+def _verdict(contract: Contract | TaskContract, call: Callable[[], None]) -> Verdict:
+    return Verdict((contract.__doc__ or contract.__name__).strip(), _fault(call))
+
+
+def _fault(call: Callable[[], None]) -> str | None:
     try:
-        contract(method, bench)
+        call()
     except AssertionError as error:
         return str(error)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # someone else's method may raise anything, SystemExit too
+    except BaseException as error:  # someone else's code may raise anything, SystemExit too
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     return None

@@ -12,13 +12,14 @@ from statistics import fmean, stdev
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
 
-from lora_bench import __version__
+from lora_bench import __version__, tasks
 from lora_bench.cell import Cell
 from lora_bench.export import classifier
 from lora_bench.export.trained import Trained, is_bundled
 from lora_bench.models import SAMPLE
 from lora_bench.records.schema import Record
 from lora_bench.report.numbers.statistics import seed_interval
+from lora_bench.tasks import Files
 from lora_bench.tasks.glue import HUB_ID
 
 UNKNOWN_LICENCE = "other"
@@ -130,9 +131,9 @@ def submission(sections: list[str], problems: list[str]) -> str:
 def _front_matter(trained: Trained, title: str, library: str) -> str:
     kind, _ = _data(trained)
     data = ModelCardData(
-        base_model=_public(trained.cell), license=licence(trained.model), library_name=library, language="en",
-        pipeline_tag="text-classification", datasets=[HUB_ID] if kind == HUB_ID else None,
-        metrics=list(_metrics(trained.record)), tags=["lora-bench", "glue", trained.cell.method], model_name=title,
+        base_model=_public(trained.cell), license=licence(trained.model), library_name=library, language="en" if _is_glues(trained.cell) else None,
+        pipeline_tag="text-classification", datasets=[kind] if _is_of_the_hub(trained.cell) else None,
+        metrics=list(_metrics(trained.record)), tags=["lora-bench", *(["glue"] if _is_glues(trained.cell) else []), trained.cell.method], model_name=title,
         eval_results=_eval_results(trained) or None,
     )  # fmt: skip
     return data.to_yaml().strip()
@@ -154,11 +155,22 @@ def _base(cell: Cell) -> str:
     return f"{model}, a directory called `{label}`, its content named by a hash; no model of the Hub is meant"
 
 
+def _is_glues(cell: Cell) -> bool:
+    """Whether the task is one of GLUE's, and not a user's."""
+    return cell.task_origin is None
+
+
+def _is_of_the_hub(cell: Cell) -> bool:
+    """Whether the data are a dataset of the Hub: `owner/name@revision`."""
+    return "@" in cell.data
+
+
 def _data(trained: Trained) -> tuple[str, str]:
     """What the numbers are of: kind and name. Only the Hub's data are called GLUE: files may be anything."""
     title = trained.task.title
-    if trained.cell.data.startswith(HUB_ID):
-        return HUB_ID, f"GLUE {title}"
+    if _is_of_the_hub(trained.cell):
+        name = trained.cell.data.partition("@")[0]
+        return name, f"GLUE {title}" if name == HUB_ID else title
     if trained.cell.data.startswith(SAMPLE):
         return "synthetic", f"lora-bench's synthetic sample of {title}"
     return "files", f"local files for {title}"
@@ -206,10 +218,12 @@ def command(cell: Cell) -> str:
     """The command that trains this cell; a directory or a data folder stands as MODEL_DIR and DATA_DIR."""
     model = SAMPLE if is_bundled(cell) else _public(cell) or "MODEL_DIR"
     words = ["lora-bench", "run", "--model", model]
-    if cell.data.startswith("files:"):
+    if cell.data.startswith("files:") and not isinstance(tasks.of(cell).source, Files):
         words += ["--data-dir", "DATA_DIR"]
+    for origin in dict.fromkeys(filter(None, (cell.origin, cell.task_origin))):
+        words += ["--include", origin.rpartition("@")[0]]
     words += ["--task", cell.task, "--method", cell.method]
-    given = cell.model_dump(exclude_none=True, exclude={"model", "data", "task", "method"})
+    given = cell.model_dump(exclude_none=True, exclude={"model", "data", "task", "method", "origin", "task_origin"})
     for name, value in given.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join(words)
