@@ -130,12 +130,19 @@ def submission(sections: list[str], problems: list[str]) -> str:
 
 def _front_matter(trained: Trained, title: str, library: str) -> str:
     kind, _ = _data(trained)
+    is_glues = trained.cell.task_origin is None  # and not a user's, which may be of any language
     data = ModelCardData(
-        base_model=_public(trained.cell), license=licence(trained.model), library_name=library, language="en" if _is_glues(trained.cell) else None,
-        pipeline_tag="text-classification", datasets=[kind] if _is_of_the_hub(trained.cell) else None,
-        metrics=list(_metrics(trained.record)), tags=["lora-bench", *(["glue"] if _is_glues(trained.cell) else []), trained.cell.method], model_name=title,
+        base_model=_public(trained.cell),
+        license=licence(trained.model),
+        library_name=library,
+        language="en" if is_glues else None,
+        pipeline_tag="text-classification",
+        datasets=[kind] if _is_of_the_hub(trained.cell) else None,
+        metrics=list(_metrics(trained.record)),
+        tags=["lora-bench", *(["glue"] if is_glues else []), trained.cell.method],
+        model_name=title,
         eval_results=_eval_results(trained) or None,
-    )  # fmt: skip
+    )
     return data.to_yaml().strip()
 
 
@@ -153,11 +160,6 @@ def _base(cell: Cell) -> str:
         show = "`python -c 'from lora_bench.sample import ENCODER; print(ENCODER)'`"
         return f"{model}, which comes with lora-bench and is not on the Hub ({show} prints where it is)"
     return f"{model}, a directory called `{label}`, its content named by a hash; no model of the Hub is meant"
-
-
-def _is_glues(cell: Cell) -> bool:
-    """Whether the task is one of GLUE's, and not a user's."""
-    return cell.task_origin is None
 
 
 def _is_of_the_hub(cell: Cell) -> bool:
