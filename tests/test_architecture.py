@@ -25,6 +25,7 @@ ROOT = Path(lora_bench.__file__).parent
 MAY: dict[str, str] = {
     "text": "",
     "cell": "",
+    "callbacks": "cell",
     "sample": "",
     "errors": "text",
     "tasks": "errors",
@@ -36,17 +37,18 @@ MAY: dict[str, str] = {
     "data": "errors records sample tasks",
     "models": "errors model_files records sample",
     "provenance": "methods",
-    "engine": "cell data errors methods metrics model_files records tasks",
+    "engine": "callbacks cell data errors methods metrics model_files records tasks",
     "forecast": "cell data errors methods models records tasks",
     "grid": "cell errors methods models records tasks",
     "api": "cell engine errors methods",
     "lora_bench": "api",
     "contracts": "api cell data engine methods tasks",
-    "run": "cell data engine errors forecast grid lora_bench methods model_files models provenance "
+    "run": "callbacks cell data engine errors forecast grid lora_bench methods model_files models provenance "
     "records sample tasks text",
     "export": "cell data engine errors lora_bench methods models records report run tasks",
     "bench": "cell data engine errors forecast grid methods model_files models provenance records run tasks",
-    "cli": "bench cell contracts data errors export grid lora_bench methods models records report run tasks text",
+    "cli": "bench callbacks cell contracts data errors export grid lora_bench methods models records report run tasks "
+    "text",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})

@@ -183,7 +183,7 @@ def test_a_pack_that_failed_holds_no_memory_while_its_halves_train(
 
 def test_an_interruption_keeps_what_has_ended(bench: Bench) -> None:
     class Impatient(QuietView):
-        def step(self, epoch: int, step: int) -> None:
+        def on_step_issued(self, epoch: int, step: int) -> None:
             if self.packs == 2:
                 raise KeyboardInterrupt
 

@@ -56,7 +56,7 @@ class Asking(QuietView):
         super().__init__()
         self.stopper, self.at, self.steps = stopper, (epoch, step), list[tuple[int, int]]()
 
-    def step(self, epoch: int, step: int) -> None:
+    def on_step_issued(self, epoch: int, step: int) -> None:
         """A step has been issued."""
         self.steps.append((epoch, step))
         if (epoch, step) == self.at:
@@ -215,9 +215,9 @@ def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tm
     with pytest.MonkeyPatch.context() as patch:
         proper = Trainer._run_epoch
 
-        def run(self: Trainer, epoch: int, watch: Any) -> None:
+        def run(self: Trainer, epoch: int) -> None:
             sizes.append(len(self.pack.cells))
-            proper(self, epoch, watch)
+            proper(self, epoch)
 
         patch.setattr(Trainer, "_run_epoch", run)
         blocks = blocks[:1]
