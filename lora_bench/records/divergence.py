@@ -34,26 +34,26 @@ def explain(steps: Sequence[TrainingStep]) -> list[str]:
         return [*lines, "No earlier step is recorded."]
     return [
         *lines,
-        f"In the {counted(len(window), 'step')} {when}:",
-        f"the gradient norm {_trend([(step.step, float(step.grad_norm)) for step in window])};",
-        f"the loss {_trend([(step.step, float(step.loss)) for step in window])};",
-        f"the learning rate went from {float(window[0].lr):.3g} to {float(window[-1].lr):.3g}.",
+        f"In the {counted(len(window), 'step')} {when}:" if window[1:] else f"In the only step {when}:",
+        f"the gradient norm {_trend([float(step.grad_norm) for step in window])};",
+        f"the loss {_trend([float(step.loss) for step in window])};",
+        f"the learning rate {_trend([float(step.lr) for step in window])}.",
     ]
 
 
 def as_json_lines(steps: Sequence[TrainingStep]) -> str:
-    """The steps as a JSON array, a step on each line, aligned, rounded to four digits; at most 80 columns wide."""
+    """The steps as a JSON array, a step on each line, aligned, rounded; at most 80 columns wide up to step 999,999."""
     width = len(str(steps[-1].step))
     rows = [
         f'    {{"step": {step.step:{width}}, "loss": {_rounded(step.loss):>9}, '
-        f'"grad_norm": {_rounded(step.grad_norm):>9}, "lr": {_rounded(step.lr):>9}}}'
+        f'"grad_norm": {_rounded(step.grad_norm):>9}, "lr": {_rounded(step.lr, 3):>8}}}'
         for step in steps
     ]
     return "[\n" + ",\n".join(rows) + "\n  ]"
 
 
-def _rounded(value: AnyFloat) -> str:
-    return json.dumps(value) if isinstance(value, str) else f"{value:.4g}"
+def _rounded(value: AnyFloat, digits: int = 4) -> str:
+    return json.dumps(value) if isinstance(value, str) else f"{value:.{digits}g}"
 
 
 def _in_words(value: float) -> str:
@@ -62,15 +62,16 @@ def _in_words(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "infinite"
 
 
-def _trend(values: Sequence[tuple[int, float]]) -> str:
-    """How finite values, with the numbers of their steps, developed."""
-    first_step, first = values[0]
-    peak_step, peak = max(values, key=lambda pair: pair[1])
-    lowest = min(value for _, value in values)
-    if peak < GROWTH * first or peak <= first:
-        return f"stayed between {lowest:.3g} and {peak:.3g}"
-    times = f" {_fold(peak / first)}" if first > 0 else ""
-    return f"grew{times}, from {first:.3g} (step {first_step}) to {peak:.3g} (step {peak_step})"
+def _trend(values: Sequence[float]) -> str:
+    """How finite values developed."""
+    first, peak, lowest = f"{values[0]:.3g}", f"{max(values):.3g}", f"{min(values):.3g}"
+    if peak == lowest:
+        return f"was {peak}"
+    if max(values) < GROWTH * values[0] or max(values) <= values[0]:
+        return f"stayed between {lowest} and {peak}"
+    times = f" {_fold(max(values) / values[0])}" if values[0] > 0 else ""
+    in_between = "" if max(values) == values[-1] else " at most"
+    return f"grew{times}, from {first} to {peak}{in_between}"
 
 
 def _fold(ratio: float) -> str:
