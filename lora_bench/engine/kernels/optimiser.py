@@ -16,34 +16,34 @@ TRANSFER_BLOCK = 1024  # elements a program copies at most (chosen)
 ADAMW_BLOCK = 2048  # values of a row that a program updates (chosen)
 
 
-# Grid: (blocks of a matrix, matrices). A program copies a block of one `[rows, columns]` matrix; s0 ... s4 and t0 ... t4
-# are the strides of the 5-dimensional source and target.
+# Grid: (blocks of a matrix, matrices). A program copies a block of one `[rows, columns]` matrix. The strides of the
+# five dimensions are s0 to s4 in the source, t0 to t4 in the target.
 @triton.jit
 def _transfer(
-    source, target, scale, side, slots, columns, count,
+    source, target, scale, linears, products, columns, count,
     s0, s1, s2, s3, s4, t0, t1, t2, t3, t4, SCALES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(1)
-    cell, slot, part = matrix // (slots * side), matrix // side % slots, matrix % side
+    cell, product, linear = matrix // (products * linears), matrix // linears % products, matrix % linears
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
     row, column = element // columns, element % columns
-    cell, slot = cell.to(tl.int64), slot.to(tl.int64)  # offsets of a large pack do not fit into 32 bits
-    value = tl.load(source + cell * s0 + slot * s1 + part * s2 + row * s3 + column * s4, mask=inside, other=0.0)
+    cell, product = cell.to(tl.int64), product.to(tl.int64)  # offsets of a large pack do not fit into 32 bits
+    value = tl.load(source + cell * s0 + product * s1 + linear * s2 + row * s3 + column * s4, mask=inside, other=0.0)
     value = value.to(tl.float32)
     if SCALES:
         value *= tl.load(scale + cell)
-    address = target + cell * t0 + slot * t1 + part * t2 + row * t3 + column * t4
+    address = target + cell * t0 + product * t1 + linear * t2 + row * t3 + column * t4
     tl.store(address, value.to(target.dtype.element_ty), mask=inside)
 
 
 def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
     """See `ops.transfer`."""
-    cells, slots, side, rows, columns = source.shape
+    cells, products, linears, rows, columns = source.shape
     block_size = min(TRANSFER_BLOCK, triton.next_power_of_2(rows * columns))
-    grid = triton.cdiv(rows * columns, block_size), cells * slots * side
+    grid = triton.cdiv(rows * columns, block_size), cells * products * linears
     _transfer[grid](
-        source, target, scale, side, slots, columns, rows * columns, *source.stride(), *target.stride(),
+        source, target, scale, linears, products, columns, rows * columns, *source.stride(), *target.stride(),
         SCALES=scale is not None, BLOCK=block_size, num_warps=4,
     )  # fmt: skip
 
