@@ -1,6 +1,6 @@
 """AdamW in which everything is per cell: learning rate, warm-up, weight decay, clipping, and the stop at NaN.
 
-The update is torch's AdamW, the schedule transformers' linear one (`schedule.lr_multiplier`), and clipping that of
+The update is torch's AdamW, the schedule transformers' linear one (`schedule.lr_multipliers`), and clipping that of
 `clip_grad_norm_` over all values that a cell trains.
 """
 

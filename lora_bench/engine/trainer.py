@@ -271,11 +271,13 @@ class Trainer:
         numbers = torch.arange(self.steps - len(losses), self.steps)
         base_lrs = np.array([cell.lr for cell in self.pack.cells])
         lrs = base_lrs * lr_multipliers(self.pack.cells, numbers, self.total_steps).numpy()
+        from_one = np.broadcast_to(numbers.numpy()[:, None] + 1.0, losses.shape)
+        rows = np.stack([from_one, losses, norms, lrs], axis=2)  # [steps, K, RECENT_COLUMNS]
         for k, progress in enumerate(self.progress):
             if progress.diverged is not None:
                 continue
             progress.losses += losses[:, k].tolist()
-            progress.add_recent_steps(np.stack([numbers.numpy() + 1.0, losses[:, k], norms[:, k], lrs[:, k]], axis=1))
+            progress.add_recent_steps(rows[:, k])
             if self.steps == epoch * self.steps_per_epoch:
                 progress.epoch_losses.append(float(np.mean(progress.losses[-self.steps_per_epoch :])))
                 if steps_taken[k] < self.steps:

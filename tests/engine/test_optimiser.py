@@ -14,7 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 from lora_bench.cell import Cell
 from lora_bench.engine.block import Block
 from lora_bench.engine.optimiser import PackedAdamW
-from lora_bench.engine.schedule import lr_multiplier, lr_multipliers
+from lora_bench.engine.schedule import lr_multipliers
 from tests.engine.engine_factory import cell
 
 STEPS = 30
@@ -157,7 +157,7 @@ def test_the_schedule_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 1.0])
 def test_a_schedule_of_one_step(warmup: float) -> None:
-    assert lr_multiplier(cell(warmup=warmup), torch.arange(1), 1).tolist() == [1.0 if warmup == 0 else 0.0]
+    assert lr_multipliers([cell(warmup=warmup)], torch.arange(1), 1).tolist() == [[1.0 if warmup == 0 else 0.0]]
 
 
 def test_norms_are_over_all_that_a_cell_trains() -> None:
