@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from lora_bench import tasks
-from lora_bench.callbacks import EpochMetrics, PackStart
+from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart
 from lora_bench.records.schema import Record
 from lora_bench.run.interfaces import View
 from lora_bench.run.plan import Plan
@@ -25,7 +25,7 @@ class ProgressView(View):
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console = console
-        self.total, self.ended, self.packs, self.packed = len(plan.todo), 0, len(plan.packs), 0
+        self.total, self.ended, self.packed = len(plan.todo), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -34,6 +34,7 @@ class ProgressView(View):
         self.grid_bar: TaskID = self.progress.add_task("cells", total=self.total)
         self.pack_bar: TaskID = self.progress.add_task("steps", total=None)
         self.label, self.began, self.start = "", time.perf_counter(), PackStart((), 1, 1, 0)
+        self.is_new_pack = True
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -50,7 +51,8 @@ class ProgressView(View):
 
     def on_pack_start(self, start: PackStart) -> None:
         """A pack begins to train, or continues."""
-        self.packed += 1
+        self.packed += self.is_new_pack
+        self.is_new_pack = True
         self.start, self.began = start, time.perf_counter()
         cell = start.cells[0]
         self.label = f"pack {self.packed}: {tasks.get(cell.task).title}, {counted(len(start.cells), 'cell')}, "
@@ -76,6 +78,10 @@ class ProgressView(View):
             left = elapsed / max(1, taken) * (self.start.steps_per_epoch * self.start.epochs - steps)
             to_go = f", about {left:.0f} s to go" if taken else ""
             self._line(f"{text}, {elapsed:.0f} s{to_go}")
+
+    def on_pack_end(self, end: PackEnd) -> None:
+        """A pack ends; if it is not finished, the next one to start is what remains of it."""
+        self.is_new_pack = end.finished
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended."""

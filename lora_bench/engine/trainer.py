@@ -266,7 +266,7 @@ class Trainer:
             epoch: The epoch.
             values: What `train` returned, `[steps, 2, K]`.
         """
-        losses, norms = values.double().cpu().numpy().transpose(1, 0, 2)
+        losses, norms = values.cpu().double().numpy().transpose(1, 0, 2)
         steps_taken = self.optimiser.steps_taken.tolist()
         numbers = torch.arange(self.steps - len(losses), self.steps)
         base_lrs = np.array([cell.lr for cell in self.pack.cells])
