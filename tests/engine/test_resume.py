@@ -14,11 +14,9 @@ import torch
 from lora_bench import provenance
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import Record
-from lora_bench.records.store import read_records
-from lora_bench.run import checkpointing, checkpoints, snapshot
+from lora_bench.run import checkpointing, checkpoints
 from lora_bench.run import plan as plans
 from lora_bench.run.interfaces import Options
-from lora_bench.run.pack_run import trainer_of
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
 from lora_bench.run.worker import Training
@@ -252,77 +250,6 @@ def test_a_diverged_cell_has_the_same_record_in_any_pack(bench: Bench, tmp_path:
         assert one.lr == other.lr
         assert float(one.loss) == pytest.approx(float(other.loss), rel=1e-4, nan_ok=True)
         assert float(one.grad_norm) == pytest.approx(float(other.grad_norm), rel=1e-4, nan_ok=True)
-
-
-def not_finite_at(step: int, rank: int, loss: float) -> Callable[..., Any]:
-    """A `Trainer._gradients` by which the loss of the LoRA cell of a rank is not finite at a step (from 1)."""
-    proper = Trainer._gradients
-
-    def gradients(self: Trainer, *rest: Any) -> Any:
-        losses, slopes = proper(self, *rest)
-        if self.steps == step:
-            losses = losses.masked_fill(torch.tensor([cell.rank == rank for cell in self.pack.cells]), loss)
-        return losses, slopes
-
-    return gradients
-
-
-@pytest.mark.parametrize(("loss", "word"), [(float("nan"), "nan"), (float("inf"), "inf"), (float("-inf"), "-inf")])
-def test_a_cell_that_is_resumed_before_it_diverges_has_all_of_its_last_steps(
-    bench: Bench, tmp_path: Path, loss: float, word: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the middle of the fourth of five epochs of twenty steps, stopped ten steps before; the rest trains on."""
-    blocks: Blocks = (MIXED[0], {"method": "lora", "rank": [4, 2]})
-    settings = {"precision": "float32", "batch_size": 2, "epochs": 5}
-    monkeypatch.setattr(Trainer, "_gradients", not_finite_at(72, 4, loss))
-    peace = Bench(bench.model, bench.rows, tmp_path / "peace")
-    expected = peace.run(blocks, **settings)
-    stopped(bench, blocks, 4, 2, **settings)
-    found = bench.run(blocks, **settings)
-    assert equal(found, expected)
-    assert [record.status for record in found] == ["done", "diverged", "done"]
-    assert [record.last_steps is None for record in found] == [True, False, True]
-    bad = found[1]
-    assert bad.reason == "loss or gradient not finite in epoch 4, step 72"
-    steps = bad.last_steps or ()
-    assert [step.step for step in steps] == list(range(23, 73))
-    assert steps[-1].loss == word
-    assert all(np.isfinite([float(step.loss), float(step.grad_norm), float(step.lr)]).all() for step in steps[:-1])
-    assert len({step.grad_norm for step in steps}) == len({step.lr for step in steps}) == 50
-    assert by_cell(list(read_records(bench.results).records))[bad.cell] == bad  # the words survive the file
-
-
-def test_a_cell_that_is_resumed_after_it_diverged_keeps_the_steps_up_to_then(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in the same epoch after the step that was not finite, when nothing is marked yet."""
-    blocks: Blocks = (MIXED[0], {"method": "lora", "rank": [4, 2]})
-    settings = {"precision": "float32", "batch_size": 2, "epochs": 3}
-    monkeypatch.setattr(Trainer, "_gradients", not_finite_at(23, 4, float("nan")))
-    expected = Bench(bench.model, bench.rows, tmp_path / "peace").run(blocks, **settings)
-    stopped(bench, blocks, 2, 9, **settings)
-    found = bench.run(blocks, **settings)
-    assert equal(found, expected)
-    assert [step.step for step in found[1].last_steps or ()] == list(range(1, 24))
-
-
-def test_a_checkpoint_without_recent_steps_is_read(bench: Bench) -> None:
-    """As earlier versions wrote it: the steps before are not known, all else is as it was."""
-    plan = bench.plan(MIXED[1:2])
-    worker = Training(plan, Options(bench.results, offline=True), QuietView())
-    worker.prepare(plan.packs[0])
-    on = worker.loader.backbone(plan.packs[0][0])
-    trainer = trainer_of(plan.packs[0], on, worker.loader.tables(plan.packs[0][0], on))
-    fresh = snapshot.take(trainer)
-    trainer.run()
-    taken = snapshot.take(trainer)
-    by_name = {name: value for name, value in snapshot.tensors(taken).items() if not name.endswith("recent_steps")}
-    rebuilt = [
-        snapshot.rebuild(snapshot.saved_cell(each, k, "code", 0), by_name, fresh[k]) for k, each in enumerate(taken)
-    ]
-    assert [len(each.progress.recent_steps) for each in taken] == [2 * STEPS] * 2
-    assert [len(each.progress.recent_steps) for each in rebuilt] == [0, 0]
-    assert [each.progress.losses for each in rebuilt] == [each.progress.losses for each in taken]
 
 
 def failing_at(step: int, error: Callable[[], Exception], above: int) -> Callable[..., Any]:
