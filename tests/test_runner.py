@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from lora_bench.cli.progress import ProgressView
 from lora_bench.engine.trainer import Progress, Trainer
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.store import read_records
@@ -183,7 +186,7 @@ def test_a_pack_that_failed_holds_no_memory_while_its_halves_train(
 
 def test_an_interruption_keeps_what_has_ended(bench: Bench) -> None:
     class Impatient(QuietView):
-        def step(self, epoch: int, step: int) -> None:
+        def on_step_issued(self, epoch: int, step: int) -> None:
             if self.packs == 2:
                 raise KeyboardInterrupt
 
@@ -192,6 +195,24 @@ def test_an_interruption_keeps_what_has_ended(bench: Bench) -> None:
     assert len(read_records(bench.results).records) == len(bench.csv()) == 2
     assert len(bench.plan(MIXED).todo) == 3
     assert [record.status for record in bench.run(MIXED)] == ["done"] * 5
+
+
+def test_a_pack_that_thins_out_keeps_its_number_in_the_progress(bench: Bench) -> None:
+    """Three of five cells diverge in the first epoch: two train on, and the time left is theirs."""
+    blocks = [{"method": "lora", "rank": 4, "lr": [1e30, 2e30, 4e30, 1e-2, 3e-3]}, {"method": "head", "seed": 1}]
+    plan, output = bench.plan(blocks, precision="float32", epochs=3), io.StringIO()
+    with ProgressView(Console(file=output, width=200), plan) as view:
+        Runner(plan, Options(bench.results, offline=True), view).run()
+    lines = [line.partition(", best")[0] for line in output.getvalue().splitlines() if "epoch" in line]
+    first = next(number for number in (1, 2) if f"pack {number}: SST-2, 5 cells, seed 0, epoch 1/3" in lines)
+    assert sorted(lines) == sorted(
+        [
+            f"pack {first}: SST-2, 5 cells, seed 0, epoch 1/3",
+            *(f"pack {first}: SST-2, 2 cells, seed 0, epoch {epoch}/3" for epoch in (2, 3)),
+            *(f"pack {3 - first}: SST-2, 1 cell, seed 1, epoch {epoch}/3" for epoch in (1, 2, 3)),
+        ]
+    )
+    assert output.getvalue().count(" s to go") == 6
 
 
 def test_an_error_is_raised_where_it_was_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

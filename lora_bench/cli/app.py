@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from lora_bench.cli import caches, export, output, paths, records, tables
 from lora_bench.cli.options import Running, Selection, including, selecting
 from lora_bench.errors import DONE, INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.run import signals
-from lora_bench.text import clean, counted
+from lora_bench.text import clean
 
 app = typer.Typer(
     name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -228,13 +227,10 @@ def show(
     cell_id: Annotated[str, typer.Argument(metavar="ID", help="The cell's id, or its beginning.")],
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
 ) -> None:
-    """Print the record of a cell as JSON."""
+    """Print the record of a cell as JSON; of one that diverged, its last steps and what they show."""
     from lora_bench.records.store import find_record
 
-    found = find_record(results, cell_id)
-    content = found.model_dump(mode="json")
-    content["predictions"] = counted(len(found.predictions), "value")
-    print(json.dumps(content, indent=2))
+    print(records.record_as_json(find_record(results, cell_id)))
 
 
 @app.command()

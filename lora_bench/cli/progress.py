@@ -13,18 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from lora_bench import tasks
-from lora_bench.cell import Cell
+from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart
 from lora_bench.records.schema import Record
+from lora_bench.run.interfaces import View
 from lora_bench.run.plan import Plan
 from lora_bench.text import clean, counted
 
 
-class ProgressView:
+class ProgressView(View):
     """Follows a run. On a terminal two bars (grid, pack); otherwise a line an epoch."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console = console
-        self.total, self.ended, self.packs, self.packed = len(plan.todo), 0, len(plan.packs), 0
+        self.total, self.ended, self.packed = len(plan.todo), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -32,7 +33,8 @@ class ProgressView:
         )  # fmt: skip
         self.grid_bar: TaskID = self.progress.add_task("cells", total=self.total)
         self.pack_bar: TaskID = self.progress.add_task("steps", total=None)
-        self.steps, self.epochs, self.label, self.began = 1, 1, "", time.perf_counter()
+        self.label, self.began, self.start = "", time.perf_counter(), PackStart((), 1, 1, 0)
+        self.is_new_pack = True
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -47,27 +49,39 @@ class ProgressView:
         """Something that takes a while begins."""
         self.progress.update(self.pack_bar, description=clean(text))
 
-    def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
-        """A pack begins."""
-        self.packed += 1
-        self.steps, self.epochs, self.began = steps, epochs, time.perf_counter()
-        self.label = f"pack {self.packed}: {tasks.get(cells[0].task).title}, {counted(len(cells), 'cell')}, "
-        self.label += f"seed {cells[0].seed}"
-        self.progress.reset(self.pack_bar, total=steps * epochs, description=self.label)
+    def on_pack_start(self, start: PackStart) -> None:
+        """A pack begins to train, or continues."""
+        self.packed += self.is_new_pack
+        self.is_new_pack = True
+        self.start, self.began = start, time.perf_counter()
+        cell = start.cells[0]
+        self.label = f"pack {self.packed}: {tasks.get(cell.task).title}, {counted(len(start.cells), 'cell')}, "
+        self.label += f"seed {cell.seed}"
+        total = start.steps_per_epoch * start.epochs
+        self.progress.reset(self.pack_bar, total=total, completed=start.steps_taken, description=self.label)
 
-    def step(self, epoch: int, step: int) -> None:
-        """A step has been issued."""
-        self.progress.update(self.pack_bar, completed=(epoch - 1) * self.steps + step)
+    def on_step_issued(self, epoch: int, step: int) -> None:
+        """A step has been handed to the device."""
+        self.progress.update(self.pack_bar, completed=(epoch - 1) * self.start.steps_per_epoch + step)
 
-    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch is evaluated."""
-        values = [score for score in scores if score is not None and not math.isnan(score)]
+    def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
+        """An epoch has been evaluated."""
+        scores = [cell[metrics.main_metric] for cell in metrics.metrics if cell is not None]
+        values = [score for score in scores if not math.isnan(score)]
         best = f"best {max(values):.3f}" if values else "no score"
-        elapsed = time.perf_counter() - self.began
-        left = elapsed / epoch * (self.epochs - epoch)
-        self.progress.update(self.pack_bar, description=f"{self.label}, epoch {epoch}/{self.epochs}, {best}")
+        text = f"{self.label}, epoch {metrics.epoch}/{self.start.epochs}, {best}"
+        self.progress.update(self.pack_bar, description=text)
         if not self.bars:
-            self._line(f"{self.label}, epoch {epoch}/{self.epochs}, {best}, {elapsed:.0f} s, about {left:.0f} s to go")
+            elapsed = time.perf_counter() - self.began
+            steps = self.start.steps_per_epoch * metrics.epoch
+            taken = steps - self.start.steps_taken  # 0 if the pack continues with an evaluation: nothing to go by
+            left = elapsed / max(1, taken) * (self.start.steps_per_epoch * self.start.epochs - steps)
+            to_go = f", about {left:.0f} s to go" if taken else ""
+            self._line(f"{text}, {elapsed:.0f} s{to_go}")
+
+    def on_pack_end(self, end: PackEnd) -> None:
+        """A pack ends; if it is not finished, the next one to start is what remains of it."""
+        self.is_new_pack = end.finished
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended."""

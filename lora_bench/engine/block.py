@@ -31,7 +31,7 @@ class ByRow(NamedTuple):
     """The settings of one step that differ between the rows of a block, `[rows]` each.
 
     Attributes:
-        lr: The learning rate, with the schedule's factor.
+        lr: The learning rate times the schedule's multiplier.
         decay: The weight decay.
         clip: What the gradient is multiplied by to clip its norm, at most 1.
         active: Whether the row is updated.

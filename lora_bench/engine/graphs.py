@@ -56,12 +56,12 @@ def choose_shapes(counts: Mapping[Form, int], min_steps: int = MIN_STEPS) -> lis
 
 @dataclass
 class RecordedStep:
-    """A graph, the batch and the masks that it reads, and the losses that it writes."""
+    """A graph, the batch and the masks that it reads, and the values that it writes."""
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
     masks: Masks
-    losses: Tensor
+    output: Tensor
 
 
 class StepGraphs:
@@ -97,7 +97,7 @@ class StepGraphs:
             draw_masks: Fills them for this step.
 
         Returns:
-            The losses `[K]`.
+            What `device_step` returns.
         """
         form = batch.shape
         # The first step of a shape is not recorded: it compiles kernels and allocates workspaces.
@@ -121,9 +121,9 @@ class StepGraphs:
         )
         graph = torch.cuda.CUDAGraph()
         with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
-            losses = device_step(inputs, masks)
+            output = device_step(inputs, masks)
         self._pool = self._pool or graph.pool()
-        return RecordedStep(graph, inputs, masks, losses)
+        return RecordedStep(graph, inputs, masks, output)
 
     @staticmethod
     def _replay(recorded: RecordedStep, batch: Batch, draw_masks: Callable[[Masks], object]) -> Tensor:
@@ -134,7 +134,7 @@ class StepGraphs:
         inputs.weights.copy_(batch.weights)
         draw_masks(recorded.masks)
         recorded.graph.replay()
-        return recorded.losses.clone()  # the next replay overwrites them
+        return recorded.output.clone()  # the next replay overwrites it
 
 
 @contextmanager

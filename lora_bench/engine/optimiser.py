@@ -1,7 +1,7 @@
-"""AdamW where everything is per cell: learning rate, warm-up, decay, clipping, and stopping at NaN.
+"""AdamW in which everything is per cell: learning rate, warm-up, weight decay, clipping, and the stop at NaN.
 
-The update is torch's AdamW, the schedule transformers' linear one (so the first step of a warm-up has rate 0), clipping
-that of `clip_grad_norm_` over all that a cell trains.
+The update is torch's AdamW, the schedule transformers' linear one (`schedule.lr_multipliers`), and clipping that of
+`clip_grad_norm_` over all values that a cell trains.
 """
 
 from __future__ import annotations
@@ -15,19 +15,10 @@ from torch import Tensor
 from lora_bench.cell import Cell
 from lora_bench.engine.block import Block, ByRow
 from lora_bench.engine.kernels.ops import uses_kernels
+from lora_bench.engine.schedule import lr_multipliers
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-
-def schedule(cells: Sequence[Cell], steps: int) -> Tensor:
-    """`[steps, K]`: the factor on the learning rate at each step, linear warm-up then linear decay to 0."""
-    table = torch.empty(steps, len(cells), dtype=torch.float64)
-    step = torch.arange(steps, dtype=torch.float64)
-    for k, cell in enumerate(cells):
-        warm = math.ceil(steps * cell.warmup)
-        down = (steps - step) / max(1, steps - warm)
-        table[:, k] = torch.where(step < warm, step / max(1, warm), down.clamp(min=0))
-    return table
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
+CLIP_EPSILON = 1e-6  # torch's `clip_grad_norm_` adds it to the norm
 
 
 def bias_corrections(steps: int) -> Tensor:
@@ -41,16 +32,32 @@ def bias_corrections(steps: int) -> Tensor:
 
 
 class PackedAdamW:
-    """The optimiser of a pack. `active[k]` turns False when cell k's loss or gradient is not finite.
+    """The optimiser of a pack.
 
-    `steps_taken[k]` is how many updates it has taken.
+    Args:
+        blocks: What trains.
+        cells: The cells of the pack.
+        total_steps: The number of steps of the whole training.
+
+    Attributes:
+        lr_multipliers: What the learning rates are multiplied by, `[total_steps, K]`.
+        corrections: What Adam's two moments are divided by, `[total_steps, 2]`.
+        decay: The weight decay of each cell, `[K]`.
+        clips: The norm to which the gradient of each cell is clipped, `[K]`, infinite where it is not; None if no cell
+            clips.
+        active: Whether the loss and the gradient of each cell have been finite so far, `[K]`. A cell that is not
+            active keeps its values.
+        steps_taken: How many updates each cell has taken, `[K]`.
+        first, second: Adam's moments of each block.
+        count: How many steps have been taken, `[1]`. It is on the device, so that a CUDA graph can count.
     """
 
-    def __init__(self, blocks: Sequence[Block], cells: Sequence[Cell], steps: int) -> None:
+    def __init__(self, blocks: Sequence[Block], cells: Sequence[Cell], total_steps: int) -> None:
         self.blocks = list(blocks)
         matrix = self.blocks[0].matrix
-        self.factors = schedule(cells, steps).to(matrix.device, matrix.dtype)
-        self.corrections = bias_corrections(steps).to(matrix.device, matrix.dtype)
+        multipliers = lr_multipliers(cells, torch.arange(total_steps), total_steps)
+        self.lr_multipliers = multipliers.to(matrix.device, matrix.dtype)
+        self.corrections = bias_corrections(total_steps).to(matrix.device, matrix.dtype)
         self.decay = torch.tensor([c.weight_decay for c in cells], device=matrix.device, dtype=matrix.dtype)
         clips = torch.tensor([c.clip or math.inf for c in cells], device=matrix.device, dtype=matrix.dtype)
         self.clips = clips if bool(torch.isfinite(clips).any()) else None
@@ -61,21 +68,33 @@ class PackedAdamW:
         self.count = torch.zeros(1, dtype=torch.long, device=matrix.device)
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], losses: Tensor) -> None:
-        """One update. `losses: [K]`; a cell whose loss or gradient norm is not finite keeps its values for good."""
+    def step(self, gradients: Sequence[Tensor], losses: Tensor) -> Tensor:
+        """Take one step. A cell whose loss or gradient norm is not finite keeps its values for good.
+
+        Args:
+            gradients: The gradient of each block's matrix, `[rows, values]`.
+            losses: The loss of each cell, `[K]`.
+
+        Returns:
+            The norm of each cell's gradient before clipping, `[K]`.
+        """
         norms = self.norms(gradients)
         self.active.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
         self.steps_taken += self.active
-        clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + 1e-6)).clamp(max=1)
-        factor, corrections = (table.index_select(0, self.count)[0] for table in (self.factors, self.corrections))
+        clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + CLIP_EPSILON)).clamp(max=1)
+        # Rows are selected by a tensor: a CUDA graph would record a Python number as a constant.
+        multiplier, corrections = (
+            table.index_select(0, self.count)[0] for table in (self.lr_multipliers, self.corrections)
+        )
         self.count += 1
         for index, (block, gradient) in enumerate(zip(self.blocks, gradients, strict=True)):
-            by_row = ByRow(*(values[block.cells] for values in (factor, self.decay, clip, self.active)))
-            by_row = by_row._replace(lr=by_row.lr * block.lrs)
+            by_row = ByRow(*(values[block.cells] for values in (multiplier, self.decay, clip, self.active)))
+            by_row = by_row._replace(lr=by_row.lr * block.lrs)  # here the learning rate is applied
             self._update(block, gradient, (self.first[index], self.second[index]), by_row, corrections)
+        return norms
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
-        """`[K]`: the norm of each cell's whole gradient."""
+        """The 2-norm of the gradient of all that each cell trains, `[K]`."""
         squares = torch.zeros_like(self.decay)
         for block, gradient in zip(self.blocks, gradients, strict=True):
             squares.index_add_(0, block.cells, torch.linalg.vector_norm(gradient, dim=1).square())
@@ -88,16 +107,16 @@ class PackedAdamW:
         if uses_kernels(block.matrix):
             from lora_bench.engine.kernels import optimiser
 
-            constants = (1 - BETA1, BETA2, 1 - BETA2, EPSILON)  # differences taken here, in float64
+            constants = (1 - BETA1, BETA2, 1 - BETA2, EPSILON)  # the differences are taken here, in float64
             return optimiser.adamw(block, gradient, moments, by_row, corrections, constants)
-        rate, decay, clip, active = (values[:, None] for values in by_row)
+        lr, decay, clip, active = (values[:, None] for values in by_row)
         gradient = torch.where(active, gradient * clip, 0)
         first = moments[0].lerp_(gradient, 1 - BETA1)
         second = moments[1].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        rate = rate if block.lr_multipliers is None else rate * block.lr_multipliers
-        decay = rate * decay
+        lr = lr if block.lr_multipliers is None else lr * block.lr_multipliers
+        decay = lr * decay
         shrink = block.matrix * (decay if block.decays is None else decay * block.decays)
         root = (second / corrections[1]).sqrt_().add_(EPSILON)
-        change = (rate / corrections[0]) * first / root
+        change = (lr / corrections[0]) * first / root
         block.matrix.sub_(torch.where(active, shrink + change, 0))
         return None

@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters.pack import State
 
+RECENT_STEPS = 50  # chosen: enough to see how a divergence began, and a few kilobytes in a record
+RECENT_COLUMNS = 4  # step (from 1), loss, gradient norm before clipping, learning rate
+
+
+def _no_steps() -> NDArray[np.float64]:
+    return np.empty((0, RECENT_COLUMNS))
+
 
 @dataclass
 class Progress:
@@ -21,6 +28,8 @@ class Progress:
     Attributes:
         cell: The cell.
         losses: The loss of each step.
+        recent_steps: The last steps, at most `RECENT_STEPS`, up to the first at which the loss or the gradient norm is
+            not finite: `[steps, 4]` with the columns step (from 1), loss, gradient norm before clipping, learning rate.
         epoch_losses: The mean loss of each epoch.
         metrics: The metrics on the evaluation split after each epoch; NaN stays NaN.
         held_out: The metrics on the held-out rows after each epoch, if there are such rows.
@@ -32,6 +41,7 @@ class Progress:
 
     cell: Cell
     losses: list[float] = field(default_factory=list)
+    recent_steps: NDArray[np.float64] = field(default_factory=_no_steps)
     epoch_losses: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     held_out: list[dict[str, float]] = field(default_factory=list)
@@ -39,6 +49,15 @@ class Progress:
     selected: int | None = None
     state: State | None = None
     predictions: NDArray[np.float64] | None = None
+
+    def add_recent_steps(self, steps: NDArray[np.float64]) -> None:
+        """Append rows to `recent_steps`, keep the last ones, and stop at the first that is not finite."""
+        if not np.isfinite(self.recent_steps[-1:]).all():
+            return
+        is_bad = ~np.isfinite(steps).all(axis=1)
+        if is_bad.any():
+            steps = steps[: int(is_bad.argmax()) + 1]
+        self.recent_steps = np.concatenate([self.recent_steps, steps])[-RECENT_STEPS:]
 
     def records_epoch(self, epoch: int) -> bool:
         """Whether the metrics of this epoch (from 1) are recorded: until the epoch in which the cell diverges."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_bench.callbacks import Callback, EpochMetrics, PackEnd, PackStart, StepBlock
 from lora_bench.data.windows import EVAL_SLOTS
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
@@ -25,6 +26,7 @@ from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.progress import Progress
+from lora_bench.engine.schedule import lr_multipliers
 from lora_bench.tasks.metrics import task_metric
 from lora_bench.tasks.task import Task
 
@@ -32,26 +34,6 @@ if TYPE_CHECKING:
     import evaluate  # type: ignore[import-untyped, unused-ignore]
 
 MASK_WINDOWS = 8  # mask buffers grow by multiples of this many windows (chosen), so that they are seldom replaced
-
-
-class TrainingObserver(Protocol):
-    """What is informed of the training's progress. Its methods may raise to stop the training."""
-
-    def step(self, epoch: int, step: int) -> None:
-        """A step of the epoch has been issued; both count from 1."""
-
-    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch has been evaluated: the main metric of each cell, in the pack's order."""
-
-
-class Checkpointer(Protocol):
-    """What saves a pack in mid-training, so that it can be resumed."""
-
-    def should_pause(self) -> bool:
-        """Whether to pause after this step, so that the pack can be saved."""
-
-    def save_if_due(self, trainer: Trainer) -> None:
-        """Save the pack if it is time to. The trainer is between two steps. May raise to stop the training."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +56,9 @@ class PausedError(Exception):
 class Trainer:
     """Trains a pack on a task.
 
+    The values of each step (loss, gradient norm) stay on the device, `[2, K]` for each step, until the epoch ends or a
+    callback asks for a pause. They are then copied to the host at once, so that no step waits for the device.
+
     Args:
         pack: The cells; they have one seed, number of epochs and batch size.
         task: The task.
@@ -94,36 +79,55 @@ class Trainer:
         self.seed, self.epochs, self.batch_size = cell.seed, cell.epochs, cell.batch_size
         self.steps_per_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
-        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.steps_per_epoch * cell.epochs)
+        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.total_steps)
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
         self.graphs = StepGraphs()
         self.steps = self.epoch = 0
         self.progress = [Progress(cell) for cell in pack.cells]
         self._mask_buffers: dict[int, tuple[Form, Masks]] = {}
-        self._checkpointer: Checkpointer | None = None
+        self._callbacks: tuple[Callback, ...] = ()
         on_gpu = self.device.type == "cuda"
         self._stream = _stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
         if any(first_step.starts_from_first_step(group) for group in pack.bank.groups):
             (batch,) = table.batches([self.batch_rows(1)[0]])
             with self._on_stream():
-                first_step.initialise(pack, batch, self.steps_per_epoch * self.epochs)
+                first_step.initialise(pack, batch, self.total_steps)
 
-    def run(self, observer: TrainingObserver | None = None, checkpointer: Checkpointer | None = None) -> list[Progress]:
+    def run(self, callbacks: Sequence[Callback] = ()) -> list[Progress]:
         """Train and evaluate all epochs that are left.
 
         Ends early when more than half of the cells have diverged (`finished` is False if others have not): the rest
         is better trained as a smaller pack.
 
+        Args:
+            callbacks: What is informed of the progress, in this order; may pause and stop the training.
+
         Returns:
             The progress of every cell, in the pack's order.
         """
-        self._checkpointer = checkpointer
-        with self.pack:
-            self.prepare()
-            while not self.finished and not self.mostly_diverged:
-                self._run_epoch(self.epoch + 1, observer)
+        self._callbacks = tuple(callbacks)
+        try:
+            start = PackStart(tuple(self.pack.cells), self.steps_per_epoch, self.epochs, self.steps)
+            for callback in callbacks:
+                callback.on_pack_start(start)
+            with self.pack:
+                self.prepare()
+                while not self.finished and not self.mostly_diverged:
+                    self._run_epoch(self.epoch + 1)
+            end = PackEnd(self.finished, tuple(progress.diverged for progress in self.progress))
+            for callback in callbacks:
+                callback.on_pack_end(end)
+        finally:
+            # A callback may refer to the trainer. Such a cycle would hold a pack's memory until Python's garbage
+            # collector runs.
+            self._callbacks = ()
         return self.progress
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of the whole training."""
+        return self.steps_per_epoch * self.epochs
 
     @property
     def finished(self) -> bool:
@@ -135,28 +139,30 @@ class Trainer:
         """Whether more than half of the cells have diverged."""
         return 2 * sum(progress.diverged is not None for progress in self.progress) > len(self.progress)
 
-    def _run_epoch(self, epoch: int, observer: TrainingObserver | None) -> None:
-        """Train what is left of an epoch, and evaluate it. Pauses to save, and goes on until both are done."""
+    def _run_epoch(self, epoch: int) -> None:
+        """Train what is left of an epoch, and evaluate it. Goes on after a pause until both are done."""
 
         def should_pause(step: int) -> bool:
-            if observer is not None:
-                observer.step(epoch, begun + step)
+            for callback in self._callbacks:
+                callback.on_step_issued(epoch, begun + step)
             return self._should_pause()
 
         while (begun := self.steps - (epoch - 1) * self.steps_per_epoch) < self.steps_per_epoch:
-            self._record_losses(epoch, self.train(self.batch_rows(epoch)[begun:], should_pause))
-            self._save_if_due()
+            self._record_steps(epoch, self.train(self.batch_rows(epoch)[begun:], should_pause))
+            self._reach_safe_point()
         while self.epoch < epoch:
             with suppress(PausedError):
-                self._evaluate_epoch(epoch, observer)
-            self._save_if_due()
+                self._evaluate_epoch(epoch)
+            self._reach_safe_point()
 
     def _should_pause(self) -> bool:
-        return self._checkpointer is not None and self._checkpointer.should_pause()
+        """Whether a callback asks for a pause. Each is asked: it may raise to stop the training."""
+        answers = [callback.should_pause() for callback in self._callbacks]
+        return any(answers)
 
-    def _save_if_due(self) -> None:
-        if self._checkpointer is not None:
-            self._checkpointer.save_if_due(self)
+    def _reach_safe_point(self) -> None:
+        for callback in self._callbacks:
+            callback.on_safe_point()
 
     def batch_rows(self, epoch: int) -> list[Ints]:
         """The table's rows in each batch of an epoch (from 1), a function of the seed and the epoch alone."""
@@ -175,7 +181,7 @@ class Trainer:
         mean = sum(form.slots * count for form, count in forms.items()) / len(batches)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
         if self._stream is not None and self.pack.backbone.fused is not None and work <= MAX_WORK:
-            share = (steps or self.steps_per_epoch * self.epochs) / len(batches)
+            share = (steps or self.total_steps) / len(batches)
             self.graphs.forms = choose_shapes({form: round(count * share) for form, count in forms.items()})
 
     def train(self, batches: Sequence[Ints], should_pause: Callable[[int], bool] | None = None) -> Tensor:
@@ -186,15 +192,15 @@ class Trainer:
             should_pause: Called after each step with its number (from 1); True ends the call.
 
         Returns:
-            The losses of the steps taken, `[steps, K]`.
+            `[steps, 2, K]`: the losses and the gradient norms of the steps taken, as `train_step` returns them.
         """
-        losses: list[Tensor] = []
+        values: list[Tensor] = []
         with self._on_stream():
             for step, batch in enumerate(self.table.batches(batches, self.graphs.padded_form), 1):
-                losses.append(self.train_step(batch))
+                values.append(self.train_step(batch))
                 if should_pause is not None and should_pause(step):
                     break
-            return torch.stack(losses)
+            return torch.stack(values)
 
     def probe_memory(self) -> None:
         """Take a step on the largest batch of the first epoch that updates nothing, to see how much memory it takes."""
@@ -215,7 +221,11 @@ class Trainer:
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def train_step(self, batch: Batch) -> Tensor:
-        """Forward, backward and update; the losses `[K]` before the update."""
+        """Forward, backward and update.
+
+        Returns:
+            `[2, K]`: the losses before the update, and the norms of the gradients before clipping.
+        """
         self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
         self.steps += 1
 
@@ -227,8 +237,9 @@ class Trainer:
     def _device_step(self, batch: Batch, masks: Masks) -> Tensor:
         """The part of a step that a CUDA graph can record: everything but drawing masks."""
         losses, gradients = self._gradients(batch, masks)
-        self.optimiser.step(gradients, losses)
-        return losses
+        norms = self.optimiser.step(gradients, losses)
+        # One tensor, so that a replayed graph's output is copied by one kernel, and an epoch's by one transfer.
+        return torch.stack([losses, norms])
 
     def _gradients(self, batch: Batch, masks: Masks) -> tuple[Tensor, Sequence[Tensor]]:
         """The losses `[K]` and the gradient of each block's matrix.
@@ -250,18 +261,36 @@ class Trainer:
             self._mask_buffers[form.width] = size, masks
         return masks
 
-    def _record_losses(self, epoch: int, losses: Tensor) -> None:
-        """Append the losses of an epoch's steps; at its end note the mean loss, and which cells have diverged."""
-        steps_taken = self.optimiser.steps_taken.tolist()
-        for progress, cell_losses, steps in zip(self.progress, losses.T.tolist(), steps_taken, strict=True):
-            if progress.diverged is None:
-                progress.losses += cell_losses
-            if progress.diverged is None and self.steps == epoch * self.steps_per_epoch:
-                progress.epoch_losses.append(float(np.mean(progress.losses[-self.steps_per_epoch :])))
-                if steps < self.steps:
-                    progress.diverged = f"loss or gradient not finite in epoch {epoch}, step {steps + 1}"
+    def _record_steps(self, epoch: int, values: Tensor) -> None:
+        """Record steps of an epoch; at its end note the mean losses, and which cells have diverged.
 
-    def _evaluate_epoch(self, epoch: int, observer: TrainingObserver | None) -> None:
+        Here the host waits for the device: for one copy of all values of these steps.
+
+        Args:
+            epoch: The epoch.
+            values: What `train` returned, `[steps, 2, K]`.
+        """
+        losses, norms = values.cpu().double().numpy().transpose(1, 0, 2)
+        steps_taken = self.optimiser.steps_taken.tolist()
+        numbers = torch.arange(self.steps - len(losses), self.steps)
+        base_lrs = np.array([cell.lr for cell in self.pack.cells])
+        lrs = base_lrs * lr_multipliers(self.pack.cells, numbers, self.total_steps).numpy()
+        from_one = np.broadcast_to(numbers.numpy()[:, None] + 1.0, losses.shape)
+        rows = np.stack([from_one, losses, norms, lrs], axis=2)  # [steps, K, RECENT_COLUMNS]
+        for k, progress in enumerate(self.progress):
+            if progress.diverged is not None:
+                continue
+            progress.losses += losses[:, k].tolist()
+            progress.add_recent_steps(rows[:, k])
+            if self.steps == epoch * self.steps_per_epoch:
+                progress.epoch_losses.append(float(np.mean(progress.losses[-self.steps_per_epoch :])))
+                if steps_taken[k] < self.steps:
+                    progress.diverged = f"loss or gradient not finite in epoch {epoch}, step {steps_taken[k] + 1}"
+        block = StepBlock(epoch, int(numbers[0]) + 1, losses, norms, lrs)
+        for callback in self._callbacks:
+            callback.on_steps_recorded(block)
+
+    def _evaluate_epoch(self, epoch: int) -> None:
         """Score all cells after an epoch, and copy what the improved ones have trained.
 
         Raises:
@@ -288,8 +317,15 @@ class Trainer:
             progress = self.progress[k]
             progress.selected, progress.state, progress.predictions = epoch, state, predictions[k].copy()
         self.epoch = epoch
-        if observer is not None:
-            observer.epoch(epoch, [progress.metrics[-1][self.task.main_metric] for progress in self.progress])
+        newest = [progress if k in recorded else None for k, progress in enumerate(self.progress)]
+        metrics = EpochMetrics(
+            epoch,
+            self.task.main_metric,
+            tuple(None if progress is None else dict(progress.metrics[-1]) for progress in newest),
+            tuple(dict(progress.held_out[-1]) if progress and progress.held_out else None for progress in newest),
+        )
+        for callback in self._callbacks:
+            callback.on_epoch_evaluated(metrics)
 
     @cached_property
     def _metric(self) -> evaluate.Metric:
@@ -314,7 +350,7 @@ class Trainer:
             `[K, rows]`, in the table's order: class numbers, or values for regression; NaN where a logit is not finite.
 
         Raises:
-            PausedError: The checkpointer asked for a pause.
+            PausedError: A callback asked for a pause.
         """
         self.pack.compose()
         budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))

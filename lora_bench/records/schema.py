@@ -11,6 +11,8 @@ from lora_bench.cell import Cell
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# JSON has no NaN and no infinity: such a value is one of these words. `float()` turns either form into the value.
+AnyFloat = Finite | Literal["nan", "inf", "-inf"]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Status = Literal["done", "failed", "diverged", "oom"]
 
@@ -77,8 +79,29 @@ class DataInfo(_Part):
     fingerprint: str
 
 
+class TrainingStep(_Part):
+    """One step of a cell's training.
+
+    Attributes:
+        step: The number of the step, from 1 and over all epochs.
+        loss: The loss on the step's batch, before the update.
+        grad_norm: The 2-norm of the gradient of all that the cell trains, before clipping.
+        lr: The learning rate `Cell.lr` times the schedule's multiplier.
+    """
+
+    step: Natural
+    loss: AnyFloat
+    grad_norm: AnyFloat
+    lr: AnyFloat
+
+
 class Record(_Part):
-    """A finished cell. `metric` names the task's main metric; `best`, `last` and `score` are its values."""
+    """A finished cell. `metric` names the task's main metric; `best`, `last` and `score` are its values.
+
+    `last_steps`, of a cell that diverged: its last steps, at most 50, up to and including the one whose loss or
+    gradient norm was not finite (if the outputs after an epoch were not finite, up to the last step of that epoch).
+    None for other cells, and in records from before these were kept.
+    """
 
     schema_version: Literal[1] = SCHEMA
     id: str
@@ -98,3 +121,4 @@ class Record(_Part):
     protocol: Protocol
     data: DataInfo | None = None
     environment: dict[str, str] = {}
+    last_steps: tuple[TrainingStep, ...] | None = None

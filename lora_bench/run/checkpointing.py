@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_bench import provenance
+from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell
 from lora_bench.engine.trainer import Trainer
 from lora_bench.run import checkpoints, snapshot
@@ -79,6 +80,21 @@ class Keeper:
             self._warned = True
         self._saved = time.monotonic()
         self._cost = self._saved - start
+
+
+class CheckpointCallback(Callback):
+    """Pauses and saves one trainer as its keeper decides."""
+
+    def __init__(self, keeper: Keeper, trainer: Trainer) -> None:
+        self._keeper, self._trainer = keeper, trainer
+
+    def should_pause(self) -> bool:
+        """Whether the pack is to be saved within the epoch, or a signal has come."""
+        return self._keeper.should_pause()
+
+    def on_safe_point(self) -> None:
+        """Save the pack if it is due."""
+        self._keeper.save_if_due(self._trainer)
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell
 from lora_bench.records.schema import Record
 from lora_bench.run.checkpoints import Place
 from lora_bench.run.outcome import Outcome
 
 
-class View(Protocol):
-    """What shows a run's progress."""
+class View(Callback):
+    """What shows a run's progress: a callback of each pack that trains, which also follows the run as a whole.
+
+    Every method does nothing unless it is overridden.
+    """
 
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""
-
-    def step(self, epoch: int, step: int) -> None:
-        """A step of the epoch has been issued."""
-
-    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch is evaluated: the main metric of each cell."""
-
-    def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
-        """A pack begins."""
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended."""

@@ -16,7 +16,7 @@ from lora_bench.engine.memory import forget_peak, peak_bytes
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import Timing
 from lora_bench.run import checkpointing, recording, snapshot
-from lora_bench.run.checkpointing import Found, Keeper
+from lora_bench.run.checkpointing import CheckpointCallback, Found, Keeper
 from lora_bench.run.inputs import Prepared
 from lora_bench.run.interfaces import View
 from lora_bench.run.outcome import Outcome
@@ -48,7 +48,6 @@ class PackRun:
         forget_peak(setting.device)
         trainer = trainer_of(cells, self.backbone, prepared)
         self.keeper.began -= checkpointing.start(trainer, found)
-        setting.view.pack(cells, trainer.steps_per_epoch, trainer.epochs)
         self.keeper.place.stopper.hold()
         while not self._ran(trainer):
             alive = self._thinned(trainer)
@@ -60,7 +59,7 @@ class PackRun:
 
     def _ran(self, trainer: Trainer) -> bool:
         """Train until all cells have ended, or more than half have diverged."""
-        trainer.run(self.setting.view, self.keeper)
+        trainer.run([self.setting.view, CheckpointCallback(self.keeper, trainer)])
         for place, progress in enumerate(trainer.progress):
             if trainer.finished or progress.diverged:
                 self.ended.append(recording.ended(trainer.pack, place, progress))

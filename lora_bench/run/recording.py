@@ -11,7 +11,7 @@ import torch
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.adapters.saved import stored_bytes
 from lora_bench.engine.progress import Progress
-from lora_bench.records.schema import Counts, DataInfo, Epoch, Record, Timing
+from lora_bench.records.schema import AnyFloat, Counts, DataInfo, Epoch, Record, Timing, TrainingStep
 from lora_bench.run.outcome import protocol
 from lora_bench.tasks import Task
 
@@ -52,8 +52,15 @@ def finished(
         score_epoch=selected,
         predictions=() if progress.predictions is None else tuple(round(float(p), 6) for p in progress.predictions),
         counts=cell.counts, timing=timing, protocol=protocol(progress.cell, task, notes), data=info,
-        environment=dict(environment),
+        environment=dict(environment), last_steps=_last_steps(progress) if progress.diverged else None,
     )  # fmt: skip
+
+
+def _last_steps(progress: Progress) -> tuple[TrainingStep, ...]:
+    return tuple(
+        TrainingStep(step=int(step), loss=_any_float(loss), grad_norm=_any_float(norm), lr=_any_float(lr))
+        for step, loss, norm, lr in progress.recent_steps.tolist()
+    )
 
 
 def _epochs(progress: Progress) -> tuple[Epoch, ...]:
@@ -77,6 +84,12 @@ def _argmax(values: Sequence[float]) -> int | None:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _any_float(value: float) -> AnyFloat:
+    if math.isfinite(value):
+        return value
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:

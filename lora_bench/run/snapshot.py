@@ -98,12 +98,13 @@ def saved_cell(snapshot: Snapshot, position: int, code: str, since: int) -> Save
 
 
 def tensors(snapshots: Sequence[Snapshot]) -> dict[str, Tensor]:
-    """The part of the snapshots that is written as tensors: vectors by `<position>.<what>`."""
+    """The part of the snapshots that is written as tensors, by `<position>.<what>`: all vectors but `recent_steps`."""
     by_name: dict[str, Tensor] = {}
     for position, snapshot in enumerate(snapshots):
         progress = snapshot.progress
         vectors = {kind: state.flat() for kind, state in zip(KINDS, snapshot.states, strict=True)}
         vectors["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
+        vectors["recent_steps"] = torch.from_numpy(progress.recent_steps)
         if progress.state is not None and progress.predictions is not None:
             vectors["predictions"] = torch.from_numpy(progress.predictions)
             best = progress.state.flat()
@@ -135,6 +136,8 @@ def rebuild(saved: SavedCell, by_name: Mapping[str, Tensor], fresh: Snapshot) ->
         diverged=saved.diverged,
         selected=saved.selected,
     )
+    if (recent := by_name.get(f"{saved.position}.recent_steps")) is not None:  # not in files of older versions
+        progress.recent_steps = recent.numpy()
     if saved.selected is not None:
         progress.state = like(by_name.get(f"{saved.position}.best", vectors["now"]))
         progress.predictions = by_name[f"{saved.position}.predictions"].numpy()

@@ -14,12 +14,13 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lora_bench import tasks
+from lora_bench.callbacks import PackStart
 from lora_bench.cell import Cell
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
 from lora_bench.records.schema import Record
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Options
+from lora_bench.run.interfaces import Options, View
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
 
@@ -28,7 +29,7 @@ WORDS = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(56)
 TRAIN, VALIDATION = 40, 24
 
 
-class QuietView:
+class QuietView(View):
     """A view that remembers."""
 
     def __init__(self) -> None:
@@ -36,18 +37,9 @@ class QuietView:
         self.packs = 0
         self.ended: list[str] = []
 
-    def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
-
-    def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
-        """A pack begins."""
+    def on_pack_start(self, start: PackStart) -> None:
+        """A pack begins to train."""
         self.packs += 1
-
-    def step(self, epoch: int, step: int) -> None:
-        """A step has been issued."""
-
-    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch is evaluated."""
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended."""

@@ -13,7 +13,8 @@ from transformers import get_linear_schedule_with_warmup
 
 from lora_bench.cell import Cell
 from lora_bench.engine.block import Block
-from lora_bench.engine.optimiser import PackedAdamW, schedule
+from lora_bench.engine.optimiser import PackedAdamW
+from lora_bench.engine.schedule import lr_multipliers
 from tests.engine.engine_factory import cell
 
 STEPS = 30
@@ -143,7 +144,7 @@ def test_in_float32_it_is_as_exact_as_torchs() -> None:
 
 
 def test_the_schedule_is_that_of_transformers() -> None:
-    table = schedule(CELLS, STEPS)
+    table = lr_multipliers(CELLS, torch.arange(STEPS), STEPS)
     assert table.shape == (STEPS, len(CELLS))
     for place, one in enumerate(CELLS):
         optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -156,7 +157,7 @@ def test_the_schedule_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 1.0])
 def test_a_schedule_of_one_step(warmup: float) -> None:
-    assert schedule([cell(warmup=warmup)], 1).tolist() == [[1.0 if warmup == 0 else 0.0]]
+    assert lr_multipliers([cell(warmup=warmup)], torch.arange(1), 1).tolist() == [[1.0 if warmup == 0 else 0.0]]
 
 
 def test_norms_are_over_all_that_a_cell_trains() -> None:

@@ -107,12 +107,12 @@ def test_a_cell_that_was_good_for_an_epoch_keeps_that_epoch(single: Backbone) ->
     made = trainer([cell("lora", precision="float32"), cell("lora", rank=2, precision="float32")], single)
     finish = made._evaluate_epoch
 
-    def poison(epoch: int, watch: None) -> None:
-        finish(epoch, watch)
+    def poison(epoch: int) -> None:
+        finish(epoch)
         with torch.no_grad():
             made.pack.heads.block.matrix[1] = float("nan")
 
-    made._evaluate_epoch = poison  # type: ignore[assignment, method-assign]
+    made._evaluate_epoch = poison  # type: ignore[method-assign]
     good, bad = made.run()
     assert good.diverged is None
     assert bad.diverged == "loss or gradient not finite in epoch 2, step 7"

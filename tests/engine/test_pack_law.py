@@ -70,12 +70,24 @@ def alone(exact: Backbone) -> Found:
 
 
 def agree(one: Found, other: Found) -> None:
-    """The cells of `one` have in `other` the same values, and the same loss at every step."""
+    """The cells of `one` have in `other` the same values, and the same loss and gradient norm at every step."""
     weight = {each: difference(values(one[each]), values(other[each])) for each in one}
     loss = {each: float(np.abs(losses(one)[each] - losses(other)[each]).max()) for each in one}
-    print(f"largest difference: weights {max(weight.values()):.2g}, losses {max(loss.values()):.2g}")
+    norm = {each: norm_difference(one[each], other[each]) for each in one}
+    print(
+        f"largest difference: weights {max(weight.values()):.2g}, losses {max(loss.values()):.2g}, "
+        f"gradient norms {max(norm.values()):.2g}"
+    )
     assert {each.method: far for each, far in weight.items() if not far < WEIGHTS} == {}
     assert {each.method: far for each, far in loss.items() if not far < LOSSES} == {}
+    assert {each.method: far for each, far in norm.items() if not far < LOSSES} == {}
+
+
+def norm_difference(one: Progress, other: Progress) -> float:
+    """The largest difference of a gradient norm, relative to the norm."""
+    norms, others = (progress.recent_steps[:, 2] for progress in (one, other))
+    assert len(norms) == len(one.losses)
+    return float((np.abs(norms - others) / norms).max())
 
 
 def test_a_pack_of_sixteen_is_sixteen_packs_of_one(packed: Found, alone: Found) -> None:

@@ -56,7 +56,7 @@ class Asking(QuietView):
         super().__init__()
         self.stopper, self.at, self.steps = stopper, (epoch, step), list[tuple[int, int]]()
 
-    def step(self, epoch: int, step: int) -> None:
+    def on_step_issued(self, epoch: int, step: int) -> None:
         """A step has been issued."""
         self.steps.append((epoch, step))
         if (epoch, step) == self.at:
@@ -215,9 +215,9 @@ def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tm
     with pytest.MonkeyPatch.context() as patch:
         proper = Trainer._run_epoch
 
-        def run(self: Trainer, epoch: int, watch: Any) -> None:
+        def run(self: Trainer, epoch: int) -> None:
             sizes.append(len(self.pack.cells))
-            proper(self, epoch, watch)
+            proper(self, epoch)
 
         patch.setattr(Trainer, "_run_epoch", run)
         blocks = blocks[:1]
@@ -244,6 +244,12 @@ def test_a_diverged_cell_has_the_same_record_in_any_pack(bench: Bench, tmp_path:
     found = by_cell(Bench(bench.model, bench.rows, tmp_path / "company").run(company, precision="float32"))[alone.cell]
     assert (found.status, found.reason, len(found.epochs)) == (alone.status, alone.reason, len(alone.epochs))
     assert (found.counts, found.predictions) == (alone.counts, alone.predictions)
+    assert alone.last_steps is not None
+    assert [step.step for step in found.last_steps or ()] == [step.step for step in alone.last_steps]
+    for one, other in zip(found.last_steps or (), alone.last_steps, strict=True):
+        assert one.lr == other.lr
+        assert float(one.loss) == pytest.approx(float(other.loss), rel=1e-4, nan_ok=True)
+        assert float(one.grad_norm) == pytest.approx(float(other.grad_norm), rel=1e-4, nan_ok=True)
 
 
 def failing_at(step: int, error: Callable[[], Exception], above: int) -> Callable[..., Any]:

@@ -79,6 +79,10 @@ def test_recorded_steps_are_issued_steps(backbone: Backbone) -> None:
         print(f"{backbone.precision} {one.method} r={one.rank}: recorded - issued {difference:.2g}")
         assert difference < limit
         assert len(recorded[one].losses) == 120
+        norms, issued_norms = (found[one].recent_steps[:, 2] for found in (recorded, issued))
+        assert len(norms) == 50
+        assert (norms > 0).all()
+        assert backbone.precision != "float64" or np.abs(norms / issued_norms - 1).max() < limit * 10
 
 
 def test_full_fine_tuning_is_recorded_too(backbone: Backbone) -> None:

@@ -20,7 +20,7 @@ from lora_bench.records.store import read_records
 from lora_bench.run import checkpoints
 from lora_bench.run import plan as plans
 from lora_bench.run.checkpoints import Place
-from lora_bench.run.interfaces import Options
+from lora_bench.run.interfaces import Options, View
 from lora_bench.run.outcome import Outcome, protocol
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
@@ -28,24 +28,12 @@ from lora_bench.run.signals import Stopper
 from lora_bench.tasks import get as get_task
 
 
-class Silent:
+class Silent(View):
     """A view that remembers what it was warned of."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self.ended: list[str] = []
-
-    def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
-
-    def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
-        """A pack begins."""
-
-    def step(self, epoch: int, step: int) -> None:
-        """A step has been issued."""
-
-    def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch is evaluated."""
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended."""

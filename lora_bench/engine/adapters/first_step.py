@@ -6,19 +6,18 @@ without dropout, computed for one cell: it does not depend on the pack.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lora_bench.cell import Cell
 from lora_bench.engine.adapters.bases import require, svd
 from lora_bench.engine.adapters.group import Group
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.losses import batch_losses
+from lora_bench.engine.schedule import first_lr
 from lora_bench.methods.recipe import Factor, FirstStep
 
 
@@ -51,11 +50,6 @@ def initialise(pack: Pack, batch: Batch, steps: int) -> None:
     for group in groups:
         for row, cell in enumerate(group.cells):
             _write(group, row, directions, first_lr(cell, steps))
-
-
-def first_lr(cell: Cell, steps: int) -> float:
-    """The learning rate of the first step of warm-up that is not zero."""
-    return cell.lr / max(1, math.ceil(steps * cell.warmup))
 
 
 def gradients(pack: Pack, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
