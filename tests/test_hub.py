@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from lora_bench.data import hub
+from lora_bench.data import DataSource, hub, load
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.sample import DATA
-from lora_bench.tasks import get
+from lora_bench.tasks import Hub, Task, get
 from lora_bench.tasks.glue import HUB_ID, HUB_REVISION
 
 RTE = get("rte")
@@ -89,6 +90,31 @@ def test_the_pinned_revision_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(splits) == ["train", "validation"]
     assert splits["train"].texts == (["c", "a"], ["", "d"])
     assert splits["validation"].labels.dtype == np.int64 and splits["validation"].labels.tolist() == [0, 1, 1]
+
+
+def test_another_dataset_is_read_by_the_names_that_its_task_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*names: str, **more: str) -> datasets.DatasetDict:
+        asked.append((names, more))
+        columns = {"body": ["a", "b"], "stars": [1, 0]}
+        features = datasets.Features(
+            {"body": datasets.Value("string"), "stars": datasets.ClassLabel(names=["up", "down"])}
+        )
+        split = datasets.Dataset.from_dict(columns, features=features)
+        return datasets.DatasetDict(train=split, test=split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "_knock", lambda: None)
+    source = Hub("me/reviews", "0" * 40, splits={"validation": "test"}, columns={"text": "body"}, label="stars")
+    task = Task("reviews", "Reviews", ("text",), ("down", "up"), ("accuracy",), source)
+    loaded = load(task, DataSource.parse())
+    assert asked == [(("me/reviews",), {"revision": "0" * 40})]
+    assert loaded.train.texts == (["a", "b"],)
+    assert loaded.train.labels.tolist() == [0, 1], "names decide, in whatever order the dataset has them"
+    assert list(loaded.evals) == ["validation"] and DataSource.parse().identity(task) == "me/reviews@00000000"
+    with pytest.raises(BenchError, match="me/reviews has no split 'validation'"):
+        load(replace(task, source=replace(source, splits={})), DataSource.parse())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Files to rows: three formats read alike, and each thing that can be wrong is told in one line."""
+"""Files to rows: four formats read alike, and each thing that can be wrong is told in one line."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_bench.data import sources
+from lora_bench.data import DataSource, load, sources
 from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.tasks import TASKS, Task, get
@@ -66,8 +67,15 @@ def write_tsv(path: Path, task: Task, columns: Table) -> None:
     path.write_bytes("".join(line + "\n" for line in lines).encode())
 
 
+def write_csv(path: Path, task: Task, columns: Table) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
 Writer = Callable[[Path, Task, Table], None]
-WRITERS: dict[str, Writer] = {"parquet": write_parquet, "jsonl": write_jsonl, "tsv": write_tsv}
+WRITERS: dict[str, Writer] = {"parquet": write_parquet, "jsonl": write_jsonl, "tsv": write_tsv, "csv": write_csv}
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 each_format = pytest.mark.parametrize("form", WRITERS)
 
@@ -154,7 +162,7 @@ def test_short_rows_of_qqp_are_left_out_as_on_the_hub(tmp_path: Path) -> None:
 def test_a_class_out_of_range(form: str, label: int, says: str, tmp_path: Path) -> None:
     task = get("sst2")
     columns = table(task) | {"label": [0, 1, label, 1]}
-    where = {"parquet": "row 3", "jsonl": "line 3", "tsv": "line 4"}[form]
+    where = {"parquet": "row 3", "jsonl": "line 3", "tsv": "line 4", "csv": "line 4"}[form]
     refused(lambda: read(tmp_path, form, task, columns), f"train.{form}, {where}: label", says)
 
 
@@ -281,7 +289,9 @@ def test_lone_surrogates_are_replaced_and_pairs_are_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["sst2", "SST-2"])
-@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train-00000-of-00001.parquet", "train.tsv"])
+@pytest.mark.parametrize(
+    "name", ["train.parquet", "train.jsonl", "train-00000-of-00001.parquet", "train.tsv", "train.csv"]
+)
 def test_find_knows_the_usual_layouts(folder: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / folder / name
     path.parent.mkdir()
@@ -293,7 +303,7 @@ def test_find_takes_glues_names_of_mnlis_splits(tmp_path: Path) -> None:
     (tmp_path / "MNLI").mkdir()
     for split in get("mnli").splits:
         (tmp_path / "MNLI" / tsv_file(split)).touch()
-        assert sources.find(tmp_path, get("mnli"), split).name == tsv_file(split)
+        assert [path.name for path in sources.find(tmp_path, get("mnli"), split)] == [tsv_file(split)]
 
 
 def test_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
@@ -330,3 +340,51 @@ def test_an_unknown_name_of_a_class_says_which_are_known(name: str, tmp_path: Pa
 def test_a_folder_of_one_task_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").touch()
     refused(lambda: sources.find(tmp_path, get("sst2"), "train"), "the folder above")
+
+
+CSV_HEADER = "sentence,label\n"
+
+
+def test_a_csv_holds_commas_quotes_and_line_breaks_and_names_the_line_where_a_row_begins(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(f'\ufeff{CSV_HEADER}"a, ""b""\nc",1\n\nplain \'d\' "e",negative\n', encoding="utf-8")
+    rows = sources.read(path, get("sst2"))
+    assert rows.texts == (['a, "b"\nc', "plain 'd' \"e\""],) and rows.labels.tolist() == [1, 0]
+    path.write_text(f'{CSV_HEADER}"a\nb",1\n"c\nd",5\n', encoding="utf-8")
+    refused(lambda: sources.read(path, get("sst2")), "train.csv, line 4: label '5' is not one of")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{CSV_HEADER}a,b,1\n", "line 2: 3 fields, not 2"),
+        (f"{CSV_HEADER}a,1\nb\n", "line 3: 1 field, not 2"),
+        (f'{CSV_HEADER}a,1\n"b,1\nc,1\n', "line 3: not csv"),
+        (f'{CSV_HEADER}"a"b,1\n', "line 2: not csv"),
+        ("sentence;label\na;1\n", "no column 'sentence'"),
+        ("sentence,label,label\na,1,0\n", "2 columns are named 'label'"),
+        ("", "no rows"),
+        (CSV_HEADER, "no rows"),
+        (f"{CSV_HEADER}a,\n", "line 2: label '' is not one of"),
+    ],
+)
+def test_what_is_wrong_with_a_csv_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(text, encoding="utf-8")
+    refused(lambda: sources.read(path, get("sst2")), "train.csv", said)
+
+
+def test_the_parts_of_a_split_are_read_one_after_another(tmp_path: Path) -> None:
+    folder, task = tmp_path / "sst2", get("sst2")
+    folder.mkdir()
+    parts = [folder / f"train-0000{number}-of-00002.jsonl" for number in range(2)]
+    for path, text in zip(parts, "ab", strict=True):
+        write_jsonl(path, task, {"sentence": [text], "label": [1]})
+    write_jsonl(folder / "validation.jsonl", task, table(task))
+    assert sources.find(tmp_path, task, "train") == tuple(parts)
+    loaded = load(task, DataSource("folder", tmp_path))
+    assert loaded.train.texts == (["a", "b"],) and loaded.train.labels.tolist() == [1, 1]
+    parts[0].unlink()
+    refused(lambda: sources.find(tmp_path, task, "train"), "1 of 2 parts", parts[0].name)
+    write_jsonl(folder / "train-00000-of-00003.jsonl", task, table(task))
+    refused(lambda: sources.find(tmp_path, task, "train"), "different numbers of parts")
