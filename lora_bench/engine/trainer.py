@@ -295,9 +295,8 @@ class Trainer:
         predictions = self.predict(self.evaluation.table)
         held_out_predictions = None if self.held_out is None else self.predict(self.held_out)
         improved: list[int] = []
-        recorded = [progress.records_epoch(epoch) for progress in self.progress]
         for k, progress in enumerate(self.progress):
-            if not recorded[k]:
+            if not progress.records_epoch(epoch):
                 continue
             progress.metrics.append(self._score(predictions[k], self.evaluation.table, self.evaluation.parts))
             if held_out_predictions is not None and self.held_out is not None:
@@ -310,12 +309,14 @@ class Trainer:
             progress = self.progress[k]
             progress.selected, progress.state, progress.predictions = epoch, state, predictions[k].copy()
         self.epoch = epoch
-        newest = [progress if new else None for progress, new in zip(self.progress, recorded, strict=True)]
         metrics = EpochMetrics(
             epoch,
             self.task.main_metric,
-            tuple(None if progress is None else dict(progress.metrics[-1]) for progress in newest),
-            tuple(dict(progress.held_out[-1]) if progress and progress.held_out else None for progress in newest),
+            *(
+                # A cell that diverged in an earlier epoch has fewer entries.
+                tuple(dict(values[-1]) if len(values) == epoch else None for values in by_cell)
+                for by_cell in ([p.metrics for p in self.progress], [p.held_out for p in self.progress])
+            ),
         )
         for callback in self._callbacks:
             callback.on_epoch_evaluated(metrics)
