@@ -228,9 +228,10 @@ def show(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
 ) -> None:
     """Print the record of a cell as JSON; of one that diverged, its last steps and what they show."""
+    from lora_bench.cli.record_json import record_as_json
     from lora_bench.records.store import find_record
 
-    print(records.record_as_json(find_record(results, cell_id)))
+    print(record_as_json(find_record(results, cell_id)))
 
 
 @app.command()

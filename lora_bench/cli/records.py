@@ -1,8 +1,7 @@
-"""The commands for records: choosing searched rates, putting records into one file, and showing one."""
+"""The commands that look after results folders: choosing searched rates, and putting records into one file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -53,25 +52,6 @@ def archive(results: Folder) -> Iterator[str]:
         shelf.write_csv()
     yield f"{counted(len(records), 'record')}, {path.stat().st_size:,} bytes"
     yield str(path)
-
-
-def record_as_json(record: Record) -> str:
-    """A record as JSON for reading: predictions are counted, the last steps of a cell that diverged stand at the end.
-
-    Each of these steps is on a line of its own, and `what_happened` says in words what they show.
-    """
-    from lora_bench.records import divergence
-
-    content = record.model_dump(mode="json", exclude={"last_steps"})
-    content["predictions"] = counted(len(record.predictions), "value")
-    text = json.dumps(content, indent=2)
-    if not record.last_steps:
-        return text
-    steps = divergence.as_json_lines(record.last_steps)
-    explanation = json.dumps({"what_happened": divergence.explain(record.last_steps)}, indent=2)
-    return "".join(
-        [text.removesuffix("\n}"), ',\n  "last_steps": ', steps, ",", explanation.removeprefix("{")],
-    )
 
 
 def _sound(results: Path) -> tuple[Record, ...]:

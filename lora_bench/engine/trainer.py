@@ -317,12 +317,14 @@ class Trainer:
             progress = self.progress[k]
             progress.selected, progress.state, progress.predictions = epoch, state, predictions[k].copy()
         self.epoch = epoch
-        newest = [progress if k in recorded else None for k, progress in enumerate(self.progress)]
         metrics = EpochMetrics(
             epoch,
             self.task.main_metric,
-            tuple(None if progress is None else dict(progress.metrics[-1]) for progress in newest),
-            tuple(dict(progress.held_out[-1]) if progress and progress.held_out else None for progress in newest),
+            *(
+                # A cell that diverged in an earlier epoch has fewer entries.
+                tuple(dict(values[-1]) if len(values) == epoch else None for values in by_cell)
+                for by_cell in ([p.metrics for p in self.progress], [p.held_out for p in self.progress])
+            ),
         )
         for callback in self._callbacks:
             callback.on_epoch_evaluated(metrics)

@@ -1,12 +1,11 @@
-"""How a cell diverged, in words and figures, from the last steps of its record."""
+"""How a cell diverged, in words, from the last steps of its record."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
-from lora_bench.records.schema import AnyFloat, TrainingStep
+from lora_bench.records.schema import TrainingStep
 from lora_bench.text import counted
 
 WINDOW = 20  # how many steps before the last are described (chosen)
@@ -39,21 +38,6 @@ def explain(steps: Sequence[TrainingStep]) -> list[str]:
         f"the loss {_trend([float(step.loss) for step in window])};",
         f"the learning rate {_trend([float(step.lr) for step in window])}.",
     ]
-
-
-def as_json_lines(steps: Sequence[TrainingStep]) -> str:
-    """The steps as a JSON array, a step on each line, aligned, rounded; at most 80 columns wide up to step 999,999."""
-    width = len(str(steps[-1].step))
-    rows = [
-        f'    {{"step": {step.step:{width}}, "loss": {_rounded(step.loss):>9}, '
-        f'"grad_norm": {_rounded(step.grad_norm):>9}, "lr": {_rounded(step.lr, 3):>8}}}'
-        for step in steps
-    ]
-    return "[\n" + ",\n".join(rows) + "\n  ]"
-
-
-def _rounded(value: AnyFloat, digits: int = 4) -> str:
-    return json.dumps(value) if isinstance(value, str) else f"{value:.{digits}g}"
 
 
 def _in_words(value: float) -> str:
