@@ -33,12 +33,12 @@ MAY: dict[str, str] = {
     "model_files": "errors records",
     "report": "cell errors records tasks text",
     "methods": "cell errors records text",
-    "data": "errors records sample tasks",
     "models": "errors model_files records sample",
+    "data": "errors models records sample tasks",
     "provenance": "methods",
     "engine": "cell data errors methods metrics model_files records tasks",
     "forecast": "cell data errors methods models records tasks",
-    "grid": "cell errors methods models records tasks",
+    "grid": "cell data errors methods models records tasks",
     "api": "cell engine errors methods",
     "lora_bench": "api",
     "contracts": "api cell data engine methods tasks",
@@ -51,7 +51,7 @@ MAY: dict[str, str] = {
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
 TRAINS = frozenset({"api", "bench", "contracts", "engine", "export"})  # heavy imports
-TRAINS_IN_RUN = frozenset({"checkpointing", "inputs", "pack_run", "recording", "snapshot", "tokenizer", "worker"})
+TRAINS_IN_RUN = frozenset({"checkpointing", "inputs", "pack_run", "recording", "tokenizer", "worker"})
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = (
     "cell", "cli.tables", "grid", "methods", "metrics", "provenance", "records", "report", "run.plan", "run.runner",

@@ -130,7 +130,7 @@ def submission(sections: list[str], problems: list[str]) -> str:
 def _front_matter(trained: Trained, title: str, library: str) -> str:
     kind, _ = _data(trained)
     data = ModelCardData(
-        base_model=_public(trained.cell), license=licence(trained.model), library_name=library, language="en",
+        base_model=_public(trained.cell), license=licence(trained.model.location), library_name=library, language="en",
         pipeline_tag="text-classification", datasets=[HUB_ID] if kind == HUB_ID else None,
         metrics=list(_metrics(trained.record)), tags=["lora-bench", "glue", trained.cell.method], model_name=title,
         eval_results=_eval_results(trained) or None,
@@ -229,7 +229,7 @@ def licence(model: str) -> str:
 
 
 def _licence_text(trained: Trained) -> str:
-    found = licence(trained.model)
+    found = licence(trained.model.location)
     if found == UNKNOWN_LICENCE:
         return "Not known: set `license:` above yourself, from the base model's licence and that of the data."
     return f"`{found}` is the base model's; what you trained is yours to license within it. The data have their own."
