@@ -240,3 +240,14 @@ def test_the_seal_is_the_last_field_and_the_object_comes_back() -> None:
             unseal(unsealed)
     with pytest.raises(ValueError, match="checksum"):
         unseal(sealed.replace(b"1", b"2", 1))
+
+
+def test_an_adapter_that_an_older_version_wrote_is_read() -> None:
+    """The bytes in `tests/data/saved_adapter` were written by commit ecfeca9."""
+    cell, outputs, state = saved.read(Path(__file__).parents[1] / "data" / "saved_adapter")
+    assert (cell.id, outputs) == ("793034f20ed9", 2)
+    assert {name: value.tolist() for name, value in state.adapter.items()} == {
+        "query.A": [[1.0, 2.0]],
+        "query.B": [[3.0]],
+    }
+    assert {name: value.tolist() for name, value in state.head.items()} == {"weight": [0.5, -0.5]}
