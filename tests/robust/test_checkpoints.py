@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_bench.records import files
 from lora_bench.records.seal import describe, seal, unseal
 from lora_bench.run import checkpoints
 from lora_bench.run.checkpoints import CellEntry, Checkpoint, CheckpointManifest
@@ -100,7 +101,8 @@ def test_the_newest_checkpoint_comes_first(tmp_path: Path) -> None:
 def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     path = save_checkpoint(tmp_path, NAME)
     path.rename(path.with_name(name))
-    assert checkpoints.read_all(tmp_path) == checkpoints.damaged_folders(tmp_path) == []
+    assert checkpoints.read_all(tmp_path) == []
+    assert checkpoints.damaged_folders(tmp_path) == []
 
 
 def test_files_and_links_are_no_checkpoints(tmp_path: Path) -> None:
@@ -108,7 +110,8 @@ def test_files_and_links_are_no_checkpoints(tmp_path: Path) -> None:
     moved = path.rename(tmp_path / "elsewhere")
     path.symlink_to(moved)
     path.with_name("fedcba987654-000000003").write_text("a file")
-    assert checkpoints.read_all(tmp_path) == checkpoints.damaged_folders(tmp_path) == []
+    assert checkpoints.read_all(tmp_path) == []
+    assert checkpoints.damaged_folders(tmp_path) == []
     path.unlink()
     path.mkdir()
     for name in ("manifest.json", "state.safetensors"):
@@ -193,12 +196,14 @@ def test_a_checkpoint_that_cannot_be_read_now_is_neither_used_nor_damaged(
     def failing(*_: object, **__: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoints.files, "read_file", failing)
-    assert checkpoints.read_all(tmp_path) == checkpoints.damaged_folders(tmp_path) == []
+    monkeypatch.setattr(files, "read_file", failing)
+    assert checkpoints.read_all(tmp_path) == []
+    assert checkpoints.damaged_folders(tmp_path) == []
 
 
 def test_no_folder_has_no_checkpoints(tmp_path: Path) -> None:
-    assert checkpoints.read_all(tmp_path) == checkpoints.damaged_folders(tmp_path) == []
+    assert checkpoints.read_all(tmp_path) == []
+    assert checkpoints.damaged_folders(tmp_path) == []
     checkpoints.prune(tmp_path, ["a"], {})
     assert tree(tmp_path).keys() <= {"model", "rows"}
 
@@ -260,13 +265,13 @@ def test_files_of_others_in_a_checkpoint_stay(tmp_path: Path) -> None:
 def test_the_manifest_goes_before_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed while it removes a checkpoint leaves nothing that would be read."""
     path, removed = save_checkpoint(tmp_path, NAME), list[str]()
-    remove = checkpoints.files.remove
+    remove = files.remove
 
     def noted(file: Path) -> None:
         removed.append(file.name)
         remove(file)
 
-    monkeypatch.setattr(checkpoints.files, "remove", noted)
+    monkeypatch.setattr(files, "remove", noted)
     checkpoints.remove(path)
     assert removed == ["manifest.json", "state.safetensors"]
 
@@ -292,4 +297,4 @@ def test_a_manifest_does_not_change() -> None:
     )
     for model in (manifest, manifest.cells[0]):
         with pytest.raises(ValueError, match="frozen"):
-            model.steps = 2  # type: ignore[misc]
+            model.steps = 2
