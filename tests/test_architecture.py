@@ -27,18 +27,18 @@ MAY: dict[str, str] = {
     "cell": "",
     "sample": "",
     "errors": "text",
+    "tasks": "errors",
     "records": "cell errors text",
+    "metrics": "tasks",
     "model_files": "errors records",
-    "plugins": "errors records text",
-    "models": "errors model_files records sample",
-    "tasks": "cell errors plugins",
-    "methods": "cell errors plugins",
     "report": "cell errors records tasks text",
-    "data": "errors records sample tasks text",
+    "methods": "cell errors records text",
+    "models": "errors model_files records sample",
+    "data": "errors models records sample tasks",
     "provenance": "methods",
-    "grid": "cell errors methods models records tasks",
-    "engine": "cell data errors methods model_files records tasks",
+    "engine": "cell data errors methods metrics model_files records tasks",
     "forecast": "cell data errors methods models records tasks",
+    "grid": "cell data errors methods models records tasks",
     "api": "cell engine errors methods",
     "lora_bench": "api",
     "contracts": "api cell data engine methods tasks",
@@ -46,17 +46,16 @@ MAY: dict[str, str] = {
     "records sample tasks text",
     "export": "cell data engine errors lora_bench methods models records report run tasks",
     "bench": "cell data engine errors forecast grid methods model_files models provenance records run tasks",
-    "cli": "bench cell contracts data errors export grid lora_bench methods models plugins records "
-    "report run tasks text",
+    "cli": "bench cell contracts data errors export grid lora_bench methods models records report run tasks text",
     "__main__": "cli",
 }
 HEAVY = frozenset({"torch", "transformers", "datasets", "evaluate", "tokenizers", "safetensors", "accelerate", "peft"})
 TRAINS = frozenset({"api", "bench", "contracts", "engine", "export"})  # heavy imports
-TRAINS_IN_RUN = frozenset({"checkpointing", "inputs", "pack_run", "recording", "snapshot", "tokenizer", "worker"})
+TRAINS_IN_RUN = frozenset({"checkpointing", "inputs", "pack_run", "recording", "tokenizer", "worker"})
 NEVER = frozenset({"torch", "transformers"})
 WITHOUT_TORCH = (
-    "cell", "cli.tables", "grid", "methods", "provenance", "records", "report", "run.plan", "run.runner",
-    "run.status", "run.publish", "tasks", "plugins",
+    "cell", "cli.tables", "grid", "methods", "metrics", "provenance", "records", "report", "run.plan", "run.runner",
+    "run.status", "run.publish", "tasks",
 )  # fmt: skip
 NAMES_TAKEN = ("datasets", "evaluate", "tokenizers", "torch", "transformers", "peft")
 

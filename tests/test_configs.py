@@ -12,10 +12,11 @@ import yaml
 from lora_bench import methods
 from lora_bench.errors import BenchError
 from lora_bench.grid import config as configs
-from lora_bench.grid.cells import Grid, Sources, expand
+from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import find_preset, load, presets
+from tests.fake_sources import fake_sources
 
-SOURCES = Sources(lambda location: location, lambda location, task: location)
+SOURCES = fake_sources(lambda location: location, lambda location, task: location)
 NAMES = ["lora", "paper", "quick", "smoke", "xs"]
 OURS = ["minilm", "minilm-rates", "minilm-sweep"]  # no setting of theirs is a paper's
 

@@ -87,7 +87,7 @@ def test_a_place_is_made_where_there_is_none(tmp_path: Path) -> None:
     """Staged elsewhere, moved into folders that are there or not."""
     for name in ("one", "two"):
         files.write(tmp_path / "made" / "file", name.encode())
-        files.place(tmp_path / "made", tmp_path / "deep" / "in" / name)
+        files.move(tmp_path / "made", tmp_path / "deep" / "in" / name)
     assert (tmp_path / "deep" / "in" / "one" / "file").read_bytes() == b"one"
     assert (tmp_path / "deep" / "in" / "two" / "file").read_bytes() == b"two"
 

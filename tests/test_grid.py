@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.grid import cells as grids
-from lora_bench.grid.cells import Grid, Sources, expand, packs
+from lora_bench.grid.cells import Grid, expand, packs
 from lora_bench.grid.config import SETTINGS, Config, find_preset, load
+from tests.fake_sources import fake_sources
 
-SOURCES = Sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
+SOURCES = fake_sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
 BASE: dict[str, Any] = {"task": "rte", "method": "lora"}
 
 
@@ -124,25 +126,25 @@ def test_identities_are_asked_for_once_and_lead_back() -> None:
 
     raw = BASE | {"task": ["rte", "sst2"], "model": ["sample", "x/y"], "seed": [0, 1], "rank": [2, 4]}
     config = Config.model_validate({"name": "t", "defaults": raw, "notes": {"all": "one", "rte": "two"}})
-    grid = expand(config, {"model": ["sample", "x/y"]}, Sources(model_identity, data_identity))
+    grid = expand(config, {"model": ["sample", "x/y"]}, fake_sources(model_identity, data_identity))
     assert asked == Counter(
         {("sample",): 1, ("x/y",): 1} | {(p, t): 1 for p in ("sample", "task") for t in ("rte", "sst2")}
     )
     for cell in grid.cells:
-        assert grid.model_location(cell).upper() == cell.model
-        assert grid.data_location(cell) == ("sample" if cell.model == "SAMPLE" else "task")
+        assert grid.model_source(cell).name.upper() == cell.model
+        assert grid.data_source(cell).root == Path("sample" if cell.model == "SAMPLE" else "task")
         assert grid.notes_for(cell) == (("one", "two") if cell.task == "rte" else ("one",))
 
 
 def test_a_data_folder_is_for_every_model() -> None:
     config = Config.model_validate({"name": "t", "defaults": BASE | {"model": ["sample", "x/y"]}})
     grid = expand(config, {}, SOURCES, data="folder")
-    assert {grid.data_location(cell) for cell in grid.cells} == {"folder"}
+    assert {grid.data_source(cell).root for cell in grid.cells} == {Path("folder")}
 
 
 def test_what_is_narrowed_away_is_never_looked_at() -> None:
     config = Config.model_validate({"name": "t", "defaults": BASE | {"model": ["x/y", "absent"]}})
-    grid = expand(config, {"model": ["x/y"]}, Sources({"x/y": "found"}.__getitem__, lambda place, task: place))
+    grid = expand(config, {"model": ["x/y"]}, fake_sources({"x/y": "found"}.__getitem__, lambda place, task: place))
     assert values(grid, "model") == ["found"]
 
 
@@ -294,7 +296,9 @@ def test_a_fresh_python_has_the_same_order_and_does_not_need_torch(hash_seed: st
 import sys
 from lora_bench.grid.config import find_preset, load
 from lora_bench.grid.cells import Sources, expand, packs
-grid = expand(load(find_preset("smoke")), {}, Sources(lambda x: f"id of {x}", lambda x, task: f"{x}'s {task}"))
+from types import SimpleNamespace
+sources = Sources(lambda x: SimpleNamespace(identity=f"id of {x}"), lambda x, task: (None, f"{x}'s {task}"))
+grid = expand(load(find_preset("smoke")), {}, sources)
 print(*(cell.id for pack in packs(grid.cells, lambda _: 5) for cell in pack))
 assert not {"torch", "transformers", "numpy"} & set(sys.modules)
 """

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
-from lora_bench.grid.cells import Grid, Sources, expand, packs
+from lora_bench.grid.cells import Grid, expand, packs
 from lora_bench.grid.config import Config
+from tests.fake_sources import fake_sources
 
 SIZES = {"rank", "a", "b", "targets"}
-SOURCES = Sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
+SOURCES = fake_sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
 
 POOL: dict[str, list[Any]] = {
     "task": ["rte", "cola", "sst2"], "method": sorted(methods.RECIPES), "rank": [2, 4, 8], "a": [16, 32],

@@ -288,7 +288,9 @@ def test_a_model_that_changed_since_the_plan_is_refused(name: str, tmp_path: Pat
     bench = Bench(make_tiny(tmp_path / "tiny"), make_data(tmp_path / "rows"), tmp_path / "results")
     plan = bench.plan([{"method": "lora", "rank": 2}])
     (cells,) = plan.packs
-    loader = Loader(plan, Options(bench.results, offline=True), QuietView(), torch.device("cpu"))
+    loader = Loader(
+        plan.grid.models, plan.grid.data, Options(bench.results, offline=True), QuietView(), torch.device("cpu")
+    )
     if name == "tokenizer_config.json":
         backbone = loader.backbone(cells[0])
     content = json.loads((bench.model / name).read_text()) | {"changed": True}

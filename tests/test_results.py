@@ -13,7 +13,7 @@ import pytest
 
 from lora_bench.cell import Cell
 from lora_bench.grid import choose
-from lora_bench.grid.cells import Sources, expand
+from lora_bench.grid.cells import expand
 from lora_bench.grid.config import find_preset, load
 from lora_bench.records import archive
 from lora_bench.records.schema import Record
@@ -21,11 +21,12 @@ from lora_bench.records.store import Loaded, read_records, write_csv
 from lora_bench.report.content import gather
 from lora_bench.report.formats.escaping import file_stems
 from lora_bench.report.formats.render import csv_table
+from tests.fake_sources import fake_sources
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob(f"*/{archive.NAME}"))
 AVERAGED = ("cola", "sst2", "mrpc", "stsb")
-SOURCES = Sources(lambda location: location, lambda location, task: location)
+SOURCES = fake_sources(lambda location: location, lambda location, task: location)
 over_folders = pytest.mark.parametrize("name", FOLDERS)
 
 

@@ -15,7 +15,7 @@ from lora_bench.grid import choose
 from lora_bench.records import archive
 from lora_bench.records.schema import Epoch, Protocol, Record, Status
 from lora_bench.records.store import read_records, record_path, write_record
-from lora_bench.run.publish import Shelf
+from lora_bench.run.publish import RecordStore
 
 
 def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "done", **cell: object) -> Record:
@@ -125,7 +125,7 @@ def test_an_archive_is_read_as_the_files_were(folder: Callable[..., Path]) -> No
     assert invoke("archive", "--results", results)[0] == 0
     content = archive.path_of(results).read_bytes()
     assert not list((results / "cells").iterdir())
-    assert read_records(results) == Shelf(results).loaded() == before
+    assert read_records(results) == RecordStore(results).loaded() == before
     assert invoke("archive", "--results", results)[0] == 0
     assert archive.path_of(results).read_bytes() == content
 
@@ -134,15 +134,15 @@ def test_a_file_counts_before_the_archive(folder: Callable[..., Path]) -> None:
     one = record(1e-3, 0.6)
     results = folder(one)
     invoke("archive", "--results", results)
-    shelf = Shelf(results)
+    store = RecordStore(results)
     write_record(results, newer := one.model_copy(update={"reason": "again"}))
-    shelf.refresh()
-    assert shelf.records[one.id] == newer == read_records(results).records[0]
+    store.refresh()
+    assert store.records[one.id] == newer == read_records(results).records[0]
     record_path(results, one.id).write_bytes(b"{")
     assert read_records(results).records == ()  # a damaged one too: what it said is not known
     record_path(results, one.id).unlink()
-    shelf.refresh()
-    assert shelf.records[one.id] == one
+    store.refresh()
+    assert store.records[one.id] == one
 
 
 def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) -> None:

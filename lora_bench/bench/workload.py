@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 from lora_bench import data, methods, tasks
 from lora_bench.bench.settings import FULL, BenchSettings
 from lora_bench.cell import Cell
-from lora_bench.data import hub
+from lora_bench.data.model_source import ModelSource
 from lora_bench.data.tokens import TokenTable, tokenize
 from lora_bench.engine import randomness
 from lora_bench.engine.encoder import backbone as encoders
@@ -101,10 +101,7 @@ def prepare_model(settings: BenchSettings, scratch: Path) -> BenchModel:
     """
     folder = Path(location(settings.model))
     if not is_folder(folder):
-        if settings.model.startswith((".", "/", "~")):
-            what = f"There is no model directory '{settings.model}'."
-            raise BenchError(what, "Give --model DIR or `sample`.", MISSING)
-        return BenchModel(settings.model, False, not hub.reachable())
+        return BenchModel(settings.model, False, ModelSource.find(settings.model).local_only(offline=False))
     if not (folder / "config.json").is_file():
         raise BenchError(f"'{folder}' has no config.json.", "Give a transformers model directory.", MISSING)
     if any(folder.glob("*.safetensors")):

@@ -157,7 +157,7 @@ def run(
             console.print(Text(clean(line)), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.ended(records, folder)), soft_wrap=True)
-    if bad or plan.broken or grid_run.shelf.broken:
+    if bad or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 

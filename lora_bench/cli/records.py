@@ -37,7 +37,7 @@ def archive(results: Folder) -> Iterator[str]:
     """Put all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/."""
     from lora_bench.records import store
     from lora_bench.run.leases import Lease
-    from lora_bench.run.publish import Shelf
+    from lora_bench.run.publish import RecordStore
 
     _sound(results)
     with Lease(results) as lease, lease.locked():
@@ -45,11 +45,11 @@ def archive(results: Folder) -> Iterator[str]:
         if not lease.alone():
             who = ", ".join(sorted({str(holder) for holder in others.values()})) or "another process"
             raise BenchError(f"The results folder '{results}' is in use by {who}.", "Wait until that ends.", MISSING)
-        shelf = Shelf(results)
-        shelf.recover()
+        record_store = RecordStore(results)
+        record_store.recover()
         records = _sound(results)
         path = store.move_to_archive(results, records)
-        shelf.write_csv()
+        record_store.write_csv()
     yield f"{counted(len(records), 'record')}, {path.stat().st_size:,} bytes"
     yield str(path)
 

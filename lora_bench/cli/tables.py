@@ -21,7 +21,7 @@ from lora_bench.errors import NOTHING, BenchError
 from lora_bench.records.schema import Record
 from lora_bench.run.leases import Holder
 from lora_bench.run.plan import Plan
-from lora_bench.run.status import STATES, Standing
+from lora_bench.run.status import STATES, CellStatus
 from lora_bench.text import clean, counted
 
 ROWS, NAMED = 40, 4
@@ -157,19 +157,19 @@ def _counts(plan: Plan) -> str:
 
 def standings_table(plan: Plan) -> Table:
     """Where the cells stand and why they run or not: how many for each reason, and which if they are few."""
-    groups: dict[Standing, list[str]] = {}
+    groups: dict[CellStatus, list[str]] = {}
     for cell in plan.grid.cells:
-        groups.setdefault(plan.standings[cell.id], []).append(cell.id)
+        groups.setdefault(plan.statuses[cell.id], []).append(cell.id)
     caption = counted(len(groups) - ROWS, "more row") if len(groups) > ROWS else None
     table = Table(title="Cells", title_justify="left", caption=caption, caption_justify="left")
     for name in ("state", "cells", "runs", "why", "which"):
         table.add_column(name, justify="right" if name == "cells" else "left", overflow="fold")
-    order = sorted(groups, key=lambda standing: (not standing.runs, STATES.index(standing.state), standing.why))
-    for standing in order[:ROWS]:
-        ids = groups[standing]
+    order = sorted(groups, key=lambda status: (not status.will_run, STATES.index(status.state), status.reason))
+    for status in order[:ROWS]:
+        ids = groups[status]
         which = " ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
-        runs = "yes" if standing.runs else "no"
-        table.add_row(standing.state, str(len(ids)), runs, Text(clean(standing.why)), which)
+        runs = "yes" if status.will_run else "no"
+        table.add_row(status.state, str(len(ids)), runs, Text(clean(status.reason)), which)
     return table
 
 

@@ -133,7 +133,7 @@ def _front_matter(trained: Trained, title: str, library: str) -> str:
     is_glues = trained.cell.task_origin is None  # and not a user's, which may be of any language
     data = ModelCardData(
         base_model=_public(trained.cell),
-        license=licence(trained.model),
+        license=licence(trained.model.location),
         library_name=library,
         language="en" if is_glues else None,
         pipeline_tag="text-classification",
@@ -245,7 +245,7 @@ def licence(model: str) -> str:
 
 
 def _licence_text(trained: Trained) -> str:
-    found = licence(trained.model)
+    found = licence(trained.model.location)
     if found == UNKNOWN_LICENCE:
         return "Not known: set `license:` above yourself, from the base model's licence and that of the data."
     return f"`{found}` is the base model's; what you trained is yours to license within it. The data have their own."

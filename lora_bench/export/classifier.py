@@ -44,7 +44,7 @@ def untrained(trained: Trained) -> PreTrainedModel:
     """
     with torch.random.fork_rng(), encoders.quiet_transformers(), hub.hub_mode(trained.offline):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            trained.model, dtype=torch.float32, use_safetensors=True, local_files_only=trained.offline,
+            trained.model.location, dtype=torch.float32, use_safetensors=True, local_files_only=trained.offline,
             attn_implementation="eager", ignore_mismatched_sizes=True, **labelled(trained.task),
         )  # fmt: skip
     model.eval()

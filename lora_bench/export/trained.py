@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import hub
+from lora_bench.data.model_source import ModelSource
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.models import SAMPLE, identity, location
+from lora_bench.models import SAMPLE, identity
 from lora_bench.records.schema import Record
 from lora_bench.records.store import find_record, read_records
 from lora_bench.run.tokenizer import load_tokenizer
@@ -29,8 +30,8 @@ class Trained:
     record: Record
     seeds: tuple[Record, ...]
     pack: Pack
-    model: str  # what transformers loads
-    offline: bool
+    model: ModelSource
+    offline: bool  # whether transformers must not ask the Hub
 
     @property
     def cell(self) -> Cell:
@@ -53,7 +54,7 @@ class Trained:
         Raises:
             BenchError: exit code 3 if it cannot be loaded.
         """
-        return load_tokenizer(self.model, self.offline)
+        return load_tokenizer(self.model.location, self.offline)
 
 
 def load(
@@ -71,16 +72,16 @@ def load(
             f"Nothing trained is kept of {record.id} ({record.cell.method}, {record.status}).",
             "Train it again; adapters are kept unless --no-save, whole models (`full`) are not.", MISSING,
         )  # fmt: skip
-    where = model_location(record.cell, model)
-    local = offline or Path(where).is_dir() or not hub.reachable()
+    source = find_model(record.cell, model)
+    local_only = source.local_only(offline)
     _same_definitions(record.cell)
     trains = methods.get(record.cell.method).trains_backbone
-    with hub.hub_mode(local):
-        backbone = encoders.load(where, torch.device(device), record.cell.precision, trains, local)
+    with hub.hub_mode(local_only):
+        backbone = encoders.load(source.location, torch.device(device), record.cell.precision, trains, local_only)
     pack = saved.load(folder, backbone)
     if pack.cells != (record.cell,):
         raise BenchError(f"'{folder}' is the adapter of another cell.", "Train the cell again.", MISSING)
-    return Trained(record, _over_seeds(results, record), pack, where, local)
+    return Trained(record, _over_seeds(results, record), pack, source, local_only)
 
 
 def _same_definitions(cell: Cell) -> None:
@@ -98,8 +99,8 @@ def _same_definitions(cell: Cell) -> None:
             )  # fmt: skip
 
 
-def model_location(cell: Cell, given: Path | None) -> str:
-    """What transformers loads for the cell: `given`, else the bundled encoder or the Hub's id.
+def find_model(cell: Cell, given: Path | None) -> ModelSource:
+    """Return the cell's model: `given`, else the bundled encoder or the Hub's.
 
     Raises:
         BenchError: exit code 3 if the model was a directory and none is given, or another one.
@@ -107,17 +108,17 @@ def model_location(cell: Cell, given: Path | None) -> str:
     name, at, _ = cell.model.partition("@")
     if given is None and at and not is_bundled(cell):
         raise BenchError(f"The cell was trained over a directory, '{name}'.", "Say where it is: --model DIR.", MISSING)
-    chosen = str(given) if given is not None else (SAMPLE if at else cell.model)
-    if identity(chosen) != cell.model:
+    source = ModelSource.find(str(given) if given is not None else (SAMPLE if at else cell.model))
+    if source.identity != cell.model:
         hint = (
             "the directory that it was trained over" if at else "nothing, where no directory has the name of the Hub's"
         )
         raise BenchError(
-            f"'{chosen}' is {identity(chosen)}, the cell was trained over {cell.model}.",
+            f"'{source.name}' is {source.identity}, the cell was trained over {cell.model}.",
             f"Give --model {hint}.",
             MISSING,
         )
-    return location(chosen)
+    return source
 
 
 def is_bundled(cell: Cell) -> bool:

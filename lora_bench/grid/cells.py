@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
@@ -21,6 +21,10 @@ from lora_bench.errors import BenchError
 from lora_bench.grid.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import DEFAULT_MODEL, SAMPLE
+
+if TYPE_CHECKING:
+    from lora_bench.data import DataSource
+    from lora_bench.data.model_source import ModelSource
 
 TASK_SOURCE = "task"  # the location of data that come from the source that the task names, GLUE's from the Hub
 ENOUGH = 4  # a quarter of a pack keeps a device nearly as busy as a whole one
@@ -34,56 +38,77 @@ _PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 
 @dataclass(frozen=True)
 class Sources:
-    """How a location becomes what enters the cell: a name, and a hash of the content where it is a directory."""
+    """How what the user gives as model and data is found.
 
-    model_identity: Callable[[str], str]
-    data_identity: Callable[[str, str], str]
+    Attributes:
+        model: From a model's name to the model.
+        data: From a location (`hub`, `sample` or a folder) and a task's name to the source and to the identity of the
+            task's data in it, which enters the cells.
+    """
+
+    model: Callable[[str], ModelSource]
+    data: Callable[[str, str], tuple[DataSource, str]]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a selection, each once, in the config's order, and the way back from a cell to its sources."""
+    """The cells of a selection, and where their models and data come from.
+
+    Attributes:
+        name: The name of the config.
+        cells: The cells, each once, in the config's order.
+        models: The models by their identity, as cells name them.
+        data: The data sources by task and by the data's identity, as cells name them.
+        notes: What deviates from the paper, by task.
+    """
 
     name: str
     cells: tuple[Cell, ...]
-    models: Mapping[str, str]
-    data: Mapping[tuple[str, str], str]
+    models: Mapping[str, ModelSource]
+    data: Mapping[tuple[str, str], DataSource]
     notes: Mapping[str, tuple[str, ...]]
 
-    def model_location(self, cell: Cell) -> str:
-        """The location that the user gave for the cell's model."""
+    def model_source(self, cell: Cell) -> ModelSource:
+        """Return the cell's model."""
         return self.models[cell.model]
 
-    def data_location(self, cell: Cell) -> str:
-        """The location that the cell's data come from: `task` (the task's own source), `sample` or a folder."""
+    def data_source(self, cell: Cell) -> DataSource:
+        """Return where the cell's data come from."""
         return self.data[cell.task, cell.data]
 
     def notes_for(self, cell: Cell) -> tuple[str, ...]:
-        """What deviates from the paper in this cell."""
+        """Return what deviates from the paper in this cell."""
         return self.notes[cell.task]
 
 
 def expand(config: Config, overrides: Overrides, sources: Sources, data: str | None = None) -> Grid:
-    """The config's grid under overrides. `data` is a folder; else the sample model has the sample's.
+    """Return the config's grid under overrides.
 
-    The identity functions are called once for each distinct location (and task), after narrowing.
+    Args:
+        config: The config.
+        overrides: The values of the command line by setting.
+        sources: How models and data are found: called once for each model, and for each location and task, after
+            the config was narrowed.
+        data: A folder of data; by default, the sample model has the bundled data, and others have GLUE from the Hub.
     """
     blocks = [_completed(block) for block in select(config, overrides)]
     _guard(blocks)
-    models: dict[str, str] = {}
-    places: dict[tuple[str, str], str] = {}
-    model_identity, data_identity = cache(sources.model_identity), cache(sources.data_identity)
+    models: dict[str, ModelSource] = {}
+    data_sources: dict[tuple[str, str], DataSource] = {}
+    find_model, find_data = cache(sources.model), cache(sources.data)
     cells: dict[Cell, None] = {}
     for settings in itertools.chain.from_iterable(map(_points, blocks)):
-        model, task = str(settings["model"]), str(settings["task"])
-        place = data or (SAMPLE if model == SAMPLE and tasks.origin(task) is None else TASK_SOURCE)
-        identities = {"model": model_identity(model), "data": data_identity(place, task)}
-        models.setdefault(identities["model"], model)
-        places.setdefault((task, identities["data"]), place)
+        name, task = str(settings["model"]), str(settings["task"])
+        model = find_model(name)
+        default = SAMPLE if name == SAMPLE and tasks.origin(task) is None else TASK_SOURCE
+        source, data_identity = find_data(data or default, task)
+        models.setdefault(model.identity, model)
+        data_sources.setdefault((task, data_identity), source)
+        identities = {"model": model.identity, "data": data_identity}
         origins = {"origin": methods.origin(str(settings["method"])), "task_origin": tasks.origin(task)}
         cells.setdefault(Cell.model_validate(settings | identities | origins))
     notes = {cell.task: config.notes_for(cell.task) for cell in cells}
-    return Grid(config.name, tuple(cells), models, places, notes)
+    return Grid(config.name, tuple(cells), models, data_sources, notes)
 
 
 def select(config: Config, overrides: Overrides) -> list[Atom]:

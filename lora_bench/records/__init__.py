@@ -1,1 +1,1 @@
-"""Records of finished cells: their schema, the results folder that holds them, its archive, how files are written."""
+"""Records of finished cells: their schema, the folder, archive and table that hold them, and how files are written."""

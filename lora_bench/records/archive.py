@@ -1,7 +1,7 @@
-"""All records of a results folder in one compressed file, to keep or to commit: `DIR/records.jsonl.gz`.
+"""The archive: all records of a results folder in one compressed file, to keep or to commit, `DIR/records.jsonl.gz`.
 
-A line is what `cells/<id>.json` would hold, checksum and all; lines are in the order of ids, so that the same records
-are the same bytes. A cell with a file of its own counts by that file.
+Each line is the content of `cells/<id>.json` with its seal. Lines are in the order of ids, so that the same records
+give the same bytes. Where a cell also has a file of its own, that file counts.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from pathlib import Path
 from lora_bench.records.files import naming, opened, sync, write_atomically
 
 NAME = "records.jsonl.gz"
-EMPTY = 1000  # lines in a row
-LARGEST = 2**26  # bytes of a record; hardly one has a hundredth of it
+EMPTY = 1000  # empty lines in a row that are skipped (chosen); a file of nothing else would be read for long
+LARGEST = 2**26  # bytes of a record (chosen); hardly one has a hundredth of it
 
 
 def path_of(results: Path) -> Path:
-    """Where the archive of a results folder lies."""
+    """Return the file of a results folder's archive."""
     return results / NAME
 
 
 def stamp(results: Path) -> tuple[int, int, int] | None:
-    """What changes when the archive is written: its inode, bytes and time; None if there is none."""
+    """Return what changes when the archive is written, its inode, bytes and time; None if there is none."""
     try:
-        about = path_of(results).stat()
+        stat = path_of(results).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def lines(results: Path) -> Iterator[bytes]:
-    """The records as they were written, one after the other; none if there is no archive.
+    """Yield the records as they were written, one after the other; none if there is no archive.
 
     Raises:
-        ValueError: the file is cut off or damaged from here on, or a line is too long for a record.
-        OSError: it cannot be read.
+        ValueError: The file is cut off or damaged from here on, or a line is too long for a record.
+        OSError: It cannot be read.
     """
     path = path_of(results)
     if not path.exists():
@@ -62,7 +62,12 @@ def lines(results: Path) -> Iterator[bytes]:
 
 
 def write(results: Path, records: Iterable[bytes]) -> Path:
-    """Write the archive anew; it is on the disk, under its name, when this returns."""
+    """Write the archive anew; it is on the disk under its name when this returns.
+
+    Args:
+        results: The results folder.
+        records: The content of the records' files, in the order of ids.
+    """
     path = path_of(results)
     write_atomically(path, gzip.compress(b"".join(records), 9, mtime=0))
     sync(results)

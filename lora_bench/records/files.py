@@ -1,4 +1,4 @@
-"""The one place where results are written, whole or not at all and flushed to the disk, and read without trust."""
+"""Writes files and folders whole or not at all, flushed to the disk, and reads files without trusting what they are."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MARK = ".tmp"
-_UNFINISHED = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # as `temporary` makes names
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # as `temporary` makes names
+_PIECE = 2**30  # bytes of one write: some systems take less than 2 GiB
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet."""
-    return path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}{MARK}"
+    """Return a new name beside `path` for a file or folder that is not complete yet."""
+    return path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}.tmp"
 
 
 def listing(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; nothing if it is not there."""
+    """Return the content of a folder, sorted; nothing if there is no such folder."""
     try:
         return sorted(folder / name for name in os.listdir(folder))  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
@@ -29,13 +29,13 @@ def listing(folder: Path) -> list[Path]:
 
 
 def without_links(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, links left out: they are somebody else's, and lead elsewhere."""
+    """Return the content of a folder, sorted, without links: they lead to somebody else's files."""
     return [path for path in listing(folder) if not path.is_symlink()]
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError say which file it was: fsync, flock and close do not, and a temporary name tells nobody."""
+    """Make an OSError name this file: those of fsync, flock and close name none, others name a temporary file."""
     try:
         yield
     except OSError as error:
@@ -45,21 +45,25 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a new file and flush it."""
+    """Write a new file and flush it; its folder is made if needed.
+
+    Raises:
+        OSError: It could not be written, or there is one already.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
             view = memoryview(content)
             while view:
-                view = view[os.write(descriptor, view[: 2**30]) :]
+                view = view[os.write(descriptor, view[:_PIECE]) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; no for a name that the system cannot have (too long, no text)."""
+    """Whether there is a folder; False for names that no file system can have (too long, with a null)."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -68,27 +72,38 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path, follow: bool = True) -> Iterator[io.FileIO]:
-    """A regular file, open for reading. `follow`: also where its name is a link.
+    """Open a regular file for reading.
+
+    Args:
+        path: The file.
+        follow: Whether `path` may be a link.
 
     Raises:
-        OSError: it cannot be opened.
-        ValueError: it is something else; a pipe is not waited for.
+        OSError: It cannot be opened.
+        ValueError: It is something else; a pipe is not waited for.
     """
     if not follow and path.is_symlink():
         raise ValueError("this is a link, and links are not followed here")
-    more = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
-    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | more)) as file:
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it. Windows has neither flag.
+    added = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    with io.FileIO(path, opener=lambda name, flags: os.open(name, flags | added)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("this is not a regular file")
         yield file
 
 
 def read_file(path: Path, follow: bool = True, limit: int | None = None, largest: int | None = None) -> bytes:
-    """The bytes of a regular file, the first `limit` at most.
+    """Return the content of a regular file.
+
+    Args:
+        path: The file.
+        follow: Whether `path` may be a link.
+        limit: The number of bytes to read at most; None for all.
+        largest: The number of bytes that the file may have; None for any.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is something else, a link that is not to be followed, or has more than `largest` bytes.
+        OSError: It cannot be read.
+        ValueError: It is something else, a link that is not to be followed, or too large.
     """
     with naming(path), opened(path, follow) as file:
         if largest is not None and os.fstat(file.fileno()).st_size > largest:
@@ -97,46 +112,46 @@ def read_file(path: Path, follow: bool = True, limit: int | None = None, largest
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, flushed to the disk, then renamed."""
-    unfinished = temporary(path)
+    """Write a file whole or not at all: to a temporary file beside it, flushed to the disk, then renamed."""
+    partial = temporary(path)
     try:
         with naming(path):
-            write(unfinished, content)
-            os.replace(unfinished, path)  # noqa: PTH105
+            write(partial, content)
+            os.replace(partial, path)  # noqa: PTH105
     except BaseException:
-        remove(unfinished)
+        remove(partial)
         raise
 
 
 def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a folder of files whole or not at all, the files in this order; one of that name is replaced."""
-    unfinished = temporary(path)
+    """Write a folder of files whole or not at all, the files in the given order. A folder of its name is replaced."""
+    partial = temporary(path)
     try:
         with naming(path):
             for name, content in contents.items():
-                write(unfinished / name, content)
-            sync(unfinished)
-            place(unfinished, path)
+                write(partial / name, content)
+            sync(partial)
+            move(partial, path)
             sync(path.parent)
     except BaseException:
-        remove(unfinished)
+        remove(partial)
         raise
 
 
-def place(made: Path, path: Path) -> None:
-    """Give a whole file or folder its name; a folder of that name gives way. `sync` the parent to make it last."""
+def move(source: Path, path: Path) -> None:
+    """Give a complete file or folder its final name, and replace what has it; `sync` the parent to make it last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        aside = temporary(path)
-        os.replace(path, aside)  # noqa: PTH105
-        os.replace(made, path)  # noqa: PTH105
-        remove(aside)
+        old = temporary(path)
+        os.replace(path, old)  # noqa: PTH105
+        os.replace(source, path)  # noqa: PTH105
+        remove(old)
     else:
-        os.replace(made, path)  # noqa: PTH105
+        os.replace(source, path)  # noqa: PTH105
 
 
 def sync(folder: Path) -> None:
-    """Flush the names in a folder."""
+    """Flush the names in a folder to the disk; Windows has no call for that."""
     if os.name == "nt":
         return
     with naming(folder):
@@ -148,12 +163,12 @@ def sync(folder: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Set a file's time to now, by the clock of the file system."""
+    """Set a file's time to now by the clock of the file system."""
     os.utime(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder and what is in it; nothing if it is not there or cannot be removed."""
+    """Remove a file, or a folder with its content. What is not there or cannot be removed is no error."""
     try:
         if path.is_dir() and not path.is_symlink():
             for child in listing(path):
@@ -166,11 +181,11 @@ def remove(path: Path) -> None:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder in which nothing is left; anything else, a link to a folder too, stays."""
+    """Remove a folder if it is empty; anything else stays, a link to a folder too."""
     with suppress(OSError):
         os.rmdir(folder)  # noqa: PTH106
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """What killed processes left unfinished in a folder: names that `temporary` makes, and no others."""
-    return (path for path in without_links(folder) if _UNFINISHED.fullmatch(path.name))
+    """Return what killed processes left incomplete in a folder: names that `temporary` makes, and no others."""
+    return (path for path in without_links(folder) if _TEMPORARY.fullmatch(path.name))

@@ -1,4 +1,4 @@
-"""A record: what is known of a finished cell, as it is kept in `DIR/cells/<id>.json`."""
+"""The schema of a record: everything that is known of a finished cell, as `DIR/cells/<id>.json` holds it."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""Records on disk: `DIR/cells/<id>.json` is the truth, `DIR/metrics.csv` is derived from it and never read.
+"""Records on disk: `DIR/cells/<id>.json`, those of the archive, and the table `DIR/metrics.csv` derived from them.
 
-A record is written whole or not at all: to a temporary file in the same folder, flushed, then renamed. Its last field
-is a checksum; a file that is no sound record is told of, and set aside where a record takes its place.
+A record is written whole or not at all: to a temporary file in the same folder, flushed, then renamed. It is sealed
+(`records.seal`); a file that is not a sound record is reported, and set aside when a record takes its name.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
 import tempfile
 from collections.abc import Container, Iterable
@@ -29,6 +27,7 @@ from lora_bench.text import clean, counted, sheet
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+CSV = "metrics.csv"
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "accuracy_matched", "accuracy_mismatched")
 COLUMNS = (
     "id", "model", "task", "method", "rank", "a", "b", "targets", "seed", "lr", "alpha", "epochs", "batch_size",
@@ -41,19 +40,21 @@ COLUMNS = (
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
     "task_origin", "macro_f1_best", "macro_f1_last",
 )  # fmt: skip
-
-
-OURS = ("cells", "adapters", "pending", "states", "leases")  # the folders in which files are moved and removed
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
+_ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
+_RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
+FOLDERS = ("cells", "adapters", "pending", "states", "leases")  # those in which files are moved and removed
 READABLE = "Make the file readable (its rights, the disk or its server), then give the same command again."
-_OWN = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a results folder holds: the sound records, sorted by id, and the files that are not, with the reason.
+    """The content of a results folder.
 
-    `unreadable`: those of these files that the system could not read. They may be sound, so nothing replaces them.
+    Attributes:
+        records: The sound records, sorted by id.
+        broken: The files that are not sound records, with the reason.
+        unreadable: Those of them that the system could not read. They may be sound, so nothing replaces them.
     """
 
     records: tuple[Record, ...]
@@ -61,84 +62,101 @@ class Loaded:
     unreadable: frozenset[Path] = frozenset()
 
     def refusal(self, path: Path, reason: str, hint: str) -> BenchError:
-        """The error for one of the broken files. `hint`: what helps where it is certain that it is no record."""
+        """Return the error for one of the broken files.
+
+        Args:
+            path: The file.
+            reason: What is wrong with it.
+            hint: What helps where it is certain that the file is not a sound record.
+        """
         if path in self.unreadable:
             return BenchError(f"The record '{path}' may be sound, but {reason}.", READABLE, SOME_FAILED)
         return BenchError(f"'{path}' is no sound record: {reason}.", hint, SOME_FAILED)
 
     def refuse_newer(self, ids: Container[str]) -> None:
-        """BenchError (code 3) where the record of one of these cells is of a newer schema: it must not be replaced."""
+        """Refuse to replace the record of one of these cells where it was written by a newer version.
+
+        Raises:
+            BenchError: Exit code 3.
+        """
         for path, reason in self.broken:
             if reason.startswith(NEWER) and path.stem in ids:
                 raise BenchError(f"'{path}' was {reason}.", "Upgrade lora-bench, or give another --results.", MISSING)
 
 
 class UnreadableError(ValueError):
-    """The system could not read a record, which may be sound. `cause`: what it said."""
+    """The system could not read a record, which may be sound. `cause` is the system's error."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"it cannot be read: {cause.strerror or type(cause).__name__}")
         self.cause = cause
 
 
-# there is something, and it is certain that it is no record
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG})
+# Errors after which it is certain that the name leads to no record.
+_NO_RECORD = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG})
 
 
 def record_path(results: Path, cell_id: str) -> Path:
-    """Where the record of that cell lies."""
+    """Return the file of a cell's record."""
     return results / "cells" / f"{cell_id}.json"
 
 
 def refuse_links(results: Path) -> None:
-    """See that the folders in which files are moved and removed are ours. BenchError (code 3) if one is a link."""
-    for name in OURS:
+    """Refuse a results folder in which one of `FOLDERS` is a link.
+
+    Raises:
+        BenchError: Exit code 3.
+    """
+    for name in FOLDERS:
         if (results / name).is_symlink():
             raise BenchError(
                 f"'{results / name}' is a link: files are moved and removed there, and it leads to somebody else's.",
-                "Put a folder in its place, or give another --results (which may be a link itself).", MISSING,
-            )  # fmt: skip
+                "Put a folder in its place, or give another --results (which may be a link itself).",
+                MISSING,
+            )
 
 
 def prepare(results: Path) -> None:
-    """Make the folders, and see that they can be written before anything trains. BenchError (code 3) if not."""
+    """Make the folders, and check before anything trains that they can be written.
+
+    Raises:
+        BenchError: Exit code 3 if they cannot.
+    """
     refuse_links(results)
     try:
         for name in ("cells", "adapters"):
             (results / name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=results / name):
                 pass
-        if (results / "metrics.csv").is_dir():
-            raise IsADirectoryError(None, "'metrics.csv' is a folder")
+        if (results / CSV).is_dir():
+            raise IsADirectoryError(None, f"'{CSV}' is a folder")
     except OSError as error:
         raise unusable(results, error) from error
 
 
 def unusable(results: Path, error: OSError) -> BenchError:
-    """The error for a results folder that is none, or cannot be read or written."""
-    return BenchError(
-        f"The results folder '{results}' cannot be used: {error.strerror}.", "Give --results a folder of its own.",
-        MISSING,
-    )  # fmt: skip
+    """Return the error for a results folder that is not a folder, or cannot be read or written."""
+    what = f"The results folder '{results}' cannot be used: {error.strerror}."
+    return BenchError(what, "Give --results a folder of its own.", MISSING)
 
 
 def write_record(results: Path, record: Record) -> None:
-    """Write one record. Whatever is in its place and is no record is kept beside it, as `<id>.json.broken`."""
+    """Write one record. A file of its name that is not a sound record is kept beside it, as `<id>.json.broken`."""
     path = record_path(results, record.id)
-    make_room(path)
+    set_aside(path)
     write_atomically(path, record_text(record))
 
 
 def record_text(record: Record) -> bytes:
-    """What is written of a record."""
+    """Return the content of a record's file."""
     return seal(record.model_dump_json(exclude_defaults=False))
 
 
-def make_room(path: Path) -> None:
-    """Rename what is in the place of a record and is none; a record stays.
+def set_aside(path: Path) -> None:
+    """Rename a file that has the name of a record but is not one; a sound record stays.
 
     Raises:
-        OSError: what is there cannot be read, so it may be a record.
+        OSError: The file cannot be read, so it may be a record.
     """
     if not os.path.lexists(path):
         return
@@ -148,20 +166,20 @@ def make_room(path: Path) -> None:
         raise error.cause from None
     except ValueError:
         names = (f"{path.name}.broken{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-        path.rename(next(place for name in names if not os.path.lexists(place := path.with_name(name))))
+        path.rename(next(free for name in names if not os.path.lexists(free := path.with_name(name))))
 
 
 def read_record(path: Path) -> Record:
     """Read one record; links are not followed.
 
     Raises:
-        UnreadableError: the system cannot read the file.
-        ValueError: there is no sound record; it says in one line what is wrong.
+        UnreadableError: The system cannot read the file.
+        ValueError: It is not a sound record; the message says in one line what is wrong.
     """
     try:
         content = read_file(path, follow=False, largest=archive.LARGEST)
     except OSError as error:
-        if error.errno not in _NO_FILE:
+        if error.errno not in _NO_RECORD:
             raise UnreadableError(error) from None
         raise ValueError(error.strerror or "cannot be read") from None
     record = parse(content)
@@ -171,32 +189,37 @@ def read_record(path: Path) -> Record:
 
 
 def parse(content: bytes) -> Record:
-    """The record that was written so; ValueError says in one line what is wrong with it."""
+    """Return the record in the content of its file.
+
+    Raises:
+        ValueError: It is not sound; the message says in one line what is wrong.
+    """
     try:
         record = Record.model_validate_json(unseal(content))
     except ValidationError as error:
-        raise ValueError(_first(error)) from None
+        raise ValueError(_first_error(error)) from None
     if record.id != record.cell.id:
         raise ValueError("its id is not the hash of its settings")
     return record
 
 
-def _first(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
+    """What is wrong, in one line; that a record is of a newer version goes before anything else."""
     errors = error.errors(include_url=False)
-    for each in errors:
-        if each["loc"] == ("schema_version",) and type(each["input"]) is int and each["input"] > SCHEMA:
-            return f"{NEWER} (schema {each['input']})"
+    for detail in errors:
+        if detail["loc"] == ("schema_version",) and type(detail["input"]) is int and detail["input"] > SCHEMA:
+            return f"{NEWER} (schema {detail['input']})"
     first = errors[0]
-    where = ".".join(str(part) for part in first["loc"])
-    words = {
+    field = ".".join(str(part) for part in first["loc"])
+    messages = {
         "json_invalid": f"it is not whole JSON ({first['msg'].removeprefix('Invalid JSON: ')})",
-        "extra_forbidden": f"it has '{where}', which no record has",
-        "missing": f"it has no '{where}'",
+        "extra_forbidden": f"it has '{field}', which no record has",
+        "missing": f"it has no '{field}'",
     }
-    return clean(words.get(first["type"], f"its '{where}' is not valid: {first['msg']}"))[:200]
+    return clean(messages.get(first["type"], f"its '{field}' is not valid: {first['msg']}"))[:200]
 
 
-def _files(results: Path) -> list[str]:
+def _record_files(results: Path) -> list[str]:
     """The names of all record files, sorted; names alone, as 100,000 Paths are slow to sort."""
     try:
         return sorted(name for name in os.listdir(results / "cells") if name.endswith(".json"))  # noqa: PTH208
@@ -207,13 +230,18 @@ def _files(results: Path) -> list[str]:
 
 
 def count_records(results: Path) -> int:
-    """About how many records there are, sound or not; the archive's by its size."""
+    """Return about how many records there are, sound or not; those of the archive are estimated from its size."""
+    count = len(_record_files(results))  # first: it refuses what is not a folder
     path = archive.path_of(results)
-    return len(_files(results)) + (path.stat().st_size // 500 if path.is_file() else 0)
+    return count + (path.stat().st_size // _ARCHIVED_BYTES if path.is_file() else 0)
 
 
 def archive_stamp(results: Path) -> tuple[int, int, int] | None:
-    """What changes when the archive is written; None if there is none. BenchError (code 3) if nobody can tell."""
+    """Return what changes when the archive is written; None if there is none.
+
+    Raises:
+        BenchError: Exit code 3 if the system cannot say.
+    """
     try:
         return archive.stamp(results)
     except OSError as error:
@@ -221,10 +249,10 @@ def archive_stamp(results: Path) -> tuple[int, int, int] | None:
 
 
 def read_archive(results: Path) -> Loaded:
-    """The records of the folder's archive, and what is wrong with it.
+    """Return the records of the folder's archive, and what is wrong with it.
 
     Raises:
-        BenchError: exit code 3 if the system cannot read it: nobody knows which records there are.
+        BenchError: Exit code 3 if the system cannot read it, so that it is unknown which records there are.
     """
     records: list[Record] = []
     try:
@@ -233,28 +261,34 @@ def read_archive(results: Path) -> Loaded:
     except OSError as error:
         raise of_the_system(error) from error
     except ValueError as error:
-        return Loaded(
-            tuple(records), ((archive.path_of(results), f"after {counted(len(records), 'record')}: {error}"),)
-        )
+        damage = f"after {counted(len(records), 'record')}: {error}"
+        return Loaded(tuple(records), ((archive.path_of(results), damage),))
     return Loaded(tuple(records), ())
 
 
 def move_to_archive(results: Path, records: Iterable[Record]) -> Path:
-    """Under the folder's lock: write the archive anew, then remove the files of `cells/` whose content is in it.
+    """Write the archive anew, then remove the files of `cells/` whose content is in it. Needs the folder's lock.
 
     Each file is read again before it is removed, and compared with what the archive holds on the disk.
+
+    Returns:
+        The archive.
     """
     path = archive.write(results, map(record_text, records))
     archived = frozenset(archive.lines(results))
-    for file in map((results / "cells").joinpath, _files(results)):
-        with suppress(ValueError):  # what is no sound record stays
+    for file in map((results / "cells").joinpath, _record_files(results)):
+        with suppress(ValueError):  # a file that is not a sound record stays
             if record_text(read_record(file)) in archived:
                 file.unlink()
     return path
 
 
 def read_records(results: Path) -> Loaded:
-    """Every record under `results`, sorted by id, and the files that are none."""
+    """Read every record of a results folder.
+
+    Raises:
+        BenchError: Exit code 3 if the folder or its archive cannot be read.
+    """
     while True:
         before = archive_stamp(results)
         loaded = _read_once(results)
@@ -266,7 +300,7 @@ def _read_once(results: Path) -> Loaded:
     archived = read_archive(results)
     records = {record.id: record for record in archived.records}
     broken, unreadable = list(archived.broken), set[Path]()
-    for path in map((results / "cells").joinpath, _files(results)):
+    for path in map((results / "cells").joinpath, _record_files(results)):
         try:
             records[path.stem] = read_record(path)
         except ValueError as error:
@@ -275,23 +309,16 @@ def _read_once(results: Path) -> Loaded:
             records.pop(path.stem, None)
             broken.append((path, str(error)))
             unreadable |= {path} if isinstance(error, UnreadableError) else set()
-    return Loaded(tuple(records[cell] for cell in sorted(records)), tuple(broken), frozenset(unreadable))
-
-
-def _metric_columns(record: Record) -> dict[str, object]:
-    if not record.epochs:
-        return {}
-    best = next((epoch for epoch in record.epochs if epoch.epoch == record.best_epoch), None)
-    row: dict[str, object] = {f"{name}_last": value for name, value in record.epochs[-1].metrics.items()}
-    if best is not None:
-        row |= {f"{name}_best": value for name, value in best.metrics.items()}
-    return row
+    return Loaded(tuple(records[cell_id] for cell_id in sorted(records)), tuple(broken), frozenset(unreadable))
 
 
 def row(record: Record) -> dict[str, object]:
-    """The record as a row of metrics.csv. `<metric>_best` is its value at the main metric's best epoch."""
+    """Return the values of a record by column; None where there is no value.
+
+    `<metric>_best` is the metric at the best epoch of the main metric.
+    """
     values: dict[str, object] = dict(vars(record.cell))
-    values |= {name: value for name, value in vars(record).items() if name in _OWN}
+    values |= {name: value for name, value in vars(record).items() if name in _RECORD_FIELDS}
     for part in (record.counts, record.timing, record.data):
         values |= vars(part) if part is not None else {}
     values |= record.environment | _metric_columns(record)
@@ -299,41 +326,67 @@ def row(record: Record) -> dict[str, object]:
     return {column: values.get(column) for column in COLUMNS}
 
 
+def _metric_columns(record: Record) -> dict[str, object]:
+    if not record.epochs:
+        return {}
+    best = next((epoch for epoch in record.epochs if epoch.epoch == record.best_epoch), None)
+    values: dict[str, object] = {f"{name}_last": value for name, value in record.epochs[-1].metrics.items()}
+    if best is not None:
+        values |= {f"{name}_best": value for name, value in best.metrics.items()}
+    return values
+
+
+def metrics_frame(records: Iterable[Record]) -> DataFrame:
+    """Return the table of records in the order of ids, with text made safe for spreadsheets (`text.sheet`).
+
+    Every column holds Python objects, so that integers stay integers where values are missing.
+    """
+    import pandas as pd
+
+    in_order = sorted(records, key=lambda record: record.id)
+    rows = [[sheet(value) for value in row(record).values()] for record in in_order]
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
 def write_csv(results: Path, records: Iterable[Record]) -> Path:
-    """Write `metrics.csv`, one row a record in the order of ids; an empty field is a value there is none of."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for record in sorted(records, key=lambda record: record.id):
-        writer.writerow(map(sheet, row(record).values()))
-    path = results / "metrics.csv"
-    write_atomically(path, text.getvalue().encode())
+    """Write `metrics.csv`; a missing value is an empty field.
+
+    Returns:
+        The file.
+    """
+    path = results / CSV
+    write_atomically(path, metrics_frame(records).to_csv(index=False, lineterminator="\n").encode())
     return path
 
 
 def read_metrics(results: Path | str) -> DataFrame:
-    """`metrics.csv` as a pandas frame in which every id is text, also where all of them look like numbers."""
+    """Return `metrics.csv` as a pandas frame in which every id is text, even one that looks like a number."""
     import pandas as pd
 
-    return pd.read_csv(Path(results) / "metrics.csv", dtype={"id": str, "cell": str})
+    return pd.read_csv(Path(results) / CSV, dtype={"id": str, "cell": str})
 
 
 def find_record(results: Path, beginning: str) -> Record:
-    """The one record of a results folder whose id begins so; `cell-` before it, as metrics.csv has it, is left out.
+    """Return the one record of a results folder whose id begins with some text.
+
+    Args:
+        results: The results folder.
+        beginning: The text; `cell-` before it, as metrics.csv has it, is left out.
 
     Raises:
-        BenchError: exit code 4 if there is none, 2 if there are several, 1 if its file is damaged or cannot be read.
+        BenchError: Exit code 4 if there is none, 2 if there are several, 1 if its file is damaged or cannot be read.
     """
     beginning = beginning.removeprefix(LABEL)
     loaded = read_records(results)
-    found = [record for record in loaded.records if record.id.startswith(beginning)]
-    damaged = [(path, why) for path, why in loaded.broken if path.stem.startswith(beginning)]
-    if damaged and not found:
+    records = [record for record in loaded.records if record.id.startswith(beginning)]
+    damaged = [(path, reason) for path, reason in loaded.broken if path.stem.startswith(beginning)]
+    if damaged and not records:
         raise loaded.refusal(*damaged[0], "Train the cell again: the file is kept beside the new one.")
-    if len(found) != 1:
-        trouble = "No record" if not found else f"{len(found)} records"
+    if len(records) != 1:
+        number = "No record" if not records else f"{len(records)} records"
         raise BenchError(
-            f"{trouble} under '{results}' with an id that begins '{beginning}'.",
-            "See `lora-bench list runs --results DIR`.", USAGE if found else NOTHING,
-        )  # fmt: skip
-    return found[0]
+            f"{number} under '{results}' with an id that begins '{beginning}'.",
+            "See `lora-bench list runs --results DIR`.",
+            USAGE if records else NOTHING,
+        )
+    return records[0]

@@ -1,7 +1,8 @@
-"""A pack in training is saved after an epoch, in the middle of a long one, and when a signal ends it; and goes on.
+"""Saves packs in mid-training and resumes their cells, in the same pack or in another.
 
-Saving takes a copy from the device and a file; it comes at most every `EVERY` seconds, and takes at most a part in
-`SHARE` of the time.
+Randomness is a function of (seed, epoch) and (seed, step), so the trained values, the optimiser's moments and the
+number of steps are all that the next step depends on. On a CPU, a cell that is resumed among the same cells ends with
+the same numbers to the last bit.
 """
 
 from __future__ import annotations
@@ -11,31 +12,66 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_bench import provenance
 from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell
+from lora_bench.engine.adapters.pack import State
+from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
-from lora_bench.run import checkpoints, snapshot
-from lora_bench.run.checkpoints import Place
-from lora_bench.run.snapshot import Snapshot
+from lora_bench.records.seal import describe
+from lora_bench.run import checkpoints
+from lora_bench.run.checkpoints import CellEntry, Checkpoint, CheckpointManifest
+from lora_bench.run.interfaces import RunContext
 
-EVERY = 30.0  # seconds between two epochs that are saved
-WITHIN = 300.0  # seconds after which an epoch is saved in its middle
-SHARE = 20
+# All three were chosen.
+EPOCH_INTERVAL = 30.0  # seconds between two checkpoints at the end of an epoch, at least
+STEP_INTERVAL = 300.0  # seconds after which a pack is saved in the middle of an epoch
+COST_FACTOR = 20  # both are at least this many times what the last checkpoint took, so that saving takes at most 5%
+
+# The names in the file of what `TrainingState.states` holds: the values, and Adam's first and second moments.
+KINDS = ("now", "first", "second")
 
 
-class Keeper:
-    """Saves one pack. `ended`: its cells that have diverged and left it; `seconds`: how long it has trained before."""
+@dataclass(frozen=True)
+class TrainingState:
+    """One cell between two steps: everything that its next step depends on.
 
-    def __init__(self, place: Place, cells: Sequence[Cell], common: Mapping[str, str], seconds: float = 0.0) -> None:
-        self.place, self.cells, self.common = place, tuple(cells), dict(common)
-        self.name = checkpoints.name_of(place.token, [cell.id for cell in cells])
-        self.ended: list[Snapshot] = []
-        self.began = time.monotonic() - seconds
-        self._saved, self._cost, self._warned = time.monotonic(), 0.0, False
+    Attributes:
+        progress: What is known of the cell.
+        steps: How many steps its pack has taken.
+        steps_taken: How many of them updated the cell: fewer, if it has diverged.
+        states: What it trains, and the first and second moments of that.
+    """
+
+    progress: Progress
+    steps: int
+    steps_taken: int
+    states: tuple[State, State, State]
+
+
+class Checkpointer:
+    """Saves one pack in mid-training: after an epoch, in the middle of a long one, and when a signal ends the run.
+
+    Args:
+        context: Where the process saves, and what stops it.
+        cells: The cells of the pack.
+        fingerprint: What the numbers of all its cells depend on besides the cells and their code.
+
+    Attributes:
+        diverged: The states of cells that have diverged and left the pack.
+        began: When the pack began to train, on the monotonic clock, as if it had not been interrupted since.
+    """
+
+    def __init__(self, context: RunContext, cells: Sequence[Cell], fingerprint: Mapping[str, str]) -> None:
+        self.context, self.cells, self.fingerprint = context, tuple(cells), dict(fingerprint)
+        self.name = checkpoints.pack_name(context.token, [cell.id for cell in cells])
+        self.diverged: list[TrainingState] = []
+        self.began = time.monotonic()
+        self._last_saved, self._cost, self._warned = time.monotonic(), 0.0, False
 
     @property
     def seconds(self) -> float:
@@ -43,101 +79,229 @@ class Keeper:
         return time.monotonic() - self.began
 
     def should_pause(self) -> bool:
-        """Whether to pause now."""
-        self.place.guard()
-        return self.place.stopper.asked or self._since() > max(WITHIN, SHARE * self._cost)
+        """Whether the trainer should pause after this step, so that the pack can be saved."""
+        self.context.check_lease()
+        return self.context.stopper.asked or self._unsaved_seconds() > max(STEP_INTERVAL, COST_FACTOR * self._cost)
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """Save if it is time; KeyboardInterrupt when a signal has come. A pack that has ended is published instead."""
-        self.place.guard()
+        """Save the pack if it is time to. A pack that has finished is not saved, since its records follow.
+
+        Raises:
+            KeyboardInterrupt: A signal has asked to stop; the pack is saved.
+        """
+        self.context.check_lease()
         if trainer.finished:
             return
-        if self.place.stopper.asked or self._since() >= max(EVERY, SHARE * self._cost):
+        if self.context.stopper.asked or self._unsaved_seconds() >= max(EPOCH_INTERVAL, COST_FACTOR * self._cost):
             self.save(trainer)
-        if self.place.stopper.asked:
+        if self.context.stopper.asked:
             raise KeyboardInterrupt
 
-    def _since(self) -> float:
-        return time.monotonic() - self._saved
+    def _unsaved_seconds(self) -> float:
+        return time.monotonic() - self._last_saved
 
     def save(self, trainer: Trainer) -> None:
-        """Write the pack. A failure to write is reported once, and training goes on."""
+        """Write a checkpoint. If that fails, the user is warned once and training continues."""
         start = time.monotonic()
-        taken = [*snapshot.take(trainer), *self.ended]
-        manifest = checkpoints.Manifest(
-            steps=trainer.steps, seconds=self.seconds, fingerprint=self.common,
+        states = [*copy_states(trainer), *self.diverged]
+        content = safetensors.torch.save(_tensors(states))
+        manifest = CheckpointManifest(
+            steps=trainer.steps,
+            seconds=self.seconds,
+            fingerprint=self.fingerprint,
             cells=tuple(
-                snapshot.saved_cell(each, position, provenance.code(cell.method), self.place.written.get(cell.id, 0))
-                for position, (each, cell) in enumerate((each, each.progress.cell) for each in taken)
+                _cell_entry(state, position, self.context.record_times) for position, state in enumerate(states)
             ),
-        )  # fmt: skip
+            files=describe({checkpoints.TENSORS: content}),
+        )
+        results, record_times = self.context.results, self.context.record_times
         try:
-            checkpoints.save(self.place.results, self.name, manifest, safetensors.torch.save(snapshot.tensors(taken)))
-            checkpoints.prune(self.place.results, {cell.id for cell in self.cells}, self.place.written)
+            checkpoints.save(results, self.name, manifest, content)
+            checkpoints.prune(results, {cell.id for cell in self.cells}, record_times)
         except OSError as error:
             if not self._warned:
-                self.place.warn(f"A pack in training cannot be saved ({error.strerror}); it trains on.")
+                self.context.warn(f"A pack in training cannot be saved ({error.strerror}); training continues.")
             self._warned = True
-        self._saved = time.monotonic()
-        self._cost = self._saved - start
+        self._last_saved = time.monotonic()
+        self._cost = self._last_saved - start
 
 
 class CheckpointCallback(Callback):
-    """Pauses and saves one trainer as its keeper decides."""
+    """Pauses and saves one trainer as its checkpointer decides."""
 
-    def __init__(self, keeper: Keeper, trainer: Trainer) -> None:
-        self._keeper, self._trainer = keeper, trainer
+    def __init__(self, checkpointer: Checkpointer, trainer: Trainer) -> None:
+        self._checkpointer, self._trainer = checkpointer, trainer
 
     def should_pause(self) -> bool:
         """Whether the pack is to be saved within the epoch, or a signal has come."""
-        return self._keeper.should_pause()
+        return self._checkpointer.should_pause()
 
     def on_safe_point(self) -> None:
         """Save the pack if it is due."""
-        self._keeper.save_if_due(self._trainer)
+        self._checkpointer.save_if_due(self._trainer)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A cell that was saved: its folder, and all values of that folder by name."""
+class CellCheckpoint:
+    """A cell in a checkpoint.
 
-    folder: checkpoints.Folder
-    values: Mapping[str, Tensor]
+    Attributes:
+        entry: What the manifest holds of the cell.
+        seconds: How long its pack had trained.
+        tensors: All tensors of the checkpoint by name.
+    """
 
-    def rebuilt(self, fresh: Snapshot) -> Snapshot:
-        """The cell as it was saved; `fresh` is the same cell before its first step."""
-        return snapshot.rebuild(self.folder.cells[fresh.progress.cell.id], self.values, fresh)
+    entry: CellEntry
+    seconds: float
+    tensors: Mapping[str, Tensor]
+
+    def training_state(self, fresh: TrainingState) -> TrainingState:
+        """Return the cell as it was saved.
+
+        Args:
+            fresh: The same cell before its first step, for names and shapes.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: The tensors are not this cell's.
+        """
+        entry, tensors = self.entry, self.tensors
+        vectors = {what: tensors[f"{entry.position}.{what}"] for what in (*KINDS, "losses")}
+        like = fresh.states[0].like
+        progress = Progress(
+            cell=fresh.progress.cell,
+            losses=vectors["losses"].tolist(),
+            epoch_losses=list(entry.epoch_losses),
+            metrics=list(entry.metrics),
+            held_out=list(entry.held_out),
+            diverged=entry.diverged,
+            selected=entry.selected,
+        )
+        if entry.selected is not None:
+            progress.state = like(tensors.get(f"{entry.position}.best", vectors["now"]))
+            progress.predictions = tensors[f"{entry.position}.predictions"].numpy()
+        if (recent := tensors.get(f"{entry.position}.recent_steps")) is not None:  # not in files of older versions
+            progress.recent_steps = recent.numpy()
+        values, first, second = (like(vectors[kind]) for kind in KINDS)
+        return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second))
 
 
-def find(place: Place, cells: Sequence[Cell], common: Mapping[str, str]) -> dict[str, Found]:
-    """For each cell the newest whole folder that it can go on from, by id."""
-    found: dict[str, Found] = {}
-    for folder in checkpoints.folders(place.results):
-        wanted = [cell.id for cell in cells if cell.id not in found and _continues(place, folder, cell, common)]
-        if wanted:
+def find(context: RunContext, cells: Sequence[Cell], fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
+    """Return for each cell, by id, the newest sound checkpoint that it can be resumed from, if there is one.
+
+    Args:
+        context: Where the process saves.
+        cells: The cells.
+        fingerprint: What the numbers of all these cells depend on besides the cells and their code.
+    """
+    saved: dict[str, CellCheckpoint] = {}
+    for checkpoint in checkpoints.read_all(context.results):
+        unfinished = checkpoint.unfinished(context.record_times)
+        usable = [
+            cell.id
+            for cell in cells
+            if cell.id not in saved and cell.id in unfinished and _same_fingerprint(checkpoint, cell, fingerprint)
+        ]
+        if usable:
             try:
-                values = safetensors.torch.load(folder.values())
+                tensors = safetensors.torch.load(checkpoint.read_tensors())
             except (ValueError, SafetensorError):
-                continue  # the generation before it is looked at next
-            found |= {cell: Found(folder, values) for cell in wanted}
-    return found
+                continue  # damaged: an older checkpoint may hold the cells too
+            seconds, entries = checkpoint.manifest.seconds, checkpoint.cells
+            saved |= {cell_id: CellCheckpoint(entries[cell_id], seconds, tensors) for cell_id in usable}
+    return saved
 
 
-def _continues(place: Place, folder: checkpoints.Folder, cell: Cell, common: Mapping[str, str]) -> bool:
-    if cell.id not in folder.alive(place.written):
-        return False
-    return not provenance.differences(folder.fingerprint(cell.id), {**common, "code": provenance.code(cell.method)})
+def _same_fingerprint(checkpoint: Checkpoint, cell: Cell, fingerprint: Mapping[str, str]) -> bool:
+    now = {**fingerprint, "code": provenance.code(cell.method)}
+    return not provenance.differences(checkpoint.fingerprint(cell.id), now)
 
 
-def start(trainer: Trainer, found: dict[str, Found]) -> float:
-    """Let a new trainer go on from what was found of its cells, which `found` gives up; the seconds that they trained.
+def resume(trainer: Trainer, saved: dict[str, CellCheckpoint]) -> float:
+    """Put the cells of a new trainer that have a checkpoint where they were.
+
+    Args:
+        trainer: A trainer that has taken no step. Either all of its cells have a checkpoint after the same number of
+            steps, or none has.
+        saved: The checkpoints by cell; those of the trainer's cells are removed, so that their memory is freed.
+
+    Returns:
+        How many seconds the cells have trained.
 
     Raises:
-        KeyError, ValueError, RuntimeError: what was found is not theirs; the trainer is as it was.
+        KeyError, ValueError, RuntimeError: The checkpoint is not theirs; the trainer is unchanged.
     """
-    own = [cell.id for cell in trainer.pack.cells if cell.id in found]
-    if not own:
+    cell_ids = [cell.id for cell in trainer.pack.cells if cell.id in saved]
+    if not cell_ids:
         return 0.0
-    fresh = {each.progress.cell.id: each for each in snapshot.take(trainer)}
-    snapshot.restore(trainer, {cell: found[cell].rebuilt(fresh[cell]) for cell in own})
-    return max(found.pop(cell).folder.manifest.seconds for cell in own)
+    fresh = {state.progress.cell.id: state for state in copy_states(trainer)}
+    restore(trainer, {cell_id: saved[cell_id].training_state(fresh[cell_id]) for cell_id in cell_ids})
+    return max(saved.pop(cell_id).seconds for cell_id in cell_ids)
+
+
+def copy_states(trainer: Trainer) -> list[TrainingState]:
+    """Copy the cells of a pack to the CPU, in the pack's order: one copy from the device per block and kind."""
+    optimiser, positions = trainer.optimiser, range(len(trainer.pack.cells))
+    values, first, second = (
+        trainer.pack.states(positions, matrices) for matrices in (None, optimiser.first, optimiser.second)
+    )
+    steps_taken = optimiser.steps_taken.tolist()
+    return [
+        TrainingState(progress, trainer.steps, steps_taken[k], (values[k], first[k], second[k]))
+        for k, progress in enumerate(trainer.progress)
+    ]
+
+
+@torch.no_grad()
+def restore(trainer: Trainer, states: Mapping[str, TrainingState]) -> None:
+    """Put cells into a new trainer, in place, so that it continues from where they were.
+
+    Args:
+        trainer: A trainer that has taken no step.
+        states: The state of each of its cells, by id; all after the same number of steps.
+    """
+    optimiser = trainer.optimiser
+    in_order = [states[cell.id] for cell in trainer.pack.cells]
+    for position, cell_state in enumerate(in_order):
+        for matrices, state in zip((None, optimiser.first, optimiser.second), cell_state.states, strict=True):
+            trainer.pack.load(position, state, matrices)
+        trainer.progress[position] = cell_state.progress
+    (trainer.steps,) = {state.steps for state in in_order}
+    trainer.epoch = max(len(state.progress.metrics) for state in in_order)
+    optimiser.count.fill_(trainer.steps)
+    optimiser.steps_taken.copy_(torch.tensor([state.steps_taken for state in in_order]))
+    optimiser.active.copy_(optimiser.steps_taken == trainer.steps)
+
+
+def _cell_entry(state: TrainingState, position: int, record_times: Mapping[str, int]) -> CellEntry:
+    """The part of a state that is written as JSON: everything but tensors. `position`: see `_tensors`."""
+    progress = state.progress
+    return CellEntry(
+        id=progress.cell.id,
+        position=position,
+        code=provenance.code(progress.cell.method),
+        record_time=record_times.get(progress.cell.id, 0),
+        steps=state.steps,
+        steps_taken=state.steps_taken,
+        diverged=progress.diverged,
+        selected=progress.selected,
+        epoch_losses=tuple(progress.epoch_losses),
+        metrics=tuple(progress.metrics),
+        held_out=tuple(progress.held_out),
+    )
+
+
+def _tensors(states: Sequence[TrainingState]) -> dict[str, Tensor]:
+    """The part of the states that is written as tensors, by `<position>.<what>`: all vectors but `recent_steps`."""
+    by_name: dict[str, Tensor] = {}
+    for position, cell_state in enumerate(states):
+        progress = cell_state.progress
+        vectors = {kind: state.flat() for kind, state in zip(KINDS, cell_state.states, strict=True)}
+        vectors["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
+        vectors["recent_steps"] = torch.from_numpy(progress.recent_steps)
+        if progress.state is not None and progress.predictions is not None:
+            vectors["predictions"] = torch.from_numpy(progress.predictions)
+            best = progress.state.flat()
+            # Often the best values are the present ones: then they are not written twice.
+            vectors |= {} if torch.equal(best, vectors["now"]) else {"best": best}
+        by_name |= {f"{position}.{what}": vector for what, vector in vectors.items()}
+    return by_name

@@ -1,16 +1,17 @@
-"""Packs in mid-training on disk: `DIR/states/<pack>-<steps>/{state.safetensors, manifest.json}`.
+"""Checkpoints on disk: packs in mid-training, as `DIR/states/<pack>-<steps>/{state.safetensors, manifest.json}`.
 
-One folder holds all cells of a pack, each under its own names, so that a cell can go on in another pack. It is written
-beside its place, flushed and renamed, the manifest last; two generations are kept. The manifest holds the size and the
-SHA-256 of the values and ends with its own, so that no truncation and no flipped bit goes unseen: a folder that is not
-whole counts as none, and the generation before it is taken. No torch.
+A checkpoint holds all cells of a pack, each under names of its own, so that a cell can be resumed in another pack. The
+folder is written under a temporary name, flushed and renamed. The manifest is sealed and holds the checksum of the
+tensors (`records.seal`): a damaged checkpoint is ignored, and the one before it is used. Two of a pack are kept.
+
+What a process of an older version has written ends with another checksum, so it counts as damaged. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,37 +19,32 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_bench.records import files
-from lora_bench.run.signals import Stopper
+from lora_bench.records.seal import FileInfo, read_companion, seal, unseal
 
-SCHEMA: Literal[1] = 1
-VALUES, MANIFEST = "state.safetensors", "manifest.json"
-GENERATIONS = 2
-_CHECK = ',"check":"{}"}}\n'
-_TAIL = len(_CHECK.format("0" * 64))
+SCHEMA: Literal[2] = 2
+FOLDER = "states"
+TENSORS: Literal["state.safetensors"] = "state.safetensors"
+MANIFEST = "manifest.json"
+KEPT_PER_PACK = 2
 _NAME = re.compile(r"[^.].*-[0-9]{9,}", re.DOTALL)
-_OURS = re.compile(r"[0-9a-f]{12}-[0-9]{9,}")  # as `name_of` and `save` make it
+_OWN_NAME = re.compile(r"[0-9a-f]{12}-[0-9]{9,}")  # as `pack_name` and `save` make it
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process saves. `token` is its lease's, `guard` raises LeaseLostError when that is gone.
+class CellEntry(BaseModel):
+    """What a manifest holds of a cell.
 
-    `written`: when the cells' records were written (nanoseconds), if they have one. `warn` tells the user.
-    """
-
-    results: Path
-    token: str
-    written: Mapping[str, int]
-    stopper: Stopper
-    guard: Callable[[], None]
-    warn: Callable[[str], None]
-
-
-class SavedCell(BaseModel):
-    """What is known of a cell besides values. `steps` taken; `lived` of them while its loss and gradient were finite.
-
-    `position` is its number in the names of the values. Metrics and losses are by epoch; NaN is kept. `code` is that
-    of its method, as in `fingerprint`; `since` when the record was written that the cell had (0: none).
+    Attributes:
+        id: The cell's id.
+        position: Its number in the names of the tensors.
+        code: The fingerprint of the code that trains its method.
+        record_time: When the record that the cell had was written, in nanoseconds; 0 if it had none.
+        steps: How many steps its pack has taken.
+        steps_taken: How many of them updated the cell: fewer, if it has diverged.
+        diverged: Why it has diverged; None if it has not.
+        selected: Its best epoch so far, from 1.
+        epoch_losses: The mean loss of each epoch.
+        metrics: The metrics after each epoch; NaN stays NaN.
+        held_out: The metrics on the held-out rows after each epoch, if there are such rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -56,9 +52,9 @@ class SavedCell(BaseModel):
     id: str
     position: int
     code: str
-    since: int
+    record_time: int
     steps: int
-    lived: int
+    steps_taken: int
     diverged: str | None = None
     selected: int | None = None
     epoch_losses: tuple[float, ...] = ()
@@ -66,116 +62,128 @@ class SavedCell(BaseModel):
     held_out: tuple[dict[str, float], ...] = ()
 
 
-class Manifest(BaseModel):
-    """What a folder holds. `steps`: those of its cells that have not diverged. `seconds`: training so far.
+class CheckpointManifest(BaseModel):
+    """The content of `manifest.json`.
 
-    `fingerprint`: what numbers depend on besides the cell and its code, by field; a cell goes on only under the same.
+    Attributes:
+        steps: How many steps the cells that have not diverged have taken.
+        seconds: How long the pack has trained.
+        fingerprint: What the numbers of all its cells depend on besides the cells and their code. A cell is resumed
+            only where it is the same.
+        cells: The cells of the pack.
+        files: The size and checksum of the tensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     steps: int
     seconds: float
     fingerprint: dict[str, str]
-    cells: tuple[SavedCell, ...]
-    size: int = 0
-    sha256: str = ""
+    cells: tuple[CellEntry, ...]
+    files: dict[Literal["state.safetensors"], FileInfo]
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A sound manifest and where it lies."""
+class Checkpoint:
+    """A folder whose manifest is sound."""
 
     path: Path
-    manifest: Manifest
+    manifest: CheckpointManifest
 
     @property
-    def cells(self) -> dict[str, SavedCell]:
+    def cells(self) -> dict[str, CellEntry]:
         """The cells by id."""
         return {cell.id: cell for cell in self.manifest.cells}
 
-    def fingerprint(self, cell: str) -> dict[str, str]:
-        """What the cell's numbers so far depend on."""
-        return {**self.manifest.fingerprint, "code": self.cells[cell].code}
+    def fingerprint(self, cell_id: str) -> dict[str, str]:
+        """Return what the numbers of a cell depend on besides its settings."""
+        return {**self.manifest.fingerprint, "code": self.cells[cell_id].code}
 
-    def alive(self, written: Mapping[str, int]) -> list[str]:
-        """The cells that are still to end: their record, if any, is the one that they had. `written`: as `since`."""
-        return [cell.id for cell in self.manifest.cells if cell.since == written.get(cell.id, 0)]
+    def unfinished(self, record_times: Mapping[str, int]) -> list[str]:
+        """Return the ids of the cells that have got no record since the checkpoint was written.
 
-    def values(self) -> bytes:
-        """The file of values.
+        Args:
+            record_times: When the records of cells were written, in nanoseconds, by id.
+        """
+        return [cell.id for cell in self.manifest.cells if cell.record_time == record_times.get(cell.id, 0)]
+
+    def read_tensors(self) -> bytes:
+        """Read the file of tensors.
 
         Raises:
-            ValueError: it is not the one that was written.
+            ValueError: It cannot be read, or is not the one that was written.
         """
         try:
-            content = files.read_file(self.path / VALUES, follow=False)
+            return read_companion(self.path / TENSORS, self.manifest.files[TENSORS], follow=False)
         except OSError as error:
             raise ValueError(error.strerror or "cannot be read") from None
-        if len(content) != self.manifest.size or hashlib.sha256(content).hexdigest() != self.manifest.sha256:
-            raise ValueError("the saved values are damaged")
-        return content
+        except KeyError:
+            raise ValueError("the manifest lists no tensors") from None
 
 
-def name_of(token: str, cells: Iterable[str]) -> str:
-    """The name of a pack: of whose it is and which cells it has."""
-    return hashlib.sha256("\n".join([token, *sorted(cells)]).encode()).hexdigest()[:12]
+def pack_name(token: str, cell_ids: Iterable[str]) -> str:
+    """Return the name of a pack: a hash of the token of the process that trains it, and of its cells."""
+    return hashlib.sha256("\n".join([token, *sorted(cell_ids)]).encode()).hexdigest()[:12]
 
 
-def save(results: Path, name: str, manifest: Manifest, values: bytes) -> Path:
-    """Keep a pack; the folder counts from the rename on.
+def save(results: Path, name: str, manifest: CheckpointManifest, tensors: bytes) -> Path:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        results: The results folder.
+        name: The name of the pack.
+        manifest: What is known of the pack.
+        tensors: The content of the file of tensors.
+
+    Returns:
+        The folder.
 
     Raises:
-        OSError: it could not be written; what was there before is as it was.
+        OSError: It could not be written; what was there before is unchanged.
     """
-    told = manifest.model_copy(update={"size": len(values), "sha256": hashlib.sha256(values).hexdigest()})
-    path = results / "states" / f"{name}-{manifest.steps:09d}"
-    files.write_folder(path, {VALUES: values, MANIFEST: encode(told)})
+    path = results / FOLDER / f"{name}-{manifest.steps:09d}"
+    files.write_folder(path, {TENSORS: tensors, MANIFEST: seal(manifest.model_dump_json())})
     return path
 
 
-def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON whose last field is the SHA-256 of all before it."""
-    body = manifest.model_dump_json()[:-1].encode()
-    return body + _CHECK.format(hashlib.sha256(body).hexdigest()).encode()
-
-
-def decode(content: bytes) -> Manifest:
-    """The manifest.
+def parse_manifest(content: bytes) -> CheckpointManifest:
+    """Return the manifest in the content of its file.
 
     Raises:
-        ValueError: it is not what was written, or of another version.
+        ValueError: It is damaged, or of another version.
     """
-    body, tail = content[:-_TAIL], content[-_TAIL:]
-    if not body or tail != _CHECK.format(hashlib.sha256(body).hexdigest()).encode():
-        raise ValueError("the manifest is damaged")
     try:
-        return Manifest.model_validate_json(body + b"}")
+        return CheckpointManifest.model_validate_json(unseal(content))
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"]) from None
 
 
-def folders(results: Path) -> list[Folder]:
-    """Every folder with a sound manifest, those with the most steps first."""
-    sound = [folder for path in _paths(results) if isinstance(folder := _read(path), Folder)]
-    return sorted(sound, key=lambda folder: (-folder.manifest.steps, folder.path.name))
+def read_all(results: Path) -> list[Checkpoint]:
+    """Return every checkpoint with a sound manifest, those with the most steps first."""
+    sound = [checkpoint for path in _folders(results) if isinstance(checkpoint := _read(path), Checkpoint)]
+    return sorted(sound, key=lambda checkpoint: (-checkpoint.manifest.steps, checkpoint.path.name))
 
 
-def damaged(results: Path) -> list[Path]:
-    """Every folder of a pack whose manifest is certainly not whole; one that cannot be read now is not among them."""
-    return [path for path in _paths(results) if _OURS.fullmatch(path.name) and isinstance(_read(path), ValueError)]
+def damaged_folders(results: Path) -> list[Path]:
+    """Return the folders of checkpoints whose manifest is certainly damaged, or of another version.
+
+    One that the system cannot read now may be sound, so it is not among them.
+    """
+    return [
+        path for path in _folders(results) if _OWN_NAME.fullmatch(path.name) and isinstance(_read(path), ValueError)
+    ]
 
 
-def _paths(results: Path) -> list[Path]:
-    """Every folder with a pack's name, links left out."""
-    return [path for path in files.without_links(results / "states") if _NAME.fullmatch(path.name) and path.is_dir()]
+def _folders(results: Path) -> list[Path]:
+    """Every folder with the name of a checkpoint; links are left out."""
+    return [path for path in files.without_links(results / FOLDER) if _NAME.fullmatch(path.name) and path.is_dir()]
 
 
-def _read(path: Path) -> Folder | ValueError | None:
-    """A pack's folder, or what is wrong with it; None if the system cannot read it."""
+def _read(path: Path) -> Checkpoint | ValueError | None:
+    """A checkpoint, or what is wrong with it; None if the system cannot read it."""
     try:
-        return Folder(path, decode(files.read_file(path / MANIFEST, follow=False)))
+        return Checkpoint(path, parse_manifest(files.read_file(path / MANIFEST, follow=False)))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ValueError("there is no manifest")
     except OSError:
@@ -185,27 +193,41 @@ def _read(path: Path) -> Folder | ValueError | None:
 
 
 def remove(path: Path) -> None:
-    """Remove a pack's folder; a file of another name, which is not ours, stays, and the folder with it."""
-    for name in (MANIFEST, VALUES):  # in this order: without its manifest it counts no more
+    """Remove a checkpoint. A file of another name was not written here: it stays, and the folder with it."""
+    for name in (MANIFEST, TENSORS):  # in this order: without its manifest the checkpoint does not count
         files.remove(path / name)
     files.remove_empty(path)
 
 
-def newest(found: Iterable[Folder], written: Mapping[str, int]) -> dict[str, Folder]:
-    """For each cell that is still to end the folder with the most steps."""
-    best: dict[str, Folder] = {}
-    for folder in found:
-        for cell in folder.alive(written):
-            best.setdefault(cell, folder)
-    return best
+def newest_by_cell(checkpoints: Iterable[Checkpoint], record_times: Mapping[str, int]) -> dict[str, Checkpoint]:
+    """Return for each unfinished cell, by id, the first checkpoint that holds it.
+
+    Args:
+        checkpoints: Checkpoints as `read_all` sorts them.
+        record_times: When the records of cells were written, in nanoseconds, by id.
+    """
+    newest: dict[str, Checkpoint] = {}
+    for checkpoint in checkpoints:
+        for cell_id in checkpoint.unfinished(record_times):
+            newest.setdefault(cell_id, checkpoint)
+    return newest
 
 
-def prune(results: Path, own: Collection[str], written: Mapping[str, int]) -> None:
-    """Remove the folders whose cells have ended or are this process's (`own`), of those all but the newest."""
+def prune(results: Path, cell_ids: Collection[str], record_times: Mapping[str, int]) -> None:
+    """Remove the checkpoints that are needed no more.
+
+    These are the ones all of whose cells have got a record, and of those whose unfinished cells are all among
+    `cell_ids` all but the newest `KEPT_PER_PACK`.
+
+    Args:
+        results: The results folder.
+        cell_ids: The cells that this process trains.
+        record_times: When the records of cells were written, in nanoseconds, by id.
+    """
     kept = 0
-    for folder in folders(results):
-        alive = folder.alive(written)
-        if set(alive) <= set(own):
-            kept += bool(alive)
-            if not alive or kept > GENERATIONS:
-                remove(folder.path)
+    for checkpoint in read_all(results):
+        unfinished = checkpoint.unfinished(record_times)
+        if set(unfinished) <= set(cell_ids):
+            kept += bool(unfinished)
+            if not unfinished or kept > KEPT_PER_PACK:
+                remove(checkpoint.path)

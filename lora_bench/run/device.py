@@ -1,4 +1,4 @@
-"""The device that trains."""
+"""Chooses the device to train on."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import re
 from lora_bench.errors import MISSING, BenchError
 
 
-def choose_device(wanted: str) -> str:
-    """`auto` is the GPU if there is one.
+def choose_device(name: str) -> str:
+    """Return what torch calls the device.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N`, or `auto` for the GPU if there is one.
 
     Raises:
-        BenchError: exit code 3 if the device is not there.
+        BenchError: Exit code 2 for another name, 3 if there is no such device.
     """
     import torch
 
     available = torch.cuda.is_available()
-    if wanted == "auto":
+    if name == "auto":
         return "cuda" if available else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", wanted):
-        raise BenchError(f"'{wanted}' is no device.", "Use --device auto, cpu, cuda or cuda:N.")
-    if wanted != "cpu" and int(wanted.partition(":")[2] or 0) >= torch.cuda.device_count():
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise BenchError(f"'{name}' is no device.", "Use --device auto, cpu, cuda or cuda:N.")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         hint = "Use --device cpu; `lora-bench doctor` says more."
-        raise BenchError(f"There is no CUDA device '{wanted}' here.", hint, MISSING)
-    return wanted
+        raise BenchError(f"There is no CUDA device '{name}' here.", hint, MISSING)
+    return name

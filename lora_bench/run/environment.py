@@ -1,4 +1,4 @@
-"""What a number was made with: versions and device, for every record and for `doctor`."""
+"""The versions and the device that numbers are made with, for every record and for `doctor`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetenso
 
 
 def versions() -> dict[str, str]:
-    """The versions that every record holds and `doctor` shows."""
+    """Return the versions that every record holds and `doctor` shows."""
     return {"lora_bench": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}
 
 
 def local_device() -> str:
-    """The name of this machine's first NVIDIA GPU, else `cpu`. Asks no torch."""
+    """Return the name of this machine's first NVIDIA GPU, or `cpu` if there is none. Does not import torch."""
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith("Model:"):
@@ -26,13 +26,13 @@ def local_device() -> str:
 
 
 def named_device(device: str) -> str:
-    """`device` as records name it: `auto` and `cuda` are this machine's first GPU. Asks no torch."""
+    """Return what records call a device: `auto` and `cuda` are this machine's first GPU. Does not import torch."""
     first = local_device()
     return first if device == "auto" or (device.startswith("cuda") and first != "cpu") else device
 
 
 def device_name(device: str) -> str:
-    """The device in words: the GPU's name, or the processor and its threads."""
+    """Return the name of a device: the GPU's, or the processor's architecture and its threads."""
     import torch
 
     if device.startswith("cuda"):

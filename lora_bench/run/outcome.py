@@ -1,4 +1,4 @@
-"""What becomes of a cell: its record, and what to keep of its adapter. No torch."""
+"""The outcome of a cell: its record, and what saves its adapter. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from lora_bench.text import discreet
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell that has ended: its record, and what writes its adapter into a folder (None: nothing to keep)."""
+    """A cell that has ended.
+
+    Attributes:
+        record: Its record.
+        save: Writes its adapter into a folder; None if no adapter is kept.
+    """
 
     record: Record
     save: Callable[[Path], None] | None = None
@@ -25,16 +30,27 @@ class Outcome:
 def failure(
     cell: Cell, status: Literal["failed", "oom"], reason: str, notes: Sequence[str], environment: Mapping[str, str]
 ) -> Outcome:
-    """A cell that could not be trained."""
+    """Return the outcome of a cell that could not be trained."""
     task = tasks.get(cell.task)
     record = Record(
-        id=cell.id, cell=cell, status=status, reason=discreet(reason), metric=task.main_metric,
-        protocol=protocol(cell, task, notes), environment=dict(environment),
-    )  # fmt: skip
+        id=cell.id,
+        cell=cell,
+        status=status,
+        reason=discreet(reason),
+        metric=task.main_metric,
+        protocol=protocol(cell, task, notes),
+        environment=dict(environment),
+    )
     return Outcome(record)
 
 
 def protocol(cell: Cell, task: Task, notes: Sequence[str]) -> Protocol:
-    """How the cell's number is made."""
+    """Return how the cell's number is made.
+
+    Args:
+        cell: The cell.
+        task: Its task.
+        notes: What deviates from the paper in this cell.
+    """
     split = "+".join(task.eval_splits)
     return Protocol(split=split, select=cell.select, notes=tuple(notes))

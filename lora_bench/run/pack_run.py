@@ -1,98 +1,98 @@
-"""One pack from its first step, or from what was saved of it, to its records."""
+"""Trains one pack, from its first step or from a checkpoint, until all of its cells have ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-
-from lora_bench import methods, tasks
+from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.memory import forget_peak, peak_bytes
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import Timing
-from lora_bench.run import checkpointing, recording, snapshot
-from lora_bench.run.checkpointing import CheckpointCallback, Found, Keeper
+from lora_bench.run import checkpointing, recording
+from lora_bench.run.checkpointing import CellCheckpoint, CheckpointCallback, Checkpointer, TrainingState
 from lora_bench.run.inputs import Prepared
 from lora_bench.run.interfaces import View
-from lora_bench.run.outcome import Outcome
 from lora_bench.run.recording import Ended
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Where the packs of a run train. `save`: adapters are kept. `notes`, `environment`: for a cell's record."""
-
-    device: torch.device
-    view: View
-    save: bool
-    notes: Callable[[Cell], Sequence[str]]
-    environment: Callable[[Cell], dict[str, str]]
-
-
 class PackRun:
-    """One pack on its way: cells that diverge leave it when they are more than half."""
+    """One pack in training.
 
-    def __init__(self, setting: Setting, backbone: Backbone, prepared: Prepared, keeper: Keeper) -> None:
-        self.setting, self.backbone, self.prepared, self.keeper = setting, backbone, prepared, keeper
+    When more than half of its cells have diverged, the others continue in a smaller pack.
+
+    Args:
+        backbone: The encoder.
+        prepared: The tables of the task.
+        view: What shows progress.
+        checkpointer: What saves the pack.
+
+    Attributes:
+        ended: The cells that have ended so far.
+    """
+
+    def __init__(self, backbone: Backbone, prepared: Prepared, view: View, checkpointer: Checkpointer) -> None:
+        self.backbone, self.prepared, self.view, self.checkpointer = backbone, prepared, view, checkpointer
         self.ended: list[Ended] = []
 
-    def train(self, cells: Sequence[Cell], found: dict[str, Found], halved: int) -> list[Outcome]:
-        """From the start, or from what was saved, to the end."""
-        setting, prepared = self.setting, self.prepared
-        setting.view.stage("building the adapters")
-        forget_peak(setting.device)
-        trainer = trainer_of(cells, self.backbone, prepared)
-        self.keeper.began -= checkpointing.start(trainer, found)
-        self.keeper.place.stopper.hold()
-        while not self._ran(trainer):
-            alive = self._thinned(trainer)
-            del trainer  # its memory is wanted for the next one
-            trainer = trainer_of([each.progress.cell for each in alive], self.backbone, prepared)
-            snapshot.restore(trainer, {each.progress.cell.id: each for each in alive})
-        timing = self._timing(cells, halved)
-        return [self._outcome(each, timing) for each in self.ended]
+    def train(self, cells: Sequence[Cell], saved: dict[str, CellCheckpoint], halved: int) -> tuple[list[Ended], Timing]:
+        """Train the cells until all have ended.
 
-    def _ran(self, trainer: Trainer) -> bool:
-        """Train until all cells have ended, or more than half have diverged."""
-        trainer.run([self.setting.view, CheckpointCallback(self.keeper, trainer)])
-        for place, progress in enumerate(trainer.progress):
+        Args:
+            cells: The cells of the pack.
+            saved: The checkpoints of cells by id; those of this pack are removed.
+            halved: How often the pack was cut in two because memory ran out.
+
+        Returns:
+            What records need of the cells, and the times, which are the same for all of them.
+        """
+        device = self.backbone.device
+        self.view.stage("building the adapters")
+        forget_peak(device)
+        trainer = build_trainer(cells, self.backbone, self.prepared)
+        self.checkpointer.began -= checkpointing.resume(trainer, saved)
+        self.checkpointer.context.stopper.hold()
+        while not self.train_until_thin(trainer):
+            active = self._split_off_diverged(trainer)
+            del trainer  # free its memory before the next one is built
+            trainer = build_trainer([state.progress.cell for state in active], self.backbone, self.prepared)
+            checkpointing.restore(trainer, {state.progress.cell.id: state for state in active})
+        seconds, count = self.checkpointer.seconds, len(cells)
+        tokens = int(self.prepared.train.lengths.sum()) * cells[0].epochs
+        timing = Timing(
+            seconds=seconds / count,
+            pack_seconds=seconds,
+            pack_size=count,
+            tokens=tokens,
+            tokens_per_second=tokens * count / seconds,
+            peak_bytes=peak_bytes(device),
+            halved=halved,
+        )
+        return self.ended, timing
+
+    def train_until_thin(self, trainer: Trainer) -> bool:
+        """Train until all cells have ended, or more than half have diverged.
+
+        Returns:
+            Whether all cells have ended.
+        """
+        trainer.run([self.view, CheckpointCallback(self.checkpointer, trainer)])
+        for position, progress in enumerate(trainer.progress):
             if trainer.finished or progress.diverged:
-                self.ended.append(recording.ended(trainer.pack, place, progress))
+                self.ended.append(recording.ended(trainer.pack, position, progress))
         return trainer.finished
 
-    def _thinned(self, trainer: Trainer) -> list[snapshot.Snapshot]:
-        """The cells that go on."""
-        taken = snapshot.take(trainer)
-        self.keeper.ended += [each for each in taken if each.progress.diverged]
-        return [each for each in taken if not each.progress.diverged]
-
-    def _timing(self, cells: Sequence[Cell], halved: int) -> Timing:
-        elapsed, count = self.keeper.seconds, len(cells)
-        tokens = int(self.prepared.train.lengths.sum()) * cells[0].epochs
-        return Timing(
-            seconds=elapsed / count, pack_seconds=elapsed, pack_size=count, tokens=tokens,
-            tokens_per_second=tokens * count / elapsed, peak_bytes=peak_bytes(self.setting.device), halved=halved,
-        )  # fmt: skip
-
-    def _outcome(self, ended: Ended, timing: Timing) -> Outcome:
-        setting, cell, state = self.setting, ended.progress.cell, ended.progress.state
-        task = tasks.get(cell.task)
-        made = recording.finished(
-            ended, task, self.prepared.info, timing, setting.notes(cell), setting.environment(cell)
-        )
-        if state is None or not setting.save or methods.get(cell.method).trains_backbone:
-            return Outcome(made)
-        return Outcome(made, lambda folder: saved.save(folder, cell, task.num_outputs, state))
+    def _split_off_diverged(self, trainer: Trainer) -> list[TrainingState]:
+        """Leave the cells that have diverged to the checkpointer; the states of the others."""
+        states = checkpointing.copy_states(trainer)
+        self.checkpointer.diverged += [state for state in states if state.progress.diverged]
+        return [state for state in states if not state.progress.diverged]
 
 
-def trainer_of(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
-    """A trainer of the cells as one pack, before its first step."""
+def build_trainer(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
+    """Return a trainer of the cells as one pack, before its first step."""
     task = tasks.get(cells[0].task)
-    return Trainer(
-        Pack(cells, backbone, task.num_outputs), task, prepared.train, prepared.evaluation, prepared.held_out
-    )
+    pack = Pack(cells, backbone, task.num_outputs)
+    return Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out)

@@ -1,4 +1,4 @@
-"""What a selection will run, what is there already, and why. No torch."""
+"""The plan of a run: which cells of a grid train, in which packs, and why. No torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Estimate, device_coefficients
 from lora_bench.forecast.demand import NO_BASES, Bases
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
-from lora_bench.models import SAMPLE, identity
+from lora_bench.models import SAMPLE
 from lora_bench.records.schema import Record
-from lora_bench.run.publish import Shelf
-from lora_bench.run.status import RETRY, Standing, standings
+from lora_bench.run.publish import RecordStore
+from lora_bench.run.status import RETRY, CellStatus, cell_statuses
 from lora_bench.sample import DATA
 
 if TYPE_CHECKING:
@@ -26,20 +26,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells to train, in packs, and the records that are there already."""
+    """The cells to train, in packs, and the records that are there already.
+
+    Attributes:
+        grid: The selection.
+        packs: The cells to train, in the packs that they train in.
+        statuses: The status of every cell of the grid, by id.
+        store: The records of the results folder.
+        known: The records as they were when the plan was made, by id.
+        broken: The files that are not sound records, and what is wrong with them.
+        estimate: What predicts seconds and memory.
+    """
 
     grid: Grid
     packs: tuple[tuple[Cell, ...], ...]
-    standings: Mapping[str, Standing]
-    shelf: Shelf
+    statuses: Mapping[str, CellStatus]
+    store: RecordStore
     known: Mapping[str, Record]
     broken: tuple[tuple[Path, str], ...]
     estimate: Estimate
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why each cell runs, by id; empty if it does not."""
-        return {cell: standing.why if standing.runs else "" for cell, standing in self.standings.items()}
+        """Why each cell will run, by id; empty if it will not."""
+        return {cell_id: status.reason if status.will_run else "" for cell_id, status in self.statuses.items()}
 
     @property
     def todo(self) -> tuple[Cell, ...]:
@@ -48,19 +58,26 @@ class Plan:
 
     @cached_property
     def costs(self) -> list[tuple[float | None, float | None]]:
-        """Each pack's predicted seconds and peak bytes, if known; a basis costs time once and stays in memory."""
-        kept: dict[tuple[str, str], Bases] = {}
-        found = []
+        """Each pack's predicted seconds and peak bytes, None where unknown.
+
+        A basis is computed once and stays in memory as long as its encoder does.
+        """
+        bases: dict[tuple[str, str], Bases] = {}
+        costs = []
         for pack in self.packs:
-            model = self.grid.model_location(pack[0])
-            left = kept.get((model, pack[0].precision), NO_BASES)
-            found.append((self.estimate.seconds(pack, model, left), self.estimate.bytes(pack, model, left)))
-            kept = {(model, pack[0].precision): left | self.estimate.bases(pack, model)}  # of the last encoder alone
-        return found
+            model, precision = self._model_name(pack), pack[0].precision
+            present = bases.get((model, precision), NO_BASES)
+            costs.append((self.estimate.seconds(pack, model, present), self.estimate.bytes(pack, model, present)))
+            # Only one encoder is in memory: those of the pack before are gone.
+            bases = {(model, precision): present | self.estimate.bases(pack, model)}
+        return costs
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
-        """How much of a GPU's memory these cells alone will take at their peak, if that can be predicted."""
-        return self.estimate.bytes(pack, self.grid.model_location(pack[0]))
+        """Return how much of a GPU's memory these cells will take at their peak, if that can be predicted."""
+        return self.estimate.bytes(pack, self._model_name(pack))
+
+    def _model_name(self, pack: Sequence[Cell]) -> str:
+        return self.grid.model_source(pack[0]).name
 
     @property
     def recorded(self) -> list[Record]:
@@ -70,63 +87,90 @@ class Plan:
 
 
 def source_of(location: str) -> DataSource:
-    """The data source of a grid's location: `task`, `sample` or a folder."""
+    """Return the data source of a location: `task` (the task's own source), `sample` or a folder.
+
+    Raises:
+        BenchError: Exit code 3 if the folder does not exist.
+    """
     from lora_bench.data import DataSource
 
     return DataSource.parse(None if location in (TASK_SOURCE, SAMPLE) else Path(location), location == SAMPLE)
 
 
 def sources() -> Sources:
-    """How models and data are named in cells."""
-    return Sources(identity, lambda place, task: source_of(place).identity(tasks.get(task)))
+    """Return how models and data are found on this machine."""
+    from lora_bench.data.model_source import ModelSource
+
+    def find_data(location: str, task: str) -> tuple[DataSource, str]:
+        source = source_of(location)
+        return source, source.identity(tasks.get(task))
+
+    return Sources(ModelSource.find, find_data)
 
 
 def make(
-    grid: Grid, results: Path, limit: int | None, retry: Iterable[str] = (), device: str = "cpu",
+    grid: Grid,
+    results: Path,
+    limit: int | None,
+    retry: Iterable[str] = (),
+    device: str = "cpu",
     measured: Path | None = None,
-) -> Plan:  # fmt: skip
-    """Compare a grid with what `results` holds.
+) -> Plan:
+    """Compare a grid with what a results folder holds.
 
-    `limit`: the most cells a pack may have, None for as many as fill the device. `retry`: the states (`failed`,
-    `diverged`, `oom`, `stale`) whose cells run again. `device`: its name, as records have it; `measured`: its own
-    coefficients.
+    Args:
+        grid: The selection.
+        results: The results folder.
+        limit: The most cells that a pack may have; None for as many as fill the device.
+        retry: The states (see `status.RETRY`) whose cells run again.
+        device: The name of the device, as records have it.
+        measured: A file with the device's own coefficients.
+
+    Raises:
+        BenchError: Exit code 2 for a state that cannot be retried; 3 if the folder cannot be read, or holds records
+            of a newer version that would be replaced.
     """
-    wanted = frozenset(retry)
-    if wanted - set(RETRY):
+    retried = frozenset(retry)
+    if retried - set(RETRY):
         raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
-    shelf = Shelf(results)
-    loaded = shelf.loaded()
+    store = RecordStore(results)
+    loaded = store.loaded()
     loaded.refuse_newer({cell.id for cell in grid.cells})
     known = {record.id: record for record in loaded.records}
-    found = standings(grid.cells, shelf, wanted)
+    statuses = cell_statuses(grid.cells, store, retried)
     precision = grid.cells[0].precision if grid.cells else "float32"
-    plain = Estimate(device_coefficients(device, precision, measured), rows=_sample_rows(grid))
+    estimate = Estimate(device_coefficients(device, precision, measured), rows=_sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
-    def fitting(cell: Cell) -> int:  # not refined: packs do not change as records come
-        return limit or plain.cells_per_pack(cell, kind, grid.model_location(cell))
+    def pack_limit(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
+        return limit or estimate.cells_per_pack(cell, kind, grid.model_source(cell).name)
 
-    made = _grouped(grid.cells, {cell.id for cell in grid.cells if found[cell.id].runs}, fitting)
-    return Plan(grid, made, found, shelf, known, loaded.broken, plain.refined(known.values(), device, grid.models))
+    planned = _planned_packs(grid.cells, {cell_id for cell_id in statuses if statuses[cell_id].will_run}, pack_limit)
+    names = {identity: source.name for identity, source in grid.models.items()}
+    refined = estimate.refined(known.values(), device, names)
+    return Plan(grid, planned, statuses, store, known, loaded.broken, refined)
 
 
-def _grouped(
-    cells: Sequence[Cell], todo: Collection[str], fitting: Callable[[Cell], int]
+def _planned_packs(
+    cells: Sequence[Cell], todo: Collection[str], limit: Callable[[Cell], int]
 ) -> tuple[tuple[Cell, ...], ...]:
-    """The packs of the whole grid of which nothing is done, so that an interrupted one comes again as it was; then
-    what is left of the others, grouped anew."""
-    whole = [pack for pack in packs(cells, fitting) if all(cell.id in todo for cell in pack)]
-    taken = {cell.id for pack in whole for cell in pack}
-    rest = [cell for cell in cells if cell.id in todo and cell.id not in taken]
-    return (*whole, *packs(rest, fitting))
+    """The packs of the cells in `todo`.
+
+    First come the packs of the whole grid none of whose cells is done, so that an interrupted pack is the same again.
+    What is left of the others is grouped anew.
+    """
+    whole = [pack for pack in packs(cells, limit) if all(cell.id in todo for cell in pack)]
+    grouped = {cell.id for pack in whole for cell in pack}
+    rest = [cell for cell in cells if cell.id in todo and cell.id not in grouped]
+    return (*whole, *packs(rest, limit))
 
 
 def _sample_rows(grid: Grid) -> dict[tuple[str, str], tuple[int, int]]:
-    """Rows of the bundled data's splits, which are not the official ones."""
-    found = {}
-    for task, data in {(cell.task, cell.data) for cell in grid.cells}:
-        if grid.data[task, data] == SAMPLE:
+    """The rows of the bundled data's splits, which are not the official ones."""
+    rows = {}
+    for (task, identity), source in grid.data.items():
+        if source.kind == "sample":
             lines = {path.stem: path.read_bytes().count(b"\n") for path in sorted((DATA / task).glob("*.jsonl"))}
             train = lines.pop("train", 0)
-            found[data, task] = train, sum(lines.values())
-    return found
+            rows[identity, task] = train, sum(lines.values())
+    return rows

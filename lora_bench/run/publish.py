@@ -1,8 +1,8 @@
-"""The records of a results folder, shared with other processes: read again where they changed, published by packs.
+"""The records of a results folder that several processes share: read again where they change, published by packs.
 
-What a pack has trained is written under `DIR/pending`, then one rename makes it count; moving it to its places and
-rebuilding metrics.csv follow from it, by whoever has the lock next if this process dies. So the cells of a pack are
-recorded all or none, and a row of metrics.csv is lost to nobody. No torch.
+What a pack has trained is written under `DIR/pending`, then one rename makes it count: from there on, whichever process
+has the lock next moves it to its final folders and rebuilds metrics.csv, even if this one dies. So either all cells of
+a pack are recorded or none, and no row of metrics.csv is lost. No torch.
 """
 
 from __future__ import annotations
@@ -20,188 +20,214 @@ from lora_bench.records.store import (
     Loaded,
     UnreadableError,
     archive_stamp,
-    make_room,
     read_archive,
     read_record,
     record_text,
+    set_aside,
     unusable,
     write_csv,
 )
 from lora_bench.run import checkpoints
 from lora_bench.run.outcome import Outcome
 
-CSV_SHARE = 20  # a large metrics.csv is not rebuilt with every pack, but always at the end of a run
-_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # a lease's token and a number, as they are given to `stage`
+# metrics.csv is rebuilt at the end of a run, and after a pack unless it was rebuilt less than this many times the
+# seconds ago that rebuilding takes (chosen): so it takes at most 5% of the time however large it is.
+CSV_COST_FACTOR = 20
+_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # a lease's token and a number: the names that `stage` is given
 _CELL = re.compile(r"[0-9a-f]{12}")
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
 
 
-class Shelf:
-    """The records under a results folder, as last looked at.
+class RecordStore:
+    """The records under a results folder, as of the last `refresh`.
 
-    `unreadable`: ids of records that the system could not read. They may be sound: their cells are left alone.
+    Args:
+        results: The results folder.
+
+    Attributes:
+        records: The sound records by id.
+        broken: The files that are not sound records, and what is wrong with them.
+        unreadable: The ids of records that the system could not read. They may be sound: their cells are left alone.
     """
 
     def __init__(self, results: Path) -> None:
         self.results = results
         self._archived: dict[str, Record] = {}
-        self._archive: Stamp | None = None
-        self._damaged: tuple[tuple[Path, str], ...] = ()
+        self._archive_stamp: Stamp | None = None
+        self._archive_damage: tuple[tuple[Path, str], ...] = ()
         self.records: dict[str, Record] = {}
         self.broken: dict[Path, str] = {}
         self.unreadable: set[str] = set()
         self._stamps: dict[str, Stamp] = {}
-        self._told = self._telling = 0.0  # when metrics.csv was written, and the seconds that it took
+        self._csv_written = self._csv_seconds = 0.0
         self.refresh()
 
-    def written(self) -> dict[str, int]:
-        """When each record was written (nanoseconds)."""
-        return dict.fromkeys(self._archived, 0) | {cell: stamp[2] for cell, stamp in self._stamps.items()}
+    def record_times(self) -> dict[str, int]:
+        """Return when each record was written, in nanoseconds, by id; 0 for those of the archive."""
+        return dict.fromkeys(self._archived, 0) | {cell_id: stamp[2] for cell_id, stamp in self._stamps.items()}
 
     def loaded(self) -> Loaded:
-        """What the folder holds, as `read_records` tells it."""
-        records = tuple(self.records[cell] for cell in sorted(self.records))
-        unreadable = frozenset(self._path(cell) for cell in self.unreadable)
+        """Return the content of the folder as `read_records` does."""
+        records = tuple(self.records[cell_id] for cell_id in sorted(self.records))
+        unreadable = frozenset(self._path(cell_id) for cell_id in self.unreadable)
         return Loaded(records, tuple(sorted(self.broken.items())), unreadable)
 
     def refresh(self) -> None:
-        """Look again at the files that have come or changed since, and at those that could not be read."""
+        """Read the files that have appeared or changed since the last time, and those that could not be read."""
         while True:
             before = archive_stamp(self.results)
-            if before != self._archive:
+            if before != self._archive_stamp:
                 self._read_archive()
-                self._archive = before
+                self._archive_stamp = before
             self._refresh_cells()
             if archive_stamp(self.results) == before:  # else records may have moved into it meanwhile
                 return
 
     def _read_archive(self) -> None:
-        """Read the archive; a record that was known before stays the object that it was."""
+        """Read the archive. A record that was known before stays the same object, so that `is` tells what is new."""
         archived = read_archive(self.results)
-        self._damaged = archived.broken
-        known = ((record, self.records.get(record.id)) for record in archived.records)
-        self._archived = {record.id: old if old == record else record for record, old in known}
+        self._archive_damage = archived.broken
+        pairs = ((record, self.records.get(record.id)) for record in archived.records)
+        self._archived = {record.id: known if known == record else record for record, known in pairs}
 
     def _refresh_cells(self) -> None:
-        stamps = _stamps(self.results / "cells")
-        changed = {cell for cell, stamp in stamps.items() if self._stamps.get(cell) != stamp}
-        kept = {cell: self.records[cell] for cell in stamps.keys() - changed}
-        self.records = {cell: record for cell, record in self._archived.items() if cell not in stamps} | kept
-        self.broken, self.unreadable = dict(self._damaged), set()
-        for cell in sorted(changed):
-            self._read(cell)
-        self._stamps = {cell: stamp for cell, stamp in stamps.items() if cell in self.records}
+        stamps = _record_stamps(self.results / "cells")
+        changed = {cell_id for cell_id, stamp in stamps.items() if self._stamps.get(cell_id) != stamp}
+        unchanged = {cell_id: self.records[cell_id] for cell_id in stamps.keys() - changed}
+        archived = {cell_id: record for cell_id, record in self._archived.items() if cell_id not in stamps}
+        self.records = archived | unchanged
+        self.broken, self.unreadable = dict(self._archive_damage), set()
+        for cell_id in sorted(changed):
+            self._read(cell_id)
+        self._stamps = {cell_id: stamp for cell_id, stamp in stamps.items() if cell_id in self.records}
 
-    def _path(self, cell: str) -> Path:
-        return self.results / "cells" / f"{cell}.json"
+    def _path(self, cell_id: str) -> Path:
+        return self.results / "cells" / f"{cell_id}.json"
 
-    def _read(self, cell: str) -> None:
+    def _read(self, cell_id: str) -> None:
+        path = self._path(cell_id)
         try:
-            self.records[cell] = read_record(self._path(cell))
+            self.records[cell_id] = read_record(path)
         except ValueError as error:
-            if not os.path.lexists(self._path(cell)):
+            if not os.path.lexists(path):
                 return  # another process has just moved it
-            self.broken[self._path(cell)] = str(error)
+            self.broken[path] = str(error)
             if isinstance(error, UnreadableError):
-                self.unreadable.add(cell)
+                self.unreadable.add(cell_id)
 
     def stage(self, name: str, outcomes: Sequence[Outcome]) -> Path:
-        """Write what has ended where it does not count yet.
+        """Write the outcomes of a pack under a temporary name, where they do not count yet.
+
+        Args:
+            name: The token of the process's lease and a number, as `<token>-<number>`.
+            outcomes: The outcomes.
+
+        Returns:
+            The temporary folder.
 
         Raises:
-            OSError: it could not be written; nothing has changed.
+            OSError: They could not be written; nothing has changed.
         """
-        made = files.temporary(self.results / "pending" / name)
+        staged = files.temporary(self.results / "pending" / name)
         try:
             for outcome in outcomes:
-                files.write(made / "cells" / f"{outcome.record.id}.json", record_text(outcome.record))
+                files.write(staged / "cells" / f"{outcome.record.id}.json", record_text(outcome.record))
                 if outcome.save is not None:
-                    adapter = made / "adapters" / outcome.record.id
+                    adapter = staged / "adapters" / outcome.record.id
                     outcome.save(adapter)
                     files.sync(adapter)
-            for folder in (*files.listing(made), made):
+            for folder in (*files.listing(staged), staged):
                 files.sync(folder)
         except BaseException:
-            files.remove(made)
+            files.remove(staged)
             raise
-        return made
+        return staged
 
-    def publish(self, made: Path, name: str) -> None:
-        """Under the lock: let what was staged count, bring it to its places, tell of it in metrics.csv.
+    def publish(self, staged: Path, name: str) -> None:
+        """Make staged outcomes count, move them to their final folders and update metrics.csv. Needs the lock.
+
+        Args:
+            staged: What `stage` returned.
+            name: The name that it was given.
 
         Raises:
-            OSError: if it counts already, the next process brings the rest.
+            OSError: Something failed. If the outcomes count already, the next process does the rest.
         """
         try:
-            files.place(made, self.results / "pending" / name)
+            files.move(staged, self.results / "pending" / name)
         except BaseException:
-            files.remove(made)
+            files.remove(staged)
             raise
         files.sync(self.results / "pending")
         self.recover()
-        if time.monotonic() - self._told >= CSV_SHARE * self._telling:
+        if time.monotonic() - self._csv_written >= CSV_COST_FACTOR * self._csv_seconds:
             self.write_csv()
 
     def recover(self) -> None:
-        """Under the lock: bring to their places what processes have published, dead ones too; look again.
+        """Move what processes have published, dead ones too, to its final folders, and refresh. Needs the lock.
 
-        What is there and has no name that `stage` gives stays where it is.
+        Files and folders under names that `stage` is not given stay where they are.
         """
         for pack in files.without_links(self.results / "pending"):
             if _PACK.fullmatch(pack.name):
                 for part in files.without_links(pack):
-                    if part.name in ("adapters", "cells"):  # in this order: a record says that its adapter is there
-                        _bring(part, self.results / part.name)
+                    # Adapters come first by their name: a record says that its adapter is there.
+                    if part.name in ("adapters", "cells"):
+                        _move_content(part, self.results / part.name)
                         files.remove_empty(part)
                 files.remove_empty(pack)
         self.refresh()
 
     def write_csv(self) -> None:
-        """Under the lock: rebuild metrics.csv from the records."""
+        """Rebuild metrics.csv from the records. Needs the lock."""
         start = time.monotonic()
         write_csv(self.results, self.records.values())
-        self._told = time.monotonic()
-        self._telling = self._told - start
+        self._csv_written = time.monotonic()
+        self._csv_seconds = self._csv_written - start
 
     def sweep(self) -> None:
-        """Under the lock, alone on the folder: remove what killed processes left, and states that are over."""
-        folders = [self.results / name for name in ("pending", "cells", "states", "leases", "adapters")]
+        """Remove what killed processes left, and checkpoints that are needed no more.
+
+        Needs the lock, and that no other process uses the folder.
+        """
+        folders = [self.results / name for name in ("pending", "cells", checkpoints.FOLDER, "leases", "adapters")]
         for folder in [*folders, *files.without_links(self.results / "adapters")]:
             for path in files.leftovers(folder):
                 files.remove(path)
         for path in files.leftovers(self.results):
             if path.name.startswith(".metrics.csv."):
                 files.remove(path)
-        for path in checkpoints.damaged(self.results):
+        for path in checkpoints.damaged_folders(self.results):
             checkpoints.remove(path)
-        checkpoints.prune(self.results, (), self.written())
-        for name in ("pending", "states"):
+        checkpoints.prune(self.results, (), self.record_times())
+        for name in ("pending", checkpoints.FOLDER):
             files.remove_empty(self.results / name)
 
 
-def _stamps(folder: Path) -> dict[str, Stamp]:
-    """The record files of a folder by id, links as such."""
-    found: dict[str, Stamp] = {}
+def _record_stamps(folder: Path) -> dict[str, Stamp]:
+    """The stamps of a folder's record files by id; of links, not of what they lead to."""
+    stamps: dict[str, Stamp] = {}
     try:
         scanned = os.scandir(folder)
     except FileNotFoundError:
-        return found
+        return stamps
     except OSError as error:
         raise unusable(folder.parent, error) from error
     with scanned as entries:
         for entry in entries:
             if entry.name.endswith(".json") and not entry.name.startswith("."):
-                with suppress(FileNotFoundError):  # another process has just made room there
+                with suppress(FileNotFoundError):  # another process has just set it aside
                     stat = entry.stat(follow_symlinks=False)
-                    found[entry.name[:-5]] = stat.st_ino, stat.st_size, stat.st_mtime_ns
-    return found
+                    stamps[entry.name[:-5]] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stamps
 
 
-def _bring(source: Path, target: Path) -> None:
+def _move_content(source: Path, target: Path) -> None:
+    """Move the records or adapters of a published pack into their final folder."""
     paths = [path for path in files.without_links(source) if _CELL.fullmatch(path.name.removesuffix(".json"))]
     for path in paths:
         if path.suffix == ".json":
-            make_room(target / path.name)
-        files.place(path, target / path.name)
+            set_aside(target / path.name)
+        files.move(path, target / path.name)
     if paths:
         files.sync(target)

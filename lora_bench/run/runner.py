@@ -1,9 +1,9 @@
-"""From a plan to records: claim the cells of a pack, train them, publish what becomes of them, go on when one fails.
+"""Runs a plan: claims the cells of a pack, trains them, publishes the outcomes, and continues when a pack fails.
 
-Memory that runs out halves a pack; results do not depend on the pack, so no number changes. Another error is looked
-for in three cells of the pack, each alone: if they fail alike, the pack is given up with one message, else it is halved
-until the cell at fault is alone. Several processes may run one plan in one folder. No torch: what trains is imported
-when the first pack does.
+Where memory runs out, a pack is halved; results do not depend on the pack, so no number changes. After any other error
+three cells of the pack are tried alone: if all of them fail with the same error, the pack is given up with one message;
+else it is halved until the cell at fault is alone. Several processes may run one plan in one folder. No torch: what
+trains is imported when the first pack does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from lora_bench.errors import MISSING, BenchError, of_the_system
 from lora_bench.records import files
 from lora_bench.records.schema import Record
 from lora_bench.run import checkpoints
-from lora_bench.run.checkpoints import Place
-from lora_bench.run.interfaces import Failure, Options, View, Worker
+from lora_bench.run.interfaces import Failure, Options, RunContext, View, Worker
 from lora_bench.run.leases import Holder, Lease, LeaseLostError
 from lora_bench.run.outcome import Outcome, failure
 from lora_bench.run.plan import Plan
@@ -25,17 +24,30 @@ from lora_bench.run.signals import Stopper
 from lora_bench.text import counted
 
 PROBES = 3  # cells of a failed pack that are tried alone
+CLEAN_UP_SECONDS = 2.0  # to wait for the lock when the run ends by an error or a signal (chosen)
+LONGEST_REASON = 500  # characters of an error that a record keeps
 
 
 class Runner:
-    """Runs a plan. After `run`, `held` are the cells that other processes had claimed at the end."""
+    """Runs a plan.
+
+    Args:
+        plan: The plan.
+        options: Where and how to run.
+        view: What shows progress.
+        stopper: Whether a signal has asked to stop.
+        worker: What trains packs; by default, `worker.Training`.
+
+    Attributes:
+        held: After `run`, the cells that other processes had claimed at the end, by id.
+    """
 
     def __init__(
         self, plan: Plan, options: Options, view: View, stopper: Stopper | None = None, worker: Worker | None = None
     ) -> None:
         self.plan, self.options, self.view = plan, options, view
         self.stopper = stopper or Stopper()
-        self.shelf = plan.shelf
+        self.store = plan.store
         self.held: dict[str, Holder] = {}
         self._lease = Lease(options.results)
         self._published = 0
@@ -43,7 +55,7 @@ class Runner:
 
     @property
     def worker(self) -> Worker:
-        """What trains; torch is imported with it."""
+        """What trains packs; torch is imported with it."""
         if self._worker is None:
             from lora_bench.run.worker import Training
 
@@ -51,109 +63,122 @@ class Runner:
         return self._worker
 
     def run(self) -> list[Record]:
-        """Train everything that is to do; the records of the whole selection, done before or now.
+        """Train everything that is to do.
+
+        Returns:
+            The records of the whole selection, also of cells that had one before.
 
         Raises:
-            BenchError: exit code 3 if the results folder cannot be written; what was there is as it was.
-            KeyboardInterrupt: a signal came; the pack that trained is saved.
+            BenchError: Exit code 3 if the results folder cannot be written; what was there before is unchanged.
+            KeyboardInterrupt: A signal came; the pack in training is saved.
         """
         try:
             while not self._run_until_done():
-                self.view.warn("This process was suspended so long that others took its cells over; it goes on.")
+                self.view.warn("This process was suspended so long that others took its cells over; it continues.")
         except OSError as error:
             if self.options.debug:
                 raise
             raise of_the_system(error) from error
-        return [self.shelf.records[cell.id] for cell in self.plan.grid.cells if cell.id in self.shelf.records]
+        return [self.store.records[cell.id] for cell in self.plan.grid.cells if cell.id in self.store.records]
 
     def _run_until_done(self) -> bool:
-        """Run what is left under a new lease; no if that was lost on the way."""
+        """Run what is left under a new lease; False if that was lost on the way."""
         self._lease = Lease(self.options.results)
         with self._lease:
             try:
-                self._tidy()
-                while self._pass():
+                self._clean_up()
+                while self._run_all_packs():
                     pass
-                self._tidy()
+                self._clean_up()
             except LeaseLostError:
                 return False
             except BaseException:
                 with suppress(OSError, BenchError, LeaseLostError):
-                    self._tidy(patience=2.0)
+                    self._clean_up(patience=CLEAN_UP_SECONDS)
                 raise
         return True
 
-    def _tidy(self, patience: float | None = None) -> None:
-        """Bring what dead processes published, rebuild metrics.csv, remove what they left if no other is alive."""
+    def _clean_up(self, patience: float | None = None) -> None:
+        """Move what dead processes published, rebuild metrics.csv, remove what they left if no other is alive."""
         with self._lease.locked(patience):
             self._lease.check()
-            self.shelf.recover()
-            self.shelf.write_csv()
+            self.store.recover()
+            self.store.write_csv()
             self._lease.others()
             if self._lease.alone():
-                self.shelf.sweep()
+                self.store.sweep()
 
-    def _pass(self) -> bool:
-        """Every pack once; whether it is worth another pass, for what others held."""
-        self.held, claimed = {}, False
-        for cells in self.plan.packs:
-            mine = self._claim(cells)
-            if mine:
+    def _run_all_packs(self) -> bool:
+        """Run every pack once; whether to try again those that other processes held."""
+        self.held, has_claimed = {}, False
+        for pack in self.plan.packs:
+            cells = self._claim(pack)
+            if cells:
                 self.stopper.check()
-                self._run_pack(mine)
-                claimed = True
-        return claimed and bool(self.held)
+                self._run_pack(cells)
+                has_claimed = True
+        return has_claimed and bool(self.held)
 
     def _claim(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-        """Those of a pack that nobody has trained since the plan was made and nobody holds."""
-        if not self._left(cells):
+        """Claim those of a pack that nobody has trained since the plan was made and nobody holds."""
+        if not self._untrained(cells):
             return ()
         with self._lease.locked():
             self._lease.check()
-            self.shelf.recover()
-            left, others = self._left(cells), self._lease.others()
-            self.held |= {cell.id: others[cell.id] for cell in left if cell.id in others}
-            mine = tuple(cell for cell in left if cell.id not in others)
-            self._lease.claim([cell.id for cell in mine])
-        return mine
+            self.store.recover()
+            untrained, others = self._untrained(cells), self._lease.others()
+            self.held |= {cell.id: others[cell.id] for cell in untrained if cell.id in others}
+            claimed = tuple(cell for cell in untrained if cell.id not in others)
+            self._lease.claim([cell.id for cell in claimed])
+        return claimed
 
-    def _left(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-        """The cells whose record is still the one that the plan saw; not those of which it cannot be read now."""
-        records, known, unsure = self.shelf.records, self.plan.known, self.shelf.unreadable
+    def _untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """The cells that have got no record since the plan was made; not those whose record cannot be read now."""
+        records, known, unreadable = self.store.records, self.plan.known, self.store.unreadable
         return tuple(
             cell
             for cell in cells
-            if cell.id not in unsure and records.get(cell.id, known.get(cell.id)) is known.get(cell.id)
+            if cell.id not in unreadable and records.get(cell.id, known.get(cell.id)) is known.get(cell.id)
         )
 
-    def _run_pack(self, cells: tuple[Cell, ...], halved: int = 0, looked: bool = False) -> None:
-        """Train a pack; go on without it, or with parts of it, if it fails."""
+    def _run_pack(self, cells: tuple[Cell, ...], halved: int = 0, is_probed: bool = False) -> None:
+        """Train a pack. If it fails, continue with parts of it, or without it.
+
+        Args:
+            cells: The cells of the pack.
+            halved: How often the pack was cut in two because memory ran out.
+            is_probed: Whether single cells of the pack were tried already.
+        """
         self.worker.prepare(cells)
         self.stopper.check()
         failed = self._attempt(cells, halved)
-        left = self._left(cells)
+        left = self._untrained(cells)
         if failed is None or not left:
             return
         if len(left) == 1:
-            self._publish([self._failure(left[0], failed)])
+            self._publish([self._failed_outcome(left[0], failed)])
             return
         self.view.warn(
-            f"A pack of {counted(len(left), 'cell')} failed ({failed.reason[:120]}); going on with parts of it."
+            f"A pack of {counted(len(left), 'cell')} failed ({failed.reason[:120]}); continuing with parts of it."
         )
-        if failed.status == "failed" and not looked:
-            left = self._look(left)
+        if failed.status == "failed" and not is_probed:
+            left = self._probe(left)
         middle, more = len(left) // 2, int(failed.status == "oom")
         for half in filter(None, (left[:middle], left[middle:])):
-            self._run_pack(half, halved + more, looked or not more)
+            self._run_pack(half, halved + more, is_probed or not more)
 
     def _attempt(self, cells: tuple[Cell, ...], halved: int) -> Failure | None:
         """Train and publish a pack; why it failed, if it did."""
-        place = Place(
-            self.options.results, self._lease.token, self.shelf.written(), self.stopper, self._lease.guard,
-            self.view.warn,
-        )  # fmt: skip
+        context = RunContext(
+            results=self.options.results,
+            token=self._lease.token,
+            record_times=self.store.record_times(),
+            stopper=self.stopper,
+            check_lease=self._lease.guard,
+            warn=self.view.warn,
+        )
         try:
-            for outcomes in self.worker.train(cells, halved, place):
+            for outcomes in self.worker.train(cells, halved, context):
                 self._publish(outcomes)
                 self.stopper.release()
             return None
@@ -162,44 +187,45 @@ class Runner:
                 raise
             if isinstance(error, BenchError) and error.code == MISSING:
                 raise
-            reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:500]
+            reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:LONGEST_REASON]
             failed = Failure("oom" if self.worker.is_memory(error) else "failed", reason)
         finally:
             self.stopper.release()
         self.worker.forget()  # outside of the except block, whose traceback keeps the failed pack alive
         return failed
 
-    def _look(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
-        """Try three cells alone, far from each other; the cells that are left to try, none if the three fail alike."""
+    def _probe(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        """Try three cells alone, far from each other; the cells that are left, none if the three fail alike."""
         if len(cells) <= PROBES:
             return cells
-        for place in sorted({0, len(cells) // 2, len(cells) - 1}):
-            self._run_pack(cells[place : place + 1], looked=True)
-        left = self._left(cells)
-        tried = [self.shelf.records[cell.id] for cell in cells if cell.id in self.shelf.records and cell not in left]
+        for index in sorted({0, len(cells) // 2, len(cells) - 1}):
+            self._run_pack(cells[index : index + 1], is_probed=True)
+        left = self._untrained(cells)
+        records = self.store.records
+        tried = [records[cell.id] for cell in cells if cell.id in records and cell not in left]
         reasons = {record.reason if record.status == "failed" else None for record in tried}
         if len(reasons) > 1 or None in reasons:
             return left
         self.view.warn(f"{PROBES} cells of the pack fail alike, each alone; the other {len(left)} are given up.")
-        failed = Failure("failed", f"given up, as {PROBES} cells of its pack failed alike: {reasons.pop()}"[:500])
-        self._publish([self._failure(cell, failed) for cell in left])
+        reason = f"given up, as {PROBES} cells of its pack failed alike: {reasons.pop()}"[:LONGEST_REASON]
+        self._publish([self._failed_outcome(cell, Failure("failed", reason)) for cell in left])
         return ()
 
-    def _failure(self, cell: Cell, failed: Failure) -> Outcome:
+    def _failed_outcome(self, cell: Cell, failed: Failure) -> Outcome:
         notes = self.plan.grid.notes_for(cell)
         return failure(cell, failed.status, failed.reason, notes, self.worker.environment(cell))
 
     def _publish(self, outcomes: Sequence[Outcome]) -> None:
-        """Let what has ended count, unless the lease is lost."""
+        """Publish the outcomes of cells, unless the lease is lost."""
         name, self._published = f"{self._lease.token}-{self._published}", self._published + 1
-        staged = self.shelf.stage(name, outcomes)
+        staged = self.store.stage(name, outcomes)
         try:
             with self._lease.locked():
                 self._lease.check()
-                self.shelf.publish(staged, name)
+                self.store.publish(staged, name)
         except BaseException:
             files.remove(staged)
             raise
         records = [outcome.record for outcome in outcomes]
-        checkpoints.prune(self.options.results, {record.id for record in records}, self.shelf.written())
+        checkpoints.prune(self.options.results, {record.id for record in records}, self.store.record_times())
         self.view.done(records)

@@ -1,4 +1,4 @@
-"""How a run is stopped: the first signal lets it save what it has, a later one ends it at once."""
+"""Stops a run by signals: the first one lets it save what it has, a later one ends the process at once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from lora_bench.errors import INTERRUPTED
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-SAME = 1.0  # seconds: a signal to the whole group, and the same one forwarded by its leader, are one request
-AGAIN = 0.05  # seconds until a stop that was swallowed is raised again
+# Seconds (chosen): a signal to the whole group, and the same one forwarded by its leader, are one request.
+ONE_REQUEST = 1.0
+RAISE_AGAIN = 0.05  # seconds until a stop that was swallowed is raised again (chosen)
 _SWALLOWED = 0  # the byte that asks for it; no signal has this number
 
 
@@ -28,13 +29,20 @@ class StopRequested(KeyboardInterrupt):
 
 
 class Stopper:
-    """Whether a signal has asked to stop. As a context it answers signals (in the main thread; elsewhere none come).
+    """Whether a signal has asked to stop.
 
-    While something is held that would be lost (`hold`), a signal sets `asked` and no more; who holds looks at it after
-    each step, saves, and raises KeyboardInterrupt. At other times the signal raises it at once, but only once, so that
-    a second signal disturbs no clean-up. Python swallows what is raised within a destructor or the callback of a weak
-    reference, and libraries swallow more: the first is noticed and raised again, and who works in parts calls `check`
-    between them. A signal that comes more than `SAME` seconds after the first ends the process, whatever it does.
+    As a context manager it handles signals. It does so in the main thread; in other threads Python delivers none.
+
+    Between `hold` and `release` there is work that would be lost: a signal only sets `asked`, and the code that does
+    the work checks it after each step, saves, and raises KeyboardInterrupt. At other times the signal raises
+    KeyboardInterrupt at once, but only once, so that a second signal does not interrupt the clean-up.
+
+    Python swallows an exception that is raised in a destructor or in the callback of a weak reference; this is noticed,
+    and it is raised again. Libraries swallow exceptions too, so code that works in parts calls `check` between them. A
+    signal that comes more than `ONE_REQUEST` seconds after the first ends the process, whatever it does.
+
+    Attributes:
+        asked: Whether a signal has asked to stop.
     """
 
     def __init__(self) -> None:
@@ -70,11 +78,11 @@ class Stopper:
     def _listen(self) -> None:
         receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
-        # the system's handler writes the signal's number, also while the main thread is in a library for long
+        # The interpreter's C handler writes the signal's number at once, also while the main thread is in a library.
         self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         threading.Thread(target=self._watch, args=(receiver,), name="signals", daemon=True).start()
-        ignored = {number for number in SIGNALS if _is_ignored_hangup(number)}  # by nohup
+        ignored = {number for number in SIGNALS if _is_ignored_hangup(number)}  # as nohup does
         self._before = {number: signal.signal(number, self._answer) for number in SIGNALS if number not in ignored}
 
     def _answer(self, *_: object) -> None:
@@ -84,7 +92,7 @@ class Stopper:
             raise StopRequested
 
     def _unraisable(self, event: sys.UnraisableHookArgs) -> None:
-        """What Python could not raise: ours is raised again; any other is reported as before."""
+        """Handle what Python could not raise: a stop is raised again, anything else is reported as before."""
         if isinstance(event.exc_value, StopRequested):
             self._raised = False
             if self._sender is not None:
@@ -94,64 +102,67 @@ class Stopper:
             self._hook_before(event)
 
     def _watch(self, receiver: socket.socket) -> None:
-        """In a thread: count signals, and end the process at the second request."""
+        """In a thread of its own: count signals, and end the process at the second request."""
         first: float | None = None
         with receiver:
             while received := receiver.recv(64):
                 for number in received:
                     if number == _SWALLOWED:
-                        time.sleep(AGAIN)
+                        time.sleep(RAISE_AGAIN)
                         self._resent += 1
                         _thread.interrupt_main(signal.SIGINT)
                     elif self._resent and number == signal.SIGINT:
                         self._resent -= 1
                     elif number in SIGNALS:
                         first = first or time.monotonic()
-                        if time.monotonic() - first > SAME:
+                        if time.monotonic() - first > ONE_REQUEST:
                             os._exit(INTERRUPTED)
 
     def hold(self) -> None:
-        """From now on something would be lost.
+        """Begin work that would be lost if a signal ended it.
 
         Raises:
-            KeyboardInterrupt: a signal came before.
+            KeyboardInterrupt: A signal came before.
         """
         self._held = True
         if self.asked:
             self.release()
 
     def release(self) -> None:
-        """Nothing would be lost any more.
+        """End work that would be lost if a signal ended it.
 
         Raises:
-            KeyboardInterrupt: a signal came meanwhile.
+            KeyboardInterrupt: A signal came meanwhile.
         """
         self._held = False
         self.check()
 
     def check(self) -> None:
-        """Between two parts of the work.
+        """Stop between two parts of the work if a signal has asked to.
 
         Raises:
-            KeyboardInterrupt: a signal has come.
+            KeyboardInterrupt: A signal has come.
         """
         if self.asked:
             self._raised = True
             raise StopRequested
 
     def end(self) -> None:
-        """The process is about to end: signals stop it no more than that, until it hangs."""
+        """Make the first signal raise nothing from now on, since the process is about to end."""
         self._raised = True
 
 
 def ignore() -> None:
-    """Right before the interpreter is taken down, which takes seconds: it would let signals kill the process again."""
+    """Ignore signals while the interpreter shuts down.
+
+    That takes seconds, and Python restores the default handlers first, which would kill the process.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _is_ignored_hangup(number: int) -> bool:
-    """Whether whoever started this process wants it to outlive its terminal."""
+    """Whether the process was started so that it outlives its terminal."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
@@ -159,5 +170,5 @@ _CURRENT: ContextVar[Stopper] = ContextVar("stopper")
 
 
 def current() -> Stopper:
-    """The one that answers signals now; one that nothing asks if there is none."""
+    """Return the stopper that handles signals now; if there is none, one that nothing will ask to stop."""
     return _CURRENT.get(Stopper())

@@ -1,4 +1,4 @@
-"""Where each cell of a grid stands, and why it runs or not. No torch."""
+"""The status of each cell of a grid: whether it will run, and why. No torch."""
 
 from __future__ import annotations
 
@@ -9,88 +9,99 @@ from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.records.schema import Record
 from lora_bench.run import checkpoints, leases
-from lora_bench.run.publish import Shelf
+from lora_bench.run.checkpoints import Checkpoint
+from lora_bench.run.publish import RecordStore
 
 STATES = ("planned", "interrupted", "running", "done", "failed", "diverged", "oom", "stale", "unreadable")
 RETRY = ("failed", "diverged", "oom", "stale")
+# What decides the tokens and labels of a cell: model, data, task, longest sequence, seed of the held-out rows.
+_TablesKey = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A cell's state, one of STATES; why it is in it, and whether it is to train."""
+class CellStatus:
+    """The status of a cell.
+
+    Attributes:
+        state: One of `STATES`.
+        reason: Why it is in that state.
+        will_run: Whether it is to be trained.
+    """
 
     state: str
-    why: str
-    runs: bool
+    reason: str
+    will_run: bool
 
 
-def standings(cells: Iterable[Cell], shelf: Shelf, retry: Collection[str]) -> dict[str, Standing]:
-    """Where the cells stand, by id. `retry`: the states whose cells run again."""
-    held = leases.holders(shelf.results)
-    saved = checkpoints.newest(checkpoints.folders(shelf.results), shelf.written())
-    damaged = {path.stem: reason for path, reason in shelf.broken.items()}
-    tables = _tables(shelf)
-    found: dict[str, Standing] = {}
+def cell_statuses(cells: Iterable[Cell], store: RecordStore, retry: Collection[str]) -> dict[str, CellStatus]:
+    """Return the status of cells by id.
+
+    Args:
+        cells: The cells.
+        store: The records of the results folder.
+        retry: The states whose cells run again.
+    """
+    holders = leases.holders(store.results)
+    saved = checkpoints.newest_by_cell(checkpoints.read_all(store.results), store.record_times())
+    damaged = {path.stem: reason for path, reason in store.broken.items()}
+    fingerprints = _newest_fingerprints(store)
+    statuses: dict[str, CellStatus] = {}
     for cell in cells:
-        record, progress = shelf.records.get(cell.id), _progress(saved.get(cell.id), cell)
-        if cell.id in shelf.unreadable:
-            found[cell.id] = Standing("unreadable", f"{damaged[cell.id]}; it is left alone", runs=False)
+        record, progress = store.records.get(cell.id), _saved_progress(saved.get(cell.id), cell)
+        if cell.id in store.unreadable:
+            status = CellStatus("unreadable", f"{damaged[cell.id]}; it is left alone", will_run=False)
         elif record is None:
-            known = f"its record is damaged ({damaged[cell.id]})" if cell.id in damaged else "no record"
-            found[cell.id] = Standing("interrupted" if progress else "planned", progress or known, runs=True)
+            reason = f"its record is damaged ({damaged[cell.id]})" if cell.id in damaged else "no record"
+            status = CellStatus("interrupted" if progress else "planned", progress or reason, will_run=True)
         else:
-            found[cell.id] = _recorded(record, progress, tables, retry)
-        if cell.id in held:
-            found[cell.id] = Standing("running", f"by {held[cell.id]}", found[cell.id].runs)
-    return found
+            status = _status_of_recorded(record, progress, fingerprints, retry)
+        if cell.id in holders:
+            status = CellStatus("running", f"by {holders[cell.id]}", status.will_run)
+        statuses[cell.id] = status
+    return statuses
 
 
-def _recorded(
-    record: Record, progress: str, tables: Mapping[tuple[object, ...], str], retry: Collection[str]
-) -> Standing:
-    changed = _changes(record, tables)
-    state = "stale" if changed and record.status == "done" else record.status
-    explanation = "; ".join(changed) if state == "stale" else record.reason or "has a record"
+def _status_of_recorded(
+    record: Record, progress: str, fingerprints: Mapping[_TablesKey, str], retry: Collection[str]
+) -> CellStatus:
+    changes = _changes(record, fingerprints)
+    state = "stale" if changes and record.status == "done" else record.status
+    reason = "; ".join(changes) if state == "stale" else record.reason or "has a record"
     if state in retry:
-        return Standing(
-            state,
-            "; ".join(
-                filter(None, [f"was {record.status}" + (f", {explanation}" if state == "stale" else ""), progress])
-            ),
-            True,
-        )
-    return Standing(state, explanation if state == "done" else f"{explanation} (--retry {state})", False)
+        before = f"was {record.status}" + (f", {reason}" if state == "stale" else "")
+        return CellStatus(state, "; ".join(filter(None, [before, progress])), will_run=True)
+    return CellStatus(state, reason if state == "done" else f"{reason} (--retry {state})", will_run=False)
 
 
-def _progress(folder: checkpoints.Folder | None, cell: Cell) -> str:
-    if folder is None:
+def _saved_progress(checkpoint: Checkpoint | None, cell: Cell) -> str:
+    """How far the cell was trained when it was saved, in words; empty if it was not."""
+    if checkpoint is None:
         return ""
-    saved = folder.cells[cell.id]
-    changed = provenance.differences(folder.fingerprint(cell.id), provenance.current(cell.method))
-    if changed:
-        return f"saved, but begins again: {'; '.join(changed)}"
-    return f"saved after {len(saved.metrics)} of {cell.epochs} epochs, {saved.steps} steps"
+    entry = checkpoint.cells[cell.id]
+    changes = provenance.differences(checkpoint.fingerprint(cell.id), provenance.current(cell.method))
+    if changes:
+        return f"saved, but begins again: {'; '.join(changes)}"
+    return f"saved after {len(entry.metrics)} of {cell.epochs} epochs, {entry.steps} steps"
 
 
-def _changes(record: Record, tables: Mapping[tuple[object, ...], str]) -> list[str]:
-    """What numbers depend on and is another thing now."""
-    changed = provenance.differences(record.environment, provenance.current(record.cell.method))
-    if record.data is not None and tables[_table(record.cell)] != record.data.fingerprint:
-        changed.append("data: newer records were trained on other tokens or labels")
-    return changed
+def _changes(record: Record, fingerprints: Mapping[_TablesKey, str]) -> list[str]:
+    """What the record's numbers depend on that has changed since, in words."""
+    changes = provenance.differences(record.environment, provenance.current(record.cell.method))
+    if record.data is not None and fingerprints[_tables_key(record.cell)] != record.data.fingerprint:
+        changes.append("data: newer records were trained on other tokens or labels")
+    return changes
 
 
-def _table(cell: Cell) -> tuple[object, ...]:
-    """What decides a cell's tokens and labels."""
+def _tables_key(cell: Cell) -> _TablesKey:
     return cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None
 
 
-def _tables(shelf: Shelf) -> dict[tuple[object, ...], str]:
-    """The fingerprint of the tokens and labels that the newest record was trained on."""
-    written = shelf.written()
-    newest: dict[tuple[object, ...], str] = {}
-    for cell in sorted(shelf.records, key=lambda cell: written[cell]):
-        record = shelf.records[cell]
+def _newest_fingerprints(store: RecordStore) -> dict[_TablesKey, str]:
+    """The fingerprint of the tokens and labels that the newest record with each key was trained on."""
+    record_times = store.record_times()
+    newest: dict[_TablesKey, str] = {}
+    for cell_id in sorted(store.records, key=lambda cell_id: record_times[cell_id]):
+        record = store.records[cell_id]
         if record.data is not None:
-            newest[_table(record.cell)] = record.data.fingerprint
+            newest[_tables_key(record.cell)] = record.data.fingerprint
     return newest

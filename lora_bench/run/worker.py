@@ -1,4 +1,4 @@
-"""What trains the packs of a plan: parts of a pack that go on together, as large as the device holds."""
+"""Trains the packs of a plan with torch: each in parts that are resumed together, as large as the device holds."""
 
 from __future__ import annotations
 
@@ -8,87 +8,111 @@ from functools import cached_property
 
 import torch
 
-from lora_bench import provenance
+from lora_bench import methods, provenance, tasks
 from lora_bench.cell import Cell
+from lora_bench.engine.adapters import saved
 from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.targets import resolve
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
 from lora_bench.engine.shortage import is_memory
-from lora_bench.records.schema import DataInfo
-from lora_bench.run import checkpointing, environment
-from lora_bench.run.checkpointing import Keeper
-from lora_bench.run.checkpoints import Place
+from lora_bench.records.schema import DataInfo, Timing
+from lora_bench.run import checkpointing, environment, recording
+from lora_bench.run.checkpointing import Checkpointer
 from lora_bench.run.inputs import Loader, Prepared
-from lora_bench.run.interfaces import Options, View
+from lora_bench.run.interfaces import Options, RunContext, View
 from lora_bench.run.outcome import Outcome
-from lora_bench.run.pack_run import PackRun, Setting, trainer_of
+from lora_bench.run.pack_run import PackRun, build_trainer
 from lora_bench.run.plan import Plan
+from lora_bench.run.recording import Ended
 
-SURE = 0.4  # a pack whose predicted memory is below this fraction of the free memory is not measured
+SAFE_SHARE = 0.4  # of the free memory (chosen): a pack whose predicted peak is below it is not measured
 
 
 class Training:
-    """Trains packs of a plan, one after another."""
+    """Trains packs of a plan, one after another; a `Worker`."""
 
     def __init__(self, plan: Plan, options: Options, view: View) -> None:
         self.plan, self.options, self.view = plan, options, view
         self.device = torch.device(options.device)
-        self.loader = Loader(plan, options, view, self.device)
-        self.setting = Setting(self.device, view, options.save, plan.grid.notes_for, self.environment)
+        self.loader = Loader(plan.grid.models, plan.grid.data, options, view, self.device)
 
     def prepare(self, cells: tuple[Cell, ...]) -> None:
-        """Load the encoder and the tables."""
-        self.loader.tables(cells[0], self.loader.backbone(cells[0]))
+        """Load the encoder and the tables.
 
-    def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
-        """What becomes of the cells, part by part: those saved after as many steps go on together, others begin."""
+        Raises:
+            BenchError: Exit code 3 if they cannot be loaded; 2 if targets of any cell of the plan match no weight of
+                the encoder, before anything is trained on it.
+        """
+        backbone = self.loader.backbone(cells[0])
+        for targets in sorted(
+            {cell.targets for cell in self.plan.todo if cell.model == cells[0].model and cell.targets}
+        ):
+            resolve(backbone.linears(), targets)
+        self.loader.tables(cells[0], backbone)
+
+    def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
+        """Train a pack; see `Worker.train`.
+
+        Cells with a checkpoint are resumed together with those that had taken as many steps; the others start anew.
+        """
         backbone = self.loader.backbone(cells[0])
         prepared = self.loader.tables(cells[0], backbone)
-        common = self._common(prepared.info)
-        found = checkpointing.find(place, cells, common)
-        parts: dict[int, list[Cell]] = {}
+        fingerprint = self._fingerprint(prepared.info)
+        checkpoints = checkpointing.find(context, cells, fingerprint)
+        by_steps: dict[int, list[Cell]] = {}
         for cell in cells:
-            steps = found[cell.id].folder.cells[cell.id].steps if cell.id in found else 0
-            parts.setdefault(steps, []).append(cell)
-        for steps in sorted(parts, reverse=True):
-            room = self._room(parts[steps], backbone, prepared) if not halved else len(cells)
-            for part in _even(parts[steps], room):
-                run = PackRun(self.setting, backbone, prepared, Keeper(place, part, common))
-                yield run.train(part, found, halved)
+            steps = checkpoints[cell.id].entry.steps if cell.id in checkpoints else 0
+            by_steps.setdefault(steps, []).append(cell)
+        for steps in sorted(by_steps, reverse=True):
+            limit = len(cells) if halved else self._cells_that_fit(by_steps[steps], backbone, prepared)
+            for part in _even_parts(by_steps[steps], limit):
+                run = PackRun(backbone, prepared, self.view, Checkpointer(context, part, fingerprint))
+                ended, timing = run.train(part, checkpoints, halved)
+                yield [self._outcome(cell, prepared.info, timing) for cell in ended]
 
     def is_memory(self, error: BaseException) -> bool:
-        """Whether memory ran out."""
+        """Whether an error says that memory ran out."""
         return is_memory(error)
 
     def forget(self) -> None:
-        """Give back what a failed pack took."""
+        """Free the memory that a failed pack took."""
         gc.collect()
         torch.cuda.empty_cache()
 
     def environment(self, cell: Cell) -> dict[str, str]:
-        """What a record says of where it comes from."""
+        """Return the code, versions and device that a record of the cell names."""
         return {**self._versions, **provenance.current(cell.method)}
 
     @cached_property
     def _versions(self) -> dict[str, str]:
         return {**environment.versions(), "device": environment.device_name(self.options.device)}
 
-    def _common(self, info: DataInfo) -> dict[str, str]:
-        """What the numbers of all cells of a pack depend on. Kinds of device draw other dropout masks."""
+    def _outcome(self, ended: Ended, info: DataInfo, timing: Timing) -> Outcome:
+        cell, state = ended.progress.cell, ended.progress.state
+        task = tasks.get(cell.task)
+        notes = self.plan.grid.notes_for(cell)
+        record = recording.finished(ended, task, info, timing, notes, self.environment(cell))
+        if state is None or not self.options.save or methods.get(cell.method).trains_backbone:
+            return Outcome(record)
+        return Outcome(record, lambda folder: saved.save(folder, cell, task.num_outputs, state))
+
+    def _fingerprint(self, info: DataInfo) -> dict[str, str]:
+        """What the numbers of all cells of a pack depend on besides their code. Kinds of device draw other masks."""
         libraries = provenance.versions_of(*provenance.LIBRARIES)
         return {**libraries, "data": info.fingerprint, "device": self.device.type}
 
-    def _room(self, cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> int:
+    def _cells_that_fit(self, cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> int:
         """How many of the cells a GPU's memory holds; measured where the forecast is unknown or near the limit."""
         if self.device.type != "cuda" or len(cells) <= SAMPLES[1]:
             return len(cells)
         predicted = self.plan.bytes(cells)
-        if predicted is not None and predicted < SURE * free_bytes(self.device):
+        if predicted is not None and predicted < SAFE_SHARE * free_bytes(self.device):
             return len(cells)
         self.view.stage("measuring memory")
-        return cells_that_fit(cells, lambda some: trainer_of(some, backbone, prepared), self.device)
+        return cells_that_fit(cells, lambda sample: build_trainer(sample, backbone, prepared), self.device)
 
 
-def _even(cells: Sequence[Cell], room: int) -> list[Sequence[Cell]]:
-    """The cells in as few parts of at most `room` as can be, of even sizes."""
-    count = -(-len(cells) // room)
+def _even_parts(cells: Sequence[Cell], limit: int) -> list[Sequence[Cell]]:
+    """The cells in as few parts of at most `limit` as possible, of even sizes."""
+    count = -(-len(cells) // limit)
     return [cells[index * len(cells) // count : (index + 1) * len(cells) // count] for index in range(count)]

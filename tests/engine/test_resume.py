@@ -14,8 +14,10 @@ import torch
 from lora_bench import provenance
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import Record
+from lora_bench.records.seal import describe
 from lora_bench.run import checkpointing, checkpoints
 from lora_bench.run import plan as plans
+from lora_bench.run.checkpoints import Checkpoint
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
@@ -97,7 +99,7 @@ def test_a_stopped_pack_goes_on_bit_by_bit(bench: Bench, tmp_path: Path, select:
         view = stopped(bench, MIXED, *at, **settings)
         assert view.steps[-1] == at
         assert len(view.steps) <= 2 * STEPS  # it went on, not from the start
-        found = {standing.state for standing in bench.plan(MIXED, **settings).standings.values()}
+        found = {status.state for status in bench.plan(MIXED, **settings).statuses.values()}
         assert found == {"interrupted"}
     assert equal(bench.run(MIXED, **settings), expected)
     assert adapters(bench) == adapters(peace)
@@ -123,10 +125,10 @@ def test_full_fine_tuning_goes_on_too(bench: Bench, tmp_path: Path) -> None:
 
 def saved(bench: Bench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> list[Path]:
     """The folders of a run that was saved after each epoch and stopped in the last, newest first."""
-    monkeypatch.setattr(checkpointing, "EVERY", 0.0)
-    monkeypatch.setattr(checkpointing, "SHARE", 0)
+    monkeypatch.setattr(checkpointing, "EPOCH_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpointing, "COST_FACTOR", 0)
     stopped(bench, MIXED[:2], epochs, 4, precision="float32", epochs=epochs)
-    return [folder.path for folder in checkpoints.folders(bench.results)]
+    return [checkpoint.path for checkpoint in checkpoints.read_all(bench.results)]
 
 
 def test_two_generations_are_kept_and_a_broken_one_falls_back(
@@ -137,7 +139,7 @@ def test_two_generations_are_kept_and_a_broken_one_falls_back(
     newest, before = saved(bench, monkeypatch)
     assert int(newest.name[-9:]) == 2 * STEPS + 4
     assert int(before.name[-9:]) == 2 * STEPS
-    values = newest / checkpoints.VALUES
+    values = newest / checkpoints.TENSORS
     values.write_bytes(values.read_bytes()[:-1])
     view = Asking(Stopper(), 0, 0)
     records = Runner(bench.plan(MIXED[:2], **settings), Options(bench.results, offline=True), view).run()
@@ -145,36 +147,36 @@ def test_two_generations_are_kept_and_a_broken_one_falls_back(
     assert equal(records, expected)
 
 
-def test_every_truncation_and_flipped_bit_of_what_is_saved_is_seen(
+def test_every_truncation_and_flipped_bit_of_a_checkpoint_is_noticed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = checkpoints.folders(bench.results) or checkpoints.folders(saved(bench, monkeypatch)[0].parents[1])
-    whole, content, values = folder[0], b"", folder[0].values()
-    content = (whole.path / checkpoints.MANIFEST).read_bytes()
-    assert checkpoints.decode(content) == whole.manifest
+    path = saved(bench, monkeypatch)[0]
+    checkpoint = checkpoints.read_all(bench.results)[0]
+    content, tensors = (path / checkpoints.MANIFEST).read_bytes(), checkpoint.read_tensors()
+    assert checkpoints.parse_manifest(content) == checkpoint.manifest
     for length in range(len(content)):
-        with pytest.raises(ValueError, match="damaged"):
-            checkpoints.decode(content[:length])
+        with pytest.raises(ValueError, match="checksum"):
+            checkpoints.parse_manifest(content[:length])
     draw = np.random.default_rng(3)
-    for place, bit in zip(draw.integers(0, len(content), 500), draw.integers(0, 8, 500), strict=True):
-        broken = bytearray(content)
-        broken[place] ^= 1 << bit
-        with pytest.raises(ValueError, match="damaged"):
-            checkpoints.decode(bytes(broken))
-    small = whole.manifest.model_copy(update={"size": 0})
-    checkpoints.save(bench.results, "small", small, values[:600])
-    (own,) = [each for each in checkpoints.folders(bench.results) if each.path.name.startswith("small")]
-    path = own.path / checkpoints.VALUES
+    for index, bit in zip(draw.integers(0, len(content), 500), draw.integers(0, 8, 500), strict=True):
+        damaged = bytearray(content)
+        damaged[index] ^= 1 << bit
+        with pytest.raises(ValueError, match="checksum"):
+            checkpoints.parse_manifest(bytes(damaged))
+    part = tensors[:600]
+    small = checkpoint.manifest.model_copy(update={"files": describe({checkpoints.TENSORS: part})})
+    folder = Checkpoint(checkpoints.save(bench.results, "small", small, part), small)
+    assert folder.read_tensors() == part
     for length in range(600):
-        path.write_bytes(values[:length])
-        with pytest.raises(ValueError, match="damaged"):
-            own.values()
-    for place, bit in zip(draw.integers(0, 600, 500), draw.integers(0, 8, 500), strict=True):
-        broken = bytearray(values[:600])
-        broken[place] ^= 1 << bit
-        path.write_bytes(bytes(broken))
-        with pytest.raises(ValueError, match="damaged"):
-            own.values()
+        (folder.path / checkpoints.TENSORS).write_bytes(part[:length])
+        with pytest.raises(ValueError, match="has changed"):
+            folder.read_tensors()
+    for index, bit in zip(draw.integers(0, 600, 500), draw.integers(0, 8, 500), strict=True):
+        damaged = bytearray(part)
+        damaged[index] ^= 1 << bit
+        (folder.path / checkpoints.TENSORS).write_bytes(bytes(damaged))
+        with pytest.raises(ValueError, match="has changed"):
+            folder.read_tensors()
 
 
 def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,9 +184,9 @@ def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, mo
     monkeypatch.setattr(provenance, "code", lambda method: "0" * 12)
     provenance.current.cache_clear()
     try:
-        (standing,) = bench.plan(MIXED[:1]).standings.values()
-        assert standing.state == "interrupted"
-        assert "begins again: code" in standing.why
+        (status,) = bench.plan(MIXED[:1]).statuses.values()
+        assert status.state == "interrupted"
+        assert "begins again: code" in status.reason
         view = Asking(Stopper(), 0, 0)
         Runner(bench.plan(MIXED[:1]), Options(bench.results, offline=True), view).run()
         assert view.steps[0] == (1, 1)
@@ -194,8 +196,8 @@ def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, mo
 
 
 def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpointing, "EVERY", 0.0)
-    monkeypatch.setattr(checkpointing, "SHARE", 0)
+    monkeypatch.setattr(checkpointing, "EPOCH_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpointing, "COST_FACTOR", 0)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -203,7 +205,7 @@ def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, mo
     monkeypatch.setattr(checkpoints, "save", full)
     view = QuietView()
     assert [record.status for record in bench.follow(bench.plan(MIXED[:2]), view)] == ["done"] * 3
-    assert view.warnings == ["A pack in training cannot be saved (No space left on device); it trains on."]
+    assert view.warnings == ["A pack in training cannot be saved (No space left on device); training continues."]
 
 
 def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tmp_path: Path) -> None:
@@ -288,5 +290,5 @@ def test_a_cell_that_alone_has_not_enough_memory_says_so(bench: Bench) -> None:
         patch.setattr(Trainer, "_gradients", failing_at(1, MemoryError, above=0))
         (record,) = bench.run(MIXED[:1])
     assert (record.status, record.reason) == ("oom", "MemoryError")
-    assert [standing.state for standing in bench.plan(MIXED[:1]).standings.values()] == ["oom"]
+    assert [status.state for status in bench.plan(MIXED[:1]).statuses.values()] == ["oom"]
     assert [record.status for record in bench.run(MIXED[:1], retry=("oom",))] == ["done"]

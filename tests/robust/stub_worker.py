@@ -1,4 +1,4 @@
-"""A runner whose cells take no training: the real plan, leases, shelf and files around a worker that makes up records.
+"""A runner whose cells take no training: real plan, leases, store and files around a worker that makes up records.
 
 Imports no torch, so that many processes start fast.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from lora_bench.cell import Cell
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
 from lora_bench.records.schema import DataInfo, Record
+from lora_bench.records.seal import describe
 from lora_bench.records.store import read_records
 from lora_bench.run import checkpoints
 from lora_bench.run import plan as plans
-from lora_bench.run.checkpoints import Place
-from lora_bench.run.interfaces import Options, View
+from lora_bench.run.interfaces import Options, RunContext, View
 from lora_bench.run.outcome import Outcome, protocol
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
@@ -44,6 +44,25 @@ class Silent(View):
         self.warnings.append(text)
 
 
+def save_checkpoint(
+    results: Path,
+    name: str,
+    cells: Sequence[checkpoints.CellEntry] = (),
+    tensors: bytes = b"values",
+    steps: int = 3,
+    fingerprint: Mapping[str, str] | None = None,
+) -> Path:
+    """Save a checkpoint, by default one without cells."""
+    manifest = checkpoints.CheckpointManifest(
+        steps=steps,
+        seconds=1.0,
+        fingerprint=dict(fingerprint or {}),
+        cells=tuple(cells),
+        files=describe({checkpoints.TENSORS: tensors}),
+    )
+    return checkpoints.save(results, name, manifest, tensors)
+
+
 class StubWorker:
     """Says of every cell that it is done, by `name`. `on_cells` is called with each pack and may fail."""
 
@@ -56,23 +75,26 @@ class StubWorker:
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Nothing to load."""
 
-    def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
+    def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
         """Save the pack as it would be in mid-training, then end it."""
-        place.guard()
+        context.check_lease()
         self.on_cells(cells)
-        told = [
-            checkpoints.SavedCell(
-                id=cell.id, position=n, code="", since=place.written.get(cell.id, 0), steps=3, lived=3
+        entries = [
+            checkpoints.CellEntry(
+                id=cell.id,
+                position=position,
+                code="",
+                record_time=context.record_times.get(cell.id, 0),
+                steps=3,
+                steps_taken=3,
             )
-            for n, cell in enumerate(cells)
+            for position, cell in enumerate(cells)
         ]
-        manifest = checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=tuple(told))
+        name = checkpoints.pack_name(context.token, [cell.id for cell in cells])
         try:
-            checkpoints.save(
-                place.results, checkpoints.name_of(place.token, [c.id for c in cells]), manifest, b"values" * 99
-            )
+            save_checkpoint(context.results, name, entries, b"values" * 99)
         except OSError as error:
-            place.warn(f"not saved: {error.strerror}")
+            context.warn(f"not saved: {error.strerror}")
         self.trained += [cell.id for cell in cells]
         yield [Outcome(self._record(cell), _save) for cell in cells]
 

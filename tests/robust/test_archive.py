@@ -15,7 +15,7 @@ from lora_bench.records import archive
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records, record_path, write_record
 from lora_bench.run.leases import Lease
-from lora_bench.run.publish import Shelf
+from lora_bench.run.publish import RecordStore
 from tests.robust.robust_kit import is_clear, lora_bench, tree
 from tests.robust.stub_worker import child, grid, runner
 
@@ -63,13 +63,13 @@ def test_what_changes_or_comes_while_the_archive_is_written_stays(
 def test_a_reader_from_before_the_archive_goes_on(results: Path) -> None:
     """A plan that was made, then the records move: they are still there, and the same objects."""
     runner(results, grid(2)).run()
-    shelf = Shelf(results)
-    before = dict(shelf.records)
+    store = RecordStore(results)
+    before = dict(store.records)
     assert lora_bench(*ARCHIVE).code == DONE
-    shelf.refresh()
-    assert shelf.broken == {}
-    assert shelf.records.keys() == before.keys()
-    assert all(shelf.records[cell] is record for cell, record in before.items())
+    store.refresh()
+    assert store.broken == {}
+    assert store.records.keys() == before.keys()
+    assert all(store.records[cell] is record for cell, record in before.items())
 
 
 def test_a_run_that_was_planned_before_the_archive_trains_nothing_twice(results: Path) -> None:

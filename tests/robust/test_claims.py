@@ -13,8 +13,7 @@ from lora_bench.records import files
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.run import plan as plans
-from lora_bench.run.checkpoints import Place
-from lora_bench.run.interfaces import Options
+from lora_bench.run.interfaces import Options, RunContext
 from lora_bench.run.leases import Holder, Lease
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
@@ -132,7 +131,7 @@ def test_what_trains_is_told_to_others_and_no_more(results: Path) -> None:
     made, seen = grid(2), list[tuple[list[int], list[int]]]()
 
     def work(cells: Sequence[Cell]) -> None:
-        found = plans.make(made, results, 16).standings
+        found = plans.make(made, results, 16).statuses
         running = [cell.seed for cell in made.cells if found[cell.id].state == "running"]
         seen.append(([cell.seed for cell in cells], running))
 
@@ -145,8 +144,8 @@ def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results:
     made, more = grid(1), grid(2)
     runner(results, made).run()
     plan = plans.make(more, results, 16)
-    (outcomes,) = StubWorker(plan, "dead").train(plan.packs[0], 0, place_of(results))
-    files.place(plan.shelf.stage("0123-0", outcomes), results / "pending" / "0123-0")
+    (outcomes,) = StubWorker(plan, "dead").train(plan.packs[0], 0, context_of(results))
+    files.move(plan.store.stage("0123-0", outcomes), results / "pending" / "0123-0")
     lease = results / "leases" / "0123.json"
     lease.write_text(Holder(token="0123", host="elsewhere", boot="then", pid=1).model_dump_json())
     os.utime(lease, (1, 1))
@@ -160,9 +159,9 @@ def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results:
     assert list((results / "leases").glob("*.json")) == list((results / "cells").glob(".*")) == []
 
 
-def place_of(results: Path) -> Place:
+def context_of(results: Path) -> RunContext:
     """Where a process without a lease saves."""
-    return Place(results, "0123", {}, Stopper(), lambda: None, pytest.fail)
+    return RunContext(results, "0123", {}, Stopper(), lambda: None, pytest.fail)
 
 
 def test_states_of_cells_that_have_ended_go_with_each_pack(results: Path) -> None:

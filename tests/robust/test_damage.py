@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, BenchError
-from lora_bench.records.seal import seal, unseal
+from lora_bench.records.seal import describe, read_companion, seal, unseal
 from lora_bench.records.store import read_record, read_records
 from tests.robust.robust_kit import flipped, lora_bench, only_record, put_record, run, truncated
 
@@ -235,7 +236,36 @@ def test_the_seal_is_the_last_field_and_the_object_comes_back() -> None:
     sealed = seal('{"a": [1, {"b": "}"}]}\n')
     assert sealed == b'{"a": [1, {"b": "}"}],"crc32":"%s"}\n' % sealed[-11:-3]
     assert json.loads(unseal(sealed)) == {"a": [1, {"b": "}"}]}
-    assert unseal(b'{"a":1}\n') == b'{"a":1}\n'
-    assert unseal(b"") == b""
+    for unsealed in (b'{"a":1}\n', b"{}", b"\n", b""):
+        with pytest.raises(ValueError, match=r"^it does not end with a checksum: "):
+            unseal(unsealed)
     with pytest.raises(ValueError, match="checksum"):
         unseal(sealed.replace(b"1", b"2", 1))
+
+
+def test_an_adapter_that_an_older_version_wrote_is_read() -> None:
+    """The bytes in `tests/data/saved_adapter` were written by commit ecfeca9."""
+    cell, outputs, state = saved.read(Path(__file__).parents[1] / "data" / "saved_adapter")
+    assert (cell.id, outputs) == ("793034f20ed9", 2)
+    assert {name: value.tolist() for name, value in state.adapter.items()} == {
+        "query.A": [[1.0, 2.0]],
+        "query.B": [[3.0]],
+    }
+    assert {name: value.tolist() for name, value in state.head.items()} == {"weight": [0.5, -0.5]}
+
+
+def test_a_companion_file_is_described_and_verified(tmp_path: Path) -> None:
+    infos = describe({"some": b"content", "none": b""})
+    assert {name: info.bytes for name, info in infos.items()} == {"some": 7, "none": 0}
+    assert infos["some"].sha256 == hashlib.sha256(b"content").hexdigest()
+    (tmp_path / "some").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "some")
+    for name, follow in (("some", False), ("some", True), ("link", True)):
+        assert read_companion(tmp_path / name, infos["some"], follow) == b"content"
+    with pytest.raises(ValueError, match="link"):
+        read_companion(tmp_path / "link", infos["some"], follow=False)
+    assert read_companion(tmp_path / "link", infos["some"]) == b"content"
+    with pytest.raises(ValueError, match=r"^some has changed since it was written$"):
+        read_companion(tmp_path / "some", infos["none"])
+    with pytest.raises(ValueError, match="frozen"):
+        infos["some"].bytes = 0

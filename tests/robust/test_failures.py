@@ -13,10 +13,9 @@ from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.run import plan as plans
-from lora_bench.run.checkpoints import Place
-from lora_bench.run.interfaces import Options
+from lora_bench.run.interfaces import Options, RunContext
 from lora_bench.run.outcome import Outcome
-from lora_bench.run.publish import Shelf
+from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
 from tests.robust.stub_worker import QUIET, Silent, StubWorker, grid, left, reasons, runner, statuses
@@ -82,8 +81,8 @@ def test_what_cells_have_in_common_and_cannot_be_loaded_ends_the_run(results: Pa
 @pytest.mark.parametrize("ended", [1, 2])
 def test_what_was_published_before_an_error_counts(results: Path, ended: int) -> None:
     class Stumbling(StubWorker):
-        def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
-            (outcomes,) = super().train(cells, halved, place)
+        def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
+            (outcomes,) = super().train(cells, halved, context)
             yield outcomes[:ended]
             raise ValueError("too late")
 
@@ -99,13 +98,13 @@ def test_only_memory_counts_as_halved_and_what_failed_is_given_back(results: Pat
     class Watched(StubWorker):
         forgotten = 0
 
-        def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
+        def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
             told.append((len(cells), halved))
             if len(cells) > 2:
                 raise MemoryError("all of it")
             if len(cells) == 2:
                 raise ValueError(f"of {cells[0].rank}")
-            yield from super().train(cells, halved, place)
+            yield from super().train(cells, halved, context)
 
         def forget(self) -> None:
             self.forgotten += 1
@@ -161,8 +160,8 @@ def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
     stopper, begun = Stopper(), list[int]()
 
     class Parts(StubWorker):
-        def train(self, cells: tuple[Cell, ...], halved: int, place: Place) -> Iterator[list[Outcome]]:
-            (outcomes,) = super().train(cells, halved, place)
+        def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
+            (outcomes,) = super().train(cells, halved, context)
             for part, outcome in enumerate(outcomes):
                 begun.append(part)
                 stopper.asked = True
@@ -229,7 +228,7 @@ def test_a_disk_that_is_full_when_a_pack_is_published_ends_the_run(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Shelf, "publish", full)
+    monkeypatch.setattr(RecordStore, "publish", full)
     running = runner(results, grid(1))
     with pytest.raises(BenchError, match="No space left"):
         running.run()

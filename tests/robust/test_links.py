@@ -15,7 +15,7 @@ from lora_bench.records import files, store
 from lora_bench.records.store import read_records, record_path
 from lora_bench.run import checkpoints, leases
 from tests.robust.robust_kit import is_clear, lora_bench, run, tree
-from tests.robust.stub_worker import grid, runner
+from tests.robust.stub_worker import grid, runner, save_checkpoint
 
 
 @pytest.fixture
@@ -24,8 +24,7 @@ def elsewhere(tmp_path: Path) -> Path:
     folder = tmp_path / "elsewhere"
     runner(folder, grid(1)).run()
     (folder / "adapters" / ".mine.tmp").touch()
-    saved = checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=())
-    checkpoints.save(folder, "pack", saved, b"values")
+    save_checkpoint(folder, "pack")
     return folder
 
 
@@ -101,7 +100,7 @@ def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: P
         (results / name / target.name).symlink_to(target)
     (results / "states" / "notes").mkdir()
     before = tree(elsewhere)
-    assert checkpoints.folders(results) == []
+    assert checkpoints.read_all(results) == []
     assert len(runner(results, grid(1, (8,))).run()) == 1
     assert tree(elsewhere) == before
     assert (results / "states" / elsewhere_state.name).is_symlink()
@@ -110,10 +109,8 @@ def test_links_to_saved_packs_and_adapters_stay_and_their_targets_too(results: P
 
 
 def test_a_saved_pack_that_cannot_be_read_now_is_not_removed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.save(results, "pack", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values")
-    checkpoints.save(
-        results, "0123456789ab", checkpoints.Manifest(steps=3, seconds=1.0, fingerprint={}, cells=()), b"values"
-    )
+    save_checkpoint(results, "pack")
+    save_checkpoint(results, "0123456789ab")
     (results / "states" / "0123456789ab-000000003" / "manifest.json").write_text("{")
     proper = checkpoints.files.read_file
 

@@ -18,15 +18,15 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records, write_record
 from lora_bench.run import checkpoints, leases
 from lora_bench.run import plan as plans
-from lora_bench.run.publish import Shelf
-from lora_bench.run.status import Standing
-from tests.robust.stub_worker import Silent, grid, runner
+from lora_bench.run.publish import RecordStore
+from lora_bench.run.status import CellStatus
+from tests.robust.stub_worker import Silent, grid, runner, save_checkpoint
 
 
-def standing(results: Path, retry: Sequence[str] = ()) -> Standing:
+def status_of_one(results: Path, retry: Sequence[str] = ()) -> CellStatus:
     """Of the one cell."""
-    (found,) = plans.make(grid(1, (1,)), results, 16, retry).standings.values()
-    return found
+    (status,) = plans.make(grid(1, (1,)), results, 16, retry).statuses.values()
+    return status
 
 
 def change(results: Path, **fields: Any) -> Record:
@@ -38,18 +38,18 @@ def change(results: Path, **fields: Any) -> Record:
 
 
 def test_a_cell_is_planned_then_done(tmp_path: Path) -> None:
-    assert standing(tmp_path) == Standing("planned", "no record", True)
+    assert status_of_one(tmp_path) == CellStatus("planned", "no record", True)
     runner(tmp_path, grid(1, (1,))).run()
-    assert standing(tmp_path) == Standing("done", "has a record", False)
+    assert status_of_one(tmp_path) == CellStatus("done", "has a record", False)
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged", "oom"])
 def test_what_went_wrong_runs_when_it_is_asked_for(tmp_path: Path, status: str) -> None:
     runner(tmp_path, grid(1, (1,))).run()
     change(tmp_path, status=status, reason="so it was")
-    assert standing(tmp_path) == Standing(status, f"so it was (--retry {status})", False)
-    assert standing(tmp_path, ["stale"]).runs is False
-    assert standing(tmp_path, [status]) == Standing(status, f"was {status}", True)
+    assert status_of_one(tmp_path) == CellStatus(status, f"so it was (--retry {status})", False)
+    assert status_of_one(tmp_path, ["stale"]).will_run is False
+    assert status_of_one(tmp_path, [status]) == CellStatus(status, f"was {status}", True)
 
 
 @pytest.mark.parametrize("field", ["code", "torch", "transformers", "tokenizers"])
@@ -58,12 +58,12 @@ def test_a_changed_fingerprint_is_stale_and_names_the_field(tmp_path: Path, fiel
     record = read_records(tmp_path).records[0]
     now = provenance.current("lora")[field]
     change(tmp_path, environment=record.environment | {field: f"{now}+other"})  # another build of the same version
-    assert standing(tmp_path).state == "done"
+    assert status_of_one(tmp_path).state == "done"
     change(tmp_path, environment=record.environment | {field: "0.1"})
-    assert standing(tmp_path) == Standing("stale", f"{field} 0.1, now {now} (--retry stale)", False)
-    assert standing(tmp_path, ["failed", "stale"]).runs is True
+    assert status_of_one(tmp_path) == CellStatus("stale", f"{field} 0.1, now {now} (--retry stale)", False)
+    assert status_of_one(tmp_path, ["failed", "stale"]).will_run is True
     change(tmp_path, environment={name: text for name, text in record.environment.items() if name != field})
-    assert standing(tmp_path).state == "done"  # a record of before the field
+    assert status_of_one(tmp_path).state == "done"  # a record of before the field
 
 
 def test_newer_records_on_other_tokens_make_older_ones_stale(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_newer_records_on_other_tokens_make_older_ones_stale(tmp_path: Path) -> 
     older, newer = read_records(tmp_path).records
     assert newer.data is not None
     write_record(tmp_path, newer.model_copy(update={"data": newer.data.model_copy(update={"fingerprint": "other"})}))
-    found = plans.make(grid(1, (1, 2)), tmp_path, 16).standings
+    found = plans.make(grid(1, (1, 2)), tmp_path, 16).statuses
     assert (found[older.id].state, found[newer.id].state) == ("stale", "done")
-    assert "data" in found[older.id].why
+    assert "data" in found[older.id].reason
 
 
 def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> None:
@@ -82,25 +82,24 @@ def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> N
     with leases.Lease(tmp_path) as lease:
         with lease.locked():
             lease.claim([cell.id])
-        found = standing(tmp_path)
-        assert (found.state, found.why) == ("running", f"by {lease.holder}")
-    told = checkpoints.SavedCell(
-        id=cell.id, position=0, code=provenance.code("lora"), since=0, steps=7, lived=7, metrics=({}, {})
+        found = status_of_one(tmp_path)
+        assert (found.state, found.reason) == ("running", f"by {lease.holder}")
+    entry = checkpoints.CellEntry(
+        id=cell.id, position=0, code=provenance.code("lora"), record_time=0, steps=7, steps_taken=7, metrics=({}, {})
     )
-    checkpoints.save(tmp_path, "pack", checkpoints.Manifest(steps=7, seconds=1, fingerprint={}, cells=(told,)), b"")
-    assert standing(tmp_path) == Standing("interrupted", "saved after 2 of 10 epochs, 7 steps", True)
-    changed = checkpoints.Manifest(steps=7, seconds=1, fingerprint={"torch": "0.1"}, cells=(told,))
-    checkpoints.save(tmp_path, "pack", changed, b"")
-    assert standing(tmp_path).why.startswith("saved, but begins again: torch 0.1, now ")
+    save_checkpoint(tmp_path, "pack", [entry], steps=7)
+    assert status_of_one(tmp_path) == CellStatus("interrupted", "saved after 2 of 10 epochs, 7 steps", True)
+    save_checkpoint(tmp_path, "pack", [entry], steps=7, fingerprint={"torch": "0.1"})
+    assert status_of_one(tmp_path).reason.startswith("saved, but begins again: torch 0.1, now ")
 
 
 def test_a_damaged_record_is_told_of_and_trained_again(tmp_path: Path) -> None:
     runner(tmp_path, grid(1, (1,))).run()
     (path,) = (tmp_path / "cells").iterdir()
     path.write_bytes(path.read_bytes()[:-9])
-    found = standing(tmp_path)
-    assert found.runs
-    assert found.why.startswith("its record is damaged (")
+    found = status_of_one(tmp_path)
+    assert found.will_run
+    assert found.reason.startswith("its record is damaged (")
 
 
 def test_the_table_counts_cells_by_why_they_run(tmp_path: Path) -> None:
@@ -170,12 +169,12 @@ def test_an_interrupted_pack_comes_again_as_it_was(tmp_path: Path) -> None:
     made = grid(2, range(1, 21))
     whole = plans.make(made, tmp_path, 16).packs
     assert [len(pack) for pack in whole] == [10, 10, 10, 10]
-    shelf = Shelf(tmp_path)
+    store = RecordStore(tmp_path)
     running = runner(tmp_path, made)
     running.run()
     for cell in (*whole[1], whole[0][0], *whole[2][:4]):
         (tmp_path / "cells" / f"{cell.id}.json").unlink()
-    assert shelf.records == {}
+    assert store.records == {}
     again = plans.make(made, tmp_path, 16).packs
     assert again[0] == whole[1]
     assert sorted(len(pack) for pack in again[1:]) == [1, 4]

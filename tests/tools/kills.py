@@ -220,7 +220,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="of the named points, every so many")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    checkpointing.EVERY = checkpointing.SHARE = 0  # type: ignore[assignment]
+    checkpointing.EPOCH_INTERVAL = checkpointing.COST_FACTOR = 0  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         place = Place("sample", None)

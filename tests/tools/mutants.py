@@ -46,7 +46,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/robust/test_claims.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
     ),
     "lora_bench/engine/adapters/saved.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
-    "lora_bench/run/checkpoints.py": ("tests/robust/test_standing.py", "tests/engine/test_resume.py"),
+    "lora_bench/run/checkpoints.py": ("tests/robust/test_checkpoints.py", "tests/robust/test_standing.py"),
     "lora_bench/run/leases.py": ("tests/robust/test_standing.py", "tests/robust/test_sharing.py"),
     "lora_bench/run/status.py": ("tests/robust/test_standing.py",),
 }  # fmt: skip

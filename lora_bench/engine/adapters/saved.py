@@ -1,14 +1,13 @@
 """A trained adapter on disk: the trained values and the settings, nothing that can be recomputed.
 
 `adapter.safetensors` holds the trained factors by `module.factor`, `head.safetensors` the classification head.
-`adapter.json` holds the cell, the sizes and checksums of the other files, and a checksum of itself. Frozen factors are
+`adapter.json` holds the cell and the checksums of the other files, and is sealed (`records.seal`). Frozen factors are
 rebuilt: random ones from the cell's seed, bases from the backbone's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +22,7 @@ from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.files import read_file, write_atomically
-from lora_bench.records.seal import seal, unseal
+from lora_bench.records.seal import FileInfo, describe, read_companion, seal, unseal
 
 SCHEMA: Literal[1] = 1
 Part = Literal["adapter.safetensors", "head.safetensors"]
@@ -48,15 +47,6 @@ def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None)
     return len(safetensors.torch.save(cast))
 
 
-class FileInfo(BaseModel):
-    """The size and the checksum of a file as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
 class AdapterManifest(BaseModel):
     """The content of `adapter.json`: the cell, the number of outputs, and the files that belong to the adapter."""
 
@@ -75,8 +65,7 @@ def save(folder: Path, cell: Cell, outputs: int, state: State) -> None:
         contents[ADAPTER] = safetensors.torch.save(state.adapter)
     for name, content in contents.items():
         write_atomically(folder / name, content)
-    infos = {name: FileInfo(bytes=len(part), sha256=sha256(part).hexdigest()) for name, part in contents.items()}
-    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": infos})
+    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": describe(contents)})
     write_atomically(folder / MANIFEST, seal(manifest.model_dump_json(indent=2)))
 
 
@@ -91,18 +80,13 @@ def read(folder: Path) -> tuple[Cell, int, State]:
     """
     try:
         manifest = AdapterManifest.model_validate_json(unseal(read_file(folder / MANIFEST)))
-        parts = {name: _read_values(folder / name, info) for name, info in manifest.files.items()}
+        parts = {
+            name: safetensors.torch.load(read_companion(folder / name, info)) for name, info in manifest.files.items()
+        }
         return manifest.cell, manifest.outputs, State(parts.get(ADAPTER, {}), parts[HEAD])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         line = " ".join(str(error).split())[:160]
         raise BenchError(f"'{folder}' holds no whole adapter ({line}).", "Train it again.", MISSING) from error
-
-
-def _read_values(path: Path, info: FileInfo) -> dict[str, Tensor]:
-    content = read_file(path)
-    if len(content) != info.bytes or sha256(content).hexdigest() != info.sha256:
-        raise ValueError(f"{path.name} has changed since it was written")
-    return safetensors.torch.load(content)
 
 
 def load(folder: Path, backbone: Backbone) -> Pack:
