@@ -19,7 +19,7 @@ from lora_bench.records import archive
 from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded, read_records, write_csv
 from lora_bench.report.content import gather
-from lora_bench.report.formats.escaping import file_stems
+from lora_bench.report.escaping import file_stems
 from lora_bench.report.formats.render import csv_table
 
 RESULTS = Path(__file__).parents[1] / "results"
