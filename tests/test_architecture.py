@@ -54,6 +54,17 @@ def test_files_and_functions_are_short() -> None:
     assert long_functions == []
 
 
+def test_modules_that_do_not_train_load_nothing_heavy() -> None:
+    """Whatever way an import takes: ruff does not see one in an `if`, a `try` or a class at module level."""
+    heavy_modules = tuple(f"{name}." for name in BANNED if name not in HEAVY)
+    names = [".".join(path.relative_to(ROOT.parent).with_suffix("").parts) for path in FILES]
+    light = [name.removesuffix(".__init__") for name in names if not f"{name}.".startswith(heavy_modules)]
+    program = f"import sys, importlib\nfor name in {light}: importlib.import_module(name)\n"
+    program += f"print(sorted(set(sys.modules) & set({HEAVY})))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    assert ended.stdout == "[]\n", ended.stderr
+
+
 PROBE = """
 import runpy, sys
 code = 0
