@@ -61,7 +61,9 @@ def test_modules_that_do_not_train_load_nothing_heavy() -> None:
     light = [name.removesuffix(".__init__") for name in names if not f"{name}.".startswith(heavy_modules)]
     program = f"import sys, importlib\nfor name in {light}: importlib.import_module(name)\n"
     program += f"print(sorted(set(sys.modules) & set({HEAVY})))"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT.parent
+    )
     assert ended.stdout == "[]\n", ended.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from lora_bench.cell import Cell
 from lora_bench.forecast import cost
 from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.records.schema import DataInfo, Protocol, Record, Timing
+from lora_bench.records.schema import DataInfo, Record, Timing
+from lora_bench.testing import make_record
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
 
@@ -32,7 +34,7 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def cells(count: int = 4, **other: object) -> list[Cell]:
+def cells(count: int = 4, **other: Any) -> list[Cell]:
     base = {
         "model": "m",
         "data": "d",
@@ -60,19 +62,7 @@ def finished(members: list[Cell], seconds: float, peak: int, device: str = "card
         peak_bytes=peak,
     )
     info = DataInfo(source="d", train_rows=3668, eval_rows=408, fingerprint="f")
-    return [
-        Record(
-            id=cell.id,
-            cell=cell,
-            status="done",
-            metric="accuracy",
-            timing=timing,
-            data=info,
-            protocol=Protocol(split="validation", select="best"),
-            environment={"device": device},
-        )
-        for cell in members
-    ]
+    return [make_record(None, cell=cell, params=None, timing=timing, data=info, device=device) for cell in members]
 
 
 def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
@@ -154,7 +144,7 @@ def test_a_pack_fills_the_device(model: str) -> None:
 def test_bases_cost_time_once(model: str) -> None:
     """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 joined weights; LoRA-SB's belong to its pack."""
     estimate = Estimate(KNOWN | {"direction": 1e-4})
-    both = {"alpha": None, "targets": "attention+dense"}
+    both: dict[str, Any] = {"alpha": None, "targets": "attention+dense"}
     xs, cora, sb = (cells(method=method, **both) for method in ("xs", "cora", "lora-sb"))
     lora = cells(targets="attention+dense")
 
@@ -176,12 +166,9 @@ def test_bases_cost_time_once(model: str) -> None:
 
 def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str) -> None:
     known = KNOWN | {"dress_byte": 1e-13, "operand": 1e-11, "remade": 1e-10}
-    for method, other in (
-        ("dora", {}),
-        ("bitfit", {"rank": None, "alpha": None}),
-        ("ia3", {"rank": None, "alpha": None}),
-    ):
-        pack = cells(method=method, **other)
+    for method in ("dora", "bitfit", "ia3"):
+        sizes: dict[str, Any] = {} if method == "dora" else {"rank": None, "alpha": None}
+        pack = cells(method=method, **sizes)
         plain, more = Estimate(KNOWN).seconds(pack, model), Estimate(known).seconds(pack, model)
         assert plain is not None
         assert more is not None

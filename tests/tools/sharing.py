@@ -108,7 +108,7 @@ def dead(results: Path) -> dict[str, Any]:
         started.touch()
         time.sleep(60)
 
-    first = child(lambda: runner(results, made, "first", hanging).run() and None)
+    first = child(runner(results, made, "first", hanging).run)
     waited(started)
     os.kill(first, signal.SIGKILL)
     code = code_of(first)

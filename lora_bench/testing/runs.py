@@ -1,19 +1,14 @@
-"""A results folder over a tiny encoder and a small data folder, both made on the spot."""
+"""Real runs, small enough for a test: grids over a tiny encoder and a small data folder."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
@@ -22,14 +17,14 @@ from lora_bench.run import plan as plans
 from lora_bench.run.interfaces import Options
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
+from lora_bench.testing.data import make_data
+from lora_bench.testing.encoders import make_model
 
-Blocks = Sequence[dict[str, Any]]
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(56))]
-TRAIN, VALIDATION = 40, 24
+Blocks = Sequence[dict[str, Any]]  # as in a config: a setting is a value or a list of values
 
 
 class QuietView:
-    """A view that remembers."""
+    """A view of a run that shows nothing and remembers its warnings, its number of packs and the ids that ended."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -58,66 +53,50 @@ class QuietView:
         self.warnings.append(text)
 
 
-def make_model(folder: Path, vocabulary: int = len(WORDS)) -> Path:
-    """A random RoBERTa and a tokenizer of one token a word."""
-    sizes: dict[str, Any] = {
-        "vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 48, "max_position_embeddings": 40, "type_vocab_size": 1, "initializer_range": 0.2,
-    }  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        hf.RobertaModel(hf.RobertaConfig(**sizes)).save_pretrained(folder)
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    kind: Any = hf.PreTrainedTokenizerFast
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    kind(tokenizer_object=core, **names).save_pretrained(folder)
-    return folder
+class TinyBench:
+    """Grids over one encoder and one data folder, whose records go to one results folder.
 
-
-def make_data(root: Path, *names: str) -> Path:
-    """The tasks' splits as jsonl; the words tell the label, most of the time."""
-    for name in names or ("sst2",):
-        task = tasks.get(name)
-        (root / name).mkdir(parents=True)
-        for number, split in enumerate(task.splits):
-            draw = np.random.default_rng(number)
-            count = TRAIN if split == "train" else VALIDATION
-            lines = [json.dumps(_row(task, draw)) for _ in range(count)]
-            (root / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return root
-
-
-def _row(task: tasks.Task, draw: np.random.Generator) -> dict[str, Any]:
-    label = int(draw.integers(0, len(task.labels) or 6))
-    texts = [" ".join(f"w{9 * label + word}" for word in draw.integers(0, 11, 6)) for _ in task.columns]
-    return {**dict(zip(task.columns, texts, strict=True)), "label": label if task.labels else float(min(label, 5))}
-
-
-class Bench:
-    """Grids over one encoder and data folder, into one results folder."""
+    Attributes:
+        model: The folder of the encoder.
+        rows: The data folder.
+        results: The results folder, which need not exist.
+    """
 
     def __init__(self, model: Path, rows: Path, results: Path) -> None:
         self.model, self.rows, self.results = model, rows, results
 
+    @classmethod
+    def create(cls, folder: Path, *tasks: str, family: str = "roberta") -> TinyBench:
+        """A tiny encoder (`folder/tiny`), rows of the tasks (`folder/rows`), and `folder/results` for the records."""
+        return cls(make_model(folder / "tiny", family), make_data(folder / "rows", *tasks), folder / "results")
+
     def grid(self, blocks: Blocks, **defaults: Any) -> Grid:
-        """The blocks as a grid."""
-        base = {
-            "model": str(self.model), "task": "sst2", "epochs": 2, "batch_size": 8, "max_length": 16, "lr": 1e-2,
+        """The blocks of a config as a grid; `defaults` are those of the config."""
+        base: dict[str, Any] = {
+            "model": str(self.model),
+            "task": "sst2",
+            "epochs": 2,
+            "batch_size": 8,
+            "max_length": 16,
+            "lr": 1e-2,
             "precision": "float64",
-        }  # fmt: skip
+        }
         config = Config(name="test", defaults=base | defaults, blocks=tuple(blocks))
         return expand(config, {}, plans.sources(), str(self.rows))
 
     def plan(self, blocks: Blocks, limit: int = 16, retry: Sequence[str] = (), **defaults: Any) -> Plan:
-        """What would run."""
+        """What would run, in packs of at most `limit` cells; `retry` as in `--retry`."""
         return plans.make(self.grid(blocks, **defaults), self.results, limit, retry)
 
     def run(self, blocks: Blocks, limit: int = 16, retry: Sequence[str] = (), **defaults: Any) -> list[Record]:
-        """Run it."""
+        """Train the cells of the blocks that have no record yet; the records of all.
+
+        Args:
+            blocks: The blocks of a config: settings with a value or a list of values.
+            limit: The most cells a pack may have.
+            retry: The states whose cells run again, as in `--retry`.
+            defaults: Settings that all blocks share.
+        """
         return self.follow(self.plan(blocks, limit, retry, **defaults), QuietView())
 
     def follow(self, plan: Plan, view: QuietView) -> list[Record]:
@@ -140,11 +119,11 @@ def by_cell(records: Sequence[Record]) -> dict[Cell, Record]:
     return {record.cell: record for record in records}
 
 
-def same_numbers(one: Record, other: Record) -> None:
-    """Everything but times is the same; losses to rounding."""
+def assert_same_numbers(one: Record, other: Record) -> None:
+    """Assert that everything but times is the same in two records of a cell; losses up to rounding."""
     assert [epoch.metrics for epoch in one.epochs] == [epoch.metrics for epoch in other.epochs]
     assert one.predictions == other.predictions
-    losses = [np.array([epoch.loss for epoch in record.epochs], dtype=float) for record in (one, other)]
-    np.testing.assert_allclose(*losses, rtol=1e-10)
+    losses, others = (np.array([epoch.loss for epoch in record.epochs], dtype=float) for record in (one, other))
+    np.testing.assert_allclose(losses, others, rtol=1e-10)
     assert (one.score, one.score_epoch) == (other.score, other.score_epoch)
     assert (one.counts, one.data) == (other.counts, other.data)
