@@ -14,7 +14,7 @@ from lora_bench.forecast import cost
 from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.records.schema import DataInfo, Record, Timing
-from lora_bench.testing import make_record
+from lora_bench.testing import make_cell, make_record
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
 
@@ -34,22 +34,22 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def cells(count: int = 4, **other: Any) -> list[Cell]:
-    base = {
+def cells(count: int = 4, method: str = "lora", **other: Any) -> list[Cell]:
+    base: dict[str, Any] = {
         "model": "m",
         "data": "d",
         "task": "mrpc",
-        "method": "lora",
         "rank": 8,
         "alpha": 16.0,
         "seed": 0,
         "epochs": 4,
-        "targets": "attention",
         "batch_size": 32,
         "max_length": 128,
-        "lr": 1e-3,
+        "head_lr": None,
+        "select": "best",
+        "precision": "float32",
     }
-    return [Cell.model_validate(base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
+    return [make_cell(method, **base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
 
 
 def finished(members: list[Cell], seconds: float, peak: int, device: str = "card") -> list[Record]:
@@ -86,7 +86,7 @@ def test_trained_values_are_the_formulas(model: str) -> None:
     head = 768 * 769 + 2 * 769
     assert demand.values == 3 * (36 * 8 * 1536 + head)
     assert Estimate().demand(cells(1, method="mini", a=16, b=24), sizes).values == 36 * 8 * 40 + head
-    assert Estimate().demand(cells(1, method="full", rank=None, targets=None, alpha=None), sizes).values > 120e6
+    assert Estimate().demand(cells(1, method="full"), sizes).values > 120e6
 
 
 def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
@@ -144,8 +144,7 @@ def test_a_pack_fills_the_device(model: str) -> None:
 def test_bases_cost_time_once(model: str) -> None:
     """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 joined weights; LoRA-SB's belong to its pack."""
     estimate = Estimate(KNOWN | {"direction": 1e-4})
-    both: dict[str, Any] = {"alpha": None, "targets": "attention+dense"}
-    xs, cora, sb = (cells(method=method, **both) for method in ("xs", "cora", "lora-sb"))
+    xs, cora, sb = (cells(method=method, targets="attention+dense") for method in ("xs", "cora", "lora-sb"))
     lora = cells(targets="attention+dense")
 
     def extra(pack: list[Cell], *before: list[Cell]) -> float:
@@ -167,8 +166,7 @@ def test_bases_cost_time_once(model: str) -> None:
 def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str) -> None:
     known = KNOWN | {"dress_byte": 1e-13, "operand": 1e-11, "remade": 1e-10}
     for method in ("dora", "bitfit", "ia3"):
-        sizes: dict[str, Any] = {} if method == "dora" else {"rank": None, "alpha": None}
-        pack = cells(method=method, **sizes)
+        pack = cells(method=method)
         plain, more = Estimate(KNOWN).seconds(pack, model), Estimate(known).seconds(pack, model)
         assert plain is not None
         assert more is not None
@@ -177,7 +175,7 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
     assert lora is not None
     assert dora is not None
     assert dora > 1.1 * lora
-    wide = cells(method="svft", rank=None, alpha=None)
+    wide = cells(method="svft")
     assert (Estimate(known).seconds(wide, model) or 0) > 1.1 * (Estimate(KNOWN).seconds(wide, model) or 0)
 
 
@@ -192,7 +190,7 @@ def test_attention_weights_take_memory_where_no_kernel_recomputes_them(model: st
 
 def test_bases_that_earlier_packs_left_stay_in_memory(model: str) -> None:
     """LoRA-XS's of one query weight: 12 layers' U and V of 768 x 768, in float32."""
-    estimate, pack = Estimate(), cells(method="xs", alpha=None, targets="query")
+    estimate, pack = Estimate(), cells(method="xs", targets="query")
     left = estimate.bases(pack, model)
     lora, after = estimate.bytes(cells(), model), estimate.bytes(cells(), model, left)
     assert lora is not None
