@@ -46,10 +46,11 @@ test: $(STAMP)  ## all tests, a process a core; KERNELS=sse and others: with oth
 kernels:  ## the names that KERNELS may have
 	@echo $(SETTINGS)
 
-lint: $(STAMP)  ## style, format, types
+lint: $(STAMP)  ## style, format, imports, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

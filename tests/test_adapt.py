@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import lora_bench
 from lora_bench import AdaptedModel, get_adapted_model, load_adapted_model, methods
+from lora_bench.engine.adapters import saved as saved_adapters
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
+from lora_bench.testing import FAMILIES, TinyBench, make_cell, make_config, make_data, make_model
 from tests.contract.contract_kit import made_of_data
-from tests.engine.engine_factory import PACKABLE, cell
-from tests.engine.runner_factory import Bench, make_data, make_model
 
 METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and not made_of_data(name)]
 SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}
@@ -74,10 +74,10 @@ def test_the_start_is_the_packed_trainers(method: str, folder: Path, tmp_path: P
     """The same seed, the same factors: there is one implementation of a recipe."""
     adapted = get_adapted_model(classifier(folder).double(), method, seed=3, **settings(method))
     adapted.save(tmp_path)
-    own = cell(method, seed=3, precision="float64", **settings(method))
+    own = make_cell(method, seed=3, precision="float64", **settings(method))
     pack = Pack([own], backbones.load(str(folder), torch.device("cpu"), "float64", offline=True), 2)
     expected = pack.state(0).adapter
-    saved = lora_bench.api.saved.read(tmp_path)[2].adapter
+    saved = saved_adapters.read(tmp_path)[2].adapter
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=NEAR)
@@ -106,27 +106,27 @@ def test_trains_saves_loads_and_merges(method: str, folder: Path, tmp_path: Path
 
 
 def test_a_benchmarks_adapter_is_loaded(folder: Path, tmp_path: Path) -> None:
-    bench = Bench(folder, make_data(tmp_path / "rows"), tmp_path / "results")
+    bench = TinyBench(folder, make_data(tmp_path / "rows"), tmp_path / "results")
     (record,) = bench.run([{"method": "mini", "rank": 4, "a": 8, "b": 6}], precision="float32")
     saved = bench.results / "adapters" / record.id
-    pack = lora_bench.api.saved.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
+    pack = saved_adapters.load(saved, backbones.load(str(folder), torch.device("cpu"), "float32"))
     deltas = pack.deltas(0)
     adapted = load_adapted_model(classifier(folder), saved)
-    assert torch.equal(adapted.model.classifier.dense.weight, pack.state(0).head["dense.weight"])
+    assert torch.equal(adapted.model.get_parameter("classifier.dense.weight"), pack.state(0).head["dense.weight"])
     base = {name: value.clone() for name, value in adapted.encoder.state_dict().items()}
     merged = adapted.merge()
     for name, delta in deltas.items():
-        weight = merged.base_model.get_submodule(name).weight
+        weight = merged.get_parameter(f"{merged.base_model_prefix}.{name}.weight")
         torch.testing.assert_close(weight, base[f"{name}.weight"] + delta, rtol=0, atol=1e-6)
     encoder = hf.AutoModel.from_pretrained(folder)
     assert load_adapted_model(encoder, saved).encoder is encoder
 
 
-@pytest.mark.parametrize("kind", PACKABLE)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_any_encoder_with_its_own_head(kind: str) -> None:
     """What the benchmark's export must refuse, an own loop can train."""
     torch.manual_seed(1)
-    adapted = get_adapted_model(hf.AutoModelForSequenceClassification.from_config(PACKABLE[kind]()), "mini", rank=2)
+    adapted = get_adapted_model(hf.AutoModelForSequenceClassification.from_config(make_config(kind)), "mini", rank=2)
     before = [value.detach().clone() for value in adapted.factors.values()]
     moved(adapted)
     assert not any(torch.equal(value, old) for value, old in zip(adapted.factors.values(), before, strict=True))
@@ -153,9 +153,13 @@ def test_weight_decay_is_the_benchmarks(method: str, decay: float, folder: Path)
     optimiser = torch.optim.AdamW(adapted.parameter_groups(lr=1e-3), weight_decay=0.01)
     decays = {id(value): group["weight_decay"] for group in optimiser.param_groups for value in group["params"]}
     assert {decays[id(value)] for value in adapted.factors.values()} == {decay}
-    head = adapted.model.classifier
-    assert [decays[id(layer.bias)] for layer in (head.dense, head.out_proj)] == [0.0, 0.0]
-    assert [decays[id(layer.weight)] for layer in (head.dense, head.out_proj)] == [0.01, 0.01]
+    head = dict(adapted.model.get_submodule("classifier").named_parameters())
+    assert {name: decays[id(value)] for name, value in head.items()} == {
+        "dense.weight": 0.01,
+        "dense.bias": 0.0,
+        "out_proj.weight": 0.01,
+        "out_proj.bias": 0.0,
+    }
     assert len(decays) == sum(value.requires_grad for value in adapted.parameters())
 
 

@@ -15,7 +15,7 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
-from tests.engine.runner_factory import Bench, QuietView, by_cell, make_data, make_model, same_numbers
+from lora_bench.testing import QuietView, TinyBench, assert_same_numbers, by_cell
 
 BLOCKS = [{"method": "lora", "rank": 2, "task": ["sst2", "cola"]}]
 
@@ -42,12 +42,12 @@ def flip(path: Path) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(make_model(tmp_path / "tiny"), make_data(tmp_path / "rows", "sst2", "cola"), tmp_path / "results")
+def bench(tmp_path: Path) -> TinyBench:
+    return TinyBench.create(tmp_path, "sst2", "cola")
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_file_replaced_after_the_plan_ends_the_run(bench: Bench, split: str, tmp_path: Path) -> None:
+def test_a_file_replaced_after_the_plan_ends_the_run(bench: TinyBench, split: str, tmp_path: Path) -> None:
     path = bench.rows / "cola" / f"{split}.jsonl"
     sound, plan = path.read_bytes(), bench.plan(BLOCKS)
     options = Options(bench.results, offline=True, cache=tmp_path / "cache")
@@ -57,13 +57,13 @@ def test_a_file_replaced_after_the_plan_ends_the_run(bench: Bench, split: str, t
     assert [record.cell.task for record in read_records(bench.results).records] == ["sst2"]
     path.write_bytes(sound)
     again = Runner(bench.plan(BLOCKS), options, QuietView()).run()
-    fresh = Bench(bench.model, bench.rows, tmp_path / "fresh").run(BLOCKS)
+    fresh = TinyBench(bench.model, bench.rows, tmp_path / "fresh").run(BLOCKS)
     assert len(again) == len(fresh) == 2
     for cell, record in by_cell(again).items():
-        same_numbers(record, by_cell(fresh)[cell])
+        assert_same_numbers(record, by_cell(fresh)[cell])
 
 
-def test_a_file_that_another_one_now_hides_ends_the_run(bench: Bench) -> None:
+def test_a_file_that_another_one_now_hides_ends_the_run(bench: TinyBench) -> None:
     """`train.parquet` is looked for before `train.jsonl`; its rows are sound, but not those of the plan."""
     folder = bench.rows / "cola"
     rows = pa.table({"sentence": ["w1", "w2"], "label": [0, 1]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from lora_bench.cell import Cell
 from lora_bench.forecast import cost
 from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.records.schema import DataInfo, Protocol, Record, Timing
+from lora_bench.records.schema import DataInfo, Record, Timing
+from lora_bench.testing import make_cell, make_record
 
 KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "value": 1e-11, "setup": 2.0}
 
@@ -32,22 +34,22 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def cells(count: int = 4, **other: object) -> list[Cell]:
-    base = {
+def cells(count: int = 4, method: str = "lora", **other: Any) -> list[Cell]:
+    base: dict[str, Any] = {
         "model": "m",
         "data": "d",
         "task": "mrpc",
-        "method": "lora",
         "rank": 8,
         "alpha": 16.0,
         "seed": 0,
         "epochs": 4,
-        "targets": "attention",
         "batch_size": 32,
         "max_length": 128,
-        "lr": 1e-3,
+        "head_lr": None,
+        "select": "best",
+        "precision": "float32",
     }
-    return [Cell.model_validate(base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
+    return [make_cell(method, **base | {"lr": 1e-3 * (1 + i)} | other) for i in range(count)]
 
 
 def finished(members: list[Cell], seconds: float, peak: int, device: str = "card") -> list[Record]:
@@ -60,19 +62,7 @@ def finished(members: list[Cell], seconds: float, peak: int, device: str = "card
         peak_bytes=peak,
     )
     info = DataInfo(source="d", train_rows=3668, eval_rows=408, fingerprint="f")
-    return [
-        Record(
-            id=cell.id,
-            cell=cell,
-            status="done",
-            metric="accuracy",
-            timing=timing,
-            data=info,
-            protocol=Protocol(split="validation", select="best"),
-            environment={"device": device},
-        )
-        for cell in members
-    ]
+    return [make_record(None, cell=cell, params=None, timing=timing, data=info, device=device) for cell in members]
 
 
 def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
@@ -96,7 +86,7 @@ def test_trained_values_are_the_formulas(model: str) -> None:
     head = 768 * 769 + 2 * 769
     assert demand.values == 3 * (36 * 8 * 1536 + head)
     assert Estimate().demand(cells(1, method="mini", a=16, b=24), sizes).values == 36 * 8 * 40 + head
-    assert Estimate().demand(cells(1, method="full", rank=None, targets=None, alpha=None), sizes).values > 120e6
+    assert Estimate().demand(cells(1, method="full"), sizes).values > 120e6
 
 
 def test_more_epochs_and_longer_batches_cost_more(model: str) -> None:
@@ -154,8 +144,7 @@ def test_a_pack_fills_the_device(model: str) -> None:
 def test_bases_cost_time_once(model: str) -> None:
     """LoRA-XS: 72 weights of 768 directions; CoRA adds 12 joined weights; LoRA-SB's belong to its pack."""
     estimate = Estimate(KNOWN | {"direction": 1e-4})
-    both = {"alpha": None, "targets": "attention+dense"}
-    xs, cora, sb = (cells(method=method, **both) for method in ("xs", "cora", "lora-sb"))
+    xs, cora, sb = (cells(method=method, targets="attention+dense") for method in ("xs", "cora", "lora-sb"))
     lora = cells(targets="attention+dense")
 
     def extra(pack: list[Cell], *before: list[Cell]) -> float:
@@ -176,12 +165,8 @@ def test_bases_cost_time_once(model: str) -> None:
 
 def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str) -> None:
     known = KNOWN | {"dress_byte": 1e-13, "operand": 1e-11, "remade": 1e-10}
-    for method, other in (
-        ("dora", {}),
-        ("bitfit", {"rank": None, "alpha": None}),
-        ("ia3", {"rank": None, "alpha": None}),
-    ):
-        pack = cells(method=method, **other)
+    for method in ("dora", "bitfit", "ia3"):
+        pack = cells(method=method)
         plain, more = Estimate(KNOWN).seconds(pack, model), Estimate(known).seconds(pack, model)
         assert plain is not None
         assert more is not None
@@ -190,7 +175,7 @@ def test_what_the_newest_methods_do_to_outputs_costs_time_and_memory(model: str)
     assert lora is not None
     assert dora is not None
     assert dora > 1.1 * lora
-    wide = cells(method="svft", rank=None, alpha=None)
+    wide = cells(method="svft")
     assert (Estimate(known).seconds(wide, model) or 0) > 1.1 * (Estimate(KNOWN).seconds(wide, model) or 0)
 
 
@@ -205,7 +190,7 @@ def test_attention_weights_take_memory_where_no_kernel_recomputes_them(model: st
 
 def test_bases_that_earlier_packs_left_stay_in_memory(model: str) -> None:
     """LoRA-XS's of one query weight: 12 layers' U and V of 768 x 768, in float32."""
-    estimate, pack = Estimate(), cells(method="xs", alpha=None, targets="query")
+    estimate, pack = Estimate(), cells(method="xs", targets="query")
     left = estimate.bases(pack, model)
     lora, after = estimate.bytes(cells(), model), estimate.bytes(cells(), model, left)
     assert lora is not None

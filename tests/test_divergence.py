@@ -43,7 +43,7 @@ def shown(folder: Path, one: Record) -> str:
 
 
 def test_values_that_are_not_finite_survive_the_file(tmp_path: Path) -> None:
-    last = {"loss": "nan", "grad_norm": "-inf", "lr": "inf"}
+    last: dict[str, Any] = {"loss": "nan", "grad_norm": "-inf", "lr": "inf"}
     one = record(steps(2, **last))
     write_record(tmp_path, one)
     assert read_records(tmp_path).records == (one,)

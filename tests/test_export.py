@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
 from lora_bench.records.schema import Record
-from tests.engine.runner_factory import VALIDATION, Bench, make_data, make_model
+from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_data, make_model
 
 SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
 PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]
@@ -62,10 +63,10 @@ np.savez(asked["out"], **found)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     """A trained cell of every method that packs, and two more seeds of LoRA."""
     root = tmp_path_factory.mktemp("export")
-    made = Bench(make_model(root / "tiny"), make_data(root / "rows"), root / "results")
+    made = TinyBench.create(root)
     blocks = [
         {"method": name, **{k: v for k, v in SIZES.items() if k in methods.get(name).parameters}} for name in PACKED
     ]
@@ -74,21 +75,21 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return made
 
 
-def export(bench: Bench, out: Path, *words: str) -> tuple[int, str]:
+def export(bench: TinyBench, out: Path, *words: str) -> tuple[int, str]:
     """`lora-bench export …` over the bench; its exit code and what it says."""
     given = ["--out", str(out), "--results", str(bench.results), "--device", "cpu", "--offline"]
     ended = CliRunner().invoke(app, ["export", *words, *given, "--model", str(bench.model)])
     return ended.exit_code, ended.output
 
 
-def record_of(bench: Bench, method: str) -> Record:
+def record_of(bench: TinyBench, method: str) -> Record:
     """The cell of a method, seed 0."""
     from lora_bench.records.store import read_records
 
     return next(r for r in read_records(bench.results).records if r.cell.method == method and r.cell.seed == 0)
 
 
-def our_logits(bench: Bench, record: Record) -> np.ndarray:
+def our_logits(bench: TinyBench, record: Record) -> np.ndarray:
     """What the trained cell itself says of the texts, through windows."""
     cell = trains.load(record.id, bench.results, bench.model, offline=True)
     rows = Rows((list(TEXTS),), np.zeros(len(TEXTS), dtype=np.int64))
@@ -99,7 +100,7 @@ def our_logits(bench: Bench, record: Record) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def loaded(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def loaded(bench: TinyBench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """Every method exported in both forms, and the logits of a fresh process by `method form`."""
     root = tmp_path_factory.mktemp("out")
     folders: dict[str, tuple[str, str]] = {}
@@ -123,7 +124,7 @@ def loaded(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.mark.parametrize("method", PACKED)
-def test_a_fresh_process_has_the_same_logits(method: str, bench: Bench, loaded: dict[str, np.ndarray]) -> None:
+def test_a_fresh_process_has_the_same_logits(method: str, bench: TinyBench, loaded: dict[str, np.ndarray]) -> None:
     ours = our_logits(bench, record_of(bench, method))
     forms = [name for name in loaded if name.split()[0] == method and not name.endswith("predictions")]
     worst = {name: float(np.abs(loaded[name] - ours).max()) for name in forms}
@@ -134,14 +135,14 @@ def test_a_fresh_process_has_the_same_logits(method: str, bench: Bench, loaded: 
 
 
 @pytest.mark.parametrize("method", PACKED)
-def test_merged_it_answers_as_the_record_says(method: str, bench: Bench, loaded: dict[str, np.ndarray]) -> None:
+def test_merged_it_answers_as_the_record_says(method: str, bench: TinyBench, loaded: dict[str, np.ndarray]) -> None:
     """transformers alone, on the rows that the record's predictions are of."""
     record = record_of(bench, method)
     assert loaded[f"{method} merged predictions"].tolist() == list(record.predictions)
-    assert len(record.predictions) == VALIDATION
+    assert len(record.predictions) == VALIDATION_ROWS
 
 
-def test_a_whole_model_that_was_kept_is_merged(bench: Bench, tmp_path: Path) -> None:
+def test_a_whole_model_that_was_kept_is_merged(bench: TinyBench, tmp_path: Path) -> None:
     """`run` keeps none: this one is put in place by hand."""
     (record,) = bench.run([{"method": "full"}], precision="float32", epochs=1, lr=1e-3)
     code, said = export(bench, tmp_path / "none", record.id, "--to", "merged")
@@ -166,7 +167,7 @@ def test_low_rank_methods_are_loras(loaded: dict[str, np.ndarray]) -> None:
     assert {f"{method} peft merged" for method in known} <= loaded.keys()
 
 
-def test_the_adapter_is_as_small_as_its_rank(bench: Bench, tmp_path: Path) -> None:
+def test_the_adapter_is_as_small_as_its_rank(bench: TinyBench, tmp_path: Path) -> None:
     assert export(bench, tmp_path / "out", record_of(bench, "mini").id, "--to", "peft")[0] == 0
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 4)
@@ -181,7 +182,7 @@ def test_the_adapter_is_as_small_as_its_rank(bench: Bench, tmp_path: Path) -> No
     )
 
 
-def test_half_precision_is_half_as_large(bench: Bench, tmp_path: Path) -> None:
+def test_half_precision_is_half_as_large(bench: TinyBench, tmp_path: Path) -> None:
     name = record_of(bench, "lora").id
     for dtype in ("float32", "float16"):
         assert export(bench, tmp_path / dtype, name, "--to", "merged", "--dtype", dtype)[0] == 0
@@ -189,7 +190,7 @@ def test_half_precision_is_half_as_large(bench: Bench, tmp_path: Path) -> None:
     assert 1.8 < sizes["float32"] / sizes["float16"] < 2
 
 
-def test_the_card_is_one_and_its_command_makes_the_cell(bench: Bench, tmp_path: Path) -> None:
+def test_the_card_is_one_and_its_command_makes_the_cell(bench: TinyBench, tmp_path: Path) -> None:
     record = record_of(bench, "lora")
     assert export(bench, tmp_path / "out", record.id, "--to", "merged")[0] == 0
     card = ModelCard.load(tmp_path / "out/README.md")
@@ -209,7 +210,7 @@ def test_the_card_is_one_and_its_command_makes_the_cell(bench: Bench, tmp_path: 
     assert "0 to train" in planned.output
 
 
-def test_the_licence_is_the_base_models_own(bench: Bench, tmp_path: Path) -> None:
+def test_the_licence_is_the_base_models_own(bench: TinyBench, tmp_path: Path) -> None:
     card = bench.model / "README.md"
     card.write_text("---\nlicense: mit\n---\n\n# A model\n")
     try:
@@ -228,13 +229,13 @@ def test_the_licence_is_the_base_models_own(bench: Bench, tmp_path: Path) -> Non
         (("ffff", "--to", "peft"), 2, "one id"),
     ],
 )
-def test_wishes_that_cannot_be(words: tuple[str, ...], code: int, said: str, bench: Bench, tmp_path: Path) -> None:
+def test_wishes_that_cannot_be(words: tuple[str, ...], code: int, said: str, bench: TinyBench, tmp_path: Path) -> None:
     found, text = export(bench, tmp_path / "out", record_of(bench, "lora").id, *words)
     assert (found, said in text) == (code, True), text
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_there_is_told(bench: Bench, tmp_path: Path) -> None:
+def test_what_is_not_there_is_told(bench: TinyBench, tmp_path: Path) -> None:
     name = record_of(bench, "lora").id
     out = tmp_path / "out"
     assert export(bench, out, "ffff", "--to", "peft")[0] == 4
@@ -246,7 +247,7 @@ def test_what_is_not_there_is_told(bench: Bench, tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["export", name, "--to", "peft", *given])
     assert ended.exit_code == 3
     assert "--model DIR" in ended.output
-    other = make_model(tmp_path / "other", vocabulary=70)
+    other = make_model(tmp_path / "other", vocab_size=70)
     with pytest.raises(BenchError, match="was trained over tiny@"):
         trains.load(name, bench.results, other, offline=True)
     assert not (tmp_path / "new").exists()
@@ -256,8 +257,13 @@ def test_another_head_is_refused(tmp_path: Path) -> None:
     """ELECTRA's head has the same names and computes something else."""
     import transformers as hf
 
-    bench = Bench(make_model(tmp_path / "m"), make_data(tmp_path / "rows"), tmp_path / "results")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    bench = TinyBench(make_model(tmp_path / "m"), make_data(tmp_path / "rows"), tmp_path / "results")
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     config = hf.ElectraConfig(vocab_size=60, embedding_size=32, max_position_embeddings=40, **sizes)
     hf.ElectraModel(config).save_pretrained(bench.model)
     (record,) = bench.run([{"method": "lora", "rank": 2}], epochs=1)

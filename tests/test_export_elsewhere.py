@@ -16,14 +16,14 @@ import pytest
 import transformers as hf
 import yaml
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 from typer.testing import CliRunner
 
 from lora_bench import tasks
 from lora_bench.cli.app import app
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
-from tests.engine.runner_factory import Bench, make_data, make_model
+from lora_bench.testing import TinyBench, make_data, make_model
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TASKS = ("rte", "stsb")
@@ -108,9 +108,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def trained(root: Path, model: Path) -> Bench:
+def trained(root: Path, model: Path) -> TinyBench:
     """Two cells of RTE and one of STS-B over a model, in a results folder of the model's name."""
-    bench = Bench(model, root / "rows", root / f"results-{model.name}")
+    bench = TinyBench(model, root / "rows", root / f"results-{model.name}")
     blocks = [
         {"method": "mini", "rank": 4, "a": 8, "b": 6, "task": list(TASKS)},
         {"method": "lora", "rank": 3, "task": "rte"},
@@ -120,13 +120,13 @@ def trained(root: Path, model: Path) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def headed(root: Path) -> Bench:
+def headed(root: Path) -> TinyBench:
     """Over a model with a head of three classes."""
     return trained(root, with_head(root / "headed"))
 
 
 @pytest.fixture(scope="module")
-def sample(root: Path) -> Bench:
+def sample(root: Path) -> TinyBench:
     """Over a folder named `sample` that is not the bundled encoder: without a head, in half precision."""
     make_model(root / "sample")
     hf.AutoModel.from_pretrained(root / "sample", dtype="float16").save_pretrained(root / "sample")
@@ -134,17 +134,17 @@ def sample(root: Path) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def roberta(root: Path) -> Bench:
+def roberta(root: Path) -> TinyBench:
     """Over a folder named `roberta-base` that is not the Hub's model."""
     return trained(root, with_head(root / "roberta-base", outputs=1))
 
 
-def record_of(bench: Bench, task: str, method: str = "mini") -> Record:
+def record_of(bench: TinyBench, task: str, method: str = "mini") -> Record:
     """The cell of a task and method."""
     return next(r for r in read_records(bench.results).records if (r.cell.task, r.cell.method) == (task, method))
 
 
-def export(bench: Bench, record: Record, form: str, out: Path) -> Path:
+def export(bench: TinyBench, record: Record, form: str, out: Path) -> Path:
     """The cell exported to a new folder."""
     given = ["--results", str(bench.results), "--model", str(bench.model), "--device", "cpu", "--offline"]
     ended = CliRunner().invoke(app, ["export", record.id, "--to", form, "--out", str(out), *given])
@@ -201,7 +201,7 @@ def same_answers(logits: np.ndarray, labels: Any, said: str, record: Record) -> 
 def test_the_cards_snippet_gives_the_records_predictions(
     base: str, task: str, form: str, root: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    bench: Bench = request.getfixturevalue(base)
+    bench: TinyBench = request.getfixturevalue(base)
     record = record_of(bench, task)
     folder = export(bench, record, form, tmp_path / "out")
     code = snippet(folder).replace("THIS_FOLDER", str(folder)).replace("BASE_MODEL", str(bench.model))
@@ -260,7 +260,7 @@ print("loaded")
 def test_a_folder_is_never_named_as_a_model_of_the_hub(
     base: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    bench: Bench = request.getfixturevalue(base)
+    bench: TinyBench = request.getfixturevalue(base)
     record = record_of(bench, "rte")
     folder = export(bench, record, "peft", tmp_path / "out")
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -278,7 +278,7 @@ def test_a_folder_is_never_named_as_a_model_of_the_hub(
         AutoPeftModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_a_folder_named_sample_is_asked_for(sample: Bench, tmp_path: Path) -> None:
+def test_a_folder_named_sample_is_asked_for(sample: TinyBench, tmp_path: Path) -> None:
     """It is not the bundled encoder, which needs no `--model`."""
     given = ["--out", str(tmp_path / "out"), "--results", str(sample.results), "--offline", "--device", "cpu"]
     ended = CliRunner().invoke(app, ["export", record_of(sample, "rte").id, "--to", "peft", *given])
@@ -286,7 +286,7 @@ def test_a_folder_named_sample_is_asked_for(sample: Bench, tmp_path: Path) -> No
 
 
 def test_the_bundled_encoder_is_said_to_be_it(root: Path, tmp_path: Path) -> None:
-    bench = Bench(root / "none", root / "rows", root / "results-bundled")
+    bench = TinyBench(root / "none", root / "rows", root / "results-bundled")
     (record,) = bench.run([{"method": "lora", "rank": 2, "task": "rte"}], model="sample", epochs=1, precision="float32")
     given = ["--results", str(bench.results), "--device", "cpu", "--offline", "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(app, ["export", record.id, "--to", "peft", *given]).exit_code == 0
@@ -300,7 +300,7 @@ def test_the_bundled_encoder_is_said_to_be_it(root: Path, tmp_path: Path) -> Non
     assert same[0].argmax(-1).tolist() == list(record.predictions)
 
 
-def test_two_adapters_over_one_base(headed: Bench, tmp_path: Path) -> None:
+def test_two_adapters_over_one_base(headed: TinyBench, tmp_path: Path) -> None:
     """Of different methods and ranks: chosen one after the other, and combined as the card says."""
     records = [record_of(headed, "rte", method) for method in ("mini", "lora")]
     folders = [str(export(headed, record, "peft", tmp_path / record.cell.method)) for record in records]

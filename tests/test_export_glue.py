@@ -23,7 +23,7 @@ from lora_bench.export import glue, unlabelled
 from lora_bench.records.schema import Record
 from lora_bench.tasks import TASKS
 from lora_bench.tasks.glue import DIAGNOSTIC
-from tests.engine.runner_factory import Bench, make_data, make_model
+from lora_bench.testing import TinyBench
 
 NAMES = ("rte", "stsb", "mnli", "wnli")
 OFFICIAL = {  # rows, by the lines of a published submission
@@ -33,10 +33,10 @@ OFFICIAL = {  # rows, by the lines of a published submission
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     """One cell of four tasks; the test splits are the validation splits, shuffled and without labels."""
     root = tmp_path_factory.mktemp("glue")
-    made = Bench(make_model(root / "tiny"), make_data(root / "rows", *NAMES), root / "results")
+    made = TinyBench.create(root, *NAMES)
     made.run([{"method": "lora", "rank": 4, "task": list(NAMES)}], precision="float32", lr=3e-3, epochs=6)
     for name in NAMES:
         for submission, split in zip(tasks.get(name).submissions, tasks.get(name).eval_splits, strict=True):
@@ -52,14 +52,14 @@ def hide(lines: list[str], path: Path) -> None:
     path.write_text("".join(json.dumps(rows[place]) + "\n" for place in order))
 
 
-def record_of(bench: Bench, task: str) -> Record:
+def record_of(bench: TinyBench, task: str) -> Record:
     """The cell of a task."""
     from lora_bench.records.store import read_records
 
     return next(record for record in read_records(bench.results).records if record.cell.task == task)
 
 
-def export(bench: Bench, out: Path, names: tuple[str, ...], *words: str) -> tuple[int, str]:
+def export(bench: TinyBench, out: Path, names: tuple[str, ...], *words: str) -> tuple[int, str]:
     """`lora-bench export --to glue` for the cells of these tasks."""
     ids = [record_of(bench, name).id for name in names]
     given = ["--results", str(bench.results), "--model", str(bench.model), "--device", "cpu", "--offline"]
@@ -80,7 +80,7 @@ def answers(archive: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def submitted(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def submitted(bench: TinyBench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """All four tasks in one zip, and what the command said."""
     out = tmp_path_factory.mktemp("out") / "glue"
     code, said = export(bench, out, NAMES, "--data-dir", str(bench.rows))
@@ -88,7 +88,7 @@ def submitted(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return out, said
 
 
-def test_predictions_are_those_of_the_record(bench: Bench, submitted: tuple[Path, str]) -> None:
+def test_predictions_are_those_of_the_record(bench: TinyBench, submitted: tuple[Path, str]) -> None:
     """The test rows are the validation rows, whose predictions the record holds."""
     found = answers(submitted[0] / "submission.zip")
     rte, wnli, stsb, mnli = (list(record_of(bench, name).predictions) for name in ("rte", "wnli", "stsb", "mnli"))
@@ -147,7 +147,7 @@ def test_scores_are_cut_to_the_scale() -> None:
     assert [glue.answer(TASKS["stsb"], value) for value in (-0.2, 2.34567, 5.4)] == ["0.000", "2.346", "5.000"]
 
 
-def test_the_diagnostic_set_goes_with_mnli(bench: Bench, tmp_path: Path) -> None:
+def test_the_diagnostic_set_goes_with_mnli(bench: TinyBench, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     for split in ("test_matched", "test_mismatched"):
         (rows / "MNLI").mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def test_a_bad_test_split_is_told(content: str, said: str, tmp_path: Path) -> No
     assert error.value.code == 3
 
 
-def test_refusals(bench: Bench, tmp_path: Path) -> None:
+def test_refusals(bench: TinyBench, tmp_path: Path) -> None:
     out, rows = tmp_path / "out", str(bench.rows)
     code, said = export(bench, out, ("rte", "rte"), "--data-dir", rows)
     assert (code, "one id a task" in said) == (2, True), said

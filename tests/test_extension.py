@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -47,7 +48,7 @@ RECIPE = Half()
 '''
 
 
-REGISTRY = (methods._recipes, methods._origins, methods._broken)
+REGISTRY: tuple[dict[str, Any], ...] = (methods._recipes, methods._origins, methods._broken)
 BUILT_IN = [dict(part) for part in REGISTRY]
 
 

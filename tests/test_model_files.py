@@ -24,9 +24,7 @@ from lora_bench.run.inputs import Loader
 from lora_bench.run.interfaces import Options
 from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
-from tests.engine.engine_factory import saved
-from tests.engine.runner_factory import Bench, QuietView, make_data
-from tests.engine.runner_factory import make_model as make_tiny
+from lora_bench.testing import QuietView, TinyBench, make_model
 
 IN_OPEN, IN_ISDIR, IN_NONBLOCK = 0x20, 0x40000000, 0o4000
 BPE = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7, "Ġ": 8}
@@ -60,7 +58,7 @@ def sample(folder: Path) -> None:
 
 def legacy(folder: Path) -> None:
     """A tokenizer in the old form: words, merges, added tokens, names of special tokens, templates."""
-    saved("roberta", folder.parent).rename(folder)
+    make_model(folder, "roberta")
     (folder / "vocab.json").write_text(json.dumps(BPE))
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")
     (folder / "added_tokens.json").write_text('{"<new>": 9}')
@@ -73,7 +71,7 @@ def legacy(folder: Path) -> None:
 
 def words(folder: Path) -> None:
     """BERT with a list of words alone."""
-    saved("bert", folder.parent).rename(folder)
+    make_model(folder, "bert")
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s"]))
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
 
@@ -285,7 +283,7 @@ def test_what_is_opened_without_being_covered_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_a_model_that_changed_since_the_plan_is_refused(name: str, tmp_path: Path) -> None:
     """Another file than the one that was planned with: never a record under the old id."""
-    bench = Bench(make_tiny(tmp_path / "tiny"), make_data(tmp_path / "rows"), tmp_path / "results")
+    bench = TinyBench.create(tmp_path)
     plan = bench.plan([{"method": "lora", "rank": 2}])
     (cells,) = plan.packs
     loader = Loader(

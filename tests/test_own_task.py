@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
@@ -38,7 +39,7 @@ TASK = Task(
     source=Files({"train": "train.csv", "validation": "validation.csv"}),
 )
 """
-REGISTRY = (registry._tasks, registry._origins, registry._broken)
+REGISTRY: tuple[dict[str, Any], ...] = (registry._tasks, registry._origins, registry._broken)
 BUILT_IN = [dict(part) for part in REGISTRY]
 
 
@@ -46,7 +47,7 @@ def forget() -> None:
     """The registry as it was."""
     for part, before in zip(REGISTRY, BUILT_IN, strict=True):
         part.clear()
-        part.update(before)  # type: ignore[arg-type]
+        part.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,8 @@ def by_transformers(folder: Path, lines: list[dict[str, str]]) -> np.ndarray:
     inputs = tokenizer(*texts, padding=True, truncation="longest_first", max_length=64, return_tensors="pt")
     inside = (inputs["input_ids"] == tokenizer.pad_token_id) & inputs["attention_mask"].bool()
     assert inside.any(1).float().mean() > 0.6  # a text's own padding tokens are attended to
-    return model(**inputs).logits[:, 0].double().numpy()
+    scores: np.ndarray = model(**inputs).logits[:, 0].double().numpy()
+    return scores
 
 
 def test_the_score_is_the_one_that_transformers_gives(rows: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lora_bench.records import archive
 from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded, read_records, write_csv
 from lora_bench.report.content import gather
-from lora_bench.report.formats.escaping import file_stems
+from lora_bench.report.escaping import file_stems
 from lora_bench.report.formats.render import csv_table
 from tests.fake_sources import fake_sources
 
@@ -105,12 +105,22 @@ def test_every_cell_of_the_config_has_a_status(name: str) -> None:
         assert record.predictions == () or len(record.predictions) == (record.data.eval_rows if record.data else 0)
 
 
+def outer_size(point: Cell | choose.Point) -> int:
+    """The product of a and b."""
+    return (point.a or 1) * (point.b or 1)
+
+
+def rank_size(point: Cell | choose.Point) -> int:
+    """The rank."""
+    return point.rank or 1
+
+
 def test_the_rates_are_those_that_the_search_chose() -> None:
     """Each (a, b) takes those of the nearest product searched, then each rank of the nearest, both by ratio."""
     chosen = choose.choices(loaded("minilm-sweep").records)
     for cell in grid_of("minilm").values():
         own = [c for c in chosen if (c.point.method, c.point.targets, c.task) == (cell.method, cell.targets, cell.task)]
-        for size in (lambda setting: (setting.a or 1) * (setting.b or 1), lambda setting: setting.rank or 1):
+        for size in (outer_size, rank_size):
             nearest = choose.nearest(size(cell), [size(choice.point) for choice in own])
             own = [choice for choice in own if size(choice.point) == nearest]
         assert [choice.lr for choice in own] == [cell.lr], cell

@@ -14,12 +14,13 @@ import torch
 from rich.console import Console
 
 from lora_bench.cli.progress import ProgressView
-from lora_bench.engine.trainer import Progress, Trainer
+from lora_bench.engine.progress import Progress
+from lora_bench.engine.trainer import Trainer
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.store import read_records
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
-from tests.engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
+from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_data, make_model
 
 HEAD = 32 * 32 + 32 + 2 * 32 + 2
 MODULES = 2 * 3  # layers, and query, key and value in each
@@ -44,12 +45,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> Bench:
+def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
     """An empty results folder over the encoder and the data."""
-    return Bench(model, rows, tmp_path / "results")
+    return TinyBench(model, rows, tmp_path / "results")
 
 
-def test_a_grid_becomes_records_a_table_and_adapters(bench: Bench) -> None:
+def test_a_grid_becomes_records_a_table_and_adapters(bench: TinyBench) -> None:
     records = bench.run(MIXED)
     assert [record.status for record in records] == ["done"] * 5
     assert read_records(bench.results).records == tuple(sorted(records, key=lambda record: record.id))
@@ -72,7 +73,7 @@ def test_a_grid_becomes_records_a_table_and_adapters(bench: Bench) -> None:
         assert int(row["adapter_bytes"]) == (file.stat().st_size if file.exists() else 0)
 
 
-def test_the_timing_is_the_cells_share(bench: Bench) -> None:
+def test_the_timing_is_the_cells_share(bench: TinyBench) -> None:
     (first, *others) = bench.run(MIXED)
     assert first.timing is not None
     assert first.timing.pack_size == 5
@@ -80,7 +81,7 @@ def test_the_timing_is_the_cells_share(bench: Bench) -> None:
     assert all(record.timing == first.timing for record in others)
 
 
-def test_a_second_run_runs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_runs_nothing(bench: TinyBench, monkeypatch: pytest.MonkeyPatch) -> None:
     first = bench.run(MIXED)
     before = bench.files()
     assert bench.plan(MIXED).packs == ()
@@ -89,7 +90,7 @@ def test_a_second_run_runs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert bench.files() == before
 
 
-def test_a_wider_grid_runs_what_is_new_only(bench: Bench) -> None:
+def test_a_wider_grid_runs_what_is_new_only(bench: TinyBench) -> None:
     bench.run(MIXED[:2])
     plan = bench.plan(MIXED)
     assert {cell.method for cell in plan.todo} == {"mini", "xs"}
@@ -98,7 +99,7 @@ def test_a_wider_grid_runs_what_is_new_only(bench: Bench) -> None:
     assert len(bench.csv()) == 5
 
 
-def test_a_cell_at_fault_is_recorded_and_the_others_are_done(bench: Bench) -> None:
+def test_a_cell_at_fault_is_recorded_and_the_others_are_done(bench: TinyBench) -> None:
     """A weight of 32 × 32 has no 40 directions."""
     blocks = (*MIXED, {"method": "xs", "rank": 40})
     view = QuietView()
@@ -114,7 +115,7 @@ def test_a_cell_at_fault_is_recorded_and_the_others_are_done(bench: Bench) -> No
     assert {row["id"]: row["status"] for row in bench.csv()} == {r.id: r.status for r in records.values()}
 
 
-def test_retry_runs_what_was_asked_for(bench: Bench) -> None:
+def test_retry_runs_what_was_asked_for(bench: TinyBench) -> None:
     blocks: Blocks = ({"method": "xs", "rank": [3, 40]},)
     bench.run(blocks)
     assert bench.plan(blocks).todo == ()
@@ -126,7 +127,9 @@ def test_retry_runs_what_was_asked_for(bench: Bench) -> None:
         bench.plan(blocks, retry=("done",))
 
 
-def test_a_retry_that_goes_well_takes_the_place_of_the_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_that_goes_well_takes_the_place_of_the_failure(
+    bench: TinyBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run", no_memory(above=0))
         assert [record.status for record in bench.run(MIXED[:2])] == ["oom", "oom"]
@@ -149,10 +152,10 @@ def no_memory(above: int) -> Callable[..., list[Progress]]:
 
 @pytest.mark.parametrize("above", [1, 2, 3])
 def test_out_of_memory_halves_the_pack_and_changes_no_number(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: int
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: int
 ) -> None:
     whole = by_cell(bench.run(MIXED))
-    halved = Bench(bench.model, bench.rows, tmp_path / "halved")
+    halved = TinyBench(bench.model, bench.rows, tmp_path / "halved")
     monkeypatch.setattr(Trainer, "run", no_memory(above))
     view = QuietView()
     found = by_cell(halved.follow(halved.plan(MIXED), view))
@@ -162,14 +165,15 @@ def test_out_of_memory_halves_the_pack_and_changes_no_number(
     assert {record.timing.halved for record in found.values() if record.timing} <= {1, 2, 3}
     assert {record.timing.halved for record in whole.values() if record.timing} == {0}
     for cell, record in found.items():
-        same_numbers(record, whole[cell])
+        assert_same_numbers(record, whole[cell])
 
 
 def test_a_pack_that_failed_holds_no_memory_while_its_halves_train(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: TinyBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what ran out of memory would still be there, and the halves would run out of it too."""
-    proper, failed = Trainer.run, []
+    proper = Trainer.run
+    failed: list[weakref.ref[Trainer]] = []
 
     def run(self: Trainer, *rest: Any) -> list[Progress]:
         gc.collect()
@@ -184,7 +188,7 @@ def test_a_pack_that_failed_holds_no_memory_while_its_halves_train(
     assert len(failed) == 2
 
 
-def test_an_interruption_keeps_what_has_ended(bench: Bench) -> None:
+def test_an_interruption_keeps_what_has_ended(bench: TinyBench) -> None:
     class Impatient(QuietView):
         def on_step_issued(self, epoch: int, step: int) -> None:
             if self.packs == 2:
@@ -197,7 +201,7 @@ def test_an_interruption_keeps_what_has_ended(bench: Bench) -> None:
     assert [record.status for record in bench.run(MIXED)] == ["done"] * 5
 
 
-def test_a_pack_that_thins_out_keeps_its_number_in_the_progress(bench: Bench) -> None:
+def test_a_pack_that_thins_out_keeps_its_number_in_the_progress(bench: TinyBench) -> None:
     """Three of five cells diverge in the first epoch: two train on, and the time left is theirs."""
     blocks = [{"method": "lora", "rank": 4, "lr": [1e30, 2e30, 4e30, 1e-2, 3e-3]}, {"method": "head", "seed": 1}]
     plan, output = bench.plan(blocks, precision="float32", epochs=3), io.StringIO()
@@ -215,14 +219,14 @@ def test_a_pack_that_thins_out_keeps_its_number_in_the_progress(bench: Bench) ->
     assert output.getvalue().count(" s to go") == 6
 
 
-def test_an_error_is_raised_where_it_was_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_raised_where_it_was_asked_for(bench: TinyBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "run", no_memory(above=0))
     options = Options(bench.results, offline=True, debug=True)
     with pytest.raises(torch.OutOfMemoryError):
         Runner(bench.plan(MIXED), options, QuietView()).run()
 
 
-def test_a_model_that_is_not_there_ends_the_run(bench: Bench, tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_ends_the_run(bench: TinyBench, tmp_path: Path) -> None:
     plan = bench.plan(MIXED, model=str(make_model(tmp_path / "gone")))
     for path in (tmp_path / "gone").iterdir():
         path.unlink()

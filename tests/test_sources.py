@@ -22,6 +22,7 @@ from lora_bench.data.sources import Rows
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.tasks import TASKS, Task, get
 from lora_bench.tasks.glue import tsv_file
+from lora_bench.tasks.task import Tsv
 
 Table = dict[str, list[Any]]
 
@@ -47,6 +48,12 @@ def table(task: Task, rows: int = 4) -> Table:
     return {**texts, "label": labels}
 
 
+def layout(task: Task) -> Tsv:
+    """How GLUE's own files of the task are stored."""
+    assert task.tsv is not None
+    return task.tsv
+
+
 def write_parquet(path: Path, task: Task, columns: Table) -> None:
     pq.write_table(pa.table(columns), path)
 
@@ -58,11 +65,11 @@ def write_jsonl(path: Path, task: Task, columns: Table) -> None:
 
 def write_tsv(path: Path, task: Task, columns: Table) -> None:
     """As GLUE lays it out: its headers, none for CoLA, labels by name where GLUE names them."""
-    names = list(task.tsv.names) or HEADERS[task.name].split("\t")
-    lines = [] if task.tsv.names else ["\t".join(names)]
+    names = list(layout(task).names) or HEADERS[task.name].split("\t")
+    lines = [] if layout(task).names else ["\t".join(names)]
     for *texts, label in zip(*columns.values(), strict=True):
-        fields = dict.fromkeys(names, "x") | dict(zip(task.tsv.columns, texts, strict=True))
-        fields[task.tsv.label] = task.labels[label] if task.name in NAMED and label in range(9) else str(label)
+        fields = dict.fromkeys(names, "x") | dict(zip(layout(task).columns, texts, strict=True))
+        fields[layout(task).label] = task.labels[label] if task.name in NAMED and label in range(9) else str(label)
         lines.append("\t".join(fields[name] for name in names))
     path.write_bytes("".join(line + "\n" for line in lines).encode())
 

@@ -30,6 +30,7 @@ from lora_bench.records.store import (
     write_csv,
     write_record,
 )
+from lora_bench.testing import make_record
 from lora_bench.text import sheet
 
 FROZEN = (
@@ -57,13 +58,12 @@ def record(**changes: Any) -> Record:
         "epochs": 2,
     }  # fmt: skip
     cell = Cell(**settings | changes.pop("cell", {}))
+    epochs = (
+        Epoch(epoch=1, loss=0.6, metrics={"accuracy": 0.75, "f1": 0.8}),
+        Epoch(epoch=2, loss=None, metrics={"accuracy": 0.5, "f1": 0.6}, held_out={"accuracy": None}),
+    )
     base: dict[str, Any] = {
-        "id": cell.id, "cell": cell, "status": "done", "metric": "accuracy",
-        "epochs": (
-            Epoch(epoch=1, loss=0.6, metrics={"accuracy": 0.75, "f1": 0.8}),
-            Epoch(epoch=2, loss=None, metrics={"accuracy": 0.5, "f1": 0.6}, held_out={"accuracy": None}),
-        ),
-        "best": 0.75, "best_epoch": 1, "last": 0.5, "score": 0.75, "score_epoch": 1, "predictions": (0.0, 1.0, 1.0),
+        "best": 0.75, "best_epoch": 1, "predictions": (0.0, 1.0, 1.0),
         "counts": Counts(adapter_params=1536, head_params=1122, adapter_bytes=6400, modules=4),
         "timing": Timing(seconds=1.5, pack_seconds=3.0, pack_size=2, tokens=3000, tokens_per_second=2000.0),
         "protocol": Protocol(split="validation", select="best", notes=("ours",)),
@@ -72,14 +72,14 @@ def record(**changes: Any) -> Record:
             "lora_bench": "0.1.0", "python": "3.11.7", "torch": "2.11.0", "transformers": "5.17.0", "device": "cpu",
         },
     }  # fmt: skip
-    return Record(**base | changes)
+    fields: dict[str, Any] = {"score": 0.75, "cell": cell, "epochs": epochs} | base | changes
+    return make_record(**fields)
 
 
 def failed(reason: str = "RuntimeError: no", **settings: Any) -> Record:
     """The record of a cell that never trained."""
     cell = record(cell=settings).cell
-    protocol = Protocol(split="validation", select="best")
-    return Record(id=cell.id, cell=cell, status="failed", reason=reason, metric="accuracy", protocol=protocol)
+    return make_record(None, cell=cell, params=None, status="failed", reason=reason, environment={}, data=None)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from lora_bench.data import sources
 from lora_bench.tasks import TASKS, Task, get
-from tests.test_sources import HEADERS, NAMED, refused
+from tests.test_sources import HEADERS, NAMED, layout, refused
 
 GLUE = os.environ.get("LORA_BENCH_GLUE")
 SST2, QQP = get("sst2"), get("qqp")
@@ -24,12 +24,12 @@ def frame(task: Task, texts: list[str]) -> pd.DataFrame:
     """Rows under GLUE's names, each text in all text columns."""
     count = max(task.num_outputs, 2)
     labels = [task.labels[row % count] if task.name in NAMED else row % count for row in range(len(texts))]
-    filler = dict.fromkeys(task.tsv.names or HEADERS[task.name].split("\t"), "x")
-    return pd.DataFrame(filler | dict.fromkeys(task.tsv.columns, texts) | {task.tsv.label: labels})
+    filler = dict.fromkeys(layout(task).names or HEADERS[task.name].split("\t"), "x")
+    return pd.DataFrame(filler | dict.fromkeys(layout(task).columns, texts) | {layout(task).label: labels})
 
 
 def by_pandas(path: Path, rows: pd.DataFrame, task: Task, quoting: int = csv.QUOTE_MINIMAL) -> Path:
-    rows.to_csv(path, sep="\t", index=False, header=not task.tsv.names, quoting=quoting)  # type: ignore[call-overload]
+    rows.to_csv(path, sep="\t", index=False, header=not layout(task).names, quoting=quoting)  # type: ignore[call-overload]
     return path
 
 
@@ -118,7 +118,7 @@ def test_a_few_wrapped_texts_among_others_are_texts(tmp_path: Path) -> None:
 
 def test_glues_own_qqp_keeps_the_quotes_that_it_has(tmp_path: Path) -> None:
     """GLUE cut it, line by line, from a quoted file: as many rows as the official split has, and a few broken ones."""
-    texts = [f'"why ""{row}""?"' if row % 100 == 0 else f"why {row}?" for row in range(QQP.eval_rows)]
+    texts = [f'"why ""{row}""?"' if row % 100 == 0 else f"why {row}?" for row in range(QQP.eval_rows or 0)]
     lines = [f"{row}\t1\t2\t{text}\tb\t{row % 2}" for row, text in enumerate(texts)]
     broken = ['7\t1\t2\t"why', 'not?"\tb\t1'] * 12
     path = tmp_path / "dev.tsv"
@@ -137,11 +137,11 @@ def test_real_rows_as_glue_writes_them_read_as_the_parquet(name: str, tmp_path: 
     for file in sorted(folder.glob("*.parquet")):
         table = pq.read_table(file).to_pydict()
         wanted = sources.read(file, task)
-        filler = dict.fromkeys(task.tsv.names or HEADERS[name].split("\t"), ["x"] * len(wanted))
-        texts = {glue: table[hub] for glue, hub in zip(task.tsv.columns, task.columns, strict=True)}
+        filler = dict.fromkeys(layout(task).names or HEADERS[name].split("\t"), ["x"] * len(wanted))
+        texts = {glue: table[hub] for glue, hub in zip(layout(task).columns, task.columns, strict=True)}
         labels = [task.labels[label] for label in table["label"]] if name in NAMED else table["label"]
-        columns = filler | texts | {task.tsv.label: labels}
-        lines = [] if task.tsv.names else ["\t".join(columns)]
+        columns = filler | texts | {layout(task).label: labels}
+        lines = [] if layout(task).names else ["\t".join(columns)]
         lines += ["\t".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
         path = tmp_path / "train.tsv"
         path.write_text("\n".join(lines) + "\n", newline="")

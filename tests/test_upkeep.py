@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,23 +14,18 @@ from lora_bench.cli.app import app
 from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
 from lora_bench.grid import choose
 from lora_bench.records import archive
-from lora_bench.records.schema import Epoch, Protocol, Record, Status
+from lora_bench.records.schema import Record, Status
 from lora_bench.records.store import read_records, record_path, write_record
 from lora_bench.run.publish import RecordStore
+from lora_bench.testing import make_epochs, make_record
 
 
-def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "done", **cell: object) -> Record:
+def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "done", **cell: Any) -> Record:
     """A record of a search: two epochs, of which the second is the better one on held-out rows."""
     settings = {"model": "m", "data": "d", "task": "rte", "method": "lora", "rank": 4, "targets": "qv"}
-    made = Cell.model_validate(settings | {"seed": seed, "lr": lr, "select": "held-out"} | cell)
-    kept = None if held_out is None else {"accuracy": held_out}
-    low = None if held_out is None else {"accuracy": held_out - 0.1}
-    epochs = (
-        Epoch(epoch=1, loss=1.0, metrics={"accuracy": 0.9}, held_out=low),
-        Epoch(epoch=2, loss=1.0, metrics={"accuracy": 0.5}, held_out=kept),
-    )
-    protocol = Protocol(split="validation", select="held-out")
-    return Record(id=made.id, cell=made, status=status, metric="accuracy", epochs=epochs, protocol=protocol)
+    searched = Cell.model_validate(settings | {"seed": seed, "lr": lr, "select": "held-out"} | cell)
+    epochs = make_epochs(0.9, 0.5, held_out=() if held_out is None else (held_out - 0.1, held_out))
+    return make_record(None, cell=searched, epochs=epochs, status=status)
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -80,7 +76,7 @@ def test_ranks_take_the_rate_of_the_nearest_one_searched() -> None:
 
 
 def test_a_and_b_are_said_where_several_were_searched() -> None:
-    mini = {"method": "mini", "rank": 8}
+    mini: dict[str, Any] = {"method": "mini", "rank": 8}
     small, large = record(1e-3, 0.6, a=16, b=32, **mini), record(5e-4, 0.6, a=64, b=64, **mini)
     blocks = choose.blocks(choose.choices([large, small]), (4, 16))
     assert [(block["rank"], block["a"], block["b"], block["lr"]) for block in blocks] == [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, RobertaConfig, RobertaModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
@@ -25,6 +25,7 @@ from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.methods.recipe import Recipe, Shape
 from lora_bench.tasks import TASKS, Task
+from lora_bench.testing import WORDS, make_cell, make_model
 
 PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
 KINDS = tuple({task.num_outputs: name for name, task in reversed(tuple(TASKS.items()))}.values())
@@ -55,28 +56,22 @@ def alike(one: Tensor, other: Tensor, tolerance: float, what: str) -> None:
 
 def save_encoder(folder: Path, dropout: float) -> Path:
     """A random RoBERTa of two layers with weights and biases large enough for adapters to matter."""
-    config = RobertaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=80, type_vocab_size=1, pad_token_id=PAD, initializer_range=0.2,
-        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-    )  # fmt: skip
-    with torch.random.fork_rng(), backbones.quiet_transformers():
-        torch.manual_seed(0)
-        model = RobertaModel(config)
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.bias, std=0.2)  # transformers starts them at zero
-        model.save_pretrained(folder)
-    return folder
+    return make_model(
+        folder,
+        seed=0,
+        words=WORDS[:VOCABULARY],
+        vocab_size=VOCABULARY,
+        intermediate_size=64,
+        max_position_embeddings=80,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
 
 
 def cell_of(method: str, task: str = "cola", **changes: Any) -> Cell:
     """A small cell of any method, with test sizes; changes of parameters that the method lacks are left out."""
-    recipe = methods.get(method)
-    settings: dict[str, Any] = {name: SIZES.get(name, recipe.defaults[name]) for name in recipe.parameters}
-    settings |= {"lr": 1e-2, "epochs": 2, "batch_size": 8, "max_length": 32, "select": "last"}
-    known = {name: value for name, value in changes.items() if name in settings or name not in PARAMETERS}
-    return Cell(model="tiny", data="made-up", task=task, method=method, **settings | known)
+    settings: dict[str, Any] = {"seed": 0, "head_lr": None, "precision": "float32"} | SIZES | changes
+    return make_cell(method, task=task, **settings)
 
 
 def tokens(task: Task, rows: int = ROWS) -> TokenTable:

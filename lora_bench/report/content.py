@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_bench.records.store import Loaded
-from lora_bench.report.formats.escaping import file_stems
+from lora_bench.report.escaping import file_stems
 from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
 from lora_bench.report.numbers.rows import CellRow, cell_rows
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
-from lora_bench.report.wording import protocol_sentence
+from lora_bench.report.numbers.wording import protocol_sentence
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from lora_bench.errors import DONE, SOME_FAILED
 from lora_bench.records.files import write_atomically
 from lora_bench.report.content import Content, Section
+from lora_bench.report.escaping import escape_markdown, file_stems
 from lora_bench.report.figures.catalogue import all_figures
 from lora_bench.report.figures.encoding import EncodedFigure, FigureEncoder
-from lora_bench.report.formats.escaping import escape_markdown, file_stems
 from lora_bench.report.formats.html import html_page
 from lora_bench.report.formats.latex import latex_document, latex_table
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_lines, print_table
 from lora_bench.report.numbers.tables import ReportTable
-from lora_bench.report.wording import LEGEND
+from lora_bench.report.numbers.wording import LEGEND
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_bench.bench import calibrate, workload
-from lora_bench.bench.calibrate import STEP_TERMS, MeasuredPack, fit
+from lora_bench.bench.calibrate import MeasuredPack, fit
 from lora_bench.bench.rows import BenchRow
 from lora_bench.errors import BenchError
-from lora_bench.records import files
+from lora_bench.forecast.cost import STEP_TERMS
 from tests.bench.bench_factory import report, row, work
 
 LIKELY = {
@@ -143,7 +144,7 @@ def test_coefficients_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatc
     def fail(_: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         calibrate.store_coefficients(path, "cpu", "bf16", {"layer": 2.0})
     assert [each.name for each in tmp_path.iterdir()] == ["devices.json"]

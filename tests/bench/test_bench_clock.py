@@ -57,18 +57,18 @@ def test_repeats_take_equal_times_and_count_steps_of_all_cells(clock: Clock) -> 
 
 def test_slow_steps_are_taken_one_at_a_time(clock: Clock) -> None:
     """Five steps in all on a processor: one to warm up, one to learn, three to count."""
-    assert train(Stopwatch(1.0, CPU, np.ones(20_000)), clock, 5.0) == [1, 1, 1, 1, 1]
+    assert train(Stopwatch(1.0, CPU, np.ones(20_000, dtype=np.int64)), clock, 5.0) == [1, 1, 1, 1, 1]
 
 
 def test_fast_steps_never_exceed_the_order(clock: Clock) -> None:
-    tokens = np.ones(5_000)
+    tokens = np.ones(5_000, dtype=np.int64)
     watch = Stopwatch(60.0, CPU, tokens)
     assert sum(train(watch, clock, 1e-5)) <= len(tokens)
     assert all(repeat.tokens == repeat.steps for repeat in watch.repeats)
 
 
 def test_the_first_lap_may_be_longer(clock: Clock) -> None:
-    assert train(Stopwatch(1.0, CPU, np.ones(20_000), warm_up=64), clock, 0.1)[0] == 64
+    assert train(Stopwatch(1.0, CPU, np.ones(20_000, dtype=np.int64), warm_up=64), clock, 0.1)[0] == 64
 
 
 def test_memory_is_not_measured_on_a_processor() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from lora_bench.bench import packed, peak, peers, suite, workload
+from lora_bench.bench import packed, peak, peers, processes, suite, workload
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
@@ -125,7 +125,7 @@ class Counted:
         monkeypatch.setattr(packed, "run", lambda cells, *_: measured(5.0))
         for name in ("trainer", "loop"):
             monkeypatch.setattr(peers, f"run_{name}", lambda peer, *_, name=name: self.note(name, peer))
-        monkeypatch.setattr(suite.processes, "run", lambda peer, *_: self.note("processes", peer))
+        monkeypatch.setattr(processes, "run", lambda peer, *_: self.note("processes", peer))
 
     def note(self, name: str, peer: Peer) -> Any:
         self.calls.append((name, peer.targets, peer.full))

@@ -11,20 +11,14 @@ import transformers as hf
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora_bench.bench import peak
+from lora_bench.testing import make_config
 
 
-def encoder() -> Any:
-    config = hf.RobertaConfig(
-        vocab_size=50,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=40,
-        max_position_embeddings=64,
-        type_vocab_size=1,
-        hidden_dropout_prob=0.0,
+def encoder() -> hf.RobertaModel:
+    """Without a pooler, whose product is no part of a token's."""
+    return hf.RobertaModel(
+        hf.RobertaConfig(**make_config("roberta", hidden_dropout_prob=0.0).to_dict()), add_pooling_layer=False
     )
-    return hf.RobertaModel(config, add_pooling_layer=False)
 
 
 @pytest.mark.parametrize("trains_backbone", [False, True])
@@ -32,7 +26,7 @@ def test_operations_of_a_token_are_those_of_the_linear_layers(trains_backbone: b
     """Counted by torch in a forward and a backward pass; attention's own products are left out."""
     model = encoder().train()
     model.requires_grad_(trains_backbone)
-    inputs = torch.randn(2, 11, 24, requires_grad=True)
+    inputs = torch.randn(2, 11, 32, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         model(inputs_embeds=inputs).last_hidden_state.sum().backward()
     counts = counter.get_flop_counts()["Global"]
@@ -44,7 +38,7 @@ def test_operations_of_a_token_are_those_of_the_linear_layers(trains_backbone: b
 def test_linear_weights_by_hand() -> None:
     """Four square weights and two of the feed-forward part in each layer; no bias, no embedding."""
     linears = [module for module in encoder().modules() if isinstance(module, torch.nn.Linear)]
-    assert peak.linear_weights(linears) == 3 * (4 * 24 * 24 + 2 * 24 * 40)
+    assert peak.linear_weights(linears) == 2 * (4 * 32 * 32 + 2 * 32 * 48)
 
 
 def test_the_peak_is_the_median_of_its_repeats(monkeypatch: pytest.MonkeyPatch) -> None:

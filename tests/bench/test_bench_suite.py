@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from lora_bench.bench import packed, peers, suite, workload
+from lora_bench.bench import packed, peak, peers, suite, workload
 from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
@@ -74,7 +74,7 @@ class Under:
         self.tmp_path = tmp_path
         monkeypatch.setattr(packed, "run", lambda cells, *_: measured(10.0 * len(cells)))
         monkeypatch.setattr(peers, "run_trainer", lambda peer, workers: self.trainer())
-        monkeypatch.setattr(suite.peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
+        monkeypatch.setattr(peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
 
     def trainer(self) -> Any:
         made = measured(2.0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_bench.contracts.kit import Workbench
-from tests.contract.contract_kit import Load, Trained, save_encoder
+from lora_bench.contracts.kit import Workbench, save_encoder
+from tests.contract.contract_kit import Load, Trained
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of all methods share: the package's own contracts and workbench, and the methods by kind."""
+"""What the tests of all methods share beside the package's own contracts: the methods by kind."""
 
 from __future__ import annotations
 
@@ -6,41 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from lora_bench.contracts.kit import (
-    HIDDEN,
-    KINDS,
-    PAD,
-    PARAMETERS,
-    ROWS,
-    SIZES,
-    TARGETS,
-    VOCABULARY,
-    Run,
-    cell_of,
-    frozen_of,
-    head_by_hand,
-    logits_of,
-    padded,
-    plain_encoder,
-    save_encoder,
-    split_of,
-    table_of,
-    tokens,
-    train,
-    trained_names,
-    trainer_of,
-)
+from lora_bench.contracts.kit import Run, cell_of
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Shape
-
-__all__ = [
-    "ADAPTING", "HIDDEN", "KINDS", "METHODS", "PACKED", "PAD", "PARAMETERS", "ROWS", "SIZED", "SIZES", "TARGETS",
-    "VOCABULARY", "Load", "Run", "Trained", "cell_of", "frozen_of", "head_by_hand", "logits_of", "made_of_data",
-    "padded",
-    "plain_encoder", "save_encoder", "shapes_in", "split_of", "table_of", "tokens", "train", "trained_names",
-    "trainer_of",
-]  # fmt: skip
 
 METHODS = tuple(RECIPES)
 ADAPTING = tuple(name for name, recipe in RECIPES.items() if recipe.adapts)

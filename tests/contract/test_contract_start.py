@@ -6,22 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_bench.contracts.kit import KINDS, cell_of, plain_encoder, trained_names
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Basis, Factor, Shape
-from tests.contract.contract_kit import (
-    ADAPTING,
-    KINDS,
-    METHODS,
-    PACKED,
-    Load,
-    cell_of,
-    made_of_data,
-    plain_encoder,
-    shapes_in,
-    trained_names,
-)
+from tests.contract.contract_kit import ADAPTING, METHODS, PACKED, Load, made_of_data, shapes_in
 
 MEANING = {
     "qv": ("query", "value"),

@@ -11,21 +11,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
+from lora_bench.contracts.kit import KINDS, ROWS, Run, cell_of, logits_of, table_of, train
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.losses import batch_losses
 from lora_bench.tasks import TASKS
-from tests.contract.contract_kit import (
-    KINDS,
-    PACKED,
-    ROWS,
-    Load,
-    Run,
-    cell_of,
-    logits_of,
-    made_of_data,
-    table_of,
-    train,
-)
+from tests.contract.contract_kit import PACKED, Load, made_of_data
 
 over_tasks = pytest.mark.parametrize("name", TASKS)
 

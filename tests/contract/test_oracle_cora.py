@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
+from lora_bench.contracts.kit import cell_of, plain_encoder
 from lora_bench.engine.adapters.pack import Pack
-from tests.contract.contract_kit import Load, Trained, cell_of, plain_encoder
+from tests.contract.contract_kit import Load, Trained
 
 Matrix = NDArray[np.float64]
 RANK = 4

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_bench import tasks
+from lora_bench.contracts.kit import cell_of, logits_of, tokens, trainer_of
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.errors import BenchError
-from tests.contract.contract_kit import Load, cell_of, logits_of, tokens, trainer_of
+from tests.contract.contract_kit import Load
 from tests.contract.test_oracle_peft import (
     ROWS,
     SETTINGS,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lora_bench import tasks
+from lora_bench.contracts.kit import Run, cell_of, table_of, train, trainer_of
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.losses import batch_losses
 from lora_bench.tasks import Task
-from tests.contract.contract_kit import Load, Run, cell_of, table_of, train, trainer_of
+from tests.contract.contract_kit import Load
 
 COLA = tasks.get("cola")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from lora_bench import tasks
+from lora_bench.contracts.kit import cell_of, plain_encoder, trainer_of
 from lora_bench.engine.adapters.group import Group
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.families import Family
-from tests.contract.contract_kit import Load, cell_of, plain_encoder, trainer_of
+from tests.contract.contract_kit import Load
 
 COLA = tasks.get("cola")
 OUTER = ("A_aux", "B_aux")
 VARIANTS = ("mini-orth", "mini-svd", "mini-shared")
 
 
-def group_of(method: str, load: Load, **sizes: int) -> tuple[Pack, Group]:
+def group_of(method: str, load: Load, **sizes: Any) -> tuple[Pack, Group]:
     """A float64 pack of one and its group."""
     pack = Pack([cell_of(method, precision="float64", **sizes)], load("float64"), 2)
     return pack, pack.bank.groups[0]

@@ -9,11 +9,10 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from lora_bench.api import get_adapted_model
-from lora_bench.contracts.kit import Workbench, plain_classifier
+from lora_bench.contracts.kit import Workbench, cell_of, padded, plain_classifier, tokens, trainer_of
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.methods import RECIPES
 from lora_bench.tasks import get
-from tests.contract.contract_kit import cell_of, padded, tokens, trainer_of
 
 
 @pytest.mark.parametrize("clip", [0.5, 0.0])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, TinyLoraConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TinyLoraConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import RobertaForSequenceClassification, get_linear_schedule_w
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
+from lora_bench.contracts.kit import cell_of, logits_of, padded, tokens, trainer_of
 from lora_bench.data.tokens import TokenTable
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack, State
@@ -26,7 +27,6 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import DTYPES, quiet_transformers
 from lora_bench.methods import RECIPES
 from lora_bench.tasks import Task
-from tests.contract.contract_kit import cell_of, logits_of, padded, tokens, trainer_of
 
 ROWS, EPOCHS, STEPS, WARM = 38, 4, 20, 3  # 5 steps an epoch, the last batch smaller
 # Adam turns the rounding of a near-zero gradient into a step, and rates here are high: float64 is what compares. In
@@ -56,7 +56,7 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
 class Peer:
     """How peft is told to be a method: its config and options of that, what stays frozen, LoRA+'s ratio, targets."""
 
-    config: type[PeftConfig] = LoraConfig
+    config: Callable[..., PeftConfig] = LoraConfig
     options: Mapping[str, Any] = field(default_factory=lambda: {"r": 4, "lora_alpha": 8})
     freezes: str = "none"
     ratio: float | None = None
@@ -98,11 +98,16 @@ def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: 
             value.copy_(in_their_form(start[name], value))
         if RECIPES[method].subtracts_start:
             for name, layer in lora_layers(wrapped).items():
-                layer.get_base_layer().weight -= 8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"]
+                weight_of(layer).sub_(8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"])
     for name, value in wrapped.named_parameters():
         if peer.freezes in name:
             value.requires_grad_(False)
     return wrapped
+
+
+def weight_of(layer: LoraLayer) -> Tensor:
+    """The frozen weight that a layer of peft's adapts."""
+    return layer.get_base_layer().get_parameter("weight")
 
 
 def lora_layers(wrapped: nn.Module) -> dict[str, LoraLayer]:
@@ -148,7 +153,8 @@ def in_their_form(ours: Tensor, theirs: Tensor) -> Tensor:
     """Our factor in the shape of peft's, where a vector has one axis and TinyLoRA's matrices have three."""
     if theirs.dim() < 3:
         return ours.view_as(theirs)
-    return ours.unflatten(0, (theirs.shape[1], theirs.shape[0])).transpose(0, 1)
+    unfolded: Tensor = ours.unflatten(0, (theirs.shape[1], theirs.shape[0]))  # torch leaves unflatten untyped
+    return unfolded.transpose(0, 1)
 
 
 def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
@@ -156,6 +162,7 @@ def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
     ratio = PEERS.get(cell.method, Peer()).ratio
     if ratio is None:
         return {}
+    assert isinstance(model, PeftModel)
     made = create_loraplus_optimizer(model, torch.optim.AdamW, lr=cell.lr, loraplus_lr_ratio=ratio)
     return {value: group["lr"] for group in made.param_groups for value in group["params"]}
 

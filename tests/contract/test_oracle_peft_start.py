@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_bench import tasks
+from lora_bench.contracts.kit import cell_of
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
-from tests.contract.contract_kit import cell_of
 from tests.contract.test_oracle_peft import (
     PEERS,
     SETTINGS,
@@ -28,6 +28,7 @@ from tests.contract.test_oracle_peft import (
     in_their_form,
     lora_layers,
     peft_factors,
+    weight_of,
     wrapped_by_peft,
 )
 
@@ -42,15 +43,16 @@ def reach_of_vectors(weight: Tensor, rank: int) -> Tensor:
     gaps = (values[:-1] - values[1:])[: rank + 1]
     nearest = torch.cat([gaps[:1], torch.minimum(gaps[:-1], gaps[1:])])[:rank]
     assert (nearest > 4 * moved).all()  # otherwise the vectors are not determined at all
-    return 2**0.5 * moved / (nearest - 2 * moved)
+    reach: Tensor = 2**0.5 * moved / (nearest - 2 * moved)
+    return reach
 
 
 def reach_of_roots(weight: Tensor, rank: int, scale: float) -> Tensor:
     """How far E can move `√(S / scale)` times each leading vector."""
     values = torch.linalg.svdvals(weight)
-    return (values[:rank] / scale).sqrt() * (
-        reach_of_vectors(weight, rank) + BACKWARD * values[0] / values[:rank] + 4 * ROUNDING
-    )
+    relative = reach_of_vectors(weight, rank) + BACKWARD * values[0] / values[:rank] + 4 * ROUNDING
+    reach: Tensor = (values[:rank] / scale).sqrt() * relative
+    return reach
 
 
 def reach_of_columns(weight: Tensor, rank: int) -> float:
@@ -89,7 +91,7 @@ def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None
     for name, layer in layers.items():
         scale, weight = layer.scaling["default"], backbone.linears()[name].weight
         a, b = start[f"{name}.A"], start[f"{name}.B"]
-        their_a, their_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        their_a, their_b = (part.get_parameter("default.weight") for part in (layer.lora_A, layer.lora_B))
         if method == "pissa":
             reach_a = reach_b = reach_of_roots(weight, 4, scale)
         else:
@@ -99,7 +101,7 @@ def test_start_from_the_weights_is_pefts(method: str, calm_folder: Path) -> None
         assert_within(b.mT, their_b.mT, reach_b, f"{name}.B")
         rest = weight - scale * b @ a
         reach = scale * (b.norm(dim=0) * reach_a + a.norm(dim=1) * reach_b).sum() + BACKWARD * weight.norm()
-        assert (rest - layer.get_base_layer().weight.detach().double()).norm() < reach
+        assert (rest - weight_of(layer).detach().double()).norm() < reach
 
 
 def test_tinyloras_frozen_values_are_pefts(calm_folder: Path) -> None:

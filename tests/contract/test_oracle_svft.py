@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_bench import tasks
+from lora_bench.contracts.kit import cell_of
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Shape
-from tests.contract.contract_kit import cell_of
 from tests.contract.test_oracle_peft import SETTINGS, assert_same, classifier, our_run
 
 COLA = tasks.get("cola")

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import TruncatedSVD
 
+from lora_bench.contracts.kit import cell_of, plain_encoder
 from lora_bench.engine.adapters.pack import Pack, State
-from tests.contract.contract_kit import Load, cell_of, plain_encoder, shapes_in
+from tests.contract.contract_kit import Load, shapes_in
 
 Matrix = NDArray[np.float64]
 RANK = 4

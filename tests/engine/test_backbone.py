@@ -22,24 +22,13 @@ from lora_bench.engine.encoder import probe, weights
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
-from tests.engine.engine_factory import (
-    CPU,
-    LENGTHS,
-    PACKABLE,
-    PAD,
-    UNPACKABLE,
-    VOCABULARY,
-    encoder,
-    loaded,
-    saved,
-    table,
-    tokens,
-)
+from lora_bench.testing import FAMILIES, PADDING, REFUSED_FAMILIES, WORDS, make_encoder, make_model, make_tokens
+from tests.engine.engine_factory import CPU, LENGTHS, loaded, table
 
 REACH = 16  # ModernBERT's local attention, far below the longest sequence
 # Of hidden states of size 1 in float64; in float32 it would depend on the machine's kernels. ModernBERT takes the
 # cosines of its positions in float32 whatever the precision.
-TOLERANCE = {kind: 1e-5 if kind == "modernbert" else 1e-12 for kind in PACKABLE}
+TOLERANCE = {kind: 1e-5 if kind == "modernbert" else 1e-12 for kind in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("encoders")
 
 
-@pytest.fixture(scope="module", params=list(PACKABLE))
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def kind(request: pytest.FixtureRequest) -> str:
     """Each architecture that can be packed."""
     return str(request.param)
@@ -57,7 +46,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def on_windows(kind: str, folder: Path) -> Backbone:
     """The encoder, loaded in float64."""
-    return loaded(saved(kind, folder), "float64")
+    return loaded(make_model(folder / kind, kind), "float64")
 
 
 def one_batch(made: Table) -> Batch:
@@ -70,7 +59,7 @@ def own(model: Any, made: Table, types: bool) -> list[Tensor]:
     """The hidden states of every sequence in the model's own padded forward, in float64."""
     model.double().train(False)
     parts = made.flat[0, :-1].split(made.lengths.tolist())
-    ids = pad_sequence(list(parts), batch_first=True, padding_value=PAD)
+    ids = pad_sequence(list(parts), batch_first=True, padding_value=PADDING)
     mask = (torch.arange(ids.shape[1]) < torch.from_numpy(made.lengths)[:, None]).long()
     inputs = {"input_ids": ids, "attention_mask": mask}
     if types:
@@ -89,13 +78,13 @@ def windowed(backbone: Backbone, batch: Batch, cells: int = 1) -> list[Tensor]:
 
 
 def test_windows_give_the_models_own_numbers(kind: str, on_windows: Backbone) -> None:
-    made = table(tokens(LENGTHS))
+    made = table(make_tokens(LENGTHS))
     batch = one_batch(made)
     assert batch.width == 256
     assert batch.ids.shape == (512,)
     types = on_windows.takes_types
     assert types == (kind in ("bert", "electra"))
-    expected = own(encoder(kind), made, types)
+    expected = own(make_encoder(kind), made, types)
     worst = max(
         float((rows[0] - wanted).abs().max())
         for rows, wanted in zip(windowed(on_windows, batch), expected, strict=True)
@@ -119,29 +108,29 @@ def compared(backbone: Backbone, model: Any, source: TokenTable) -> float:
 
 def with_ids_inside(token: int) -> TokenTable:
     """Sequences that hold the id at their start, in their middle, several times in a row, and at their end."""
-    made = tokens(LENGTHS)
+    made = make_tokens(LENGTHS)
     for row, places in ((1, (0, 1, 20, 39)), (2, (5,)), (4, range(10, 40)), (6, (129,)), (8, (0, 1))):
         made.ids[[made.offsets[row] + place for place in places]] = token
     return made
 
 
 def test_padding_ids_within_a_text_get_the_models_own_positions(kind: str, on_windows: Backbone) -> None:
-    assert compared(on_windows, encoder(kind), with_ids_inside(PAD)) < TOLERANCE[kind]
+    assert compared(on_windows, make_encoder(kind), with_ids_inside(PADDING)) < TOLERANCE[kind]
 
 
 @pytest.mark.parametrize("kind", ["roberta", "bert", "distilbert", "modernbert"])
-@pytest.mark.parametrize("pad", [0, 41, VOCABULARY - 1, -1])
+@pytest.mark.parametrize("pad", [0, 41, len(WORDS) - 1, -1])
 def test_the_padding_id_may_be_an_unusual_number(kind: str, pad: int) -> None:
-    model = encoder(kind, pad_token_id=pad)
-    on_windows = Backbone(encoder(kind, pad_token_id=pad), CPU, "float64")
-    assert compared(on_windows, model, with_ids_inside(pad % VOCABULARY)) < TOLERANCE[kind]
+    model = make_encoder(kind, pad_token_id=pad)
+    on_windows = Backbone(make_encoder(kind, pad_token_id=pad), CPU, "float64")
+    assert compared(on_windows, model, with_ids_inside(pad % len(WORDS))) < TOLERANCE[kind]
     assert on_windows.longest == 300 - (pad + 1 if kind == "roberta" else 0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
 def test_a_model_may_have_no_padding_id(kind: str) -> None:
-    on_windows = Backbone(encoder(kind, pad_token_id=None), CPU, "float64")
-    assert compared(on_windows, encoder(kind, pad_token_id=None), with_ids_inside(0)) < TOLERANCE[kind]
+    on_windows = Backbone(make_encoder(kind, pad_token_id=None), CPU, "float64")
+    assert compared(on_windows, make_encoder(kind, pad_token_id=None), with_ids_inside(0)) < TOLERANCE[kind]
 
 
 class Uncounted(torch.nn.Module):
@@ -153,13 +142,14 @@ class Uncounted(torch.nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **others: Any) -> Tensor:
         if position_ids is None:
-            position_ids = (torch.arange(input_ids.shape[1]) + (input_ids == PAD).cumsum(1)).clamp(max=299)
-        return self.own(input_ids=input_ids, position_ids=position_ids, **others)
+            position_ids = (torch.arange(input_ids.shape[1]) + (input_ids == PADDING).cumsum(1)).clamp(max=299)
+        embedded: Tensor = self.own(input_ids=input_ids, position_ids=position_ids, **others)
+        return embedded
 
 
 def test_another_rule_for_positions_is_refused() -> None:
     """A model that differs at ids of padding within a text alone: the probe has such texts."""
-    model = encoder("bert")
+    model = make_encoder("bert")
     model.embeddings = Uncounted(model.embeddings)
     with pytest.raises(BenchError, match="on windows it gives other numbers"):
         Backbone(model, CPU, "float32")
@@ -167,27 +157,28 @@ def test_another_rule_for_positions_is_refused() -> None:
 
 def test_the_probe_holds_what_can_differ() -> None:
     """Padding within a text, the ends of the vocabulary, ids that the config names, one token and many, pairs."""
-    config = encoder("bert", mask_token_id=44).config
+    config = make_encoder("bert", mask_token_id=44).config
     made = probe.tokens(config, 300, typed=True)
     texts = np.split(made.ids, made.offsets[1:-1])
+    assert made.types is not None
     types = np.split(made.types, made.offsets[1:-1])
-    assert any((text[1:-1] == PAD).any() for text in texts)
-    assert {0, 44, VOCABULARY - 1} <= {int(token) for text in texts for token in text}
+    assert any((text[1:-1] == PADDING).any() for text in texts)
+    assert {0, 44, len(WORDS) - 1} <= {int(token) for text in texts for token in text}
     assert {1, 256} <= {len(text) for text in texts}
     assert any((kinds == 0).any() and (kinds == 1).any() for kinds in types)
     assert any(not kinds.any() for kinds in types)
 
 
 def test_a_config_that_asks_for_tuples_is_no_hindrance(kind: str, tmp_path: Path) -> None:
-    path = saved(kind, tmp_path)
+    path = make_model(tmp_path / kind, kind)
     config = json.loads((path / "config.json").read_text())
     asked = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
     (path / "config.json").write_text(json.dumps(config | asked))
-    assert compared(loaded(path), encoder(kind), tokens(LENGTHS)) < 1e-5
+    assert compared(loaded(path), make_encoder(kind), make_tokens(LENGTHS)) < 1e-5
 
 
 def test_cells_are_rows_that_are_all_alike(kind: str, on_windows: Backbone) -> None:
-    batch = one_batch(table(tokens(LENGTHS[:4])))
+    batch = one_batch(table(make_tokens(LENGTHS[:4])))
     single = torch.cat(windowed(on_windows, batch), dim=1)
     triple = torch.cat(windowed(on_windows, batch, 3), dim=1)
     assert triple.shape[0] == 3
@@ -195,7 +186,7 @@ def test_cells_are_rows_that_are_all_alike(kind: str, on_windows: Backbone) -> N
 
 
 def test_company_in_a_window_changes_nothing(kind: str, on_windows: Backbone) -> None:
-    rows = tokens(LENGTHS)
+    rows = make_tokens(LENGTHS)
     together = windowed(on_windows, one_batch(table(rows)))
     for place in (0, 3, 8):
         (alone,) = windowed(on_windows, one_batch(table(rows.take(torch.tensor([place]).numpy()))))
@@ -203,7 +194,7 @@ def test_company_in_a_window_changes_nothing(kind: str, on_windows: Backbone) ->
 
 
 def test_dropout_is_drawn_from_the_stream_alone(kind: str, on_windows: Backbone) -> None:
-    batch, stream = one_batch(table(tokens(LENGTHS[:3]))), torch.Generator()
+    batch, stream = one_batch(table(make_tokens(LENGTHS[:3]))), torch.Generator()
     with torch.no_grad():
         masks = on_windows.masks(batch.shape)
         once = on_windows.encode(batch, 2, masks.draw(stream.manual_seed(5), batch.windows, 3))
@@ -224,21 +215,21 @@ def test_the_backbone_is_frozen(on_windows: Backbone) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "electra"])
 def test_token_types_count(kind: str, folder: Path) -> None:
-    backbone, made = loaded(saved(kind, folder)), table(tokens(LENGTHS))
+    backbone, made = loaded(make_model(folder / kind, kind)), table(make_tokens(LENGTHS))
     batch = one_batch(made)
-    with_types, without = windowed(backbone, batch), own(encoder(kind), made, types=False)
+    with_types, without = windowed(backbone, batch), own(make_encoder(kind), made, types=False)
     assert max(float((a[0] - b).abs().max()) for a, b in zip(with_types, without, strict=True)) > 1e-2
 
 
 def test_the_local_window_of_modernbert_counts(folder: Path) -> None:
     """Its second layer reaches half of `local_attention` to each side: beyond two reaches nothing is seen."""
-    assert encoder("modernbert").config.local_attention == REACH < max(LENGTHS)
-    rows = tokens([120])
-    path = saved("modernbert", folder / "local")
+    assert make_encoder("modernbert").config.local_attention == REACH < max(LENGTHS)
+    rows = make_tokens([120])
+    path = make_model(folder / "local" / "modernbert", "modernbert")
     config = json.loads((path / "config.json").read_text())
     config["layer_types"] = ["sliding_attention", "sliding_attention"]
     (path / "config.json").write_text(json.dumps(config))
-    changed = tokens([120])
+    changed = make_tokens([120])
     changed.ids[100] = 3 + (changed.ids[100] - 2) % 60
     backbone = loaded(path)
     before, after = (windowed(backbone, one_batch(table(made)))[0][0] for made in (rows, changed))
@@ -248,9 +239,9 @@ def test_the_local_window_of_modernbert_counts(folder: Path) -> None:
     assert moved[101] > 1e-5
 
 
-@pytest.mark.parametrize("kind", list(UNPACKABLE))
+@pytest.mark.parametrize("kind", list(REFUSED_FAMILIES))
 def test_what_cannot_be_packed_is_refused(kind: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = saved(kind, folder)
+    path = make_model(folder / kind, kind)
     capfd.readouterr()
     with pytest.raises(BenchError) as refusal:
         loaded(path)
@@ -271,14 +262,14 @@ def refused(path: Path) -> BenchError:
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    path = saved("roberta", tmp_path)
+    path = make_model(tmp_path / "roberta", "roberta")
     (path / "model.safetensors").unlink()
     (path / "pytorch_model.bin").write_bytes(b"\x80\x04not to be read")
     assert "no weights in safetensors format" in refused(path).what
 
 
 def test_missing_weights_are_refused_and_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = saved("bert", tmp_path)
+    path = make_model(tmp_path / "bert", "bert")
     weights = safetensors.torch.load_file(path / "model.safetensors")
     name = "encoder.layer.1.attention.self.query.weight"
     del weights[name]
@@ -289,7 +280,7 @@ def test_missing_weights_are_refused_and_named(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_a_model_without_its_pooler_is_whole(tmp_path: Path) -> None:
-    path = saved("bert", tmp_path)
+    path = make_model(tmp_path / "bert", "bert")
     weights = safetensors.torch.load_file(path / "model.safetensors")
     kept = {name: part for name, part in weights.items() if "pooler" not in name}
     assert len(kept) < len(weights)
@@ -306,11 +297,11 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor
 
 def test_encoder_weights_that_are_not_used_are_refused_and_named(kind: str, tmp_path: Path) -> None:
     """A table of distances beside an attention, as relative positions have it, and a layer more than the config."""
-    path = saved(kind, tmp_path)
+    path = make_model(tmp_path / kind, kind)
     name = next(name for name in safetensors.torch.load_file(path / "model.safetensors") if "att" in name)
     extra = f"{name.rpartition('.')[0]}.distance_embedding.weight"
     assert extra in refused(rewritten(path, lambda weights: weights | {extra: torch.zeros(3, 8)})).what
-    saved(kind, tmp_path)
+    make_model(tmp_path / kind, kind)
     names = list(safetensors.torch.load_file(path / "model.safetensors"))
     third = {name: re.sub(r"(layers?)\.1\.", r"\1.2.", name) for name in names}
     rewritten(path, lambda weights: weights | {third[name]: part.clone() for name, part in weights.items()})
@@ -325,7 +316,7 @@ def test_encoder_weights_that_are_not_used_are_refused_and_named(kind: str, tmp_
 )  # fmt: skip
 def test_weights_that_are_no_known_head_are_refused_and_named(kind: str, name: str, tmp_path: Path) -> None:
     """The encoder was trained with them: without them it is another one."""
-    path = rewritten(saved(kind, tmp_path), lambda weights: weights | {name: torch.zeros(3, 8)})
+    path = rewritten(make_model(tmp_path / kind, kind), lambda weights: weights | {name: torch.zeros(3, 8)})
     assert f"has weights that '{kind}' does not use ({name})" in refused(path).what
 
 
@@ -338,9 +329,9 @@ def test_weights_that_are_no_known_head_are_refused_and_named(kind: str, name: s
 )  # fmt: skip
 def test_heads_may_be_left_over(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Heads, poolers, and the buffers that older versions saved, with the prefix that a model with a head has."""
-    kinds = {kind.replace("-", ""): kind for kind in PACKABLE}
+    kinds = {kind.replace("-", ""): kind for kind in FAMILIES}
     kind = next(kinds[key] for key in sorted(kinds, key=len, reverse=True) if name.lower().startswith(key))
-    model = getattr(hf, name)(encoder(kind).config)
+    model = getattr(hf, name)(make_encoder(kind).config)
     model.save_pretrained(tmp_path)
     old = f"{model.base_model_prefix}.embeddings.position_ids"
     rewritten(tmp_path, lambda weights: weights | {old: torch.arange(300)[None], "pooler.dense.bias": torch.ones(32)})
@@ -352,8 +343,8 @@ def test_heads_may_be_left_over(name: str, tmp_path: Path, capfd: pytest.Capture
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
 def test_an_adapter_that_transformers_applies_is_refused(tmp_path: Path) -> None:
     """As from the Hub, where only what was loaded can be asked."""
-    path = saved("roberta", tmp_path)
-    peft.get_peft_model(encoder("roberta"), peft.LoraConfig(target_modules=["query"])).save_pretrained(path)
+    path = make_model(tmp_path / "roberta", "roberta")
+    peft.get_peft_model(make_encoder("roberta"), peft.LoraConfig(target_modules=["query"])).save_pretrained(str(path))
     model, info = hf.AutoModel.from_pretrained(path, output_loading_info=True)
     with pytest.raises(BenchError, match="also holds an adapter, which transformers has applied"):
         weights.check_loaded("someone/roberta", model, info)
@@ -362,28 +353,28 @@ def test_an_adapter_that_transformers_applies_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"not safetensors at all, but long enough"])
 def test_broken_weights_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = saved("roberta", tmp_path)
+    path = make_model(tmp_path / "roberta", "roberta")
     (path / "model.safetensors").write_bytes(content)
     refused(path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "no such"}', '{"architectures": []}'])
 def test_a_broken_config_is_refused(tmp_path: Path, content: str) -> None:
-    path = saved("roberta", tmp_path)
+    path = make_model(tmp_path / "roberta", "roberta")
     (path / "config.json").write_text(content)
     refused(path)
 
 
 @pytest.mark.parametrize("name", ["block_size", "layer_norm_type", "conv_groups", "layerdrop_seed", "group_size"])
 def test_a_number_that_counts_no_layers_may_be_large(name: str, tmp_path: Path) -> None:
-    path = saved("roberta", tmp_path)
+    path = make_model(tmp_path / "roberta", "roberta")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {name: 512}))
     assert loaded(path).hidden_size == 32
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = saved("roberta", tmp_path)
+    path = make_model(tmp_path / "roberta", "roberta")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     capfd.readouterr()
@@ -396,7 +387,7 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_loading_says_nothing(kind: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = saved(kind, folder)
+    path = make_model(folder / kind, kind)
     capfd.readouterr()
     loaded(path)
     assert capfd.readouterr() == ("", "")
@@ -404,5 +395,5 @@ def test_loading_says_nothing(kind: str, folder: Path, capfd: pytest.CaptureFixt
 
 def test_position_limits(folder: Path) -> None:
     """RoBERTa's positions start after the padding index, BERT's at 0."""
-    assert loaded(saved("roberta", folder)).longest == 300 - PAD - 1
-    assert loaded(saved("bert", folder)).longest == 300
+    assert loaded(make_model(folder / "roberta", "roberta")).longest == 300 - PADDING - 1
+    assert loaded(make_model(folder / "bert", "bert")).longest == 300

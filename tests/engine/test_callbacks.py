@@ -14,7 +14,8 @@ from transformers import get_linear_schedule_with_warmup
 from lora_bench.callbacks import Callback, EpochMetrics, PackEnd, PackStart, StepBlock
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.trainer import Trainer
-from tests.engine.engine_factory import backbone, cell, rows, table, trainer
+from lora_bench.testing import make_cell, make_tokens
+from tests.engine.engine_factory import backbone, table, trainer
 
 STEPS, EPOCHS = 6, 2  # 48 rows in batches of 8
 
@@ -64,7 +65,7 @@ class Journal(Callback):
 
 
 def two_cells() -> list[Any]:
-    return [cell("lora", warmup=0.3), cell("head", lr=3e-3, head_lr=None, clip=0.1)]
+    return [make_cell("lora", warmup=0.3), make_cell("head", lr=3e-3, head_lr=None, clip=0.1)]
 
 
 def test_events_come_in_the_documented_order(exact: Backbone) -> None:
@@ -94,7 +95,9 @@ def test_callbacks_are_called_in_the_order_of_the_list(exact: Backbone) -> None:
 
 def test_held_out_metrics_are_given_too(exact: Backbone) -> None:
     journal = Journal()
-    (progress,) = trainer([cell("lora", select="held-out")], exact, held_out=table(rows(8, 5))).run([journal])
+    (progress,) = trainer([make_cell("lora", select="held-out")], exact, held_out=table(make_tokens(8, 5))).run(
+        [journal]
+    )
     assert [metrics.held_out[0] for metrics in journal.named("evaluated")] == progress.held_out
     assert len(progress.held_out) == EPOCHS
 
@@ -174,7 +177,7 @@ def test_an_exception_stops_the_training_and_the_pack_is_freed(exact: Backbone) 
 
 def test_a_cell_that_diverged_has_no_metrics_of_later_epochs(exact: Backbone) -> None:
     single, journal = backbone(precision="float32"), Journal()
-    cells = [cell("lora", lr=lr, head_lr=lr, precision="float32") for lr in (1e30, 1e-2, 1e-3)]
+    cells = [make_cell("lora", lr=lr, head_lr=lr, precision="float32") for lr in (1e30, 1e-2, 1e-3)]
     trainer(cells, single).run([journal])
     first, second = journal.named("evaluated")
     assert [metrics is None for metrics in first.metrics] == [False] * 3
@@ -186,7 +189,7 @@ def test_a_cell_that_diverged_has_no_metrics_of_later_epochs(exact: Backbone) ->
 
 def test_a_pack_that_thins_out_ends_unfinished() -> None:
     journal = Journal()
-    cells = [cell("lora", lr=lr, head_lr=lr, precision="float32") for lr in (1e30, 2e30, 1e-3)]
+    cells = [make_cell("lora", lr=lr, head_lr=lr, precision="float32") for lr in (1e30, 2e30, 1e-3)]
     trainer(cells, backbone(precision="float32")).run([journal])
     assert [name for name, _ in journal.events].count("evaluated") == 1
     (end,) = journal.named("end")

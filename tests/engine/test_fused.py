@@ -18,7 +18,8 @@ from lora_bench.engine.encoder.windows import Form
 from lora_bench.engine.graphs import choose_shapes
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.trainer import Trainer
-from tests.engine.engine_factory import CPU, backbone, cell, difference, rows, table, trained, trainer, values
+from lora_bench.testing import make_cell, make_encoder, make_tokens
+from tests.engine.engine_factory import CPU, backbone, difference, table, trained, trainer, values
 
 FAMILY = ("roberta", "bert", "xlm-roberta", "camembert", "electra")
 FORMS = st.builds(Form, st.sampled_from([32, 64]), st.integers(1, 20), st.just(8))
@@ -27,18 +28,18 @@ FORMS = st.builds(Form, st.sampled_from([32, 64]), st.integers(1, 20), st.just(8
 def company() -> list[Cell]:
     """Methods, ranks and target sets that share no weight, some, or all."""
     return [
-        cell("lora", rank=5, targets="attention+dense"),
-        cell("xs", rank=3, targets="query"),
-        cell("mini", targets="qv"),
-        cell("cora", rank=2, targets="output.dense"),
-        cell("lora", rank=2, targets="intermediate.dense"),
-        cell("pissa", rank=3, targets="qv"),
-        cell("vera", rank=4, targets="attention+dense"),
-        cell("dora", rank=2, targets="attention+dense"),
-        cell("ia3", targets="attention+dense"),
-        cell("ia3", targets="kv+ffn"),
-        cell("bitfit", targets="qv"),
-        cell("head"),
+        make_cell("lora", rank=5, targets="attention+dense"),
+        make_cell("xs", rank=3, targets="query"),
+        make_cell("mini", targets="qv"),
+        make_cell("cora", rank=2, targets="output.dense"),
+        make_cell("lora", rank=2, targets="intermediate.dense"),
+        make_cell("pissa", rank=3, targets="qv"),
+        make_cell("vera", rank=4, targets="attention+dense"),
+        make_cell("dora", rank=2, targets="attention+dense"),
+        make_cell("ia3", targets="attention+dense"),
+        make_cell("ia3", targets="kv+ffn"),
+        make_cell("bitfit", targets="qv"),
+        make_cell("head"),
     ]
 
 
@@ -62,15 +63,13 @@ def test_training_is_that_of_transformers_own_code(kind: str) -> None:
 def test_other_encoders_run_through_transformers_own_code(kind: str) -> None:
     made = backbone(kind)
     assert made.fused is None
-    found = trained([cell("lora"), cell("head")], made)
+    found = trained([make_cell("lora"), make_cell("head")], made)
     assert all(np.isfinite(progress.losses).all() for progress in found.values())
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu_new"])
 def test_another_activation_is_not_written_out(act: str) -> None:
-    from tests.engine.engine_factory import encoder
-
-    model = encoder("roberta")
+    model = make_encoder("roberta")
     model.config.hidden_act = act
     assert Backbone(model, CPU, "float64").fused is None
 
@@ -98,7 +97,7 @@ def test_empty_windows_and_places_change_nothing(on: str) -> None:
 
 
 def test_a_weight_that_no_cell_adapts_has_no_gradient_to_make() -> None:
-    made = trainer([cell("head")], backbone())
+    made = trainer([make_cell("head")], backbone())
     losses, (only,) = gradients(made, None)
     assert made.pack.bank.families == []
     assert float(only.abs().max()) > 0
@@ -149,7 +148,7 @@ def test_each_chosen_shape_is_worth_its_recording(counts: dict[Form, int], worth
 
 
 def test_a_batch_without_padding_is_its_own_shape() -> None:
-    one = table(rows(20, 3))
+    one = table(make_tokens(20, 3))
     (batch,) = one.batches([np.arange(20)])
     assert batch.shape == one.layout(np.arange(20)).form
     assert replace(batch, windows=1).shape == batch.shape

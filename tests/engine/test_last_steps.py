@@ -12,11 +12,12 @@ import torch
 
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.store import read_records
-from lora_bench.run import snapshot
+from lora_bench.run import checkpointing
+from lora_bench.run.checkpointing import CellCheckpoint
 from lora_bench.run.interfaces import Options
-from lora_bench.run.pack_run import trainer_of
+from lora_bench.run.pack_run import build_trainer
 from lora_bench.run.worker import Training
-from tests.engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, QuietView, TinyBench, by_cell, make_data, make_model
 from tests.engine.test_resume import equal, stopped
 
 BLOCKS: Blocks = ({"method": "head"}, {"method": "lora", "rank": [4, 2]})
@@ -35,9 +36,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> Bench:
+def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
     """An empty results folder over the encoder and the data."""
-    return Bench(model, rows, tmp_path / "results")
+    return TinyBench(model, rows, tmp_path / "results")
 
 
 def not_finite_at(step: int, rank: int, loss: float) -> Callable[..., Any]:
@@ -55,12 +56,12 @@ def not_finite_at(step: int, rank: int, loss: float) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(("loss", "word"), [(float("nan"), "nan"), (float("inf"), "inf"), (float("-inf"), "-inf")])
 def test_a_cell_that_is_resumed_before_it_diverges_has_all_of_its_last_steps(
-    bench: Bench, tmp_path: Path, loss: float, word: str, monkeypatch: pytest.MonkeyPatch
+    bench: TinyBench, tmp_path: Path, loss: float, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of the fourth of five epochs of twenty steps, stopped ten steps before; the rest trains on."""
-    settings = {"precision": "float32", "batch_size": 2, "epochs": 5}
+    settings: dict[str, Any] = {"precision": "float32", "batch_size": 2, "epochs": 5}
     monkeypatch.setattr(Trainer, "_gradients", not_finite_at(72, 4, loss))
-    peace = Bench(bench.model, bench.rows, tmp_path / "peace")
+    peace = TinyBench(bench.model, bench.rows, tmp_path / "peace")
     expected = peace.run(BLOCKS, **settings)
     stopped(bench, BLOCKS, 4, 2, **settings)
     found = bench.run(BLOCKS, **settings)
@@ -69,7 +70,8 @@ def test_a_cell_that_is_resumed_before_it_diverges_has_all_of_its_last_steps(
     assert [record.last_steps is None for record in found] == [True, False, True]
     bad = found[1]
     assert bad.reason == "loss or gradient not finite in epoch 4, step 72"
-    steps = bad.last_steps or ()
+    steps = bad.last_steps
+    assert steps is not None
     assert [step.step for step in steps] == list(range(23, 73))
     assert steps[-1].loss == word
     assert all(np.isfinite([float(step.loss), float(step.grad_norm), float(step.lr)]).all() for step in steps[:-1])
@@ -78,32 +80,35 @@ def test_a_cell_that_is_resumed_before_it_diverges_has_all_of_its_last_steps(
 
 
 def test_a_cell_that_is_resumed_after_it_diverged_keeps_the_steps_up_to_then(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the same epoch after the step that was not finite, when nothing is marked yet."""
-    settings = {"precision": "float32", "batch_size": 2, "epochs": 3}
+    settings: dict[str, Any] = {"precision": "float32", "batch_size": 2, "epochs": 3}
     monkeypatch.setattr(Trainer, "_gradients", not_finite_at(23, 4, float("nan")))
-    expected = Bench(bench.model, bench.rows, tmp_path / "peace").run(BLOCKS, **settings)
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(BLOCKS, **settings)
     stopped(bench, BLOCKS, 2, 9, **settings)
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)
     assert [step.step for step in found[1].last_steps or ()] == list(range(1, 24))
 
 
-def test_a_checkpoint_without_recent_steps_is_read(bench: Bench) -> None:
+def test_a_checkpoint_without_recent_steps_is_read(bench: TinyBench) -> None:
     """As earlier versions wrote it: the steps before are not known, all else is as it was."""
     plan = bench.plan(BLOCKS[1:])
     worker = Training(plan, Options(bench.results, offline=True), QuietView())
     worker.prepare(plan.packs[0])
-    on = worker.loader.backbone(plan.packs[0][0])
-    trainer = trainer_of(plan.packs[0], on, worker.loader.tables(plan.packs[0][0], on))
-    fresh = snapshot.take(trainer)
+    backbone = worker.loader.backbone(plan.packs[0][0])
+    trainer = build_trainer(plan.packs[0], backbone, worker.loader.tables(plan.packs[0][0], backbone))
+    fresh = checkpointing.copy_states(trainer)
     trainer.run()
-    taken = snapshot.take(trainer)
-    by_name = {name: value for name, value in snapshot.tensors(taken).items() if not name.endswith("recent_steps")}
-    rebuilt = [
-        snapshot.rebuild(snapshot.saved_cell(each, k, "code", 0), by_name, fresh[k]) for k, each in enumerate(taken)
+    states = checkpointing.copy_states(trainer)
+    tensors = {
+        name: value for name, value in checkpointing._tensors(states).items() if not name.endswith("recent_steps")
+    }
+    restored = [
+        CellCheckpoint(checkpointing._cell_entry(state, k, {}), 0.0, tensors).training_state(fresh[k])
+        for k, state in enumerate(states)
     ]
-    assert [len(each.progress.recent_steps) for each in taken] == [10] * 2
-    assert [len(each.progress.recent_steps) for each in rebuilt] == [0, 0]
-    assert [each.progress.losses for each in rebuilt] == [each.progress.losses for each in taken]
+    assert [len(state.progress.recent_steps) for state in states] == [10] * 2
+    assert [len(state.progress.recent_steps) for state in restored] == [0, 0]
+    assert [state.progress.losses for state in restored] == [state.progress.losses for state in states]

@@ -12,7 +12,8 @@ import torch
 from lora_bench.cell import Cell
 from lora_bench.engine import memory
 from lora_bench.engine.trainer import Trainer
-from tests.engine.engine_factory import CPU, backbone, cell, trainer
+from lora_bench.testing import make_cell
+from tests.engine.engine_factory import CPU, backbone, trainer
 
 BASE, EACH = 1000, 70
 
@@ -38,13 +39,13 @@ class Card:
 @pytest.mark.parametrize(("free", "room"), [(10_000, 107), (2000, 10), (1200, 1), (10, 1)])
 def test_room_is_what_is_free_over_what_a_cell_takes(free: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(free, monkeypatch)
-    cells = [cell("lora", rank=rank) for rank in range(1, 9)]
+    cells = [make_cell("lora", rank=rank) for rank in range(1, 9)]
     assert memory.cells_that_fit(cells, card.make, CPU) == room
     assert card.packs == list(memory.SAMPLES)
 
 
 def test_a_probe_trains_nothing() -> None:
-    made = trainer([cell("lora"), cell("head")], backbone())
+    made = trainer([make_cell("lora"), make_cell("head")], backbone())
     before = [block.matrix.clone() for block in made.blocks]
     made.probe_memory()
     assert all(torch.equal(block.matrix, old) for block, old in zip(made.blocks, before, strict=True))
@@ -62,7 +63,7 @@ def test_what_a_done_pack_took_is_free_at_once() -> None:
     gc.collect()
     gc.disable()
     try:
-        made = trainer([cell("lora"), cell("mini")], backbone())
+        made = trainer([make_cell("lora"), make_cell("mini")], backbone())
         made.run()
         pack = weakref.ref(made.pack)
         del made

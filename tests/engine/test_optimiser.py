@@ -15,15 +15,15 @@ from lora_bench.cell import Cell
 from lora_bench.engine.block import Block
 from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.schedule import lr_multipliers
-from tests.engine.engine_factory import cell
+from lora_bench.testing import make_cell
 
 STEPS = 30
 CELLS = (
-    cell("lora", lr=1e-2, head_lr=None, warmup=0.06, clip=1.0, weight_decay=0.0),
-    cell("lora", lr=3e-3, head_lr=2e-2, warmup=0.0, clip=0.0, weight_decay=0.1),
-    cell("head", lr=5e-2, head_lr=None, warmup=0.5, clip=0.1, weight_decay=0.3),
-    cell("mini", lr=2e-2, head_lr=1e-3, warmup=1.0, clip=100.0, weight_decay=0.01),
-    cell("lora", lr=1e-4, head_lr=None, warmup=0.33, clip=2.0, weight_decay=1.0),
+    make_cell("lora", lr=1e-2, head_lr=None, warmup=0.06, clip=1.0, weight_decay=0.0),
+    make_cell("lora", lr=3e-3, head_lr=2e-2, warmup=0.0, clip=0.0, weight_decay=0.1),
+    make_cell("head", lr=5e-2, head_lr=None, warmup=0.5, clip=0.1, weight_decay=0.3),
+    make_cell("mini", lr=2e-2, head_lr=1e-3, warmup=1.0, clip=100.0, weight_decay=0.01),
+    make_cell("lora", lr=1e-4, head_lr=None, warmup=0.33, clip=2.0, weight_decay=1.0),
 )
 ADAPTED = (0, 1, 4)  # the cells in the first block; the second has all
 
@@ -68,7 +68,7 @@ class Reference:
     def __init__(self, one: Cell, place: int, made: Setting) -> None:
         self.place, self.clip = place, one.clip
         self.row = ADAPTED.index(place) if place in ADAPTED else None
-        self.keeps = made.blocks[1].decays == 1  # type: ignore[operator]
+        self.keeps = made.blocks[1].decays == 1
         self.parameters = [part.clone().requires_grad_() for part in self.cut([b.matrix for b in made.blocks])]
         rates = [one.lr, 3 * one.effective_head_lr, one.effective_head_lr]
         decays = [one.weight_decay, one.weight_decay, 0.0]
@@ -157,7 +157,7 @@ def test_the_schedule_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 1.0])
 def test_a_schedule_of_one_step(warmup: float) -> None:
-    assert lr_multipliers([cell(warmup=warmup)], torch.arange(1), 1).tolist() == [[1.0 if warmup == 0 else 0.0]]
+    assert lr_multipliers([make_cell(warmup=warmup)], torch.arange(1), 1).tolist() == [[1.0 if warmup == 0 else 0.0]]
 
 
 def test_norms_are_over_all_that_a_cell_trains() -> None:

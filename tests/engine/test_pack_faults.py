@@ -18,18 +18,8 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import slices
 from lora_bench.engine.trainer import Split, Trainer
-from tests.engine.engine_factory import (
-    PACKABLE,
-    backbone,
-    cell,
-    difference,
-    losses,
-    rows,
-    table,
-    trained,
-    trainer,
-    values,
-)
+from lora_bench.testing import FAMILIES, make_cell, make_tokens
+from tests.engine.engine_factory import backbone, difference, losses, table, trained, trainer, values
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +31,11 @@ def single() -> Backbone:
 def company(bad_lr: float) -> list[Cell]:
     """Five cells; the third, in one group with the one before, has the learning rate."""
     return [
-        cell("mini", lr=1e-2, precision="float32"),
-        cell("lora", rank=2, precision="float32"),
-        cell("lora", lr=bad_lr, head_lr=bad_lr, rank=7, alpha=9.0, precision="float32"),
-        cell("lora", rank=4, targets="qv", precision="float32"),
-        cell("head", precision="float32"),
+        make_cell("mini", lr=1e-2, precision="float32"),
+        make_cell("lora", rank=2, precision="float32"),
+        make_cell("lora", lr=bad_lr, head_lr=bad_lr, rank=7, alpha=9.0, precision="float32"),
+        make_cell("lora", rank=4, targets="qv", precision="float32"),
+        make_cell("head", precision="float32"),
     ]
 
 
@@ -104,7 +94,7 @@ def test_a_marked_cell_does_not_move_again(single: Backbone) -> None:
 
 
 def test_a_cell_that_was_good_for_an_epoch_keeps_that_epoch(single: Backbone) -> None:
-    made = trainer([cell("lora", precision="float32"), cell("lora", rank=2, precision="float32")], single)
+    made = trainer([make_cell("lora", precision="float32"), make_cell("lora", rank=2, precision="float32")], single)
     finish = made._evaluate_epoch
 
     def poison(epoch: int) -> None:
@@ -122,13 +112,13 @@ def test_a_cell_that_was_good_for_an_epoch_keeps_that_epoch(single: Backbone) ->
     assert good.selected == 2
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PACKABLE if kind != "roberta"])
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "roberta"])
 def test_the_law_holds_on_every_architecture(kind: str) -> None:
     exact = backbone(kind)
     cells = [
-        cell("mini", epochs=1, batch_size=16),
-        cell("lora", epochs=1, batch_size=16, rank=2, targets="attention+dense"),
-        cell("xs", epochs=1, batch_size=16, rank=7),
+        make_cell("mini", epochs=1, batch_size=16),
+        make_cell("lora", epochs=1, batch_size=16, rank=2, targets="attention+dense"),
+        make_cell("xs", epochs=1, batch_size=16, rank=7),
     ]
     together = trained(cells, exact)
     for one in cells:
@@ -138,11 +128,11 @@ def test_the_law_holds_on_every_architecture(kind: str) -> None:
 
 
 def test_held_out_sees_fewer_rows_and_chooses_the_epoch() -> None:
-    exact, one = backbone(), cell("lora", select="held-out", epochs=4, lr=3e-2)
-    kept, held = held_out(rows(60, 1), one.seed, 0.2)
+    exact, one = backbone(), make_cell("lora", select="held-out", epochs=4, lr=3e-2)
+    kept, held = held_out(make_tokens(60, 1), one.seed, 0.2)
     assert (len(kept), len(held)) == (48, 12)
     task, pack = tasks.get("sst2"), Pack([one, one.model_copy(update={"method": "head"})], exact, 2)
-    made = Trainer(pack, task, table(kept), Split(table(rows(60, 2))), table(held))
+    made = Trainer(pack, task, table(kept), Split(table(make_tokens(60, 2))), table(held))
     for progress in made.run():
         assert len(progress.held_out) == len(progress.metrics) == 4
         chosen_by = [metrics["accuracy"] for metrics in progress.held_out]
@@ -153,13 +143,13 @@ def test_held_out_sees_fewer_rows_and_chooses_the_epoch() -> None:
 @pytest.mark.parametrize(("select", "expected"), [("best", 2), ("held-out", 3), ("last", 4)])
 def test_what_each_way_of_choosing_chooses(select: str, expected: int) -> None:
     """On scores by hand: the first of the best on validation, the first of the best on the slice, the last."""
-    made = trainer([cell("head", select=select, epochs=4)], backbone(), 8, table(rows(8, 5)))
+    made = trainer([make_cell("head", select=select, epochs=4)], backbone(), 8, table(make_tokens(8, 5)))
     validation, held = iter([0.1, 0.9, 0.9, 0.2]), iter([0.3, 0.4, 0.8, 0.8])
     own = made.evaluation.table
 
     def scored(predictions: object, on: object, parts: object = None) -> dict[str, float]:
         return {"accuracy": next(validation if on is own else held)}
 
-    made._score = scored  # type: ignore[method-assign]
+    made._score = scored  # type: ignore[method-assign, assignment]
     (progress,) = made.run()
     assert progress.selected == expected

@@ -11,10 +11,12 @@ import torch
 
 from lora_bench import methods
 from lora_bench.cell import Cell
+from lora_bench.engine.encoder.attention import SharedDropout
 from lora_bench.engine.encoder.backbone import Backbone
-from lora_bench.engine.trainer import Progress
+from lora_bench.engine.progress import Progress
 from lora_bench.methods.recipe import Shape
-from tests.engine.engine_factory import backbone, cell, difference, losses, start, trained, values
+from lora_bench.testing import make_cell
+from tests.engine.engine_factory import backbone, difference, losses, start, trained, values
 
 WEIGHTS, LOSSES = 1e-8, 1e-10
 MIXED: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -42,13 +44,15 @@ MIXED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("svft-banded", {"b": 3, "lr": 2e-2, "targets": "attention+dense"}),
 )
 NAMED = {method for method, _ in MIXED}
-OTHERS = [(name, {}) for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone and name not in NAMED]
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    (name, {}) for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone and name not in NAMED
+]
 Found = dict[Cell, Progress]
 
 
 def mixed(precision: str = "float64") -> list[Cell]:
     """The cells; a method that this file does not name has one too."""
-    return [cell(method, precision=precision, **settings) for method, settings in (*MIXED, *OTHERS)]
+    return [make_cell(method, precision=precision, **settings) for method, settings in (*MIXED, *OTHERS)]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_the_metrics_and_predictions_are_the_same(packed: Found, alone: Found) -
 
 def test_order_does_not_matter(exact: Backbone, packed: Found) -> None:
     shuffled = mixed()
-    np.random.default_rng(5).shuffle(shuffled)  # type: ignore[arg-type]
+    np.random.default_rng(5).shuffle(shuffled)
     assert shuffled != mixed()
     agree(trained(shuffled, exact), packed)
 
@@ -116,7 +120,7 @@ def test_company_does_not_matter(exact: Backbone, packed: Found) -> None:
 
 def test_the_adapters_have_moved_and_count(exact: Backbone, packed: Found) -> None:
     """Otherwise the law would hold of nothing."""
-    head = packed[cell("head")].losses
+    head = packed[make_cell("head")].losses
     for each, progress in packed.items():
         before, after = start(each, exact), values(progress)
         moved = {name: float((after[name] - before[name]).abs().max()) for name in after}
@@ -141,15 +145,15 @@ def test_cells_differ_from_each_other(packed: Found) -> None:
 def test_dropout_is_on(exact: Backbone) -> None:
     quiet = backbone()
     for module in quiet.model.modules():
-        if hasattr(module, "p"):
+        if isinstance(module, SharedDropout):
             module.p = 0.0
-    one = cell("lora", epochs=1)
+    one = make_cell("lora", epochs=1)
     with_dropout, without = trained([one], exact)[one].losses, trained([one], quiet)[one].losses
     assert min(abs(a - b) for a, b in zip(with_dropout, without, strict=True)) > 1e-6
 
 
 def test_regression_obeys_the_law_too(exact: Backbone) -> None:
-    cells = [cell(method, task="stsb", **settings) for method, settings in MIXED[::4]]
+    cells = [make_cell(method, task="stsb", **settings) for method, settings in MIXED[::4]]
     agree(trained(cells, exact), {one: trained([one], exact)[one] for one in cells})
 
 

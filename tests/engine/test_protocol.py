@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.store import read_records
-from tests.engine.runner_factory import (
-    TRAIN,
-    VALIDATION,
-    Bench,
+from lora_bench.testing import (
+    TRAIN_ROWS,
+    VALIDATION_ROWS,
     QuietView,
+    TinyBench,
+    assert_same_numbers,
     by_cell,
     make_data,
     make_model,
-    same_numbers,
 )
 
 TASKS = ("sst2", "stsb", "mnli", "cola", "mrpc")
@@ -26,7 +27,7 @@ TASKS = ("sst2", "stsb", "mnli", "cola", "mrpc")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder."""
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+    return make_model(tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=40)
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +37,22 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> Bench:
+def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
     """An empty results folder over the encoder and the data."""
-    return Bench(model, rows, tmp_path / "results")
+    return TinyBench(model, rows, tmp_path / "results")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("order", [("best", "held-out"), ("held-out", "best")])
-def test_held_out_trains_on_fewer_rows_and_chooses_by_them(bench: Bench, order: tuple[str, str], seed: int) -> None:
+def test_held_out_trains_on_fewer_rows_and_chooses_by_them(bench: TinyBench, order: tuple[str, str], seed: int) -> None:
     records = bench.run([{"method": "lora", "rank": 4, "select": list(order)}], epochs=4, seed=seed)
     best, held = sorted(records, key=lambda record: record.cell.select)
     assert (best.reason, held.reason) == (None, None)
     assert best.data is not None
     assert held.data is not None
-    assert best.data.train_rows == TRAIN
-    assert held.data.train_rows == TRAIN - 4
-    assert best.data.eval_rows == held.data.eval_rows == VALIDATION
+    assert best.data.train_rows == TRAIN_ROWS
+    assert held.data.train_rows == TRAIN_ROWS - 4
+    assert best.data.eval_rows == held.data.eval_rows == VALIDATION_ROWS
     assert all(epoch.held_out is None for epoch in best.epochs)
     slices = [epoch.held_out["accuracy"] for epoch in held.epochs if epoch.held_out]
     assert len(slices) == 4
@@ -64,10 +65,10 @@ def test_held_out_trains_on_fewer_rows_and_chooses_by_them(bench: Bench, order: 
     assert best.epochs[0].loss != held.epochs[0].loss
 
 
-def test_mnli_is_both_halves_and_each(bench: Bench) -> None:
+def test_mnli_is_both_halves_and_each(bench: TinyBench) -> None:
     (record,) = bench.run([{"method": "lora", "rank": 4, "task": "mnli"}])
     assert record.status == "done"
-    assert len(record.predictions) == 2 * VALIDATION
+    assert len(record.predictions) == 2 * VALIDATION_ROWS
     assert record.protocol.split == "validation_matched+validation_mismatched"
     for epoch in record.epochs:
         both, one, other = (epoch.metrics[name] for name in ("accuracy", "accuracy_matched", "accuracy_mismatched"))
@@ -77,7 +78,7 @@ def test_mnli_is_both_halves_and_each(bench: Bench) -> None:
     assert float(row["accuracy_matched_best"]) == best["accuracy_matched"]
 
 
-def test_a_regression_predicts_numbers(bench: Bench) -> None:
+def test_a_regression_predicts_numbers(bench: TinyBench) -> None:
     (record,) = bench.run([{"method": "mini", "rank": 4, "a": 8, "b": 8, "task": "stsb"}])
     assert record.metric == "pearson"
     assert len(set(record.predictions)) > 3
@@ -85,18 +86,18 @@ def test_a_regression_predicts_numbers(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_kind_of_task_trains(bench: Bench, task: str) -> None:
+def test_every_kind_of_task_trains(bench: TinyBench, task: str) -> None:
     (record,) = bench.run([{"method": "head", "task": task}], epochs=1)
     assert record.status == "done"
     assert set(record.epochs[0].metrics) >= {record.metric}
 
 
-def test_full_fine_tuning_leaves_the_backbone_as_it_was(bench: Bench, tmp_path: Path) -> None:
+def test_full_fine_tuning_leaves_the_backbone_as_it_was(bench: TinyBench, tmp_path: Path) -> None:
     """The runner keeps one backbone for all packs."""
     lora = {"method": "lora", "rank": 4}
     full, after = bench.run([{"method": "full", "lr": 1e-3}, lora])
-    (alone,) = Bench(bench.model, bench.rows, tmp_path / "alone").run([lora])
-    same_numbers(after, alone)
+    (alone,) = TinyBench(bench.model, bench.rows, tmp_path / "alone").run([lora])
+    assert_same_numbers(after, alone)
     assert full.status == "done"
     assert full.counts is not None
     assert full.counts.adapter_params > 10_000
@@ -104,16 +105,16 @@ def test_full_fine_tuning_leaves_the_backbone_as_it_was(bench: Bench, tmp_path: 
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_bfloat16_trains(bench: Bench, method: str) -> None:
+def test_bfloat16_trains(bench: TinyBench, method: str) -> None:
     (record,) = bench.run([{"method": method}], precision="bf16", lr=1e-3)
     assert record.status == "done"
     assert all(math.isfinite(epoch.loss or math.nan) for epoch in record.epochs)
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])
-def test_a_cell_that_overflows_has_a_record_that_can_be_read(bench: Bench, task: str) -> None:
+def test_a_cell_that_overflows_has_a_record_that_can_be_read(bench: TinyBench, task: str) -> None:
     """With one step a epoch the loss is finite, and the weights after it are not."""
-    settings = {"precision": "float32", "batch_size": TRAIN, "warmup": 0.0, "epochs": 1}
+    settings: dict[str, Any] = {"precision": "float32", "batch_size": TRAIN_ROWS, "warmup": 0.0, "epochs": 1}
     (record,) = bench.run([{"method": "lora", "lr": 1e38, "task": task}], **settings)
     loaded = read_records(bench.results)
     assert loaded.broken == ()
@@ -122,15 +123,21 @@ def test_a_cell_that_overflows_has_a_record_that_can_be_read(bench: Bench, task:
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])
-def test_a_cell_whose_outputs_are_no_numbers_is_not_done(bench: Bench, task: str) -> None:
+def test_a_cell_whose_outputs_are_no_numbers_is_not_done(bench: TinyBench, task: str) -> None:
     """The class of a NaN is no prediction."""
-    settings = {"precision": "float32", "batch_size": TRAIN, "warmup": 0.0, "epochs": 1, "task": task}
+    settings: dict[str, Any] = {
+        "precision": "float32",
+        "batch_size": TRAIN_ROWS,
+        "warmup": 0.0,
+        "epochs": 1,
+        "task": task,
+    }
     (record,) = bench.run([{"method": "lora", "lr": 1e38}], **settings)
     assert record.status == "diverged"
     assert record.score is None
 
 
-def test_a_diverged_cell_is_recorded_beside_good_ones(bench: Bench) -> None:
+def test_a_diverged_cell_is_recorded_beside_good_ones(bench: TinyBench) -> None:
     bad, good = bench.run([{"method": "lora", "lr": [1e30, 1e-2]}], precision="float32")
     assert (bad.status, good.status) == ("diverged", "done")
     assert bad.score is None
@@ -139,9 +146,9 @@ def test_a_diverged_cell_is_recorded_beside_good_ones(bench: Bench) -> None:
     assert read_records(bench.results).broken == ()
 
 
-def test_a_tokenizer_of_another_model_is_refused(bench: Bench, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(bench: TinyBench, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="embeddings") as error:
-        bench.run([{"method": "head"}], model=str(make_model(tmp_path / "small", vocabulary=20)))
+        bench.run([{"method": "head"}], model=str(make_model(tmp_path / "small", vocab_size=20)))
     assert error.value.code == MISSING
 
 
@@ -149,14 +156,14 @@ def test_sequences_longer_than_the_model_takes_are_refused(model: Path, tmp_path
     rows = make_data(tmp_path / "data")
     path = rows / "sst2" / "train.jsonl"
     path.write_text(path.read_text() + '{"sentence": "' + "w1 " * 50 + '", "label": 0}\n')
-    bench = Bench(model, rows, tmp_path / "results")
+    bench = TinyBench(model, rows, tmp_path / "results")
     with pytest.raises(BenchError, match="--max-length 38") as error:
         bench.run([{"method": "head"}], max_length=64)
     assert error.value.code == USAGE
     assert [record.status for record in bench.run([{"method": "head"}], max_length=38)] == ["done"]
 
 
-def test_the_view_is_told_of_every_cell(bench: Bench) -> None:
+def test_the_view_is_told_of_every_cell(bench: TinyBench) -> None:
     view = QuietView()
     records = bench.follow(bench.plan([{"method": ["head", "lora"], "seed": [0, 1]}]), view)
     assert view.packs == 2

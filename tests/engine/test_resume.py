@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
 from lora_bench.run.worker import Training
-from tests.engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model, same_numbers
+from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_data, make_model
 
 MIXED: Blocks = (
     {"method": "head"},
@@ -46,9 +46,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> Bench:
+def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
     """An empty results folder over the encoder and the data."""
-    return Bench(model, rows, tmp_path / "results")
+    return TinyBench(model, rows, tmp_path / "results")
 
 
 class Asking(QuietView):
@@ -65,7 +65,7 @@ class Asking(QuietView):
             self.stopper.asked = True
 
 
-def stopped(bench: Bench, blocks: Blocks, epoch: int, step: int, limit: int = 16, **defaults: Any) -> Asking:
+def stopped(bench: TinyBench, blocks: Blocks, epoch: int, step: int, limit: int = 16, **defaults: Any) -> Asking:
     """A run that a signal ends at a step."""
     stopper = Stopper()
     view = Asking(stopper, epoch, step)
@@ -80,7 +80,7 @@ def untimed(record: Record) -> dict[str, Any]:
     return record.model_dump() | {"timing": None}
 
 
-def adapters(bench: Bench) -> dict[str, bytes]:
+def adapters(bench: TinyBench) -> dict[str, bytes]:
     """The adapters' files."""
     return {name: content for name, content in bench.files().items() if name.startswith("adapters")}
 
@@ -90,10 +90,10 @@ def equal(one: list[Record], other: list[Record]) -> bool:
 
 
 @pytest.mark.parametrize("select", ["best", "held-out"])
-def test_a_stopped_pack_goes_on_bit_by_bit(bench: Bench, tmp_path: Path, select: str) -> None:
+def test_a_stopped_pack_goes_on_bit_by_bit(bench: TinyBench, tmp_path: Path, select: str) -> None:
     """Stopped in the middle of epochs and at their ends, again and again, until it is done."""
-    settings = {"precision": "float32", "epochs": 3, "select": select}
-    peace = Bench(bench.model, bench.rows, tmp_path / "peace")
+    settings: dict[str, Any] = {"precision": "float32", "epochs": 3, "select": select}
+    peace = TinyBench(bench.model, bench.rows, tmp_path / "peace")
     expected = peace.run(MIXED, **settings)
     for at in ((1, 2), (1, STEPS), (2, 1), (3, 3), (3, STEPS)) if select == "best" else ((1, STEPS), (3, 3)):
         view = stopped(bench, MIXED, *at, **settings)
@@ -106,24 +106,24 @@ def test_a_stopped_pack_goes_on_bit_by_bit(bench: Bench, tmp_path: Path, select:
     assert not (bench.results / "states").exists()
 
 
-def test_in_other_company_the_pack_law_holds(bench: Bench, tmp_path: Path) -> None:
-    expected = by_cell(Bench(bench.model, bench.rows, tmp_path / "peace").run(MIXED, epochs=3))
+def test_in_other_company_the_pack_law_holds(bench: TinyBench, tmp_path: Path) -> None:
+    expected = by_cell(TinyBench(bench.model, bench.rows, tmp_path / "peace").run(MIXED, epochs=3))
     stopped(bench, MIXED, 2, 3, epochs=3)
     found = bench.run(MIXED, limit=2, epochs=3)
     assert {record.timing.pack_size for record in found if record.timing} == {1, 2}
     for record in found:
-        same_numbers(record, expected[record.cell])
+        assert_same_numbers(record, expected[record.cell])
 
 
-def test_full_fine_tuning_goes_on_too(bench: Bench, tmp_path: Path) -> None:
+def test_full_fine_tuning_goes_on_too(bench: TinyBench, tmp_path: Path) -> None:
     blocks: Blocks = ({"method": "full"},)
-    settings = {"precision": "float32", "lr": 1e-3}
-    expected = Bench(bench.model, bench.rows, tmp_path / "peace").run(blocks, **settings)
+    settings: dict[str, Any] = {"precision": "float32", "lr": 1e-3}
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(blocks, **settings)
     stopped(bench, blocks, 2, 2, **settings)
     assert equal(bench.run(blocks, **settings), expected)
 
 
-def saved(bench: Bench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> list[Path]:
+def saved(bench: TinyBench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> list[Path]:
     """The folders of a run that was saved after each epoch and stopped in the last, newest first."""
     monkeypatch.setattr(checkpointing, "EPOCH_INTERVAL", 0.0)
     monkeypatch.setattr(checkpointing, "COST_FACTOR", 0)
@@ -132,10 +132,10 @@ def saved(bench: Bench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> lis
 
 
 def test_two_generations_are_kept_and_a_broken_one_falls_back(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"precision": "float32", "epochs": 3}
-    expected = Bench(bench.model, bench.rows, tmp_path / "peace").run(MIXED[:2], **settings)
+    settings: dict[str, Any] = {"precision": "float32", "epochs": 3}
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(MIXED[:2], **settings)
     newest, before = saved(bench, monkeypatch)
     assert int(newest.name[-9:]) == 2 * STEPS + 4
     assert int(before.name[-9:]) == 2 * STEPS
@@ -148,7 +148,7 @@ def test_two_generations_are_kept_and_a_broken_one_falls_back(
 
 
 def test_every_truncation_and_flipped_bit_of_a_checkpoint_is_noticed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: TinyBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(bench, monkeypatch)[0]
     checkpoint = checkpoints.read_all(bench.results)[0]
@@ -179,7 +179,9 @@ def test_every_truncation_and_flipped_bit_of_a_checkpoint_is_noticed(
             folder.read_tensors()
 
 
-def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_code_has_begun_begins_again(
+    bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped(bench, MIXED[:1], 2, 2)
     monkeypatch.setattr(provenance, "code", lambda method: "0" * 12)
     provenance.current.cache_clear()
@@ -195,7 +197,9 @@ def test_what_other_code_has_begun_begins_again(bench: Bench, tmp_path: Path, mo
         provenance.current.cache_clear()
 
 
-def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(
+    bench: TinyBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpointing, "EPOCH_INTERVAL", 0.0)
     monkeypatch.setattr(checkpointing, "COST_FACTOR", 0)
 
@@ -208,10 +212,10 @@ def test_a_pack_that_cannot_be_saved_trains_on_and_says_so_once(bench: Bench, mo
     assert view.warnings == ["A pack in training cannot be saved (No space left on device); training continues."]
 
 
-def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tmp_path: Path) -> None:
+def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: TinyBench, tmp_path: Path) -> None:
     """The others train on in a smaller pack, with the numbers that they would have had; also after a stop."""
     blocks: Blocks = ({"method": "lora", "rank": 4, "lr": [1e30, 2e30, 4e30, 1e-2, 3e-3]}, {"method": "head"})
-    settings = {"precision": "float32", "epochs": 4}
+    settings: dict[str, Any] = {"precision": "float32", "epochs": 4}
     good: Blocks = ({"method": "lora", "rank": 4, "lr": [1e-2, 3e-3]},)
     sizes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -225,7 +229,7 @@ def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tm
         blocks = blocks[:1]
         records = by_cell(bench.run(blocks, **settings))
     assert sizes == [5, 2, 2, 2]
-    alone = Bench(bench.model, bench.rows, tmp_path / "alone").run(good, **settings)
+    alone = TinyBench(bench.model, bench.rows, tmp_path / "alone").run(good, **settings)
     for one in alone:
         found = records[one.cell]
         assert found.status == "done"
@@ -234,16 +238,18 @@ def test_cells_that_diverge_leave_a_pack_of_which_they_are_most(bench: Bench, tm
     assert [record.status for record in bad] == ["diverged"] * 3
     assert {len(record.epochs) for record in bad} == {1}
     assert all("epoch 1, step " in (record.reason or "") for record in bad)
-    again = Bench(bench.model, bench.rows, tmp_path / "again")
+    again = TinyBench(bench.model, bench.rows, tmp_path / "again")
     stopped(again, blocks, 3, 2, **settings)
     assert equal(again.run(blocks, **settings), list(records.values()))
 
 
-def test_a_diverged_cell_has_the_same_record_in_any_pack(bench: Bench, tmp_path: Path) -> None:
+def test_a_diverged_cell_has_the_same_record_in_any_pack(bench: TinyBench, tmp_path: Path) -> None:
     wild: Blocks = ({"method": "lora", "rank": 4, "lr": 1e30},)
     company: Blocks = (*wild, *MIXED)
     (alone,) = bench.run(wild, precision="float32")
-    found = by_cell(Bench(bench.model, bench.rows, tmp_path / "company").run(company, precision="float32"))[alone.cell]
+    found = by_cell(TinyBench(bench.model, bench.rows, tmp_path / "company").run(company, precision="float32"))[
+        alone.cell
+    ]
     assert (found.status, found.reason, len(found.epochs)) == (alone.status, alone.reason, len(alone.epochs))
     assert (found.counts, found.predictions) == (alone.counts, alone.predictions)
     assert alone.last_steps is not None
@@ -266,15 +272,17 @@ def failing_at(step: int, error: Callable[[], Exception], above: int) -> Callabl
     return gradients
 
 
-def test_memory_that_runs_out_at_any_of_the_first_steps_changes_no_loss(bench: Bench, tmp_path: Path) -> None:
+def test_memory_that_runs_out_at_any_of_the_first_steps_changes_no_loss(bench: TinyBench, tmp_path: Path) -> None:
     blocks: Blocks = (MIXED[0], {"method": "lora", "rank": 4})
-    settings = {"epochs": 1, "batch_size": 2}  # twenty steps
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 2}  # twenty steps
     plan = bench.plan(blocks, **settings)
     worker = Training(plan, Options(bench.results, offline=True), QuietView())  # loads encoder and data once
     expected = by_cell(Runner(plan, worker.options, worker.view, worker=worker).run())
-    kinds = itertools.cycle([torch.OutOfMemoryError, MemoryError, lambda: RuntimeError("can't allocate memory")])
+    kinds: Iterator[Callable[[], Exception]] = itertools.cycle(
+        [torch.OutOfMemoryError, MemoryError, lambda: RuntimeError("can't allocate memory")]
+    )
     for step, kind in zip(range(1, 21), kinds, strict=False):
-        own = Bench(bench.model, bench.rows, tmp_path / str(step))
+        own = TinyBench(bench.model, bench.rows, tmp_path / str(step))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "_gradients", failing_at(step, kind, above=1))
             options = Options(own.results, offline=True)
@@ -282,10 +290,10 @@ def test_memory_that_runs_out_at_any_of_the_first_steps_changes_no_loss(bench: B
             found = Runner(plan, options, worker.view, worker=worker).run()
         assert {record.timing.halved for record in found if record.timing} == {1}
         for record in found:
-            same_numbers(record, expected[record.cell])
+            assert_same_numbers(record, expected[record.cell])
 
 
-def test_a_cell_that_alone_has_not_enough_memory_says_so(bench: Bench) -> None:
+def test_a_cell_that_alone_has_not_enough_memory_says_so(bench: TinyBench) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_gradients", failing_at(1, MemoryError, above=0))
         (record,) = bench.run(MIXED[:1])

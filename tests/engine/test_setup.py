@@ -16,7 +16,8 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.forecast.demand import PASSES, count_adapters
 from lora_bench.forecast.geometry import Geometry
 from lora_bench.methods.recipe import Shape
-from tests.engine.engine_factory import backbone, cell
+from lora_bench.testing import make_cell
+from tests.engine.engine_factory import backbone
 
 METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")
 
@@ -31,7 +32,7 @@ def test_a_start_is_drawn_once_for_all_cells_that_share_it(method: str, monkeypa
         return plain(count, *key)
 
     monkeypatch.setattr(randomness, "_raw", counting)
-    cells = [cell(method, lr=lr, seed=seed) for lr in (1e-3, 1e-2, 1e-1) for seed in (0, 1)]
+    cells = [make_cell(method, lr=lr, seed=seed) for lr in (1e-3, 1e-2, 1e-1) for seed in (0, 1)]
     pack = Pack(cells, backbone(), 2)
     assert set(drawn.values()) == {1}
     for place, one in enumerate(pack.cells):
@@ -51,7 +52,7 @@ def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.linalg, "svd", counting)
     on = backbone()
     for method in ("xs", "cora", "tinylora", "pissa", "cora-init"):
-        Pack([cell(method, targets="attention+dense", rank=rank) for rank in (2, 5)], on, 2)
+        Pack([make_cell(method, targets="attention+dense", rank=rank) for rank in (2, 5)], on, 2)
     assert shapes == {(32, 32): 2 * 4, (48, 32): 2 * 2, (96, 32): 2}
     names = [f"encoder.layer.1.attention.self.{part}" for part in ("query", "key", "value")]
     assert len({basis(on, name, "joint-svd", "output", 3).data_ptr() for name in names}) == 1
@@ -71,7 +72,7 @@ def numbers(tensors: Iterable[torch.Tensor]) -> int:
 def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
     """Trained, frozen and composed values, and what is done to outputs, of cells of two ranks and two targets."""
     targets = ("kv+ffn", "attention+dense") if method == "ia3" else ("qv", "attention+dense")
-    cells = [cell(method, targets=own, rank=rank) for own in targets for rank in (2, 5)]
+    cells = [make_cell(method, targets=own, rank=rank) for own in targets for rank in (2, 5)]
     pack = Pack(cells, backbone(), 2)
     forecast = count_adapters(cells, TINY, 2)
     assert forecast.trained == sum(block.matrix.numel() for block in pack.blocks())

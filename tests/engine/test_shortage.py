@@ -15,7 +15,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from lora_bench.engine.shortage import is_memory, shortages
 from lora_bench.errors import MISSING, BenchError
-from tests.engine.runner_factory import make_data
+from lora_bench.testing import make_data
 
 MEMORY = "Memory ran out while the model was loaded."
 CASES = [

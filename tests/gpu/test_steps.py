@@ -17,7 +17,8 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
-from lora_bench.engine.trainer import Progress, Split, Trainer
+from lora_bench.engine.progress import Progress
+from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.models import location
 
 FOLDER = os.environ.get("LORA_BENCH_MODEL", location("sample"))
@@ -55,7 +56,7 @@ def table(on: Backbone, rows: int, skip: int = 0) -> Table:
 def run(cells: list[Cell], on: Backbone, record: bool = True, rows: int = 320) -> dict[Cell, Progress]:
     made = Trainer(Pack(cells, on, 2), SST2, table(on, rows), Split(table(on, 80, rows)))
     if not record:
-        made.prepare = lambda steps=None: None  # type: ignore[method-assign,assignment]
+        made.prepare = lambda steps=None: None  # type: ignore[method-assign]
     found = dict(zip(made.pack.cells, made.run(), strict=True))
     assert bool(made.graphs._recorded) == record
     return found

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -151,8 +151,8 @@ def main() -> None:
     seeds = sorted({cell.seed for cell in cells})
     shares = [seeds[start :: args.own_jobs] for start in range(args.own_jobs)]
     with ThreadPoolExecutor(args.jobs) as pool, ThreadPoolExecutor(args.own_jobs) as own:
-        jobs = [pool.submit(_worker, cell, args, folder) for cell in cells]
-        jobs += [own.submit(subprocess.run, _own_command(args, share), check=True) for share in shares]
+        jobs: list[Future[object]] = [pool.submit(_worker, cell, args, folder) for cell in cells]
+        jobs += [own.submit(lambda share: subprocess.check_call(_own_command(args, share)), share) for share in shares]
         for job in jobs:
             job.result()
     _table(list(cells), Path(args.results), folder)

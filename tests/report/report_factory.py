@@ -11,12 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from lora_bench.cell import Cell
-from lora_bench.records.schema import Counts, DataInfo, Epoch, Protocol, Record, Status, Timing
-from lora_bench.tasks import TASKS
+from lora_bench.records.schema import Epoch, Protocol, Record, Status
+from lora_bench.testing import make_record
 
 Fill = Callable[[Iterable[Record]], Path]
 
-METRIC = {"cola": "matthews", "stsb": "pearson"}
 LEVEL = {"sst2": 0.92, "rte": 0.66, "cola": 0.52, "stsb": 0.87}
 
 
@@ -42,48 +41,17 @@ def record(
     if settings.get("method") not in ("head", "full"):
         base |= {"targets": "attention"}
     cell = Cell(**(base | settings))
-    counts = (
-        None
-        if params is None
-        else Counts(
-            adapter_params=params[0],
-            head_params=params[1],
-            adapter_bytes=4 * params[0],
-            modules=24,
-            adapter_bytes_fp16=2 * params[0],
-        )
-    )
-    timing = (
-        None
-        if seconds is None
-        else Timing(seconds=seconds, pack_seconds=seconds, pack_size=1, tokens=1, tokens_per_second=1.0)
-    )
-    rows = len(predictions) or (TASKS[cell.task].eval_rows if cell.task in TASKS else 0)
-    return Record(
-        id=cell.id,
+    return make_record(
+        score,
         cell=cell,
+        epochs=curve,
+        params=params,
+        seconds=seconds,
+        device=device,
         status=status,
         reason=reason,
-        metric=METRIC.get(cell.task, "accuracy"),
-        score=score,
-        best=score,
-        last=curve[-1].metrics.get(METRIC.get(cell.task, "accuracy")) if curve else score,
-        score_epoch=curve[0].epoch if curve else None,
-        counts=counts,
-        timing=timing,
-        epochs=curve,
         predictions=predictions,
-        environment={"device": device, "lora_bench": "0.1.0"},
-        data=DataInfo(source=cell.data, train_rows=1, eval_rows=rows, fingerprint=f"train+{cell.task}"),
         protocol=Protocol(split=split, select=cell.select, start=start, notes=notes),
-    )
-
-
-def epochs_of(*values: float | None, metric: str = "accuracy", held: tuple[float, ...] = ()) -> tuple[Epoch, ...]:
-    """Epochs with these values of the metric, and of the same on what was held out."""
-    return tuple(
-        Epoch(epoch=number, loss=1.0, metrics={metric: value}, held_out={metric: held[number - 1]} if held else None)
-        for number, value in enumerate(values, 1)
     )
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -21,7 +22,8 @@ from lora_bench.report.figures.drawing import MAX_METHODS, divide_methods, encod
 from lora_bench.report.figures.rank_plots import RankPanel, draw_rank_page, paired_only, rank_figures, rank_panels
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
 from lora_bench.report.numbers.rows import cell_rows
-from tests.report.report_factory import epochs_of, record, small
+from lora_bench.testing import make_epochs
+from tests.report.report_factory import record, small
 
 
 def subset(records: list[Record]) -> Subset:
@@ -34,7 +36,7 @@ def pages(subset: Subset) -> list[Sequence[RankPanel]]:
 
 def curves(ax: Axes) -> list[Line2D]:
     """The methods with ranks: the lines that are not horizontal over the whole axis."""
-    return [line for line in ax.lines if list(line.get_xdata()) != [0, 1]]
+    return [line for line in ax.lines if np.asarray(line.get_xdata()).tolist() != [0, 1]]
 
 
 def figure(records: list[Record]) -> Figure:
@@ -80,7 +82,7 @@ def test_curve_is_the_average_over_a_and_b_with_a_band_from_seeds() -> None:
     sst2 = figure(small()).axes[1]
     (mini,) = [line for line in curves(sst2) if to_hex(line.get_color()) == "#0072b2"]
     assert mini.get_ydata() == pytest.approx([91.52, 91.92])
-    band = next(each for each in sst2.collections if to_hex(each.get_facecolor()[0]) == "#0072b2")
+    band = next(area for area in sst2.collections if to_hex(np.asarray(area.get_facecolor())[0]) == "#0072b2")
     ends = band.get_paths()[0].get_extents()
     assert (ends.y0, ends.y1) == pytest.approx((90.52, 92.92))
 
@@ -250,8 +252,8 @@ def test_a_large_heat_map_has_a_scale_instead_of_numbers() -> None:
 
 
 def test_learning_curve_is_the_mean_of_the_seeds_that_ended() -> None:
-    seeds = [record(0.9, seed=seed, curve=epochs_of(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
-    diverged = record(None, seed=3, status="diverged", curve=epochs_of(0.1, None))
+    seeds = [record(0.9, seed=seed, curve=make_epochs(0.5 + 0.1 * seed, 0.9)) for seed in range(3)]
+    diverged = record(None, seed=3, status="diverged", curve=make_epochs(0.1, None))
     (panel,) = learning_curves.curve_panels(subset([*seeds, diverged]))
     (first, second) = panel.curves["mini"]
     assert first == pytest.approx((1, 0.6, 0.1))

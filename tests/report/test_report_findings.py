@@ -16,7 +16,8 @@ from lora_bench.report.numbers.intervals import score_interval
 from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
-from tests.report.report_factory import epochs_of, record
+from lora_bench.testing import make_epochs
+from tests.report.report_factory import record
 
 ROWS = 200
 
@@ -39,7 +40,7 @@ def cell(draw: random.Random, level: float, **settings: Any) -> Record:
     labels = [1.0] * (ROWS // 2) + [0.0] * (ROWS // 2)
     found = tuple(label if draw.random() < level else 1 - label for label in labels)
     score = sum(one == label for one, label in zip(found, labels, strict=True)) / ROWS
-    return record(score, curve=epochs_of(score), predictions=found, **settings)
+    return record(score, curve=make_epochs(score), predictions=found, **settings)
 
 
 def two_methods(level: float, seeds: int = 5) -> list[Record]:
@@ -132,7 +133,7 @@ def test_an_interval_stays_within_the_metric() -> None:
 def test_examples_that_all_seeds_miss_widen_the_interval() -> None:
     column, missed = Column("sst2", "accuracy"), [cell(random.Random(0), 0.7, seed=seed) for seed in range(3)]
     scores = [(each.score or 0) + 0.001 * each.cell.seed for each in missed]
-    curves = [{"score": score, "epochs": epochs_of(score)} for score in scores]
+    curves = [{"score": score, "epochs": make_epochs(score)} for score in scores]
     records = [each.model_copy(update=update) for each, update in zip(missed, curves, strict=True)]
     bare = [each.model_copy(update={"predictions": ()}) for each in records]
     wide, narrow = (score_interval(column, subset(each).columns[column][0]) for each in (records, bare))
@@ -178,7 +179,9 @@ def test_without_mirrored_pairs_symmetry_says_nothing() -> None:
 
 def test_best_last_and_held_out_side_by_side() -> None:
     records = [
-        record(0.9, seed=seed, select="held-out", curve=epochs_of(0.7, 0.9, 0.8 + seed / 100, held=(0.6, 0.5, 0.4)))
+        record(
+            0.9, seed=seed, select="held-out", curve=make_epochs(0.7, 0.9, 0.8 + seed / 100, held_out=(0.6, 0.5, 0.4))
+        )
         for seed in range(3)
     ]
     (table,) = selection_tables(subset(records))
@@ -225,7 +228,7 @@ def test_every_value_was_read_and_says_where() -> None:
 
 
 def lora(score: float, seeds: int = 5, **other: Any) -> list[Record]:
-    settings = {
+    settings: dict[str, Any] = {
         "model": "FacebookAI/roberta-base",
         "method": "lora",
         "rank": 8,

@@ -25,7 +25,7 @@ from lora_bench.report.numbers.entries import (
 from lora_bench.report.numbers.rows import SETTINGS, cell_rows
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
-from lora_bench.report.wording import selection_notes
+from lora_bench.report.numbers.wording import selection_notes
 from tests.report.report_factory import grid, record, small
 
 SST2 = Column("sst2", "accuracy")

@@ -15,7 +15,8 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.formats.html import html_page
-from tests.report.report_factory import epochs_of, record
+from lora_bench.testing import make_epochs
+from tests.report.report_factory import record
 
 webdriver = pytest.importorskip("selenium.webdriver")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -29,13 +30,15 @@ FLAGS = (
 
 def records() -> list[Record]:
     found = [
-        record(0.8 + 0.01 * rank / 4 + 0.001 * seed, rank=rank, a=a, seed=seed, seconds=2.0, curve=epochs_of(0.7, 0.8))
+        record(
+            0.8 + 0.01 * rank / 4 + 0.001 * seed, rank=rank, a=a, seed=seed, seconds=2.0, curve=make_epochs(0.7, 0.8)
+        )
         for rank in (4, 8)
         for a in (8, 16)
         for seed in range(3)
     ]
     found += [
-        record(0.85, method="lora", rank=8, seed=seed, params=(9000, 2), curve=epochs_of(0.7, 0.85))
+        record(0.85, method="lora", rank=8, seed=seed, params=(9000, 2), curve=make_epochs(0.7, 0.85))
         for seed in range(3)
     ]
     found += [record(0.6, method="head", params=(0, 2)), record(0.4, task="cola", method="lora", rank=8)]

@@ -18,7 +18,7 @@ from rich.console import Console
 from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
-from lora_bench.report.formats.escaping import ascii_only, escape_markdown, file_stems, slug
+from lora_bench.report.escaping import ascii_only, escape_markdown, file_stems, slug
 from lora_bench.report.formats.html import html_page, html_table
 from lora_bench.report.formats.latex import escape_latex, latex_document
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_table

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lora_bench import tasks
 from lora_bench.cli.app import app
 from lora_bench.records import store
+from lora_bench.records.seal import seal
 from lora_bench.sample import DATA, ENCODER
 
 SIZES = ("--epochs", "1", "--batch-size", "8", "--max-length", "16")
@@ -105,5 +106,5 @@ def put_record(results: Path, content: dict[str, object]) -> Path:
     """Write a record's content as this version writes it, with a checksum, under the id of its settings."""
     path = store.record_path(results, str(content["id"]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(store.seal(json.dumps(content)))
+    path.write_bytes(seal(json.dumps(content)))
     return path

@@ -15,33 +15,16 @@ from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
-from lora_bench.records.schema import DataInfo, Record
 from lora_bench.records.seal import describe
 from lora_bench.records.store import read_records
 from lora_bench.run import checkpoints
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Options, RunContext, View
-from lora_bench.run.outcome import Outcome, protocol
+from lora_bench.run.interfaces import Options, RunContext
+from lora_bench.run.outcome import Outcome
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
-from lora_bench.tasks import get as get_task
-
-
-class Silent(View):
-    """A view that remembers what it was warned of."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.ended: list[str] = []
-
-    def done(self, records: Sequence[Record]) -> None:
-        """Cells have ended."""
-        self.ended += [record.id for record in records]
-
-    def warn(self, text: str) -> None:
-        """Something the user should know."""
-        self.warnings.append(text)
+from lora_bench.testing import QuietView, make_record
 
 
 def save_checkpoint(
@@ -96,15 +79,7 @@ class StubWorker:
         except OSError as error:
             context.warn(f"not saved: {error.strerror}")
         self.trained += [cell.id for cell in cells]
-        yield [Outcome(self._record(cell), _save) for cell in cells]
-
-    def _record(self, cell: Cell) -> Record:
-        task = get_task(cell.task)
-        data = DataInfo(source=cell.data, train_rows=1, eval_rows=1, fingerprint="f")
-        return Record(
-            id=cell.id, cell=cell, status="done", metric=task.main_metric, score=0.5, data=data,
-            protocol=protocol(cell, task, ()), environment=self.environment(cell),
-        )  # fmt: skip
+        yield [Outcome(make_record(0.5, cell=cell, environment=self.environment(cell)), _save) for cell in cells]
 
     def is_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""
@@ -137,7 +112,7 @@ def runner(
 ) -> Runner:  # fmt: skip
     """A runner of the grid into the folder, in packs of at most 16."""
     plan = plans.make(made, results, 16, retry)
-    return Runner(plan, Options(results), Silent(), stopper, StubWorker(plan, name, on_cells))
+    return Runner(plan, Options(results), QuietView(), stopper, StubWorker(plan, name, on_cells))
 
 
 def waited(for_path: Path, seconds: float = 60.0) -> None:
@@ -148,7 +123,7 @@ def waited(for_path: Path, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def child(body: Callable[[], None]) -> int:
+def child(body: Callable[[], object]) -> int:
     """Run `body` in a fork; its id."""
     made = os.fork()
     if made:

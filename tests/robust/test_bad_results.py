@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,12 @@ def test_something_else_in_the_place_of_a_record(results: Path, what: str, workp
     path, other = only_record(results), workplace / "other.json"
     other.write_text("{}")
     path.unlink()
-    {
+    replacements: dict[str, Callable[[], object]] = {
         "folder": path.mkdir, "link to nowhere": lambda: path.symlink_to(workplace / "none.json"),
         "link to another file": lambda: path.symlink_to(other), "pipe": lambda: os.mkfifo(path), "empty": path.touch,
         "foreign": lambda: path.write_text('{"hello": "world"}'),
-    }[what]()  # fmt: skip
+    }  # fmt: skip
+    replacements[what]()
     listed = lora_bench("list", "runs", "--results", "results")
     assert listed.code == NOTHING
     assert f"Left out: results/cells/{path.name}" in listed.errors
@@ -136,7 +138,12 @@ def test_files_of_others_stay(results: Path) -> None:
 def test_a_place_that_is_taken_stops_the_run_before_it_trains(name: str, make: str, workplace: Path) -> None:
     place = workplace / "results" / name
     place.parent.mkdir()
-    {"folder": place.mkdir, "file": place.touch, "link to itself": lambda: place.symlink_to(place)}[make]()
+    obstacles: dict[str, Callable[[], object]] = {
+        "folder": place.mkdir,
+        "file": place.touch,
+        "link to itself": lambda: place.symlink_to(place),
+    }
+    obstacles[make]()
     is_clear(run(), MISSING, "The results folder 'results' cannot be used")
     assert not list((workplace / "results").rglob("*.json"))
 

@@ -17,7 +17,8 @@ from lora_bench.run.interfaces import Options, RunContext
 from lora_bench.run.leases import Holder, Lease
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
-from tests.robust.stub_worker import QUIET, Silent, StubWorker, grid, left, runner
+from lora_bench.testing import QuietView
+from tests.robust.stub_worker import QUIET, StubWorker, grid, left, runner
 
 
 class Claimed:
@@ -90,7 +91,7 @@ def test_a_lost_lease_publishes_nothing_and_the_run_goes_on_under_another(result
     assert [record.cell for record in records] == list(made.cells)
     makers = {record.cell.seed: record.environment["device"] for record in records}
     assert makers == {0: "other", 1: "first"}
-    assert isinstance(running.view, Silent)
+    assert isinstance(running.view, QuietView)
     assert [warning.split(" so long")[0] for warning in running.view.warnings] == ["This process was suspended"]
     assert left(results) == QUIET
 
@@ -114,7 +115,7 @@ def test_what_a_killed_process_left_is_tidied_unless_another_is_alive(results: P
 def test_a_lease_lost_after_a_pack_is_noticed(results: Path, seeds: int) -> None:
     """At the very end, or before the next one: what was published counts, the rest goes on under another lease."""
 
-    class StandingStill(Silent):
+    class StandingStill(QuietView):
         def done(self, records: Sequence[Record]) -> None:
             if not self.ended:
                 (lease,) = (results / "leases").glob("*.json")

@@ -18,7 +18,8 @@ from lora_bench.run.outcome import Outcome
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
-from tests.robust.stub_worker import QUIET, Silent, StubWorker, grid, left, reasons, runner, statuses
+from lora_bench.testing import QuietView
+from tests.robust.stub_worker import QUIET, StubWorker, grid, left, reasons, runner, statuses
 
 
 def failing(results: Path, error: Exception, **options: Any) -> Callable[[], list[Record]]:
@@ -28,7 +29,7 @@ def failing(results: Path, error: Exception, **options: Any) -> Callable[[], lis
     def work(cells: Sequence[Cell]) -> None:
         raise error
 
-    return Runner(plan, Options(results, **options), Silent(), None, StubWorker(plan, on_cells=work)).run
+    return Runner(plan, Options(results, **options), QuietView(), None, StubWorker(plan, on_cells=work)).run
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_what_cells_have_in_common_and_cannot_be_loaded_ends_the_run(results: Pa
 
     plan = plans.make(grid(1), results, 16)
     with pytest.raises(ValueError, match="no encoder"):
-        Runner(plan, Options(results), Silent(), None, Unprepared(plan)).run()
+        Runner(plan, Options(results), QuietView(), None, Unprepared(plan)).run()
     assert statuses(results) == {}
     assert left(results) == ["leases", "metrics.csv"]
 
@@ -86,7 +87,7 @@ def test_what_was_published_before_an_error_counts(results: Path, ended: int) ->
             yield outcomes[:ended]
             raise ValueError("too late")
 
-    plan, view = plans.make(grid(1), results, 16), Silent()
+    plan, view = plans.make(grid(1), results, 16), QuietView()
     Runner(plan, Options(results), view, None, Stumbling(plan)).run()
     assert statuses(results) == ({1: "done", 2: "failed"} if ended == 1 else {1: "done", 2: "done"})
     assert view.warnings == []
@@ -110,7 +111,7 @@ def test_only_memory_counts_as_halved_and_what_failed_is_given_back(results: Pat
             self.forgotten += 1
 
     plan = plans.make(grid(1, range(1, 6)), results, 16)
-    worker, view = Watched(plan), Silent()
+    worker, view = Watched(plan), QuietView()
     Runner(plan, Options(results), view, None, worker).run()
     assert told == [(5, 0), (2, 1), (1, 1), (1, 1), (3, 1), (1, 2), (2, 2), (1, 2), (1, 2)]
     assert worker.forgotten == 4
@@ -131,7 +132,7 @@ def test_memory_that_lacks_in_single_cells_does_not_give_the_pack_up(results: Pa
         raise MemoryError("alike")
 
     plan = plans.make(grid(1, range(1, 7)), results, 16)
-    Runner(plan, Options(results), Silent(), None, StubWorker(plan, on_cells=work)).run()
+    Runner(plan, Options(results), QuietView(), None, StubWorker(plan, on_cells=work)).run()
     assert set(statuses(results).values()) == {"oom"}
     assert reasons(results) == ["MemoryError: alike"]
 
@@ -169,7 +170,7 @@ def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
 
     plan = plans.make(grid(1), results, 16)
     with pytest.raises(KeyboardInterrupt):
-        Runner(plan, Options(results), Silent(), stopper, Parts(plan)).run()
+        Runner(plan, Options(results), QuietView(), stopper, Parts(plan)).run()
     assert begun == [0]
     assert statuses(results) == {1: "done"}
 
@@ -188,7 +189,7 @@ def test_a_signal_that_was_swallowed_ends_the_run_before_the_pack_trains(results
     plan = plans.make(grid(1), results, 16)
     worker = Loading(plan)
     with pytest.raises(KeyboardInterrupt):
-        Runner(plan, Options(results), Silent(), stopper, worker).run()
+        Runner(plan, Options(results), QuietView(), stopper, worker).run()
     assert loaded == ([] if when == "before" else [2])
     assert worker.trained == []
 

@@ -26,9 +26,10 @@ from lora_bench.engine.adapters.pack import State
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.grid.config import Config, load, parse, parse_set
 from lora_bench.grid.yaml import read_yaml
-from lora_bench.records.schema import Protocol, Record
+from lora_bench.records.schema import Record
 from lora_bench.records.seal import seal
 from lora_bench.records.store import COLUMNS, read_record, record_text, row, write_csv
+from lora_bench.testing import make_record
 from lora_bench.text import sheet
 
 TESTS = 9  # of this file
@@ -214,14 +215,10 @@ def test_fuzzed_csv_comes_back(tmp_path: Path, texts: list[str], number: float) 
     """Python's csv and pandas read what was written: as many rows and columns, texts made safe and nothing else."""
     model, data, reason, device = texts
     cells = [CELL.model_copy(update={"seed": seed, "model": model or "m", "data": data or "d"}) for seed in (0, 1)]
-    protocol = Protocol(split="validation", select="best")
     records = [
-        Record(
-            id=cell.id, cell=cell, status="failed", reason=reason, metric="accuracy", best=number, protocol=protocol,
-            environment={"device": device},
-        )
+        make_record(None, cell=cell, params=None, status="failed", reason=reason, best=number, device=device)
         for cell in cells
-    ]  # fmt: skip
+    ]
     text = write_csv(tmp_path, records).read_text(encoding="utf-8")
     by_csv = list(csv.DictReader(io.StringIO(text, newline="")))
     by_pandas = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,15 +113,15 @@ def test_a_saved_pack_that_cannot_be_read_now_is_not_removed(results: Path, monk
     save_checkpoint(results, "pack")
     save_checkpoint(results, "0123456789ab")
     (results / "states" / "0123456789ab-000000003" / "manifest.json").write_text("{")
-    proper = checkpoints.files.read_file
+    proper = files.read_file
 
-    def failing(path: Path, *rest: object, **more: object) -> bytes:
+    def failing(path: Path, *rest: Any, **more: Any) -> bytes:
         if "pack-" in str(path):
             raise OSError(errno.EIO, "Input/output error", str(path))
-        return proper(path, *rest, **more)  # type: ignore[arg-type]
+        return proper(path, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.files, "read_file", failing)
+        patch.setattr(files, "read_file", failing)
         runner(results, grid(1)).run()
     assert [path.name for path in (results / "states").iterdir()] == ["pack-000000003"]
 
@@ -215,7 +216,7 @@ def test_an_error_of_close_names_its_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "close", failing)
+        patch.setattr(os, "close", failing)
         with pytest.raises(OSError, match="Input/output error") as caught:
             files.write_atomically(tmp_path / "in" / "file", b"content")
     assert caught.value.filename == str(tmp_path / "in" / "file")
@@ -225,13 +226,13 @@ def test_an_error_of_close_names_its_file(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Makes the system fail to read one record."""
-    proper = store.read_file
+    proper = files.read_file
 
     def make(path: Path) -> None:
-        def failing(which: Path, *rest: object, **more: object) -> bytes:
+        def failing(which: Path, *rest: Any, **more: Any) -> bytes:
             if which.name == path.name:
                 raise OSError(errno.EIO, "Input/output error", str(which))
-            return proper(which, *rest, **more)  # type: ignore[arg-type]
+            return proper(which, *rest, **more)
 
         monkeypatch.setattr(store, "read_file", failing)
 

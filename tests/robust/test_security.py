@@ -49,7 +49,7 @@ def test_the_linter_refuses(text: str) -> None:
         "--select",
         "S,TID251",
         "--stdin-filename",
-        ROOT / "engine" / "x.py",
+        str(ROOT / "engine" / "x.py"),
     ]
     ended = subprocess.run([*command, "-"], input=text + "\n", capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.returncode == 1, ended.stdout + ended.stderr

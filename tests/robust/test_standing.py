@@ -20,7 +20,8 @@ from lora_bench.run import checkpoints, leases
 from lora_bench.run import plan as plans
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.status import CellStatus
-from tests.robust.stub_worker import Silent, grid, runner, save_checkpoint
+from lora_bench.testing import QuietView
+from tests.robust.stub_worker import grid, runner, save_checkpoint
 
 
 def status_of_one(results: Path, retry: Sequence[str] = ()) -> CellStatus:
@@ -142,7 +143,7 @@ def tried(tmp_path: Path, fails: Callable[[Sequence[Cell]], str | None], cells: 
 def test_a_pack_whose_cells_fail_alike_is_given_up_with_one_message(tmp_path: Path) -> None:
     sizes, running = tried(tmp_path, lambda pack: "the same")
     assert sizes == [12, 1, 1, 1]
-    assert isinstance(running.view, Silent)
+    assert isinstance(running.view, QuietView)
     assert len(running.view.warnings) == 2
     records = read_records(tmp_path).records
     assert [record.status for record in records] == ["failed"] * 12

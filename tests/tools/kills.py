@@ -36,7 +36,7 @@ from lora_bench.run.interfaces import Options, View
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
 from lora_bench.run.worker import Training
-from tests.engine.runner_factory import QuietView, make_data, make_model
+from lora_bench.testing import QuietView, make_data, make_model
 
 TIMES = ("seconds", "tokens_per_second", "pack_seconds")
 BLOCKS: tuple[dict[str, Any], ...] = (
@@ -56,7 +56,7 @@ class Place:
 
     def grid(self) -> Grid:
         """Twelve cells."""
-        base = {
+        base: dict[str, Any] = {
             "model": self.model, "task": "sst2", "seed": [0, 1], "epochs": 3, "batch_size": 16, "max_length": 24,
             "lr": 4e-3,
         }  # fmt: skip
@@ -159,7 +159,7 @@ def killed_at(place: Place, results: Path, dies: Callable[[str], bool]) -> bool:
     """Whether the process came to where it dies."""
 
     def body() -> None:
-        files.os = Dying(dies)  # type: ignore[attr-defined]
+        files.os = Dying(dies)  # type: ignore[attr-defined, assignment]
         train(place, results)
 
     return ended(fork(body)) == -signal.SIGKILL
@@ -220,7 +220,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="of the named points, every so many")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    checkpointing.EPOCH_INTERVAL = checkpointing.COST_FACTOR = 0  # type: ignore[assignment]
+    checkpointing.EPOCH_INTERVAL = checkpointing.COST_FACTOR = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         place = Place("sample", None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lora_bench.report.escaping import file_stems
 from lora_bench.report.figures import rank_plots
 from lora_bench.report.figures.cost_plots import COSTS, cost_figures
 from lora_bench.report.figures.heat_maps import heat_figures, heat_maps
 from lora_bench.report.figures.learning_curves import curve_figures
-from lora_bench.report.formats.escaping import file_stems
 from lora_bench.report.numbers.entries import Subset
 
 if TYPE_CHECKING:

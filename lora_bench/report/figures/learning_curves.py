@@ -17,7 +17,7 @@ from lora_bench.report.figures.drawing import (
     paginate,
 )
 from lora_bench.report.numbers.entries import Column, Entry, Subset
-from lora_bench.report.wording import column_title
+from lora_bench.report.numbers.wording import column_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,7 @@ from lora_bench.report.figures.drawing import (
     shorten,
 )
 from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, average_summary, group_by_rank
-from lora_bench.report.wording import column_title
+from lora_bench.report.numbers.wording import column_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from lora_bench.report.figures import cost_plots, rank_plots
 from lora_bench.report.figures.drawing import MethodStyle, method_styles
 from lora_bench.report.numbers.entries import Column, Entry, Subset, entry_from_key, summarise
 from lora_bench.report.numbers.rows import ENTRY_FIELDS, SCOPE, SETTINGS, CellRow, GroupKey, device_prefix, group_by
-from lora_bench.report.wording import column_title, metric_name, task_title
+from lora_bench.report.numbers.wording import column_title, metric_name, task_title
 from lora_bench.text import clean
 
 # From matplotlib's markers and line styles to plotly's.

@@ -14,7 +14,7 @@ from lora_bench.report.content import Content, Section, environment_values
 from lora_bench.report.formats.explorer import page_data, shared_settings
 from lora_bench.report.formats.folding import is_right_aligned
 from lora_bench.report.numbers.tables import Field, ReportTable
-from lora_bench.report.wording import LEGEND
+from lora_bench.report.numbers.wording import LEGEND
 from lora_bench.text import clean
 
 _OPEN_TABLES = 3  # of a section: the best settings, the comparison with LoRA, the choice of the epoch

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_bench.report.formats.escaping import ascii_only, escape_markdown
+from lora_bench.report.escaping import ascii_only, escape_markdown
 from lora_bench.report.formats.folding import fold_columns, is_right_aligned
 from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.text import clean, sheet

@@ -18,7 +18,7 @@ from lora_bench.report.numbers.entries import Column, Entry, Subset
 from lora_bench.report.numbers.intervals import score_interval
 from lora_bench.report.numbers.statistics import Interval, half_width, widen
 from lora_bench.report.numbers.tables import Field, ReportTable, difference_interval_text, plain_field, signed_percent
-from lora_bench.report.wording import metric_name, task_title
+from lora_bench.report.numbers.wording import metric_name, task_title
 from lora_bench.tasks import TASKS
 
 _TARGETS = {"qv": ("query", "value")}

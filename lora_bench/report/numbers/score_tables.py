@@ -21,7 +21,7 @@ from lora_bench.report.numbers.tables import (
     score_interval_text,
     summary_data,
 )
-from lora_bench.report.wording import column_title, selection_notes, uneven_notes
+from lora_bench.report.numbers.wording import column_title, selection_notes, uneven_notes
 
 
 def method_table(subset: Subset) -> ReportTable:

@@ -15,7 +15,7 @@ from lora_bench.report.numbers.tables import (
     signed_percent,
     subset_data,
 )
-from lora_bench.report.wording import column_title
+from lora_bench.report.numbers.wording import column_title
 
 EPOCH_KINDS: Mapping[str, str] = {"best": "best epoch", "last": "last epoch", "held_out": "held-out epoch"}
 

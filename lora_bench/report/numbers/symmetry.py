@@ -22,7 +22,7 @@ from lora_bench.report.numbers.tables import (
     subset_data,
 )
 from lora_bench.report.numbers.versus import NOT_DISTINGUISHED, NOT_TESTED, SIGNIFICANCE
-from lora_bench.report.wording import column_title, task_title
+from lora_bench.report.numbers.wording import column_title, task_title
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, percent, printed_score
 from lora_bench.report.numbers.rows import COUNTS, SCOPE, SETTINGS, CellRow, sort_key
 from lora_bench.report.numbers.statistics import Interval
-from lora_bench.report.wording import metric_name, task_title
+from lora_bench.report.numbers.wording import metric_name, task_title
 
 MISSING_SCORE_DATA = ("id", "model", "task", "targets", "method", "rank", "a", "b", "seed", "lr", "status", "reason")
 _MISSING_SCORE_HEADS = ("id", "task", "method", "rank", "a", "b", "seed", "lr", "status", "reason")

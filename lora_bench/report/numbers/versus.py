@@ -29,7 +29,7 @@ from lora_bench.report.numbers.tables import (
     signed_percent,
     subset_data,
 )
-from lora_bench.report.wording import column_title, task_title
+from lora_bench.report.numbers.wording import column_title, task_title
 
 REFERENCE = "lora"
 SIGNIFICANCE = 0.05

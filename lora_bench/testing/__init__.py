@@ -1,0 +1,55 @@
+"""What tests of methods, of tasks and of this package are built from: tiny encoders, data, cells, records and runs.
+
+Everything is random but the same every time, needs no network and takes seconds on a CPU. A test of a method of your
+own, from an empty folder:
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from lora_bench.testing import TinyBench, make_cell
+
+    >>> with TemporaryDirectory() as folder:
+    ...     bench = TinyBench.create(Path(folder), "sst2")
+    ...     lora, head = bench.run([{"method": "lora", "rank": [2]}, {"method": "head"}], epochs=1)
+    >>> lora.status, lora.metric, lora.cell.rank
+    ('done', 'accuracy', 2)
+    >>> lora.counts.adapter_params > head.counts.adapter_params
+    True
+
+    >>> make_cell("lora-fa", rank=8).method  # settings that a method does not have are left out
+    'lora-fa'
+
+A file with a method or a task is included first, as `--include` does: `lora_bench.methods.include(Path("mine.py"))`.
+In a test of pytest's, `tmp_path` is the folder. `lora-bench check mine.py` tries a method's contracts.
+
+Nothing here imports torch or transformers before it is called.
+"""
+
+from __future__ import annotations
+
+from lora_bench.testing.cells import make_cell
+from lora_bench.testing.data import TRAIN_ROWS, VALIDATION_ROWS, WORDS, make_data, make_tokens
+from lora_bench.testing.encoders import FAMILIES, PADDING, REFUSED_FAMILIES, make_config, make_encoder, make_model
+from lora_bench.testing.records import make_epochs, make_record
+from lora_bench.testing.runs import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell
+
+__all__ = [
+    "FAMILIES",
+    "PADDING",
+    "REFUSED_FAMILIES",
+    "TRAIN_ROWS",
+    "VALIDATION_ROWS",
+    "WORDS",
+    "Blocks",
+    "QuietView",
+    "TinyBench",
+    "assert_same_numbers",
+    "by_cell",
+    "make_cell",
+    "make_config",
+    "make_data",
+    "make_encoder",
+    "make_epochs",
+    "make_model",
+    "make_record",
+    "make_tokens",
+]
