@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # without bytecode: Python compiles what it imports, which is a small part
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+INSTALL := -m pip install --quiet --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python $(INSTALL) --constraint constraints.txt
+# `make lock` keeps the versions of these (a regular expression of names); HELD='.*' only adds what is missing.
+# torch: a looser request brings the CUDA build on Linux, gigabytes that a CPU cannot use.
+HELD ?= torch
 
 # What `make test KERNELS=name` asks of torch, oneDNN, MKL and OpenBLAS: the last digits of a sum depend on it. The middle
 # two are for x86. Without KERNELS the environment stays as it is.
@@ -19,15 +23,16 @@ $(error KERNELS is one of $(SETTINGS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kernels lint smoke paper clean
+.PHONY: help demo test kernels lint lock smoke paper clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip  # dependency groups need 25.1, and the build backend is pinned with --build-constraint
 	$(PIP) torch
-	$(PIP) --editable '.[dev]'
+	$(PIP) --build-constraint constraints.txt --editable . --group dev
 	@touch $@
 
 demo: smoke  ## a grid on the bundled encoder and data: the table and the figure, no network
@@ -52,5 +57,17 @@ lint: $(STAMP)  ## style, format, imports, types
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+lock:  ## renew constraints.txt: the newest versions that pyproject.toml allows (with Python 3.11, the oldest supported)
+	rm -rf .lock
+	$(PYTHON) -m venv .lock
+	grep -E '^($(HELD))==' constraints.txt > .lock/held.txt
+	.lock/bin/python $(INSTALL) --constraint .lock/held.txt --upgrade pip setuptools
+	.lock/bin/python $(INSTALL) --constraint .lock/held.txt torch
+	.lock/bin/python $(INSTALL) --constraint .lock/held.txt --editable . --group dev
+	grep '^#' constraints.txt > .lock/constraints.txt
+	.lock/bin/python -m pip freeze --all --exclude-editable | sed 's/+.*//' >> .lock/constraints.txt
+	mv .lock/constraints.txt constraints.txt
+	rm -rf .lock
+
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .lock .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ DONE, SOME_FAILED, USAGE, MISSING, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class BenchError(Exception):
-    """Something the user can fix, in two printable lines. `code` is the process's exit code (README, "Exit codes")."""
+    """Something the user can fix, in two printable lines. `code` is the process's exit code (docs/guide.md)."""
 
     def __init__(self, what: str, hint: str, code: int = USAGE) -> None:
         self.what = clean(what)

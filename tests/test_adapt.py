@@ -214,10 +214,10 @@ def test_the_package_alone_imports_no_torch() -> None:
         _ = lora_bench.nothing_such
 
 
-def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands there, on a smaller model and fewer rows."""
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    text = (Path(__file__).parent.parent / "docs" / "guide.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python[^\n]*\n(.*?)```", text, flags=re.DOTALL)
     tiny = make_model(tmp_path / "roberta")
     batch = {"labels": torch.tensor([0, 1, 1]), **INPUTS}
     monkeypatch.chdir(tmp_path)

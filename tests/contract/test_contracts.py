@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,20 +160,6 @@ def test_a_method_that_breaks_it_is_found_out(
 ) -> None:
     with registered(recipe()) as method, pytest.raises(ContractError, match=why):
         contract(method, bench)
-
-
-def test_the_newcomers_method_keeps_all(bench: Workbench, tmp_path: Path) -> None:
-    """As it stands in CONTRIBUTING.md."""
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (tmp_path / "my_method.py").write_text(example)
-    method = methods.include(tmp_path / "my_method.py").name
-    try:
-        for contract in CONTRACTS:
-            contract(method, bench)
-    finally:
-        del methods._recipes[method], methods._origins[method]
-    assert f"{method}: {len(CONTRACTS)} of {len(CONTRACTS)} contracts are kept." in text
 
 
 def test_check_tells_each_contract_and_ends_with_one_where_one_is_broken(
