@@ -46,11 +46,11 @@ PACKABLE: Mapping[str, Callable[[], Any]] = {
     "xlm-roberta": lambda: hf.XLMRobertaConfig(**_BERT | {"type_vocab_size": 1}),
     "camembert": lambda: hf.CamembertConfig(**_BERT | {"type_vocab_size": 1}),
     "electra": lambda: hf.ElectraConfig(**_BERT, embedding_size=24),
+    "mpnet": lambda: hf.MPNetConfig(**{key: value for key, value in _BERT.items() if key != "type_vocab_size"}),
     "distilbert": lambda: hf.DistilBertConfig(**_DISTIL),
     "modernbert": lambda: hf.ModernBertConfig(**_MODERN),
 }
 UNPACKABLE: Mapping[str, Callable[[], Any]] = {
-    "mpnet": lambda: hf.MPNetConfig(**{key: value for key, value in _BERT.items() if key != "type_vocab_size"}),
     "deberta-v2": lambda: hf.DebertaV2Config(
         **_BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False
     ),

@@ -257,7 +257,7 @@ def test_what_cannot_be_packed_is_refused(kind: str, folder: Path, capfd: pytest
     assert refusal.value.code == MISSING == 3
     assert "\n" not in refusal.value.what
     assert kind in refusal.value.what
-    assert refusal.value.hint == "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, DistilBERT and ModernBERT can be."
+    assert refusal.value.hint == "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, MPNet, DistilBERT and ModernBERT can be."
     assert capfd.readouterr() == ("", "")
 
 

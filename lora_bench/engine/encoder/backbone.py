@@ -1,7 +1,7 @@
 """The frozen encoder: loaded through transformers, checked, and run on windows for K cells at once.
 
-A model that cannot be packed (its attention ignores our function, as DeBERTa's and MPNet's do) gives wrong numbers in
-silence. So every load compares a windowed with the model's own padded forward, and a model that differs is refused.
+A model that cannot be packed (its attention ignores our function, as DeBERTa's does) gives wrong numbers in silence.
+So every load compares a windowed with the model's own padded forward, and a model that differs is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.engine.encoder import attention, probe, weights
+from lora_bench.engine.encoder import architectures, attention, probe, weights
 from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.bert import Encoder
 from lora_bench.engine.encoder.families import Family, by_product, by_shape
@@ -70,6 +70,9 @@ class Backbone:
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
         attention.attach(model, self.step)
+        architecture = architectures.of(model)
+        if architecture is not None and architecture.prepare is not None:
+            architecture.prepare(model, self.step)
         self.model = model
         self._check(reference)
         self.sites = self._find_sites()

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from lora_bench.errors import BenchError, nearest
 
 # The last parts of the names that transformers' encoders give their linears.
-QV = frozenset({"query", "value", "q_lin", "v_lin", "q_proj", "v_proj"})
-ATTENTION = QV | {"key", "k_lin", "k_proj", "Wqkv"}
-KV = frozenset({"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"})
+QV = frozenset({"query", "value", "q", "v", "q_lin", "v_lin", "q_proj", "v_proj"})
+ATTENTION = QV | {"key", "k", "k_lin", "k_proj", "Wqkv"}
+KV = frozenset({"key", "value", "k", "v", "k_lin", "v_lin", "k_proj", "v_proj"})
 SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})  # names within a layer
 LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
