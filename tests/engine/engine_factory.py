@@ -49,11 +49,21 @@ PACKABLE: Mapping[str, Callable[[], Any]] = {
     "mpnet": lambda: hf.MPNetConfig(**{key: value for key, value in _BERT.items() if key != "type_vocab_size"}),
     "distilbert": lambda: hf.DistilBertConfig(**_DISTIL),
     "modernbert": lambda: hf.ModernBertConfig(**_MODERN),
-}
-UNPACKABLE: Mapping[str, Callable[[], Any]] = {
-    "deberta-v2": lambda: hf.DebertaV2Config(
+    "deberta": lambda: hf.DebertaConfig(
         **_BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False
     ),
+    "deberta-v2": lambda: hf.DebertaV2Config(
+        **_BERT | {"type_vocab_size": 0},
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_buckets=16,
+        max_relative_positions=-1,
+    ),
+}
+UNPACKABLE: Mapping[str, Callable[[], Any]] = {
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=VOCABULARY, n_positions=300, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=0,
         eos_token_id=2,

@@ -168,6 +168,13 @@ def attach(model: nn.Module, context: ForwardContext) -> None:
     replace_dropout(model, lambda dropout: SharedDropout(dropout.p, context))
 
 
+def detach(model: nn.Module) -> None:
+    """Give the encoder its own dropout again."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SharedDropout):
+            model.set_submodule(name, nn.Dropout(module.p))
+
+
 def replace_dropout(model: nn.Module, make: Callable[[nn.Dropout], nn.Module]) -> None:
     """Replace every `nn.Dropout` of the model by what `make` returns for it."""
     for name, module in list(model.named_modules()):
