@@ -62,12 +62,28 @@ PACKABLE: Mapping[str, Callable[[], Any]] = {
         position_buckets=16,
         max_relative_positions=-1,
     ),
+    "albert": lambda: hf.AlbertConfig(**_BERT, embedding_size=24),
+    "megatron-bert": lambda: hf.MegatronBertConfig(**_BERT),
+    "xlm": lambda: hf.XLMConfig(
+        vocab_size=VOCABULARY,
+        emb_dim=32,
+        n_layers=2,
+        n_heads=4,
+        max_position_embeddings=300,
+        pad_index=PAD,
+        pad_token_id=PAD,
+        dropout=0.1,
+        attention_dropout=0.1,
+        embed_init_std=0.2,
+        init_std=0.2,
+    ),
 }
 UNPACKABLE: Mapping[str, Callable[[], Any]] = {
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=VOCABULARY, n_positions=300, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=0,
         eos_token_id=2,
     ),
+    "xlnet": lambda: hf.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=48),
     "t5": lambda: hf.T5Config(
         vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
     ),
