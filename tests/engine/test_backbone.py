@@ -39,7 +39,7 @@ from tests.engine.engine_factory import (
 REACH = 16  # ModernBERT's local attention, far below the longest sequence
 # Of hidden states of size 1 in float64; in float32 it would depend on the machine's kernels. ModernBERT takes the
 # cosines of its positions in float32 whatever the precision.
-# ModernBERT's rotary positions, and what XLM's attention is divided by, are computed in float32.
+# ModernBERT's rotary positions and XLM's softmax are computed in float32.
 TOLERANCE = {kind: {"modernbert": 1e-5, "xlm": 1e-6}.get(kind, 1e-12) for kind in PACKABLE}
 
 
