@@ -80,15 +80,26 @@ class Masks:
             rate: torch.ones(windows, total, dtype=torch.bool, device=device) for rate, total in totals.items()
         }
         self._head_buffer = torch.ones(rows, HEAD_SITES, head.size, dtype=torch.bool, device=device)
+        self._stream = torch.Generator(device)
 
     def draw(self, generator: torch.Generator, windows: int, rows: int) -> Masks:
-        """Fill the masks of the first `windows` windows and `rows` sequences from the random stream."""
+        """Fill the masks of the first `windows` windows and `rows` sequences from the random stream.
+
+        `draw_mask` goes on from where the stream is then.
+        """
+        self._stream = generator
         for rate, buffer in self._buffers.items():
             if rate:
                 _draw(buffer[:windows], rate, generator)
         if self.head.rate:
             _draw(self._head_buffer[:rows], self.head.rate, generator)
         return self
+
+    def draw_mask(self, shape: Sequence[int], rate: float, device: torch.device) -> DropoutMask:
+        """A mask of any shape, the next one of the random stream: for encoders that do not run on windows."""
+        kept = torch.empty(tuple(shape), dtype=torch.bool, device=device)
+        _draw(kept, rate, self._stream)
+        return DropoutMask(kept, 1 / (1 - rate))
 
     def site_mask(self, index: int, windows: int) -> DropoutMask:
         """A site's mask: `[windows, width, d]`, or `[windows, heads, width, width]` for attention."""

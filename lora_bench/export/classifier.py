@@ -21,7 +21,7 @@ from lora_bench.export.trained import Trained
 from lora_bench.tasks import Task
 
 HEAD = "classifier"
-WITH_OUR_HEAD = "RoBERTa, XLM-R and CamemBERT have it"
+WITH_OUR_HEAD = "RoBERTa, XLM-R, CamemBERT and MPNet have it"
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "bf16": 0.1}  # of logits, relative to the largest
 
 

@@ -35,21 +35,34 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "sep_token_id": 2,
     },
     "mpnet": _BERT,
-    "deberta-v2": _BERT | {
+    "deberta": _BERT | {
         "type_vocab_size": 2, "relative_attention": True, "pos_att_type": ["p2c", "c2p"],
         "position_biased_input": False,
+    },
+    "deberta-v2": _BERT | {
+        "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False, "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 16,
+        "max_relative_positions": -1,
+    },
+    "albert": _BERT | {"type_vocab_size": 2, "embedding_size": 24},
+    "megatron-bert": _BERT | {"type_vocab_size": 2},
+    "xlm": {
+        "vocab_size": len(WORDS), "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 300,
+        "pad_index": PADDING, "pad_token_id": PADDING, "dropout": 0.1, "attention_dropout": 0.1,
+        "embed_init_std": 0.2, "init_std": 0.2,
     },
     "gpt2": {
         "vocab_size": len(WORDS), "n_positions": 300, "n_embd": 32, "n_layer": 2, "n_head": 4,
         "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 2,
     },
+    "xlnet": {"vocab_size": len(WORDS), "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
     "t5": {
         "vocab_size": len(WORDS), "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
         "decoder_start_token_id": 0,
     },
 }  # fmt: skip
 
-REFUSED_FAMILIES = ("mpnet", "deberta-v2", "gpt2", "t5")  # `lora-bench` refuses these, and says why
+REFUSED_FAMILIES = ("gpt2", "xlnet", "t5")  # `lora-bench` refuses these, and says why
 FAMILIES = tuple(family for family in _SETTINGS if family not in REFUSED_FAMILIES)
 
 

@@ -78,12 +78,16 @@ def test_transfer(stream: torch.Generator, dtype: torch.dtype, scaled: bool) -> 
 @pytest.mark.parametrize(
     ("width", "heads", "head"), [(32, 12, 32), (64, 12, 64), (128, 12, 64), (128, 2, 16), (32, 4, 128)]
 )
-def test_attention(stream: torch.Generator, dtype: torch.dtype, drops: bool, width: int, heads: int, head: int) -> None:
+@pytest.mark.parametrize("longest", [0, 128, 300], ids=["plain", "biased", "biased-longer"])
+def test_attention(
+    stream: torch.Generator, dtype: torch.dtype, drops: bool, width: int, heads: int, head: int, longest: int
+) -> None:
     slots = N * width
     qkv = draw(stream, K, slots, 3 * heads * head).to(dtype)
     above = draw(stream, K, slots, heads * head).to(dtype)
     segments = (torch.arange(slots, device="cuda") // 11).where(torch.arange(slots, device="cuda") < slots - 40, -1)
-    layout = AttentionLayout(segments, width, heads, head**-0.5)
+    biases = draw(stream, heads, 2 * longest - 1).float() if longest else None
+    layout = AttentionLayout(segments, width, heads, head**-0.5, biases)
     dropout_mask = mask(stream, drops, N, heads, width, width)
     same = segments.view(N, width)[:, :, None] == segments.view(N, width)[:, None, :]
     bias = torch.zeros(N, width, width, device="cuda", dtype=torch.float64).masked_fill_(~same, float("-inf"))

@@ -56,7 +56,7 @@ def gradients(pack: Pack, batch: Batch, names: Collection[str]) -> dict[str, Ten
     """The gradient `[out, in]` of each of these weights, at the pretrained model with the first cell's head."""
     linears = pack.backbone.linears()
     weights = {f"{name}.weight": linears[name].weight.detach().requires_grad_() for name in sorted(names)}
-    hidden = pack.backbone.encode(batch, 1, None, weights)[:, batch.first]
+    hidden = pack.backbone.encode(batch, 1, None, weights, rows=batch.first)
     logits = pack.heads.logits(pack.heads.block.matrix[:1].detach(), hidden, None)
     loss = batch_losses(logits, batch.labels, batch.weights).sum()
     grads = torch.autograd.grad(loss, list(weights.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -74,6 +74,7 @@ class Pack:
         self.heads = Heads(self.cells, backbone.hidden_size, outputs, backbone.device, backbone.exact)
         self.updates: dict[Family, Operands] = {}
         self.by_module: dict[str, Operands] = {}
+        self._in_use: Mapping[str, Operands] = {}
         self.weights: dict[str, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -95,21 +96,25 @@ class Pack:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self.updates, self.by_module, self.weights = {}, {}, None
+        self.updates, self.by_module, self._in_use, self.weights = {}, {}, {}, None
 
-    # The hooks compute the same as `encoder.product`, where the formulas are.
+    # The hooks compute the same as `encoder.product`, where the formulas are. `_in_use` has the operands of all cells
+    # on windows, and those of one cell, without the first axis, where the encoder runs cell by cell (`padded`).
+
+    def _use(self, operands: Mapping[str, Operands]) -> None:
+        self._in_use = operands
 
     def _input_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def stretch(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            factor = self.by_module[name].stretch
+            factor = self._in_use[name].stretch
             return None if factor is None else (torch.addcmul(inputs[0], inputs[0], factor),)
 
         return stretch
 
     def _output_hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            update = self.by_module[name]
-            if update.A.shape[1]:
+            update = self._in_use[name]
+            if update.A.shape[-2]:
                 output = output + (inputs[0] @ update.A.mT @ update.B.mT).view_as(output)
             output = output if update.gain is None else torch.addcmul(output, output, update.gain)
             return output if update.shift is None else output + update.shift
@@ -127,6 +132,7 @@ class Pack:
         """Compute the operands of every adapted weight from the factors as they are now; once per step."""
         self.updates = self.bank.updates()
         self.by_module = {} if self.fused else self.bank.by_module(self.updates)
+        self._in_use = self.by_module
         self.weights = None if self.whole is None else self.whole.weights(self.whole.block.matrix)
 
     def logits(self, batch: Batch, masks: Masks | None = None) -> Tensor:
@@ -134,7 +140,9 @@ class Pack:
         if self.fused:
             hidden = self.backbone.encode_fused(batch, len(self.cells), masks, self.updates, batch.first)
         else:
-            hidden = self.backbone.encode(batch, len(self.cells), masks, self.weights)[:, batch.first]
+            hidden = self.backbone.encode(
+                batch, len(self.cells), masks, self.weights, rows=batch.first, operands=self.by_module, use=self._use
+            )
         return self.heads.logits(self.heads.block.matrix, hidden, masks)
 
     def state(self, position: int) -> State:

@@ -118,6 +118,7 @@ def windowed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within windows, with the signature that transformers calls.
@@ -131,6 +132,7 @@ def windowed_attention(
         dropout: The module's rate of dropout on the attention weights.
         scaling: What scores are multiplied by; 1 / √D by default.
         sliding_window: See `reach` of `ForwardContext.attention_bias`.
+        position_bias: What is added to the scores of every window, `[H, 1, W, W]`.
 
     Returns:
         The outputs `[K, S, H, D]`, and None in place of the attention weights.
@@ -140,7 +142,9 @@ def windowed_attention(
     query, key, value = (heads.unflatten(2, (-1, context.width)) for heads in (query, key, value))
     scores = query @ key.mT * (shape[-1] ** -0.5 if scaling is None else scaling)
     exact = torch.promote_types(scores.dtype, torch.float32)  # softmax never in bfloat16
-    weights = (scores + context.attention_bias(sliding_window, scores.dtype)).softmax(-1, dtype=exact).to(value.dtype)
+    scores = scores + context.attention_bias(sliding_window, scores.dtype)
+    scores = scores if position_bias is None else scores + position_bias
+    weights = scores.softmax(-1, dtype=exact).to(value.dtype)
     if dropout > 0 and context.dropout_on:
         mask = context.next_mask(module, Site("attention", shape[1], dropout))
         weights = weights if mask is None else weights * mask.factor(weights.dtype).transpose(0, 1)
@@ -162,6 +166,13 @@ def attach(model: nn.Module, context: ForwardContext) -> None:
     for module in model.modules():
         module.lora_bench_context = context  # type: ignore[assignment]
     replace_dropout(model, lambda dropout: SharedDropout(dropout.p, context))
+
+
+def detach(model: nn.Module) -> None:
+    """Give the encoder its own dropout again."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SharedDropout):
+            model.set_submodule(name, nn.Dropout(module.p))
 
 
 def replace_dropout(model: nn.Module, make: Callable[[nn.Dropout], nn.Module]) -> None:

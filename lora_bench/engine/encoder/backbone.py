@@ -1,7 +1,9 @@
 """The frozen encoder: loaded through transformers, checked, and run on windows for K cells at once.
 
-A model that cannot be packed (its attention ignores our function, as DeBERTa's and MPNet's do) gives wrong numbers in
-silence. So every load compares a windowed with the model's own padded forward, and a model that differs is refused.
+There are three ways to run one, and the first that gives the model's own numbers is taken: the hand-written form
+(`bert`), transformers' code on windows (`attention`), and transformers' code on padded rows (`padded`), which is the
+slowest. A model whose attention ignores our function, as DeBERTa's does, gives wrong numbers on windows in silence. So
+every load compares each way with the model's own padded forward, and a model that no way fits is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.engine.encoder import attention, probe, weights
+from lora_bench.engine.encoder import architectures, attention, padded, probe, weights
 from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.bert import Encoder
 from lora_bench.engine.encoder.families import Family, by_product, by_shape
+from lora_bench.engine.encoder.padded import PaddedEncoder, UseOperands
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
 from lora_bench.engine.masks import Masks, Site
@@ -58,27 +61,56 @@ class Backbone:
         self.position_base = 0 if self.padding_idx is None else self.padding_idx + 1
         self.sites: tuple[Site, ...] = ()
         self.fused: Encoder | None = None
+        self.padded: PaddedEncoder | None = None
+        self._called: set[str] | None = None  # the linears that the forward calls as modules, if that was looked at
         self.model = self._prepare(model)
         self.autocast = mixed
 
     def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Find the fastest of the three ways that gives the model's own numbers."""
         model.requires_grad_(False).train(False)
         module: nn.Module = model
         module.to(self.device)
+        self.model = model
         reference = probe.reference(model, self.longest, self.takes_types)
+        try:
+            self._run_on_windows(model, reference)
+        except BenchError:
+            self._run_padded(model, reference)
+        module.to(self.dtype)
+        self.fused = self.fused and Encoder.from_model(model, self.step)  # its joined weights are the model's own again
+        return model
+
+    def _run_on_windows(self, model: PreTrainedModel, reference: list[Tensor]) -> None:
         attention.register()
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
         attention.attach(model, self.step)
-        self.model = model
+        architecture = architectures.of(model)
+        if architecture is not None and architecture.prepare is not None:
+            architecture.prepare(model, self.step)
         self._check(reference)
         self.sites = self._find_sites()
         self.fused = Encoder.from_model(model, self.step)
         if self.fused is not None:
             self._check(reference)
-        module.to(self.dtype)
-        self.fused = self.fused and Encoder.from_model(model, self.step)  # its joined weights are the model's own again
-        return model
+
+    def _run_padded(self, model: PreTrainedModel, reference: list[Tensor]) -> None:
+        attention.detach(model)
+        with quiet_transformers():
+            model.set_attn_implementation("eager")
+        self.fused, self.sites = None, ()
+        self.padded = PaddedEncoder(model, self.takes_types)
+        self._check(reference)
+        tokens = probe.tokens(self.config, min(probe.SHORT, self.longest), self.takes_types)
+        batch = next(self.table(tokens).batches([np.arange(len(tokens.labels))]))
+        try:
+            self._called = padded.check(self.padded, batch, self.masks(batch.shape), self.linears())
+            sees_all = padded.first_token_sees_all(self.padded, batch)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            raise probe.refusal(self.config, probe.one_line(error)) from error
+        if not sees_all:
+            raise probe.refusal(self.config, "its first token, which the head reads, does not depend on the others")
 
     @torch.no_grad()
     def _find_sites(self) -> tuple[Site, ...]:
@@ -119,30 +151,45 @@ class Backbone:
         return int(getattr(self.config, "max_position_embeddings", 512)) - self.position_base
 
     def linears(self) -> dict[str, nn.Linear]:
-        """The linear layers by name."""
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+        """The linear layers that can be adapted, by name."""
+        linears = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+        return linears if self._called is None else {name: linears[name] for name in linears if name in self._called}
 
     def encode(
         self, batch: Batch, cells: int, masks: Masks | None = None, weights: Mapping[str, Tensor] | None = None,
-        training: bool = False,
+        training: bool = False, rows: Tensor | None = None,
+        operands: Mapping[str, Operands] | None = None, use: UseOperands | None = None,
     ) -> Tensor:  # fmt: skip
-        """Hidden states `[cells, S, d]` of the last layer, through transformers' own code.
+        """Hidden states `[cells, rows, d]` of the last layer, through transformers' own code.
 
-        `weights` replaces parameters of the model by name.
+        Args:
+            batch: The batch.
+            cells: K.
+            masks: The dropout masks while training.
+            weights: Replaces parameters of the model by name.
+            training: The model is in training without masks: its dropouts are being found.
+            rows: The slots whose states are returned, all by default.
+            operands: The adapters by weight, for hooks that `use` gives those of one cell; on padded rows alone.
+            use: See `operands`.
         """
-        self.step.begin(batch.segments, batch.width, masks)
         self.model.train(training or masks is not None)
+        mixed = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        if self.padded is not None:
+            with mixed:
+                states = self.padded.encode(batch, cells, masks, operands or {}, use, weights)
+            slots = torch.arange(batch.slots.shape[1], device=self.device) if rows is None else rows
+            return padded.of_slots(states, batch, slots)
+        self.step.begin(batch.segments, batch.width, masks)
         inputs: dict[str, Any] = {
             "input_ids": batch.ids.expand(cells, -1),
             "position_ids": (batch.positions + self.position_base).expand(cells, -1),
         }
         if batch.types is not None and self.takes_types:
             inputs["token_type_ids"] = batch.types.expand(cells, -1)
-        mixed = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
         with mixed:
             output = functional_call(self.model, dict(weights), (), inputs) if weights else self.model(**inputs)
         hidden: Tensor = output.last_hidden_state
-        return hidden
+        return hidden if rows is None else hidden[:, rows]
 
     def encode_fused(
         self, batch: Batch, cells: int, masks: Masks | None = None,
@@ -173,9 +220,13 @@ class Backbone:
                 for start, rows in zip(batch.first.tolist(), reference, strict=True)
             )
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
-            raise probe.refusal(self.config, f"it does not run on windows ({probe.one_line(error)})") from error
+            raise probe.refusal(self.config, f"it does not run {self._way} ({probe.one_line(error)})") from error
         if not worst < probe.TOLERANCE:
-            raise probe.refusal(self.config, f"on windows it gives other numbers (relative difference {worst:.1g})")
+            raise probe.refusal(self.config, f"{self._way} it gives other numbers (relative difference {worst:.1g})")
+
+    @property
+    def _way(self) -> str:
+        return "on windows" if self.padded is None else "on padded rows"
 
 
 def select(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """The encoder of the BERT family, with forward and backward written by hand.
 
-RoBERTa, BERT, XLM-R, CamemBERT and ELECTRA share one layer. Its weights are frozen, so the backward pass is short, and
-writing it by hand saves what autograd cannot:
+RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA and MPNet share one layer (`architectures` has their names for its parts). Its
+weights are frozen, so the backward pass is short, and writing it by hand saves what autograd cannot:
 
 - queries, keys and values are one matrix product, and their adapters share one down-projection;
 - every gradient is accumulated by the matrix product that computes it;
@@ -9,7 +9,7 @@ writing it by hand saves what autograd cannot:
 - the last layer computes the rows that the head reads, the first token of each sequence, and no others;
 - the embeddings, and the first layer up to its adapters, are the same for all cells and computed once.
 
-A layer with input x computes, with dropout D, LayerNorm LN and the products of `PRODUCTS` (see `product`):
+A layer with input x computes, with dropout D, LayerNorm LN and the products of its architecture (see `product`):
 
     c = attention(qkv(x))
     h = LN(x + D(attn_out(c)))
@@ -28,6 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from lora_bench.data.windows import window_size
+from lora_bench.engine.encoder import architectures
+from lora_bench.engine.encoder.architectures import Architecture
 from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.families import Family
 from lora_bench.engine.encoder.product import (
@@ -41,14 +44,6 @@ from lora_bench.engine.encoder.product import (
 from lora_bench.engine.kernels import ops
 from lora_bench.engine.kernels.types import AttentionLayout, Norm, NormSaved
 from lora_bench.engine.masks import DropoutMask
-
-PRODUCTS = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attn_out": ("attention.output.dense",),
-    "ffn_up": ("intermediate.dense",),
-    "ffn_down": ("output.dense",),
-}
-"""The matrix products of a layer, and the linears that each computes, by their names within the layer."""
 
 
 @dataclass
@@ -112,12 +107,16 @@ class AdapterSpec(NamedTuple):
 class Layer:
     """One layer of the family."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, architecture: Architecture) -> None:
         get = module.get_submodule
-        self.products = {name: Product([_linear(get(part)) for part in parts]) for name, parts in PRODUCTS.items()}
-        self.attention = get("attention.self")
-        self.dropouts = get("attention.output.dropout"), get("output.dropout")
-        self.norms = Norm.from_module(get("attention.output.LayerNorm")), Norm.from_module(get("output.LayerNorm"))
+        self.products = {
+            name: Product([_linear(get(part)) for part in parts]) for name, parts in architecture.products.items()
+        }
+        self.attention = get(architecture.attention)
+        first_dropout, second_dropout = architecture.dropouts
+        self.dropouts = get(first_dropout), get(second_dropout)
+        first_norm, second_norm = architecture.norms
+        self.norms = Norm.from_module(get(first_norm)), Norm.from_module(get(second_norm))
 
     def forward(
         self, inputs: Tensor, run: EncoderPass, adapters: dict[str, Adapter], is_last: bool
@@ -279,16 +278,27 @@ class Encoder:
         module_names: For each product its linears, layer by layer, by their names in the model.
     """
 
-    def __init__(self, model: Any, context: ForwardContext) -> None:
+    def __init__(self, model: Any, context: ForwardContext, architecture: Architecture) -> None:
         self.model, self.context = model, context
         self.heads = int(model.config.num_attention_heads)
         self.scale = (int(model.config.hidden_size) // self.heads) ** -0.5
-        self.layers = [Layer(module) for module in model.encoder.layer]
+        self.layers = [Layer(module, architecture) for module in model.encoder.layer]
+        self.distance_biases = self._distance_biases(architecture)
         names = {id(module): name for name, module in model.named_modules()}
         self.module_names = {
             product: [[names[id(module)] for module in layer.products[product].modules] for layer in self.layers]
-            for product in PRODUCTS
+            for product in architecture.products
         }
+
+    @torch.no_grad()
+    def _distance_biases(self, architecture: Architecture) -> Tensor | None:
+        """The biases by distance, in the type in which scores are softmaxed, for windows of any width."""
+        if architecture.distance_biases is None:
+            return None
+        biases = architecture.distance_biases(
+            self.model.encoder, window_size(self.model.config.max_position_embeddings)
+        )
+        return biases.to(torch.promote_types(biases.dtype, torch.float32))
 
     @classmethod
     def from_model(cls, model: Any, context: ForwardContext) -> Encoder | None:
@@ -298,8 +308,11 @@ class Encoder:
             return None
         if not {"embeddings", "encoder"} <= {name for name, _ in model.named_children()}:
             return None
+        architecture = architectures.of(model)
+        if architecture is None:
+            return None
         try:
-            return cls(model, context)
+            return cls(model, context, architecture)
         except AttributeError:
             return None
 
@@ -325,7 +338,7 @@ class Encoder:
         Returns:
             The hidden states `[K, rows, d]` of the last layer.
         """
-        layout = AttentionLayout(segments, width, self.heads, self.scale)
+        layout = AttentionLayout(segments, width, self.heads, self.scale, self.distance_biases)
         run = EncoderPass(layout, self.context, self.context.attention_bias(None, hidden.dtype), rows)
         specs = {family.name: self._spec(family, operands) for family, operands in updates.items()}
         flat = (value for operands in updates.values() for value in operands if value is not None)

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from lora_bench.errors import MISSING, BenchError
 
-PACKABLE = "RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA, DistilBERT and ModernBERT can"
+PACKABLE = "RoBERTa, BERT, XLM-R, ELECTRA, MPNet, DistilBERT, ModernBERT, DeBERTa and most other encoders can"
+SHORT = 40  # tokens; what is tried in training need not be long
 LENGTHS = (5, 23, 11, 256, 1, 3, 64)
 LONG = 2  # sequences that are padded by themselves, to keep the padding of the others short
 PADDED = {2: (0,), 17: (1, 2, 9, 16), 40: (0, 7, 39)}  # lengths of further sequences, and where they hold padding ids

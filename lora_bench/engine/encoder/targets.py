@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from lora_bench.errors import BenchError, nearest
 
 # The last parts of the names that transformers' encoders give their linears.
-QV = frozenset({"query", "value", "q_lin", "v_lin", "q_proj", "v_proj"})
-ATTENTION = QV | {"key", "k_lin", "k_proj", "Wqkv"}
-KV = frozenset({"key", "value", "k_lin", "v_lin", "k_proj", "v_proj"})
+QUERY = frozenset({"query", "q", "q_lin", "q_proj", "query_proj"})
+KEY = frozenset({"key", "k", "k_lin", "k_proj", "key_proj"})
+VALUE = frozenset({"value", "v", "v_lin", "v_proj", "value_proj"})
+JOINED = frozenset({"Wqkv", "in_proj"})  # all three in one weight
+QV = QUERY | VALUE
+KV = KEY | VALUE
+ATTENTION = QUERY | KEY | VALUE | JOINED
 SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})  # names within a layer
 LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
@@ -54,7 +58,7 @@ def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
         sets = {"attention", "attention+dense", "qv", "kv+ffn"}
         candidates = short | {name.rsplit(".", 1)[-1] for name in short} | sets
         wrong = unmatched[0] if unmatched else targets
-        raise BenchError(f"--targets '{wrong}' matches no weight of this model.", nearest(wrong, candidates))
+        raise BenchError(f"--targets '{wrong}' matches no weight of this model.", nearest(wrong, candidates - {wrong}))
     return tuple(chosen)
 
 

@@ -54,6 +54,7 @@ class Batch:
     width: int
     windows: int
     tokens: int
+    longest: int  # tokens of the longest sequence
 
     @property
     def ids(self) -> Tensor:
@@ -213,6 +214,7 @@ class Table:
                 slots=slots[:, done : done + size], first=places[0, own], labels=labels[own],
                 weights=_weights(len(group), form.rows, self.device), rows=group, width=form.width,
                 windows=layout.form.windows, tokens=int(self.lengths[group].sum()),
+                longest=int(self.lengths[group].max()),
             )  # fmt: skip
             done, placed = done + size, placed + form.rows
 

@@ -134,13 +134,21 @@ def _row_launch(size: int) -> dict[str, Any]:
 
 
 @triton.jit
-def _softmax_weights(query, key, query_segments, key_segments, scale):
-    """`softmax(scale · Q Kᵀ)` over the slots of the query's segment, `[M, W]` in float32.
+def _softmax_weights(
+    query, key, query_segments, key_segments, query_slots, key_slots, scale, distance_zero, HAS_BIASES: tl.constexpr
+):
+    """`softmax(scale · Q Kᵀ + T)` over the slots of the query's segment, `[M, W]` in float32.
+
+    T is the bias by distance: `distance_zero` points to that of distance 0, those of other distances lie beside it. A
+    row of 2 L - 1 floats serves all programs of a head, so reading it by distance costs little; `[W, W]` biases would
+    be as large as the keys and values.
 
     Every query shares its segment with itself, so no row is empty. The row's largest score is subtracted before the
     exponential, so that it cannot overflow.
     """
     scores = tl.dot(query, tl.trans(key)) * scale
+    if HAS_BIASES:
+        scores += tl.load(distance_zero + (key_slots[None, :] - query_slots[:, None]))
     scores = tl.where(query_segments[:, None] == key_segments[None, :], scores, float("-inf"))
     exponentials = tl.exp(scores - tl.max(scores, 1)[:, None])
     return exponentials / tl.sum(exponentials, 1)[:, None]
@@ -151,8 +159,8 @@ def _softmax_weights(query, key, query_segments, key_segments, scale):
 # [queries of all heads | keys of all heads | values of all heads], each `size` long; a head's part is D contiguous.
 @triton.jit
 def _attention(
-    qkv, segments, dropout_mask, out, slots, heads, mask_stride, scale, dropout_scale,
-    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    qkv, segments, dropout_mask, biases, out, slots, heads, mask_stride, scale, dropout_scale, longest,
+    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_BIASES: tl.constexpr,
 ):  # fmt: skip
     head, cell = tl.program_id(0), tl.program_id(2).to(tl.int64)
     window, block = tl.program_id(1) // (W // M), tl.program_id(1) % (W // M)
@@ -165,7 +173,12 @@ def _attention(
     value = tl.load(qkv + key_offsets + 2 * size)
     query_segments = tl.load(segments + window * W + query_slots)
     key_segments = tl.load(segments + window * W + key_slots)
-    weights = _softmax_weights(query, key, query_segments, key_segments, scale)
+    distance_zero = biases
+    if HAS_BIASES:
+        distance_zero = biases + head * (2 * longest - 1) + longest - 1
+    weights = _softmax_weights(
+        query, key, query_segments, key_segments, query_slots, key_slots, scale, distance_zero, HAS_BIASES
+    )
     if HAS_DROPOUT:
         kept = tl.load(
             dropout_mask
@@ -185,8 +198,8 @@ def _attention(
 # programs add to the same value and the result does not depend on the order in which they run.
 @triton.jit
 def _attention_backward(
-    grad, qkv, segments, dropout_mask, out, slots, heads, mask_stride, scale, dropout_scale,
-    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    grad, qkv, segments, dropout_mask, biases, out, slots, heads, mask_stride, scale, dropout_scale, longest,
+    W: tl.constexpr, M: tl.constexpr, D: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_BIASES: tl.constexpr,
 ):  # fmt: skip
     head, window, cell = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     size = heads * D
@@ -198,12 +211,18 @@ def _attention_backward(
     key_segments = tl.load(segments + window * W + key_slots)
     key_grad = tl.zeros([W, D], tl.float32)
     value_grad = tl.zeros([W, D], tl.float32)
+    distance_zero = biases
+    if HAS_BIASES:
+        distance_zero = biases + head * (2 * longest - 1) + longest - 1
     for start in tl.static_range(0, W, M):
         query_slots = start + tl.arange(0, M)
         query_offsets = (first + query_slots)[:, None] * (3 * size) + head * D + column[None, :]
         query = tl.load(qkv + query_offsets)
         out_grad = tl.load(grad + (first + query_slots)[:, None] * size + head * D + column[None, :])
-        weights = _softmax_weights(query, key, tl.load(segments + window * W + query_slots), key_segments, scale)
+        query_segments = tl.load(segments + window * W + query_slots)
+        weights = _softmax_weights(
+            query, key, query_segments, key_segments, query_slots, key_slots, scale, distance_zero, HAS_BIASES
+        )
         weights_grad = tl.dot(out_grad, tl.trans(value))
         dropped = weights
         if HAS_DROPOUT:
@@ -232,8 +251,8 @@ def attention(qkv: Tensor, layout: AttentionLayout, dropout_mask: DropoutMask | 
     launch = _attention_launch(qkv, layout, dropout_mask, 64)
     grid = layout.heads, slots // launch["M"], cells
     _attention[grid](
-        qkv, layout.segments, _mask_bytes(dropout_mask), out, slots, layout.heads,
-        *_attention_scales(layout, dropout_mask), **launch,
+        qkv, layout.segments, _mask_bytes(dropout_mask), layout.distance_biases, out, slots, layout.heads,
+        *_attention_scales(layout, dropout_mask), _longest(layout), **launch,
     )  # fmt: skip
     return out
 
@@ -246,14 +265,19 @@ def attention_backward(grad: Tensor, qkv: Tensor, layout: AttentionLayout, dropo
     # 128 queries at a time for heads of 64 features or more (3 · 64 = 192 in `qkv`), 64 for smaller ones.
     launch = _attention_launch(qkv, layout, dropout_mask, 128 if qkv.shape[-1] >= 192 * layout.heads else 64)
     _attention_backward[grid](
-        grad.contiguous(), qkv, layout.segments, _mask_bytes(dropout_mask), out, slots, layout.heads,
-        *_attention_scales(layout, dropout_mask), **launch,
+        grad.contiguous(), qkv, layout.segments, _mask_bytes(dropout_mask), layout.distance_biases, out, slots,
+        layout.heads, *_attention_scales(layout, dropout_mask), _longest(layout), **launch,
     )  # fmt: skip
     return out
 
 
 def _mask_bytes(dropout_mask: DropoutMask | None) -> Tensor | None:
     return None if dropout_mask is None else dropout_mask.kept.view(torch.uint8)
+
+
+def _longest(layout: AttentionLayout) -> int:
+    """L of `AttentionLayout.distance_biases`."""
+    return 0 if layout.distance_biases is None else (layout.distance_biases.shape[1] + 1) // 2
 
 
 def _attention_scales(layout: AttentionLayout, dropout_mask: DropoutMask | None) -> tuple[int, float, float]:
@@ -273,6 +297,7 @@ def _attention_launch(
         "M": block,
         "D": qkv.shape[-1] // (3 * layout.heads),
         "HAS_DROPOUT": dropout_mask is not None,
+        "HAS_BIASES": layout.distance_biases is not None,
         "num_warps": 8 if block > 64 else 4,
     }
 

@@ -83,7 +83,9 @@ def gelu_backward(grad: Tensor, pre_activation: Tensor, recompute: bool) -> Tens
 def attention(
     qkv: Tensor, layout: AttentionLayout, dropout_mask: DropoutMask | None, bias: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention within windows: `O = dropout(P) V` with `P = softmax(scale · Q Kᵀ + bias)`.
+    """Softmax attention within windows: `O = dropout(P) V` with `P = softmax(scale · Q Kᵀ + bias + T)`.
+
+    T is the Toeplitz matrix of the layout's `distance_biases`, the same in all windows, if there are any.
 
     Args:
         qkv: Queries, keys and values side by side, `[K, S, 3 d]`.
@@ -101,10 +103,24 @@ def attention(
         return layers.attention(qkv, layout, dropout_mask), None
     query, key, value = _split_heads(qkv, layout)
     scores = (query @ key.mT).mul_(layout.scale).add_(bias[:, None])
+    if layout.distance_biases is not None:
+        scores.add_(toeplitz(layout.distance_biases, layout.width))
     exact = torch.promote_types(scores.dtype, torch.float32)  # softmax never in bfloat16
     weights = scores.softmax(-1, dtype=exact).to(value.dtype)
     dropped = weights if dropout_mask is None else weights * dropout_mask.factor(weights.dtype)
     return _join_heads([dropped @ value]), weights
+
+
+def toeplitz(biases: Tensor, width: int) -> Tensor:
+    """The matrix `[H, W, W]` of what is added to the scores of a window: entry (i, j) is that of distance j - i.
+
+    Args:
+        biases: By distance, `[H, 2 L - 1]` for distances from 1 - L to L - 1.
+        width: W, at most L.
+    """
+    longest = (biases.shape[1] + 1) // 2
+    # Row i is the slice that begins at distance -i: one earlier for each further row.
+    return biases.unfold(1, width, 1)[:, longest - width : longest].flip(1)
 
 
 def attention_backward(

@@ -48,9 +48,12 @@ class AttentionLayout(NamedTuple):
         width: Slots per window; S is a multiple of it.
         heads: The number of attention heads.
         scale: What scores are multiplied by, 1 / √(head size).
+        distance_biases: What is added to the scores by the distance of key and query, `[heads, 2 L - 1]` for distances
+            from 1 - L to L - 1 with L ≥ W; None for nothing.
     """
 
     segments: Tensor
     width: int
     heads: int
     scale: float
+    distance_biases: Tensor | None = None
