@@ -275,9 +275,7 @@ def test_a_number_as_the_name_of_a_label_is_a_name(folder: Path) -> None:
     (folder / "train.csv").write_text("text,label\na,1\nb,3\nc,2\n")
     (folder / "validation.csv").write_text("text,label\na,0\n")
     task = tasks.include(folder / "mine.py")
-    files = DataSource.parse().files(task)
-    assert files is not None
-    _, rows = DataSource.parse().read(task, files)
+    _, rows = DataSource.parse().read(task)
     assert next(rows)[1].labels.tolist() == [0, 2, 1]
     with pytest.raises(BenchError, match=r"validation.csv, line 2: label '0' is not one of 1, 2, 3"):
         next(rows)

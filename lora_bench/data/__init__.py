@@ -7,7 +7,7 @@ rows into the table that training takes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,15 +75,13 @@ class DataSource:
             (split, content) for split, paths in files.items() for _, content in sources.read_parts(paths, split)
         )
 
-    def read(self, task: Task, files: Mapping[str, Sequence[Path]]) -> tuple[str, Iterator[tuple[str, Rows]]]:
+    def read(self, task: Task) -> tuple[str, Iterator[tuple[str, Rows]]]:
         """The identity of a task's files, and the rows of each split from the very bytes that were hashed.
-
-        Args:
-            task: The task.
-            files: The files of each split, as `files` returns them.
 
         Raises BenchError (code 3) when a file is missing; the rows, when one is broken.
         """
+        files = self.files(task)
+        assert files is not None  # what is on the Hub is read by `hub`
         contents = {split: sources.read_parts(paths, split) for split, paths in files.items()}
         identity = self._name_of((split, content) for split, parts in contents.items() for _, content in parts)
 
@@ -133,7 +131,7 @@ def load(task: Task, source: DataSource, offline: bool = False, planned: str | N
 
         splits = read_hub(task, offline)
     else:
-        identity, rows = source.read(task, files)
+        identity, rows = source.read(task)
         if planned not in (None, identity):
             where = source.root or files["train"][0].parent
             what = f"The data of {task.name} in '{where}' changed since the plan: {identity}, not {planned}."

@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "texts that are lists": (parquet(table(sentence=[["x"]] * 16)), "'sentence' is list and not text"),
     "texts that are bytes": (parquet(table(sentence=[b"\xff"] * 16)), "'sentence' is bytes and not text"),
     "texts that are not UTF-8": (parquet(not_utf8()), "UnicodeDecodeError"),
-    "two columns of one name": (parquet(two_columns_of_a_name()), "exists 2 times"),
+    "two columns of one name": (parquet(two_columns_of_a_name()), "2 columns are named"),
     "no rows": (parquet(table().slice(0, 0)), "no rows"),
     "an empty file": (lines(b""), "train.jsonl: no rows"),
     "empty lines": (lines(b"\n \n"), "no rows"),
