@@ -24,7 +24,7 @@ from lora_bench.run.inputs import Loader
 from lora_bench.run.interfaces import Options
 from lora_bench.run.tokenizer import load_tokenizer
 from lora_bench.sample import ENCODER
-from lora_bench.testing import QuietView, TinyBench, make_model
+from lora_bench.testing import QuietView, TinyBench, make_encoder
 
 IN_OPEN, IN_ISDIR, IN_NONBLOCK = 0x20, 0x40000000, 0o4000
 BPE = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7, "Ġ": 8}
@@ -58,7 +58,7 @@ def sample(folder: Path) -> None:
 
 def legacy(folder: Path) -> None:
     """A tokenizer in the old form: words, merges, added tokens, names of special tokens, templates."""
-    make_model(folder, "roberta")
+    make_encoder("roberta").save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(BPE))
     (folder / "merges.txt").write_text("#version: 0.2\na b\n")
     (folder / "added_tokens.json").write_text('{"<new>": 9}')
@@ -71,7 +71,7 @@ def legacy(folder: Path) -> None:
 
 def words(folder: Path) -> None:
     """BERT with a list of words alone."""
-    make_model(folder, "bert")
+    make_encoder("bert").save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s"]))
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
 
