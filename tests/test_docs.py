@@ -39,17 +39,6 @@ NOT_RUN = "not run: "
 FILE_NAME = re.compile(r"# ([\w-]+\.\w+)\n")
 RUN_ELSEWHERE = frozenset({"own-task.md"})  # tests/test_own_task.py runs it, and checks the scores that it prints
 PLACEHOLDERS = frozenset({"DIR", "ID"})
-# Files of branches that are merged together with these pages. Delete this set, and its two uses, with that merge.
-COMING = frozenset(
-    {
-        "own-task.md",
-        "lora_bench/callbacks.py",
-        "lora_bench/tasks/",
-        "lora_bench/testing/",
-        "lora_bench/plugins.py",
-        "engine/schedule.py",
-    }
-)
 
 Words = list[str]
 
@@ -191,7 +180,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         linked = page.parent / name if name else page
-        assert linked.exists() or linked.name in COMING, target
+        assert linked.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in map(slug, headings), target
@@ -204,7 +193,7 @@ def test_what_is_named_exists(page: Path) -> None:
         words = span.split()
         if re.fullmatch(r"[\w./*-]+/[\w.*-]*", span) and "<" not in span and span.split("/")[0] in TOP:
             roots = (ROOT, ROOT / "lora_bench")
-            assert any(list(root.glob(span.rstrip("/"))) for root in roots) or span in COMING, span
+            assert any(list(root.glob(span.rstrip("/"))) for root in roots), span
         if words[0] == "lora-bench" and len(words) > 1 and not words[1].startswith("-"):
             assert words[1] in commands(), span
         for word in words:

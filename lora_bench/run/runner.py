@@ -93,7 +93,7 @@ class Runner:
             except LeaseLostError:
                 return False
             except BaseException:
-                with suppress(OSError, BenchError, LeaseLostError):
+                with suppress(Exception):  # whatever fails now must not hide why the run ends
                     self._clean_up(patience=CLEAN_UP_SECONDS)
                 raise
         return True

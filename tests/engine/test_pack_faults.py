@@ -147,8 +147,8 @@ def test_what_each_way_of_choosing_chooses(select: str, expected: int) -> None:
     validation, held = iter([0.1, 0.9, 0.9, 0.2]), iter([0.3, 0.4, 0.8, 0.8])
     own = made.evaluation.table
 
-    def scored(predictions: object, on: object, parts: object = None) -> dict[str, float]:
-        return {"accuracy": next(validation if on is own else held)}
+    def scored(predictions: object, on: object, parts: object = None) -> list[dict[str, float]]:
+        return [{"accuracy": next(validation if on is own else held)}]
 
     made._score = scored  # type: ignore[method-assign, assignment]
     (progress,) = made.run()

@@ -39,7 +39,7 @@ CASES = [
 LIMITED = """
 import resource, sys
 from lora_bench.cli.app import app
-import lora_bench.run.worker, transformers.models.roberta.modeling_roberta
+import lora_bench.run.worker, pandas, transformers.models.roberta.modeling_roberta
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
 app(sys.argv[2:])

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lora_bench.data.windows import window_size
 from lora_bench.engine.encoder import mpnet
 from lora_bench.engine.encoder.attention import ForwardContext
 
@@ -44,6 +46,14 @@ class Architecture:
     norms: tuple[str, str]
     distance_biases: Callable[[Any, int], Tensor] | None = None
     prepare: Callable[[Any, ForwardContext], None] | None = None
+
+    @torch.no_grad()
+    def biases_of_all_distances(self, model: Any) -> Tensor | None:
+        """`distance_biases` of a model for windows of any width, in the type in which softmax is computed."""
+        if self.distance_biases is None:
+            return None
+        biases = self.distance_biases(model.encoder, window_size(model.config.max_position_embeddings))
+        return biases.to(torch.promote_types(biases.dtype, torch.float32))
 
 
 BERT = Architecture(

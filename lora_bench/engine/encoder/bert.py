@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from lora_bench.data.windows import window_size
 from lora_bench.engine.encoder import architectures
 from lora_bench.engine.encoder.architectures import Architecture
 from lora_bench.engine.encoder.attention import ForwardContext
@@ -113,10 +112,8 @@ class Layer:
             name: Product([_linear(get(part)) for part in parts]) for name, parts in architecture.products.items()
         }
         self.attention = get(architecture.attention)
-        first_dropout, second_dropout = architecture.dropouts
-        self.dropouts = get(first_dropout), get(second_dropout)
-        first_norm, second_norm = architecture.norms
-        self.norms = Norm.from_module(get(first_norm)), Norm.from_module(get(second_norm))
+        self.dropouts = [get(name) for name in architecture.dropouts]
+        self.norms = [Norm.from_module(get(name)) for name in architecture.norms]
 
     def forward(
         self, inputs: Tensor, run: EncoderPass, adapters: dict[str, Adapter], is_last: bool
@@ -283,22 +280,12 @@ class Encoder:
         self.heads = int(model.config.num_attention_heads)
         self.scale = (int(model.config.hidden_size) // self.heads) ** -0.5
         self.layers = [Layer(module, architecture) for module in model.encoder.layer]
-        self.distance_biases = self._distance_biases(architecture)
+        self.distance_biases = architecture.biases_of_all_distances(model)
         names = {id(module): name for name, module in model.named_modules()}
         self.module_names = {
             product: [[names[id(module)] for module in layer.products[product].modules] for layer in self.layers]
             for product in architecture.products
         }
-
-    @torch.no_grad()
-    def _distance_biases(self, architecture: Architecture) -> Tensor | None:
-        """The biases by distance, in the type in which scores are softmaxed, for windows of any width."""
-        if architecture.distance_biases is None:
-            return None
-        biases = architecture.distance_biases(
-            self.model.encoder, window_size(self.model.config.max_position_embeddings)
-        )
-        return biases.to(torch.promote_types(biases.dtype, torch.float32))
 
     @classmethod
     def from_model(cls, model: Any, context: ForwardContext) -> Encoder | None:
