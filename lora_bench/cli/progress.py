@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: bars on a terminal, plain lines elsewhere."""
+"""The progress of a run: two bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ from lora_bench.text import clean, counted
 
 
 class ProgressView:
-    """Follows a run. On a terminal two bars (grid, pack); otherwise a line an epoch."""
+    """Displays a run: on a terminal a bar for the grid and one for the pack, elsewhere a line for each epoch."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console = console
-        self.total, self.ended, self.packs, self.packed = len(plan.todo), 0, len(plan.packs), 0
+        self.total, self.ended, self.packs_begun = len(plan.todo), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not self.bars,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not self.bars,
+        )
         self.grid_bar: TaskID = self.progress.add_task("cells", total=self.total)
         self.pack_bar: TaskID = self.progress.add_task("steps", total=None)
         self.steps, self.epochs, self.label, self.began = 1, 1, "", time.perf_counter()
@@ -44,23 +49,23 @@ class ProgressView:
         self.progress.stop()
 
     def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """Show that a longer piece of work begins."""
         self.progress.update(self.pack_bar, description=clean(text))
 
     def pack(self, cells: Sequence[Cell], steps: int, epochs: int) -> None:
-        """A pack begins."""
-        self.packed += 1
+        """Show that a pack begins."""
+        self.packs_begun += 1
         self.steps, self.epochs, self.began = steps, epochs, time.perf_counter()
-        self.label = f"pack {self.packed}: {tasks.get(cells[0].task).title}, {counted(len(cells), 'cell')}, "
-        self.label += f"seed {cells[0].seed}"
+        title, size = tasks.get(cells[0].task).title, counted(len(cells), "cell")
+        self.label = f"pack {self.packs_begun}: {title}, {size}, seed {cells[0].seed}"
         self.progress.reset(self.pack_bar, total=steps * epochs, description=self.label)
 
     def step(self, epoch: int, step: int) -> None:
-        """A step has been issued."""
+        """Show that a step was issued."""
         self.progress.update(self.pack_bar, completed=(epoch - 1) * self.steps + step)
 
     def epoch(self, epoch: int, scores: Sequence[float | None]) -> None:
-        """An epoch is evaluated."""
+        """Show the best score after an epoch, and the time that is left."""
         values = [score for score in scores if score is not None and not math.isnan(score)]
         best = f"best {max(values):.3f}" if values else "no score"
         elapsed = time.perf_counter() - self.began
@@ -70,7 +75,7 @@ class ProgressView:
             self._line(f"{self.label}, epoch {epoch}/{self.epochs}, {best}, {elapsed:.0f} s, about {left:.0f} s to go")
 
     def done(self, records: Sequence[Record]) -> None:
-        """Cells have ended."""
+        """Show that cells have ended."""
         self.ended += len(records)
         self.progress.update(self.grid_bar, completed=self.ended)
         if not self.bars:
@@ -78,7 +83,7 @@ class ProgressView:
             self._line(f"{self.ended} of {counted(self.total, 'cell')} {verb} ended")
 
     def warn(self, text: str) -> None:
-        """Something the user should know."""
+        """Print a warning."""
         self.console.print(Text(clean(text), "yellow"), soft_wrap=True)
 
     def _line(self, text: str) -> None:
