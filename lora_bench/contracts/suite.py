@@ -1,4 +1,4 @@
-"""All contracts, and running them on one method."""
+"""The list of all contracts, and the check of one method against them."""
 
 from __future__ import annotations
 
@@ -30,20 +30,25 @@ CONTRACTS: tuple[Contract, ...] = (
     packs.padding_is_trimmed_and_stays_zero,
     packs.it_loads_among_larger_cells,
     packs.it_does_not_depend_on_its_pack,
-    own_loop.a_loop_of_ones_own_trains_the_same,
+    own_loop.your_own_loop_trains_the_same,
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A contract in words, and why it is not kept; None if it is."""
+    """The result of one contract.
+
+    Attributes:
+        contract: The contract in words.
+        fault: How it is broken; None if it is kept.
+    """
 
     contract: str
     fault: str | None
 
 
 def check(method: str) -> Iterator[Verdict]:
-    """Every contract of a method, one after another; what a method raises is its fault."""
+    """Check a method against every contract, one after another; whatever the method raises counts as broken."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         bench = Workbench(Path(folder))

@@ -1,4 +1,4 @@
-"""From an id to the trained cell: its record, its encoder, its adapter, and where its model comes from."""
+"""Loads a trained cell by its id: the record, the encoder and the saved adapter."""
 
 from __future__ import annotations
 
@@ -24,31 +24,39 @@ from lora_bench.tasks import Task, get
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished cell as a pack of one, and the records of the same settings over all seeds."""
+    """A finished cell.
+
+    Attributes:
+        record: Its record.
+        seeds: The finished records with the same settings and any seed, this one among them.
+        pack: The cell as a pack of one.
+        model: The name or directory that transformers loads.
+        offline: Whether the Hub is not used.
+    """
 
     record: Record
     seeds: tuple[Record, ...]
     pack: Pack
-    model: str  # what transformers loads
+    model: str
     offline: bool
 
     @property
     def cell(self) -> Cell:
-        """Its settings."""
+        """The cell's settings."""
         return self.record.cell
 
     @property
     def task(self) -> Task:
-        """Its task."""
+        """The cell's task."""
         return get(self.cell.task)
 
     @property
     def base(self) -> str:
-        """The model's public name: the Hub's id, or a directory's own name (never its path)."""
+        """The base model's public name: its id on the Hub, or the name of its directory (never the path)."""
         return self.cell.model.partition("@")[0]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer.
+        """Load the model's tokenizer.
 
         Raises:
             BenchError: exit code 3 if it cannot be loaded.
@@ -59,7 +67,14 @@ class Trained:
 def load(
     beginning: str, results: Path, model: Path | None = None, device: str = "cpu", offline: bool = False
 ) -> Trained:
-    """The cell whose id begins so, as it was when its chosen epoch ended.
+    """Load a cell with the weights of its chosen epoch.
+
+    Args:
+        beginning: The cell's id, or the beginning of it.
+        results: The results folder.
+        model: The directory of the base model, if it is not from the Hub.
+        device: Where the encoder is loaded to.
+        offline: Whether to use local files only.
 
     Raises:
         BenchError: exit code 4 without a record, 3 without its adapter, its model or the model's files.
@@ -68,33 +83,35 @@ def load(
     folder = results / "adapters" / record.id
     if not (folder / "adapter.json").is_file():
         raise BenchError(
-            f"Nothing trained is kept of {record.id} ({record.cell.method}, {record.status}).",
-            "Train it again; adapters are kept unless --no-save, whole models (`full`) are not.", MISSING,
-        )  # fmt: skip
-    where = model_location(record.cell, model)
-    local = offline or Path(where).is_dir() or not hub.reachable()
-    _same_method(record.cell)
+            f"There is no saved adapter of {record.id} ({record.cell.method}, {record.status}).",
+            "Train it again; adapters are saved unless --no-save is given, whole models (`full`) are not.",
+            MISSING,
+        )
+    source = model_location(record.cell, model)
+    local = offline or Path(source).is_dir() or not hub.reachable()
+    _require_same_method(record.cell)
     trains = methods.get(record.cell.method).trains_backbone
     with hub.hub_mode(local):
-        backbone = encoders.load(where, torch.device(device), record.cell.precision, trains, local)
+        backbone = encoders.load(source, torch.device(device), record.cell.precision, trains, local)
     pack = saved.load(folder, backbone)
     if pack.cells != (record.cell,):
         raise BenchError(f"'{folder}' is the adapter of another cell.", "Train the cell again.", MISSING)
-    return Trained(record, _over_seeds(results, record), pack, where, local)
+    return Trained(record, _over_seeds(results, record), pack, source, local)
 
 
-def _same_method(cell: Cell) -> None:
-    """Refuse a method of the cell's name that is not the one it was trained with."""
+def _require_same_method(cell: Cell) -> None:
+    """Refuse a method that has the name but is not the one that the cell was trained with."""
     present = methods.origin(methods.get(cell.method).name)
     if present != cell.origin:
         raise BenchError(
             f"The cell was trained with {cell.origin or 'this package'}'s '{cell.method}', here it is {present}'s.",
-            "Include the file as it was: --include FILE.", MISSING,
-        )  # fmt: skip
+            "Include the file as it was: --include FILE.",
+            MISSING,
+        )
 
 
 def model_location(cell: Cell, given: Path | None) -> str:
-    """What transformers loads for the cell: `given`, else the bundled encoder or the Hub's id.
+    """Return what transformers loads for the cell: `given`, else the bundled encoder or the Hub's id.
 
     Raises:
         BenchError: exit code 3 if the model was a directory and none is given, or another one.
@@ -116,12 +133,12 @@ def model_location(cell: Cell, given: Path | None) -> str:
 
 
 def is_bundled(cell: Cell) -> bool:
-    """Whether the cell was trained over the bundled encoder; a directory may have its name."""
+    """Return whether the cell was trained over the bundled encoder; a directory may have the same name."""
     return cell.model == identity(SAMPLE)
 
 
 def _over_seeds(results: Path, record: Record) -> tuple[Record, ...]:
-    """The finished records that differ from this one in the seed alone, this one among them."""
+    """Return the finished records that differ from this one in the seed alone, this one among them."""
     settings = record.cell.model_copy(update={"seed": 0})
     return tuple(
         other
