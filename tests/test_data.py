@@ -119,7 +119,7 @@ def test_the_identity_is_the_hash_that_it_always_was(task: Task, tmp_path: Path)
     for split in task.splits:
         content = (tmp_path / task.name / f"{split}.jsonl").read_bytes()
         digest.update(f"{split} {len(content)}\n".encode() + content)
-    assert source.identity(task) == source.read(task)[0] == f"files:{digest.hexdigest()[:12]}"
+    assert source.identity(task) == source.read(task, source.files(task))[0] == f"files:{digest.hexdigest()[:12]}"
 
 
 def test_data_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:

@@ -12,11 +12,7 @@ import torch
 
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.store import read_records
-from lora_bench.run import snapshot
-from lora_bench.run.interfaces import Options
-from lora_bench.run.pack_run import trainer_of
-from lora_bench.run.worker import Training
-from tests.engine.runner_factory import Bench, Blocks, QuietView, by_cell, make_data, make_model
+from tests.engine.runner_factory import Bench, Blocks, by_cell, make_data, make_model
 from tests.engine.test_resume import equal, stopped
 
 BLOCKS: Blocks = ({"method": "head"}, {"method": "lora", "rank": [4, 2]})
@@ -88,22 +84,3 @@ def test_a_cell_that_is_resumed_after_it_diverged_keeps_the_steps_up_to_then(
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)
     assert [step.step for step in found[1].last_steps or ()] == list(range(1, 24))
-
-
-def test_a_checkpoint_without_recent_steps_is_read(bench: Bench) -> None:
-    """As earlier versions wrote it: the steps before are not known, all else is as it was."""
-    plan = bench.plan(BLOCKS[1:])
-    worker = Training(plan, Options(bench.results, offline=True), QuietView())
-    worker.prepare(plan.packs[0])
-    on = worker.loader.backbone(plan.packs[0][0])
-    trainer = trainer_of(plan.packs[0], on, worker.loader.tables(plan.packs[0][0], on))
-    fresh = snapshot.take(trainer)
-    trainer.run()
-    taken = snapshot.take(trainer)
-    by_name = {name: value for name, value in snapshot.tensors(taken).items() if not name.endswith("recent_steps")}
-    rebuilt = [
-        snapshot.rebuild(snapshot.saved_cell(each, k, "code", 0), by_name, fresh[k]) for k, each in enumerate(taken)
-    ]
-    assert [len(each.progress.recent_steps) for each in taken] == [10] * 2
-    assert [len(each.progress.recent_steps) for each in rebuilt] == [0, 0]
-    assert [each.progress.losses for each in rebuilt] == [each.progress.losses for each in taken]

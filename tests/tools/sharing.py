@@ -19,7 +19,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import INTERRUPTED
 from lora_bench.records.store import read_records
 from lora_bench.run import leases
-from lora_bench.run.signals import SAME, Stopper
+from lora_bench.run.signals import ONE_REQUEST, Stopper
 from tests.robust.stub_worker import child, grid, runner, waited
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
@@ -127,7 +127,7 @@ def signalled(results: Path) -> dict[str, Any]:
             waited(own / "started")
             os.kill(process, number)
             if count == 2:
-                time.sleep(SAME + 0.2)  # sooner it would be the same request
+                time.sleep(ONE_REQUEST + 0.2)  # sooner it would be the same request
                 os.kill(process, number)
             codes[f"{name} {signal.Signals(number).name}"] = [code_of(process), len(makers(own))]
     return codes
