@@ -1,6 +1,6 @@
 """lora-bench: train a whole grid of LoRA-family adapters over one frozen encoder at once.
 
-For a training loop of one's own: `from lora_bench import get_adapted_model`.
+To adapt a model in your own training loop: `from lora_bench import get_adapted_model`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["AdaptedModel", "__version__", "get_adapted_model", "load_adapted_mod
 
 
 def __getattr__(name: str) -> Any:
-    """The Python API; torch is imported when it is first asked for."""
+    """Import the Python API, and torch with it, when one of its names is first used."""
     if name not in __all__:
         raise AttributeError(f"module 'lora_bench' has no attribute '{name}'")
     from lora_bench import api

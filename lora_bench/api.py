@@ -1,8 +1,8 @@
-"""A transformers model with the adapter of any method, for a training loop of one's own.
+"""The Python API: a transformers model with the adapter of any method, for your own training loop.
 
-The adapter is a pack of one over the model's own forward: the same recipe, the same start for the same seed and the
-same saved files as in the benchmark. What lies outside of the encoder (`model.base_model`), a classification head
-above all, is left as it is: it trains, and is saved beside the adapter.
+The adapter is a pack of one cell over the model's own forward pass. It has the same recipe, the same start for the same
+seed and the same saved files as in the benchmark. Modules outside of the encoder (`model.base_model`), such as a
+classification head, are left as they are: they train, and are saved beside the adapter.
 """
 
 from __future__ import annotations
@@ -29,38 +29,45 @@ if TYPE_CHECKING:
 
     from lora_bench.engine.encoder.backbone import Backbone
 
-OWN = "own"  # the data and task of a cell that the benchmark did not train
+OWN = "own"  # the data and the task of a cell that is trained by the user's loop; enters the cell's id
 
 
 class Host:
-    """An untouched encoder as a pack sees a `Backbone`: its linears by name, as the benchmark's draws know them."""
+    """An unchanged encoder with the interface of a `Backbone` that a pack needs.
+
+    Its linear layers have the same names as in the benchmark: random factors are drawn for these names.
+    """
 
     fused = None
-    hidden_size = 1  # of the pack's own head, which is not used
+    hidden_size = 1  # of the head that a pack creates, which is not used here
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         first = next(iter(self.linears().values()), None)
         if first is None:
-            raise BenchError(f"{type(model).__name__} has no linear layer.", "Adapt a model that has some.")
+            raise BenchError(f"{type(model).__name__} has no linear layer.", "Adapt a model that has linear layers.")
         self.device, self.dtype = first.weight.device, first.weight.dtype
         self.exact = torch.promote_types(self.dtype, torch.float32)
 
     def linears(self) -> dict[str, nn.Linear]:
-        """The linear layers by name."""
+        """Return the linear layers by name."""
         return {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
 
-    def families(self, wanted: Collection[str]) -> list[Family]:
-        """The wanted weights of each shape."""
-        return by_shape(self.linears(), wanted)
+    def families(self, names: Collection[str]) -> list[Family]:
+        """Return the weights of the named layers, grouped by shape."""
+        return by_shape(self.linears(), names)
 
 
 class AdaptedModel(nn.Module):
-    """`model` with an adapter. Of the encoder nothing trains but the method's own factors.
+    """A model with an adapter: of the encoder, only the method's factors train.
 
-    `model` itself is changed: its encoder is frozen and its linears have hooks, until `merge` takes both away.
-    `factors` holds the trained factors, `[1, weights, rows, cols]` for all weights of one shape.
+    `model` itself is changed: its encoder is frozen and its linear layers have hooks, until `merge` undoes both.
+
+    Attributes:
+        model: The model that was adapted.
+        cell: The settings of the adapter.
+        factors: The trained factors, `[1, weights, rows, cols]` for all weights of one shape.
     """
 
     def __init__(self, model: nn.Module, cell: Cell) -> None:
@@ -68,34 +75,34 @@ class AdaptedModel(nn.Module):
         if methods.get(cell.method).trains_backbone:
             raise BenchError(f"'{cell.method}' adapts nothing: it trains the whole model.", "Train the model as it is.")
         self.model, self.cell = model, cell
-        pack = self._made_pack()  # before the model is changed: it may refuse the cell
+        pack = self._create_pack()  # before the model is changed, as it may refuse the cell
         self._grad = {name: value.requires_grad for name, value in self.encoder.named_parameters()}
         self.encoder.requires_grad_(False)
         self._pack = pack.__enter__()
-        self.factors = nn.ParameterDict(dict(self._starts()))
+        self.factors = nn.ParameterDict(dict(self._pack_factors()))
         self._hook = self.encoder.register_forward_pre_hook(lambda *_: self._compose())
 
     @property
     def encoder(self) -> nn.Module:
-        """The part that is adapted: transformers' `base_model`, or the model itself."""
+        """The part that is adapted: transformers' `base_model`, or the model itself if it has none."""
         return _encoder_of(self.model)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """The model's own forward."""
+        """Run the model's own forward pass with the adapter."""
         return self.model(*inputs, **named)
 
     def parameter_groups(self, lr: float, head_lr: float | None = None) -> list[dict[str, Any]]:
-        """Parameter groups for a torch optimiser, as the benchmark trains them.
+        """Return parameter groups for a torch optimiser, with the rates and the weight decay of the benchmark.
 
-        What weight decay does not apply to has `weight_decay: 0.0`: a factor whose method says so (BitFit's biases),
-        and of the head all vectors (biases, norms). Whatever else has no `weight_decay` and takes the optimiser's.
+        Groups without weight decay have `weight_decay: 0.0`: factors for which the method says so (BitFit's biases) and
+        the vectors of the head (biases, norms). The other groups take the optimiser's `weight_decay`.
 
         Args:
-            lr: The rate of the factors, times the method's own multiples of it (LoRA+).
-            head_lr: The rate of what trains outside of the encoder; `lr` unless given.
+            lr: The learning rate of the factors; a method may multiply it for some of them (LoRA+).
+            head_lr: The learning rate of the parameters outside of the encoder (default: `lr`).
 
         Returns:
-            A group a factor, then the head's matrices and the head's vectors, where there are some.
+            One group for each factor, then one for the head's matrices and one for its vectors, if it has any.
         """
         stacks = {_key(stack.name, stack.family): stack for stack in self._stacks()}
         groups = [
@@ -104,20 +111,20 @@ class AdaptedModel(nn.Module):
         ]
         head = [value for value in self._outside().values() if value.requires_grad]
         for decays in (True, False):
-            own = [value for value in head if (value.ndim > 1) == decays]
-            groups += [_group(own, lr if head_lr is None else head_lr, decays)] if own else []
+            params = [value for value in head if (value.ndim > 1) == decays]
+            groups += [_group(params, lr if head_lr is None else head_lr, decays)] if params else []
         return groups
 
     @torch.no_grad()
     def save(self, folder: str | Path) -> None:
-        """Write the trained factors, the settings with the seed, and what trains outside of the encoder."""
+        """Write the trained factors, the settings with the seed, and the trained parameters outside of the encoder."""
         head = {name: value.detach().cpu().clone() for name, value in self._outside().items() if value.requires_grad}
         outputs = int(getattr(getattr(self.model, "config", None), "num_labels", 1))
         saved.save(Path(folder), self.cell, outputs, State(self._state(), head))
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """The plain model with the adapter in its weights, in place; this object is of no more use."""
+        """Add the adapter to the model's weights, in place, and return the model; this object is then of no use."""
         self._compose()
         linears = {name: module for name, module in self.encoder.named_modules() if isinstance(module, nn.Linear)}
         changes = [(linears[name].weight, delta) for name, delta in self._pack.deltas(0).items()]
@@ -131,15 +138,15 @@ class AdaptedModel(nn.Module):
         return self.model
 
     @torch.no_grad()
-    def put(self, state: State) -> None:
-        """Put a saved state in the place of the present one.
+    def load_state(self, state: State) -> None:
+        """Replace the factors and the head by saved ones.
 
         Raises:
-            BenchError: the saved head is not that of this model.
+            BenchError: exit code 2 if the saved head does not fit this model's.
         """
         for group in self._pack.bank.groups:
             group.load(0, state.adapter, group.block.matrix.detach())
-        for name, start in self._starts():
+        for name, start in self._pack_factors():
             self.factors[name].copy_(start)
         outside = self._outside()
         head = {name if name in outside else f"classifier.{name}": value for name, value in state.head.items()}
@@ -147,50 +154,50 @@ class AdaptedModel(nn.Module):
             return
         if any(name not in outside or outside[name].shape != value.shape for name, value in head.items()):
             raise BenchError(
-                "The saved head is not that of this model.", "Load it over the kind of model it was made with."
+                "The saved head does not fit this model.", "Load it over the kind of model that it was trained with."
             )
         for name, value in head.items():
             outside[name].copy_(value)
 
-    def _made_pack(self) -> Pack:
+    def _create_pack(self) -> Pack:
         return Pack([self.cell], cast("Backbone", Host(self.encoder)), 1)
 
     def _stacks(self) -> list[StackedFactor]:
         return [stack for group in self._pack.bank.groups for stack in group.trained]
 
-    def _starts(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The trained factors as they are in the pack."""
+    def _pack_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield copies of the pack's trained factors, with their names in `factors`."""
         for group in self._pack.bank.groups:
             values = group.factors(group.block.matrix.detach())
             for stack in group.trained:
                 yield _key(stack.name, stack.family), nn.Parameter(values[stack.family][stack.name].clone())
 
-    def _gather(self) -> None:
-        """Hand the factors to the pack."""
+    def _write_factors(self) -> None:
+        """Write the factors into the pack."""
         for group in self._pack.bank.groups:
-            own = [self.factors[_key(stack.name, stack.family)].flatten(1) for stack in group.trained]
-            group.block.matrix = torch.cat(own, dim=1)
+            values = [self.factors[_key(stack.name, stack.family)].flatten(1) for stack in group.trained]
+            group.block.matrix = torch.cat(values, dim=1)
 
     def _compose(self) -> None:
-        self._gather()
+        self._write_factors()
         self._pack.compose()
 
     def _state(self) -> dict[str, Tensor]:
-        self._gather()
+        self._write_factors()
         return self._pack.state(0).adapter
 
     def _outside(self) -> dict[str, nn.Parameter]:
-        """The model's parameters outside of the encoder."""
+        """Return the model's parameters outside of the encoder."""
         within = {id(value) for value in self.encoder.parameters()}
         return {name: value for name, value in self.model.named_parameters() if id(value) not in within}
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdaptedModel:
-        """Moved or cast: what is frozen of the adapter is made again beside the weights."""
+        """Move or cast the model; the adapter's frozen factors are computed again from the moved weights."""
         with torch.no_grad():
             state = self._state()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._pack.__exit__(None, None, None)
-        self._pack = self._made_pack().__enter__()
+        self._pack = self._create_pack().__enter__()
         for group in self._pack.bank.groups:
             group.load(0, state, group.block.matrix.detach())
         return self
@@ -199,10 +206,17 @@ class AdaptedModel(nn.Module):
 def get_adapted_model(
     model: PreTrainedModel | nn.Module, method: str = "mini", *, seed: int = 0, **settings: Any
 ) -> AdaptedModel:
-    """Adapt `model` in place. `settings` are the method's: rank, a, b, alpha, init, targets (see `lora-bench list`).
+    """Adapt a model in place.
+
+    Args:
+        model: The model; its `base_model` is adapted, or the model itself if it has none.
+        method: The method's name; see `lora-bench list methods`.
+        seed: The seed of random factors.
+        **settings: The method's settings: some of rank, a, b, alpha, init and targets.
 
     Raises:
-        BenchError: no such method or setting, targets that the model lacks, or a start that needs data (LoRA-SB).
+        BenchError: exit code 2 for an unknown method or setting, targets that the model lacks, or a method that starts
+            from data (LoRA-SB).
     """
     recipe = methods.get(method)
     for name in settings:
@@ -224,26 +238,31 @@ def get_adapted_model(
 
 
 def load_adapted_model(model: PreTrainedModel | nn.Module, folder: str | Path) -> AdaptedModel:
-    """Adapt `model` as it was when `folder` was saved: by `AdaptedModel.save`, or by a run of the benchmark.
+    """Adapt a model in place with a saved adapter.
 
-    A benchmark's head goes to `model.classifier`, where that is RoBERTa's; a model without a head takes the adapter.
+    The head of a benchmark's cell goes to `model.classifier`, which must be RoBERTa's. A model without a head takes the
+    adapter alone.
+
+    Args:
+        model: A model like the one that was adapted.
+        folder: What `AdaptedModel.save` or a run of the benchmark has written.
 
     Raises:
-        BenchError: the folder holds no whole adapter, or it does not fit the model.
+        BenchError: the folder holds no complete adapter, or it does not fit the model.
     """
     cell, _, state = saved.read(Path(folder))
     adapted = AdaptedModel(model, cell)
-    adapted.put(state)
+    adapted.load_state(state)
     return adapted
 
 
 def _encoder_of(model: nn.Module) -> nn.Module:
-    found: nn.Module = getattr(model, "base_model", model)
-    return found
+    encoder: nn.Module = getattr(model, "base_model", model)
+    return encoder
 
 
 def _starts_from_data(model: nn.Module, cell: Cell) -> bool:
-    """Whether a factor of the cell, on the weights that this model has, starts from a gradient."""
+    """Return whether a factor of the cell, on the weights that this model has, starts from a gradient."""
     recipe = methods.get(cell.method)
     if not recipe.adapts:
         return False
@@ -253,7 +272,7 @@ def _starts_from_data(model: nn.Module, cell: Cell) -> bool:
 
 
 def _group(params: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any]:
-    """A torch optimiser's parameter group."""
+    """Return a parameter group of a torch optimiser."""
     return {"params": params, "lr": lr} | ({} if decays else {"weight_decay": 0.0})
 
 

@@ -1,8 +1,9 @@
-"""A cell: one point of the grid, and everything that can change its number.
+"""A cell: one training run of the grid, described by everything that can change its result.
 
-Frozen and hashable. Its id is a hash of its canonical JSON: keys sorted, unset fields left out (so that a new
-optional field changes no old id), integers and floats normalised by the field's type. Where a cell runs (device, pack,
-paths) is no part of it: a model directory or a data folder enters as a name and a hash of its content.
+Cells are frozen and hashable. A cell's id is a hash of its canonical JSON: keys are sorted, unset fields are left out
+(so that a new optional field changes no existing id), and integers and floats are normalised by the field's type. Where
+a cell runs (device, pack, paths) is not part of it: a model directory or a data folder is described by its name and a
+hash of its content.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 class Cell(BaseModel):
-    """One training run. Fields that the method does not have (rank for `head`, a and b outside `mini`) are None."""
+    """One training run. Parameters that the method does not have (rank for `head`, a and b for `lora`) are None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,16 +52,16 @@ class Cell(BaseModel):
     max_length: Annotated[int, Field(ge=4, le=2**16)] = 128
     select: Select = "best"
     precision: Precision = "float32"
-    origin: Name | None = None  # of a method that is not of this package: its file and a hash of that
-    task_origin: Name | None = None  # the same of a task that is not GLUE's
+    origin: Name | None = None  # for a method from outside of this package: its file and a hash of the content
+    task_origin: Name | None = None  # the same for a task that is not GLUE's
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
 
     def canonical(self) -> str:
-        """The JSON text that the id is a hash of."""
+        """Return the JSON text whose hash is the id."""
         settings = self.model_dump(mode="json", exclude_none=True)
         return _CANONICAL.encode(settings)
 
@@ -70,9 +71,16 @@ class Cell(BaseModel):
         return self.lr if self.head_lr is None else self.head_lr
 
     def shares_batches(self) -> tuple[object, ...]:
-        """What cells of one pack must have in common (they see the same batches and dropout masks)."""
+        """Return the settings that cells of one pack have in common: they see the same batches and dropout masks."""
         held_out = self.select == "held-out"
         return (
-            self.model, self.data, self.task, self.seed, self.batch_size,
-            self.epochs, self.max_length, self.precision, held_out,
-        )  # fmt: skip
+            self.model,
+            self.data,
+            self.task,
+            self.seed,
+            self.batch_size,
+            self.epochs,
+            self.max_length,
+            self.precision,
+            held_out,
+        )

@@ -1,4 +1,4 @@
-"""The one error that users see: a line that says what, and a line that says how to fix it."""
+"""The error that users see: one line that says what is wrong, and one that says how to fix it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from contextlib import contextmanager
 
 from lora_bench.text import clean
 
+# Exit codes: done; some cells failed; wrong use; model, data or environment; nothing to report; interrupted.
 DONE, SOME_FAILED, USAGE, MISSING, NOTHING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class BenchError(Exception):
-    """Something the user can fix, in two printable lines. `code` is the process's exit code (docs/guide.md)."""
+    """An error that the user can fix.
+
+    Attributes:
+        what: What is wrong, on one printable line.
+        hint: How to fix it, on one printable line.
+        code: The exit code of the process (docs/guide.md).
+    """
 
     def __init__(self, what: str, hint: str, code: int = USAGE) -> None:
         self.what = clean(what)
@@ -33,36 +40,42 @@ _HINTS = {
         (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
         "That file system does not do this (are locks off?): put the folder on another one.",
     ),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), f"The disk or its server failed: see to it, {_AGAIN}"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), f"The disk or its server failed: repair that, {_AGAIN}"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"Raise the limit of open files (ulimit -n), {_AGAIN}"),
 }
 
 
 def of_the_system(error: OSError) -> BenchError:
-    """What the operating system refused, as an error that says with which file."""
-    where = f": '{error.filename}'" if error.filename else ""
+    """Return the error for what the operating system refused, with the name of the file."""
+    file = f": '{error.filename}'" if error.filename else ""
     hint = _HINTS.get(error.errno or 0, f"Correct that, {_AGAIN}")
-    return BenchError(f"{error.strerror or type(error).__name__}{where}.", hint, MISSING)
+    return BenchError(f"{error.strerror or type(error).__name__}{file}.", hint, MISSING)
 
 
 @contextmanager
 def rust_panics() -> Iterator[None]:
-    """Turn a panic of a library written in Rust, which is no `Exception`, into a RuntimeError with its message."""
+    """Turn a panic of a library written in Rust, which is not an `Exception`, into a RuntimeError with its message."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # the class can be imported from nowhere
+        if type(error).__name__ != "PanicException":  # the class cannot be imported: each library has its own
             raise
         raise RuntimeError(str(error)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence naming the nearest of `known` to `name`, or all of them when none is near."""
+    """Return a sentence with the name that is most similar to `name`, or with all of them if none is similar."""
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(options)}."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
-    """The error for a name that is not among `known`."""
+    """Return the error for a name that is not among `known`.
+
+    Args:
+        kind: What the name is of, such as `task`.
+        name: The name that was given.
+        known: The names that exist.
+    """
     return BenchError(f"Unknown {kind} '{name}'.", nearest(name, known))

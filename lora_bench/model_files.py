@@ -1,8 +1,8 @@
-"""What loading may read of a model's directory: the files that its identity covers. No torch.
+"""The files of a model's directory that loading may read, which its identity (a hash) covers. No torch.
 
-All files of the directory count, but for hidden ones and kinds that loading never reads (documents, other formats of
-weights); of its folders, the files that a config or an index names. Loading is watched (`watched`): what it opens
-beyond that is refused, so the identity covers whatever was read.
+All files at the top of the directory count, except hidden ones and kinds that loading never reads (documents, other
+formats of weights). In its subfolders, the files that a config or an index names count. Loading is watched (`watched`):
+if it opens any other file, the model is refused, so that the identity covers everything that was read.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from lora_bench.records.files import listing, read_file
 CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
 ADAPTER = "adapter_config.json"
-TEMPLATES = "additional_chat_templates"  # transformers lists this folder itself
+TEMPLATES = "additional_chat_templates"  # transformers lists this folder, so no config names its files
 
-# Only safetensors are loaded, no pickle and no code. What this wrongly names is refused where loading opens it.
+# Only safetensors are loaded, no pickle and no code. If loading opens one of these files all the same, `watched`
+# refuses the model.
 OTHER_WEIGHTS = (
     ".bin",
     ".ckpt",
@@ -67,25 +68,25 @@ LONGEST_JSON = 2**24  # bytes
 
 
 def digest(folder: Path) -> str:
-    """12 hexadecimal digits of the SHA-256 over all files that loading may read, with their names.
+    """Return the first 12 hexadecimal digits of the SHA-256 of all covered files, with their names.
 
     Raises:
         BenchError: exit code 3 for what `covered` refuses, and for a file that cannot be read.
     """
-    total = hashlib.sha256()
+    directory_hash = hashlib.sha256()
     for name in covered(folder):
-        with _present(folder / name) as file:
-            own = hashlib.file_digest(file, "sha256").digest()
-        total.update(f"{name}:".encode() + own)
-    return total.hexdigest()[:12]
+        with _open_complete(folder / name) as file:
+            content_hash = hashlib.file_digest(file, "sha256").digest()
+        directory_hash.update(f"{name}:".encode() + content_hash)
+    return directory_hash.hexdigest()[:12]
 
 
 @contextmanager
-def _present(path: Path) -> Iterator[BufferedReader]:
-    """The file, open for reading.
+def _open_complete(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading.
 
     Raises:
-        BenchError: exit code 3 if it cannot be read, or git-lfs has left a pointer in its place.
+        BenchError: exit code 3 if it cannot be read, or is a git-lfs pointer to the file.
     """
     try:
         with path.open("rb") as file:
@@ -100,13 +101,15 @@ def _present(path: Path) -> Iterator[BufferedReader]:
 
 
 def covered(folder: Path) -> list[str]:
-    """The files that loading may read, as paths within the folder: first those that have always counted, then others.
+    """Return the files that loading may read, as paths within the folder.
+
+    The order is part of the identity: first config, tokenizer and weights, then all others, sorted.
 
     Raises:
         BenchError: exit code 3 for a folder without config.json or safetensors weights, with an adapter beside the
-            model, with a pipe or device, or with a config that names a file outside of it.
+            model, with a pipe or device, or with a config that names a file outside of the folder.
     """
-    entries = [path.name for path in listing(folder) if not _is_special(path)]
+    entries = [path.name for path in listing(folder) if not _is_dangling(path)]
     if ADAPTER in entries:
         what = f"The directory '{folder}' also holds an adapter ({ADAPTER}), which transformers would apply."
         raise BenchError(what, "Merge it into the weights, or move it to a directory of its own.", MISSING)
@@ -118,7 +121,7 @@ def covered(folder: Path) -> list[str]:
     first = [CONFIG, *(name for name in TOKENIZER_FILES if name in regular), *weights]
     others = {name for name in regular if not _is_unread(name)} - _superseded(folder)
     others |= set(_named(folder, regular))
-    others |= {f"{TEMPLATES}/{path.name}" for path in listing(folder / TEMPLATES) if not _is_special(path)}
+    others |= {f"{TEMPLATES}/{path.name}" for path in listing(folder / TEMPLATES) if not _is_dangling(path)}
     return first + sorted(others - set(first))
 
 
@@ -127,13 +130,17 @@ def _is_unread(name: str) -> bool:
 
 
 def _superseded(folder: Path) -> set[str]:
-    """Files that transformers does not read as tokenizer_config.json has their content."""
+    """Return the files that transformers does not read because tokenizer_config.json has their content."""
     settings = _content(folder / "tokenizer_config.json")
     return set(LEGACY) if isinstance(settings, dict) and "added_tokens_decoder" in settings else set()
 
 
-def _is_special(path: Path) -> bool:
-    """Whether there is nothing to read; a pipe, a socket or a device, which a reader might wait for, is refused."""
+def _is_dangling(path: Path) -> bool:
+    """Return whether a path is a link to nowhere.
+
+    Raises:
+        BenchError: for a pipe, a socket or a device, which a reader might wait for without end.
+    """
     try:
         mode = path.stat().st_mode
     except OSError:  # a link to nowhere
@@ -144,9 +151,9 @@ def _is_special(path: Path) -> bool:
 
 
 def _named(folder: Path, regular: list[str]) -> Iterator[str]:
-    """The files in the folder that its configs and indices name.
+    """Yield the files in the folder that its configs and indices name.
 
-    Absolute paths are left to `watched`: transformers writes the places of its cache into configs, and reads none.
+    Absolute paths are left to `watched`: transformers writes paths of its cache into configs, but does not read them.
     """
     for text in _texts(folder, regular):
         path = Path(os.path.normpath(text))
@@ -154,21 +161,21 @@ def _named(folder: Path, regular: list[str]) -> Iterator[str]:
             if path.parts[0] == "..":
                 what = f"The directory '{folder}' names a file outside of it: '{text}'."
                 raise BenchError(what, "Put the file into the directory.", MISSING)
-            if not _is_special(folder / path):
+            if not _is_dangling(folder / path):
                 yield path.as_posix()
 
 
 def _texts(folder: Path, regular: list[str]) -> Iterator[str]:
-    """All texts in the configs and indices that may be paths."""
+    """Yield all texts in the configs and indices that may be paths."""
     for name in regular:
         if not _is_unread(name) and name.endswith(".json") and ("config" in name or name.endswith(".index.json")):
-            left = [_content(folder / name)]
-            while left:
-                value = left.pop()
+            values = [_content(folder / name)]
+            while values:
+                value = values.pop()
                 if isinstance(value, dict):
-                    left += value.values()
+                    values += value.values()
                 elif isinstance(value, list):
-                    left += value
+                    values += value
                 elif isinstance(value, str) and 0 < len(value) < 512 and value.isprintable():
                     yield value
 
@@ -180,11 +187,11 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-_opened: list[set[str]] = []  # one set for each block in progress
+_opened: list[set[str]] = []  # the paths opened in each `watched` block in progress
 
 
 class _Reader(threading.local):
-    """Whether this thread reads for `covered`: that is no part of loading."""
+    """Whether this thread reads for this module, which is not a part of loading."""
 
     is_us = False
 
@@ -194,7 +201,7 @@ _reader = _Reader()
 
 @contextmanager
 def _own_reads() -> Iterator[None]:
-    """What this thread opens in the block is not noted."""
+    """Do not note the files that this thread opens in the block."""
     before, _reader.is_us = _reader.is_us, True
     try:
         yield
@@ -204,7 +211,7 @@ def _own_reads() -> Iterator[None]:
 
 @_own_reads()
 def _content(path: Path) -> object:
-    """The content of a JSON file, None where it is not JSON: loading says so."""
+    """Return the content of a JSON file; None if it is not JSON, which loading will report."""
     try:
         return json.loads(read_file(path)) if path.stat().st_size <= LONGEST_JSON else None
     except (OSError, ValueError, RecursionError):
@@ -213,7 +220,10 @@ def _content(path: Path) -> object:
 
 @cache
 def _audit() -> None:
-    """Note what this process opens, for as long as it lives; outside of `watched` the hook does nothing."""
+    """Install a hook that notes the files that this process opens within `watched`.
+
+    Python cannot remove an audit hook. Outside of `watched` this one does nothing.
+    """
 
     def note(event: str, arguments: tuple[object, ...]) -> None:
         if _opened and event == "open" and not _reader.is_us and isinstance(arguments[0], str | bytes | os.PathLike):
@@ -225,31 +235,35 @@ def _audit() -> None:
 
 @contextmanager
 def watched(location: str) -> Iterator[None]:
-    """Refuse, after the block, a file that was opened in the block and is not covered by the directory's identity.
+    """Refuse a model if the block opens a file that the identity of its directory does not cover.
 
-    Python's own opens are seen. Libraries that open by themselves (safetensors, tokenizers) are given paths that
-    `covered` knows.
+    Only files that Python opens are seen. The libraries that open files by themselves (safetensors, tokenizers) are
+    given paths that `covered` returns.
+
+    Args:
+        location: The model: a directory, or an id of the Hub, for which nothing is watched.
 
     Raises:
-        BenchError: exit code 3; names the file. Before the block, for a covered file that is not there in full.
+        BenchError: exit code 3; it names the file. After the block for a file that is not covered, before it for a
+            covered file that cannot be read or is a git-lfs pointer.
     """
     folder = Path(os.path.abspath(location))  # noqa: PTH100
     if not folder.is_dir():
         yield
         return
     _audit()
-    known = covered(folder)
-    for name in known:
-        with _own_reads(), _present(folder / name):
+    covered_names = covered(folder)
+    for name in covered_names:
+        with _own_reads(), _open_complete(folder / name):
             pass
-    named = {os.path.normpath(folder / text) for text in _texts(folder, known)}
+    named = {os.path.normpath(folder / text) for text in _texts(folder, covered_names)}
     _opened.append(set())
     try:
         yield
     finally:
         names = _opened.pop()
     inside = {name for name in names if Path(name).is_relative_to(folder)}
-    allowed = {str(folder / name) for name in known}
+    allowed = {str(folder / name) for name in covered_names}
     for name in sorted((inside | (names & named)) - allowed):
         if _is_file(Path(name)):
             what = f"Loading '{location}' reads '{name}', which its identity does not cover."

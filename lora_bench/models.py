@@ -1,4 +1,4 @@
-"""Names of encoders: a Hub id stays as it is, a directory becomes its name and a hash of its content. No torch."""
+"""Names of encoders: a Hub id is used as it is, a directory by its name and a hash of its content. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLE = "sample"  # the bundled encoder, and the bundled data
 
 
 def location(name: str) -> str:
-    """What transformers loads for a name: the bundled encoder for `sample`, else the name itself, `~` expanded."""
+    """Return what transformers loads for a name: the bundled encoder for `sample`, else the name with `~` expanded."""
     if name == SAMPLE:
         return str(ENCODER)
     with suppress(RuntimeError):  # `~who` where there is no such user
@@ -25,10 +25,11 @@ def location(name: str) -> str:
 
 
 def identity(name: str) -> str:
-    """What enters the cell: `<name>@<12 hex of the files' SHA-256>` for a directory, the id itself for the Hub's.
+    """Return a model as a cell names it: `<name>@<12 hex of the files' SHA-256>` for a directory, else the Hub's id.
 
     Raises:
-        BenchError: exit code 3 for a path that is no directory, or one that is no sound model (`model_files.covered`).
+        BenchError: exit code 3 for a path that is not a directory, a directory that is not a complete model
+            (`model_files.covered`), and a name that the Hub does not allow.
     """
     folder = Path(location(name))
     if is_folder(folder):

@@ -1,4 +1,4 @@
-"""Text from outside (names, reasons, paths) made harmless: for a terminal, a spreadsheet, and for those who read it."""
+"""Makes text from outside (names, reasons, paths) safe to print, to open in a spreadsheet, and to publish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _PATH = re.compile(r"(?<![\w.:/\\…~-])(?:~[\w.-]*|[A-Za-z]:)?(?:[/\\][^\s/\\:*
 
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
-    """`text` on one line: escape sequences, control, direction-changing and unencodable characters dropped."""
+    """Return `text` on one line, without escape sequences and without characters that a terminal would act on.
+
+    Control characters, those that change the direction of writing and those that cannot be encoded are dropped.
+    """
     if not text.isprintable():
         spaced = re.sub(r"\s", " ", _ANSI.sub("", text))
         text = "".join(character for character in spaced if unicodedata.category(character)[0] != "C")
@@ -25,12 +28,15 @@ def clean(text: str) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: `1 cell`, `2 cells`; `plural` where it is not the noun and an s."""
+    """Return a number with its noun, `1 cell` or `2 cells`; `plural` is given where it is not the noun with an s."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def sheet(value: object) -> object:
-    """A value for CSV: text that a spreadsheet would run as a formula gets a leading apostrophe; None is empty."""
+    """Return a value for a CSV file: a leading apostrophe keeps a spreadsheet from running text as a formula.
+
+    None becomes an empty text; numbers stay as they are.
+    """
     if not isinstance(value, str):
         return "" if value is None else value
     cleaned = clean(value)
@@ -39,9 +45,9 @@ def sheet(value: object) -> object:
 
 
 def discreet(text: str) -> str:
-    """`text` for a record that others will read: no folders of this machine, no token, no login."""
-    known = text.replace("file://", "")
+    """Return `text` for a record that others will read: without folders of this machine, tokens and logins."""
+    hidden = text.replace("file://", "")
     with suppress(RuntimeError):  # a user without a home folder
         home = str(Path.home())
-        known = known.replace(home, "~") if len(home) > 1 else known
-    return _PATH.sub("…/", _LOGIN.sub("…@", _TOKEN.sub(r"\1…", known)))
+        hidden = hidden.replace(home, "~") if len(home) > 1 else hidden
+    return _PATH.sub("…/", _LOGIN.sub("…@", _TOKEN.sub(r"\1…", hidden)))

@@ -203,7 +203,7 @@ def test_wrong_calls_are_told(method: str, given: dict[str, Any], said: str, fol
 def test_a_head_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     get_adapted_model(classifier(folder), "lora", rank=2).save(tmp_path)
     three = hf.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
-    with pytest.raises(BenchError, match="not that of this model"):
+    with pytest.raises(BenchError, match="does not fit this model"):
         load_adapted_model(three, tmp_path)
 
 

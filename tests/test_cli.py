@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import lora_bench
 from lora_bench.cli import caches
 from lora_bench.sample import DATA
 from lora_bench.text import discreet
@@ -126,6 +127,80 @@ def test_torch_stays_out_of_what_needs_it_not(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+LOADED = """
+import sys
+from lora_bench.cli.app import main
+try:
+    main()
+except SystemExit:
+    pass
+names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print("loaded", *sorted(name for name in names if not name.startswith("_")), file=sys.stderr)
+"""
+# What typer and rich import themselves, the second with more than `--help` on the command line.
+LIGHT = {"annotated_doc", "attr", "attrs", "click", "lora_bench", "markdown_it", "mdurl", "pygments", "rich"}
+LIGHT |= {"shellingham", "typer", "typing_extensions"}
+TYPER_PARSES_WITH = {"annotated_types", "pydantic", "pydantic_core", "typing_inspection"}
+
+
+def loaded(cwd: Path, *args: str, **environment: str) -> set[str]:
+    """The libraries that a command has imported when it ends."""
+    command = [sys.executable, "-c", LOADED, *args]
+    ended = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    word, *names = ended.stderr.splitlines()[-1].split()
+    assert word == "loaded"
+    return set(names)
+
+
+def test_help_imports_typer_and_rich_alone(tmp_path: Path) -> None:
+    """Libraries are counted, not seconds: one that is imported by accident shows on every machine."""
+    assert loaded(tmp_path, "--help") - LIGHT == set()
+    for command in ("run", "plan", "report", "list", "show", "export", "bench"):
+        assert loaded(tmp_path, command, "--help") - LIGHT - TYPER_PARSES_WITH == set(), command
+
+
+def complete(cwd: Path, words: str) -> tuple[list[str], set[str]]:
+    """The candidates of bash for the last word, and the libraries that it took."""
+    environment = {"_LORA_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADED], cwd=cwd, env=os.environ | environment, capture_output=True, text=True
+    )
+    return ended.stdout.split(), set(ended.stderr.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "candidates"),
+    [
+        ("lora-bench che", ["check"]),
+        ("lora-bench run --task s", ["sst2", "stsb"]),
+        ("lora-bench plan --task sst2 --method mini-", ["mini-orth", "mini-shared", "mini-svd"]),
+        ("lora-bench run --preset sm", ["smoke"]),
+        ("lora-bench list ", ["methods", "tasks", "runs"]),
+        ("lora-bench export abc --to ", ["peft", "merged", "glue"]),
+    ],
+)
+def test_names_are_completed(words: str, candidates: list[str], tmp_path: Path) -> None:
+    found, libraries = complete(tmp_path, words)
+    assert found == candidates
+    assert libraries - LIGHT - TYPER_PARSES_WITH == set()
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    assert bench("--version", cwd=tmp_path).stdout == f"lora-bench {lora_bench.__version__}\n"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_paragraph_of_a_help_text_is_broken_twice(width: int, tmp_path: Path) -> None:
+    """Where the docstring's own line ends survive, a line ends early and the next is a few words long."""
+    for command in ("run", "plan", "export", "bench", "check"):
+        text = bench(command, "--help", cwd=tmp_path, COLUMNS=str(width)).stdout.partition("╭")[0]
+        for paragraph in text.strip().split("\n" + " " * width + "\n"):
+            first_words = [line.split()[0] for line in paragraph.splitlines()[1:]]
+            for line, word in zip(paragraph.splitlines(), first_words, strict=False):
+                assert len(line.strip()) + len(word) + 1 > width - 2, line
+
+
 def test_a_home_folder_is_understood_in_every_path(tmp_path: Path) -> None:
     """No shell expands `~` behind an equals sign."""
     home = tmp_path / "home"
@@ -198,8 +273,8 @@ def test_a_temporary_folder_that_others_may_write_is_not_taken(tmp_path: Path, m
         monkeypatch.delenv(name, raising=False)
     (tmp_path / f"lora-bench-{os.getuid()}").mkdir(mode=0o777)
     (tmp_path / f"lora-bench-{os.getuid()}").chmod(0o777)
-    assert "there is no home folder" in caches.settle()
-    assert caches.folder().parent.parent == tmp_path
-    assert caches.folder().parent.stat().st_mode & 0o777 == 0o700
-    assert caches.settle() == ""
+    assert "there is no home folder" in caches.ensure_cache_home()
+    assert caches.cache_folder().parent.parent == tmp_path
+    assert caches.cache_folder().parent.stat().st_mode & 0o777 == 0o700
+    assert caches.ensure_cache_home() == ""
     assert discreet("under /some/folder/file") == "under …/file"

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import USAGE, BenchError
-from lora_bench.grid.config import Config, checked, load, parse, parse_set
+from lora_bench.grid.config import Config, load_config, normalize_value, parse_config, parse_set
 
 
 def refused(text: str) -> BenchError:
     with pytest.raises(BenchError) as caught:
-        parse(text, "grid.yaml")
+        parse_config(text, "grid.yaml")
     assert caught.value.code == USAGE
     assert "\n" not in caught.value.what
     assert caught.value.hint
@@ -32,13 +32,13 @@ def test_a_file_of_two_megabytes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.yaml"
     path.write_bytes(b"# filler\n" * 230_000)
     with pytest.raises(BenchError, match="larger than 1 MB"):
-        load(path)
+        load_config(path)
 
 
 @pytest.mark.parametrize("name", ["absent.yaml", ".", "nul\0.yaml"])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BenchError) as caught:
-        load(tmp_path / name)
+        load_config(tmp_path / name)
     assert caught.value.code == USAGE
 
 
@@ -46,13 +46,13 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> Non
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"name: x\ndescription: \xe9t\xe9\n")
     with pytest.raises(BenchError, match=r"latin\.yaml:2: this is not UTF-8"):
-        load(path)
+        load_config(path)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     path = tmp_path / "bom.yaml"
     path.write_bytes(b"\xef\xbb\xbfname: x\n")
-    assert load(path).name == "x"
+    assert load_config(path).name == "x"
 
 
 # ---- what is wrong in a text
@@ -131,20 +131,20 @@ def test_more_than_one_mistake_is_counted() -> None:
     [("1e-3", 0.001), ("1E3", 1000.0), (".5", 0.5), ("5.", 5.0), ("+2", 2.0), ("0.1", 0.1), ('"1e-3"', 0.001)],
 )
 def test_numbers_are_read_as_people_write_them(written: str, value: float) -> None:
-    assert parse(f"name: x\ndefaults: {{lr: {written}}}", "-").defaults["lr"] == (value,)
+    assert parse_config(f"name: x\ndefaults: {{lr: {written}}}", "-").defaults["lr"] == (value,)
 
 
 @pytest.mark.parametrize("word", ["no", "on", "1:30", "2024-01-01", "0x10", "<<"])
 def test_words_stay_words(word: str) -> None:
-    assert parse(f"name: x\ndescription: {word}", "-").description == word
+    assert parse_config(f"name: x\ndescription: {word}", "-").description == word
 
 
 def test_empty_keys_are_as_good_as_absent() -> None:
-    assert parse("name: x\ndefaults:\nblocks:\nnotes:\n", "-") == Config(name="x")
+    assert parse_config("name: x\ndefaults:\nblocks:\nnotes:\n", "-") == Config(name="x")
 
 
 def test_notes_of_a_task_come_after_those_of_all() -> None:
-    config = parse("name: x\nnotes: {rte: [b, c], all: a}", "-")
+    config = parse_config("name: x\nnotes: {rte: [b, c], all: a}", "-")
     assert config.notes_for("rte") == ("a", "b", "c")
     assert config.notes_for("cola") == ("a",)
 
@@ -198,7 +198,7 @@ MARKS += [
 
 def config_or_error(text: str) -> None:
     try:
-        assert isinstance(parse(text, "-"), Config)
+        assert isinstance(parse_config(text, "-"), Config)
     except BenchError as error:
         assert error.code == USAGE
 
@@ -251,6 +251,6 @@ def test_set_says_what_is_wrong(text: str, line: str) -> None:
 
 
 def test_the_largest_and_the_smallest_values_are_allowed() -> None:
-    assert checked("seed", 2**63 - 1) == 2**63 - 1
-    assert checked("lr", 5e-324) == 5e-324
-    assert checked("weight_decay", -0.0) == 0.0
+    assert normalize_value("seed", 2**63 - 1) == 2**63 - 1
+    assert normalize_value("lr", 5e-324) == 5e-324
+    assert normalize_value("weight_decay", -0.0) == 0.0

@@ -11,9 +11,10 @@ import yaml
 
 from lora_bench import methods
 from lora_bench.errors import BenchError
-from lora_bench.grid import config as configs
+from lora_bench.grid import presets as preset_files
 from lora_bench.grid.cells import Grid, expand
-from lora_bench.grid.config import find_preset, load, presets
+from lora_bench.grid.config import load_config
+from lora_bench.grid.presets import find_preset, presets
 from tests.fake_sources import fake_sources
 
 SOURCES = fake_sources(lambda location: location, lambda location, task: location)
@@ -22,7 +23,7 @@ OURS = ["minilm", "minilm-rates", "minilm-sweep"]  # no setting of theirs is a p
 
 
 def shipped(name: str) -> Grid:
-    return expand(load(find_preset(name)), {}, SOURCES)
+    return expand(load_config(find_preset(name)), {}, SOURCES)
 
 
 # ---- the shipped configs
@@ -34,7 +35,7 @@ def test_the_shipped_configs_are_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", NAMES + OURS)
 def test_every_shipped_config_loads_and_expands(name: str) -> None:
-    config = load(find_preset(name))
+    config = load_config(find_preset(name))
     grid = shipped(name)
     assert config.name == grid.name == name
     assert config.description
@@ -129,5 +130,5 @@ def test_presets_are_found_in_a_wheel_and_only_there(tmp_path: Path, monkeypatch
     stranger = tmp_path / "site-packages" / "configs"
     stranger.mkdir()
     (stranger / "other.yaml").write_text("name: other\n")
-    monkeypatch.setattr(configs, "__file__", str(package / "grid" / "config.py"))
+    monkeypatch.setattr(preset_files, "__file__", str(package / "grid" / "presets.py"))
     assert presets() == {"tiny": package / "configs" / "tiny.yaml"}

@@ -102,7 +102,7 @@ def test_predictions_are_those_of_the_record(bench: TinyBench, submitted: tuple[
 
 def test_what_the_leaderboard_misses_is_said(submitted: tuple[Path, str]) -> None:
     out, said = submitted
-    absent = re.search(r"absent: ([^.]*\.tsv.*)\.", said)
+    absent = re.search(r"missing: ([^.]*\.tsv.*)\.", said)
     assert absent is not None
     assert set(absent[1].split(", ")) == {f"{name}.tsv" for name in ("AX", "CoLA", "MRPC", "QNLI", "QQP", "SST-2")}
     assert "RTE.tsv: 24 rows, GLUE's test split has 3,000." in said
@@ -123,7 +123,7 @@ def test_all_eleven_files_are_the_leaderboards() -> None:
         numbers = range(submission.rows)
         values = np.arange(submission.rows) % task.num_outputs
         files[name] = glue.tsv(task, numbers, values.astype(float))
-    assert glue.problems(files) == ["The leaderboard wants all files; absent: QQP.tsv."]
+    assert glue.problems(files) == ["The leaderboard requires all files; missing: QQP.tsv."]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_all_eleven_files_are_the_leaderboards() -> None:
         ("STS-B.tsv", "index\tprediction\n0\tnan\n", "not of the task"),
         ("WNLI.tsv", "index\tprediction\n1\t0\n", "index is not"),
         ("WNLI.tsv", "index\tprediction\n0\t0\n", "1 rows"),
-        ("rte.tsv", "index\tprediction\n0\tentailment\n", "no file of"),
+        ("rte.tsv", "index\tprediction\n0\tentailment\n", "not a file of"),
     ],
 )
 def test_faults_are_found(name: str, text: str, fault: str) -> None:
@@ -256,7 +256,7 @@ def test_a_bad_test_split_is_told(content: str, said: str, tmp_path: Path) -> No
 def test_refusals(bench: TinyBench, tmp_path: Path) -> None:
     out, rows = tmp_path / "out", str(bench.rows)
     code, said = export(bench, out, ("rte", "rte"), "--data-dir", rows)
-    assert (code, "one id a task" in said) == (2, True), said
+    assert (code, "one id for each task" in said) == (2, True), said
     (tmp_path / "empty/rte").mkdir(parents=True)
     code, said = export(bench, out, ("rte",), "--data-dir", str(tmp_path / "empty"))
     assert (code, "split 'test'" in said) == (3, True), said

@@ -16,7 +16,8 @@ from lora_bench.cell import Cell
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.grid import cells as grids
 from lora_bench.grid.cells import Grid, expand, packs
-from lora_bench.grid.config import SETTINGS, Config, find_preset, load
+from lora_bench.grid.config import SETTINGS, Config, load_config
+from lora_bench.grid.presets import find_preset
 from tests.fake_sources import fake_sources
 
 SOURCES = fake_sources(lambda location: f"id of {location}", lambda location, task: f"{location}'s {task}")
@@ -256,7 +257,7 @@ def test_a_cell_twice_is_packed_once() -> None:
 
 
 def test_the_packs_of_the_shipped_grid_keep_ranks_together() -> None:
-    grid = expand(load(find_preset("paper")), {"task": ["rte"], "seed": [0]}, SOURCES)
+    grid = expand(load_config(find_preset("paper")), {"task": ["rte"], "seed": [0]}, SOURCES)
     found = [pack for pack in packs(grid.cells, lambda _: 64) if pack[0].method != "full"]
     assert sorted(len(pack) for pack in found) == [45, 45, 50, 51]
     assert all(len({cell.rank for cell in pack}) <= 4 for pack in found)
@@ -294,15 +295,16 @@ def test_settings_are_all_that_a_cell_has_but_its_data() -> None:
 def test_a_fresh_python_has_the_same_order_and_does_not_need_torch(hash_seed: str) -> None:
     program = """
 import sys
-from lora_bench.grid.config import find_preset, load
+from lora_bench.grid.config import load_config
+from lora_bench.grid.presets import find_preset
 from lora_bench.grid.cells import Sources, expand, packs
 from types import SimpleNamespace
 sources = Sources(lambda x: SimpleNamespace(identity=f"id of {x}"), lambda x, task: (None, f"{x}'s {task}"))
-grid = expand(load(find_preset("smoke")), {}, sources)
+grid = expand(load_config(find_preset("smoke")), {}, sources)
 print(*(cell.id for pack in packs(grid.cells, lambda _: 5) for cell in pack))
 assert not {"torch", "transformers", "numpy"} & set(sys.modules)
 """
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    grid = expand(load(find_preset("smoke")), {}, SOURCES)
+    grid = expand(load_config(find_preset("smoke")), {}, SOURCES)
     assert run.stdout.split() == [cell.id for pack in packs(grid.cells, lambda _: 5) for cell in pack]

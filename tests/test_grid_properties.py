@@ -65,7 +65,7 @@ def enumerated(defaults: dict[str, Any], blocks: list[dict[str, Any]]) -> set[Ce
                 chosen = dict(zip(lists, point, strict=True)) | {"task": task, "method": method}
                 lacking = {"rank", "a", "b", "targets"} - recipe.parameters
                 kept = {key: value for key, value in chosen.items() if key not in lacking}
-                source = {"model": "id of FacebookAI/roberta-base", "data": f"hub's {task}"}
+                source = {"model": "id of FacebookAI/roberta-base", "data": f"task's {task}"}
                 cells.add(Cell.model_validate({"lr": recipe.default_lr, **recipe.defaults, **source, **kept}))
     return cells
 

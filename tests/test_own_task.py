@@ -127,7 +127,7 @@ def test_two_classes_have_an_f1_and_glue_stays_as_it_is(folder: Path) -> None:
     code, said = invoke("export", mine.id, "--to", "peft", "--results", "out", "--out", "x")
     assert (code, "--include FILE" in said) == (USAGE, True), said
     code, said = invoke("export", mine.id, "--to", "glue", "--results", "out", "--out", "x", "--include", "mine.py")
-    assert (code, "is no task of GLUE's leaderboard" in said) == (USAGE, True), said
+    assert (code, "is not a task of GLUE's leaderboard" in said) == (USAGE, True), said
     (folder / "mine.py").write_text(MINE + "# another text\n")
     code, said = invoke("export", mine.id, "--to", "peft", "--results", "out", "--out", "x", "--include", "mine.py")
     assert (code, "Include the file as it was" in said) == (MISSING, True), said

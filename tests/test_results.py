@@ -14,7 +14,8 @@ import pytest
 from lora_bench.cell import Cell
 from lora_bench.grid import choose
 from lora_bench.grid.cells import expand
-from lora_bench.grid.config import find_preset, load
+from lora_bench.grid.config import load_config
+from lora_bench.grid.presets import find_preset
 from lora_bench.records import archive
 from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded, read_records, write_csv
@@ -42,7 +43,7 @@ def settings(cell: Cell) -> tuple[object, ...]:
 
 def grid_of(name: str) -> dict[tuple[object, ...], Cell]:
     """The cells that the config of a folder asks for."""
-    return {settings(cell): cell for cell in expand(load(find_preset(name)), {}, SOURCES).cells}
+    return {settings(cell): cell for cell in expand(load_config(find_preset(name)), {}, SOURCES).cells}
 
 
 def value(text: str) -> object:
@@ -105,25 +106,26 @@ def test_every_cell_of_the_config_has_a_status(name: str) -> None:
         assert record.predictions == () or len(record.predictions) == (record.data.eval_rows if record.data else 0)
 
 
-def outer_size(point: Cell | choose.Point) -> int:
+def outer_size(settings: Cell | choose.SearchedSettings) -> int:
     """The product of a and b."""
-    return (point.a or 1) * (point.b or 1)
+    return (settings.a or 1) * (settings.b or 1)
 
 
-def rank_size(point: Cell | choose.Point) -> int:
+def rank_size(settings: Cell | choose.SearchedSettings) -> int:
     """The rank."""
-    return point.rank or 1
+    return settings.rank or 1
 
 
 def test_the_rates_are_those_that_the_search_chose() -> None:
     """Each (a, b) takes those of the nearest product searched, then each rank of the nearest, both by ratio."""
-    chosen = choose.choices(loaded("minilm-sweep").records)
+    chosen = choose.choose_rates(loaded("minilm-sweep").records)
     for cell in grid_of("minilm").values():
-        own = [c for c in chosen if (c.point.method, c.point.targets, c.task) == (cell.method, cell.targets, cell.task)]
+        same = (cell.method, cell.targets, cell.task)
+        rates = [rate for rate in chosen if (rate.settings.method, rate.settings.targets, rate.task) == same]
         for size in (outer_size, rank_size):
-            nearest = choose.nearest(size(cell), [size(choice.point) for choice in own])
-            own = [choice for choice in own if size(choice.point) == nearest]
-        assert [choice.lr for choice in own] == [cell.lr], cell
+            nearest = choose.nearest(size(cell), [size(rate.settings) for rate in rates])
+            rates = [rate for rate in rates if size(rate.settings) == nearest]
+        assert [rate.lr for rate in rates] == [cell.lr], cell
 
 
 def test_the_search_used_other_seeds() -> None:
@@ -161,11 +163,11 @@ def test_the_readmes_averages_are_those_of_the_records() -> None:
         assert f"{fmean(averages(dense)):.1f}" == average, named
 
 
-def chosen(records: Iterable[Record]) -> dict[choose.Point, dict[str, float]]:
+def chosen(records: Iterable[Record]) -> dict[choose.SearchedSettings, dict[str, float]]:
     """By setting and task, the rate best on held-out rows."""
-    rates: dict[choose.Point, dict[str, float]] = {}
-    for choice in choose.choices(records):
-        rates.setdefault(choice.point, {})[choice.task] = choice.lr
+    rates: dict[choose.SearchedSettings, dict[str, float]] = {}
+    for choice in choose.choose_rates(records):
+        rates.setdefault(choice.settings, {})[choice.task] = choice.lr
     return rates
 
 

@@ -46,30 +46,30 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_the_rate_with_the_best_held_out_mean_is_chosen() -> None:
-    found = choose.choices(
+    found = choose.choose_rates(
         [record(1e-3, 0.6), record(1e-3, 0.62, seed=1), record(2e-3, 0.7), record(2e-3, 0.5, seed=1), record(4e-3, 0.1)]
     )
     (choice,) = found
-    assert (choice.lr, choice.task, choice.seeds, choice.edge) == (1e-3, "rte", 2, True)
+    assert (choice.lr, choice.task, choice.seeds, choice.at_edge) == (1e-3, "rte", 2, True)
     assert choice.metric == pytest.approx(0.61)
 
 
 def test_a_rate_at_which_a_seed_diverged_is_worst_and_of_equal_ones_the_lowest_counts() -> None:
     bad = [record(1e-2, 0.9), record(1e-2, 0.9, seed=1, status="diverged")]
-    (choice,) = choose.choices([*bad, record(5e-3, 0.5), record(2e-3, 0.5)])
+    (choice,) = choose.choose_rates([*bad, record(5e-3, 0.5), record(2e-3, 0.5)])
     assert choice.lr == 2e-3
 
 
 def test_rounding_of_a_mean_decides_no_tie() -> None:
     low, high = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1 + 2**-54]
     made = [record(lr, each, seed) for lr, own in ((1e-3, low), (2e-3, high)) for seed, each in enumerate(own)]
-    (choice,) = choose.choices(made)
+    (choice,) = choose.choose_rates(made)
     assert choice.lr == 1e-3
 
 
 def test_ranks_take_the_rate_of_the_nearest_one_searched() -> None:
     searched = [record(1e-3, 0.6, rank=4), record(2e-3, 0.6, rank=32), record(5e-3, 0.6, method="head", rank=None)]
-    blocks = choose.blocks(choose.choices(searched), (2, 8, 16, 64))
+    blocks = choose.config_blocks(choose.choose_rates(searched), (2, 8, 16, 64))
     assert [(block["method"], block.get("rank"), block["lr"]) for block in blocks] == [
         ("head", None, {"rte": 5e-3}), ("lora", [2, 8], {"rte": 1e-3}), ("lora", [16, 64], {"rte": 2e-3}),
     ]  # fmt: skip
@@ -78,17 +78,17 @@ def test_ranks_take_the_rate_of_the_nearest_one_searched() -> None:
 def test_a_and_b_are_said_where_several_were_searched() -> None:
     mini: dict[str, Any] = {"method": "mini", "rank": 8}
     small, large = record(1e-3, 0.6, a=16, b=32, **mini), record(5e-4, 0.6, a=64, b=64, **mini)
-    blocks = choose.blocks(choose.choices([large, small]), (4, 16))
+    blocks = choose.config_blocks(choose.choose_rates([large, small]), (4, 16))
     assert [(block["rank"], block["a"], block["b"], block["lr"]) for block in blocks] == [
         ([4, 16], 16, 32, {"rte": 1e-3}), ([4, 16], 64, 64, {"rte": 5e-4}),
     ]  # fmt: skip
-    (alone,) = choose.blocks(choose.choices([small]))
+    (alone,) = choose.config_blocks(choose.choose_rates([small]))
     assert alone.keys() == {"method", "targets", "rank", "lr"}
 
 
 def test_without_held_out_rows_nothing_is_chosen() -> None:
     with pytest.raises(BenchError, match="no held-out metric") as caught:
-        choose.choices([record(1e-3, None)])
+        choose.choose_rates([record(1e-3, None)])
     assert caught.value.code == NOTHING
 
 

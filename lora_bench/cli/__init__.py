@@ -1,1 +1,1 @@
-"""The command line: `app` has the commands, `options` what they share, `tables` and `progress` what they print."""
+"""The command line: `app` has the commands, `options` selects cells, `tables` and `progress` print."""

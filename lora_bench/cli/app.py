@@ -1,4 +1,9 @@
-"""The command line: parse, call, print, exit code. A command imports what it needs, `--help` next to nothing."""
+"""The command line: parse the options, call the package, print, and end with a documented exit code.
+
+This module, `options`, `completion`, `export` and `records` are loaded by every `--help` and at every press of Tab.
+Therefore they import at their top only the standard library, typer, rich and the light modules of this package, and
+each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported by commands only.
+"""
 
 from __future__ import annotations
 
@@ -6,75 +11,95 @@ import atexit
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lora_bench import __version__
-from lora_bench.cli import caches, export, output, paths, records, tables
-from lora_bench.cli.options import Running, Selection, including, selecting
-from lora_bench.errors import DONE, INTERRUPTED, SOME_FAILED, BenchError, of_the_system, unknown
+from lora_bench.cli import caches, completion, export, output, paths, records
+from lora_bench.cli.options import ExecutionOptions, Selection, including, selection_options
+from lora_bench.errors import DONE, INTERRUPTED, MISSING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.run import signals
 from lora_bench.text import clean
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 app = typer.Typer(
-    name="lora-bench", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
-    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+    name="lora-bench",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False)
 
 
-def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """End a command as documented: an error is two lines and an exit code, Ctrl-C is 130. `~` is expanded in paths."""
+def _flag(name: str, text: str) -> Any:
+    """Return a flag without a `--no-` form."""
+    return typer.Option(name, help=text)
+
+
+def _unset(text: str) -> Any:
+    """Return an option that is unset by default; its help text says what that means."""
+    return typer.Option(help=text, show_default=False)
+
+
+def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command so that it ends as documented, and expand `~` in the paths that it is given.
+
+    An error that the user can fix is printed in two lines and sets the exit code; Ctrl-C ends with 130. Anything else
+    is a fault of this program and is raised, as everything is under `--debug`.
+    """
 
     @functools.wraps(command)
     def guarded(*args: Any, **values: Any) -> None:
-        note = caches.settle()
+        note = caches.ensure_cache_home()
         if note:
             _console(stderr=True).print(Text(note), soft_wrap=True)
         try:
-            command(*args, **{name: paths.expanded(value) for name, value in values.items()})
+            command(*args, **{name: paths.expand_home(value) for name, value in values.items()})
         except KeyboardInterrupt:
             _console(stderr=True).print(
-                "Interrupted. What has ended and what was in training is kept; the same command goes on from there.",
+                "Interrupted. Finished cells are recorded and unfinished ones are saved; the same command resumes.",
                 soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
         except BaseException as error:
-            explained = _explained(error)
-            if explained is None or values.get("debug"):
+            user_error = _as_user_error(error)
+            if user_error is None or values.get("debug"):
                 raise
-            complain(explained)
-            raise typer.Exit(explained.code) from None
+            print_error(user_error)
+            raise typer.Exit(user_error.code) from None
 
     return guarded
 
 
-def _explained(error: BaseException) -> BenchError | None:
-    """An error in the words of a user; None for an exit that was asked for, and for a fault of this program."""
+def _as_user_error(error: BaseException) -> BenchError | None:
+    """Return an error in the user's terms; None for a requested exit and for a fault of this program."""
     if isinstance(error, BenchError):
         return error
     from lora_bench import plugins
 
-    blamed = plugins.blamed(error)  # whatever it is, and also where it would end the process without a word
-    return of_the_system(error) if blamed is None and isinstance(error, OSError) else blamed
+    # First: a user's code may raise anything, SystemExit included, which would end the process without a message.
+    plugin_error = plugins.blamed(error)
+    return of_the_system(error) if plugin_error is None and isinstance(error, OSError) else plugin_error
 
 
-def complain(error: BenchError) -> None:
-    """Print an error: what, and how to fix it."""
+def print_error(error: BenchError) -> None:
+    """Print an error on standard error: one line that says what, one line that says how to fix it."""
     console = _console(stderr=True)
     console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
     console.print(Text(error.hint), soft_wrap=True)
 
 
-def printed(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
-    """Print the lines that a command yields, as they come."""
+def print_lines(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
+    """Decorate a generator command: print each line as soon as it is yielded."""
 
     @functools.wraps(command)
     def printing(*args: Any, **values: Any) -> None:
@@ -84,19 +109,19 @@ def printed(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
     return printing
 
 
-def writing(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that writes files: it ends as it would although nobody can read what it prints."""
+def outlive_output(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command that writes files: it finishes its work even if standard output can no longer be written."""
 
     @functools.wraps(command)
-    def going_on(*args: Any, **values: Any) -> None:
-        with output.going_on("the command goes on without it."):
+    def shielded(*args: Any, **values: Any) -> None:
+        with output.optional("the command continues without it."):
             command(*args, **values)
 
-    return going_on
+    return shielded
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"lora-bench {__version__}")
         raise typer.Exit
 
@@ -104,94 +129,91 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Train a whole grid of LoRA-family adapters over one frozen encoder at once, on GLUE.
 
     \b
-    lora-bench run --preset smoke          a grid on the bundled encoder and data, no network
+    lora-bench run --preset smoke          a small grid, without a network
     lora-bench run --task sst2 --method mini --rank 16
     lora-bench report --results results/smoke
     """
 
 
 @app.command()
-@reported
-@selecting
-def run(
-    selection: Selection,
-    running: Running,
-) -> None:
+@handle_errors
+@selection_options
+def run(selection: Selection, execution: ExecutionOptions) -> None:
     """Train the cells that have no record yet, and write metrics.csv.
 
-    Options narrow or override a preset or a config. LoRA-Mini's -a and -b default to 64; its update has rank
-    min(r, a, b) at most.
+    Options narrow or override a preset or a config. Models and data come from the Hub, unless folders are given.
     """
-    grid = selection.grid()  # before torch is imported: what is wrong with a selection shows at once
-    limit, folder = selection.limit(), selection.folder()
+    grid = selection.grid()  # before torch is imported, so that a mistake in the selection is reported at once
+    pack_size, folder = selection.pack_size(), selection.results_folder()
     from lora_bench.cli import progress, tables
     from lora_bench.records import store
     from lora_bench.run import environment, interfaces, runner
     from lora_bench.run import plan as plans
     from lora_bench.run.device import choose_device
 
-    device = choose_device(running.device)
+    device = choose_device(execution.device)
     name = environment.device_name(device)
-    plan = plans.make(grid, folder, limit, selection.statuses(), name, caches.calibration())
+    plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
-    with output.going_on(f"the run goes on without it; its results are in {folder}."):
-        console.print(tables.opening(plan, str(folder), device), soft_wrap=True)
+    with output.optional(f"the run continues without it; its results are in {folder}."):
+        console.print(tables.plan_summary(plan, str(folder), device), soft_wrap=True)
         _warn_broken(plan.broken)
         store.prepare(folder)
-        options = interfaces.Options(folder, device, running.offline, running.save, caches.folder(), running.debug)
+        options = interfaces.Options(
+            folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
+        )
         with progress.ProgressView(console, plan) as view:
             grid_run = runner.Runner(plan, options, view, signals.current())
-            records = grid_run.run()
-        tables.show(console, tables.closing(records), tables.RESULTS_DROPPED)
-        console.print(tables.elsewhere(grid_run.held), soft_wrap=True, end="")
+            cell_records = grid_run.run()
+        tables.print_table(console, tables.results_table(cell_records), tables.RESULTS_DROPPED)
+        console.print(tables.held_elsewhere(grid_run.held), soft_wrap=True, end="")
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
-        bad = [record for record in records if record.status != "done"]
-        for record in bad:
+        unsuccessful = [record for record in cell_records if record.status != "done"]
+        for record in unsuccessful:
             line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
             console.print(Text(clean(line)), soft_wrap=True)
     if output.failed():
-        _console(stderr=True).print(Text(tables.ended(records, folder)), soft_wrap=True)
-    if bad or plan.broken or grid_run.store.broken:
+        _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
+    if unsuccessful or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
-@reported
-@selecting
-def plan(
-    selection: Selection,
-    running: Running,
-) -> None:
-    """Show what would run, what it will cost, and what is there already; nothing is trained."""
+@handle_errors
+@selection_options
+def plan(selection: Selection, execution: ExecutionOptions) -> None:
+    """Show which cells would run, their predicted cost, and which are recorded already; nothing is trained."""
     from lora_bench.cli import tables
     from lora_bench.run import environment
     from lora_bench.run import plan as plans
 
-    name = environment.named_device(running.device)
-    limit, folder = selection.limit(), selection.folder()
-    plan = plans.make(selection.grid(), folder, limit, selection.statuses(), name, caches.calibration())
+    name = environment.named_device(execution.device)
+    pack_size, folder = selection.pack_size(), selection.results_folder()
+    plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
-    console.print(tables.opening(plan, str(folder), name), soft_wrap=True)
-    tables.show(console, tables.planned(plan), tables.PLAN_DROPPED)
-    tables.show(console, tables.standings_table(plan), tables.STANDINGS_DROPPED)
+    console.print(tables.plan_summary(plan, str(folder), name), soft_wrap=True)
+    tables.print_table(console, tables.packs_table(plan), tables.PACKS_DROPPED)
+    tables.print_table(console, tables.status_table(plan), tables.STATUS_DROPPED)
     _warn_broken(plan.broken)
 
 
 @app.command()
-@reported
-@writing
+@handle_errors
+@outlive_output
 def report(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
-    out: Annotated[Path | None, typer.Option(help="Where to write [the results folder].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to (default: the results folder).", show_default=False)
+    ] = None,
     vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published numbers.")] = False,
 ) -> None:
-    """Rebuild tables, figures, statistics and the page from the records; the page's path is the last line."""
+    """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
     from lora_bench import report as reports
 
     built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper)
@@ -200,11 +222,13 @@ def report(
 
 
 @app.command(name="list")
-@reported
+@handle_errors
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, tasks or runs")],
+    what: Annotated[
+        str, typer.Argument(help="methods, tasks or runs", autocompletion=completion.one_of("methods", "tasks", "runs"))
+    ],
     results: Annotated[Path, typer.Option(help="The results folder, for runs.")] = Path("results/smoke"),
-    include: export.Included = None,
+    include: export.IncludeOption = None,
 ) -> None:
     """List the methods, the tasks, or the runs of a results folder."""
     including(include)
@@ -213,21 +237,21 @@ def list_(
     kinds: dict[str, tuple[Callable[[], Table], tuple[str, ...]]] = {
         "methods": (tables.methods_table, tables.METHODS_DROPPED),
         "tasks": (tables.tasks_table, tables.TASKS_DROPPED),
-        "runs": (lambda: _runs(results), tables.RUNS_DROPPED),
+        "runs": (lambda: _runs_table(results), tables.RUNS_DROPPED),
     }
     if what not in kinds:
         raise unknown("list", what, kinds)
-    table, dropped = kinds[what]
-    tables.show(_console(), table(), dropped)
+    build_table, dropped = kinds[what]
+    tables.print_table(_console(), build_table(), dropped)
 
 
 @app.command()
-@reported
+@handle_errors
 def show(
-    cell_id: Annotated[str, typer.Argument(metavar="ID", help="The cell's id, or its beginning.")],
+    cell_id: Annotated[str, typer.Argument(metavar="ID", help="A cell's id, or the beginning of it.")],
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
 ) -> None:
-    """Print the record of a cell as JSON; of one that diverged, its last steps and what they show."""
+    """Print the record of a cell as JSON; for a diverged cell also its last steps and what they show."""
     from lora_bench.cli.record_json import record_as_json
     from lora_bench.records.store import find_record
 
@@ -235,40 +259,40 @@ def show(
 
 
 @app.command()
-@reported
+@handle_errors
 def doctor(
     results: Annotated[Path, typer.Option(help="The results folder to check.")] = Path("results"),
 ) -> None:
     """Check versions, device, the bundled sample, the Hub and the results folder."""
-    from lora_bench.cli import doctor
+    from lora_bench.cli import doctor, tables
 
-    table, sound = doctor.examine(results)
-    tables.show(_console(), table)
-    if not sound:
-        raise typer.Exit(3)
+    checks = doctor.run_checks(results)
+    tables.print_table(_console(), doctor.checks_table(checks))
+    if any(check.passed is False for check in checks):
+        raise typer.Exit(MISSING)
 
 
 @app.command()
-@reported
-@writing
+@handle_errors
+@outlive_output
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="A minute: SST-2, 1 and 8 cells, the bundled sample.")] = False,
-    model: Annotated[str | None, typer.Option(help="Hub id, directory (weights or not), or `sample`.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder <task>/train.parquet, .jsonl or .tsv.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable (default: sst2, cola, mrpc, rte).")] = None,
-    targets: Annotated[list[str] | None, typer.Option(help="Repeatable (default: qv, attention+dense).")] = None,
-    mix: Annotated[list[str] | None, typer.Option(help="lora, mixed, full; repeatable (default: not full).")] = None,
-    pack: Annotated[list[str] | None, typer.Option(help="Cells at once, repeatable (default: 1 to 64, auto).")] = None,
-    peers: Annotated[str | None, typer.Option(help="Of trainer,loop,processes; or none (default: all).")] = None,
-    precision: Annotated[str | None, typer.Option(help="bf16 or float32 (default: bf16 on a GPU).")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences a batch.")] = 32,
-    seconds: Annotated[float | None, typer.Option(help="Timed seconds a measurement (default: 6).")] = None,
+    quick: Annotated[bool, _flag("--quick", "One minute: SST-2, 1 and 8 cells, the bundled sample.")] = False,
+    model: Annotated[str | None, _unset("Hub id, directory (with or without weights), or `sample`.")] = None,
+    data_dir: Annotated[Path | None, _unset("Folder with <task>/train.parquet, .jsonl, .csv or .tsv.")] = None,
+    task: Annotated[list[str] | None, _unset("Task, repeatable (default: sst2, cola, mrpc, rte).")] = None,
+    targets: Annotated[list[str] | None, _unset("Repeatable (default: qv, attention+dense).")] = None,
+    mix: Annotated[list[str] | None, _unset("lora, mixed or full; repeatable (default: lora, mixed).")] = None,
+    pack: Annotated[list[str] | None, _unset("Cells trained at once, repeatable (default: 1 to 64, auto).")] = None,
+    peers: Annotated[str | None, _unset("Any of trainer,loop,processes; or none (default: all three).")] = None,
+    precision: Annotated[str | None, _unset("bf16 or float32 (default: bf16 on a GPU, else float32).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 32,
+    seconds: Annotated[float | None, _unset("Seconds timed for each measurement (default: 6).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Where to write <name>.json and <name>.md.")] = Path("results/bench"),
-    name: Annotated[str | None, typer.Option(help="(default: bench, or quick).")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Keep what `plan` needs to know this device.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for <name>.json and <name>.md.")] = Path("results/bench"),
+    name: Annotated[str | None, _unset("Name of the two files (default: bench, or quick).")] = None,
+    calibrate: Annotated[bool, _flag("--calibrate", "Store the device coefficients that `plan` uses.")] = False,
 ) -> None:
-    """Measure training speed beside Trainer + peft, a bare peft loop and several processes, in one run."""
+    """Measure training speed against Trainer + peft, a bare peft loop and several processes, in one run."""
     from lora_bench.bench.settings import BenchOptions, resolve_options
 
     options = BenchOptions(
@@ -286,7 +310,7 @@ def bench(
         device=device,
         name=name,
     )
-    settings = resolve_options(options)  # before torch is imported, so that a wrong option shows at once
+    settings = resolve_options(options)  # before torch is imported, so that a wrong option is reported at once
     from lora_bench.bench import show, suite
     from lora_bench.bench.calibrate import fit_and_store
 
@@ -298,23 +322,19 @@ def bench(
     )
     show.print_report(bench_report, console)
     if calibrate:
-        console.print(Text(fit_and_store(bench_report.as_json(), caches.calibration())))
+        console.print(Text(fit_and_store(bench_report.as_json(), caches.calibration_file())))
     console.print(Text(f"{out / settings.name}.json\n{out / settings.name}.md"), soft_wrap=True)
     if bench_report.failed:
         raise typer.Exit(SOME_FAILED)
 
 
-for lasting, further in (
-    (False, export.check),
-    (False, records.choose),
-    (True, export.export),
-    (True, records.archive),
-):
-    lines = printed(further)
-    app.command()(reported(writing(lines) if lasting else lines))
+app.command()(handle_errors(print_lines(export.check)))
+app.command()(handle_errors(print_lines(records.choose)))
+app.command()(handle_errors(outlive_output(print_lines(export.export))))
+app.command()(handle_errors(outlive_output(print_lines(records.archive))))
 
 
-def _runs(results: Path) -> Table:
+def _runs_table(results: Path) -> Table:
     from lora_bench.cli import tables
     from lora_bench.records import store
 
@@ -329,18 +349,18 @@ def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:
 
 
 def main() -> None:
-    """The program."""
-    output.protect()
+    """Run the program and exit the process."""
+    output.shield_streams()
     code: int | str | None = DONE
     stopper = signals.Stopper()
-    stopper.__enter__()  # and never left: until the process is gone a repeated signal changes nothing
-    atexit.register(signals.ignore)  # before all others, so that it comes last
+    stopper.__enter__()  # never left: a repeated signal must change nothing until the process is gone
+    atexit.register(signals.ignore)  # registered first, so that it runs last
     try:
         app(prog_name="lora-bench")
     except SystemExit as ended:
         code = ended.code
     stopper.end()
-    lost = output.closing()
-    if lost is not None:
-        complain(lost)
-    raise SystemExit(output.exit_code(code, lost))
+    lost_output = output.final_flush()
+    if lost_output is not None:
+        print_error(lost_output)
+    raise SystemExit(output.exit_code(code, lost_output))

@@ -1,68 +1,81 @@
-"""`doctor`: is everything there that a run needs?"""
+"""The checks of `lora-bench doctor`: whether everything that a run needs is present and works."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
 from lora_bench.errors import BenchError
-from lora_bench.models import identity
+from lora_bench.models import SAMPLE, identity
 from lora_bench.run import environment
 from lora_bench.text import clean
 
-Check = tuple[str, bool | None, str]  # what, sound (None: only a notice), words
+
+class Check(NamedTuple):
+    """One check: `passed` is None for a remark on something that a run can do without."""
+
+    name: str
+    passed: bool | None
+    finding: str
 
 
-def examine(results: Path) -> tuple[Table, bool]:
-    """A table of checks, and whether all that is needed is sound."""
-    checks = [*_versions(), _device(), _sample(), _hub(), _writable(results)]
+def run_checks(results: Path) -> list[Check]:
+    """Check versions, the device, the bundled sample, the Hub, and whether `results` can be written."""
+    return [*_versions(), _device(), _sample(), _hub(), _results_folder(results)]
+
+
+def checks_table(checks: Iterable[Check]) -> Table:
+    """Return the table that the command prints."""
     table = Table(title="lora-bench doctor", title_justify="left")
-    for name in ("check", "", "found"):
-        table.add_column(name, overflow="fold")
-    for what, sound, words in checks:
-        mark = Text("note", "yellow") if sound is None else Text("ok", "green") if sound else Text("BAD", "red")
-        table.add_row(what, mark, clean(words))
-    return table, all(sound is not False for _, sound, _ in checks)
+    for name in ("check", "", "finding"):
+        table.add_column(name, overflow="fold", no_wrap=name == "")
+    marks = {None: ("note", "yellow"), True: ("ok", "green"), False: ("BAD", "red")}
+    for check in checks:
+        table.add_row(check.name, Text(*marks[check.passed]), clean(check.finding))
+    return table
 
 
 def _versions() -> list[Check]:
-    return [(name, version != "missing", version) for name, version in environment.versions().items()]
+    return [Check(name, version != "missing", version) for name, version in environment.versions().items()]
 
 
 def _device() -> Check:
     import torch
 
     if not torch.cuda.is_available():
-        return "device", None, f"no GPU; {environment.device_name('cpu')}"
+        return Check("device", None, f"no GPU; {environment.device_name('cpu')}")
+    count, name = torch.cuda.device_count(), environment.device_name("cuda")
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-    return "device", True, f"{torch.cuda.device_count()} × {environment.device_name('cuda')}, {memory:.0f} GiB, {bf16}"
+    return Check("device", True, f"{count} × {name}, {memory:.0f} GiB, {bf16}")
 
 
 def _sample() -> Check:
-    return _attempt("bundled sample", lambda: identity("sample"))
+    return _attempt("bundled sample", lambda: identity(SAMPLE))
 
 
-def _attempt(what: str, action: Callable[[], str]) -> Check:
+def _attempt(name: str, action: Callable[[], str]) -> Check:
+    """Run an action that returns the finding; an error becomes the finding of a failed check."""
     try:
-        return what, True, action()
+        return Check(name, True, action())
     except (BenchError, OSError) as error:
-        return what, False, " ".join(str(error).split())
+        return Check(name, False, " ".join(str(error).split()))
 
 
 def _hub() -> Check:
     from lora_bench.data.hub import reachable
 
     if reachable():
-        return "Hugging Face Hub", True, "answers"
-    return "Hugging Face Hub", None, "does not answer: use --preset smoke, or --model DIR and --data-dir DIR"
+        return Check("Hugging Face Hub", True, "can be reached")
+    return Check("Hugging Face Hub", None, "cannot be reached: use --preset smoke, or --model DIR and --data-dir DIR")
 
 
-def _writable(results: Path) -> Check:
+def _results_folder(results: Path) -> Check:
     def attempt() -> str:
         nearest = next(folder for folder in (results, *results.resolve().parents) if folder.is_dir())
         with tempfile.TemporaryFile(dir=nearest):

@@ -1,4 +1,4 @@
-"""The options that choose cells, declared once for every command that takes a selection."""
+"""The options that select cells and say how to train them, declared once for `run` and `plan`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
+from lora_bench.cli import completion
 from lora_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -18,153 +19,178 @@ if TYPE_CHECKING:
     from lora_bench.methods.recipe import Recipe
     from lora_bench.tasks import Task
 
-GRID, WHERE = "Grid (each may be repeated: that makes a grid)", "Where from, where to"
-HOW = "How to train"
-ADHOC = "adhoc"
+# Headings of the help text.
+GRID_PANEL = "Grid (an option that is repeated adds a value to the grid)"
+PATHS_PANEL = "Presets, data and results"
+EXECUTION_PANEL = "Execution (changes no result)"
+
+ADHOC = "adhoc"  # the config's name where neither a preset nor a config is given
 
 
-def _grid(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=GRID, show_default=False, metavar="VALUE")
+def _grid_option(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=GRID_PANEL, show_default=False, metavar="VALUE", **settings)
+
+
+def _path_option(text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=PATHS_PANEL, **settings)
 
 
 @dataclass
 class Selection:
-    """Which cells, from which model and data, and where their results lie."""
+    """The cells to train, the model and data they use, and the folder of their results."""
 
-    preset: Annotated[str | None, typer.Option(help="smoke, quick, paper, lora or xs.", rich_help_panel=WHERE)] = None
-    config: Annotated[Path | None, typer.Option(help="A YAML file of cells.", rich_help_panel=WHERE)] = None
-    task: Annotated[
-        list[str] | None, _grid("Task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or of --include.")
+    preset: Annotated[
+        str | None,
+        _path_option("smoke, quick, paper, lora or xs.", autocompletion=completion.preset_names),
     ] = None
-    method: Annotated[list[str] | None, _grid("Method; see `lora-bench list methods`.")] = None
-    rank: Annotated[list[int] | None, _grid("Rank r (default: 16).", "--rank", "-r")] = None
+    config: Annotated[Path | None, _path_option("A YAML file that describes a grid.")] = None
+    task: Annotated[
+        list[str] | None,
+        _grid_option(
+            "Task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or one of your own (--include).",
+            autocompletion=completion.task_names,
+        ),
+    ] = None
+    method: Annotated[
+        list[str] | None,
+        _grid_option("Method; see `lora-bench list methods`.", autocompletion=completion.method_names),
+    ] = None
+    rank: Annotated[list[int] | None, _grid_option("Rank r (default: 16).", "--rank", "-r")] = None
     a: Annotated[
         list[int] | None,
-        _grid("LoRA-Mini's inner input size (default: 64); ΔW has rank min(r, a, b). TinyLoRA's values.", "--a", "-a"),
+        _grid_option(
+            "LoRA-Mini: inner input size (default: 64); ΔW has rank min(r, a, b). TinyLoRA: trained values.",
+            "--a",
+            "-a",
+        ),
     ] = None
     b: Annotated[
-        list[int] | None, _grid("LoRA-Mini's inner output size (default: 64). SVFT's side diagonals.", "--b", "-b")
+        list[int] | None,
+        _grid_option("LoRA-Mini: inner output size (default: 64). SVFT: side diagonals.", "--b", "-b"),
     ] = None
     targets: Annotated[
         list[str] | None,
-        _grid("attention, attention+dense, qv, kv+ffn, or name endings by commas (default: by method)."),
+        _grid_option("attention, attention+dense, qv, kv+ffn, or name endings joined by commas (default: by method)."),
     ] = None
-    seed: Annotated[list[int] | None, _grid("Seed (default: 0).")] = None
-    lr: Annotated[list[float] | None, _grid("Learning rate (default: by method).")] = None
-    head_lr: Annotated[list[float] | None, _grid("The head's learning rate (default: that of the adapter).")] = None
-    epochs: Annotated[list[int] | None, _grid("Epochs (default: 10).")] = None
-    batch_size: Annotated[list[int] | None, _grid("Batch size (default: 32).")] = None
-    max_length: Annotated[list[int] | None, _grid("Tokens a sequence at most (default: 128).")] = None
-    alpha: Annotated[list[float] | None, _grid("The update is scaled by alpha / r (default: 16).")] = None
-    precision: Annotated[list[str] | None, _grid("float32, bf16 (fast on a GPU) or float64 (default: float32).")] = None
+    seed: Annotated[list[int] | None, _grid_option("Seed (default: 0).")] = None
+    lr: Annotated[list[float] | None, _grid_option("Learning rate (default: by method).")] = None
+    head_lr: Annotated[list[float] | None, _grid_option("The head's learning rate (default: the adapter's).")] = None
+    epochs: Annotated[list[int] | None, _grid_option("Epochs (default: 10).")] = None
+    batch_size: Annotated[list[int] | None, _grid_option("Batch size (default: 32).")] = None
+    max_length: Annotated[list[int] | None, _grid_option("Longest sequence, in tokens (default: 128).")] = None
+    alpha: Annotated[list[float] | None, _grid_option("The update is scaled by alpha / r (default: 16).")] = None
+    precision: Annotated[
+        list[str] | None, _grid_option("float32, bf16 (fast on a GPU) or float64 (default: float32).")
+    ] = None
     model: Annotated[
-        list[str] | None, _grid("Hub id, directory, or `sample` (bundled) (default: FacebookAI/roberta-base).")
+        list[str] | None,
+        _grid_option("Hub id, directory, or `sample`, the bundled one (default: FacebookAI/roberta-base)."),
     ] = None
     include: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A Python file with a method or a task of your own; it is run.", rich_help_panel=GRID, metavar="FILE"
+            help="Python file with your own method or task; it is run.", rich_help_panel=GRID_PANEL, metavar="FILE"
         ),
     ] = None
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value for any setting.", rich_help_panel=GRID, metavar="KEY=VALUE"),
+        typer.Option("--set", help="key=value for any setting.", rich_help_panel=GRID_PANEL, metavar="KEY=VALUE"),
     ] = None
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder <task>/{train,validation}.parquet, .jsonl, .csv or .tsv.", rich_help_panel=WHERE),
+        _path_option("Folder of data: <task>/train and <task>/validation as .parquet, .jsonl, .csv or .tsv."),
     ] = None
-    results: Annotated[
-        Path | None, typer.Option(help="Results folder (default: results/<config name>).", rich_help_panel=WHERE)
-    ] = None
-    pack: Annotated[str, typer.Option(help="Cells trained together: auto or a number.", rich_help_panel=WHERE)] = "auto"
+    results: Annotated[Path | None, _path_option("Results folder (default: results/<config name>).")] = None
+    pack: Annotated[str, _path_option("Cells trained together: auto or a number.")] = "auto"
     retry: Annotated[
         list[str] | None,
-        typer.Option(help="Run again what is: failed, diverged, oom, stale (by commas, or repeated).",
-                     rich_help_panel=WHERE),
-    ] = None  # fmt: skip
+        _path_option("Train again the failed, diverged, oom or stale cells (joined by commas, or repeated)."),
+    ] = None
 
-    def chosen(self) -> Config:
-        """The config of the selection: a preset, a file, or none but the options. Includes what is to be included."""
-        from lora_bench.grid import config as configs
+    def load_config(self) -> Config:
+        """Load the files to include, then the preset or config file; an empty config if neither is given."""
+        from lora_bench.grid.config import Config, load_config
+        from lora_bench.grid.presets import find_preset
 
         including(self.include)
         if self.preset and self.config:
             raise BenchError("--preset and --config exclude each other.", "Give one of them.")
         if self.preset:
-            return configs.load(configs.find_preset(self.preset))
-        return configs.load(self.config) if self.config else configs.Config(name=ADHOC)
+            return load_config(find_preset(self.preset))
+        return load_config(self.config) if self.config else Config(name=ADHOC)
 
     def grid(self) -> Grid:
-        """The cells, with their models and data found."""
-        from lora_bench.grid import cells as grids
+        """Return the selected cells, with the sources of their models and data."""
+        from lora_bench.grid.cells import expand
         from lora_bench.run import plan as plans
 
-        chosen = self.chosen()
         data = str(self.data_dir) if self.data_dir else None
-        return grids.expand(chosen, self.overrides(), plans.sources(), data)
+        return expand(self.load_config(), self.overrides(), plans.sources(), data)
 
     def overrides(self) -> dict[str, list[object]]:
-        """The options given, by setting."""
+        """Return the values that options give, by setting."""
         from lora_bench.grid.config import SETTINGS, parse_set
 
-        given: dict[str, list[object]] = {}
+        overrides: dict[str, list[object]] = {}
         for name in SETTINGS:
             values = getattr(self, name, None)
             if values:
-                given[name] = list(values)
+                overrides[name] = list(values)
         for text in self.set_ or ():
-            key, values = parse_set(text)
-            given[key] = list(values)
-        return given
+            key, set_values = parse_set(text)
+            overrides[key] = list(set_values)
+        return overrides
 
-    def folder(self) -> Path:
-        """Where the results lie."""
-        return self.results or Path("results") / self.chosen().name
+    def results_folder(self) -> Path:
+        """Return the results folder."""
+        return self.results or Path("results") / self.load_config().name
 
-    def limit(self) -> int | None:
-        """The most cells a pack may have; None: as many as fill the device."""
+    def pack_size(self) -> int | None:
+        """Return the largest number of cells in a pack; None for as many as fill the device."""
         if self.pack == "auto":
             return None
         if not self.pack.isdecimal() or int(self.pack) < 1:
-            raise BenchError(f"--pack '{self.pack}' is no number of cells.", "Use --pack auto or a number from 1.")
+            raise BenchError(f"--pack '{self.pack}' is not a number of cells.", "Use --pack auto or a number from 1.")
         return int(self.pack)
 
-    def statuses(self) -> tuple[str, ...]:
-        """The states to run again."""
+    def states_to_retry(self) -> tuple[str, ...]:
+        """Return the states of recorded cells that are to be trained again."""
         return tuple(part.strip() for text in self.retry or () for part in text.split(",") if part.strip())
 
 
 @dataclass
-class Running:
-    """How the cells are trained; nothing here changes a number."""
+class ExecutionOptions:
+    """How cells are trained; no option here changes a result."""
 
     device: Annotated[
         str,
-        typer.Option(help="auto, cpu, cuda or cuda:N; for `plan` also a device's name as `doctor` says it.",
-                     rich_help_panel=HOW),
-    ] = "auto"  # fmt: skip
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no network.", rich_help_panel=HOW)] = False
-    save: Annotated[bool, typer.Option(help="Keep the trained adapters (not whole models).", rich_help_panel=HOW)] = (
-        True
-    )
+        typer.Option(
+            help="auto, cpu, cuda or cuda:N; for `plan` also a device's name as `doctor` prints it.",
+            rich_help_panel=EXECUTION_PANEL,
+        ),
+    ] = "auto"
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.", rich_help_panel=EXECUTION_PANEL)] = False
+    save: Annotated[
+        bool, typer.Option(help="Save the trained adapters (whole models never are).", rich_help_panel=EXECUTION_PANEL)
+    ] = True
     debug: Annotated[
-        bool, typer.Option("--debug", help="Stop at the first error with a traceback.", rich_help_panel=HOW)
+        bool,
+        typer.Option("--debug", help="Stop at the first error, with a traceback.", rich_help_panel=EXECUTION_PANEL),
     ] = False
 
 
 class Included(NamedTuple):
-    """What a file of a user has added."""
+    """What a user's file has added."""
 
     recipe: Recipe | None
     task: Task | None
 
 
 def including(files: Sequence[Path] | None) -> list[Included]:
-    """Add the methods and tasks of these files.
+    """Run these files and add the methods and tasks that they define.
 
     Raises:
-        BenchError: a file fails or defines neither, or what it defines is not complete.
+        BenchError: a file fails, defines neither, or defines something incomplete.
     """
     if not files:
         return []
@@ -180,20 +206,23 @@ def including(files: Sequence[Path] | None) -> list[Included]:
     return included
 
 
-def selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `(selection, running)` the options of both."""
-    parts = (Selection, Running)
+def selection_options(command: Callable[[Selection, ExecutionOptions], None]) -> Callable[..., None]:
+    """Decorate a command with every option of `Selection` and `ExecutionOptions`, which it takes as two objects."""
+    groups = (Selection, ExecutionOptions)
     options = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
-        for part in parts
-        for hints in [get_type_hints(part, include_extras=True)]
-        for field in fields(part)
+        for group in groups
+        for hints in [get_type_hints(group, include_extras=True)]
+        for field in fields(group)
     ]
 
     def with_options(**values: Any) -> None:
-        command(*(part(**{field.name: values[field.name] for field in fields(part)}) for part in parts))
+        selection, execution = (
+            group(**{field.name: values[field.name] for field in fields(group)}) for group in groups
+        )
+        command(selection, execution)  # type: ignore[arg-type]
 
     with_options.__doc__ = command.__doc__
     with_options.__name__ = command.__name__

@@ -1,7 +1,7 @@
-"""Standard output and standard error of the program: a stream that fails never stops the work behind it.
+"""The program's standard output and standard error: a stream that fails must not stop the work behind it.
 
-A pipe that its reader has closed, a full disk behind a redirection or a terminal that is gone make every write raise.
-Here the first failure is remembered, what is written from then on goes nowhere, and nothing is raised.
+A pipe whose reader has gone, a full disk behind a redirection and a closed terminal make every write raise. Here the
+first failure is remembered, later output is discarded, and nothing is raised.
 """
 
 from __future__ import annotations
@@ -17,40 +17,41 @@ from lora_bench.errors import DONE, MISSING, BenchError
 from lora_bench.text import clean
 
 
-class Shielded:
-    """A text stream that raises nothing when it cannot be written; `failure` is the first error."""
+class ShieldedStream:
+    """A text stream that never raises when it cannot be written; `failure` is the first error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write, or drop the text."""
+        """Write the text, or discard it."""
         try:
             return self._stream.write(text)
         except OSError as error:
-            self._failed(error)
+            self._note_failure(error)
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write each line, or drop it."""
+        """Write each line, or discard it."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush, or drop what was buffered."""
+        """Flush the buffer, or discard it."""
         try:
             self._stream.flush()
         except OSError as error:
-            self._failed(error)
+            self._note_failure(error)
 
-    def _failed(self, error: OSError) -> None:
+    def _note_failure(self, error: OSError) -> None:
         if self.failure is None:
             self.failure = error
-            with suppress(OSError, ValueError):  # what is buffered is flushed when the interpreter ends
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            # The interpreter flushes the buffer when it ends, which would fail again: send that to the null device.
+            with suppress(OSError, ValueError):
+                null_device = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null_device, self._stream.fileno())
+                os.close(null_device)
             _STATE.announce()
 
     def __getattr__(self, name: str) -> Any:
@@ -58,10 +59,10 @@ class Shielded:
 
 
 class _State:
-    """The program's standard output, and what is said on standard error when it fails while work goes on."""
+    """The shielded standard output, and the notice to print on standard error if it fails while work continues."""
 
     def __init__(self) -> None:
-        self.output: Shielded | None = None
+        self.output: ShieldedStream | None = None
         self.notice: str | None = None
         self.announced = False
 
@@ -79,27 +80,32 @@ class _State:
 _STATE = _State()
 
 
-def protect() -> None:
-    """Shield the program's standard streams; a descriptor that is closed is opened on the null device."""
-    for number in range(3):  # else the next file that is opened would get the number, and the output of libraries
+def shield_streams() -> None:
+    """Shield the program's standard streams, and open closed descriptors on the null device."""
+    # A closed descriptor would be given to the next file that is opened, and libraries would print into that file.
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    if isinstance(sys.stdout, Shielded):
+    if isinstance(sys.stdout, ShieldedStream):
         return
     if sys.stderr is not None:
-        sys.stderr = cast(TextIO, Shielded(sys.stderr))
+        sys.stderr = cast(TextIO, ShieldedStream(sys.stderr))
     if sys.stdout is not None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
-        _STATE.output = Shielded(sys.stdout)
+        _STATE.output = ShieldedStream(sys.stdout)
         sys.stdout = cast(TextIO, _STATE.output)
 
 
 @contextmanager
-def going_on(notice: str) -> Iterator[None]:
-    """Within: work whose point is not its output; `notice` is said on standard error if standard output fails."""
+def optional(notice: str) -> Iterator[None]:
+    """Enclose work whose point is not its output.
+
+    Args:
+        notice: Printed on standard error if standard output fails before or within the block.
+    """
     _STATE.notice = notice
     _STATE.announce()
     try:
@@ -111,14 +117,16 @@ def going_on(notice: str) -> Iterator[None]:
 
 
 def failed() -> bool:
-    """Whether standard output could not be written."""
+    """Return whether standard output could not be written."""
     return _STATE.failure is not None
 
 
-def closing() -> BenchError | None:
-    """Flush the streams for the last time; the error of a command whose point was an output that was lost.
+def final_flush() -> BenchError | None:
+    """Flush the streams for the last time.
 
-    A reader that has closed its pipe has what it wanted: that is no error.
+    Returns:
+        The error of a command whose purpose was the output that was lost, else None. A reader that has closed its pipe
+        has seen enough: that is no error.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -130,6 +138,6 @@ def closing() -> BenchError | None:
     return BenchError(what, "Send the output somewhere else, then give the same command again.", MISSING)
 
 
-def exit_code(code: int | str | None, error: BenchError | None) -> int | str | None:
-    """The process's exit code: that of the command, unless it went well and its output was lost."""
-    return error.code if error is not None and code in (None, DONE) else code
+def exit_code(code: int | str | None, lost_output: BenchError | None) -> int | str | None:
+    """Return the process's exit code: that of the command, unless it succeeded and its output was lost."""
+    return lost_output.code if lost_output is not None and code in (None, DONE) else code

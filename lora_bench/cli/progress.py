@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: bars on a terminal, plain lines elsewhere."""
+"""The progress of a run: two bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from lora_bench.text import clean, counted
 
 
 class ProgressView(View):
-    """Follows a run. On a terminal two bars (grid, pack); otherwise a line an epoch."""
+    """Displays a run: on a terminal a bar for the grid and one for the pack, elsewhere a line for each epoch."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console = console
-        self.total, self.ended, self.packed = len(plan.todo), 0, 0
+        self.total, self.ended, self.packs_begun = len(plan.todo), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not self.bars,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not self.bars,
+        )
         self.grid_bar: TaskID = self.progress.add_task("cells", total=self.total)
         self.pack_bar: TaskID = self.progress.add_task("steps", total=None)
         self.label, self.began, self.start = "", time.perf_counter(), PackStart((), 1, 1, 0)
@@ -46,26 +51,25 @@ class ProgressView(View):
         self.progress.stop()
 
     def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """Show that a longer piece of work begins."""
         self.progress.update(self.pack_bar, description=clean(text))
 
     def on_pack_start(self, start: PackStart) -> None:
-        """A pack begins to train, or continues."""
-        self.packed += self.is_new_pack
+        """Show that a pack begins to train, or continues."""
+        self.packs_begun += self.is_new_pack
         self.is_new_pack = True
         self.start, self.began = start, time.perf_counter()
-        cell = start.cells[0]
-        self.label = f"pack {self.packed}: {tasks.get(cell.task).title}, {counted(len(start.cells), 'cell')}, "
-        self.label += f"seed {cell.seed}"
+        title, size = tasks.get(start.cells[0].task).title, counted(len(start.cells), "cell")
+        self.label = f"pack {self.packs_begun}: {title}, {size}, seed {start.cells[0].seed}"
         total = start.steps_per_epoch * start.epochs
         self.progress.reset(self.pack_bar, total=total, completed=start.steps_taken, description=self.label)
 
     def on_step_issued(self, epoch: int, step: int) -> None:
-        """A step has been handed to the device."""
+        """Show that a step was issued."""
         self.progress.update(self.pack_bar, completed=(epoch - 1) * self.start.steps_per_epoch + step)
 
     def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
-        """An epoch has been evaluated."""
+        """Show the best score after an epoch, and the time that is left."""
         scores = [cell[metrics.main_metric] for cell in metrics.metrics if cell is not None]
         values = [score for score in scores if not math.isnan(score)]
         best = f"best {max(values):.3f}" if values else "no score"
@@ -80,11 +84,11 @@ class ProgressView(View):
             self._line(f"{text}, {elapsed:.0f} s{to_go}")
 
     def on_pack_end(self, end: PackEnd) -> None:
-        """A pack ends; if it is not finished, the next one to start is what remains of it."""
+        """Note the end of a pack; if it is not finished, the next one to start is what remains of it."""
         self.is_new_pack = end.finished
 
     def done(self, records: Sequence[Record]) -> None:
-        """Cells have ended."""
+        """Show that cells have ended."""
         self.ended += len(records)
         self.progress.update(self.grid_bar, completed=self.ended)
         if not self.bars:
@@ -92,7 +96,7 @@ class ProgressView(View):
             self._line(f"{self.ended} of {counted(self.total, 'cell')} {verb} ended")
 
     def warn(self, text: str) -> None:
-        """Something the user should know."""
+        """Print a warning."""
         self.console.print(Text(clean(text), "yellow"), soft_wrap=True)
 
     def _line(self, text: str) -> None:

@@ -11,7 +11,7 @@ from lora_bench.text import counted
 
 
 def record_as_json(record: Record) -> str:
-    """A record as JSON for reading: predictions are counted, the last steps of a cell that diverged stand at the end.
+    """Return a record as JSON for reading: predictions are counted, a diverged cell's last steps stand at the end.
 
     Each of these steps is on a line of its own, and `what_happened` says in words what they show.
     """
@@ -28,7 +28,7 @@ def record_as_json(record: Record) -> str:
 
 
 def _steps_as_json(steps: Sequence[TrainingStep]) -> str:
-    """The steps as a JSON array, a step on each line, aligned, rounded; at most 80 columns wide up to step 999,999."""
+    """Return a JSON array with a step on each line, aligned and rounded; up to step 999,999 at most 80 columns wide."""
     width = len(str(steps[-1].step))
     rows = [
         f'    {{"step": {step.step:{width}}, "loss": {_rounded(step.loss):>9}, '

@@ -1,66 +1,79 @@
-"""The commands that look after results folders: choosing searched rates, and putting records into one file."""
+"""The commands that work on the records of a results folder: `choose` and `archive`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_bench.cli import completion
 from lora_bench.errors import MISSING, NOTHING, BenchError
-from lora_bench.records.schema import Record
-from lora_bench.records.store import Loaded
 from lora_bench.text import counted
 
-Folder = Annotated[Path, typer.Option(help="The results folder.")]
+if TYPE_CHECKING:
+    from lora_bench.records.schema import Record
+
+ResultsOption = Annotated[Path, typer.Option(help="The results folder.")]
 
 
 def choose(
-    results: Folder,
-    rank: Annotated[list[int] | None, typer.Option(help="Ranks to give rates to, by the nearest searched.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
+    results: ResultsOption,
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Ranks that take the rates of the nearest rank searched; repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this method; repeatable.", autocompletion=completion.method_names),
+    ] = None,
 ) -> Iterator[str]:
-    """Print blocks of a config with the learning rates that a search found best on held-out rows."""
-    from lora_bench.grid import choose as choosing
+    """Print config blocks with the learning rates that a search found best on held-out training rows."""
+    from lora_bench.grid import choose as search
 
-    records = [record for record in _sound(results) if not method or record.cell.method in method]
-    chosen = choosing.choices(records)
-    yield from choosing.as_yaml(choosing.blocks(chosen, rank or ())).splitlines()
-    edges = [choice for choice in chosen if choice.edge]
-    if edges:
-        verb = "is" if len(chosen) == 1 else "are"
-        yield f"# {len(edges)} of {counted(len(chosen), 'rate')} {verb} the lowest or the highest that was tried"
+    records = [record for record in _sound_records(results) if not method or record.cell.method in method]
+    rates = search.choose_rates(records)
+    yield from search.as_yaml(search.config_blocks(rates, rank or ())).splitlines()
+    at_edge = sum(rate.at_edge for rate in rates)
+    if at_edge:
+        verb = "is" if len(rates) == 1 else "are"
+        yield f"# {at_edge} of {counted(len(rates), 'rate')} {verb} the lowest or the highest that was tried"
 
 
-def archive(results: Folder) -> Iterator[str]:
-    """Put all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/."""
+def archive(results: ResultsOption) -> Iterator[str]:
+    """Move all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/."""
     from lora_bench.records import store
     from lora_bench.run.leases import Lease
     from lora_bench.run.publish import RecordStore
 
-    _sound(results)
+    _sound_records(results)
     with Lease(results) as lease, lease.locked():
         others = lease.others()
         if not lease.alone():
-            who = ", ".join(sorted({str(holder) for holder in others.values()})) or "another process"
-            raise BenchError(f"The results folder '{results}' is in use by {who}.", "Wait until that ends.", MISSING)
+            users = ", ".join(sorted({str(holder) for holder in others.values()})) or "another process"
+            raise BenchError(
+                f"The results folder '{results}' is in use by {users}.", "Wait until that has ended.", MISSING
+            )
         record_store = RecordStore(results)
         record_store.recover()
-        records = _sound(results)
+        records = _sound_records(results)
         path = store.move_to_archive(results, records)
         record_store.write_csv()
     yield f"{counted(len(records), 'record')}, {path.stat().st_size:,} bytes"
     yield str(path)
 
 
-def _sound(results: Path) -> tuple[Record, ...]:
-    """The folder's records; BenchError if there are none, or damaged ones."""
+def _sound_records(results: Path) -> tuple[Record, ...]:
+    """Return the folder's records.
+
+    Raises:
+        BenchError: if there are none, or a damaged one.
+    """
     from lora_bench.records import store
 
-    loaded: Loaded = store.read_records(results)
+    loaded = store.read_records(results)
     for path, reason in loaded.broken:
         raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
     if not loaded.records:
-        raise BenchError(f"There are no records under '{results}'.", "Give --results a folder of a run.", NOTHING)
+        raise BenchError(f"There are no records under '{results}'.", "Give --results the folder of a run.", NOTHING)
     return loaded.records

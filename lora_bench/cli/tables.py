@@ -1,14 +1,15 @@
-"""The tables that a run, a plan and the lists print. A narrow terminal drops columns, a pipe gets all of them."""
+"""The tables and lines that commands print. A narrow terminal drops columns; a pipe gets all of them."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -16,65 +17,69 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_bench import methods, tasks
-from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.records.schema import Record
-from lora_bench.run.leases import Holder
-from lora_bench.run.plan import Plan
-from lora_bench.run.status import STATES, CellStatus
 from lora_bench.text import clean, counted
 
-ROWS, NAMED = 40, 4
-WIDE = 10_000  # columns of a pipe or a file
-# what a narrow terminal does without, the least important first
+if TYPE_CHECKING:
+    from lora_bench.cell import Cell
+    from lora_bench.records.schema import Record
+    from lora_bench.run.leases import Holder
+    from lora_bench.run.plan import Plan
+    from lora_bench.run.status import CellStatus
+
+MAX_ROWS = 40  # of results, packs or groups of cells; the caption counts the rest
+MAX_IDS = 4  # in a row of the status table
+PIPE_WIDTH = 10_000  # characters of a line in a pipe or a file: wide enough that nothing is cut or folded
+
+# The columns that a narrow terminal goes without, the least important first.
 RESULTS_DROPPED = ("seconds", "targets", "lr", "adapter params", "seeds")
-PLAN_DROPPED = ("pack", "GiB", "why", "seed", "time")
-STANDINGS_DROPPED = ("which", "runs")
-METHODS_DROPPED = ("source", "lr", "parameters")
+PACKS_DROPPED = ("pack", "GiB", "why", "seed", "time")
+STATUS_DROPPED = ("which", "runs")
+METHODS_DROPPED = ("source", "parameters", "lr")
 TASKS_DROPPED = ("labels", "train", "validation", "metrics")
 RUNS_DROPPED = ("as fp16", "bytes", "targets", "lr", "adapter params", "status", "seed")
 
 
-def settings_of(cell: Cell) -> str:
-    """A cell in few words, without its seed."""
-    size = "" if cell.rank is None else f" r={cell.rank}"
+def method_text(cell: Cell) -> str:
+    """Return a cell's method with its rank, a and b."""
+    rank = "" if cell.rank is None else f" r={cell.rank}"
     inner = "".join(f" {name}={value}" for name, value in (("a", cell.a), ("b", cell.b)) if value is not None)
-    return clean(f"{cell.method}{size}{inner}")
+    return clean(f"{cell.method}{rank}{inner}")
 
 
-def opening(plan: Plan, where: str, device: str) -> Text:
-    """What will run, in a line or two."""
+def plan_summary(plan: Plan, results: str, device: str) -> Text:
+    """Return what will run, what it is predicted to cost and where the results go, in a few lines."""
     cells, todo = len(plan.grid.cells), len(plan.todo)
-    names = ", ".join(dict.fromkeys(tasks.get(cell.task).title for cell in plan.grid.cells))
-    ways = ", ".join(dict.fromkeys(cell.method for cell in plan.grid.cells))
-    there = f", {cells - todo} there already" if cells > todo else ""
+    task_titles = ", ".join(dict.fromkeys(tasks.get(cell.task).title for cell in plan.grid.cells))
+    method_names = ", ".join(dict.fromkeys(cell.method for cell in plan.grid.cells))
+    recorded = f", {cells - todo} there already" if cells > todo else ""
     return Text(
-        f"{plan.grid.name}: {counted(cells, 'cell')}{there}; "
+        f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; "
         f"{todo} to train in {counted(len(plan.packs), 'pack')} on {device}\n"
-        f"  tasks {names}; methods {ways}\n  {cost(plan)}results in {clean(where)}{_hint(plan, device)}"
+        f"  tasks {task_titles}; methods {method_names}\n"
+        f"  {cost_text(plan)}results in {clean(results)}{_precision_hint(plan, device)}"
     )
 
 
-def _hint(plan: Plan, device: str) -> str:
-    """That a GPU has a faster precision."""
+def _precision_hint(plan: Plan, device: str) -> str:
     slow = not device.startswith("cpu") and any(cell.precision == "float32" for cell in plan.todo)
     return "\n  in float32; a GPU is many times as fast with --precision bf16" if slow else ""
 
 
-def cost(plan: Plan) -> str:
-    """The time of all packs and the memory of the largest, where they can be predicted; empty if neither can."""
-    known = [seconds for seconds, _ in plan.costs if seconds is not None]
-    sizes = [size for _, size in plan.costs if size is not None]
-    if not known:
+def cost_text(plan: Plan) -> str:
+    """Return the predicted time of all packs and the memory of the largest; empty if no time can be predicted."""
+    seconds_known = [seconds for seconds, _ in plan.costs if seconds is not None]
+    sizes_known = [size for _, size in plan.costs if size is not None]
+    if not seconds_known:
         return ""
-    unknown = len(plan.costs) - len(known)
+    unknown = len(plan.costs) - len(seconds_known)
     missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
-    memory = f", {max(sizes) / 2**30:.1f} GiB at most" if sizes else ""
-    return f"about {duration(plan.estimate.start_seconds + sum(known))}{missing}{memory}; "
+    memory = f", {max(sizes_known) / 2**30:.1f} GiB at most" if sizes_known else ""
+    return f"about {duration_text(plan.estimate.start_seconds + sum(seconds_known))}{missing}{memory}; "
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units."""
+def duration_text(seconds: float) -> str:
+    """Return a duration in its two largest units."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -84,101 +89,101 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if days < 2 else f"{days} d {hours % 24} h"
 
 
-def closing(records: Sequence[Record]) -> Table:
-    """The selection's results, means over seeds; the first rows if there are many."""
-    slots: dict[Cell, list[Record]] = {}
-    for record in records:
-        slots.setdefault(record.cell.model_copy(update={"seed": 0}), []).append(record)
-    table = Table(title="Results", caption=_caption(len(slots)), title_justify="left", caption_justify="left")
-    for name in ("task", "method", "targets"):
-        table.add_column(name, overflow="fold")
-    for name in ("lr", "adapter params", "score", "seeds", "seconds"):
-        table.add_column(name, justify="right")
-    for cell, members in list(slots.items())[:ROWS]:
-        what = (tasks.get(cell.task).title, settings_of(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
-        table.add_row(*what, *_numbers(members))
+def _new_table(title: str, columns: Iterable[str], right: Iterable[str] = (), caption: str | None = None) -> Table:
+    """Return an empty table; `right` names the columns of numbers. Long words are folded, never cut."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == "id")
     return table
 
 
-def ended(records: Sequence[Record], results: Path) -> str:
-    """How a run ended whose output nobody could read, in a line."""
-    counts = Counter(record.status for record in records)
-    parts = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none has ended"
-    return clean(f"The run has ended: {counted(len(records), 'cell')} ({parts}), in {results / 'metrics.csv'}")
+def results_table(records: Sequence[Record]) -> Table:
+    """Return the results of a run as means over seeds."""
+    by_settings: dict[Cell, list[Record]] = {}
+    for record in records:
+        by_settings.setdefault(record.cell.model_copy(update={"seed": 0}), []).append(record)
+    more = f"{counted(len(by_settings) - MAX_ROWS, 'more row')}; " if len(by_settings) > MAX_ROWS else ""
+    caption = f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
+    numbers = ("lr", "adapter params", "score", "seeds", "seconds")
+    table = _new_table("Results", ("task", "method", "targets", *numbers), right=numbers, caption=caption)
+    for cell, members in list(by_settings.items())[:MAX_ROWS]:
+        settings = (tasks.get(cell.task).title, method_text(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
+        table.add_row(*settings, *_means(members))
+    return table
 
 
-def elsewhere(held: Mapping[str, Holder]) -> Text:
-    """Who trains the cells that this run has left to others; empty if there are none."""
-    counts = Counter(str(holder) for holder in held.values())
-    lines = [f"{counted(count, 'cell is', 'cells are')} with {who}\n" for who, count in counts.items()]
-    return Text("".join(lines))
-
-
-def _caption(rows: int) -> str:
-    more = f"{counted(rows - ROWS, 'more row')}; " if rows > ROWS else ""
-    return f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
-
-
-def _numbers(members: Sequence[Record]) -> tuple[str, str, str, str]:
+def _means(members: Sequence[Record]) -> tuple[str, str, str, str]:
+    """Return adapter parameters, score, number of seeds and seconds of the records of the same settings."""
     scores = [r.score * 100 for r in members if r.status == "done" and r.score is not None]
     spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
-    bad = len([record for record in members if record.status != "done"])
+    failures = sum(record.status != "done" for record in members)
     params = next((f"{r.counts.adapter_params:,}" for r in members if r.counts), "–")
     seconds = [r.timing.seconds for r in members if r.timing]
     return (
         params,
         f"{fmean(scores):.1f}{spread}" if scores else "–",
-        f"{len(scores)}" + (f" ({bad} failed)" if bad else ""),
+        f"{len(scores)}" + (f" ({failures} failed)" if failures else ""),
         f"{fmean(seconds):.1f}" if seconds else "–",
     )
 
 
-def planned(plan: Plan) -> Table:
-    """The packs that would train, and what is there already."""
-    table = Table(title="Plan", title_justify="left", caption=_counts(plan), caption_justify="left")
-    for name in ("pack", "task", "seed", "cells", "time", "GiB", "why", "what"):
-        table.add_column(name, justify="left" if name in ("task", "why", "what") else "right", overflow="fold")
-    for number, (pack, (seconds, size)) in enumerate(zip(plan.packs[:ROWS], plan.costs, strict=False), 1):
-        what = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
-        why = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
+def run_summary(records: Sequence[Record], results: Path) -> str:
+    """Return, in one line, how a run ended; printed on standard error when standard output was lost."""
+    counts = Counter(record.status for record in records)
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none has ended"
+    return clean(f"The run has ended: {counted(len(records), 'cell')} ({statuses}), in {results / 'metrics.csv'}")
+
+
+def held_elsewhere(held: Mapping[str, Holder]) -> Text:
+    """Return which other runs train the cells that this run has left to them; empty if there are none."""
+    counts = Counter(str(holder) for holder in held.values())
+    lines = [f"{counted(count, 'cell is', 'cells are')} with {holder}\n" for holder, count in counts.items()]
+    return Text("".join(lines))
+
+
+def packs_table(plan: Plan) -> Table:
+    """Return the packs that would train, and how many cells are recorded already."""
+    columns = ("pack", "task", "seed", "cells", "time", "GiB", "why", "what")
+    numbers = ("pack", "seed", "cells", "time", "GiB")
+    table = _new_table("Plan", columns, right=numbers, caption=_counts_text(plan))
+    for number, (pack, (seconds, size)) in enumerate(zip(plan.packs[:MAX_ROWS], plan.costs, strict=False), 1):
+        contents = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
+        reasons = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
         title = tasks.get(pack[0].task).title
-        time = "–" if seconds is None else duration(seconds)
+        time = "–" if seconds is None else duration_text(seconds)
         memory = "–" if size is None else f"{size / 2**30:.1f}"
-        table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), time, memory, why, what)
+        table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), time, memory, reasons, contents)
     return table
 
 
-def _counts(plan: Plan) -> str:
-    there = Counter(record.status for record in plan.recorded)
-    parts = [f"{len(plan.todo)} to train"] + [f"{count} {status}" for status, count in sorted(there.items())]
-    more = f"; {counted(len(plan.packs) - ROWS, 'more pack')}" if len(plan.packs) > ROWS else ""
-    return ", ".join(parts) + more
+def _counts_text(plan: Plan) -> str:
+    recorded = Counter(record.status for record in plan.recorded)
+    counts = [f"{len(plan.todo)} to train"] + [f"{count} {status}" for status, count in sorted(recorded.items())]
+    more = f"; {counted(len(plan.packs) - MAX_ROWS, 'more pack')}" if len(plan.packs) > MAX_ROWS else ""
+    return ", ".join(counts) + more
 
 
-def standings_table(plan: Plan) -> Table:
-    """Where the cells stand and why they run or not: how many for each reason, and which if they are few."""
+def status_table(plan: Plan) -> Table:
+    """Return the states of the cells and why they run or not: how many for each reason, and some of their ids."""
+    from lora_bench.run.status import STATES
+
     groups: dict[CellStatus, list[str]] = {}
     for cell in plan.grid.cells:
         groups.setdefault(plan.statuses[cell.id], []).append(cell.id)
-    caption = counted(len(groups) - ROWS, "more row") if len(groups) > ROWS else None
-    table = Table(title="Cells", title_justify="left", caption=caption, caption_justify="left")
-    for name in ("state", "cells", "runs", "why", "which"):
-        table.add_column(name, justify="right" if name == "cells" else "left", overflow="fold")
+    caption = counted(len(groups) - MAX_ROWS, "more row") if len(groups) > MAX_ROWS else None
+    table = _new_table("Cells", ("state", "cells", "runs", "why", "which"), right=("cells",), caption=caption)
     order = sorted(groups, key=lambda status: (not status.will_run, STATES.index(status.state), status.reason))
-    for status in order[:ROWS]:
+    for status in order[:MAX_ROWS]:
         ids = groups[status]
-        which = " ".join(ids[:NAMED]) + (" …" if len(ids) > NAMED else "")
+        which = " ".join(ids[:MAX_IDS]) + (" …" if len(ids) > MAX_IDS else "")
         runs = "yes" if status.will_run else "no"
         table.add_row(status.state, str(len(ids)), runs, Text(clean(status.reason)), which)
     return table
 
 
 def methods_table() -> Table:
-    """The methods: what they are, what they take, their default learning rate."""
-    table = Table(title="Methods", title_justify="left")
-    for name in ("method", "what", "source", "parameters"):
-        table.add_column(name, overflow="fold")
-    table.add_column("lr", justify="right")
+    """Return the methods with their sources, parameters and default learning rates."""
+    table = _new_table("Methods", ("method", "what", "source", "parameters", "lr"), right=("lr",))
     for name, reason in methods.BROKEN.items():
         table.add_row(Text(name), Text(f"cannot be loaded: {reason}"), "–", "–", "–")
     for recipe in methods.RECIPES.values():
@@ -188,21 +193,20 @@ def methods_table() -> Table:
 
 
 def tasks_table() -> Table:
-    """The tasks: rows, labels and metrics."""
-    table = Table(title="Tasks", title_justify="left")
-    for name in ("task", "title", "train", "validation", "labels", "metrics"):
-        table.add_column(name, justify="right" if name in ("train", "validation") else "left", overflow="fold")
+    """Return the tasks with their rows, labels and metrics."""
+    numbers = ("train", "validation")
+    table = _new_table("Tasks", ("task", "title", *numbers, "labels", "metrics"), right=numbers)
     for name, reason in tasks.BROKEN.items():
         table.add_row(Text(name), Text(f"cannot be loaded: {reason}"), "–", "–", "–", "–")
     for task in tasks.TASKS.values():
         labels = ", ".join(task.labels) or "{:g} to {:g}".format(*task.bounds)
-        texts = (task.title, _count(task.train_rows), _count(task.eval_rows), labels, ", ".join(task.metric_names))
-        table.add_row(task.name, *map(clean, texts))
+        rows = (_number_text(task.train_rows), _number_text(task.eval_rows))
+        table.add_row(task.name, *map(clean, (task.title, *rows, labels, ", ".join(task.metric_names))))
     return table
 
 
 def runs_table(records: Sequence[Record], results: Path) -> Table:
-    """The records of a results folder.
+    """Return the records of a results folder.
 
     Raises:
         BenchError: exit code 4 if there are none.
@@ -210,44 +214,46 @@ def runs_table(records: Sequence[Record], results: Path) -> Table:
     if not records:
         hint = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"There are no records under '{results}'.", hint, NOTHING)
-    table = Table(title=f"Runs in {clean(str(results))}", title_justify="left")
-    names = ("id", "task", "method", "targets", "seed", "lr", "status", "score", "adapter params", "bytes", "as fp16")
-    for name in names:
-        left = name in ("id", "task", "method", "status")
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name == "id")
+    numbers = ("seed", "lr", "score", "adapter params", "bytes", "as fp16")
+    columns = ("id", "task", "method", "targets", "seed", "lr", "status", *numbers[2:])
+    table = _new_table(f"Runs in {clean(str(results))}", columns, right=numbers)
     for record in records:
-        counts = record.counts
+        cell, counts = record.cell, record.counts
         sizes = [counts.adapter_params, counts.adapter_bytes, counts.adapter_bytes_fp16] if counts else [None] * 3
         score = "–" if record.score is None else f"{record.score * 100:.1f}"
-        cell = record.cell
-        targets, lr = clean(cell.targets or "–"), f"{cell.lr:g}"
-        place = (record.id, clean(cell.task), settings_of(cell), targets, str(cell.seed), lr)
-        table.add_row(*place, record.status, score, *map(_count, sizes))
+        settings = (clean(cell.task), method_text(cell), clean(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
+        table.add_row(record.id, *settings, record.status, score, *map(_number_text, sizes))
     return table
 
 
-def _count(value: int | None) -> str:
+def _number_text(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def show(console: Console, table: Table, droppable: Sequence[str] = ()) -> None:
-    """Print a table. `droppable`: headers of columns that a narrow terminal does without, the first one first."""
+def print_table(console: Console, table: Table, droppable: Sequence[str] = ()) -> None:
+    """Print a table.
+
+    Args:
+        console: Where to print; a pipe or a file gets all columns.
+        table: The table.
+        droppable: Headers of the columns that a narrow terminal goes without, the first to go first.
+    """
     if console.is_terminal:
         console.print(_fitted(console, table, droppable))
     else:
-        Console(file=console.file, width=WIDE, highlight=False, markup=False).print(table, soft_wrap=True)
+        Console(file=console.file, width=PIPE_WIDTH, highlight=False, markup=False).print(table, soft_wrap=True)
 
 
 def _fitted(console: Console, table: Table, droppable: Sequence[str]) -> Table:
     for header in droppable:
-        if Measurement.get(console, console.options.update(max_width=WIDE), table).maximum <= console.width:
+        if Measurement.get(console, console.options.update(max_width=PIPE_WIDTH), table).maximum <= console.width:
             break
-        table = _without(table, header)
+        table = _without_column(table, header)
     return table
 
 
-def _without(table: Table, header: str) -> Table:
-    kept = [column for column in table.columns if column.header != header]
+def _without_column(table: Table, header: str) -> Table:
+    remaining = [column for column in table.columns if column.header != header]
     smaller = copy(table)
-    smaller.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
+    smaller.columns = [replace(column, _index=index) for index, column in enumerate(remaining)]
     return smaller

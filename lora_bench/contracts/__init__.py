@@ -1,1 +1,4 @@
-"""What every method must keep, whoever wrote it: `lora-bench check` runs it on one, the tests run it on all."""
+"""The contracts that every method must keep: `lora-bench check` tests one method, the test suite tests all of them.
+
+The docstring of a contract is the line that `check` prints.
+"""

@@ -1,4 +1,4 @@
-"""What the contracts stand on: a tiny random encoder, made-up tokens, small cells of any method, trained packs."""
+"""What contracts are tested with: a tiny random encoder, random tokens, small cells of any method, trained packs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from lora_bench.tasks import TASKS, Task
 from lora_bench.testing import WORDS, make_cell, make_model
 
 PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
+# One task for each number of outputs: regression, two classes, three classes.
 KINDS = tuple({task.num_outputs: name for name, task in reversed(tuple(TASKS.items()))}.values())
 PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 TARGETS = "attention+dense"
@@ -36,17 +37,24 @@ CPU = torch.device("cpu")
 
 
 class ContractError(AssertionError):
-    """A contract is not kept; the message says where."""
+    """A contract is broken; the message says where."""
 
 
-def require(kept: bool, message: str) -> None:
-    """Raise `ContractError` unless kept."""
-    if not kept:
+def require(condition: bool, message: str) -> None:
+    """Raise `ContractError` unless the condition holds."""
+    if not condition:
         raise ContractError(message)
 
 
 def alike(one: Tensor, other: Tensor, tolerance: float, what: str) -> None:
-    """Raise `ContractError` unless the two differ by at most `tolerance`, also relative to the larger."""
+    """Raise `ContractError` unless two tensors agree.
+
+    Args:
+        one: The first tensor.
+        other: The second tensor.
+        tolerance: The largest difference allowed, times the largest entry of `other` if that is above 1.
+        what: What the tensors are, for the message.
+    """
     difference = float((one - other).abs().max()) if one.shape == other.shape else float("inf")
     require(
         difference <= tolerance * max(1.0, float(other.abs().max())),
@@ -55,7 +63,7 @@ def alike(one: Tensor, other: Tensor, tolerance: float, what: str) -> None:
 
 
 def save_encoder(folder: Path, dropout: float) -> Path:
-    """A random RoBERTa of two layers with weights and biases large enough for adapters to matter."""
+    """Write a random RoBERTa of two layers whose weights and biases are large enough for adapters to matter."""
     return make_model(
         folder,
         seed=0,
@@ -69,13 +77,13 @@ def save_encoder(folder: Path, dropout: float) -> Path:
 
 
 def cell_of(method: str, task: str = "cola", **changes: Any) -> Cell:
-    """A small cell of any method, with test sizes; changes of parameters that the method lacks are left out."""
+    """Return a small cell of any method; changes of parameters that the method lacks are ignored."""
     settings: dict[str, Any] = {"seed": 0, "head_lr": None, "precision": "float32"} | SIZES | changes
     return make_cell(method, task=task, **settings)
 
 
 def tokens(task: Task, rows: int = ROWS) -> TokenTable:
-    """Sequences of 3 to 20 tokens whose label hangs on the second one."""
+    """Return random sequences of 3 to 20 tokens, whose labels depend on their second token."""
     random = np.random.default_rng(7)
     lengths = random.integers(3, 21, rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -87,26 +95,26 @@ def tokens(task: Task, rows: int = ROWS) -> TokenTable:
 
 
 def table_of(task: Task, rows: int = ROWS) -> Table:
-    """The same on the device."""
+    """Return the same sequences on the device."""
     return Table(tokens(task, rows), CPU, padding_idx=PAD)
 
 
 def split_of(task: Task, table: Table) -> Split:
-    """The table as what is evaluated, cut into the task's official splits."""
+    """Return the table as evaluation data, divided into the task's official splits."""
     cuts = np.linspace(0, len(table), len(task.eval_splits) + 1).astype(int).tolist()
     ends = zip(task.eval_splits, cuts, cuts[1:], strict=False)
     return Split(table, {name: slice(start, end) for name, start, end in ends})
 
 
 def trainer_of(pack: Pack, task: Task, rows: int = ROWS) -> Trainer:
-    """A trainer that evaluates on what it trains on."""
+    """Return a trainer that evaluates on its training data."""
     table = table_of(task, rows)
     return Trainer(pack, task, table, split_of(task, table))
 
 
 @torch.no_grad()
 def logits_of(pack: Pack, task: Task) -> Tensor:
-    """`[K, rows, outputs]` without dropout, in the table's order."""
+    """Return the logits `[cells, rows, outputs]` without dropout, in the table's order."""
     table = table_of(task)
     with pack:
         pack.compose()
@@ -115,7 +123,15 @@ def logits_of(pack: Pack, task: Task) -> Tensor:
 
 @dataclass(frozen=True)
 class Run:
-    """A pack before and after training."""
+    """A trained pack, with copies from before it was trained.
+
+    Attributes:
+        pack: The pack after training.
+        task: Its task.
+        start: The state of each cell before training.
+        frozen: Copies of all frozen tensors, by name.
+        progress: The losses and scores of each cell.
+    """
 
     pack: Pack
     task: Task
@@ -125,49 +141,49 @@ class Run:
 
     @property
     def cell(self) -> Cell:
-        """The first cell."""
+        """The first cell of the pack."""
         return self.pack.cells[0]
 
     @property
     def recipe(self) -> Recipe:
-        """Its recipe."""
+        """The first cell's recipe."""
         return methods.get(self.cell.method)
 
 
 def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROWS) -> Run:
-    """Train a pack to the end, with copies of what was there before."""
+    """Train a pack to the end."""
     pack = Pack(cells, backbone, task.num_outputs)
     trainer = trainer_of(pack, task, rows)
-    start = [pack.state(place) for place in range(len(cells))]
+    start = [pack.state(index) for index in range(len(cells))]
     frozen = {name: value.clone() for name, value in frozen_of(pack).items()}
     return Run(pack, task, start, frozen, trainer.run())
 
 
 def trained_names(cell: Cell) -> frozenset[str]:
-    """The names of the factors that the cell trains."""
+    """Return the names of the factors that the cell trains."""
     shapes = Shape(32, 32), Shape(32, 64)
     recipe = methods.get(cell.method)
     return frozenset(factor.name for shape in shapes for factor in recipe.factors(cell, shape) if factor.trainable)
 
 
 def frozen_of(pack: Pack) -> dict[str, Tensor]:
-    """All that must not move: the backbone's parameters and buffers, and the groups' frozen factors."""
-    found = dict(pack.backbone.model.state_dict())
+    """Return everything that must not change: the backbone's parameters and buffers, and the frozen factors."""
+    tensors = dict(pack.backbone.model.state_dict())
     for number, group in enumerate(pack.bank.groups):
-        found |= {f"{number}.{shape}.{name}": value for (shape, name), value in group.frozen.items()}
-        found |= {f"{number}.{shape}.start": torch.cat([u.A, u.B.mT], -1) for shape, u in (group.start or {}).items()}
-    return found
+        tensors |= {f"{number}.{shape}.{name}": value for (shape, name), value in group.frozen.items()}
+        tensors |= {f"{number}.{shape}.start": torch.cat([u.A, u.B.mT], -1) for shape, u in (group.start or {}).items()}
+    return tensors
 
 
 def plain_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The encoder as transformers loads it, untouched by the package."""
+    """Return the encoder as transformers loads it."""
     with backbones.quiet_transformers():
         model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.eval()  # type: ignore[no-any-return]
 
 
 def plain_classifier(folder: Path, outputs: int, dtype: torch.dtype) -> nn.Module:
-    """The encoder with a head of transformers' own, random the same every time."""
+    """Return transformers' classifier over the encoder; its head is random, and the same in every call."""
     with torch.random.fork_rng(), backbones.quiet_transformers():
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -177,22 +193,27 @@ def plain_classifier(folder: Path, outputs: int, dtype: torch.dtype) -> nn.Modul
 
 
 def padded(table: TokenTable, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask `[rows, longest]`."""
+    """Return token ids and attention mask, both `[rows, longest sequence]`."""
     sequences = [torch.from_numpy(table.ids[table.offsets[i] : table.offsets[i + 1]]).long() for i in rows]
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=PAD)
     return ids, (ids != PAD).long()
 
 
 def head_by_hand(first: Tensor, head: dict[str, Tensor]) -> Tensor:
-    """RoBERTa's classification head without dropout."""
+    """Return the logits of RoBERTa's classification head, without dropout, for the first tokens `[rows, hidden]`."""
     hidden = torch.tanh(first @ head["dense.weight"].T + head["dense.bias"])
     return hidden @ head["out_proj.weight"].T + head["out_proj.bias"]
 
 
 class Workbench:
-    """A tiny encoder in a folder, and cells trained on it; each is loaded or trained once.
+    """A tiny encoder in a folder, and cells trained over it; each is loaded or trained once.
 
-    `calm` is the same encoder without dropout, so that others' code can be followed step by step.
+    Attributes:
+        folder: The encoder's folder.
+        load: Loads the encoder in a precision.
+        calm_folder: The folder of the same encoder without dropout, for comparisons with other code step by step.
+        calm: Loads that encoder in a precision.
+        trained: Trains a cell for two epochs, by method, task and precision.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -205,9 +226,9 @@ class Workbench:
         self.trained: Callable[[str, str, str], Run] = cache(self._train)
 
     def _train(self, method: str, task: str = "cola", precision: str = "float32") -> Run:
-        """A cell of a method after two epochs of a task."""
+        """Train a cell of a method for two epochs of a task."""
         return train([cell_of(method, task, precision=precision)], self.load(precision), tasks.get(task))
 
     def new_folder(self) -> Path:
-        """An empty folder."""
+        """Create an empty folder."""
         return Path(tempfile.mkdtemp(dir=self.folder))

@@ -1,4 +1,4 @@
-"""What a method keeps in the Python API: a training loop of one's own ends where the packed trainer does."""
+"""The contract of the Python API: a user's own training loop ends with the same weights as the packed trainer."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Ints
 from lora_bench.tasks import Task, get
 
-# Both sides compute in float64 and differ in the order of their sums alone, by about 1e-15 in a gradient. AdamW divides
-# a gradient by its own size: a step differs by that times the rate, and where a gradient is zero but for rounding by
-# rate · 1e-15 / epsilon, 1e-9 for rates of 1e-2. What decays and should not is off by 1e-6 or more after these steps.
+# Both sides compute in float64 and differ only in the order of their sums, by about 1e-15 in a gradient. AdamW divides
+# a gradient by its running magnitude: a step differs by about 1e-15 times the learning rate, and where a gradient is
+# zero except for rounding, by rate · 1e-15 / epsilon, which is 1e-9 for rates of 1e-2. A parameter that decays but
+# should not is off by 1e-6 or more after these steps.
 TOLERANCE = 1e-8
 DECAY = 0.1
-MOVED = 1e-3
+MOVED = 1e-3  # a smaller largest change means that nothing was trained, and nothing compared
 
 
-def a_loop_of_ones_own_trains_the_same(method: str, bench: Workbench) -> None:
-    """in a loop of one's own (`get_adapted_model`, torch's AdamW with decay) it ends as in a pack (float64)"""
+def your_own_loop_trains_the_same(method: str, bench: Workbench) -> None:
+    """in your own loop (`get_adapted_model`, torch's AdamW with decay) it ends as in a pack (float64)"""
     if methods.get(method).trains_backbone:
         return
     for name in KINDS:
@@ -57,7 +58,7 @@ def a_loop_of_ones_own_trains_the_same(method: str, bench: Workbench) -> None:
 
 
 def _adapted(cell: Cell, bench: Workbench, task: Task, head: dict[str, Tensor]) -> AdaptedModel:
-    """transformers' classifier with the cell's adapter and the head that the pack starts from; no dropout."""
+    """Return transformers' classifier, without dropout, with the cell's adapter and the pack's initial head."""
     model = plain_classifier(bench.calm_folder, task.num_outputs, torch.float64)
     classifier = model.get_submodule("classifier")
     classifier.load_state_dict(head)
@@ -66,7 +67,7 @@ def _adapted(cell: Cell, bench: Workbench, task: Task, head: dict[str, Tensor]) 
 
 
 def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -> None:
-    """The cell's training as users write it: torch's optimiser and clipping, transformers' schedule."""
+    """Train as users do: torch's AdamW and clipping, transformers' schedule."""
     table = tokens(task)
     optimiser = torch.optim.AdamW(adapted.parameter_groups(cell.lr, cell.head_lr), weight_decay=cell.weight_decay)
     warm = math.ceil(len(batches) * cell.warmup)
@@ -85,18 +86,18 @@ def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -
 
 
 def _saved(adapted: AdaptedModel, bench: Workbench) -> State:
-    """What the API keeps of it, by the names that a pack has for them."""
+    """Save and read the model by the API; return its state with the names that a pack uses."""
     folder = bench.new_folder()
     adapted.save(folder)
     _, _, state = saved.read(folder)
     return State(state.adapter, {name.removeprefix("classifier."): value for name, value in state.head.items()})
 
 
-def _compare(own: State, packed: State, start: State, task: str) -> None:
+def _compare(looped: State, packed: State, start: State, task: str) -> None:
     for part in ("adapter", "head"):
-        ours, theirs, before = getattr(own, part), getattr(packed, part), getattr(start, part)
-        require(ours.keys() == theirs.keys(), f"{task}: the {part} has other values in a loop of one's own")
+        ours, theirs, before = getattr(looped, part), getattr(packed, part), getattr(start, part)
+        require(ours.keys() == theirs.keys(), f"{task}: the {part} has other values in your own loop")
         for name, value in theirs.items():
-            alike(ours[name], value, TOLERANCE, f"{task}: {name} in a loop of one's own")
+            alike(ours[name], value, TOLERANCE, f"{task}: {name} in your own loop")
         moved = max((float((value - before[name]).abs().max()) for name, value in theirs.items()), default=1.0)
         require(moved > MOVED, f"{task}: the {part} hardly trained, so that nothing was compared")

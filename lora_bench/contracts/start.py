@@ -1,4 +1,4 @@
-"""What a method keeps before it trains."""
+"""The contracts of a method before it trains: its statements, its start and its number of parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.methods.answers import fault
 from lora_bench.methods.recipe import Normal, Orthonormal, Recipe, Shape, Uniform
 
-TINY_START = 1e-3  # a trained factor that starts from less noise than this starts at almost nothing
+TINY_START = 1e-3  # a trained factor that starts from noise with a smaller std starts close to zero (chosen)
 SHAPES = (Shape(32, 32), Shape(64, 32), Shape(32, 64))
 
 
@@ -34,7 +34,7 @@ def its_settings_are_complete(method: str, bench: Workbench) -> None:
 
 
 def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
-    """What a recipe says of a cell, by the function that says it; the forecast and the packs rely on it."""
+    """Yield what a recipe's functions return for a cell, with their names; the forecast and the packs rely on it."""
     yield "scale", recipe.scale(cell)
     yield "layout", recipe.layout(cell)
     if not recipe.adapts:
@@ -50,19 +50,19 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
 def it_starts_as_the_base_model(method: str, bench: Workbench) -> None:
     """before the first step the logits are the base model's"""
     for task in KINDS:
-        found, base = (_first_logits(name, task, bench) for name in (method, "head"))
-        alike(found, base, _nearly(method), f"{task}: a logit at step 0")
+        logits, base = (_first_logits(name, task, bench) for name in (method, "head"))
+        alike(logits, base, _start_tolerance(method), f"{task}: a logit at step 0")
 
 
-def _nearly(method: str) -> float:
-    """How far step 0 may be from the base model: more where a trained factor starts from small noise."""
+def _start_tolerance(method: str) -> float:
+    """Return how far step 0 may be from the base model: further if a trained factor starts from small noise."""
     starts = [factor.start for factor in methods.get(method).factors(cell_of(method), SHAPES[0]) if factor.trainable]
     noisy = any(isinstance(start, Normal) and start.std < TINY_START for start in starts)
     return 1e-4 if noisy else 1e-12
 
 
 def _first_logits(method: str, task: str, bench: Workbench) -> Tensor:
-    """An untrained cell's logits in float64, with its head enlarged so that differences show."""
+    """Return an untrained cell's logits in float64, with an enlarged head so that differences show."""
     pack = Pack([cell_of(method, task, precision="float64")], bench.load("float64"), tasks.get(task).num_outputs)
     state = pack.state(0)
     pack.load(0, State(state.adapter, {name: 5 * value for name, value in state.head.items()}))
@@ -88,10 +88,12 @@ def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
         pack = Pack([cell], bench.load("float32"), 2)
         if not pack.bank.groups:
             return
-        shapes = [family.shape for group in pack.bank.groups for family, own in group.families.items() for _ in own]
+        shapes = [
+            family.shape for group in pack.bank.groups for family, modules in group.families.items() for _ in modules
+        ]
         stated = sum(methods.get(method).trainable(cell, shape) for shape in shapes)
-        found = pack.adapter_params(0)
-        require(found == stated > 0, f"{targets}: {found} values train, the formula says {stated}")
+        count = pack.adapter_params(0)
+        require(count == stated > 0, f"{targets}: {count} values train, the formula says {stated}")
 
 
 def its_draws_hang_on_seed_and_module(method: str, bench: Workbench) -> None:
@@ -105,12 +107,12 @@ def its_draws_hang_on_seed_and_module(method: str, bench: Workbench) -> None:
 
 
 def _shared(method: str) -> set[str]:
-    """The factors that are the same for all modules."""
+    """Return the factors that are the same for all modules."""
     return {f.name for f in methods.get(method).factors(cell_of(method), SHAPES[0]) if f.shared}
 
 
 def _drawn(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
-    """The randomly drawn factors `[cells, modules, rows, cols]` of a cell with that seed."""
+    """Return the randomly drawn factors `[cells, modules, rows, cols]` of a cell with that seed."""
     cell = cell_of(method, seed=seed)
     return {
         f"{family.name}.{factor.name}": group.factors(group.block.matrix.detach())[family][factor.name]

@@ -1,4 +1,4 @@
-"""All contracts, and running them on one method or one task."""
+"""The lists of all contracts, and the checks of one method or one task against them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONTRACTS: tuple[Contract, ...] = (
     packs.padding_is_trimmed_and_stays_zero,
     packs.it_loads_among_larger_cells,
     packs.it_does_not_depend_on_its_pack,
-    own_loop.a_loop_of_ones_own_trains_the_same,
+    own_loop.your_own_loop_trains_the_same,
 )
 
 TaskContract = Callable[[TaskBench], None]
@@ -48,14 +48,19 @@ TASK_CONTRACTS: tuple[TaskContract, ...] = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A contract in words, and why it is not kept; None if it is."""
+    """The result of one contract.
+
+    Attributes:
+        contract: The contract in words.
+        fault: How it is broken; None if it is kept.
+    """
 
     contract: str
     fault: str | None
 
 
 def check(method: str) -> Iterator[Verdict]:
-    """Every contract of a method, one after another; what a method raises is its fault."""
+    """Check a method against every contract, one after another; whatever the method raises counts as broken."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         bench = Workbench(Path(folder))
@@ -64,7 +69,7 @@ def check(method: str) -> Iterator[Verdict]:
 
 
 def check_task(task: str) -> Iterator[Verdict]:
-    """Every contract of a task, one after another; what its metrics raise is its fault."""
+    """Check a task against every contract, one after another; whatever its metrics raise counts as broken."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         bench = TaskBench(task, Workbench(Path(folder)))

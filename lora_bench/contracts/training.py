@@ -1,4 +1,4 @@
-"""What a method keeps once it has trained: what may move moves, saved or merged it is the same model."""
+"""The contracts of a trained method: only what should move has moved, and saved or merged it is the same model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from lora_bench.contracts.kit import (
 )
 from lora_bench.engine.adapters import saved
 
-RANK = 1e-10  # a smaller part of the largest singular value is rounding: in float64 what trains is far above it
+# Singular values below this part of the largest one count as zero when the rank of a float64 matrix is computed.
+# Rounding is far below it, and what training adds is far above.
+RANK_TOLERANCE = 1e-10
 
 
 def what_is_frozen_stays(method: str, bench: Workbench) -> None:
@@ -46,8 +48,11 @@ def what_trains_moves(method: str, bench: Workbench) -> None:
             if not run.recipe.trains_backbone and name.rpartition(".")[2] not in trained_names(run.cell):
                 continue
             still = value == before.adapter[name]
-            idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1  # one may come back
-            stuck += [name] if idle and not name.endswith("key.bias") else []  # softmax ignores a shift of all keys
+            # One value may return to its start by chance.
+            idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1
+            stuck += (
+                [name] if idle and not name.endswith("key.bias") else []
+            )  # softmax does not depend on a shift of all keys
         require(not stuck, f"{task}: {', '.join(stuck)} stayed, at least in part")
 
 
@@ -63,15 +68,15 @@ def it_comes_back_as_it_was_saved(method: str, bench: Workbench) -> None:
 
 
 def _same_state(run: Run, adapter: dict[str, Tensor]) -> None:
-    """The adapter is the run's to the bit."""
-    own = run.pack.state(0).adapter
-    require(adapter.keys() == own.keys(), "other factors came back")
-    changed = [name for name, value in adapter.items() if not torch.equal(value, own[name])]
+    """Require that the adapter is the run's to the bit."""
+    expected = run.pack.state(0).adapter
+    require(adapter.keys() == expected.keys(), "other factors came back")
+    changed = [name for name, value in adapter.items() if not torch.equal(value, expected[name])]
     require(not changed, f"{', '.join(changed)} came back with other values")
 
 
 def its_file_holds_what_trains_alone(method: str, bench: Workbench) -> None:
-    """a saved adapter holds no frozen value that can be made again"""
+    """a saved adapter holds no frozen value that can be computed again"""
     run, folder = bench.trained(method, "cola", "float32"), bench.new_folder()
     saved.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
     file = folder / "adapter.safetensors"
@@ -82,8 +87,8 @@ def its_file_holds_what_trains_alone(method: str, bench: Workbench) -> None:
         return
     shapes = [family.shape for group in run.pack.bank.groups for family in group.families]
     factors = {f.name: f for shape in shapes for f in run.recipe.factors(run.cell, shape)}
-    kept = {name.rsplit(".", 1)[-1] for name in values}
-    require(kept == {name for name, factor in factors.items() if factor.saved}, f"the file holds {sorted(kept)}")
+    stored = {name.rsplit(".", 1)[-1] for name in values}
+    require(stored == {name for name, factor in factors.items() if factor.saved}, f"the file holds {sorted(stored)}")
 
 
 def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:
@@ -103,7 +108,7 @@ def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:
 
 @torch.no_grad()
 def merged(run: Run, bench: Workbench) -> nn.Module:
-    """The plain encoder with the cell's updates added to its weights (or its weights replaced)."""
+    """Return the plain encoder with the cell's updates added to its weights (or its weights replaced)."""
     plain = plain_encoder(bench.folder)
     values = dict(plain.named_parameters())
     for name, delta in run.pack.deltas(0).items():
@@ -127,8 +132,8 @@ def its_change_has_the_rank_it_states(method: str, bench: Workbench) -> None:
         for name, delta in run.pack.deltas(0).items():
             stated = run.recipe.update_rank(run.cell)
             bound = min(delta.shape) if stated is None else stated
-            found = int(torch.linalg.matrix_rank(delta, rtol=RANK))
-            require(min(1, bound) <= found <= bound, f"{name}: rank {found}, stated {bound}")
+            rank_measured = int(torch.linalg.matrix_rank(delta, rtol=RANK_TOLERANCE))
+            require(min(1, bound) <= rank_measured <= bound, f"{name}: rank {rank_measured}, stated {bound}")
 
 
 def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
@@ -143,5 +148,5 @@ def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
 
 
 def sized(method: str) -> bool:
-    """Whether cells of the method can differ in size."""
+    """Return whether cells of the method can differ in size."""
     return bool({"rank", "a", "b"} & methods.get(method).parameters)

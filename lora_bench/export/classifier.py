@@ -1,7 +1,8 @@
-"""A trained cell as transformers' own classifier: the updates in its weights, our head in its head.
+"""A trained cell as transformers' own classifier: the updates are added to its weights, and it takes the cell's head.
 
-Our head is RoBERTa's classification head. A model type whose head computes something else (BERT, DistilBERT,
-ModernBERT; ELECTRA's has the same names and another activation) cannot hold it and is refused by comparing numbers.
+The benchmark's head is RoBERTa's classification head. A model type whose head computes something else (BERT,
+DistilBERT, ModernBERT; ELECTRA's has the same names and another activation) cannot hold it. Such a head is recognised
+by comparing outputs, and refused.
 """
 
 from __future__ import annotations
@@ -21,44 +22,54 @@ from lora_bench.export.trained import Trained
 from lora_bench.tasks import Task
 
 HEAD = "classifier"
-WITH_OUR_HEAD = "RoBERTa, XLM-R, CamemBERT and MPNet have it"
-TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "bf16": 0.1}  # of logits, relative to the largest
+WITH_ROBERTA_HEAD = "RoBERTa, XLM-R, CamemBERT and MPNet have it"
+# How far logits of the export may differ, relative to the largest one (chosen). The export computes in float32, the
+# cell in its own precision.
+TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "bf16": 0.1}
 
 
-def labelled(task: Task) -> dict[str, Any]:
-    """What the config of a classifier for the task says."""
+def label_settings(task: Task) -> dict[str, Any]:
+    """Return the entries about labels in the config of a classifier for the task."""
     if task.is_regression:
         return {"num_labels": 1, "problem_type": "regression"}
     names = dict(enumerate(task.labels))
     return {
-        "num_labels": len(names), "problem_type": "single_label_classification",
-        "id2label": names, "label2id": {name: number for number, name in names.items()},
-    }  # fmt: skip
+        "num_labels": len(names),
+        "problem_type": "single_label_classification",
+        "id2label": names,
+        "label2id": {name: number for number, name in names.items()},
+    }
 
 
 def untrained(trained: Trained) -> PreTrainedModel:
-    """The base model in float32 with a fresh head of our form.
+    """Return the base model in float32 with an untrained head that the cell's head fits.
 
     Raises:
-        BenchError: exit code 2 if transformers' head for this model type is of another form.
+        BenchError: exit code 2 if transformers' head for this model type computes something else.
     """
     with torch.random.fork_rng(), encoders.quiet_transformers(), hub.hub_mode(trained.offline):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            trained.model.location, dtype=torch.float32, use_safetensors=True, local_files_only=trained.offline,
-            attn_implementation="eager", ignore_mismatched_sizes=True, **labelled(trained.task),
-        )  # fmt: skip
+            trained.model.location,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=trained.offline,
+            attn_implementation="eager",
+            ignore_mismatched_sizes=True,
+            **label_settings(trained.task),
+        )
     model.eval()
-    if not _is_our_head(getattr(model, HEAD, None), trained.pack):
+    if not _is_roberta_head(getattr(model, HEAD, None), trained.pack):
         raise BenchError(
             f"transformers' classifier for '{model.config.model_type}' has another head than the one that was trained.",
-            f"A RoBERTa head is needed ({WITH_OUR_HEAD}); the Python API takes the adapter alone.", USAGE,
-        )  # fmt: skip
+            f"A RoBERTa head is needed ({WITH_ROBERTA_HEAD}); the Python API takes the adapter alone.",
+            USAGE,
+        )
     return model
 
 
 @torch.no_grad()
-def _is_our_head(head: nn.Module | None, pack: Pack) -> bool:
-    """Whether the module computes what our head does from the first token, for random weights."""
+def _is_roberta_head(head: nn.Module | None, pack: Pack) -> bool:
+    """Return whether the module computes what the cell's head does from the first token, tried with random weights."""
     shapes = {name: value.shape for name, value in pack.state(0).head.items()}
     if head is None or {name: value.shape for name, value in head.state_dict().items()} != shapes:
         return False
@@ -72,8 +83,15 @@ def _is_our_head(head: nn.Module | None, pack: Pack) -> bool:
 
 
 @torch.no_grad()
-def fold(model: PreTrainedModel, pack: Pack, deltas: dict[str, Tensor]) -> None:
-    """Put the cell into the model: its head, `deltas` added to the weights `module`, its biases, or all of it."""
+def insert(model: PreTrainedModel, pack: Pack, deltas: dict[str, Tensor]) -> None:
+    """Put a trained cell into the model, in place.
+
+    Args:
+        model: What `untrained` returned.
+        pack: The cell as a pack of one.
+        deltas: What is added to the weight of each module, `[out, in]` by the module's name in the encoder. Biases, a
+            fully trained encoder and the head are taken from the pack.
+    """
     base = model.base_model
     for name, delta in deltas.items():
         _add(base.get_submodule(name).weight, delta)
@@ -91,10 +109,13 @@ def _add(value: Any, delta: Tensor) -> None:
 
 @torch.no_grad()
 def check(model: PreTrainedModel, pack: Pack) -> float:
-    """The largest difference of a logit between the cell and the model, over the probe sequences.
+    """Compare the model with the cell on the probe sequences.
+
+    Returns:
+        The largest difference of a logit.
 
     Raises:
-        BenchError: exit code 2 if they are not the same model.
+        BenchError: exit code 2 if they differ by more than rounding.
     """
     backbone = pack.backbone
     with pack:
@@ -106,6 +127,7 @@ def check(model: PreTrainedModel, pack: Pack) -> float:
     if not difference <= TOLERANCE[pack.backbone.precision] * max(1.0, float(ours.abs().max())):
         raise BenchError(
             f"What was exported differs from what was trained: a logit by {difference:.2g}.",
-            "This is a fault of lora-bench: please report the method and the model.", USAGE,
-        )  # fmt: skip
+            "This is a fault of lora-bench: please report the method and the model.",
+            USAGE,
+        )
     return difference

@@ -1,4 +1,4 @@
-"""Writing the two forms, a peft adapter and a merged transformers model; a folder is written whole or not at all."""
+"""Exports as folders: a peft adapter or a merged transformers model. A folder is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from lora_bench.export import card, classifier, low_rank
 from lora_bench.export.trained import Trained
 from lora_bench.records import files
 
-MARK = ".export"  # ends the name of a folder that is not whole yet
+SUFFIX = ".export"  # of the name of a folder that is not complete yet
 
 
 def write_peft(trained: Trained, out: Path, dtype: str) -> str:
-    """`adapter_config.json`, `adapter_model.safetensors` and a card; says in a line what was written."""
-    made = low_rank.factors(trained.pack)
+    """Write `adapter_config.json`, `adapter_model.safetensors` and a card; return a line about what was written."""
+    updates = low_rank.factors(trained.pack)
     model = classifier.untrained(trained)
     prefix, head = model.base_model_prefix, trained.pack.state(0).head
-    classifier.fold(model, trained.pack, {name: update.B @ update.A for name, update in made.items()})
+    classifier.insert(model, trained.pack, {name: update.B @ update.A for name, update in updates.items()})
     difference = classifier.check(model, trained.pack)
-    rank = next(iter(made.values())).A.shape[0]
-    config = low_rank.config(rank, prefix, made.keys(), trained.pack.backbone.linears().keys(), trained.cell.model)
-    tensors = {name: value.to(getattr(torch, dtype)) for name, value in low_rank.tensors(prefix, made, head).items()}
-    with whole(out) as folder:
+    rank = next(iter(updates.values())).A.shape[0]
+    config = low_rank.config(rank, prefix, updates.keys(), trained.pack.backbone.linears().keys(), trained.cell.model)
+    tensors = {name: value.to(getattr(torch, dtype)) for name, value in low_rank.tensors(prefix, updates, head).items()}
+    with complete_folder(out) as folder:
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
-        (folder / "README.md").write_text(card.peft(trained, dtype, rank), encoding="utf-8")
-    return f"a peft LoRA of rank {rank} over {trained.base}; {_checked(difference)}"
+        (folder / "README.md").write_text(card.peft_card(trained, dtype, rank), encoding="utf-8")
+    return f"a peft LoRA of rank {rank} over {trained.base}; {_difference_text(difference)}"
 
 
 def write_merged(trained: Trained, out: Path, dtype: str) -> str:
-    """A directory that transformers loads by itself, with the tokenizer and a card; says in a line what was written."""
+    """Write a directory that transformers loads, with tokenizer and card; return a line about what was written."""
     model = classifier.untrained(trained)
-    classifier.fold(model, trained.pack, trained.pack.deltas(0))
+    classifier.insert(model, trained.pack, trained.pack.deltas(0))
     difference = classifier.check(model, trained.pack)
     tokenizer = trained.tokenizer()
-    with whole(out) as folder:
+    with complete_folder(out) as folder:
         _save(model.to(getattr(torch, dtype)), folder)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card.merged(trained, dtype), encoding="utf-8")
-    return f"{type(model).__name__} with {trained.cell.method} merged; {_checked(difference)}"
+        (folder / "README.md").write_text(card.merged_card(trained, dtype), encoding="utf-8")
+    return f"{type(model).__name__} with {trained.cell.method} merged; {_difference_text(difference)}"
 
 
 WRITERS: dict[str, Callable[[Trained, Path, str], str]] = {"peft": write_peft, "merged": write_merged}
@@ -65,30 +65,30 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
         path.chmod((folder / "config.json").stat().st_mode)  # safetensors writes for the user alone
 
 
-def _checked(difference: float) -> str:
+def _difference_text(difference: float) -> str:
     return f"float32 logits of six probe sequences differ by {difference:.1g} at most"
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` when all went well; nothing is left of it else.
+def complete_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `out` if the block succeeds and is removed otherwise.
 
-    What an export that was killed has left beside `out` is removed by the next one to the same `out`.
+    The temporary folder of an export that was killed is removed by the next export to the same `out`.
 
     Raises:
         BenchError: exit code 2 if `out` is there and not an empty folder, 3 if it cannot be written.
     """
-    with _reported(out):
-        target = Path(os.path.realpath(out))  # a link to an empty folder is as good as the folder
+    with _write_errors(out):
+        target = Path(os.path.realpath(out))  # `out` may be a link to an empty folder
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise BenchError(f"'{out}' exists and is not an empty folder.", "Give --out a new folder.", USAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        room = target.parent / f"{_beginning(target)}{secrets.token_hex(6)}{MARK}"
-        folder, lock = room / "whole", _lock(room)
+        _remove_abandoned(target)
+        temporary = target.parent / f"{_prefix(target)}{secrets.token_hex(6)}{SUFFIX}"
+        folder, lock = temporary / "content", _lock(temporary)
         try:
             folder.mkdir(parents=True)
-            with suppress(OSError, NotImplementedError):  # where there are no locks, nothing is swept either
+            with suppress(OSError, NotImplementedError):  # without locks, `_remove_abandoned` removes nothing
                 lock.acquire(blocking=False)
             yield folder
             for path in (*files.listing(folder), folder):
@@ -99,42 +99,44 @@ def whole(out: Path) -> Iterator[Path]:
             files.sync(target.parent)
         finally:
             lock.release()
-            files.remove(room)
+            files.remove(temporary)
 
 
 @contextmanager
-def _reported(out: Path) -> Iterator[None]:
-    """What hinders the writing of `out`, as an error in two lines, whichever library says so."""
+def _write_errors(out: Path) -> Iterator[None]:
+    """Turn an error of writing `out` into a BenchError, whichever library raises it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise _unwritable(out, error) from error
     except Exception as error:
-        if type(error) is not Exception:  # tokenizers has no class of its own for what the system refuses
+        if type(error) is not Exception:  # tokenizers raises a bare Exception for errors of the system
             raise
         raise _unwritable(out, error) from error
 
 
 def _unwritable(out: Path, error: Exception) -> BenchError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else probe.one_line(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else probe.one_line(error)
     return BenchError(
-        f"'{out}' cannot be written: {why}.", "Give --out a folder on a disk that has room and may be written.", MISSING
+        f"'{out}' cannot be written: {reason}.",
+        "Give --out a folder on a disk that has room and may be written.",
+        MISSING,
     )
 
 
-def _beginning(target: Path) -> str:
-    """How the names of unfinished folders of a target begin."""
+def _prefix(target: Path) -> str:
+    """Return the beginning of the names of a target's temporary folders."""
     return f".{target.name[:32]}."
 
 
-def _lock(room: Path) -> FileLock:
-    """What a process holds while it fills the folder; the system takes it from one that has died."""
-    return FileLock(room / "lock")
+def _lock(temporary: Path) -> FileLock:
+    """Return the lock of a process that fills a temporary folder; the system frees it if the process dies."""
+    return FileLock(temporary / "lock")
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed exports to a target have left beside it."""
-    for room in files.listing(target.parent):
-        if room.name.startswith(_beginning(target)) and room.name.endswith(MARK) and not room.is_symlink():
-            with suppress(OSError, NotImplementedError), _lock(room).acquire(blocking=False):
-                files.remove(room)
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary folders that killed exports to a target have left beside it."""
+    for folder in files.listing(target.parent):
+        if folder.name.startswith(_prefix(target)) and folder.name.endswith(SUFFIX) and not folder.is_symlink():
+            with suppress(OSError, NotImplementedError), _lock(folder).acquire(blocking=False):
+                files.remove(folder)

@@ -1,4 +1,4 @@
-"""From an id to the trained cell: its record, its encoder, its adapter, and where its model comes from."""
+"""Loads a trained cell by its id: the record, the encoder and the saved adapter."""
 
 from __future__ import annotations
 
@@ -25,31 +25,39 @@ from lora_bench.tasks.task import Task
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished cell as a pack of one, and the records of the same settings over all seeds."""
+    """A finished cell.
+
+    Attributes:
+        record: Its record.
+        seeds: The finished records with the same settings and any seed, this one among them.
+        pack: The cell as a pack of one.
+        model: The base model.
+        offline: Whether transformers must not ask the Hub.
+    """
 
     record: Record
     seeds: tuple[Record, ...]
     pack: Pack
     model: ModelSource
-    offline: bool  # whether transformers must not ask the Hub
+    offline: bool
 
     @property
     def cell(self) -> Cell:
-        """Its settings."""
+        """The cell's settings."""
         return self.record.cell
 
     @property
     def task(self) -> Task:
-        """Its task."""
+        """The cell's task."""
         return tasks.of(self.cell)
 
     @property
     def base(self) -> str:
-        """The model's public name: the Hub's id, or a directory's own name (never its path)."""
+        """The base model's public name: its id on the Hub, or the name of its directory (never the path)."""
         return self.cell.model.partition("@")[0]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer.
+        """Load the model's tokenizer.
 
         Raises:
             BenchError: exit code 3 if it cannot be loaded.
@@ -60,7 +68,14 @@ class Trained:
 def load(
     beginning: str, results: Path, model: Path | None = None, device: str = "cpu", offline: bool = False
 ) -> Trained:
-    """The cell whose id begins so, as it was when its chosen epoch ended.
+    """Load a cell with the weights of its chosen epoch.
+
+    Args:
+        beginning: The cell's id, or the beginning of it.
+        results: The results folder.
+        model: The directory of the base model, if it is not from the Hub.
+        device: Where the encoder is loaded to.
+        offline: Whether to use local files only.
 
     Raises:
         BenchError: exit code 4 without a record, 3 without its adapter, its model or the model's files.
@@ -69,12 +84,13 @@ def load(
     folder = results / "adapters" / record.id
     if not (folder / "adapter.json").is_file():
         raise BenchError(
-            f"Nothing trained is kept of {record.id} ({record.cell.method}, {record.status}).",
-            "Train it again; adapters are kept unless --no-save, whole models (`full`) are not.", MISSING,
-        )  # fmt: skip
+            f"There is no saved adapter of {record.id} ({record.cell.method}, {record.status}).",
+            "Train it again; adapters are saved unless --no-save is given, whole models (`full`) are not.",
+            MISSING,
+        )
     source = find_model(record.cell, model)
     local_only = source.local_only(offline)
-    _same_definitions(record.cell)
+    _require_same_definitions(record.cell)
     trains = methods.get(record.cell.method).trains_backbone
     with hub.hub_mode(local_only):
         backbone = encoders.load(source.location, torch.device(device), record.cell.precision, trains, local_only)
@@ -84,23 +100,24 @@ def load(
     return Trained(record, _over_seeds(results, record), pack, source, local_only)
 
 
-def _same_definitions(cell: Cell) -> None:
-    """Refuse a method or a task of the cell's name that is not the one it was trained with."""
-    compared = (
+def _require_same_definitions(cell: Cell) -> None:
+    """Refuse a method or a task that has the name but is not the one that the cell was trained with."""
+    definitions = (
         (cell.method, cell.origin, methods.origin(methods.of(cell).name)),
         (cell.task, cell.task_origin, tasks.origin(tasks.of(cell).name)),
     )
-    for name, origin, present in compared:
+    for name, origin, present in definitions:
         if present != origin:
             raise BenchError(
                 f"The cell was trained with {origin or 'this package'}'s '{name}', "
                 f"here it is {present or 'this package'}'s.",
-                "Include the file as it was: --include FILE.", MISSING,
-            )  # fmt: skip
+                "Include the file as it was: --include FILE.",
+                MISSING,
+            )
 
 
 def find_model(cell: Cell, given: Path | None) -> ModelSource:
-    """Return the cell's model: `given`, else the bundled encoder or the Hub's.
+    """Return the model of the cell: `given`, else the bundled encoder or the Hub's.
 
     Raises:
         BenchError: exit code 3 if the model was a directory and none is given, or another one.
@@ -122,12 +139,12 @@ def find_model(cell: Cell, given: Path | None) -> ModelSource:
 
 
 def is_bundled(cell: Cell) -> bool:
-    """Whether the cell was trained over the bundled encoder; a directory may have its name."""
+    """Return whether the cell was trained over the bundled encoder; a directory may have the same name."""
     return cell.model == identity(SAMPLE)
 
 
 def _over_seeds(results: Path, record: Record) -> tuple[Record, ...]:
-    """The finished records that differ from this one in the seed alone, this one among them."""
+    """Return the finished records that differ from this one in the seed alone, this one among them."""
     settings = record.cell.model_copy(update={"seed": 0})
     return tuple(
         other

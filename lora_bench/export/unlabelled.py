@@ -15,17 +15,22 @@ from lora_bench.tasks.task import Submission, Task
 
 
 class Unlabelled(NamedTuple):
-    """N texts a text column (labels are zeros that mean nothing) and the leaderboard's number of each row."""
+    """A test split.
+
+    Attributes:
+        rows: The texts, N for each text column; the labels are zeros without a meaning.
+        numbers: The leaderboard's number of each row.
+    """
 
     rows: Rows
     numbers: list[int]
 
 
 def read(task: Task, test: Submission, source: DataSource, offline: bool) -> Unlabelled:
-    """A test split, by the code that reads splits with labels.
+    """Read a test split with the same readers and checks as splits with labels.
 
     Raises:
-        BenchError: exit code 3 if the source has none, or what it has cannot be read.
+        BenchError: exit code 3 if the source has no such split, or it cannot be read.
     """
     if source.root is None:
         from lora_bench.data.hub import read_hub_test
@@ -38,28 +43,28 @@ def read(task: Task, test: Submission, source: DataSource, offline: bool) -> Unl
 
 
 def find(root: Path, task: Task, test: Submission) -> tuple[Path, ...]:
-    """The files of a test split under `root`; the diagnostic set may also have GLUE's own name."""
-    diagnostic = root / "diagnostic" / "diagnostic.tsv"
-    if task == DIAGNOSTIC and diagnostic.is_file():
-        return (diagnostic,)
+    """Return the files of a test split under `root`; the diagnostic set may also be named as in GLUE's download."""
+    glue_file = root / "diagnostic" / "diagnostic.tsv"
+    if task == DIAGNOSTIC and glue_file.is_file():
+        return (glue_file,)
     return sources.find(root, task, test.split)
 
 
 def _numbers(raws: Sequence[Raw]) -> list[int]:
-    """The numbers of the rows of all parts, by their order where a file has none."""
+    """Return the numbers of the rows of all parts; rows are numbered in order if a file has no index."""
     count = sum(len(raw.labels) for raw in raws)
     if any(raw.index is None for raw in raws):
         return list(range(count))
     numbers = [_number(value) for raw in raws for value in raw.index or ()]
-    whole = [number for number in numbers if number is not None]
-    if sorted(whole) != list(range(count)):
+    valid = [number for number in numbers if number is not None]
+    if sorted(valid) != list(range(count)):
         what = f"{raws[0].where}: its index is not 0 to {count - 1}, each once."
-        raise BenchError(what, "Give the whole test file.", MISSING)
-    return whole
+        raise BenchError(what, "Give the complete test file.", MISSING)
+    return valid
 
 
 def _number(value: Any) -> int | None:
-    """A whole number, also where a table with gaps has stored it as 0.0; None for anything else."""
+    """Return a whole number, also one that a table with gaps has stored as a float; None for anything else."""
     try:
         number = float(value) if type(value) in (int, float, str) else 0.5
     except (ValueError, OverflowError):

@@ -1,3 +1,3 @@
-"""Which cells run: config files (`config`, `plain_yaml`), the cells and packs that they and the options make (`cells`),
-what of it runs and why (`plan`), and the rates that a search found (`choose`). No torch.
+"""From configs to cells: config files (`config`, `yaml`, `presets`), the cells and packs that they and the command's
+options describe (`cells`), and the learning rates that a search found (`choose`). No torch.
 """

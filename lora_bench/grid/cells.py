@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
-from lora_bench.grid.config import DEFAULT, SETTINGS, Choice, Config, Values, choice
+from lora_bench.grid.config import DEFAULT, SETTINGS, Alternatives, Config, Values, parse_alternatives
 from lora_bench.methods.recipe import Shape
 from lora_bench.models import DEFAULT_MODEL, SAMPLE
 
@@ -31,7 +31,7 @@ ENOUGH = 4  # a quarter of a pack keeps a device nearly as busy as a whole one
 MAX_CELLS = 1_000_000
 
 Overrides = Mapping[str, Sequence[object] | None]
-Atom = dict[str, Choice]
+Atom = dict[str, Alternatives]
 BlockT = TypeVar("BlockT", dict[str, Values], Atom)
 _PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 
@@ -113,7 +113,7 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: str | N
 
 def select(config: Config, overrides: Overrides) -> list[Atom]:
     """The config's blocks, cut to one task and one method each and narrowed by the overrides."""
-    wanted = {setting: choice(setting, list(values)) for setting, values in overrides.items() if values}
+    wanted = {setting: parse_alternatives(setting, list(values)) for setting, values in overrides.items() if values}
     blocks = _narrowed(config.merged(), "task", wanted)
     by_task = [_at_task(block, task) for block in blocks for task in _chosen(block, "task", config)]
     by_task = _narrowed(by_task, "method", wanted)
@@ -125,7 +125,7 @@ def select(config: Config, overrides: Overrides) -> list[Atom]:
     return atoms
 
 
-def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice]) -> list[BlockT]:
+def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Alternatives]) -> list[BlockT]:
     """Narrow where some block has some of the values; else override everywhere."""
     wanted = overrides.get(setting)
     if wanted is None:
@@ -139,7 +139,7 @@ def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Choice
     return [block for block in kept if block[setting]]
 
 
-def _refuse_lost(atoms: Sequence[Atom], overrides: Mapping[str, Choice]) -> None:
+def _refuse_lost(atoms: Sequence[Atom], overrides: Mapping[str, Alternatives]) -> None:
     """An error if a value that was asked for is in no block, while others of its setting are."""
     for setting, wanted in overrides.items():
         lacking = [atom for atom in atoms if setting in _PARAMETERS - methods.get(str(atom["method"][0])).parameters]

@@ -1,10 +1,10 @@
-"""Config files: which cells, with which protocol; never code.
+"""Config files. A config describes a grid of cells as data; it contains no code.
 
-A config is `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field of
-`Cell` other than `data`, `origin` and `task_origin`) to a value, a list of values, or a mapping from task (or
+A config has `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field
+of `Cell` other than `data`, `origin` and `task_origin`) to a value, a list of values, or a mapping from task (or
 `default`) to either.
-The grid is the union of the blocks, each laid over the defaults; without blocks the defaults alone are the one block.
-`notes` map a task, or `all`, to what deviates from the paper: they go into every record of that task and into no id.
+The grid is the union of the blocks, each merged over the defaults; without blocks, the defaults are the only block.
+`notes` map a task, or `all`, to deviations from the paper. They go into every record of that task and into no id.
 """
 
 from __future__ import annotations
@@ -26,87 +26,96 @@ from lora_bench.grid.yaml import Lines, decode, line_of, read_yaml
 from lora_bench.records.files import read_file
 
 Scalar = str | int | float | None
-Choice = tuple[Scalar, ...]
-Values = Choice | Mapping[str, Choice]
+Alternatives = tuple[Scalar, ...]  # the values of one setting; the grid has cells for each of them
+Values = Alternatives | Mapping[str, Alternatives]  # the same for all tasks, or by task
 
 SETTINGS = tuple(field for field in Cell.model_fields if field not in ("data", "origin", "task_origin"))
 MAX_BYTES = 1_000_000
 DEFAULT, ALL = "default", "all"
 
-_PROBE = {"model": "model", "data": "data", "task": "task", "method": "method"}
+# The fields that a `Cell` needs when a single setting is validated.
+_REQUIRED = {"model": "model", "data": "data", "task": "task", "method": "method"}
 
 
-def checked(setting: str, value: object) -> Scalar:
-    """`value` as `Cell` normalises it (`"8"` and `8.0` are 8 for a count); a BenchError says what is allowed."""
+def normalize_value(setting: str, value: object) -> Scalar:
+    """Return a setting's value as `Cell` normalizes it: `"8"` and `8.0` are 8 for a count.
+
+    Raises:
+        BenchError: exit code 2 for a setting or value that is not allowed; the hint says what is.
+    """
     if setting not in SETTINGS:
         raise unknown("setting", setting, SETTINGS)
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         raise BenchError(f"{setting}: {_shown(value)} is not a value.", "Write a number, a word, or a list of them.")
     try:
-        normal: Scalar = getattr(Cell.model_validate({**_PROBE, setting: value}), setting)
+        normalized: Scalar = getattr(Cell.model_validate({**_REQUIRED, setting: value}), setting)
     except ValidationError as error:
         allowed = error.errors()[0]["msg"].replace("Input", setting)
         raise BenchError(f"{setting}: {_shown(value)} is not allowed.", f"{allowed}.") from None
     if setting == "task":
-        tasks.get(str(normal))
+        tasks.get(str(normalized))
     if setting == "method":
-        methods.get(str(normal))
-    return normal
+        methods.get(str(normalized))
+    return normalized
 
 
-def choice(setting: str, raw: object) -> Choice:
-    """One value, or a list of alternatives, of a setting; each checked, repetitions dropped."""
+def parse_alternatives(setting: str, raw: object) -> Alternatives:
+    """Return the alternatives of a setting, given as one value or a list; each is checked, repetitions are dropped.
+
+    Raises:
+        BenchError: exit code 2 for an empty list or a value that is not allowed.
+    """
     values = raw if isinstance(raw, list | tuple) else [raw]
     if not values:
         raise BenchError(f"{setting}: the list is empty.", "Give it a value, or leave the setting out.")
-    return tuple(dict.fromkeys(checked(setting, value) for value in values))
+    return tuple(dict.fromkeys(normalize_value(setting, value) for value in values))
 
 
-def _values(setting: str, raw: object) -> Values:
+def _parse_values(setting: str, raw: object) -> Values:
     if setting not in SETTINGS:
         raise unknown("setting", setting, SETTINGS)
     if not isinstance(raw, dict):
-        return choice(setting, raw)
+        return parse_alternatives(setting, raw)
     if setting == "task" or not raw:
         raise BenchError(f"{setting}: {_shown(raw)} is not a value.", "Write a value or a list of values.")
-    _only_tasks(raw, DEFAULT)
-    return {task: choice(setting, values) for task, values in raw.items()}
+    _require_tasks(raw, DEFAULT)
+    return {task: parse_alternatives(setting, values) for task, values in raw.items()}
 
 
-def _only_tasks(names: Mapping[str, object], other: str) -> None:
+def _require_tasks(names: Mapping[str, object], other: str) -> None:
     for name in names:
         if name not in tasks.TASKS and name != other:
             raise unknown("task", str(name), [*tasks.TASKS, other])
 
 
-def _settings(raw: object) -> dict[str, Values]:
+def _parse_settings(raw: object) -> dict[str, Values]:
     with _located():
-        settings = _mapping(raw, "settings")
-    found: dict[str, Values] = {}
+        settings = _require_mapping(raw, "settings")
+    parsed: dict[str, Values] = {}
     for key, value in settings.items():
         with _located(key):
-            found[key] = _values(key, value)
-    return found
+            parsed[key] = _parse_values(key, value)
+    return parsed
 
 
-def _notes(raw: object) -> dict[str, tuple[str, ...]]:
+def _parse_notes(raw: object) -> dict[str, tuple[str, ...]]:
     with _located():
-        notes = _mapping(raw, "notes")
-    found: dict[str, tuple[str, ...]] = {}
+        notes = _require_mapping(raw, "notes")
+    parsed: dict[str, tuple[str, ...]] = {}
     for task, texts in notes.items():
         with _located(task):
-            _only_tasks({task: texts}, ALL)
-            found[task] = _texts(texts)
-    return found
+            _require_tasks({task: texts}, ALL)
+            parsed[task] = _parse_texts(texts)
+    return parsed
 
 
-def _mapping(raw: object, kind: str) -> dict[str, object]:
+def _require_mapping(raw: object, kind: str) -> dict[str, object]:
     if not isinstance(raw, dict):
         raise BenchError(f"{_shown(raw)} is not a mapping.", f"Write the {kind} as lines of `name: value`.")
     return {str(key): value for key, value in raw.items()}
 
 
-def _texts(raw: object) -> tuple[str, ...]:
+def _parse_texts(raw: object) -> tuple[str, ...]:
     texts = raw if isinstance(raw, list | tuple) else [raw]
     for text in texts:
         if not isinstance(text, str):
@@ -120,7 +129,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def _located(*path: str) -> Iterator[None]:
-    """Hand a BenchError to pydantic, which adds where in the file it happened."""
+    """Turn a BenchError into an error of pydantic, which adds the path of the setting within the config."""
     try:
         yield
     except BenchError as error:
@@ -129,14 +138,14 @@ def _located(*path: str) -> Iterator[None]:
 
 
 def _folder_name(name: str) -> str:
-    """The name of a config is that of its results folder, on every system."""
+    """Refuse a name that cannot be a folder on every system: results go to a folder of the config's name."""
     if re.fullmatch("con|prn|aux|nul|com[0-9]|lpt[0-9]", name, re.IGNORECASE):
         with _located():
             raise BenchError(f"name: '{name}' is a device on Windows.", "Give the config another name.")
     return name
 
 
-Settings = Annotated[dict[str, Values], PlainValidator(_settings)]
+Settings = Annotated[dict[str, Values], PlainValidator(_parse_settings)]
 
 
 class Config(BaseModel):
@@ -148,19 +157,27 @@ class Config(BaseModel):
     description: str = ""
     defaults: Settings = {}
     blocks: tuple[Settings, ...] = ()
-    notes: Annotated[dict[str, tuple[str, ...]], PlainValidator(_notes)] = {}
+    notes: Annotated[dict[str, tuple[str, ...]], PlainValidator(_parse_notes)] = {}
 
     def merged(self) -> list[dict[str, Values]]:
-        """The blocks, each laid over the defaults."""
+        """Return the blocks, each merged over the defaults."""
         return [{**self.defaults, **block} for block in self.blocks] or [dict(self.defaults)]
 
     def notes_for(self, task: str) -> tuple[str, ...]:
-        """The notes that go into a record of that task."""
+        """Return the notes that go into every record of a task."""
         return self.notes.get(ALL, ()) + self.notes.get(task, ())
 
 
-def parse(text: str, origin: str) -> Config:
-    """The config in a YAML text; a BenchError names `origin`, the line, what is wrong and how to fix it."""
+def parse_config(text: str, origin: str) -> Config:
+    """Parse a config.
+
+    Args:
+        text: YAML.
+        origin: The name of the text in error messages, such as its file.
+
+    Raises:
+        BenchError: exit code 2; it names `origin` and the line.
+    """
     data, lines = read_yaml(text, origin)
     if data is None:
         raise BenchError(f"{origin}:1: the file is empty.", "A config begins with `name: …`; see configs/.")
@@ -171,10 +188,10 @@ def parse(text: str, origin: str) -> Config:
     try:
         return Config.model_validate({key: value for key, value in data.items() if value is not None})
     except ValidationError as error:
-        raise _explained(error, origin, lines) from None
+        raise _as_user_error(error, origin, lines) from None
 
 
-def _explained(error: ValidationError, origin: str, lines: Lines) -> BenchError:
+def _as_user_error(error: ValidationError, origin: str, lines: Lines) -> BenchError:
     first = error.errors(include_url=False)[0]
     context, path = first.get("ctx", {}), tuple(first["loc"])
     where = f"{origin}:{line_of(lines, path + context.get('path', ()))}"
@@ -191,8 +208,12 @@ def _explained(error: ValidationError, origin: str, lines: Lines) -> BenchError:
     )
 
 
-def load(path: Path) -> Config:
-    """The config in a file of at most 1 MB."""
+def load_config(path: Path) -> Config:
+    """Read a config file of at most 1 MB.
+
+    Raises:
+        BenchError: exit code 2 if it cannot be read or is not a config.
+    """
     try:
         content = read_file(path, limit=MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -200,33 +221,19 @@ def load(path: Path) -> Config:
         raise BenchError(f"{path}: {reason}.", "Give --config a YAML file, or use --preset.") from None
     if len(content) > MAX_BYTES:
         raise BenchError(f"{path} is larger than 1 MB.", "A config is a page of YAML: is this the right file?")
-    return parse(decode(content, str(path)), str(path))
+    return parse_config(decode(content, str(path)), str(path))
 
 
-def parse_set(text: str) -> tuple[str, Choice]:
-    """`key=value` of `--set`: a setting, and its value as a YAML scalar or list."""
+def parse_set(text: str) -> tuple[str, Alternatives]:
+    """Parse the `key=value` of `--set`, where the value is a YAML scalar or list.
+
+    Raises:
+        BenchError: exit code 2 for an unknown setting or a value that is not allowed.
+    """
     key, equals, value = text.partition("=")
     key = key.strip().replace("-", "_")
     if not equals:
         raise BenchError(f"--set {_shown(text)} has no '='.", "Write --set key=value, as in --set weight_decay=0.1.")
     if key not in SETTINGS:
         raise unknown("setting", key, SETTINGS)
-    return key, choice(key, read_yaml(value, f"--set {key}")[0])
-
-
-def presets() -> dict[str, Path]:
-    """The configs that come with the package, by name: `configs/` of a checkout, or the copy in a wheel."""
-    package = Path(__file__).parents[1]
-    checkout = package.parent
-    folders = [package / "configs"]
-    if (checkout / "pyproject.toml").is_file():
-        folders.append(checkout / "configs")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_preset(name: str) -> Path:
-    """The file of a preset; an error that names the nearest one if there is none."""
-    known = presets()
-    if name not in known:
-        raise unknown("preset", name, known)
-    return known[name]
+    return key, parse_alternatives(key, read_yaml(value, f"--set {key}")[0])

@@ -1,7 +1,7 @@
-"""YAML without its traps: one document of plain mappings, lists and scalars.
+"""A strict subset of YAML: one document of plain mappings, lists and scalars.
 
-Refused: duplicate keys, anchors, aliases, tags, keys that are not words. Scalars read as in YAML 1.2, so `1e-3` is a
-number, and `no`, `1:30` and `2024-01-01` are words.
+Duplicate keys, anchors, aliases, tags and keys that are not words are refused. Scalars are read as in YAML 1.2, so
+`1e-3` is a number, and `no`, `1:30` and `2024-01-01` are words.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses what this module's docstring lists."""
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        for trap in ("anchor", "tag"):
-            if getattr(event, trap, None):
-                refuse(f"{trap} '{getattr(event, trap)}' is not allowed", event.start_mark)
+        for feature in ("anchor", "tag"):
+            if getattr(event, feature, None):
+                refuse(f"{feature} '{getattr(event, feature)}' is not allowed", event.start_mark)
         if _SURROGATE.search(getattr(event, "value", None) or ""):
             refuse("half of a character (a lone surrogate) is not allowed", event.start_mark)
         return super().compose_node(parent, index)
@@ -44,6 +46,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# How unquoted scalars are read, after YAML 1.2 and with decimal numbers only. Each row ends with the characters that
+# such a scalar can begin with.
 _Loader.yaml_implicit_resolvers = {}
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -55,12 +59,23 @@ for _kind, _pattern, _first in (
 
 
 def refuse(problem: str, mark: yaml.Mark) -> None:
-    """Stop reading at `mark`."""
+    """Raise the error for a problem at `mark`; `read_yaml` turns it into a BenchError."""
     raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def read_yaml(text: str, origin: str) -> tuple[Any, Lines]:
-    """The value of a YAML text, and the line of each key and list item by its path; a BenchError names the line."""
+    """Parse a YAML text.
+
+    Args:
+        text: YAML.
+        origin: The name of the text in error messages.
+
+    Returns:
+        The value (None for an empty text), and the line of each key and list item by its path.
+
+    Raises:
+        BenchError: exit code 2; it names `origin` and the line.
+    """
     loader: _Loader | None = None
     try:
         loader = _Loader(text)
@@ -76,7 +91,11 @@ def read_yaml(text: str, origin: str) -> tuple[Any, Lines]:
 
 
 def decode(content: bytes, origin: str) -> str:
-    """The text of a UTF-8 file; a BenchError names the line where it is none."""
+    """Decode the content of a UTF-8 file, with or without a byte-order mark.
+
+    Raises:
+        BenchError: exit code 2 if it is not UTF-8; it names `origin` and the line.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,7 +104,7 @@ def decode(content: bytes, origin: str) -> str:
 
 
 def line_of(lines: Lines, path: Path) -> int:
-    """The line of `path`, or of the nearest thing around it."""
+    """Return the line of `path`, or of the innermost mapping or list around it that has one."""
     return next((lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines), 1)
 
 

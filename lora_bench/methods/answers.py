@@ -1,7 +1,7 @@
-"""What a method's functions must return, and a recipe that is held to it: those of this package's users are.
+"""What a method's functions must return, and the checks that every recipe from outside of this package gets.
 
-A recipe from elsewhere may return anything. What it returned is looked at where it is returned, so that the error names
-the function and not the place that could make nothing of it.
+A user's recipe may return anything. Its return values are checked where they are returned, so that an error names the
+function that is wrong and not the code that failed to use its value.
 """
 
 from __future__ import annotations
@@ -62,31 +62,36 @@ _ANSWERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def fault(function: str, answer: object) -> str | None:
-    """`FUNCTION returned ANSWER, not WHAT IT MUST`; None if the answer is of the kind that the function returns."""
+    """Return what is wrong with a return value, as `FUNCTION returned VALUE, not …`; None if nothing is.
+
+    Args:
+        function: The name of the recipe's function.
+        answer: What it returned.
+    """
     kind, is_sound = _ANSWERS[function]
     try:
         if is_sound(answer):
             return None
         shown = " ".join(reprlib.repr(answer).split())
-    except Exception:  # it is someone else's object, whose methods may fail too
+    except Exception:  # the methods of a user's object may fail too
         shown = f"a {type(answer).__name__}"
     return f"{function} returned {shown}, not {kind}"
 
 
 def hold(recipe: Recipe, where: Callable[[str], str]) -> None:
-    """Make every function of a recipe raise BenchError (usage) for an answer that is not of its kind.
+    """Make every function of a recipe raise BenchError (exit code 2) for a return value of the wrong kind.
 
     Args:
-        recipe: The recipe; its own attributes hide the functions of its class from now on.
-        where: The file and the line of a function, for the message.
+        recipe: The recipe. It gets attributes that hide the functions of its class.
+        where: Returns the file and line of a function, for the message.
     """
     for function in _ANSWERS:
-        vars(recipe)[function] = _held(function, getattr(recipe, function), where)
+        vars(recipe)[function] = _with_check(function, getattr(recipe, function), where)
 
 
-def _held(name: str, function: Callable[..., Any], where: Callable[[str], str]) -> Callable[..., Any]:
+def _with_check(name: str, function: Callable[..., Any], where: Callable[[str], str]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def held(*args: Any, **values: Any) -> Any:
+    def checked(*args: Any, **values: Any) -> Any:
         answer = function(*args, **values)
         wrong = fault(name, answer)
         if wrong is not None:
@@ -94,4 +99,4 @@ def _held(name: str, function: Callable[..., Any], where: Callable[[str], str]) 
             raise BenchError(f"{where(name)}: {wrong}.", hint)
         return answer
 
-    return held
+    return checked

@@ -1,9 +1,9 @@
 """BitFit (Ben Zaken et al., arXiv 2106.10199): only biases train.
 
 `y = W x + bias + b` with `b: [out, 1]` from zero, so that the start is the pretrained bias: out values a weight. Weight
-decay does not apply to b. Read: the authors' code (github benzakenelad/BitFit), not the paper. What deviates: there all
-biases train, of the embeddings and layer norms too (on RoBERTa-base 102,144 of them without the pooler's); here those
-of the adapted linear layers (`attention+dense`, the default: 82,944), as its `--bias-terms` can choose them too.
+decay does not apply to b. Read: the authors' code (github benzakenelad/BitFit), not the paper. Deviation: there all
+biases train, also those of embeddings and layer norms (102,144 on RoBERTa-base without the pooler's); here only those
+of the adapted linear layers (`attention+dense`, the default: 82,944), which its `--bias-terms` can select too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 class BitFit(Recipe):
+    """Trains the biases of the adapted layers."""
+
     name = "bitfit"
     title = "BitFit (linear layers)"
     source = "arXiv 2106.10199"
@@ -32,19 +34,19 @@ class BitFit(Recipe):
         return (Factor("b", shape.outputs, 1, Zeros(), decays=False),)
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A shift by b."""
+        """Shift by b."""
         return Update(shift=factors["b"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """Out."""
+        """Return `out`."""
         return shape.outputs
 
     def touches(self, shape: Shape) -> tuple[Touch, ...]:
-        """b."""
+        """Return the shift by b."""
         return ("shift",)
 
     def update_rank(self, cell: Cell) -> int:
-        """0: no weight changes."""
+        """Return 0: no weight changes."""
         return 0
 
 

@@ -1,8 +1,8 @@
 """CoRA, first strategy (Xiao et al., arXiv 2409.02119): B is a frozen common basis, only A trains. Our port.
 
-The paper takes the basis from several fine-tuned Llama models; how it joins them is not found, and nothing in it
+The paper takes the basis from several fine-tuned Llama models; it does not say how it joins them, and nothing in it
 concerns encoders. Here the basis is that of the pretrained model itself: the leading left singular vectors of the
-layer's joined `[Wq | Wk | Wv]`; for a weight that makes none of these, of that weight alone.
+layer's joined `[Wq | Wk | Wv]`, or, for a weight that is none of these, of that weight alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 class Cora(Recipe):
+    """LoRA with a frozen common basis as B."""
+
     name = "cora"
     title = "CoRA, frozen basis (our port)"
     source = "arXiv 2409.02119, strategy 1"
@@ -33,11 +35,11 @@ class Cora(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A and B as they are."""
+        """Use A and B as they are."""
         return Update(factors["A"], factors["B"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r · in."""
+        """Return r · in."""
         return rank_of(cell) * shape.inputs
 
 

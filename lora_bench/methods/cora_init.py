@@ -1,6 +1,6 @@
 """CoRA, second strategy (Xiao et al., arXiv 2409.02119): B starts from the common basis and trains too. Our port.
 
-The basis is the one of `cora`; A starts at zero, so that the first step is the pretrained model's.
+The basis is that of `cora`. A starts at zero, so that training starts from the pretrained model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 class CoraInit(Recipe):
+    """LoRA whose B starts from the common basis."""
+
     name = "cora-init"
     title = "CoRA, basis as start (our port)"
     source = "arXiv 2409.02119, strategy 2"
@@ -31,11 +33,11 @@ class CoraInit(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A and B as they are."""
+        """Use A and B as they are."""
         return Update(factors["A"], factors["B"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r (in + out)."""
+        """Return r (in + out)."""
         return rank_of(cell) * (shape.inputs + shape.outputs)
 
 

@@ -1,9 +1,9 @@
 """DoRA, weight-decomposed (Liu et al., arXiv 2402.09353): LoRA sets the direction of each row of W, m its length.
 
-`y = m ⊙ (W x + s · B A x) / ‖W + s B A‖ + bias` with the lengths of rows: `A: [r, in]` Kaiming-uniform (a = √5),
+`y = m ⊙ (W x + s · B A x) / ‖W + s B A‖ + bias` with the norms of rows: `A: [r, in]` Kaiming-uniform (a = √5),
 `B: [out, r]` from zero and `m: [out, 1]` from ‖W‖ train: r (in + out) + out values. The norm is a constant in the
 backward pass, as in peft's `use_dora`, which quotes section 4.3 for it; the paper itself was not read. (The paper
-speaks of columns: its W is [in, out].) Nothing deviates from peft but that the norm is had without forming B A:
+speaks of columns: its W is [in, out].) The only deviation from peft: the norm is computed without forming B A, from
 ‖W‖² + 2 s (W Aᵀ ⊙ B) + s² (B (A Aᵀ)) ⊙ B. Another method of that name (dynamic rank, arXiv 2405.17357) is not this one.
 """
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class Dora(Lora):
+    """LoRA with a trained norm for each row of the weight."""
+
     name = "dora"
     title = "DoRA (weight-decomposed)"
     source = "arXiv 2402.09353"
@@ -29,23 +31,23 @@ class Dora(Lora):
     normalises = True
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """LoRA's, and m."""
+        """Return LoRA's factors, and `m: [out, 1]`."""
         return (*super().factors(cell, shape), Factor("m", shape.outputs, 1, Basis("row-norms", "output")))
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """LoRA's, with rows of length m."""
+        """Compose LoRA's update, and scale its rows to the norm m."""
         return super().update(factors)._replace(gain=factors["m"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r (in + out) + out."""
+        """Return r (in + out) + out."""
         return super().trainable(cell, shape) + shape.outputs
 
     def touches(self, shape: Shape) -> tuple[Touch, ...]:
-        """The shift keeps the gain from the bias."""
+        """Return gain and shift: the shift undoes the effect of the gain on the bias."""
         return ("gain", "shift")
 
     def update_rank(self, cell: Cell) -> None:
-        """Any: all of W changes its length."""
+        """Return None, any rank: the norms of all rows of W change."""
 
 
 RECIPE = Dora()

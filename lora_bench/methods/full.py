@@ -1,4 +1,4 @@
-"""Full fine-tuning: the whole backbone trains. It shares no frozen weights, so its packs are packs of one."""
+"""Full fine-tuning: the whole backbone trains. Its cells share no frozen weights, so each trains in a pack of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from lora_bench.methods.recipe import Unadapted
 
 
 class Full(Unadapted):
+    """Trains the whole encoder."""
+
     name = "full"
     title = "Full fine-tuning"
     source = "the usual baseline"

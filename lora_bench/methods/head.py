@@ -1,4 +1,6 @@
-"""Head only: the control row. The head alone has more parameters than most adapters, so it must be seen alone."""
+"""Head only: the control row. The head alone has more parameters than most adapters, so its effect must be
+seen alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from lora_bench.methods.recipe import Unadapted
 
 
 class Head(Unadapted):
+    """Trains only the classification head."""
+
     name = "head"
     title = "Head only (control)"
     source = "control row, ours"

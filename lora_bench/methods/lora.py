@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 class Lora(Recipe):
+    """LoRA: A and B train."""
+
     name = "lora"
     title = "LoRA"
     source = "arXiv 2106.09685"
     default_lr = 5e-4
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """`A: [r, in]`, `B: [out, r]`."""
+        """Return `A: [r, in]` and `B: [out, r]`."""
         rank = rank_of(cell)
         return (
             Factor("A", rank, shape.inputs, Uniform(shape.inputs**-0.5)),
@@ -28,11 +30,11 @@ class Lora(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A and B as they are."""
+        """Use A and B as they are."""
         return Update(factors["A"], factors["B"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r (in + out)."""
+        """Return r (in + out)."""
         return rank_of(cell) * (shape.inputs + shape.outputs)
 
 

@@ -1,7 +1,7 @@
 """LoRA-FA (arXiv 2308.03303): LoRA with A frozen at its random start; only B trains.
 
 `A: [r, in]` Kaiming-uniform (a = √5) and frozen, drawn from the cell's seed; `B: [out, r]` from zero; r · out values.
-That the paper's first version is this plain freezing is from memory, not read. What deviates: peft's LoRA-FA
+That the paper's first version is this plain freezing is from memory, not read. Deviation: peft's LoRA-FA
 optimiser freezes A too but also multiplies B's gradient by (A Aᵀ)⁻¹ / scaling²; here B has its own gradient.
 """
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 
 class LoraFA(Lora):
+    """LoRA with a frozen A."""
+
     name = "lora-fa"
     title = "LoRA-FA"
     source = "arXiv 2308.03303"
     default_lr = 1e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """LoRA's, A frozen."""
+        """Return LoRA's factors with A frozen."""
         a, b = super().factors(cell, shape)
         return replace(a, trainable=False), b
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r · out."""
+        """Return r · out."""
         return rank_of(cell) * shape.outputs
 
 

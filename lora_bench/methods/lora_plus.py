@@ -4,7 +4,7 @@
 not read. Its repository's README calls the best ratio dependent on model and task, and advises a slightly smaller η_A
 than LoRA's; 16 is the value that axolotl's documentation recommends. It is not the authors' on GLUE: their RoBERTa-base
 script for MNLI (github nikhil-ghosh-berkeley/loraplus, a0c44bf; r 8, alpha 8, q and v) has a ratio of 80 and η_A =
-5e-5. What deviates from peft's optimiser: the head keeps its own rate (there its weights have η_A, its biases η_B), and
+5e-5. Deviations from peft's optimiser: the head keeps its own rate (there its weights have η_A, its biases η_B), and
 weight decay is the cell's (there 0 by default).
 """
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 class LoraPlus(Lora):
+    """LoRA with a higher learning rate for B."""
+
     name = "lora-plus"
     title = "LoRA+"
     source = "arXiv 2402.12354"
@@ -28,7 +30,7 @@ class LoraPlus(Lora):
     ratio: ClassVar[float] = 16.0
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """LoRA's, B at a multiple of the rate."""
+        """Return LoRA's factors, with B at a multiple of the learning rate."""
         a, b = super().factors(cell, shape)
         return a, replace(b, rate=self.ratio)
 

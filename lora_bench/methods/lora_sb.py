@@ -1,17 +1,18 @@
 """LoRA-SB, Silver Bullet (Ponkshe et al., arXiv 2411.19557): LoRA-XS between the bases of the first full step.
 
-The update is `B R A` with `A: [r, in]` and `B: [out, r]` frozen and `R: [r, r]` trained: r² values a weight. They
-start from the first step of full fine-tuning, `−η sign(G) ≈ U S Vᵀ` cut to r: B = U, R = S, A = Vᵀ, so that the start
-is not W but such a step away from it; η is the rate of the first step of warm-up. There is no alpha (the authors' GLUE
-script sets it to r). Read: abstract, README, GLUE script and the code that it calls (github CERT-Lab/lora-sb, 4feb81c).
+The update is `B R A` with `A: [r, in]` and `B: [out, r]` frozen and `R: [r, r]` trained: r² values for each weight.
+They start from the first step of full fine-tuning, `−η sign(G) ≈ U S Vᵀ` cut to r: B = U, R = S, A = Vᵀ, so that the
+start is not W but such a step away from it; η is the rate of the first step of warm-up. There is no alpha (the authors'
+GLUE script sets it to r). Read: abstract, README, GLUE script and the code that it calls (github CERT-Lab/lora-sb,
+4feb81c).
 
-What deviates: G is the gradient of the first batch, without dropout (theirs: with it, of 2 sequences on GLUE). η is
+Deviations: G is the gradient of the first batch, without dropout (theirs: with it, of 2 sequences on GLUE). η is
 theirs, lr / (warm-up · steps), but with the steps of warm-up rounded up, and lr where there is no warm-up. The SVD is
 exact; theirs is randomised (`svd_lowrank` of r directions, 10 rounds) without oversampling, which is far from exact on
 a matrix of signs, whose singular values lie close. Theirs rounds U, S and V to bfloat16; here they are not rounded.
 
-G is that of the unadapted model with the cell's own head, so a cell starts alike in every pack. A saved adapter holds
-A and B too: they cannot be made again without the data.
+G is that of the unadapted model with the cell's own head, so a cell has the same start in every pack. A saved
+adapter holds A and B too: they cannot be computed again without the data.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 
 class LoraSB(Recipe):
+    """Trains an r × r matrix between bases from the first step of full fine-tuning."""
+
     name = "lora-sb"
     title = "LoRA-SB"
     source = "arXiv 2411.19557"
@@ -45,11 +48,11 @@ class LoraSB(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """R A, and B."""
+        """Compose R A and B."""
         return Update(factors["R"] @ factors["A"], factors["B"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r²."""
+        """Return r²."""
         return rank_of(cell) ** 2
 
 

@@ -3,10 +3,10 @@
 `A = A_train A_aux`, `B = B_aux B_train`; only `A_train: [r, a]` and `B_train: [b, r]` train, r (a + b) values whatever
 the weight's size. The update's rank is at most min(r, a, b).
 
-The paper's start is not found. Ours (`init: default`): outer factors random and scaled to keep variance (`A_aux` from
-N(0, 1/in), `B_aux` from N(0, 1/b)), `A_train` Kaiming-uniform as LoRA's A, `B_train` zero. `init: published` is what
-the one published layer file does: outer factors from N(0, 1) and both inner ones zero, so that every adapter gradient
-is exactly zero and only the head learns.
+The paper's start could not be found. Ours (`init: default`): outer factors random and scaled to keep variance (`A_aux`
+from N(0, 1/in), `B_aux` from N(0, 1/b)), `A_train` Kaiming-uniform as LoRA's A, `B_train` zero. `init: published` is
+what the one published layer file does: outer factors from N(0, 1) and both inner ones zero, so that every adapter
+gradient is exactly zero and only the head learns.
 
 The split was published before: HyperDreamBooth's "Lightweight DreamBooth" (Ruiz et al., arXiv 2307.06949, for images)
 has the same four matrices, the outer ones frozen, random and orthogonal (see `mini-orth`). Its paper was not read; an
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 class Mini(Recipe):
+    """LoRA-Mini: two trained factors between two frozen ones."""
+
     name = "mini"
     title = "LoRA-Mini"
     source = "arXiv 2411.15804"
@@ -48,33 +50,33 @@ class Mini(Recipe):
         )
 
     def outer(self, cell: Cell, shape: Shape) -> tuple[Start, Start]:
-        """How `A_aux` and `B_aux` start."""
+        """Return how `A_aux` and `B_aux` start."""
         if cell.init == "published":
             return Normal(1.0), Normal(1.0)
         return Normal(shape.inputs**-0.5), Normal(self.sizes(cell)[2] ** -0.5)
 
     def sizes(self, cell: Cell) -> tuple[int, int, int]:
-        """Rank, a and b."""
+        """Return rank, a and b."""
         if cell.a is None or cell.b is None:
             raise ValueError(f"{self.name} needs a and b")
         return rank_of(cell), cell.a, cell.b
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A = A_train A_aux, B = B_aux B_train."""
+        """Compose A = A_train A_aux and B = B_aux B_train."""
         return Update(factors["A_train"] @ factors["A_aux"], factors["B_aux"] @ factors["B_train"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r (a + b)."""
+        """Return r (a + b)."""
         rank, a, b = self.sizes(cell)
         return rank * (a + b)
 
     def update_rank(self, cell: Cell) -> int:
-        """The smallest of r, a and b."""
+        """Return the smallest of r, a and b."""
         return min(self.sizes(cell))
 
 
 class MiniVariant(Mini):
-    """LoRA-Mini with other outer factors; the published start is `mini`'s alone."""
+    """LoRA-Mini with other outer factors; only `mini` itself has the published start."""
 
     source = "ours, after arXiv 2411.15804"
     parameters = Mini.parameters - {"init"}

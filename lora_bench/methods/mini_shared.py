@@ -2,8 +2,8 @@
 
 `A = A_train A_aux`, `B = B_aux B_train` as in `mini`, from the same distributions, but `A_aux: [a, in]` and
 `B_aux: [out, b]` are drawn for the seed and their size, not for the layer, as in `vera`. Only `A_train: [r, a]`,
-Kaiming-uniform, and `B_train: [b, r]`, from zero, train: r (a + b) values. Against `mini` it asks whether each layer
-needs directions of its own.
+Kaiming-uniform, and `B_train: [b, r]`, from zero, train: r (a + b) values. The comparison with `mini` shows whether
+each layer needs its own directions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from lora_bench.methods.mini import MiniVariant
 
 
 class MiniShared(MiniVariant):
+    """LoRA-Mini whose outer factors are shared by all layers."""
+
     name = "mini-shared"
     title = "LoRA-Mini, shared (ours)"
     shares_outer = True

@@ -1,9 +1,9 @@
-"""OLoRA (arXiv 2406.01775): A and B start from the QR decomposition of W, and that start leaves W.
+"""OLoRA (arXiv 2406.01775): A and B start from the QR decomposition of W, and their start is subtracted from W.
 
 With `W = Q R`: `A = R[:r]: [r, in]`, `B = Q[:, :r]: [out, r]` (orthonormal columns), both train, r (in + out) values,
 and the layer computes `W + s (B A − B₀ A₀)` with s = alpha / r, so that the start is W itself. As in peft's `"olora"`;
-of the paper only the abstract was read. What deviates: W stays whole and shared by all cells, the start is subtracted
-from the update instead; a saved adapter holds A and B, its start is computed again from W.
+of the paper only the abstract was read. Deviation: W is unchanged and shared by all cells, and the start is subtracted
+from the update instead. A saved adapter holds A and B; its start is computed again from W.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 class Olora(Lora):
+    """LoRA that starts from the QR decomposition of the weight."""
+
     name = "olora"
     title = "OLoRA"
     source = "arXiv 2406.01775"
@@ -26,7 +28,7 @@ class Olora(Lora):
     subtracts_start = True
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """LoRA's, from QR."""
+        """Return LoRA's factors, which start from QR."""
         a, b = super().factors(cell, shape)
         return replace(a, start=Basis("qr", "input")), replace(b, start=Basis("qr", "output"))
 

@@ -1,9 +1,9 @@
-"""PiSSA (arXiv 2404.02948): A and B start from the leading singular directions of W, which leave W.
+"""PiSSA (arXiv 2404.02948): A and B start from the leading singular directions of W, which are subtracted from W.
 
 With `W = V S Uᵀ` cut to r and s = alpha / r: `A = √(S / s) Uᵀ: [r, in]`, `B = V √(S / s): [out, r]`, both train,
 r (in + out) values, and the layer computes `W + s (B A − B₀ A₀)`, so that the start is W itself, as in peft's
-`"pissa"`; the paper itself was not read. What deviates: W stays whole and shared by all cells, the start is subtracted
-from the update instead; a saved adapter holds A and B, its start is computed again from W.
+`"pissa"`; the paper itself was not read. Deviation: W is unchanged and shared by all cells, and the start is subtracted
+from the update instead. A saved adapter holds A and B; its start is computed again from W.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 class Pissa(Lora):
+    """LoRA that starts from the leading singular directions of the weight."""
+
     name = "pissa"
     title = "PiSSA"
     source = "arXiv 2404.02948"
@@ -26,7 +28,7 @@ class Pissa(Lora):
     subtracts_start = True
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """LoRA's, from the singular directions with the root of their values on both sides."""
+        """Return LoRA's factors, which start from singular directions times the roots of their singular values."""
         a, b = super().factors(cell, shape)
         gain = self.scale(cell) ** -0.5
         start_a, start_b = Basis("balanced-svd", "input", gain), Basis("balanced-svd", "output", gain)

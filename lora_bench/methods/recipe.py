@@ -1,9 +1,9 @@
-"""What a method is: which factors an adapted weight gets, how they start, and how they make A and B.
+"""What a method is: the factors of an adapted weight, how they start, and how A and B are composed of them.
 
 An adapted linear layer computes `y = W x + s · B A x + bias` with `A: [rank, in]`, `B: [out, rank]` and, unless the
 method says otherwise, s = alpha / rank; a few methods also scale inputs or outputs, or shift outputs (`Update`). A
-recipe names factors and composes these from them with batched products, so that one composition serves every cell and
-every weight of one shape. Nothing here imports torch: `update` works with operators and methods of the tensors.
+recipe names its factors and composes A and B from them with batched products, so that one composition serves every cell
+and every weight of one shape. Nothing here imports torch: `update` uses operators and methods of the tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Shape(NamedTuple):
-    """The size of an adapted weight, `[out, in]` as torch keeps it."""
+    """The size of an adapted weight, `[out, in]` as in torch."""
 
     outputs: int
     inputs: int
@@ -33,28 +33,28 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Constant:
-    """Start at one value."""
+    """Start with every entry at one value."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Start from N(0, std²), drawn for (seed, module, factor)."""
+    """Start from N(0, std²). The draw is a function of seed, module and factor."""
 
     std: float
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Start from U(-bound, bound), drawn for (seed, module, factor)."""
+    """Start from U(-bound, bound). The draw is a function of seed, module and factor."""
 
     bound: float
 
 
 @dataclass(frozen=True)
 class Orthonormal:
-    """Start from random orthonormal directions along the shorter side, times one number: entries of size `std`."""
+    """Start from random orthonormal directions along the shorter side, scaled so that entries have the size `std`."""
 
     std: float
 
@@ -65,7 +65,7 @@ Decomposition = Literal["svd", "balanced-svd", "singular-vectors", "row-norms", 
 
 @dataclass(frozen=True)
 class Basis:
-    """Start from the pretrained weight W, times `gain`: as many leading directions as the factor has room for.
+    """Start from a decomposition of the pretrained weight W, times `gain`: the leading directions, as many as fit.
 
     On the input side a direction is a row (`[count, in]`), on the output side a column (`[out, count]`). With
     `Wᵀ = U S Vᵀ`, largest singular values first, and `W = Q R`:
@@ -89,10 +89,10 @@ class Basis:
 class FirstStep:
     """Start from the first step of full fine-tuning, `-η sign(∂ loss / ∂ W) = U S Vᵀ`, times `gain`.
 
-    The loss is that of the first batch, without dropout, at the unadapted start with the cell's own head; η is the
-    cell's rate at its first step of warm-up that is not zero. `input`: Vᵀ `[count, in]`; `core`: S `[count, count]`;
-    `output`: U `[out, count]`. Zero until the training begins. Saved with the adapter, also where it is frozen: it
-    cannot be made again without the data.
+    The loss is that of the first batch, without dropout, of the unadapted model with the cell's own head; η is the
+    cell's first learning rate of the warm-up that is not zero. `input`: Vᵀ `[count, in]`; `core`: S `[count, count]`;
+    `output`: U `[out, count]`. Such a factor is zero until training begins. It is saved with the adapter even if it is
+    frozen, as it cannot be computed again without the data.
     """
 
     part: Literal["input", "core", "output"]
@@ -105,11 +105,17 @@ Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis | FirstStep
 
 @dataclass(frozen=True)
 class Factor:
-    """One matrix `[rows, cols]` of one adapted weight of one cell.
+    """One matrix of one adapted weight of one cell.
 
-    `rate` multiplies the cell's learning rate; it is the same for all cells of a method, as is whether weight decay
-    applies. A `shared` factor is frozen and drawn for (seed, size, factor): all weights with one of its size have the
-    same.
+    Attributes:
+        name: Its name, unique within the method.
+        rows: The number of rows.
+        cols: The number of columns.
+        start: How it starts.
+        trainable: Whether it trains.
+        rate: What the cell's learning rate is multiplied by; the same for all cells of a method.
+        shared: Whether all weights share it. Such a factor is frozen, and drawn as a function of seed, size and factor.
+        decays: Whether weight decay applies; the same for all cells of a method.
     """
 
     name: str
@@ -123,15 +129,15 @@ class Factor:
 
     @property
     def saved(self) -> bool:
-        """Whether a saved adapter holds it."""
+        """Whether a saved adapter contains it."""
         return self.trainable or isinstance(self.start, FirstStep)
 
 
 class Update(NamedTuple):
-    """What a method makes of `W x + bias`: `gain ⊙ (W z + s · B A z + bias) + shift` with `z = stretch ⊙ x`.
+    """How a method changes `W x + bias`: to `gain ⊙ (W z + s · B A z + bias) + shift` with `z = stretch ⊙ x`.
 
     `A: [..., rank, in]` and `B: [..., out, rank]`, both or neither; `gain` and `shift`: `[..., out, 1]`; `stretch`:
-    `[..., in, 1]`. What is None changes nothing. A weight that reads its input together with others (queries, keys and
+    `[..., in, 1]`. A part that is None changes nothing. A weight that shares its input with others (queries, keys and
     values) cannot be stretched.
     """
 
@@ -143,7 +149,20 @@ class Update(NamedTuple):
 
 
 class Recipe(ABC):
-    """A method. One instance a method; it keeps no state."""
+    """A method. There is one instance of each method, without state.
+
+    Attributes:
+        name: The name in commands, configs and records.
+        title: The name in tables.
+        source: Where the method was published.
+        parameters: The fields of a cell that the method has.
+        defaults: Their default values.
+        default_lr: The default learning rate.
+        trains_backbone: Whether the encoder itself trains.
+        subtracts_start: Whether the layer's update is B A minus its value at the start.
+        normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
+        full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -152,50 +171,50 @@ class Recipe(ABC):
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
-    subtracts_start: ClassVar[bool] = False  # the layer's update is B A less its value at the start
-    normalises: ClassVar[bool] = False  # `gain` is the length of the rows of W + s B A; the bias is left as it is
-    full_width: ClassVar[bool] = False  # A and B are as large as the weight: such cells have packs of their own
+    subtracts_start: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
+    full_width: ClassVar[bool] = False
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """The factors that `cell` puts on a weight of this shape."""
+        """Return the factors that a cell adds to a weight of this shape."""
 
     @abstractmethod
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """The update from the factors by name; each `[cells, modules, rows, cols]`."""
+        """Compose the update from the factors, given by name as `[cells, modules, rows, cols]`."""
 
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """The published formula: how many values train on a weight of this shape."""
+        """Return how many values train for a weight of this shape, by the published formula."""
 
     def scale(self, cell: Cell) -> float:
-        """What B A is multiplied by: alpha / rank, or 1 for a method without either."""
+        """Return the factor s of B A: alpha / rank, or 1 for a method that lacks one of them."""
         return 1.0 if cell.alpha is None or cell.rank is None else cell.alpha / cell.rank
 
     def touches(self, shape: Shape) -> tuple[Touch, ...]:
-        """Which of `gain`, `stretch` and `shift` the update of a weight of this shape has, for the forecast of cost."""
+        """Return which of `gain`, `stretch` and `shift` the update has for this shape; costs are predicted from it."""
         return ()
 
     def update_rank(self, cell: Cell) -> int | None:
-        """The largest rank that the change of a weight can have; None: any."""
+        """Return the largest rank that the change of a weight can have; None for any rank."""
         return rank_of(cell) * (2 if self.subtracts_start else 1)
 
     def width(self, cell: Cell, shape: Shape) -> int:
-        """Rows of A in the update of a weight of this shape."""
+        """Return the number of rows of A in the update of a weight of this shape."""
         return (cell.rank or 0) * (2 if self.subtracts_start else 1)
 
     def layout(self, cell: Cell) -> object:
-        """What cells must have in common for their factors to be padded to one size, beside method and targets."""
+        """Return what cells must have in common, besides method and targets, to be stacked and padded to one size."""
         return None
 
     @property
     def adapts(self) -> bool:
-        """Whether the method puts factors on the backbone's weights."""
+        """Whether the method adds factors to the encoder's weights."""
         return "targets" in self.parameters
 
 
 def rank_of(cell: Cell) -> int:
-    """The rank of a cell whose method has one."""
+    """Return the rank of a cell whose method has one."""
     if cell.rank is None:
         raise ValueError(f"{cell.method} needs a rank")
     return cell.rank
@@ -208,13 +227,13 @@ class Unadapted(Recipe):
     defaults: ClassVar[Mapping[str, int | float | str]] = {}
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """None."""
+        """Return no factors."""
         return ()
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """There is none to make."""
+        """Raise TypeError: there is no update."""
         raise TypeError(f"{self.name} adapts no weight")
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """No value of an adapter."""
+        """Return 0: there is no adapter."""
         return 0

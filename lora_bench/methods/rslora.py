@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 class RsLora(Lora):
+    """LoRA with the scale alpha / √r."""
+
     name = "rslora"
     title = "rsLoRA"
     source = "arXiv 2312.03732"
     default_lr = 2e-4
 
     def scale(self, cell: Cell) -> float:
-        """Alpha / √r."""
+        """Return alpha / √r."""
         return super().scale(cell) * math.sqrt(rank_of(cell))
 
 

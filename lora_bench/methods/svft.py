@@ -2,10 +2,11 @@
 
 With `W = V S Uᵀ` (n = min(in, out) directions) the update is `V M Uᵀ`, M diagonal: `A = Uᵀ: [n, in]`,
 `B = V M: [out, n]`, `M: [1, n]` from zero: n values a weight. There is no alpha. Read: the authors' code (github
-VijayLingam95/SVFT, svft/svft_layers.py), not the paper. What deviates: there M is Kaiming-normal times a gate, σ(0) = ½
+VijayLingam95/SVFT, svft/svft_layers.py), not the paper. Deviation: there M is Kaiming-normal times a gate, σ(0) = ½
 at the start and one more trained value, so that the start is not W; here M starts at zero, and there is no gate.
 
-A and B are as large as W, one B a cell: such cells train in packs of their own, at about three times LoRA's time.
+A and B are as large as W, and each cell has its own B. Such cells train in packs of their own, at about three times
+LoRA's time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 
 class Svft(Recipe):
+    """Trains the singular values of the weight."""
+
     name = "svft"
     title = "SVFT, plain"
     source = "arXiv 2405.19597"
@@ -39,18 +42,18 @@ class Svft(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A = Uᵀ, B = V M."""
+        """Compose A = Uᵀ and B = V M."""
         return Update(factors["U"], factors["V"] * factors["M"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """The smaller of in and out."""
+        """Return the smaller of in and out."""
         return min(shape)
 
     def update_rank(self, cell: Cell) -> None:
-        """Any."""
+        """Return None: any rank."""
 
     def width(self, cell: Cell, shape: Shape) -> int:
-        """The smaller of in and out."""
+        """Return the smaller of in and out."""
         return min(shape)
 
 

@@ -1,8 +1,8 @@
 """SVFT, banded (Lingam et al., arXiv 2405.19597): `svft` whose M has b diagonals more on each side of the main one.
 
 M's entries are one factor `M: [1, n (2b + 1) − b (b + 1)]`, the main diagonal first, then those above and below it in
-turn, from zero. b is 16 as in the authors' scripts. All else, sources and deviations too, is `svft`'s. b is smaller
-than n; at n − 1, M is full.
+turn, from zero. b is 16 as in the authors' scripts. Everything else is as in `svft`, sources and deviations included. b
+must be smaller than n; with b = n − 1, M is full.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 class SvftBanded(Svft):
+    """SVFT with 2b + 1 trained diagonals."""
+
     name = "svft-banded"
     title = "SVFT, banded"
     parameters = frozenset({"b", "targets"})
@@ -28,7 +30,7 @@ class SvftBanded(Svft):
     default_lr = 5e-4
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A = Uᵀ, B = V M, M put together from its diagonals."""
+        """Compose A = Uᵀ and B = V M, with M assembled from its diagonals."""
         entries, v = factors["M"][..., 0, :], factors["V"]
         size = v.shape[-1]
         band = entries.new_zeros((*entries.shape[:-1], size, size))
@@ -42,19 +44,19 @@ class SvftBanded(Svft):
         return Update(factors["U"], v @ band)
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """N (2b + 1) − b (b + 1), n the smaller of in and out."""
+        """Return n (2b + 1) − b (b + 1), with n the smaller of in and out."""
         size, band = min(shape), cell.b or 0
         if band >= size:
             raise BenchError(f"{band} diagonals are more than a matrix of {size} has.", f"Use --b {size - 1} or less.")
         return size * (2 * band + 1) - band * (band + 1)
 
     def layout(self, cell: Cell) -> object:
-        """M's entries lie as b says."""
+        """Return b: it determines the order of M's entries."""
         return cell.b
 
 
 def offsets(size: int) -> Iterator[int]:
-    """0, 1, −1, 2, −2, …"""
+    """Yield the offsets of diagonals in the order of M's entries: 0, 1, −1, 2, −2, …"""
     yield 0
     for distance in range(1, size):
         yield from (distance, -distance)

@@ -3,7 +3,7 @@
 With `W = V S Uᵀ` cut to r: `A = (U √S)ᵀ: [r, in]`, `B = V √S R: [out, r]`, `R = Σᵢ v[i] P[i]`, `v: [1, a]` from zero,
 P random and frozen, from N(0, 1 / r): a values a weight. a is the number of trained values (peft's u), 64 as in peft;
 r is 2, as peft says that the paper recommends. There is no alpha. As in peft's `TinyLoraConfig`; the paper itself was
-not read, and peft says that it leaves the distribution of P open. What deviates: P is drawn from the cell's seed and
+not read, and peft says that it leaves the distribution of P open. Deviations: P is drawn from the cell's seed and
 the weight's name, not from a seed of its own and the weight's number; no vector is shared by several weights
 (`weight_tying`).
 """
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class TinyLora(Recipe):
+    """Trains the coefficients of frozen random r × r matrices."""
+
     name = "tinylora"
     title = "TinyLoRA"
     source = "arXiv 2602.04118"
@@ -40,19 +42,19 @@ class TinyLora(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """A, and B R."""
+        """Compose A and B R."""
         v, a = factors["v"], factors["A"]
         mixed = factors["P"].unflatten(-2, (a.shape[-2], v.shape[-1]))  # [..., r, a, r]
         return Update(a, factors["B"] @ (v[..., None, :, :] @ mixed)[..., 0, :])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """The number of matrices, a."""
+        """Return the number of matrices, a."""
         if cell.a is None:
             raise ValueError("tinylora needs a")
         return cell.a
 
     def layout(self, cell: Cell) -> object:
-        """P's rows lie as a says."""
+        """Return a: it determines the order of P's rows."""
         return cell.a
 
 

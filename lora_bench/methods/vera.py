@@ -1,9 +1,9 @@
-"""VeRA (arXiv 2310.11454): random frozen A and B that all layers share; two vectors a weight train.
+"""VeRA (arXiv 2310.11454): random frozen A and B that all layers share; two vectors train for each weight.
 
 The update is `diag(b) B diag(d) A` without a scale: `d: [r]` from 0.1, `b: [out]` from zero, r + out values.
 `A: [r, in]` and `B: [out, r]` are Kaiming-uniform (gain √2) as in peft, drawn for the seed and their size, not for the
-layer. The paper itself was not read. What deviates: weights of another size have another pair, where peft cuts all of
-them from the largest one. The default rank is peft's, 256; a replication's scripts have 1024 for RoBERTa-base, q and v.
+layer. The paper itself was not read. Deviation: weights of another size have another pair, while peft cuts all pairs
+from the largest one. The default rank is peft's, 256; a replication's scripts have 1024 for RoBERTa-base, q and v.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 class Vera(Recipe):
+    """Trains two scaling vectors around frozen random factors that all layers share."""
+
     name = "vera"
     title = "VeRA"
     source = "arXiv 2310.11454"
@@ -38,15 +40,15 @@ class Vera(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """Rows of A times d, rows of B times b."""
+        """Scale the rows of A by d and the rows of B by b."""
         return Update(factors["d"] * factors["A"], factors["b"] * factors["B"])
 
     def scale(self, cell: Cell) -> float:
-        """None."""
+        """Return 1: there is no scale."""
         return 1.0
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r + out."""
+        """Return r + out."""
         return rank_of(cell) + shape.outputs
 
 

@@ -165,7 +165,7 @@ class CellCheckpoint:
             KeyError, ValueError, RuntimeError: The tensors are not this cell's.
         """
         entry, tensors = self.entry, self.tensors
-        vectors = {what: tensors[f"{entry.position}.{what}"] for what in (*KINDS, "losses")}
+        vectors = {what: tensors[f"{entry.position}.{what}"] for what in (*KINDS, "losses", "recent_steps")}
         like = fresh.states[0].like
         progress = Progress(
             cell=fresh.progress.cell,
@@ -175,12 +175,11 @@ class CellCheckpoint:
             held_out=list(entry.held_out),
             diverged=entry.diverged,
             selected=entry.selected,
+            recent_steps=vectors["recent_steps"].numpy(),
         )
         if entry.selected is not None:
             progress.state = like(tensors.get(f"{entry.position}.best", vectors["now"]))
             progress.predictions = tensors[f"{entry.position}.predictions"].numpy()
-        if (recent := tensors.get(f"{entry.position}.recent_steps")) is not None:  # not in files of older versions
-            progress.recent_steps = recent.numpy()
         values, first, second = (like(vectors[kind]) for kind in KINDS)
         return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second))
 
@@ -291,7 +290,7 @@ def _cell_entry(state: TrainingState, position: int, record_times: Mapping[str, 
 
 
 def _tensors(states: Sequence[TrainingState]) -> dict[str, Tensor]:
-    """The part of the states that is written as tensors, by `<position>.<what>`: all vectors but `recent_steps`."""
+    """The part of the states that is written as tensors, by `<position>.<what>`."""
     by_name: dict[str, Tensor] = {}
     for position, cell_state in enumerate(states):
         progress = cell_state.progress

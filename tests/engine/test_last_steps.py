@@ -12,12 +12,7 @@ import torch
 
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.store import read_records
-from lora_bench.run import checkpointing
-from lora_bench.run.checkpointing import CellCheckpoint
-from lora_bench.run.interfaces import Options
-from lora_bench.run.pack_run import build_trainer
-from lora_bench.run.worker import Training
-from lora_bench.testing import Blocks, QuietView, TinyBench, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, TinyBench, by_cell, make_data, make_model
 from tests.engine.test_resume import equal, stopped
 
 BLOCKS: Blocks = ({"method": "head"}, {"method": "lora", "rank": [4, 2]})
@@ -90,25 +85,3 @@ def test_a_cell_that_is_resumed_after_it_diverged_keeps_the_steps_up_to_then(
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)
     assert [step.step for step in found[1].last_steps or ()] == list(range(1, 24))
-
-
-def test_a_checkpoint_without_recent_steps_is_read(bench: TinyBench) -> None:
-    """As earlier versions wrote it: the steps before are not known, all else is as it was."""
-    plan = bench.plan(BLOCKS[1:])
-    worker = Training(plan, Options(bench.results, offline=True), QuietView())
-    worker.prepare(plan.packs[0])
-    backbone = worker.loader.backbone(plan.packs[0][0])
-    trainer = build_trainer(plan.packs[0], backbone, worker.loader.tables(plan.packs[0][0], backbone))
-    fresh = checkpointing.copy_states(trainer)
-    trainer.run()
-    states = checkpointing.copy_states(trainer)
-    tensors = {
-        name: value for name, value in checkpointing._tensors(states).items() if not name.endswith("recent_steps")
-    }
-    restored = [
-        CellCheckpoint(checkpointing._cell_entry(state, k, {}), 0.0, tensors).training_state(fresh[k])
-        for k, state in enumerate(states)
-    ]
-    assert [len(state.progress.recent_steps) for state in states] == [10] * 2
-    assert [len(state.progress.recent_steps) for state in restored] == [0, 0]
-    assert [state.progress.losses for state in restored] == [state.progress.losses for state in states]

@@ -143,7 +143,7 @@ def main() -> None:
         job = json.loads(args.job)
         train_with_peft(Cell.model_validate(job["cell"]), args.model, args.data_dir, Path(job["out"]))
         return
-    chosen = config.load(Path(args.config))
+    chosen = config.load_config(Path(args.config))
     wanted = {"model": [args.model], "method": ["lora"], "seed": args.seed, "task": args.task}
     cells = grid.expand(chosen, wanted, plan.sources(), args.data_dir).cells
     folder = Path(args.results) / "trainer"

@@ -76,7 +76,7 @@ def test_many_methods_that_do_not_differ_are_counted() -> None:
         for seed in range(4)
     ]
     *_, last = versus.sentences(versus.compare_with_lora(subset(same)))
-    assert last == "Not told apart from LoRA by these seeds, which is not the same as equal. SST-2: 6 of 6 methods."
+    assert last == "Not distinguishable from LoRA with these seeds, which does not mean equal. SST-2: 6 of 6 methods."
 
 
 def test_two_seeds_are_not_tested() -> None:
@@ -87,7 +87,7 @@ def test_two_seeds_are_not_tested() -> None:
 
 def test_equal_methods_do_not_differ() -> None:
     (found,) = versus.compare_with_lora(subset(two_methods(0.7)))
-    assert found.verdict == "not told apart"
+    assert found.verdict == "not distinguishable"
 
 
 def test_only_shared_seeds_are_paired() -> None:
@@ -152,7 +152,7 @@ def mirrored(gain: float) -> list[Record]:
     ]
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0.02, "a"), (-0.02, "b"), (0.0, "not told apart")])
+@pytest.mark.parametrize(("gain", "verdict"), [(0.02, "a"), (-0.02, "b"), (0.0, "not distinguishable")])
 def test_symmetry(gain: float, verdict: str) -> None:
     (found,) = symmetry.measure_symmetry(subset(mirrored(gain)))
     assert found.verdict == verdict

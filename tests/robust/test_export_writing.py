@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench.errors import BenchError
-from lora_bench.export.folders import whole
+from lora_bench.export.folders import complete_folder
 from tests.robust.robust_kit import is_clear, lora_bench, make_rows, only_record, run, tree
 
 FULL = """
@@ -98,7 +98,7 @@ def test_an_export_that_is_still_being_written_is_let_be(place: Path) -> None:
     out = place / "out"
 
     def fill(name: str, then: Callable[[], None]) -> None:
-        with whole(out) as folder:
+        with complete_folder(out) as folder:
             (folder / name).write_text(name)
             then()
             assert (folder / name).read_text() == name
@@ -133,7 +133,7 @@ def test_where_there_are_no_locks_it_is_written_all_the_same(
 
     monkeypatch.setattr(fcntl, "flock", failing)
     monkeypatch.setattr(fcntl, "lockf", failing)
-    with whole(place / "out") as folder:
+    with complete_folder(place / "out") as folder:
         (folder / "file").write_text("whole")
     assert tree(place) == {"out/file": b"whole"}
 
@@ -141,7 +141,7 @@ def test_where_there_are_no_locks_it_is_written_all_the_same(
 def test_a_link_to_an_empty_folder_is_filled(place: Path) -> None:
     (place / "there").mkdir()
     (place / "link").symlink_to(place / "there")
-    with whole(place / "link") as folder:
+    with complete_folder(place / "link") as folder:
         (folder / "file").write_text("whole")
     assert (place / "there/file").read_text() == "whole"
     assert (place / "link").is_symlink()

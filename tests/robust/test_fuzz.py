@@ -24,7 +24,7 @@ from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import State
 from lora_bench.errors import MISSING, USAGE, BenchError
-from lora_bench.grid.config import Config, load, parse, parse_set
+from lora_bench.grid.config import Config, load_config, parse_config, parse_set
 from lora_bench.grid.yaml import read_yaml
 from lora_bench.records.schema import Record
 from lora_bench.records.seal import seal
@@ -114,22 +114,22 @@ def config_or_error(read: Callable[[], object]) -> None:
 @fuzz
 @given(LINES | st.text(max_size=60))
 def test_fuzzed_config_texts(text: str) -> None:
-    config_or_error(lambda: parse(text, "-"))
-    config_or_error(lambda: parse(f"name: x\n{text}", "-"))
+    config_or_error(lambda: parse_config(text, "-"))
+    config_or_error(lambda: parse_config(f"name: x\n{text}", "-"))
 
 
 @fuzz
 @given(content=st.binary(max_size=60) | LINES.map(lambda text: text.encode(errors="surrogatepass")))
 def test_fuzzed_config_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.yaml").write_bytes(b"name: x\n" + content)
-    config_or_error(lambda: load(tmp_path / "x.yaml"))
+    config_or_error(lambda: load_config(tmp_path / "x.yaml"))
 
 
 @fuzz
 @given(st.dictionaries(KEYS, TREES, max_size=4))
 def test_fuzzed_config_trees(tree: dict[str, object]) -> None:
-    config_or_error(lambda: parse(yaml.safe_dump({"name": "x", **tree}), "-"))
-    config_or_error(lambda: parse(json.dumps({"name": "x", "defaults": tree}), "-"))
+    config_or_error(lambda: parse_config(yaml.safe_dump({"name": "x", **tree}), "-"))
+    config_or_error(lambda: parse_config(json.dumps({"name": "x", "defaults": tree}), "-"))
 
 
 @fuzz

@@ -53,7 +53,7 @@ def test_a_run_into_a_pipe_that_is_closed_goes_on_and_says_so(tmp_path: Path) ->
     assert (code, line[:6]) == (0, "smoke:"), errors
     said = errors.strip().splitlines()
     assert said[0] == (
-        "Standard output cannot be written (Broken pipe): the run goes on without it; its results are in out."
+        "Standard output cannot be written (Broken pipe): the run continues without it; its results are in out."
     )
     assert said[1:] == ["The run has ended: 2 cells (2 done), in out/metrics.csv"]
     all_done(tmp_path / "out")
@@ -69,7 +69,7 @@ def test_a_run_onto_a_full_disk_ends_well(tmp_path: Path, errors: str) -> None:
         _, said = running.communicate(timeout=120)
     assert running.returncode == 0
     if errors == "read":
-        assert "(No space left on device): the run goes on without it" in said
+        assert "(No space left on device): the run continues without it" in said
         assert "Traceback" not in said
     all_done(tmp_path / "out")
 
@@ -107,7 +107,7 @@ def test_a_terminal_that_goes_away_does_not_stop_a_run_that_outlives_it(tmp_path
     os.close(master)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 0, errors
-    assert "(Input/output error): the run goes on without it" in errors
+    assert "(Input/output error): the run continues without it" in errors
     all_done(tmp_path / "out")
 
 
@@ -115,10 +115,10 @@ def shown(width: int | None) -> list[str]:
     """The committed records of a small search as a terminal of that width shows them, or a pipe (None)."""
     from io import StringIO
 
-    from test_store import record  # type: ignore[import-not-found]
+    from tests.test_store import record
 
     console = Console(file=StringIO(), width=width or 80, force_terminal=width is not None, no_color=True)
-    tables.show(console, runs_table([record(), record(cell={"seed": 4})], Path("out")), RUNS_DROPPED)
+    tables.print_table(console, runs_table([record(), record(cell={"seed": 4})], Path("out")), RUNS_DROPPED)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 

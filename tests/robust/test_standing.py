@@ -13,7 +13,7 @@ from rich.console import Console
 from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.cli.options import Selection
-from lora_bench.cli.tables import elsewhere, standings_table
+from lora_bench.cli.tables import held_elsewhere, status_table
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records, write_record
 from lora_bench.run import checkpoints, leases
@@ -105,7 +105,7 @@ def test_a_damaged_record_is_told_of_and_trained_again(tmp_path: Path) -> None:
 
 def test_the_table_counts_cells_by_why_they_run(tmp_path: Path) -> None:
     runner(tmp_path, grid(1)).run()
-    table = standings_table(plans.make(grid(3), tmp_path, 16))
+    table = status_table(plans.make(grid(3), tmp_path, 16))
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table)
     text = console.export_text()
@@ -117,13 +117,13 @@ def test_the_table_counts_cells_by_why_they_run(tmp_path: Path) -> None:
 
 def test_who_holds_cells_is_told() -> None:
     one = leases.Holder(token="t", host="h", boot="b", pid=5)
-    assert elsewhere({"a": one, "b": one}).plain == "2 cells are with process 5 on h\n"
-    assert elsewhere({}).plain == ""
+    assert held_elsewhere({"a": one, "b": one}).plain == "2 cells are with process 5 on h\n"
+    assert held_elsewhere({}).plain == ""
 
 
 def test_retry_takes_commas_and_repetitions() -> None:
-    assert Selection(retry=["failed, oom", "stale"]).statuses() == ("failed", "oom", "stale")
-    assert Selection().statuses() == ()
+    assert Selection(retry=["failed, oom", "stale"]).states_to_retry() == ("failed", "oom", "stale")
+    assert Selection().states_to_retry() == ()
 
 
 def tried(tmp_path: Path, fails: Callable[[Sequence[Cell]], str | None], cells: int = 12) -> tuple[list[int], Any]:

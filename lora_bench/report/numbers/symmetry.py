@@ -51,7 +51,7 @@ class Symmetry:
 
     @property
     def verdict(self) -> str:
-        """`a`, `b` or `not told apart`; `not tested` without a test."""
+        """`a`, `b` or `not distinguishable`; `not tested` without a test."""
         if self.p is None:
             return NOT_TESTED
         if self.holm is None or self.holm >= SIGNIFICANCE:
@@ -101,7 +101,7 @@ def sentences(symmetries: Sequence[Symmetry]) -> list[str]:
         for symmetry in symmetries
         if symmetry.holm is not None
     )
-    return decided or ([f"Whether a or b is worth more is not told by these seeds: {tested}."] if tested else [])
+    return decided or ([f"These seeds do not show whether a or b is worth more: {tested}."] if tested else [])
 
 
 def _sentence(symmetry: Symmetry) -> str:

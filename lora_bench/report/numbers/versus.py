@@ -33,7 +33,7 @@ from lora_bench.report.numbers.wording import column_title, task_title
 
 REFERENCE = "lora"
 SIGNIFICANCE = 0.05
-NOT_DISTINGUISHED, NOT_TESTED = "not told apart", "not tested"
+NOT_DISTINGUISHED, NOT_TESTED = "not distinguishable", "not tested"
 MAX_NAMED = 5  # a sentence counts the methods instead of naming them where there are more
 
 
@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`above`, `below` or `not told apart`, by the corrected test over seeds; `not tested` without a test."""
+        """`above`, `below` or `not distinguishable`, by the corrected test over seeds; `not tested` without a test."""
         if self.p is None:
             return NOT_TESTED
         if self.holm is None or self.holm >= SIGNIFICANCE:
@@ -135,7 +135,7 @@ def sentences(comparisons: Sequence[Comparison]) -> list[str]:
     undecided = (NOT_DISTINGUISHED, NOT_TESTED)
     lines = [_sentence(comparison) for comparison in comparisons if comparison.verdict not in undecided]
     if not_distinguished := _methods_with_verdict(NOT_DISTINGUISHED, comparisons):
-        lines.append(f"Not told apart from LoRA by these seeds, which is not the same as equal. {not_distinguished}.")
+        lines.append(f"Not distinguishable from LoRA with these seeds, which does not mean equal. {not_distinguished}.")
     if not_tested := _methods_with_verdict(NOT_TESTED, comparisons):
         lines.append(f"Fewer than 3 seeds shared with LoRA, so not tested. {not_tested}.")
     return lines

@@ -1,0 +1,42 @@
+"""Shell completion of names (`lora-bench --install-completion` sets it up).
+
+These functions run in a new process at every press of Tab, so they import the registries of names and no more. typer
+itself drops the candidates that do not begin with what was typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Candidates = list[tuple[str, str]]  # names, each with a text that some shells show beside it
+
+
+def task_names() -> Candidates:
+    """Return the names of GLUE's tasks and of the tasks of installed packages."""
+    from lora_bench import tasks
+
+    return [(task.name, task.title) for task in tasks.TASKS.values()]
+
+
+def method_names() -> Candidates:
+    """Return the names of the methods of this package and of installed packages."""
+    from lora_bench import methods
+
+    return [(recipe.name, recipe.title) for recipe in methods.RECIPES.values()]
+
+
+def method_and_task_names() -> Candidates:
+    """Return the names of the methods and of the tasks."""
+    return method_names() + task_names()
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    from lora_bench.grid.presets import presets
+
+    return list(presets())
+
+
+def one_of(*names: str) -> Callable[[], list[str]]:
+    """Return a completion function for a fixed set of names."""
+    return lambda: list(names)
