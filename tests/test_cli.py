@@ -129,12 +129,13 @@ def test_torch_stays_out_of_what_needs_it_not(tmp_path: Path) -> None:
 
 LOADED = """
 import sys
+before = set(sys.modules)  # what the installation imports when Python starts
 from lora_bench.cli.app import main
 try:
     main()
 except SystemExit:
     pass
-names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+names = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
 print("loaded", *sorted(name for name in names if not name.startswith("_")), file=sys.stderr)
 """
 # What typer and rich import themselves, the second with more than `--help` on the command line.

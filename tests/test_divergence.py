@@ -14,6 +14,7 @@ from lora_bench.cell import Cell
 from lora_bench.cli.app import app
 from lora_bench.records import divergence
 from lora_bench.records.schema import Protocol, Record, TrainingStep
+from lora_bench.records.seal import seal
 from lora_bench.records.store import COLUMNS, parse, read_records, record_text, row, write_csv, write_record
 
 
@@ -60,7 +61,7 @@ def test_values_that_are_not_finite_survive_the_file(tmp_path: Path) -> None:
 def test_a_record_from_before_is_read() -> None:
     text = json.loads(record_text(record(None)))
     del text["last_steps"], text["crc32"]
-    assert parse(json.dumps(text).encode()).last_steps is None
+    assert parse(seal(json.dumps(text))).last_steps is None
 
 
 def test_metrics_csv_does_not_hold_them(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_model_of_the_hub_is_named_and_found(root: Path, tmp_path: Path) -> No
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(revision)
     env = OFFLINE | {"HF_HOME": str(tmp_path / "home")}
-    sizes = ["--epochs", "2", "--batch-size", "8", "--max-length", "16", "--rank", "3", "--set", "lr=0.02"]
+    sizes = ["--epochs", "20", "--batch-size", "8", "--max-length", "16", "--rank", "3", "--set", "lr=0.02"]
     places = ["--results", str(tmp_path / "results"), "--offline", "--device", "cpu"]
     program = [sys.executable, "-m", "lora_bench"]
     run = [

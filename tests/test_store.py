@@ -40,13 +40,12 @@ FROZEN = (
     "accuracy_best,accuracy_last,f1_best,f1_last,matthews_best,matthews_last,pearson_best,pearson_last,spearman_best,spearman_last,"
     "accuracy_matched_best,accuracy_matched_last,accuracy_mismatched_best,accuracy_mismatched_last,lora_bench,python,"
     "torch,transformers,device,reason,"
-    "adapter_bytes_fp16,head_bytes,head_bytes_fp16,origin,cell,"
-    "task_origin,macro_f1_best,macro_f1_last"
+    "adapter_bytes_fp16,head_bytes,head_bytes_fp16,origin,cell"
 )
 GOLDEN = (
     "1c5ac4067df0,tiny@0123,mrpc,mini,8,16,32,attention,3,0.002,16.0,2,32,128,done,1536,1122,6400,accuracy,0.75,1,0.5,"
     "1.5,2000.0,0.75,1,best,default,,0.01,0.06,1.0,float32,files:abc,4,2,3.0,,0,100,50,0.75,0.5,0.8,0.6,,,,,,,,,,,0.1.0,"
-    "3.11.7,2.11.0,5.17.0,cpu,,,,,,cell-1c5ac4067df0,,,"
+    "3.11.7,2.11.0,5.17.0,cpu,,,,,,cell-1c5ac4067df0"
 )
 
 

@@ -38,8 +38,9 @@ COLUMNS = (
     *(f"{name}_{which}" for name in METRICS for which in ("best", "last")),
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
-    "task_origin", "macro_f1_best", "macro_f1_last",
 )  # fmt: skip
+"""The columns that every metrics.csv has. What only tasks from outside of GLUE need follows where records have it:
+`task_origin`, and two columns for each further metric."""
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
 _RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
@@ -315,15 +316,18 @@ def _read_once(results: Path) -> Loaded:
 def row(record: Record) -> dict[str, object]:
     """Return the values of a record by column; None where there is no value.
 
-    `<metric>_best` is the metric at the best epoch of the main metric.
+    `<metric>_best` is the metric at the best epoch of the main metric. Columns beyond `COLUMNS` are there if the record
+    has a value for them.
     """
     values: dict[str, object] = dict(vars(record.cell))
     values |= {name: value for name, value in vars(record).items() if name in _RECORD_FIELDS}
     for part in (record.counts, record.timing, record.data):
         values |= vars(part) if part is not None else {}
-    values |= record.environment | _metric_columns(record)
+    metrics = _metric_columns(record)
+    values |= record.environment | metrics
     values["cell"] = f"{LABEL}{record.id}"
-    return {column: values.get(column) for column in COLUMNS}
+    further = [name for name in ("task_origin", *metrics) if name not in COLUMNS and values.get(name) is not None]
+    return {column: values.get(column) for column in (*COLUMNS, *further)}
 
 
 def _metric_columns(record: Record) -> dict[str, object]:
@@ -343,9 +347,11 @@ def metrics_frame(records: Iterable[Record]) -> DataFrame:
     """
     import pandas as pd
 
-    in_order = sorted(records, key=lambda record: record.id)
-    rows = [[sheet(value) for value in row(record).values()] for record in in_order]
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    rows = [row(record) for record in sorted(records, key=lambda record: record.id)]
+    further = {name for values in rows for name in values}.difference(COLUMNS)
+    columns = [*COLUMNS, *sorted(further, key=lambda name: (name != "task_origin", name))]
+    cells = [[sheet(values.get(column)) for column in columns] for values in rows]
+    return pd.DataFrame(cells, columns=columns, dtype=object)
 
 
 def write_csv(results: Path, records: Iterable[Record]) -> Path:
