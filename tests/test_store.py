@@ -174,6 +174,19 @@ def test_the_columns_are_frozen() -> None:
     assert ",".join(COLUMNS) == FROZEN
 
 
+def test_what_a_task_of_ones_own_needs_follows_where_records_have_it(tmp_path: Path) -> None:
+    """Its origin, then its metrics; rows of other tasks have empty fields there."""
+    glue = record()
+    own_cell = glue.cell.model_copy(update={"task": "mine", "task_origin": "mine.py@0123456789ab"})
+    epochs = (Epoch(epoch=1, loss=1.0, metrics={"macro_f1": 0.25, "kappa": 0.5}),)
+    mine = make_record(0.25, cell=own_cell, epochs=epochs, best_epoch=1, metric="macro_f1", data=glue.data)
+    header, *rows = csv.reader(write_csv(tmp_path, [glue, mine]).read_text().splitlines())
+    further = ["task_origin", "kappa_best", "kappa_last", "macro_f1_best", "macro_f1_last"]
+    assert header == [*COLUMNS, *further]
+    by_task = {row[header.index("task")]: row[len(COLUMNS) :] for row in rows}
+    assert by_task == {"mine": ["mine.py@0123456789ab", "0.5", "0.5", "0.25", "0.25"], glue.cell.task: [""] * 5}
+
+
 def test_a_golden_row(tmp_path: Path) -> None:
     assert write_csv(tmp_path, [record()]) == tmp_path / "metrics.csv"
     assert (tmp_path / "metrics.csv").read_text() == f"{FROZEN}\n{GOLDEN}\n"
