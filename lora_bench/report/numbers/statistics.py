@@ -37,6 +37,11 @@ class Interval:
     high: float
 
 
+def interval_data(interval: Interval | None) -> dict[str, float | None]:
+    """Return the columns of an interval in the unrounded data."""
+    return {"low": interval.low, "high": interval.high} if interval else {"low": None, "high": None}
+
+
 @dataclass(frozen=True)
 class ExampleVariance:
     """Variance over examples of a mean over seeds.
