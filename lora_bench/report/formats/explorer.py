@@ -108,6 +108,7 @@ def _cell_data(cell: CellRow) -> list[Any]:
 def _charts(subset: Subset, setting_index: Mapping[str, int]) -> list[dict[str, Any]]:
     styles = method_styles({entry.label for entries in subset.columns.values() for entry in entries})
     panels = {panel.column: panel for panel in rank_plots.rank_panels(subset)}
+    fronts = {cost: _front_data(subset, cost) for cost in cost_plots.COSTS}
     return [
         {
             "piece": clean(subset.title),
@@ -115,7 +116,7 @@ def _charts(subset: Subset, setting_index: Mapping[str, int]) -> list[dict[str, 
             "looks": _style_data(styles, entries),
             "points": [_point_data(entry, setting_index) for entry in entries if entry.scores],
             "rank": _rank_data(panels[column]) if column in panels else None,
-            "fronts": {cost: _front_data(subset, column, cost) for cost in cost_plots.COSTS},
+            "fronts": {cost: fronts[cost].get(column, []) for cost in cost_plots.COSTS},
         }
         for column, entries in subset.columns.items()
     ]
@@ -157,9 +158,11 @@ def _rank_data(panel: rank_plots.RankPanel) -> dict[str, Any]:
     return {"lines": lines, "levels": {label: _rounded(summary.mean) for label, summary in panel.levels.items()}}
 
 
-def _front_data(subset: Subset, column: Column, cost: str) -> list[list[float]]:
-    panels = {panel.column: panel for panel in cost_plots.cost_panels(subset, cost)}
-    return [[point.cost, point.mean] for point in panels[column].front] if column in panels else []
+def _front_data(subset: Subset, cost: str) -> dict[Column, list[list[float]]]:
+    return {
+        panel.column: [[point.cost, point.mean] for point in panel.front]
+        for panel in cost_plots.cost_panels(subset, cost)
+    }
 
 
 def _rounded(value: float | None) -> float | None:

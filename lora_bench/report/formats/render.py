@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lora_bench.report.escaping import ascii_only, escape_markdown
 from lora_bench.report.formats.folding import fold_columns, is_right_aligned
 from lora_bench.report.numbers.frame import cells_of
-from lora_bench.report.numbers.tables import Field, ReportTable, data_frame
+from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.text import clean, sheet
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ def markdown_table(table: ReportTable, level: int = 3) -> str:
 
 def csv_table(table: ReportTable) -> str:
     """Return the table's data as CSV, unrounded and in the metric's units."""
-    rows = ({name: sheet(value) for name, value in row.items()} for row in cells_of(table.data))
-    return data_frame(rows).to_csv(index=False, lineterminator="\n")
+    import pandas as pd
+
+    # Not by DataFrame.map, which turns the integers of a mixed column into floating-point numbers.
+    rows = [list(map(sheet, row)) for row in table.data.to_numpy()]
+    return pd.DataFrame(rows, columns=table.data.columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def json_report(content: Mapping[str, object], tables: Iterable[ReportTable]) -> str:

@@ -256,22 +256,19 @@ def comparable_subsets(frame: DataFrame) -> tuple[Subset, ...]:
 
 def _columns(frame: DataFrame) -> dict[Column, tuple[Entry, ...]]:
     """Return the entries by task, in GLUE's order; unknown tasks come last."""
-    columns = {
-        Column(group["task"].iloc[0], group["metric"].iloc[0]): tuple(_entries(group))
-        for group in group_by(frame, ("task", "metric"))
+    names = ("task", "metric", *SHOWN_ENTRY_FIELDS)
+    settings = map(cells_of, group_by(frame, (*names, *SETTINGS)))
+    entries: dict[Column, list[Entry]] = {}
+    for (task, metric, *key), members in groupby(settings, key=lambda cells: [cells[0][name] for name in names]):
+        entries.setdefault(Column(task, metric), []).append(_best_setting(key, list(members)))
+    order = {task: index for index, task in enumerate(TASKS)}
+    return {
+        column: tuple(entries[column])
+        for column in sorted(entries, key=lambda column: order.get(column.task, len(order)))
     }
-    task_order = list(TASKS)
-    position = {column: task_order.index(column.task) for column in columns if column.task in task_order}
-    return {column: columns[column] for column in sorted(columns, key=lambda column: position.get(column, len(TASKS)))}
 
 
-def _entries(frame: DataFrame) -> Iterable[Entry]:
-    settings = map(cells_of, group_by(frame, (*SHOWN_ENTRY_FIELDS, *SETTINGS)))
-    for key, members in groupby(settings, key=lambda cells: tuple(cells[0][name] for name in SHOWN_ENTRY_FIELDS)):
-        yield _best_setting(key, list(members))
-
-
-def _best_setting(key: tuple[Any, ...], settings: list[list[CellRow]]) -> Entry:
+def _best_setting(key: Sequence[Any], settings: list[list[CellRow]]) -> Entry:
     """Choose the best of several hyperparameter settings, each given by its cells."""
     shown = max(settings, key=selection_key)
     hidden_failures = sum(cell["score"] is None for cells in settings if cells is not shown for cell in cells)

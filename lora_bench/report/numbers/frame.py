@@ -115,13 +115,16 @@ def cell_frame(records: Iterable[Record]) -> DataFrame:
     import pandas as pd
 
     ordered = sorted(records, key=lambda record: record.id)
-    columns = {name: pd.Series(list(map(column.value, ordered)), dtype=object) for name, column in CELL_COLUMNS.items()}
-    return _tell_definitions_apart(_shorten_data_names(pd.DataFrame(columns)))
+    values = [column.value for column in CELL_COLUMNS.values()]
+    frame = pd.DataFrame(
+        [[value(record) for value in values] for record in ordered], columns=list(CELL_COLUMNS), dtype=object
+    )
+    return _tell_definitions_apart(_shorten_data_names(frame))
 
 
 def cells_of(frame: DataFrame) -> list[CellRow]:
     """Return the rows of a frame as mappings."""
-    names = list(frame.columns)
+    names = frame.columns.tolist()
     return [dict(zip(names, values, strict=True)) for values in frame.to_numpy()]
 
 

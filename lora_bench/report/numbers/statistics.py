@@ -17,6 +17,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,9 +95,14 @@ def add_example_variance(
 
 def half_width(std: float, n: int) -> float:
     """Return half the width of Student's 95% interval of a mean, from the sample standard deviation of n values."""
+    return _student_quantile(n - 1) * std / math.sqrt(n)
+
+
+@cache
+def _student_quantile(degrees: int) -> float:
     from scipy import stats
 
-    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
 
 
 def widen(interval: Interval, centre: float, half: float) -> Interval:
