@@ -72,7 +72,7 @@ def shared_settings(frame: DataFrame) -> dict[str, str]:
 
 
 def _setting_data(cells: Sequence[CellRow], columns: Sequence[str]) -> list[Any]:
-    entry = Entry(*(cells[0][name] for name in ENTRY_FIELDS), cells=tuple(cells))
+    entry = Entry(**{name: cells[0][name] for name in ENTRY_FIELDS}, cells=tuple(cells))
     summary = entry.summary
     numbers = [
         _rounded(summary.mean),

@@ -274,4 +274,5 @@ def _best_setting(key: Sequence[Any], settings: list[list[CellRow]]) -> Entry:
     hidden_failures = sum(cell["score"] is None for cells in settings if cells is not shown for cell in cells)
     varying = tuple(name for name in SETTINGS if len({cells[0][name] for cells in settings}) > 1)
     cells = tuple(sorted(shown, key=lambda cell: (cell["seed"], cell["id"])))
-    return Entry(*key, cells=cells, settings_tried=len(settings), varying=varying, hidden_failures=hidden_failures)
+    method, init, rank, a, b = key
+    return Entry(method, init, rank, a, b, cells, len(settings), varying, hidden_failures)
