@@ -23,7 +23,7 @@ from lora_bench.cli.options import including
 from lora_bench.data import DataSource, load
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.store import read_records
-from lora_bench.report.numbers.rows import cell_rows
+from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.tasks import task as registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-task.md"
@@ -144,9 +144,9 @@ def test_cells_of_two_definitions_share_no_row_of_a_table(folder: Path) -> None:
         assert code == 0, said
         records = list(read_records(folder / "out").records)
     assert len(records) == 2
-    names = {row["task"] for row in cell_rows(records)}
+    names = set(cell_frame(records)["task"])
     assert len(names) == 2 and all(name.startswith("mine (mine.py@") for name in names)
-    assert {row["task"] for row in cell_rows(records[:1])} == {"mine"}
+    assert set(cell_frame(records[:1])["task"]) == {"mine"}
 
 
 @pytest.mark.parametrize(

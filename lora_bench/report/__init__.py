@@ -1,8 +1,8 @@
 """The report: tables, figures, statistics and one HTML page, computed from the records of a results folder.
 
-    build -> store.read_records -> rows -> entries -> content (tables, sentences) -> write
+    build -> store.read_records -> frame -> entries -> content (tables, sentences) -> write
 
-    numbers/  rows, entries, statistics and the tables in a neutral form
+    numbers/  frame, entries, statistics and the tables in a neutral form
     figures/  the figures
     formats/  terminal, Markdown, CSV, JSON, LaTeX and HTML
 

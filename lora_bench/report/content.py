@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_bench.records.store import Loaded
 from lora_bench.report.escaping import file_stems
 from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
-from lora_bench.report.numbers.rows import CellRow, cell_rows
+from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.numbers.wording import protocol_sentence
+from lora_bench.text import counted
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,14 @@ class Content:
     """The whole report.
 
     Attributes:
-        rows: all cells.
+        cells: all cells, one per row (`CELL_COLUMNS`).
         sections: one section per subset.
         other_tables: the tables that belong to no subset.
         findings: the sentences that belong to no subset.
         broken: the files that could not be read as records, with the reasons.
     """
 
-    rows: tuple[CellRow, ...]
+    cells: DataFrame
     sections: tuple[Section, ...]
     other_tables: tuple[ReportTable, ...]
     findings: tuple[str, ...]
@@ -65,10 +69,10 @@ class Content:
     @property
     def status_line(self) -> str:
         """The number of cells, and how many have each status."""
-        statuses = [row["status"] for row in self.rows]
-        shown = ("done", "failed", "diverged", *(["oom"] if "oom" in statuses else []))
-        counts = ", ".join(f"{statuses.count(status)} {status}" for status in shown)
-        return f"{len(statuses)} {'cell' if len(statuses) == 1 else 'cells'}: {counts}."
+        counts = self.cells["status"].value_counts()
+        shown = ("done", "failed", "diverged", *(["oom"] if "oom" in counts else []))
+        statuses = ", ".join(f"{counts.get(status, 0)} {status}" for status in shown)
+        return f"{counted(len(self.cells), 'cell')}: {statuses}."
 
 
 def gather(loaded: Loaded, vs_paper: bool = False) -> Content:
@@ -78,21 +82,21 @@ def gather(loaded: Loaded, vs_paper: bool = False) -> Content:
         loaded: the records, and the files that could not be read.
         vs_paper: whether to compare with the published numbers.
     """
-    rows = cell_rows(loaded.records)
-    subsets = comparable_subsets(rows)
+    cells = cell_frame(loaded.records)
+    subsets = comparable_subsets(cells)
     stems = file_stems([subset.title for subset in subsets])
     sections = tuple(_section(subset, stem) for subset, stem in zip(subsets, stems, strict=True))
     comparisons = published.compare_with_published(subsets) if vs_paper else ()
     tables = [published.published_table(comparisons)] if vs_paper else []
     findings = published.sentences(comparisons) if vs_paper else []
-    return Content(rows, sections, (*tables, *missing_score_tables(rows)), tuple(findings), loaded.broken)
+    return Content(cells, sections, (*tables, *missing_score_tables(cells)), tuple(findings), loaded.broken)
 
 
-def environment_values(rows: Sequence[CellRow]) -> dict[str, list[str]]:
+def environment_values(cells: DataFrame) -> dict[str, list[str]]:
     """Return each fact of the cells' environments (versions, device) with all values that it takes."""
     values: dict[str, set[str]] = {}
-    for row in rows:
-        for name, value in row["record"].environment.items():
+    for record in cells["record"]:
+        for name, value in record.environment.items():
             values.setdefault(name, set()).add(value)
     return {name: sorted(values[name]) for name in sorted(values)}
 

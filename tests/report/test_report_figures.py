@@ -21,13 +21,13 @@ from lora_bench.report.figures.cost_plots import CostPoint, pareto_front
 from lora_bench.report.figures.drawing import MAX_METHODS, divide_methods, encode_figure, method_styles, paginate
 from lora_bench.report.figures.rank_plots import RankPanel, draw_rank_page, paired_only, rank_figures, rank_panels
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
-from lora_bench.report.numbers.rows import cell_rows
+from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.testing import make_epochs
 from tests.report.report_factory import record, small
 
 
 def subset(records: list[Record]) -> Subset:
-    return comparable_subsets(cell_rows(records))[0]
+    return comparable_subsets(cell_frame(records))[0]
 
 
 def pages(subset: Subset) -> list[Sequence[RankPanel]]:

@@ -12,8 +12,8 @@ from scipy import stats
 from lora_bench.records.schema import DataInfo, Record
 from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Column, Subset, comparable_subsets
+from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.intervals import score_interval
-from lora_bench.report.numbers.rows import cell_rows
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
 from lora_bench.testing import make_epochs
@@ -23,7 +23,7 @@ ROWS = 200
 
 
 def subsets(records: Iterable[Record]) -> tuple[Subset, ...]:
-    return comparable_subsets(cell_rows(records))
+    return comparable_subsets(cell_frame(records))
 
 
 def subset(records: Iterable[Record]) -> Subset:

@@ -22,7 +22,7 @@ from lora_bench.report.numbers.entries import (
     percent,
     summarise,
 )
-from lora_bench.report.numbers.rows import SETTINGS, cell_rows
+from lora_bench.report.numbers.frame import SETTINGS, cell_frame
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.numbers.wording import selection_notes
@@ -32,7 +32,7 @@ SST2 = Column("sst2", "accuracy")
 
 
 def subsets(records: Iterable[Record]) -> tuple[Subset, ...]:
-    return comparable_subsets(cell_rows(records))
+    return comparable_subsets(cell_frame(records))
 
 
 def texts(table: ReportTable, head: str) -> list[str]:
@@ -41,13 +41,13 @@ def texts(table: ReportTable, head: str) -> list[str]:
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
-    return pd.DataFrame([{**row, "record": None} for row in cell_rows(records)])
+    return cell_frame(records).drop(columns="record").infer_objects()
 
 
 def test_a_row_a_record_by_id() -> None:
-    found = cell_rows(reversed(small()))
-    assert [row["id"] for row in found] == sorted(record.id for record in small())
-    assert {"score", "split", "start", "notes", *SETTINGS} <= found[0].keys()
+    found = cell_frame(reversed(small()))
+    assert list(found["id"]) == sorted(record.id for record in small())
+    assert {"score", "split", "start", "notes", *SETTINGS} <= set(found.columns)
 
 
 def test_nothing_is_an_empty_report() -> None:
@@ -56,14 +56,14 @@ def test_nothing_is_an_empty_report() -> None:
 
 @pytest.mark.parametrize("status", ["failed", "diverged"])
 def test_unfinished_cells_keep_their_row_without_a_score(status: Status) -> None:
-    found = cell_rows([record(0.99, status=status), record(0.5, seed=1)])
-    assert {row["status"]: row["score"] for row in found} == {status: None, "done": 0.5}
+    found = cell_frame([record(0.99, status=status), record(0.5, seed=1)])
+    assert dict(zip(found["status"], found["score"], strict=True)) == {status: None, "done": 0.5}
     (subset,) = comparable_subsets(found)
     (entry,) = subset.columns[SST2]
     assert entry.summary == Summary(0.5, None, 0.5, 1, 2)
     assert entry.missing == {status: 1}
     assert texts(method_table(subset), "without\nscore") == [f"1 {status}"]
-    assert method_table(subset).data[0][status] == 1
+    assert method_table(subset).data[status].iloc[0] == 1
 
 
 def test_a_cell_without_a_score_is_counted() -> None:
@@ -156,7 +156,7 @@ def test_learning_rates_are_not_pooled() -> None:
         "Under settings not shown, 3 more cells have no score.",
     )
     assert method_table(subset).notes == rank_tables(subset)[0].notes == selection_notes([entry])
-    assert rank_tables(subset)[0].data[0]["lr"] == 1e-3
+    assert rank_tables(subset)[0].data["lr"].iloc[0] == 1e-3
 
 
 def test_a_selection_among_several_settings_names_them() -> None:
@@ -251,7 +251,7 @@ def test_tasks_stand_in_the_order_of_glue_then_by_name() -> None:
 
 
 def test_unfinished_lists_the_cell_and_the_reason() -> None:
-    (table,) = missing_score_tables(cell_rows(small()))
+    (table,) = missing_score_tables(cell_frame(small()))
     assert [field.text for field in table.rows[0]][1:] == [
         "sst2",
         "lora",
@@ -263,17 +263,20 @@ def test_unfinished_lists_the_cell_and_the_reason() -> None:
         "failed",
         "out of memory",
     ]
-    assert missing_score_tables(cell_rows([record(0.5)])) == []
+    assert missing_score_tables(cell_frame([record(0.5)])) == []
 
 
 def test_a_seed_of_63_bits_survives() -> None:
-    assert [row["seed"] for row in cell_rows([record(0.9, seed=2**63 - 1)])] == [2**63 - 1]
+    assert list(cell_frame([record(0.9, seed=2**63 - 1)])["seed"]) == [2**63 - 1]
 
 
 def test_order_of_records_changes_nothing() -> None:
     records = small()
     shuffled = random.Random(1).sample(records, len(records))
-    assert gather(Loaded(tuple(records), ())).tables == gather(Loaded(tuple(shuffled), ())).tables
+    first, second = (gather(Loaded(tuple(ordered), ())).tables for ordered in (records, shuffled))
+    assert first == second
+    for one, other in zip(first, second, strict=True):
+        pd.testing.assert_frame_equal(one.data, other.data)
 
 
 def test_tasks_of_one_folder_share_a_table() -> None:
@@ -281,7 +284,7 @@ def test_tasks_of_one_folder_share_a_table() -> None:
     cola = record(0.5, task="cola", data="files:aaa")
     (subset,) = subsets([record(0.9, data="files:bbb"), cola, record(0.8, task="mnli", data="files:ccc")])
     assert [column.task for column in subset.columns] == ["cola", "sst2", "mnli"]
-    two = cell_rows([record(0.9, data="files:bbb"), record(0.8, data="files:ddd", seed=1)])
+    two = cell_frame([record(0.9, data="files:bbb"), record(0.8, data="files:ddd", seed=1)])
     assert len(comparable_subsets(two)) == 2
 
 

@@ -14,7 +14,7 @@ from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.formats.render import MAX_ROWS, print_table
 from lora_bench.report.numbers.entries import comparable_subsets
-from lora_bench.report.numbers.rows import cell_rows
+from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.score_tables import method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from tests.report.report_factory import grid, record, shown
@@ -174,7 +174,7 @@ def tables(records: Iterable[Record]) -> tuple[ReportTable, ...]:
 @pytest.mark.parametrize(("width", "wanted"), [(80, AT_80), (120, AT_120)])
 def test_terminal(width: int, wanted: str) -> None:
     console = Console(file=io.StringIO(), width=width)
-    found = cell_rows(rows())
+    found = cell_frame(rows())
     (subset,) = comparable_subsets(found)
     shortened = [table for table in rank_tables(subset) if table.title.startswith("SST-2")]
     for table in (method_table(subset), *shortened, *missing_score_tables(found)):
@@ -202,7 +202,7 @@ def test_a_terminal_too_narrow_for_one_column_breaks_its_text(width: int) -> Non
 
 
 def test_of_a_long_table_the_first_rows_and_the_average_are_shown() -> None:
-    (subset,) = comparable_subsets(cell_rows([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
+    (subset,) = comparable_subsets(cell_frame([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
     console = Console(file=io.StringIO(), width=100)
     print_table(rank_tables(subset)[0], console)
     text = shown(console)

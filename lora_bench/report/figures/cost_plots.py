@@ -15,7 +15,7 @@ from lora_bench.report.figures.drawing import (
     paginate,
 )
 from lora_bench.report.numbers.entries import Column, Entry, Subset
-from lora_bench.report.numbers.rows import device_prefix
+from lora_bench.report.numbers.frame import device_prefix
 from lora_bench.report.numbers.wording import column_title
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.figures.drawing import new_figure, paginate, report_style, shorten, wrap_title
 from lora_bench.report.numbers.entries import Column, Entry, Subset, group_by_rank, has_pairs, percent
-from lora_bench.report.numbers.rows import sort_key
+from lora_bench.report.numbers.frame import sort_key
 from lora_bench.report.numbers.wording import column_title
 
 if TYPE_CHECKING:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.content import Content
 from lora_bench.report.figures import cost_plots, rank_plots
 from lora_bench.report.figures.drawing import MethodStyle, method_styles
-from lora_bench.report.numbers.entries import Column, Entry, Subset, entry_from_key, summarise
-from lora_bench.report.numbers.rows import ENTRY_FIELDS, SCOPE, SETTINGS, CellRow, GroupKey, device_prefix, group_by
+from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.numbers.frame import ENTRY_FIELDS, SCOPE, SETTINGS, CellRow, cells_of, device_prefix, group_by
 from lora_bench.report.numbers.wording import column_title, metric_name, task_title
 from lora_bench.text import clean
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # From matplotlib's markers and line styles to plotly's.
 _SYMBOLS = {
@@ -36,48 +38,42 @@ def page_data(content: Content) -> dict[str, Any]:
     A setting is everything but the seed: its cells differ in nothing else.
     """
     keys = (*SCOPE, "metric", "targets", *SETTINGS, "init")
-    varying = tuple(name for name in keys if name != "metric" and _varies(content.rows, name))
+    varying = tuple(name for name in keys if name != "metric" and _varies(content.cells, name))
     columns = (*_FIXED_COLUMNS, *varying)
-    groups = group_by(content.rows, (*_FIXED_COLUMNS, *keys))
-    setting_index = {cell["id"]: index for index, (_, cells) in enumerate(groups) for cell in cells}
+    by_seed = content.cells.sort_values(["seed", "id"])
+    settings = [cells_of(group) for group in group_by(by_seed, (*_FIXED_COLUMNS, *keys))]
+    setting_index = {cell["id"]: index for index, cells in enumerate(settings) for cell in cells}
+    tasks = dict(zip(content.cells["task"], content.cells["metric"], strict=True))
     return {
         "columns": [*columns, *_NUMBERS, "lost"],
         "labels": len(columns),
-        "settings": [_setting_data(cells, columns) for _, cells in groups],
-        "cells": [[_cell_data(cell) for cell in sorted(cells, key=_seed_key)] for _, cells in groups],
-        "metrics": {row["task"]: metric_name(row["metric"]) for row in content.rows},
-        "titles": {row["task"]: clean(task_title(row["task"])) for row in content.rows},
-        "seconds": f"{device_prefix(content.rows)}seconds",
+        "settings": [_setting_data(cells, columns) for cells in settings],
+        "cells": [[_cell_data(cell) for cell in cells] for cells in settings],
+        "metrics": {task: metric_name(metric) for task, metric in tasks.items()},
+        "titles": {task: clean(task_title(task)) for task in tasks},
+        "seconds": f"{device_prefix(cell for cells in settings for cell in cells)}seconds",
         "charts": [chart for section in content.sections for chart in _charts(section.subset, setting_index)],
     }
 
 
-def _varies(rows: Sequence[CellRow], name: str) -> bool:
+def _varies(frame: DataFrame, name: str) -> bool:
     """Whether a column has two values within some task; None and the default start do not count as values.
 
     For `init` a single other start is enough.
     """
-    if len({row[name] for row in rows} - {None, "default"}) < (1 if name == "init" else 2):
-        return False
-    counts = Counter(
-        task for task, value in {(row["task"], row[name]) for row in rows} if value not in (None, "default")
-    )
-    return name == "init" or max(counts.values()) > 1
+    known = frame[frame[name].notna() & (frame[name] != "default")]
+    return bool((known.groupby("task")[name].nunique() > (0 if name == "init" else 1)).any())
 
 
-def shared_settings(rows: Sequence[CellRow]) -> dict[str, str]:
+def shared_settings(frame: DataFrame) -> dict[str, str]:
     """Return the settings that all cells have in common, as text."""
-    names = [name for name in (*SCOPE, "targets", *SETTINGS) if len({row[name] for row in rows}) == 1]
-    return {name: str(rows[0][name]) for name in names if rows[0][name] is not None}
-
-
-def _seed_key(cell: CellRow) -> GroupKey:
-    return cell["seed"], cell["id"]
+    names = [name for name in (*SCOPE, "targets", *SETTINGS) if frame[name].nunique(dropna=False) == 1]
+    return {name: str(frame[name].iloc[0]) for name in names if frame[name].notna().all()}
 
 
 def _setting_data(cells: Sequence[CellRow], columns: Sequence[str]) -> list[Any]:
-    entry = entry_from_key(tuple(cells[0][name] for name in ENTRY_FIELDS), cells)
-    summary = summarise([cell["score"] for cell in cells if cell["score"] is not None], len(cells))
+    entry = Entry(**{name: cells[0][name] for name in ENTRY_FIELDS}, cells=tuple(cells))
+    summary = entry.summary
     numbers = [
         _rounded(summary.mean),
         _rounded(summary.std),
@@ -112,6 +108,7 @@ def _cell_data(cell: CellRow) -> list[Any]:
 def _charts(subset: Subset, setting_index: Mapping[str, int]) -> list[dict[str, Any]]:
     styles = method_styles({entry.label for entries in subset.columns.values() for entry in entries})
     panels = {panel.column: panel for panel in rank_plots.rank_panels(subset)}
+    fronts = {cost: _front_data(subset, cost) for cost in cost_plots.COSTS}
     return [
         {
             "piece": clean(subset.title),
@@ -119,7 +116,7 @@ def _charts(subset: Subset, setting_index: Mapping[str, int]) -> list[dict[str, 
             "looks": _style_data(styles, entries),
             "points": [_point_data(entry, setting_index) for entry in entries if entry.scores],
             "rank": _rank_data(panels[column]) if column in panels else None,
-            "fronts": {cost: _front_data(subset, column, cost) for cost in cost_plots.COSTS},
+            "fronts": {cost: fronts[cost].get(column, []) for cost in cost_plots.COSTS},
         }
         for column, entries in subset.columns.items()
     ]
@@ -161,9 +158,11 @@ def _rank_data(panel: rank_plots.RankPanel) -> dict[str, Any]:
     return {"lines": lines, "levels": {label: _rounded(summary.mean) for label, summary in panel.levels.items()}}
 
 
-def _front_data(subset: Subset, column: Column, cost: str) -> list[list[float]]:
-    panels = {panel.column: panel for panel in cost_plots.cost_panels(subset, cost)}
-    return [[point.cost, point.mean] for point in panels[column].front] if column in panels else []
+def _front_data(subset: Subset, cost: str) -> dict[Column, list[list[float]]]:
+    return {
+        panel.column: [[point.cost, point.mean] for point in panel.front]
+        for panel in cost_plots.cost_panels(subset, cost)
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -25,7 +25,7 @@ def html_page(content: Content) -> str:
     """Return the page."""
     from plotly.offline import get_plotlyjs
 
-    environment = {name: "; ".join(values) for name, values in environment_values(content.rows).items()}
+    environment = {name: "; ".join(values) for name, values in environment_values(content.cells).items()}
     data = json.dumps(page_data(content), allow_nan=False, separators=(",", ":"))
     parts = {
         "style": _asset("page.css"),
@@ -34,7 +34,7 @@ def html_page(content: Content) -> str:
         "sections": "".join(_section(section) for section in content.sections),
         "rest": "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in content.other_tables),
         "protocol": "".join(_protocol(section) for section in content.sections),
-        "settings": _definitions(shared_settings(content.rows)),
+        "settings": _definitions(shared_settings(content.cells)),
         "environment": _definitions(environment),
         "legend": _list(LEGEND),
         "broken": _broken_records(content),

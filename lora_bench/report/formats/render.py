@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.escaping import ascii_only, escape_markdown
 from lora_bench.report.formats.folding import fold_columns, is_right_aligned
+from lora_bench.report.numbers.frame import cells_of
 from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.text import clean, sheet
 
@@ -67,11 +66,11 @@ def markdown_table(table: ReportTable, level: int = 3) -> str:
 
 def csv_table(table: ReportTable) -> str:
     """Return the table's data as CSV, unrounded and in the metric's units."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.data[0])
-    writer.writerows([sheet(value) for value in row.values()] for row in table.data)
-    return text.getvalue()
+    import pandas as pd
+
+    # Not by DataFrame.map, which turns the integers of a mixed column into floating-point numbers.
+    rows = [list(map(sheet, row)) for row in table.data.to_numpy()]
+    return pd.DataFrame(rows, columns=table.data.columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def json_report(content: Mapping[str, object], tables: Iterable[ReportTable]) -> str:
@@ -84,7 +83,7 @@ def json_report(content: Mapping[str, object], tables: Iterable[ReportTable]) ->
             "name": table.name,
             "title": table.title,
             "notes": table.notes,
-            "rows": [{name: value for name, value in row.items() if value is not None} for row in table.data],
+            "rows": [{name: value for name, value in row.items() if value is not None} for row in cells_of(table.data)],
         }
         for table in tables
     ]

@@ -13,10 +13,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from lora_bench.report.numbers.rows import SCOPE, SETTINGS, SHOWN_ENTRY_FIELDS, CellRow, GroupKey, group_by
+from lora_bench.report.numbers.frame import SCOPE, SETTINGS, SHOWN_ENTRY_FIELDS, CellRow, cells_of, group_by
 from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.tasks import TASKS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,11 @@ class Summary:
     median: float | None
     n: int
     total: int
+
+    @property
+    def data(self) -> dict[str, object]:
+        """The columns of a summary in the unrounded data."""
+        return {"mean": self.mean, "std": self.std, "median": self.median, "n": self.n, "seeds": self.total}
 
     def text(self) -> str:
         """Format as `91.2 ± 0.3; 91.3 (5)`: mean ± std; median (n), all ×100.
@@ -229,51 +239,40 @@ def selection_key(cells: Sequence[CellRow]) -> tuple[int, float, int]:
     return min(len(scores), MIN_SEEDS), statistics.fmean(scores) if scores else 0.0, len(scores)
 
 
-def entry_from_key(
-    key: GroupKey,
-    cells: Sequence[CellRow],
-    settings_tried: int = 1,
-    varying: tuple[str, ...] = (),
-    hidden_failures: int = 0,
-) -> Entry:
-    """Build an entry from cells that share the key (method, start, rank, a, b)."""
-    method, init, rank, a, b = key
-    return Entry(method, init, rank, a, b, tuple(cells), settings_tried, varying, hidden_failures)
-
-
-def comparable_subsets(rows: Sequence[CellRow]) -> tuple[Subset, ...]:
-    """Divide the rows into subsets by scope and target set, sorted by name."""
-    scopes = group_by(rows, SCOPE)
+def comparable_subsets(frame: DataFrame) -> tuple[Subset, ...]:
+    """Divide the cells into subsets by scope and target set, sorted by name."""
     # Titles name the model, and of the other fields only those that differ between subsets.
-    differing = [index for index in range(1, len(SCOPE)) if len({scope[index] for scope, _ in scopes}) > 1]
+    differing = [name for name in SCOPE[1:] if frame[name].nunique(dropna=False) > 1]
     subsets = []
-    for scope, scope_rows in scopes:
-        target_sets = sorted({row["targets"] for row in scope_rows} - {None})
-        for targets in target_sets or [None]:
-            title = ", ".join((scope[0], targets or "no adapter", *(str(scope[index]) for index in differing)))
-            subset_rows = [row for row in scope_rows if row["targets"] in (None, targets)]
-            notes = tuple(sorted({row["notes"] for row in subset_rows} - {None}))
-            subsets.append(Subset(title, dict(zip(SCOPE, scope, strict=True)), targets, _columns(subset_rows), notes))
+    for scope_frame in group_by(frame, SCOPE):
+        scope = {name: scope_frame[name].iloc[0] for name in SCOPE}
+        for targets in sorted(scope_frame["targets"].dropna().unique()) or [None]:
+            title = ", ".join((scope["model"], targets or "no adapter", *(str(scope[name]) for name in differing)))
+            subset_frame = scope_frame[scope_frame["targets"].isna() | (scope_frame["targets"] == targets)]
+            notes = tuple(sorted(subset_frame["notes"].dropna().unique()))
+            subsets.append(Subset(title, scope, targets, _columns(subset_frame), notes))
     return tuple(subsets)
 
 
-def _columns(rows: Sequence[CellRow]) -> dict[Column, tuple[Entry, ...]]:
+def _columns(frame: DataFrame) -> dict[Column, tuple[Entry, ...]]:
     """Return the entries by task, in GLUE's order; unknown tasks come last."""
-    groups = group_by(rows, ("task", "metric"))
-    task_order = list(TASKS)
-    groups.sort(key=lambda item: task_order.index(item[0][0]) if item[0][0] in task_order else len(task_order))
-    return {Column(*key): tuple(_entries(members)) for key, members in groups}
+    names = ("task", "metric", *SHOWN_ENTRY_FIELDS)
+    settings = map(cells_of, group_by(frame, (*names, *SETTINGS)))
+    entries: dict[Column, list[Entry]] = {}
+    for (task, metric, *key), members in groupby(settings, key=lambda cells: [cells[0][name] for name in names]):
+        entries.setdefault(Column(task, metric), []).append(_best_setting(key, list(members)))
+    order = {task: index for index, task in enumerate(TASKS)}
+    return {
+        column: tuple(entries[column])
+        for column in sorted(entries, key=lambda column: order.get(column.task, len(order)))
+    }
 
 
-def _entries(rows: Sequence[CellRow]) -> Iterable[Entry]:
-    for key, members in group_by(rows, SHOWN_ENTRY_FIELDS):
-        yield _best_setting(key, [cells for _, cells in group_by(members, SETTINGS)])
-
-
-def _best_setting(key: GroupKey, settings: list[list[CellRow]]) -> Entry:
+def _best_setting(key: Sequence[Any], settings: list[list[CellRow]]) -> Entry:
     """Choose the best of several hyperparameter settings, each given by its cells."""
     shown = max(settings, key=selection_key)
     hidden_failures = sum(cell["score"] is None for cells in settings if cells is not shown for cell in cells)
     varying = tuple(name for name in SETTINGS if len({cells[0][name] for cells in settings}) > 1)
-    cells = tuple(sorted(shown, key=lambda row: (row["seed"], row["id"])))
-    return entry_from_key(key, cells, len(settings), varying, hidden_failures)
+    cells = tuple(sorted(shown, key=lambda cell: (cell["seed"], cell["id"])))
+    method, init, rank, a, b = key
+    return Entry(method, init, rank, a, b, cells, len(settings), varying, hidden_failures)

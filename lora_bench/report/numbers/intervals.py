@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.numbers.entries import Column, Entry
-from lora_bench.report.numbers.rows import CellRow
+from lora_bench.report.numbers.frame import CellRow
 from lora_bench.report.numbers.statistics import (
     ExampleVariance,
     Interval,

@@ -17,7 +17,14 @@ from typing import Any
 from lora_bench.report.numbers.entries import Column, Entry, Subset
 from lora_bench.report.numbers.intervals import score_interval
 from lora_bench.report.numbers.statistics import Interval, half_width, widen
-from lora_bench.report.numbers.tables import Field, ReportTable, difference_interval_text, plain_field, signed_percent
+from lora_bench.report.numbers.tables import (
+    Field,
+    ItemColumn,
+    ReportTable,
+    difference_interval_text,
+    item_table,
+    signed_percent,
+)
 from lora_bench.report.numbers.wording import metric_name, task_title
 from lora_bench.tasks import TASKS
 
@@ -97,19 +104,18 @@ def compare_with_published(subsets: Sequence[Subset]) -> tuple[PublishedComparis
 
 def published_table(comparisons: Sequence[PublishedComparison]) -> ReportTable:
     """Return the comparisons as a table."""
-    return ReportTable(
+    return item_table(
         name="published",
         title="Against the published numbers",
-        heads=("row", "model", "task", "published", "here", "difference", "95%\ninterval", "verdict", "because"),
+        columns=_COLUMNS,
+        items=comparisons,
         label_columns=1,
-        rows=tuple(_row(comparison) for comparison in comparisons),
         notes=(
             "difference: the mean here less the published value (a median of 5 seeds where its protocol is known). "
             "interval: of both, over seeds and examples here and over the published ± where one is printed. within: it "
             "holds zero. *: as repeated by another source.",
             "Of LoRA-Mini no number could be read; of LoRA-XS and CoRA none on RoBERTa-base.",
         ),
-        data=tuple(_data(comparison) for comparison in comparisons),
     )
 
 
@@ -215,51 +221,57 @@ def _has_other_rows(task: str, entry: Entry) -> bool:
     return counts != {TASKS[task].eval_rows}
 
 
-def _row(comparison: PublishedComparison) -> tuple[Field, ...]:
-    value, entry = comparison.published, comparison.entry
+def _published_field(comparison: PublishedComparison) -> Field:
+    value = comparison.published
     spread = "" if value.spread is None else f" ± {value.spread:g}"
-    return (
-        plain_field(f"{value.row}{'*' if value.secondary else ''}"),
-        plain_field(value.model),
-        plain_field(f"{task_title(value.task)} ({metric_name(value.metric)})"),
-        Field(f"{value.value:g}{spread}", numeric=False),
-        Field(f"{entry.size}: {entry.summary.text()}" if entry else "—", numeric=False),
-        Field(signed_percent(comparison.difference)),
-        Field(difference_interval_text(comparison.interval), numeric=False),
-        Field(comparison.verdict, comparison.verdict == "within", numeric=False),
-        plain_field(comparison.reason),
-    )
+    return Field(f"{value.value:g}{spread}", numeric=False)
 
 
-def _data(comparison: PublishedComparison) -> dict[str, object]:
-    value, entry, interval = comparison.published, comparison.entry, comparison.interval
-    summary = entry.summary if entry else None
-    return {
-        "row": value.row,
-        "model": value.model,
-        "method": value.method,
-        "rank": value.rank,
-        "params": value.params,
-        "task": value.task,
-        "metric": value.metric,
-        # Division by 100 leaves digits that nobody published.
-        "published": round(value.value / 100, 6),
-        "published_spread": None if value.spread is None else round(value.spread / 100, 6),
-        "source": value.source,
-        "table": value.table,
-        "tag": value.tag,
-        "secondary": value.secondary,
-        "start": value.start,
-        "select": value.protocol["select"],
-        "published_seeds": value.protocol["seeds"],
-        "here": entry.size if entry else None,
-        "mean": summary.mean if summary else None,
-        "median": summary.median if summary else None,
-        "std": summary.std if summary else None,
-        "n": summary.n if summary else None,
-        "difference": comparison.difference,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "verdict": comparison.verdict,
-        "because": comparison.reason,
-    }
+def _here_field(comparison: PublishedComparison) -> Field:
+    entry = comparison.entry
+    return Field(f"{entry.size}: {entry.summary.text()}" if entry else "—", numeric=False)
+
+
+def _fraction(percentage: float | None) -> float | None:
+    # Division by 100 leaves digits that nobody published.
+    return None if percentage is None else round(percentage / 100, 6)
+
+
+_column = ItemColumn[PublishedComparison]
+_COLUMNS = (
+    _column("row", lambda c: c.published.row),
+    _column("", lambda c: f"{c.published.row}{'*' if c.published.secondary else ''}", "row"),
+    _column("model", lambda c: c.published.model, "model"),
+    _column("method", lambda c: c.published.method),
+    _column("rank", lambda c: c.published.rank),
+    _column("params", lambda c: c.published.params),
+    _column("task", lambda c: c.published.task),
+    _column("", lambda c: f"{task_title(c.published.task)} ({metric_name(c.published.metric)})", "task"),
+    _column("metric", lambda c: c.published.metric),
+    _column("published", lambda c: _fraction(c.published.value), "published", _published_field),
+    _column("published_spread", lambda c: _fraction(c.published.spread)),
+    _column("source", lambda c: c.published.source),
+    _column("table", lambda c: c.published.table),
+    _column("tag", lambda c: c.published.tag),
+    _column("secondary", lambda c: c.published.secondary),
+    _column("start", lambda c: c.published.start),
+    _column("select", lambda c: c.published.protocol["select"]),
+    _column("published_seeds", lambda c: c.published.protocol["seeds"]),
+    _column("here", lambda c: c.entry and c.entry.size, "here", _here_field),
+    _column("mean", lambda c: c.entry and c.entry.summary.mean),
+    _column("median", lambda c: c.entry and c.entry.summary.median),
+    _column("std", lambda c: c.entry and c.entry.summary.std),
+    _column("n", lambda c: c.entry and c.entry.summary.n),
+    _column("difference", lambda c: c.difference, "difference", lambda c: Field(signed_percent(c.difference))),
+    _column(
+        "low",
+        lambda c: c.interval and c.interval.low,
+        "95%\ninterval",
+        lambda c: Field(difference_interval_text(c.interval), numeric=False),
+    ),
+    _column("high", lambda c: c.interval and c.interval.high),
+    _column(
+        "verdict", lambda c: c.verdict, "verdict", lambda c: Field(c.verdict, c.verdict == "within", numeric=False)
+    ),
+    _column("because", lambda c: c.reason, "because"),
+)

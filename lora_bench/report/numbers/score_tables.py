@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_bench.report.numbers.entries import Column, Entry, Subset, average_summary, group_by_rank, has_pairs
+from lora_bench.report.numbers.frame import CELL_COLUMNS, COUNTS, device_prefix, sort_key
 from lora_bench.report.numbers.intervals import score_interval
-from lora_bench.report.numbers.rows import COUNTS, device_prefix, sort_key
+from lora_bench.report.numbers.statistics import interval_data
 from lora_bench.report.numbers.tables import (
     Field,
     ReportTable,
     average_data,
     best_printed_mean,
+    cell_field,
     column_head,
+    data_frame,
     missing_field,
     plain_field,
     range_field,
@@ -22,6 +25,8 @@ from lora_bench.report.numbers.tables import (
     summary_data,
 )
 from lora_bench.report.numbers.wording import column_title, selection_notes, uneven_notes
+
+_SIZE = ("method", "rank", "a", "b")
 
 
 def method_table(subset: Subset) -> ReportTable:
@@ -38,11 +43,11 @@ def method_table(subset: Subset) -> ReportTable:
     return ReportTable(
         name=f"methods {subset.title}",
         title=f"Methods: {subset.title}",
-        heads=("method", "rank", "a", "b", *map(column_head, subset.columns), *_cost_heads(subset)),
+        heads=(*_cell_heads(*_SIZE), *map(column_head, subset.columns), *_cost_heads(subset)),
         label_columns=4,
         rows=tuple(_method_row(by_size[key], subset.columns, best) for key in ordered),
         notes=selection_notes(all_entries),
-        data=tuple(
+        data=data_frame(
             summary_data(subset, column, entry, entry.summary)
             for key in ordered
             for column, entry in by_size[key].items()
@@ -57,14 +62,14 @@ def best_table(subset: Subset) -> ReportTable:
     return ReportTable(
         name=f"best {subset.title}",
         title=f"Best setting of each method: {subset.title}",
-        heads=("task", "method", "rank", "a", "b", "lr", "score", "95%\ninterval", "of", *_cost_heads(subset)),
+        heads=(*_cell_heads("task", *_SIZE, "lr"), "score", "95%\ninterval", "of", *_cost_heads(subset)),
         label_columns=2,
         rows=tuple(_best_row(subset, column, entry, best[column]) for column, entry in chosen),
         notes=(
             "of: the number of settings (rank, a, b and all else) that it is the best of; the more, the more that "
             "flatters it. A setting with fewer than 3 scores is chosen only where there is none with 3.",
         ),
-        data=tuple(_best_data(subset, column, entry) for column, entry in chosen),
+        data=data_frame(_best_data(subset, column, entry) for column, entry in chosen),
     )
 
 
@@ -98,9 +103,11 @@ def _pair_table(subset: Subset, column: Column, label: str, ranks: dict[int, lis
         label_columns=2,
         rows=(*rows, (plain_field("average"), plain_field(None), *average_fields)),
         notes=(*selection_notes(entries), *uneven_notes(ranks, len(pairs))),
-        data=(
-            *(summary_data(subset, column, entry, entry.summary) for entry in entries),
-            *(average_data(subset, column, ranks[rank], averages[rank]) for rank in ranks),
+        data=data_frame(
+            [
+                *(summary_data(subset, column, entry, entry.summary) for entry in entries),
+                *(average_data(subset, column, ranks[rank], averages[rank]) for rank in ranks),
+            ]
         ),
         footer_rows=1,
     )
@@ -119,12 +126,17 @@ def _others_table(subset: Subset, column: Column, methods: dict[str, dict[int, l
             (plain_field(label), *(score_field(by_size.get((label, rank))) for rank in ranks)) for label in methods
         ),
         notes=selection_notes(by_size.values()),
-        data=tuple(summary_data(subset, column, entry, entry.summary) for entry in by_size.values()),
+        data=data_frame(summary_data(subset, column, entry, entry.summary) for entry in by_size.values()),
     )
 
 
+def _cell_heads(*names: str) -> tuple[str, ...]:
+    return tuple(CELL_COLUMNS[name].head for name in names)
+
+
 def _size_fields(entry: Entry) -> tuple[Field, ...]:
-    return tuple(plain_field(value) for value in (entry.label, entry.rank, entry.a, entry.b))
+    values = (entry.label, entry.rank, entry.a, entry.b)
+    return tuple(cell_field(name, value) for name, value in zip(_SIZE, values, strict=True))
 
 
 def _method_row(
@@ -142,7 +154,7 @@ def _best_row(subset: Subset, column: Column, entry: Entry, best: float | None) 
     return (
         plain_field(column_title(column)),
         *_size_fields(entry),
-        plain_field(entry.settings["lr"]),
+        cell_field("lr", entry.settings["lr"]),
         score_field(entry, best),
         Field(score_interval_text(score_interval(column, entry)), numeric=False),
         plain_field(_settings_tried(subset, column, entry)),
@@ -151,8 +163,7 @@ def _best_row(subset: Subset, column: Column, entry: Entry, best: float | None) 
 
 
 def _best_data(subset: Subset, column: Column, entry: Entry) -> dict[str, object]:
-    interval = score_interval(column, entry)
-    limits = {"low": interval.low if interval else None, "high": interval.high if interval else None}
+    limits = interval_data(score_interval(column, entry))
     settings_tried = {"settings_tried": _settings_tried(subset, column, entry)}
     return summary_data(subset, column, entry, entry.summary, "best") | limits | settings_tried
 
@@ -164,10 +175,9 @@ def _settings_tried(subset: Subset, column: Column, entry: Entry) -> int:
 
 def _cost_heads(subset: Subset) -> tuple[str, ...]:
     prefix = device_prefix(cell for entries in subset.columns.values() for entry in entries for cell in entry.cells)
-    sizes = ("adapter\nparams", "head\nparams", "adapter\nbytes", "bytes\nas fp16")
-    return *sizes, f"{prefix}seconds\na cell", "without\nscore"
+    return *_cell_heads(*COUNTS), f"{prefix}{CELL_COLUMNS['seconds'].head}", "without\nscore"
 
 
 def _cost_fields(entries: Sequence[Entry]) -> tuple[Field, ...]:
-    counts = (range_field(entry.largest(name) for entry in entries) for name in COUNTS)
-    return *counts, range_field((entry.seconds() for entry in entries), ",.1f"), missing_field(entries)
+    counts = (range_field(name, (entry.largest(name) for entry in entries)) for name in COUNTS)
+    return *counts, range_field("seconds", (entry.seconds() for entry in entries)), missing_field(entries)

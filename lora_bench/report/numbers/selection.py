@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, summarise
-from lora_bench.report.numbers.statistics import Interval, seed_interval
+from lora_bench.report.numbers.statistics import Interval, interval_data, seed_interval
 from lora_bench.report.numbers.tables import (
     Field,
     ReportTable,
+    data_frame,
     difference_interval_text,
     entry_data,
     plain_field,
@@ -43,7 +44,7 @@ def selection_tables(subset: Subset) -> list[ReportTable]:
         label_columns=2,
         rows=tuple(_row(column, entry) for column, entry in chosen),
         notes=tuple(notes),
-        data=tuple(_data(subset, column, entry, kind) for column, entry in chosen for kind in EPOCH_KINDS),
+        data=data_frame(_data(subset, column, entry, kind) for column, entry in chosen for kind in EPOCH_KINDS),
     )
     return [table]
 
@@ -77,13 +78,8 @@ def _data(subset: Subset, column: Column, entry: Entry, kind: str) -> dict[str, 
     gain, interval = _gain(entry, kind)
     numbers = {
         "epoch": kind,
-        "mean": summary.mean,
-        "std": summary.std,
-        "median": summary.median,
-        "n": summary.n,
-        "seeds": summary.total,
+        **summary.data,
         "best_less_this": gain.mean,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
+        **interval_data(interval),
     }
     return subset_data(subset, column) | entry_data(entry) | numbers

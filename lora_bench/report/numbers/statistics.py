@@ -17,6 +17,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Interval:
 
     low: float
     high: float
+
+
+def interval_data(interval: Interval | None) -> dict[str, float | None]:
+    """Return the columns of an interval in the unrounded data."""
+    return {"low": interval.low, "high": interval.high} if interval else {"low": None, "high": None}
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,14 @@ def add_example_variance(
 
 def half_width(std: float, n: int) -> float:
     """Return half the width of Student's 95% interval of a mean, from the sample standard deviation of n values."""
+    return _student_quantile(n - 1) * std / math.sqrt(n)
+
+
+@cache
+def _student_quantile(degrees: int) -> float:
     from scipy import stats
 
-    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
+    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
 
 
 def widen(interval: Interval, centre: float, half: float) -> Interval:

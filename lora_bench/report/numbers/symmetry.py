@@ -10,10 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lora_bench.report.numbers.entries import Column, Entry, Subset, group_by_rank, summarise
-from lora_bench.report.numbers.statistics import Interval, holm_correction, paired_seed_test, seed_interval
+from lora_bench.report.numbers.statistics import (
+    Interval,
+    holm_correction,
+    interval_data,
+    paired_seed_test,
+    seed_interval,
+)
 from lora_bench.report.numbers.tables import (
     Field,
     ReportTable,
+    data_frame,
     difference_interval_text,
     p_relation,
     p_text,
@@ -87,7 +94,7 @@ def symmetry_tables(subset: Subset, symmetries: Sequence[Symmetry]) -> list[Repo
             "Score with the larger a less score with the larger b, at the same rank and the same number of trained "
             "values: mean ± std over seeds of the mean over mirrored pairs, ×100 (seeds that have all of them).",
         ),
-        data=tuple(_data(subset, symmetry, rank) for symmetry in symmetries for rank in (*symmetry.by_rank, None)),
+        data=data_frame(_data(subset, symmetry, rank) for symmetry in symmetries for rank in (*symmetry.by_rank, None)),
     )
     return [table]
 
@@ -178,9 +185,8 @@ def _data(subset: Subset, symmetry: Symmetry, rank: int | None) -> dict[str, obj
         "n": summary.n,
         "mirrored_pairs": symmetry.pairs,
     }
-    test = {
-        "low": symmetry.interval.low if symmetry.interval else None,
-        "high": symmetry.interval.high if symmetry.interval else None,
+    test: dict[str, object] = {
+        **interval_data(symmetry.interval),
         "p": symmetry.p,
         "holm": symmetry.holm,
         "verdict": symmetry.verdict,

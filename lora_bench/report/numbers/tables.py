@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, percent, printed_score
-from lora_bench.report.numbers.rows import COUNTS, SCOPE, SETTINGS, CellRow, sort_key
+from lora_bench.report.numbers.frame import CELL_COLUMNS, COUNTS, ENTRY_FIELDS, SCOPE, SETTINGS, cells_of
 from lora_bench.report.numbers.statistics import Interval
 from lora_bench.report.numbers.wording import metric_name, task_title
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SUBSET_FIELDS = (*SCOPE, "targets", "task", "metric")
 MISSING_SCORE_DATA = ("id", "model", "task", "targets", "method", "rank", "a", "b", "seed", "lr", "status", "reason")
-_MISSING_SCORE_HEADS = ("id", "task", "method", "rank", "a", "b", "seed", "lr", "status", "reason")
+MISSING_SCORE_HEADS = ("id", "task", "method", "rank", "a", "b", "seed", "lr", "status", "reason")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class ReportTable:
         label_columns: how many of the first columns identify a row. They are repeated when a wide table is folded.
         rows: the formatted fields.
         notes: lines below the table.
-        data: the same numbers unrounded, for CSV and JSON, with one mapping per number (or per row where a row has only
+        data: the same numbers unrounded, for CSV and JSON, with a row per number (or per printed row that has only
             one).
         footer_rows: how many of the last rows summarise those above.
     """
@@ -51,20 +56,72 @@ class ReportTable:
     label_columns: int
     rows: tuple[tuple[Field, ...], ...]
     notes: tuple[str, ...]
-    data: tuple[Mapping[str, object], ...]
+    data: DataFrame = field(compare=False)
     footer_rows: int = 0
 
 
-def missing_score_tables(rows: Iterable[CellRow]) -> list[ReportTable]:
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ItemColumn(Generic[T]):
+    """The definition of a column of a table with one row per item, used in every format.
+
+    Attributes:
+        name: its name in CSV and JSON; empty if it is only printed.
+        value: returns its unrounded value for an item.
+        head: its printed heading; empty if it is only in CSV and JSON.
+        format: formats its field for an item; by default the value itself is printed.
+    """
+
+    name: str
+    value: Callable[[T], object]
+    head: str = ""
+    format: Callable[[T], Field] | None = None
+
+    def field(self, item: T) -> Field:
+        """Return the printed field of an item."""
+        return self.format(item) if self.format else plain_field(self.value(item))
+
+
+def item_table(
+    name: str,
+    title: str,
+    columns: Sequence[ItemColumn[T]],
+    items: Sequence[T],
+    notes: tuple[str, ...],
+    label_columns: int,
+) -> ReportTable:
+    """Return a table with one row per item; both what is printed and the data follow from the columns."""
+    printed = [column for column in columns if column.head]
+    return ReportTable(
+        name=name,
+        title=title,
+        heads=tuple(column.head for column in printed),
+        label_columns=label_columns,
+        rows=tuple(tuple(column.field(item) for column in printed) for item in items),
+        notes=notes,
+        data=data_frame({column.name: column.value(item) for column in columns if column.name} for item in items),
+    )
+
+
+def data_frame(rows: Iterable[Mapping[str, object]]) -> DataFrame:
+    """Return the data of a table as a frame of Python objects, in which integers stay integers and None stays None."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), dtype=object)
+
+
+def missing_score_tables(cells: DataFrame) -> list[ReportTable]:
     """Return a table of the cells without a score and the recorded reasons; no table if every cell has a score."""
-    missing = [row for row in rows if row["score"] is None]
-    order = ("model", "task", "method", "rank", "a", "b", "seed", "id")
-    missing.sort(key=lambda row: sort_key(row[name] for name in order))
-    if not missing:
+    order = ["model", "task", "method", "rank", "a", "b", "seed", "id"]
+    missing = cells[cells["score"].isna()].sort_values(order, na_position="first")
+    if missing.empty:
         return []
-    fields = tuple(tuple(plain_field(row[name], name) for name in _MISSING_SCORE_HEADS) for row in missing)
-    data = tuple({name: row[name] for name in MISSING_SCORE_DATA} for row in missing)
-    return [ReportTable("unfinished", "Cells without a score", _MISSING_SCORE_HEADS, 1, fields, (), data)]
+    heads = tuple(CELL_COLUMNS[name].head for name in MISSING_SCORE_HEADS)
+    rows = tuple(tuple(cell_field(name, cell[name]) for name in MISSING_SCORE_HEADS) for cell in cells_of(missing))
+    data = missing[[*MISSING_SCORE_DATA]]
+    return [ReportTable("unfinished", "Cells without a score", heads, 1, rows, (), data)]
 
 
 def best_printed_mean(summaries: Iterable[Summary]) -> float | None:
@@ -86,15 +143,20 @@ def column_head(column: Column) -> str:
     return f"{task_title(column.task)}\n{metric_name(column.metric)}"
 
 
-def plain_field(value: object, name: str = "") -> Field:
-    """Format a setting, a count or a word; the `reason` column is always text."""
-    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return Field(text, numeric=not isinstance(value, str) and name != "reason")
+def cell_field(name: str, value: object) -> Field:
+    """Format a value of a column of the cells as the column's definition says."""
+    column = CELL_COLUMNS[name]
+    return Field(column.text(value), numeric=not isinstance(value, str) and not column.words)
 
 
-def range_field(values: Iterable[float | None], form: str = ",") -> Field:
-    """Format a number, or the smallest and the largest if they differ; a dash without a number."""
-    shown = [f"{value:{form}}" for value in sorted({value for value in values if value is not None})]
+def plain_field(value: object) -> Field:
+    """Format a word or a whole number; a missing one is empty."""
+    return Field("" if value is None else str(value), numeric=not isinstance(value, str))
+
+
+def range_field(name: str, values: Iterable[float | None]) -> Field:
+    """Format the value of a column of the cells, or the smallest and the largest if they differ; a dash without one."""
+    shown = [CELL_COLUMNS[name].text(value) for value in sorted({value for value in values if value is not None})]
     return Field("–".join(dict.fromkeys((shown[0], shown[-1]))) if shown else "—")
 
 
@@ -138,13 +200,13 @@ def p_relation(value: float | None) -> str:
 
 def subset_data(subset: Subset, column: Column) -> dict[str, object]:
     """Return the unrounded data's fields that identify the subset, the task and the metric."""
-    scope: dict[str, object] = {name: subset.scope[name] for name in SCOPE}
-    return scope | {"targets": subset.targets, "task": column.task, "metric": column.metric}
+    values = (*(subset.scope[name] for name in SCOPE), subset.targets, column.task, column.metric)
+    return dict(zip(SUBSET_FIELDS, values, strict=True))
 
 
 def entry_data(entry: Entry) -> dict[str, object]:
     """Return the unrounded data's fields that identify the method and its size."""
-    return {"method": entry.method, "init": entry.init, "rank": entry.rank, "a": entry.a, "b": entry.b}
+    return {name: getattr(entry, name) for name in ENTRY_FIELDS}
 
 
 def summary_data(
@@ -161,18 +223,14 @@ def summary_data(
     """
     missing = entry.missing
     numbers = {
-        "mean": summary.mean,
-        "std": summary.std,
-        "median": summary.median,
-        "n": summary.n,
-        "seeds": summary.total,
         "failed": missing["failed"],
         "diverged": missing["diverged"],
         **{name: entry.largest(name) for name in COUNTS},
         "seconds": entry.seconds(),
         "settings_tried": entry.settings_tried,
     }
-    return {**subset_data(subset, column), "kind": kind, **entry_data(entry), **numbers, **entry.settings}
+    identity = {**subset_data(subset, column), "kind": kind, **entry_data(entry)}
+    return {**identity, **summary.data, **numbers, **entry.settings}
 
 
 def average_data(subset: Subset, column: Column, entries: list[Entry], summary: Summary) -> dict[str, object]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.numbers.frame import ENTRY_FIELDS
 from lora_bench.report.numbers.intervals import ExampleTest, compare_examples
 from lora_bench.report.numbers.statistics import (
     Interval,
@@ -19,13 +21,14 @@ from lora_bench.report.numbers.statistics import (
     seed_interval,
 )
 from lora_bench.report.numbers.tables import (
+    SUBSET_FIELDS,
     Field,
+    ItemColumn,
     ReportTable,
     difference_interval_text,
-    entry_data,
+    item_table,
     p_relation,
     p_text,
-    plain_field,
     signed_percent,
     subset_data,
 )
@@ -105,29 +108,8 @@ def comparison_tables(subset: Subset, comparisons: Sequence[Comparison]) -> list
     """Return the comparisons as a table; no table without comparisons."""
     if not comparisons:
         return []
-    heads = (
-        "task",
-        "method",
-        "LoRA",
-        "difference",
-        "95%\ninterval",
-        "p\nseeds",
-        "Holm\nseeds",
-        "p\nexamples",
-        "Holm\nexamples",
-        "same\npredictions",
-        "verdict",
-    )
-    table = ReportTable(
-        name=f"against lora {subset.title}",
-        title=f"Against LoRA: {subset.title}",
-        heads=heads,
-        label_columns=2,
-        rows=tuple(_row(comparison) for comparison in comparisons),
-        notes=_notes(comparisons),
-        data=tuple(_data(subset, comparison) for comparison in comparisons),
-    )
-    return [table]
+    name, title = f"against lora {subset.title}", f"Against LoRA: {subset.title}"
+    return [item_table(name, title, _table_columns(subset), comparisons, _notes(comparisons), label_columns=2)]
 
 
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:
@@ -172,25 +154,65 @@ def _compare(column: Column, entry: Entry, reference: Entry) -> Comparison | Non
     return Comparison(column, entry, reference, differences, interval, examples, p)
 
 
-def _row(comparison: Comparison) -> tuple[Field, ...]:
+def _table_columns(subset: Subset) -> list[ItemColumn[Comparison]]:
+    """Define the columns of the table of comparisons."""
+    column = ItemColumn[Comparison]
+    return [
+        *(_subset_column(subset, name) for name in SUBSET_FIELDS),
+        *(column(name, attrgetter(f"entry.{name}")) for name in ENTRY_FIELDS),
+        *(column(f"lora_{name}", attrgetter(f"reference.{name}")) for name in ENTRY_FIELDS[1:]),
+        column("", lambda c: column_title(c.column), "task"),
+        column("", lambda c: c.entry.size, "method"),
+        column("", lambda c: c.reference.size, "LoRA"),
+        column("difference", lambda c: c.mean, "difference", _difference_field),
+        column("std", lambda c: c.std),
+        column("n", lambda c: len(c.differences)),
+        column(
+            "low",
+            lambda c: c.interval and c.interval.low,
+            "95%\ninterval",
+            lambda c: Field(difference_interval_text(c.interval), numeric=False),
+        ),
+        column("high", lambda c: c.interval and c.interval.high),
+        column("p_seeds", lambda c: c.p, "p\nseeds", lambda c: Field(p_text(c.p))),
+        column("p_seeds_holm", lambda c: c.holm, "Holm\nseeds", lambda c: Field(p_text(c.holm))),
+        column("p_examples", _examples_p, "p\nexamples", lambda c: _bound_field(c, _examples_p(c))),
+        column(
+            "p_examples_holm", lambda c: c.examples_holm, "Holm\nexamples", lambda c: _bound_field(c, c.examples_holm)
+        ),
+        column("p_examples_is_bound", lambda c: c.examples and c.examples.bound),
+        column("examples", lambda c: c.examples and c.examples.rows),
+        column("agreement", lambda c: c.examples and c.examples.agreement, "same\npredictions", _agreement_field),
+        column(
+            "verdict",
+            lambda c: c.verdict,
+            "verdict",
+            lambda c: Field(c.verdict, c.verdict not in (NOT_DISTINGUISHED, NOT_TESTED), numeric=False),
+        ),
+    ]
+
+
+def _subset_column(subset: Subset, name: str) -> ItemColumn[Comparison]:
+    return ItemColumn(name, lambda comparison: subset_data(subset, comparison.column)[name])
+
+
+def _difference_field(comparison: Comparison) -> Field:
     spread = "" if comparison.std is None else f" ± {100 * comparison.std:.1f}"
-    difference = f"{signed_percent(comparison.mean)}{spread} ({len(comparison.differences)})"
+    return Field(f"{signed_percent(comparison.mean)}{spread} ({len(comparison.differences)})", numeric=False)
+
+
+def _examples_p(comparison: Comparison) -> float | None:
+    return comparison.examples.p if comparison.examples else None
+
+
+def _bound_field(comparison: Comparison, p: float | None) -> Field:
+    """Format a p-value over examples, with `≤` if it is only an upper bound."""
     examples = comparison.examples
-    bound = "≤" if examples and examples.bound and examples.p is not None else ""
-    decided = comparison.verdict not in (NOT_DISTINGUISHED, NOT_TESTED)
-    return (
-        plain_field(column_title(comparison.column)),
-        plain_field(comparison.entry.size),
-        plain_field(comparison.reference.size),
-        Field(difference, numeric=False),
-        Field(difference_interval_text(comparison.interval), numeric=False),
-        Field(p_text(comparison.p)),
-        Field(p_text(comparison.holm)),
-        Field(bound + p_text(examples.p if examples else None)),
-        Field(bound + p_text(comparison.examples_holm)),
-        Field(f"{100 * examples.agreement:.1f}%" if examples else "—"),
-        Field(comparison.verdict, decided, numeric=False),
-    )
+    return Field(("≤" if examples and examples.bound and examples.p is not None else "") + p_text(p))
+
+
+def _agreement_field(comparison: Comparison) -> Field:
+    return Field(f"{100 * comparison.examples.agreement:.1f}%" if comparison.examples else "—")
 
 
 def _notes(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
@@ -217,24 +239,3 @@ def _sentence(comparison: Comparison) -> str:
         f"{comparison.verdict} {comparison.reference.size} (mean of {len(comparison.differences)} paired "
         f"seeds{interval}; Holm's p {p_relation(comparison.holm)})."
     )
-
-
-def _data(subset: Subset, comparison: Comparison) -> dict[str, object]:
-    reference = {f"lora_{name}": value for name, value in entry_data(comparison.reference).items() if name != "method"}
-    interval, examples = comparison.interval, comparison.examples
-    numbers = {
-        "difference": comparison.mean,
-        "std": comparison.std,
-        "n": len(comparison.differences),
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "p_seeds": comparison.p,
-        "p_seeds_holm": comparison.holm,
-        "p_examples": examples.p if examples else None,
-        "p_examples_holm": comparison.examples_holm,
-        "p_examples_is_bound": examples.bound if examples else None,
-        "examples": examples.rows if examples else None,
-        "agreement": examples.agreement if examples else None,
-        "verdict": comparison.verdict,
-    }
-    return subset_data(subset, comparison.column) | entry_data(comparison.entry) | reference | numbers
