@@ -218,7 +218,7 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
-        recipe = methods.get(cell.method)
+        recipe = methods.of(cell)
         alone = (cell.id,) if recipe.trains_backbone else (recipe.full_width,)
         groups.setdefault(cell.shares_batches() + alone, []).append(cell)
     found = []
@@ -234,7 +234,7 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
 
 def _alike(cells: Sequence[Cell], enough: float) -> list[list[Cell]]:
     """The cells in parts that cost one another little: those that touch outputs one by one apart from many others."""
-    touching = [cell for cell in cells if methods.get(cell.method).touches(Shape(1, 1))]
+    touching = [cell for cell in cells if methods.of(cell).touches(Shape(1, 1))]
     others = [cell for cell in cells if cell not in set(touching)]
     parts = [others, touching] if touching and len(others) >= enough else [cells]
     return [each for part in parts for each in _by_targets(part, enough)]

@@ -93,6 +93,6 @@ class PackRun:
 
 def build_trainer(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
     """Return a trainer of the cells as one pack, before its first step."""
-    task = tasks.get(cells[0].task)
+    task = tasks.of(cells[0])
     pack = Pack(cells, backbone, task.num_outputs)
     return Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out)

@@ -89,10 +89,10 @@ class Training:
 
     def _outcome(self, ended: Ended, info: DataInfo, timing: Timing) -> Outcome:
         cell, state = ended.progress.cell, ended.progress.state
-        task = tasks.get(cell.task)
+        task = tasks.of(cell)
         notes = self.plan.grid.notes_for(cell)
         record = recording.finished(ended, task, info, timing, notes, self.environment(cell))
-        if state is None or not self.options.save or methods.get(cell.method).trains_backbone:
+        if state is None or not self.options.save or methods.of(cell).trains_backbone:
             return Outcome(record)
         return Outcome(record, lambda folder: saved.save(folder, cell, task.num_outputs, state))
 
