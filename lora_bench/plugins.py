@@ -101,6 +101,18 @@ def register(path: Path) -> str:
 
 
 @contextmanager
+def restored(*registries: dict[str, Any]) -> Iterator[None]:
+    """Put dictionaries back to their present content at the end of the block."""
+    before = [dict(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, content in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(content)
+
+
+@contextmanager
 def note_failure(name: str, broken: dict[str, str]) -> Iterator[None]:
     """Keep what fails inside the block in `broken`: a broken package must not take the others with it."""
     try:

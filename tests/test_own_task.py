@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
@@ -24,7 +23,6 @@ from lora_bench.data import DataSource, load
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.store import read_records
 from lora_bench.report.numbers.rows import cell_rows
-from lora_bench.tasks import task as registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-task.md"
 MINE = """
@@ -39,22 +37,13 @@ TASK = Task(
     source=Files({"train": "train.csv", "validation": "validation.csv"}),
 )
 """
-REGISTRY: tuple[dict[str, Any], ...] = (registry._tasks, registry._origins, registry._broken)
-BUILT_IN = [dict(part) for part in REGISTRY]
-
-
-def forget() -> None:
-    """The registry as it was."""
-    for part, before in zip(REGISTRY, BUILT_IN, strict=True):
-        part.clear()
-        part.update(before)
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def restored_registry() -> Iterator[None]:
     """The registry as it was, after every test."""
-    yield
-    forget()
+    with tasks.registered():
+        yield
 
 
 @pytest.fixture
@@ -69,9 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(*words: str) -> tuple[int, str]:
-    """A command in this process, as if it had just begun: exit code and output."""
-    forget()
-    ended = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    """A command in this process, which leaves the registry as it was: exit code and output."""
+    with tasks.registered():
+        ended = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
     return ended.exit_code, ended.output
 
 
@@ -186,6 +175,18 @@ def test_a_definition_that_is_not_complete_is_refused_with_its_line(
     assert "mine" not in tasks.TASKS
 
 
+def test_a_task_is_registered_for_a_block(folder: Path) -> None:
+    rows = tasks.Files({"train": "train.csv", "validation": "validation.csv"})
+    task = tasks.Task("cola", "Mine", ("text",), ("bad", "good"), ("f1",), rows)
+    official = tasks.get("cola")
+    with tasks.registered(task):
+        assert tasks.get("cola").metrics == ("f1",)
+        assert len(load(tasks.get("cola"), DataSource.parse()).train) == 40
+        tasks.include(folder / "mine.py")
+    assert tasks.get("cola") is official
+    assert "mine" not in tasks.TASKS and tasks.origin("mine") is None
+
+
 def test_a_file_with_neither_is_refused_and_one_with_both_adds_both(folder: Path) -> None:
     (folder / "none.py").write_text("x = 1\n")
     with pytest.raises(BenchError, match="defines no RECIPE and no TASK"):
@@ -286,9 +287,8 @@ def test_a_regression_has_its_own_bounds(folder: Path) -> None:
     (folder / "mine.py").write_text(text.replace("    source", "    bounds=(-1, 1),\n    source"))
     (folder / "train.csv").write_text("text,label\na,-1\nb,0.5\n")
     (folder / "validation.csv").write_text("text,label\na,1.5\n")
-    with pytest.raises(BenchError, match=r"label '1.5' is not a number from -1 to 1"):
+    with tasks.registered(), pytest.raises(BenchError, match=r"label '1.5' is not a number from -1 to 1"):
         load(tasks.include(folder / "mine.py"), DataSource.parse())
-    forget()
     (folder / "mine.py").write_text(text)
     assert load(tasks.include(folder / "mine.py"), DataSource.parse()).evals["validation"].labels.tolist() == [1.5]
     (folder / "validation.csv").write_text("text,label\na,1e39\n")

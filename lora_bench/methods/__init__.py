@@ -14,7 +14,8 @@ import math
 import pkgutil
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
@@ -99,6 +100,23 @@ def _add(recipe: Recipe, source: str | None, where: str) -> None:
     if source is not None:
         _origins[recipe.name] = source
         hold(recipe, lambda function: f"'{where}', line {_line_of(recipe, function)}")
+
+
+@contextmanager
+def registered(*recipes: Recipe) -> Iterator[None]:
+    """Have these recipes in the registry during a block of a test; at its end the registry is as it was before.
+
+    Methods that are included in the block are removed too, so that a block without recipes keeps tests apart.
+
+    Args:
+        recipes: The recipes. They are not checked as those of `include` are, so that contracts can be tried on
+            incomplete ones, and they have no origin. One with the name of another method replaces it.
+    """
+    with plugins.restored(_recipes, _origins, _broken):
+        for recipe in recipes:
+            _recipes[recipe.name] = recipe
+            _origins.pop(recipe.name, None)
+        yield
 
 
 _PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})

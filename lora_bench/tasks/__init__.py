@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -22,9 +23,22 @@ from lora_bench.tasks.definition import normalised
 from lora_bench.tasks.task import BROKEN, TASKS, Files, Hub, Submission, Task, Tsv, get, of, origin
 
 __all__ = [
-    "BROKEN", "GROUP", "TASKS", "Files", "Hub", "Submission", "Task", "Tsv", "add_from", "adopt", "get", "include",
-    "of", "origin",
-]  # fmt: skip
+    "BROKEN",
+    "GROUP",
+    "TASKS",
+    "Files",
+    "Hub",
+    "Submission",
+    "Task",
+    "Tsv",
+    "add_from",
+    "adopt",
+    "get",
+    "include",
+    "of",
+    "origin",
+    "registered",
+]
 
 GROUP = "lora_bench.tasks"
 
@@ -67,11 +81,35 @@ def adopt(points: Iterable[EntryPoint]) -> None:
             _add(definition, plugins.register(file), point.value, file)
 
 
+@contextmanager
+def registered(*definitions: Task) -> Iterator[None]:
+    """Have these tasks in the registry during a block of a test; at its end the registry is as it was before.
+
+    Tasks that are included in the block are removed too, so that a block without tasks keeps tests apart.
+
+    Args:
+        definitions: The tasks. They are not checked as those of `include` are, and they have no origin; paths of
+            `Files` are relative to their `root`, or to the working directory. One with the name of another task
+            replaces it.
+    """
+    with plugins.restored(task._tasks, task._origins, task._broken):
+        for definition in definitions:
+            task._origins.pop(definition.name, None)
+            root = getattr(definition.source, "root", None) or Path.cwd()
+            task.add(_with_root(definition, root))
+        yield
+
+
+def _with_root(definition: Task, folder: Path) -> Task:
+    """The task, with `folder` as the root of its files if it has any."""
+    if not isinstance(definition.source, Files):
+        return definition
+    return replace(definition, source=replace(definition.source, root=folder))
+
+
 def _add(definition: Task, origin: str, where: str, file: Path) -> Task:
     """Check a definition and add it. Paths of its files are relative to the folder of `file`."""
-    added = normalised(definition, where, file)
-    if isinstance(added.source, Files):
-        added = replace(added, source=replace(added.source, root=file.parent))
+    added = _with_root(normalised(definition, where, file), file.parent)
     present = TASKS.get(added.name)
     if present is not None and (task.origin(added.name), present.source) == (origin, added.source):
         return present
