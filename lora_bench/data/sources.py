@@ -145,9 +145,12 @@ def _matching(root: Path, pattern: str) -> list[Path]:
 def _kind(path: Path) -> str:
     """What is there instead of a file, as the end of a sentence."""
     kinds = (
-        (path.is_dir, "a folder"), (path.is_fifo, "a pipe"), (path.is_socket, "a socket"),
-        (path.is_block_device, "a device"), (path.is_char_device, "a device"),
-    )  # fmt: skip
+        (path.is_dir, "a folder"),
+        (path.is_fifo, "a pipe"),
+        (path.is_socket, "a socket"),
+        (path.is_block_device, "a device"),
+        (path.is_char_device, "a device"),
+    )
     kind = next((name for holds, name in kinds if holds()), "" if path.exists() else "a link to nothing")
     return f" but {kind}" if kind else ""
 
