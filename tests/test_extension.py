@@ -124,11 +124,11 @@ def test_list_names_it(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("RECIPE = 1\n", "is no Recipe"),
+        ("RECIPE = 1\n", "is not a Recipe"),
         ("x = 1\n", "defines no RECIPE"),
         ("x = 1\n\nprint(y)\n", "line 3: NameError"),
         ("def f(:\n", "line 1: SyntaxError"),
-        (MINE.replace('name = "half"', 'name = "lora"'), "'lora', which there is already"),
+        (MINE.replace('name = "half"', 'name = "lora"'), "'lora', which exists already"),
         (MINE.replace('    title = "Half of LoRA"\n', "").replace("(Lora)", "(Recipe)").replace(
             "import Factor", "import Factor, Recipe") + "", "abstract"),
     ],
@@ -326,6 +326,6 @@ def test_a_packages_methods_are_there_by_themselves(mine: Path, tmp_path: Path) 
 
 
 def test_an_entry_point_that_is_no_recipe_stops_nothing() -> None:
-    methods.adopt([EntryPoint("odd", "json:dumps", methods.GROUP)])
-    assert "is no Recipe" in methods.BROKEN["odd"]
+    methods.add_installed([EntryPoint("odd", "json:dumps", methods.GROUP)])
+    assert "is not a Recipe" in methods.BROKEN["odd"]
     assert "odd" not in methods.RECIPES

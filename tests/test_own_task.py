@@ -141,25 +141,25 @@ def test_cells_of_two_definitions_share_no_row_of_a_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ('name="mine"', 'name="sst2"', "'sst2', which there is already"),
+        ('name="mine"', 'name="sst2"', "'sst2', which exists already"),
         ('name="mine"', "name=5", "line 5: name is 5, not a word"),
         ('name="mine"', 'name="default"', "name is 'default', not a word"),
         ('columns=("text",)', 'columns=("a", "b", "c")', "line 7: columns is ('a', 'b', 'c'), not a tuple of one"),
         ('labels=("bad", "good")', 'labels=("bad",)', "line 8: labels is ('bad',), not a tuple of two"),
         ('labels=("bad", "good")', 'labels=("bad", "bad")', "labels is"),
         ('labels=("bad", "good")', 'labels=("bad", "good", "fair")', "metric of two classes, and there are 3"),
-        ('labels=("bad", "good")', "labels=()", "line 9: 'f1' is no metric of a regression"),
+        ('labels=("bad", "good")', "labels=()", "line 9: 'f1' is not a metric of a regression"),
         ('"matthews")', '"mathews")', "there is no metric 'mathews'"),
         ('"matthews")', '"f1")', "metrics names f1 twice"),
         ('"matthews")', '"accuracy_matched")', "there is no metric 'accuracy_matched'"),
         ('"matthews")', "lambda a, b: 1)", "not a tuple of names and of functions that have one"),
-        ('"validation": "validation.csv"', '"test": "test.csv"', "splits name 'test', which the task has not"),
+        ('"validation": "validation.csv"', '"test": "test.csv"', "splits name 'test', which the task does not have"),
         (', "validation": "validation.csv"', "", "line 10: the source has no files of the split 'validation'"),
-        ('"validation.csv"})', '"validation.csv"}, columns={"txt": "x"})', "name 'txt', which the task has not"),
+        ('"validation.csv"})', '"validation.csv"}, columns={"txt": "x"})', "name 'txt', which the task does not have"),
         ('"validation.csv"})', '"validation.csv"}, label="text", columns={"text": "text"})', "are not different texts"),
         ('Files({"train": "train.csv", "validation": "validation.csv"})', 'Hub("a/b", revision="main")',
-         "the source's revision is no commit"),
-        ("TASK = Task(", "TASK = dict(", "is no Task"),
+         "the source's revision is not a commit"),
+        ("TASK = Task(", "TASK = dict(", "is not a Task"),
         ('    title="Mine",\n', "", "TypeError"),
     ],
 )  # fmt: skip
@@ -301,14 +301,14 @@ def test_a_packages_tasks_are_there_and_a_broken_one_stops_nothing(
 ) -> None:
     (folder / "mine.py").rename(folder / "package_of_mine.py")
     monkeypatch.syspath_prepend(str(folder))
-    tasks.adopt([
+    tasks.add_installed([
         EntryPoint("mine", "package_of_mine", tasks.GROUP),
         EntryPoint("lost", "no_such_module", tasks.GROUP),
         EntryPoint("odd", "json:dumps", tasks.GROUP),
     ])  # fmt: skip
     assert str(tasks.origin("mine")).startswith("package_of_mine.py@")
     assert len(load(tasks.get("mine"), DataSource.parse()).train) == 40
-    assert "ModuleNotFoundError" in tasks.BROKEN["lost"] and "is no Task" in tasks.BROKEN["odd"]
+    assert "ModuleNotFoundError" in tasks.BROKEN["lost"] and "is not a Task" in tasks.BROKEN["odd"]
     with pytest.raises(BenchError, match="cannot be loaded") as error:
         tasks.get("lost")
     assert error.value.code == MISSING
