@@ -146,7 +146,7 @@ def task_metric(task: Task) -> evaluate.Metric:
 
 @cache
 def metric_class() -> Any:
-    """Define and return `TaskMetric`, a subclass of `evaluate.Metric`. `evaluate` is slow to import, hence not at once."""
+    """Define and return `TaskMetric`, a subclass of `evaluate.Metric`, when called, as `evaluate` is slow to import."""
     import datasets  # type: ignore[import-untyped, unused-ignore]
     import evaluate  # type: ignore[import-untyped, unused-ignore]
 
