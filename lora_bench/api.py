@@ -72,7 +72,7 @@ class AdaptedModel(nn.Module):
 
     def __init__(self, model: nn.Module, cell: Cell) -> None:
         super().__init__()
-        if methods.get(cell.method).trains_backbone:
+        if methods.of(cell).trains_backbone:
             raise BenchError(f"'{cell.method}' adapts nothing: it trains the whole model.", "Train the model as it is.")
         self.model, self.cell = model, cell
         pack = self._create_pack()  # before the model is changed, as it may refuse the cell
@@ -263,7 +263,7 @@ def _encoder_of(model: nn.Module) -> nn.Module:
 
 def _starts_from_data(model: nn.Module, cell: Cell) -> bool:
     """Return whether a factor of the cell, on the weights that this model has, starts from a gradient."""
-    recipe = methods.get(cell.method)
+    recipe = methods.of(cell)
     if not recipe.adapts:
         return False
     host = Host(_encoder_of(model))

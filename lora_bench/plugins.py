@@ -1,7 +1,8 @@
-"""Python code of users: files that are included and modules of installed packages.
+"""Loads the Python code of users: included files and modules of installed packages.
 
-It is run, so it may do anything: raise what it likes, call `sys.exit`, or hang on to Ctrl-C. Here it is loaded from the
-very bytes that were hashed, named `<file>@<12 hex of its SHA-256>`, and blamed in one line for what fails in it.
+That code is executed and may do anything: raise any exception, call `sys.exit`, raise KeyboardInterrupt. It is compiled
+from the same bytes that its hash is computed from; its origin is `<file>@<12 hex of its SHA-256>`. Errors in it are
+reported in one line that names the file and the line.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from lora_bench.text import clean
 
 @dataclass(frozen=True)
 class Plugin:
-    """A file of a user, as it was loaded.
+    """A loaded file of a user.
 
     Attributes:
-        path: the file, as the user gave it.
-        origin: `<file>@<12 hex of its SHA-256>`, which stands in the cells that depend on it.
-        module: the module that it defines.
+        path: The file, as the user gave it.
+        origin: `<file>@<12 hex of its SHA-256>`, which is part of the cells that depend on it.
+        module: The module that it defines.
     """
 
     path: Path
@@ -43,7 +44,7 @@ class Plugin:
 
     @property
     def file(self) -> str:
-        """The file's absolute path, by which tracebacks name it."""
+        """The file's absolute path, as in tracebacks."""
         return str(self.path.absolute())
 
 
@@ -52,18 +53,18 @@ _files: set[str] = set()  # absolute paths of the files of users whose code has 
 
 
 def load_file(path: Path) -> Plugin:
-    """Run a Python file; the same text at the same path is run once.
+    """Execute a Python file. The same content at the same path is executed only once.
 
     Raises:
-        BenchError: the file is not there, is no Python file, or fails.
+        BenchError: Exit code 2 if the file does not exist, is not a Python file, or fails.
     """
     try:
         content = read_file(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BenchError(f"'{path}' cannot be read ({reason}).", "Give --include a Python file.") from None
+        cause = getattr(error, "strerror", None) or str(error)
+        raise BenchError(f"'{path}' cannot be read ({cause}).", "Give --include a Python file.") from None
     if path.suffix != ".py":
-        raise BenchError(f"'{path}' is no Python file.", "Give --include a file that ends with .py.")
+        raise BenchError(f"'{path}' is not a Python file.", "Give --include a file that ends with .py.")
     origin = origin_of(path, content)
     key = str(path.absolute()), origin
     if key not in _plugins:
@@ -72,52 +73,69 @@ def load_file(path: Path) -> Plugin:
 
 
 def origin_of(path: Path, content: bytes) -> str:
-    """What names a file and its text in a cell: `<file>@<12 hex of its SHA-256>`."""
+    """Return what names a file and its content in a cell: `<file>@<12 hex of its SHA-256>`."""
     return f"{path.name}@{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 @cache
 def _all_points() -> Any:
-    """The entry points of all installed packages; reading them takes longer than choosing a group."""
+    """The entry points of all installed packages, cached because reading them is slow."""
     return entry_points()
 
 
 def points(group: str) -> EntryPoints:
-    """The entry points of a group in the installed packages."""
-    chosen: EntryPoints = _all_points().select(group=group)
-    return chosen
+    """Return the entry points of a group in the installed packages."""
+    selected: EntryPoints = _all_points().select(group=group)
+    return selected
 
 
 def load_point(point: EntryPoint) -> object:
-    """What an entry point names. It may raise anything, which `note_failure` catches."""
+    """Import what an entry point names. It may raise anything; call this inside `note_failure`."""
     with _without_interrupts():
         return point.load()
 
 
 def register(path: Path) -> str:
-    """Blame this file of an installed package from now on for what fails in it; returns its origin."""
+    """Let `blamed` report errors in this file of an installed package; return the file's origin."""
     _files.add(str(path))
     return origin_of(path, read_file(path))
 
 
 @contextmanager
+def restored(*registries: dict[str, Any]) -> Iterator[None]:
+    """Put dictionaries back to their present content at the end of the block."""
+    before = [dict(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, content in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(content)
+
+
+@contextmanager
 def note_failure(name: str, broken: dict[str, str]) -> Iterator[None]:
-    """Keep what fails inside the block in `broken`: a broken package must not take the others with it."""
+    """Catch any exception of the block and keep its message in `broken`, so that other packages are still loaded.
+
+    Args:
+        name: The key of the message: the name of the entry point.
+        broken: The messages.
+    """
     try:
         yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a package may also call sys.exit
-        if isinstance(error, _OwnInterruptError):
+        if isinstance(error, _RaisedInterruptError):
             error = error.interrupt
         what = error.what if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
         broken[name] = clean(" ".join(what.split()))[:200].rstrip(".: ")
 
 
 def blamed(error: BaseException) -> BenchError | None:
-    """An error in a user's code as a BenchError of one line; None where no such code had a part in it.
+    """Return an exception that passed through a user's code as a BenchError, or None for any other exception.
 
-    Such code may raise anything, and SystemExit would end the process as if all were well.
+    SystemExit counts as well: otherwise `sys.exit(0)` in a user's code would end the process successfully.
     """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in _files:
@@ -127,7 +145,7 @@ def blamed(error: BaseException) -> BenchError | None:
 
 
 def reason(error: BaseException, file: str) -> str:
-    """An error of the file in one line, with the line of the file that it came from."""
+    """Describe an exception in one line, with the line of `file` in which it was raised."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     where = "" if line is None else f"line {line}: "
@@ -135,13 +153,16 @@ def reason(error: BaseException, file: str) -> str:
     return f"{where}{type(error).__name__}: {message}"[:200].rstrip(".: ")
 
 
-class _Text(ExecutionLoader):
-    """Loads a module from the bytes that were hashed: neither from a later text of the file nor from a cached one."""
+class _HashedSource(ExecutionLoader):
+    """Compiles a module from the bytes that were hashed.
+
+    Python's own loader would read the file again, which may have changed since, or use cached bytecode.
+    """
 
     def __init__(self, path: Path, content: bytes) -> None:
         self.path, self.content = str(path.absolute()), content
 
-    def get_filename(self, fullname: str) -> str:  # noqa: ARG002 (the signature is given)
+    def get_filename(self, fullname: str) -> str:  # noqa: ARG002 (importlib's signature)
         return self.path
 
     def get_source(self, fullname: str) -> str:  # noqa: ARG002
@@ -149,21 +170,21 @@ class _Text(ExecutionLoader):
 
 
 def _execute(path: Path, content: bytes, name: str) -> ModuleType:
-    """Run the file as a module of that name."""
-    loader = _Text(path, content)
+    """Execute the content of a file as a module of that name."""
+    loader = _HashedSource(path, content)
     spec = importlib.util.spec_from_loader(name, loader)
     if spec is None:
-        raise BenchError(f"'{path}' is no Python file.", "Give --include a file that ends with .py.")
+        raise BenchError(f"'{path}' is not a Python file.", "Give --include a file that ends with .py.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         with _without_interrupts():
             loader.exec_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # it is someone else's code: it may raise anything, and call sys.exit
+    except BaseException as error:  # a user's code may raise anything, SystemExit included
         del sys.modules[name]
-        if isinstance(error, _OwnInterruptError):
+        if isinstance(error, _RaisedInterruptError):
             error = error.interrupt
         what = f"'{path}' cannot be loaded: {reason(error, loader.path)}."
         raise BenchError(what, "Correct the file.") from error
@@ -171,8 +192,8 @@ def _execute(path: Path, content: bytes, name: str) -> ModuleType:
     return module
 
 
-class _OwnInterruptError(Exception):
-    """A KeyboardInterrupt that no key and no signal has caused."""
+class _RaisedInterruptError(Exception):
+    """Stands for a KeyboardInterrupt that a user's code raised itself, without a signal."""
 
     def __init__(self, interrupt: KeyboardInterrupt) -> None:
         super().__init__("it raised KeyboardInterrupt")
@@ -181,24 +202,27 @@ class _OwnInterruptError(Exception):
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Runs someone else's code: a KeyboardInterrupt that it raises is `_OwnInterruptError`, that of a signal stays."""
-    came: list[int] = []
+    """Turn a KeyboardInterrupt that the block raises itself into `_RaisedInterruptError`; one by a signal stays.
+
+    Signal handlers run in the main thread only. In other threads every KeyboardInterrupt stays.
+    """
+    signals: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    watches = callable(before) and threading.current_thread() is threading.main_thread()
+    handles_signals = callable(before) and threading.current_thread() is threading.main_thread()
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        signals.append(number)
         if callable(before):
             before(number, frame)
 
-    if watches:
+    if handles_signals:
         signal.signal(signal.SIGINT, note)
     try:
         yield
     except KeyboardInterrupt as error:
-        if came or not watches:
+        if signals or not handles_signals:
             raise
-        raise _OwnInterruptError(error) from error
+        raise _RaisedInterruptError(error) from error
     finally:
-        if watches and signal.getsignal(signal.SIGINT) is note:
+        if handles_signals and signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, before)

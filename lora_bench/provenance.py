@@ -1,12 +1,12 @@
-"""What a cell's numbers depend on besides its settings: the code that trains it, and the libraries. No torch.
+"""Provenance: the code and the libraries that a cell's numbers depend on besides its settings. Does not import torch.
 
-The fingerprint of the code is computed, not listed: it starts at the modules in `ENTRY_POINTS` and at the method's own,
-and follows every import of this package. Only what runs counts. Comments, docstrings, formatting, type-checking imports
-and the names and folders of files do not, so that code can be explained and moved without making a record stale; a
-changed constant, operator or library call in any of these modules does.
+The fingerprint of the code covers the modules in `ENTRY_POINTS`, the method's module, and every module of this package
+that they import, directly or not. It covers only what is executed: a changed constant, operator or library call makes
+records stale, while comments, docstrings, formatting, imports for type checking, and the names and folders of files do
+not. So code can be explained and moved freely.
 
-A module's digest covers its syntax tree, in which each import of another module of ours is replaced by that module's
-digest. Imports form no circles (a test keeps it so), hence the recursion ends.
+The digest of a module is a hash of its syntax tree, in which names of other modules of this package are replaced by the
+digests of these modules. Imports have no cycles (import-linter checks it), so the recursion ends.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lora_bench import methods
 
 PACKAGE = "lora_bench"
 ROOT = Path(__file__).parent
-# From rows to tokens; from tokens to trained values and scores. Everything that decides a number is reached from here.
+# Reading rows, tokenizing them, and training: these modules import everything that decides a number.
 ENTRY_POINTS = ("data", "data.tokens", "engine.trainer")
-# What an error says and how text is printed decide no number.
+# The wording of errors and the printing of text decide no number.
 WORDING = frozenset({"errors", "text"})
 LIBRARIES = ("torch", "transformers", "tokenizers")
 _IGNORED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
@@ -32,63 +32,72 @@ _IGNORED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 @cache
 def code(method: str, root: Path = ROOT) -> str:
-    """The fingerprint of the code that decides the numbers of a method, as 12 hexadecimal digits.
+    """Return the fingerprint of the code that decides the numbers of a method, as 12 hexadecimal digits.
 
-    A method of a user's own file counts with what it inherits from this package; the file itself is hashed in the
+    For a user's method it covers what the method inherits from this package; the user's file itself is hashed in the
     cell's `origin`.
 
     Args:
         method: The method's name.
         root: The folder of the package.
     """
-    inherited = {base.__module__ for base in type(methods.get(method)).__mro__}
-    own = {name.removeprefix(f"{PACKAGE}.") for name in inherited if name.startswith(f"{PACKAGE}.")}
-    digests = {module_digest(root, name) for name in own.union(ENTRY_POINTS)}
+    digests = {module_digest(root, name) for name in _modules_of(method).union(ENTRY_POINTS)}
     return _sha256("\n".join(sorted(digests)))[:12]
 
 
 def modules_behind(method: str, root: Path = ROOT) -> set[str]:
-    """The modules of this package whose code decides the numbers of a method, by name within the package."""
-    inherited = {base.__module__ for base in type(methods.get(method)).__mro__}
-    waiting = [name.removeprefix(f"{PACKAGE}.") for name in inherited if name.startswith(f"{PACKAGE}.")]
-    waiting += ENTRY_POINTS
+    """Return the modules that the fingerprint of a method covers, by their names within the package."""
+    queue = [*_modules_of(method), *ENTRY_POINTS]
     seen: set[str] = set()
-    while waiting:
-        name = waiting.pop()
+    while queue:
+        name = queue.pop()
         if name not in seen:
             seen.add(name)
-            waiting += _read(root, name).ours
+            queue += _read(root, name).imported
     return seen
+
+
+def _modules_of(method: str) -> set[str]:
+    """The modules of this package that define the classes of a method, by their names within the package."""
+    defining = {base.__module__ for base in type(methods.get(method)).__mro__}
+    return {name.removeprefix(f"{PACKAGE}.") for name in defining if name.startswith(f"{PACKAGE}.")}
 
 
 @cache
 def module_digest(root: Path, name: str) -> str:
-    """SHA-256 of what a module does, in hexadecimal digits; `name` is relative to the package at `root`."""
+    """Return the hexadecimal SHA-256 of what a module executes; `name` is relative to the package at `root`."""
     module = _read(root, name)
-    replaced = {bound: module_digest(root, target) for bound, target in module.module_names.items()}
-    imported = sorted(f"{bound}={module_digest(root, target)}.{what}" for bound, (target, what) in module.names.items())
-    tree = _RenameModules(replaced).visit(module.tree)
-    return _sha256("\n".join([*module.libraries, *sorted(replaced.values()), *imported, _dump(tree)]))
+    digests = {bound: module_digest(root, target) for bound, target in module.modules.items()}
+    names = sorted(f"{bound}={module_digest(root, target)}.{what}" for bound, (target, what) in module.names.items())
+    tree = _RenameModules(digests).visit(module.tree)
+    return _sha256("\n".join([*module.libraries, *sorted(digests.values()), *names, _dump(tree)]))
 
 
 class _Module:
-    """A module's syntax tree without its imports, and the imports: of libraries as text, of this package by target."""
+    """A module's syntax tree without imports, and its imports.
+
+    Attributes:
+        libraries: The imports of libraries, as text.
+        modules: The imported modules of this package, by their local names.
+        names: The imported names of modules of this package, each with its module, by their local names.
+        tree: The syntax tree.
+    """
 
     def __init__(self, root: Path, path: Path) -> None:
         self._root = root
         self.libraries: list[str] = []
-        self.module_names: dict[str, str] = {}  # local name of an imported module of ours -> the module
-        self.names: dict[str, tuple[str, str]] = {}  # local name -> module of ours and the name there
+        self.modules: dict[str, str] = {}
+        self.names: dict[str, tuple[str, str]] = {}
         self.tree = _Stripper(self).visit(ast.parse(path.read_bytes()))
         self.libraries.sort()
 
     @property
-    def ours(self) -> set[str]:
+    def imported(self) -> set[str]:
         """The modules of this package that it imports."""
-        return {*self.module_names.values(), *(target for target, _ in self.names.values())}
+        return {*self.modules.values(), *(target for target, _ in self.names.values())}
 
     def add(self, node: ast.Import | ast.ImportFrom) -> None:
-        """Note what an import statement imports."""
+        """Record an import statement."""
         source = node.module or "" if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
             target, bound = f"{source}.{alias.name}".lstrip("."), alias.asname or alias.name
@@ -101,15 +110,15 @@ class _Module:
 
     def _add_module(self, bound: str, name: str) -> None:
         if name not in WORDING:
-            self.module_names[bound] = name
+            self.modules[bound] = name
 
     def _add_name(self, bound: str, module: str, name: str) -> None:
-        if module and module not in WORDING:  # the package itself holds only its version
+        if module and module not in WORDING:  # the package itself defines only its version
             self.names[bound] = module, name
 
 
 class _Stripper(ast.NodeTransformer):
-    """Drops what does nothing when the code runs, and hands the imports to their module."""
+    """Removes what has no effect at run time, and passes imports to their `_Module`."""
 
     def __init__(self, module: _Module) -> None:
         self._module = module
@@ -121,24 +130,24 @@ class _Stripper(ast.NodeTransformer):
         self._module.add(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        """A constant by itself is a docstring, or as good as a comment."""
+        """Remove docstrings and other constants that are statements."""
         return None if isinstance(node.value, ast.Constant) else node
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
-        """Imports for type checking never run."""
+        """Remove imports for type checking."""
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return None
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
-        """The wording of an error decides no number; that there is one, and of which kind, may."""
+        """Keep only the class of a raised exception: its message decides no number."""
         if isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
         return node
 
 
 class _RenameModules(ast.NodeTransformer):
-    """Puts the digest of a module of ours in the place of its local name, which follows the file's."""
+    """Replaces the local names of modules of this package by their digests, since names follow those of files."""
 
     def __init__(self, digests: Mapping[str, str]) -> None:
         self._digests = digests
@@ -156,12 +165,13 @@ def _read(root: Path, name: str) -> _Module:
 
 
 def _path_of(root: Path, name: str) -> Path | None:
-    place = root.joinpath(*name.split("."))
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    """The file of a module of this package; None if there is none."""
+    base = root.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 def _dump(node: object) -> str:
-    """A syntax tree as text that is the same in every version of Python (`ast.dump` is not: it grows new fields)."""
+    """A syntax tree as text that is the same in all versions of Python. `ast.dump` shows fields that newer ones add."""
     return "".join(_parts(node))
 
 
@@ -176,8 +186,8 @@ def _parts(node: object) -> Iterator[str]:
         yield ")"
     elif isinstance(node, list):
         yield "["
-        for each in node:
-            yield from _parts(each)
+        for child in node:
+            yield from _parts(child)
             yield ","
         yield "]"
     else:
@@ -190,14 +200,18 @@ def _sha256(text: str) -> str:
 
 @cache
 def current(method: str) -> dict[str, str]:
-    """What the numbers of a method depend on now: the code's fingerprint and the libraries' versions."""
+    """Return the present provenance of a method: the fingerprint of the code and the versions of the libraries."""
     return {"code": code(method), **versions_of(*LIBRARIES)}
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The fields that have changed, in words.
+    """Describe each field in which two provenances differ.
 
-    A field that either side lacks has not changed, and builds of one version (`2.13.0+cpu`) count as one.
+    A field that is missing on either side does not count, nor do builds of one version (`2.13.0+cpu`).
+
+    Args:
+        then: The provenance of a record.
+        now: The present one.
     """
     return [
         f"{field} {then[field]}, now {value}"
@@ -207,7 +221,7 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def versions_of(*names: str) -> dict[str, str]:
-    """The versions of installed packages; `missing` for one that is not installed."""
+    """Return the versions of installed packages; `missing` for one that is not installed."""
     versions = {}
     for name in names:
         try:

@@ -90,7 +90,7 @@ def test_smoke_needs_no_network() -> None:
 def test_paper_takes_each_methods_own_lr() -> None:
     cells = shipped("paper").cells
     assert {cell.method for cell in cells} == {"full", "head", "lora", "mini", "xs", "cora", "cora-init"}
-    assert all(cell.lr == methods.get(cell.method).default_lr for cell in cells)
+    assert all(cell.lr == methods.of(cell).default_lr for cell in cells)
 
 
 LORA_TABLE_9 = {

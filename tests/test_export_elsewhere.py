@@ -180,7 +180,7 @@ def held(root: Path, task: str) -> list[list[str]]:
 
 def same_answers(logits: np.ndarray, labels: Any, said: str, record: Record) -> None:
     """The logits' answers are the record's predictions, and the labels have the task's names."""
-    task = tasks.get(record.cell.task)
+    task = tasks.of(record.cell)
     if task.is_regression:
         np.testing.assert_allclose(logits[:, 0], record.predictions, atol=2e-5)
         float(said)

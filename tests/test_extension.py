@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -48,28 +47,17 @@ RECIPE = Half()
 '''
 
 
-REGISTRY: tuple[dict[str, Any], ...] = (methods._recipes, methods._origins, methods._broken)
-BUILT_IN = [dict(part) for part in REGISTRY]
-
-
-def forget() -> None:
-    """The registry as it was."""
-    for part, before in zip(REGISTRY, BUILT_IN, strict=True):
-        part.clear()
-        part.update(before)
-
-
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def restored_registry() -> Iterator[None]:
     """The registry as it was, after every test."""
-    yield
-    forget()
+    with methods.registered():
+        yield
 
 
 def here(*words: str) -> tuple[int, str]:
-    """A command in this process, as if it had just begun: exit code and output."""
-    forget()
-    ended = CliRunner().invoke(app, words)
+    """A command in this process, which leaves the registry as it was: exit code and output."""
+    with methods.registered():
+        ended = CliRunner().invoke(app, words)
     return ended.exit_code, ended.output
 
 
@@ -121,9 +109,9 @@ def test_another_text_is_another_cell(mine: Path, tmp_path: Path) -> None:
         selection = Selection(preset="smoke", task=["sst2"], seed=[0], method=["half"], rank=[4], include=[mine])
         return [cell.id for cell in plans.make(selection.grid(), tmp_path / "none", None).todo]
 
-    first = ids()
-    assert ids() == first and len(first) == 1
-    forget()
+    with methods.registered():
+        first = ids()
+        assert ids() == first and len(first) == 1
     mine.write_text(MINE + "\n# another text\n")
     assert ids() != first
 
@@ -136,11 +124,11 @@ def test_list_names_it(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("RECIPE = 1\n", "is no Recipe"),
+        ("RECIPE = 1\n", "is not a Recipe"),
         ("x = 1\n", "defines no RECIPE"),
         ("x = 1\n\nprint(y)\n", "line 3: NameError"),
         ("def f(:\n", "line 1: SyntaxError"),
-        (MINE.replace('name = "half"', 'name = "lora"'), "'lora', which there is already"),
+        (MINE.replace('name = "half"', 'name = "lora"'), "'lora', which exists already"),
         (MINE.replace('    title = "Half of LoRA"\n', "").replace("(Lora)", "(Recipe)").replace(
             "import Factor", "import Factor, Recipe") + "", "abstract"),
     ],
@@ -183,7 +171,6 @@ def test_a_file_that_exits_or_says_nonsense_is_told_with_its_line(
     """By a name relative to the working directory, as users give it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text(text)
-    forget()
     ended = CliRunner().invoke(app, [*words, "bad.py"], env={"COLUMNS": "300"})
     lines = ended.stderr.strip().splitlines()
     assert (ended.exit_code, len(lines)) == (2, 2), ended.output
@@ -198,7 +185,6 @@ def test_a_method_that_fails_while_a_grid_is_planned_is_told_with_its_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text(MINE + f"\nHalf.factors = lambda self, cell, shape: {fault}\n")
-    forget()
     words = ["plan", "--preset", "smoke", "--task", "sst2", "--method", "half", "--include", "bad.py"]
     ended = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
     assert ended.exit_code == 2, ended.output
@@ -232,7 +218,6 @@ def test_a_method_that_answers_nonsense_is_named_with_what_it_returned(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     answering(tmp_path / "bad.py", function, answer)
-    forget()
     words = [command, "--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--method", "half"]
     ended = CliRunner().invoke(app, [*words, "--include", "bad.py"], env={"COLUMNS": "300"})
     lines = ended.stderr.strip().splitlines()
@@ -257,7 +242,6 @@ def test_a_formula_that_fails_is_told_before_anything_trains(
 )
 def test_a_contract_notices_what_a_method_states(function: str, answer: str, tmp_path: Path) -> None:
     answering(tmp_path / "bad.py", function, answer)
-    forget()
     method = methods.include(tmp_path / "bad.py").name
     with pytest.raises(BenchError, match=f"{function} returned"):
         its_settings_are_complete(method, None)  # type: ignore[arg-type]
@@ -289,7 +273,6 @@ def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text(MINE + "\nHalf.update = lambda self, factors: exit()\n")
-    forget()
     checked = CliRunner().invoke(app, ["check", "bad.py"])
     assert checked.exit_code == 1
     assert "FAIL" in checked.output and "SystemExit" in checked.output
@@ -304,9 +287,9 @@ def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(
 
 def test_what_runs_is_the_text_that_was_hashed(mine: Path, tmp_path: Path) -> None:
     """Another text of the same size and time: bytecode that was kept of the first is not taken for it."""
-    methods.include(mine)
+    with methods.registered():
+        methods.include(mine)
     about = mine.stat()
-    forget()
     mine.write_text(MINE.replace("Half of LoRA", "HALF OF LORA"))
     os.utime(mine, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert methods.include(mine).title == "HALF OF LORA"
@@ -343,6 +326,6 @@ def test_a_packages_methods_are_there_by_themselves(mine: Path, tmp_path: Path) 
 
 
 def test_an_entry_point_that_is_no_recipe_stops_nothing() -> None:
-    methods.adopt([EntryPoint("odd", "json:dumps", methods.GROUP)])
-    assert "is no Recipe" in methods.BROKEN["odd"]
+    methods.add_installed([EntryPoint("odd", "json:dumps", methods.GROUP)])
+    assert "is not a Recipe" in methods.BROKEN["odd"]
     assert "odd" not in methods.RECIPES

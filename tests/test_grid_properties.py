@@ -123,7 +123,7 @@ def test_every_cell_has_what_was_asked_for(config: Any, overrides: dict[str, lis
         return
     assert grid.cells
     for setting, wanted in overrides.items():
-        has = [c for c in grid.cells if setting in methods.get(c.method).parameters or setting not in SIZES]
+        has = [c for c in grid.cells if setting in methods.of(c).parameters or setting not in SIZES]
         assert {getattr(cell, setting) for cell in has} in (set(wanted), set())
 
 
@@ -135,7 +135,7 @@ def test_packs_are_a_partition_that_shares_batches(config: Any, limit: int, rand
     assert Counter(itertools.chain.from_iterable(found)) == Counter(cells)
     for pack in found:
         assert len({cell.shares_batches() for cell in pack}) == 1
-        assert len(pack) == 1 or not any(methods.get(cell.method).trains_backbone for cell in pack)
+        assert len(pack) == 1 or not any(methods.of(cell).trains_backbone for cell in pack)
         assert 1 <= len(pack) <= limit
 
         assert [cell.rank or 0 for cell in pack] == sorted(cell.rank or 0 for cell in pack)

@@ -84,7 +84,7 @@ def test_the_pinned_revision_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         return datasets.DatasetDict(train=split.select([2, 0]), validation=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub, "_knock", lambda: None)
+    monkeypatch.setattr(hub, "_request", lambda: None)
     splits = hub.read_hub(RTE, offline=False)
     assert asked == [((HUB_ID, "rte"), {"revision": HUB_REVISION})]
     assert list(splits) == ["train", "validation"]
@@ -105,7 +105,7 @@ def test_another_dataset_is_read_by_the_names_that_its_task_gives(monkeypatch: p
         return datasets.DatasetDict(train=split, test=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub, "_knock", lambda: None)
+    monkeypatch.setattr(hub, "_request", lambda: None)
     source = Hub("me/reviews", "0" * 40, splits={"validation": "test"}, columns={"text": "body"}, label="stars")
     task = Task("reviews", "Reviews", ("text",), ("down", "up"), ("accuracy",), source)
     loaded = load(task, DataSource.parse())
@@ -136,7 +136,7 @@ def test_what_the_client_raises_becomes_one_error(error: Exception, monkeypatch:
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr(hub, "_knock", lambda: None)
+    monkeypatch.setattr(hub, "_request", lambda: None)
     assert type(error).__name__ in refused().what
 
 
@@ -150,16 +150,16 @@ def test_an_interrupt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_network_ends_quickly() -> None:
-    """The real client against a closed port: without the knock it would try for 23 seconds."""
+    """The real client against a closed port: without the request before it would try for 23 seconds."""
     start = time.monotonic()
     assert "the Hub does not answer" in refused().what
     assert time.monotonic() - start < 8
 
 
 def test_a_network_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "REACH_SECONDS", -0.9)
+    monkeypatch.setattr(hub, "TIMEOUT", -0.9)
     release = threading.Event()
-    monkeypatch.setattr(hub, "_knock", lambda: release.wait(20))
+    monkeypatch.setattr(hub, "_request", lambda: release.wait(20))
     start = time.monotonic()
     refused()
     release.set()
@@ -167,8 +167,8 @@ def test_a_network_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("module", [huggingface_hub.constants, datasets.config], ids=["hub", "datasets"])
-def test_the_environments_offline_switch_needs_no_knock(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_knock", lambda: pytest.fail("knocked"))
+def test_the_environments_offline_switch_needs_no_request(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_request", lambda: pytest.fail("knocked"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "HF_HUB_OFFLINE", True)
         assert "(offline, and no copy" in refused().what

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
@@ -24,7 +23,6 @@ from lora_bench.data import DataSource, load
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.store import read_records
 from lora_bench.report.numbers.frame import cell_frame
-from lora_bench.tasks import task as registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-task.md"
 MINE = """
@@ -39,22 +37,13 @@ TASK = Task(
     source=Files({"train": "train.csv", "validation": "validation.csv"}),
 )
 """
-REGISTRY: tuple[dict[str, Any], ...] = (registry._tasks, registry._origins, registry._broken)
-BUILT_IN = [dict(part) for part in REGISTRY]
-
-
-def forget() -> None:
-    """The registry as it was."""
-    for part, before in zip(REGISTRY, BUILT_IN, strict=True):
-        part.clear()
-        part.update(before)
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
+def restored_registry() -> Iterator[None]:
     """The registry as it was, after every test."""
-    yield
-    forget()
+    with tasks.registered():
+        yield
 
 
 @pytest.fixture
@@ -69,9 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(*words: str) -> tuple[int, str]:
-    """A command in this process, as if it had just begun: exit code and output."""
-    forget()
-    ended = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    """A command in this process, which leaves the registry as it was: exit code and output."""
+    with tasks.registered():
+        ended = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
     return ended.exit_code, ended.output
 
 
@@ -152,25 +141,25 @@ def test_cells_of_two_definitions_share_no_row_of_a_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ('name="mine"', 'name="sst2"', "'sst2', which there is already"),
+        ('name="mine"', 'name="sst2"', "'sst2', which exists already"),
         ('name="mine"', "name=5", "line 5: name is 5, not a word"),
         ('name="mine"', 'name="default"', "name is 'default', not a word"),
         ('columns=("text",)', 'columns=("a", "b", "c")', "line 7: columns is ('a', 'b', 'c'), not a tuple of one"),
         ('labels=("bad", "good")', 'labels=("bad",)', "line 8: labels is ('bad',), not a tuple of two"),
         ('labels=("bad", "good")', 'labels=("bad", "bad")', "labels is"),
         ('labels=("bad", "good")', 'labels=("bad", "good", "fair")', "metric of two classes, and there are 3"),
-        ('labels=("bad", "good")', "labels=()", "line 9: 'f1' is no metric of a regression"),
+        ('labels=("bad", "good")', "labels=()", "line 9: 'f1' is not a metric of a regression"),
         ('"matthews")', '"mathews")', "there is no metric 'mathews'"),
         ('"matthews")', '"f1")', "metrics names f1 twice"),
         ('"matthews")', '"accuracy_matched")', "there is no metric 'accuracy_matched'"),
         ('"matthews")', "lambda a, b: 1)", "not a tuple of names and of functions that have one"),
-        ('"validation": "validation.csv"', '"test": "test.csv"', "splits name 'test', which the task has not"),
+        ('"validation": "validation.csv"', '"test": "test.csv"', "splits name 'test', which the task does not have"),
         (', "validation": "validation.csv"', "", "line 10: the source has no files of the split 'validation'"),
-        ('"validation.csv"})', '"validation.csv"}, columns={"txt": "x"})', "name 'txt', which the task has not"),
+        ('"validation.csv"})', '"validation.csv"}, columns={"txt": "x"})', "name 'txt', which the task does not have"),
         ('"validation.csv"})', '"validation.csv"}, label="text", columns={"text": "text"})', "are not different texts"),
         ('Files({"train": "train.csv", "validation": "validation.csv"})', 'Hub("a/b", revision="main")',
-         "the source's revision is no commit"),
-        ("TASK = Task(", "TASK = dict(", "is no Task"),
+         "the source's revision is not a commit"),
+        ("TASK = Task(", "TASK = dict(", "is not a Task"),
         ('    title="Mine",\n', "", "TypeError"),
     ],
 )  # fmt: skip
@@ -184,6 +173,18 @@ def test_a_definition_that_is_not_complete_is_refused_with_its_line(
     assert said in error.value.what, error.value.what
     assert error.value.code == USAGE and len(str(error.value).splitlines()) == 2
     assert "mine" not in tasks.TASKS
+
+
+def test_a_task_is_registered_for_a_block(folder: Path) -> None:
+    rows = tasks.Files({"train": "train.csv", "validation": "validation.csv"})
+    task = tasks.Task("cola", "Mine", ("text",), ("bad", "good"), ("f1",), rows)
+    official = tasks.get("cola")
+    with tasks.registered(task):
+        assert tasks.get("cola").metrics == ("f1",)
+        assert len(load(tasks.get("cola"), DataSource.parse()).train) == 40
+        tasks.include(folder / "mine.py")
+    assert tasks.get("cola") is official
+    assert "mine" not in tasks.TASKS and tasks.origin("mine") is None
 
 
 def test_a_file_with_neither_is_refused_and_one_with_both_adds_both(folder: Path) -> None:
@@ -286,9 +287,8 @@ def test_a_regression_has_its_own_bounds(folder: Path) -> None:
     (folder / "mine.py").write_text(text.replace("    source", "    bounds=(-1, 1),\n    source"))
     (folder / "train.csv").write_text("text,label\na,-1\nb,0.5\n")
     (folder / "validation.csv").write_text("text,label\na,1.5\n")
-    with pytest.raises(BenchError, match=r"label '1.5' is not a number from -1 to 1"):
+    with tasks.registered(), pytest.raises(BenchError, match=r"label '1.5' is not a number from -1 to 1"):
         load(tasks.include(folder / "mine.py"), DataSource.parse())
-    forget()
     (folder / "mine.py").write_text(text)
     assert load(tasks.include(folder / "mine.py"), DataSource.parse()).evals["validation"].labels.tolist() == [1.5]
     (folder / "validation.csv").write_text("text,label\na,1e39\n")
@@ -301,14 +301,14 @@ def test_a_packages_tasks_are_there_and_a_broken_one_stops_nothing(
 ) -> None:
     (folder / "mine.py").rename(folder / "package_of_mine.py")
     monkeypatch.syspath_prepend(str(folder))
-    tasks.adopt([
+    tasks.add_installed([
         EntryPoint("mine", "package_of_mine", tasks.GROUP),
         EntryPoint("lost", "no_such_module", tasks.GROUP),
         EntryPoint("odd", "json:dumps", tasks.GROUP),
     ])  # fmt: skip
     assert str(tasks.origin("mine")).startswith("package_of_mine.py@")
     assert len(load(tasks.get("mine"), DataSource.parse()).train) == 40
-    assert "ModuleNotFoundError" in tasks.BROKEN["lost"] and "is no Task" in tasks.BROKEN["odd"]
+    assert "ModuleNotFoundError" in tasks.BROKEN["lost"] and "is not a Task" in tasks.BROKEN["odd"]
     with pytest.raises(BenchError, match="cannot be loaded") as error:
         tasks.get("lost")
     assert error.value.code == MISSING

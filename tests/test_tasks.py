@@ -13,7 +13,7 @@ from lora_bench import tasks
 from lora_bench.data import sources
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.tasks import TASKS, Hub, Task, get
-from lora_bench.tasks.definition import normalised
+from lora_bench.tasks.definition import validated
 from lora_bench.tasks.glue import HUB_ID, HUB_REVISION, tsv_file
 from lora_bench.tasks.metrics import METRICS
 from lora_bench.tasks.task import CLASS_METRICS, VALUE_METRICS
@@ -42,7 +42,7 @@ def test_a_record_is_whole(task: Task) -> None:
         task.rows[0],
         sum(task.rows[1:]),
     )
-    assert normalised(task, "glue.py", Path("glue.py")) == task
+    assert validated(task, "glue.py", Path("glue.py")) == task
 
 
 def test_only_stsb_is_a_regression_and_only_mnli_has_three_classes_and_two_splits() -> None:

@@ -91,12 +91,11 @@ def test_a_bench_trains_an_included_method(tmp_path: Path) -> None:
         'class Half(Lora):\n    name = "half-of-a-test"\n    title = "LoRA"\n    source = "a test"\n\n\n'
         "RECIPE = Half()\n"
     )
-    recipe = methods.include(path)
-    try:
+    with methods.registered():
+        recipe = methods.include(path)
         bench = TinyBench.create(tmp_path, family="electra")
         (record,) = bench.run([{"method": recipe.name, "rank": 2}], epochs=1)
         assert record.status == "done"
         assert record.cell.origin == methods.origin(recipe.name)
         assert bench.csv()[0]["method"] == recipe.name
-    finally:
-        del methods._recipes[recipe.name], methods._origins[recipe.name]
+    assert recipe.name not in methods.RECIPES

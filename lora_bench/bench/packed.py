@@ -55,6 +55,6 @@ def run(
         while not watch.done:
             trainer.train(list(work.order[watch.steps_issued : watch.steps_issued + watch.next_steps]))
             watch.lap()
-    is_frozen = not methods.get(cells[0].method).trains_backbone
+    is_frozen = not methods.of(cells[0]).trains_backbone
     setup_seconds = prepare_seconds + watch.setup_seconds
     return Measurement(tuple(watch.repeats), build_seconds, setup_seconds, memory.peak(whole=is_frozen))

@@ -21,9 +21,22 @@ NONE = "–"
 UNEVEN_SPREAD = 0.2
 TERMINAL_HEADS = ("variant", "mix", "cells", "rate", "×trainer", "×loop", "×proc.", "peak", "GiB")
 MARKDOWN_HEADS = (
-    "task", "targets", "variant", "mix", "cells", "steps·cells/s", "spread", "× trainer", "× loop", "× processes",
-    "tokens/s", "TFLOP/s", "of peak", "memory GiB", "set-up s",
-)  # fmt: skip
+    "task",
+    "targets",
+    "variant",
+    "mix",
+    "cells",
+    "steps·cells/s",
+    "spread",
+    "× trainer",
+    "× loop",
+    "× processes",
+    "tokens/s",
+    "TFLOP/s",
+    "of peak",
+    "memory GiB",
+    "set-up s",
+)
 LEGEND = (
     "rate: steps · cells a second, median of {repeats}; ×: over the peers, which train LoRA r=16 "
     "(full: the whole model; proc.: the best number of processes); peak: real tokens' FLOP as a part of "

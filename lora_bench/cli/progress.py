@@ -59,7 +59,7 @@ class ProgressView(View):
         self.packs_begun += self.is_new_pack
         self.is_new_pack = True
         self.start, self.began = start, time.perf_counter()
-        title, size = tasks.get(start.cells[0].task).title, counted(len(start.cells), "cell")
+        title, size = tasks.of(start.cells[0]).title, counted(len(start.cells), "cell")
         self.label = f"pack {self.packs_begun}: {title}, {size}, seed {start.cells[0].seed}"
         total = start.steps_per_epoch * start.epochs
         self.progress.reset(self.pack_bar, total=total, completed=start.steps_taken, description=self.label)

@@ -50,7 +50,7 @@ def method_text(cell: Cell) -> str:
 def plan_summary(plan: Plan, results: str, device: str) -> Text:
     """Return what will run, what it is predicted to cost and where the results go, in a few lines."""
     cells, todo = len(plan.grid.cells), len(plan.todo)
-    task_titles = ", ".join(dict.fromkeys(tasks.get(cell.task).title for cell in plan.grid.cells))
+    task_titles = ", ".join(dict.fromkeys(tasks.of(cell).title for cell in plan.grid.cells))
     method_names = ", ".join(dict.fromkeys(cell.method for cell in plan.grid.cells))
     recorded = f", {cells - todo} there already" if cells > todo else ""
     return Text(
@@ -107,7 +107,7 @@ def results_table(records: Sequence[Record]) -> Table:
     numbers = ("lr", "adapter params", "score", "seeds", "seconds")
     table = _new_table("Results", ("task", "method", "targets", *numbers), right=numbers, caption=caption)
     for cell, members in list(by_settings.items())[:MAX_ROWS]:
-        settings = (tasks.get(cell.task).title, method_text(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
+        settings = (tasks.of(cell).title, method_text(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
         table.add_row(*settings, *_means(members))
     return table
 
@@ -149,7 +149,7 @@ def packs_table(plan: Plan) -> Table:
     for number, (pack, (seconds, size)) in enumerate(zip(plan.packs[:MAX_ROWS], plan.costs, strict=False), 1):
         contents = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
         reasons = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
-        title = tasks.get(pack[0].task).title
+        title = tasks.of(pack[0]).title
         time = "–" if seconds is None else duration_text(seconds)
         memory = "–" if size is None else f"{size / 2**30:.1f}"
         table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), time, memory, reasons, contents)

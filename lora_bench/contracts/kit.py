@@ -147,7 +147,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The first cell's recipe."""
-        return methods.get(self.cell.method)
+        return methods.of(self.cell)
 
 
 def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROWS) -> Run:
@@ -162,7 +162,7 @@ def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROW
 def trained_names(cell: Cell) -> frozenset[str]:
     """Return the names of the factors that the cell trains."""
     shapes = Shape(32, 32), Shape(32, 64)
-    recipe = methods.get(cell.method)
+    recipe = methods.of(cell)
     return frozenset(factor.name for shape in shapes for factor in recipe.factors(cell, shape) if factor.trainable)
 
 

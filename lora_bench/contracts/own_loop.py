@@ -62,7 +62,7 @@ def _adapted(cell: Cell, bench: Workbench, task: Task, head: dict[str, Tensor]) 
     model = plain_classifier(bench.calm_folder, task.num_outputs, torch.float64)
     classifier = model.get_submodule("classifier")
     classifier.load_state_dict(head)
-    settings = {name: getattr(cell, name) for name in methods.get(cell.method).parameters}
+    settings = {name: getattr(cell, name) for name in methods.of(cell).parameters}
     return get_adapted_model(model, cell.method, seed=cell.seed, **settings)
 
 

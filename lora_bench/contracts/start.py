@@ -12,8 +12,8 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.methods.answers import fault
 from lora_bench.methods.recipe import Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.return_values import fault
 
 TINY_START = 1e-3  # a trained factor that starts from noise with a smaller std starts close to zero (chosen)
 SHAPES = (Shape(32, 32), Shape(64, 32), Shape(32, 64))

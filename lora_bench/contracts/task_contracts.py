@@ -1,4 +1,4 @@
-"""What a task keeps: its data are whole, its metrics are scores, and a cell of it trains."""
+"""The contracts of a task: its data are complete, its metrics are scores, and a cell of it trains."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lora_bench.data import DataSource, TaskData
 from lora_bench.tasks import Task
 from lora_bench.tasks.metrics import Values, score
 
-ORDERS = 8  # so many that a metric of the first row alone, of two classes, is hardly ever missed
+ORDERS = 8  # chosen: with two classes, a metric that reads the first row only passes with probability 2**-8 or so
 
 
 class TaskBench:
-    """A task with its rows, which are read once, and a tiny encoder."""
+    """A task with its rows, which are read only once, and a tiny encoder."""
 
     def __init__(self, name: str, bench: Workbench) -> None:
         self.task: Task = tasks.get(name)
@@ -26,21 +26,23 @@ class TaskBench:
 
     @property
     def rows(self) -> TaskData:
-        """The rows of every split, from the task's own source."""
+        """The rows of all splits, from the task's own source."""
         if self._rows is None:
             self._rows = data.load(self.task, DataSource.parse())
         return self._rows
 
     def labels(self) -> tuple[Values, dict[str, slice]]:
-        """The labels of all evaluation splits, one after another, and the rows of each split."""
+        """Return the labels of all evaluation splits, one after another, and the rows of each split."""
         evals = self.rows.evals
         ends = np.cumsum([len(rows) for rows in evals.values()]).tolist()
-        parts = {name: slice(end - len(rows), end) for (name, rows), end in zip(evals.items(), ends, strict=True)}
-        return np.concatenate([rows.labels for rows in evals.values()]), parts
+        splits = {name: slice(end - len(rows), end) for (name, rows), end in zip(evals.items(), ends, strict=True)}
+        return np.concatenate([rows.labels for rows in evals.values()]), splits
 
-    def scores(self, predictions: Values, labels: Values, parts: Mapping[str, slice] | None = None) -> dict[str, float]:
-        """The metrics, for float64 predictions as the trainer has them."""
-        return score(self.task, predictions.astype(np.float64), labels, parts)
+    def scores(
+        self, predictions: Values, labels: Values, splits: Mapping[str, slice] | None = None
+    ) -> dict[str, float]:
+        """Return the metrics of predictions, which are float64 as in the trainer."""
+        return score(self.task, predictions.astype(np.float64), labels, splits)
 
 
 def its_source_has_every_split(bench: TaskBench) -> None:
@@ -60,9 +62,9 @@ def its_labels_occur(bench: TaskBench) -> None:
 
 def its_metrics_prefer_what_is_right(bench: TaskBench) -> None:
     """each metric is a number where every prediction is right, and higher than where every one is wrong"""
-    labels, parts = bench.labels()
+    labels, splits = bench.labels()
     wrong = -labels if bench.task.is_regression else (labels + 1) % bench.task.num_outputs
-    best, worst = bench.scores(labels, labels, parts), bench.scores(wrong, labels, parts)
+    best, worst = bench.scores(labels, labels, splits), bench.scores(wrong, labels, splits)
     for name, value in best.items():
         require(not math.isnan(value), f"{name} is not defined where every prediction is right")
         require(
@@ -80,8 +82,8 @@ def its_metrics_do_not_depend_on_the_order(bench: TaskBench) -> None:
         order = random.permutation(len(labels))
         after = bench.scores(predictions[order], labels[order])
         for name, value in before.items():
-            alike = math.isclose(value, after[name], abs_tol=1e-6) or (math.isnan(value) and math.isnan(after[name]))
-            require(alike, f"{name} is {value:g}, and {after[name]:g} in another order")
+            equal = math.isclose(value, after[name], abs_tol=1e-6) or (math.isnan(value) and math.isnan(after[name]))
+            require(equal, f"{name} is {value:g}, and {after[name]:g} in another order")
 
 
 def a_cell_of_it_trains(bench: TaskBench) -> None:

@@ -1,6 +1,6 @@
-"""Datasets from the Hugging Face Hub, each at one revision; without a network it says so within seconds.
+"""Reads datasets from the Hugging Face Hub, each at one revision, and fails within seconds without a network.
 
-`datasets` alone tries for half a minute before it gives up, hence the knock at the Hub's door before it is called.
+`datasets` retries for half a minute before it fails, hence one request with a short timeout is made before.
 """
 
 from __future__ import annotations
@@ -15,60 +15,61 @@ from pathlib import Path
 from typing import Any
 
 from lora_bench.data.content import first_line
-from lora_bench.data.formats import Raw, from_table
-from lora_bench.data.sources import Rows, checked
+from lora_bench.data.formats import Raw, read_table
+from lora_bench.data.sources import Rows, to_rows
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.tasks.glue import HUB_ID, HUB_REVISION
 from lora_bench.tasks.task import Hub, Task
 
-REACH_SECONDS = 5.0
-_SILENT = "the Hub does not answer"
+TIMEOUT = 5.0  # seconds for one request to the Hub (chosen)
+_NO_ANSWER = "the Hub does not answer"
 
 
 def read_hub(task: Task, offline: bool) -> dict[str, Rows]:
-    """Every split of a task from the Hub at its source's revision, or from the copy that `datasets` keeps of it.
+    """Return all splits of a task from the Hub at its source's revision, or from the local copy that `datasets` keeps.
 
-    Raises BenchError (code 3) within seconds when there is neither network nor copy.
+    Raises:
+        BenchError: Exit code 3, within seconds, if there is neither a network nor a copy.
     """
     splits = _splits(task, offline)
     names = _source(task).splits
-    return {split: checked(_raw(splits, task, names.get(split, split), labelled=True), task) for split in task.splits}
+    return {split: to_rows(_raw(splits, task, names.get(split, split), labelled=True), task) for split in task.splits}
 
 
 def read_hub_test(task: Task, split: str, offline: bool) -> Raw:
-    """The columns of a test split from the same source, unchecked; its labels are hidden (-1) and not read."""
+    """Return the columns of a test split, not checked yet and without labels, which are hidden (-1)."""
     return _raw(_splits(task, offline), task, split, labelled=False)
 
 
 def _source(task: Task) -> Hub:
-    assert isinstance(task.source, Hub)  # who has files is read by `sources`
+    assert isinstance(task.source, Hub)  # tasks with files are read by `sources`
     return task.source
 
 
 def _splits(task: Task, offline: bool) -> Any:
     import datasets  # type: ignore[import-untyped, unused-ignore]
 
-    source, why = _source(task), _out_of_reach(offline)
+    source, why = _source(task), _why_unreachable(offline)
     config = () if source.config is None else (source.config,)
     with hub_mode(bool(why)):
         try:
             return datasets.load_dataset(source.id, *config, revision=source.revision)
         except Exception as error:  # the Hub's clients raise from several families, which change between versions
-            raise _no_hub(task, why or first_line(error)) from error
+            raise _load_error(task, why or first_line(error)) from error
 
 
-def _out_of_reach(offline: bool) -> str:
-    """Why the Hub is not asked, or nothing when it answers."""
+def _why_unreachable(offline: bool) -> str:
+    """Why the Hub cannot be used; empty if it answers."""
     import datasets
     from huggingface_hub import constants
 
     if offline or constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
         return "offline, and no copy of it is kept on this machine"
-    why = trouble()
+    why = problem()
     return f"{why}, and no copy of it is kept on this machine" if why else ""
 
 
-def _no_hub(task: Task, why: str) -> BenchError:
+def _load_error(task: Task, why: str) -> BenchError:
     hint = (
         "Try `--preset smoke` (bundled encoder and data), or give local copies: `--model DIR` and "
         "`--data-dir DIR` (a folder <task>/{train,validation}.parquet, .jsonl, .csv or GLUE's .tsv)."
@@ -83,67 +84,71 @@ def _raw(splits: Mapping[str, Any], task: Task, split: str, labelled: bool) -> R
         hint = f"Its splits are {', '.join(map(str, splits))}: name them in the task's source."
         raise BenchError(f"{source} has no split '{split}'.", hint, MISSING)
     names = getattr(splits[split].features.get(source.label), "names", None) or ()
-    return from_table(_of_revision(splits, task, split), task, f"{source}/{split}", labelled, names)
+    return read_table(_of_revision(splits, task, split), task, f"{source}/{split}", labelled, names)
 
 
 def _of_revision(splits: Mapping[str, Any], task: Task, split: str) -> Any:
-    """A split as an Arrow table."""
-    data, wanted = splits[split], _source(task).revision
+    """A split as an Arrow table, after a check of its revision."""
+    data, expected = splits[split], _source(task).revision
     for file in data.cache_files:
-        # Without the Hub, `datasets` takes the latest copy, of whatever revision; the folder is named by the revision.
+        # Offline, `datasets` takes its latest copy, of any revision. The folder of the copy has the revision's name.
         revision = Path(file["filename"]).parent.name
-        if re.fullmatch("[0-9a-f]{40}", revision) and revision != wanted:
-            raise _no_hub(task, f"the copy on this machine is of revision {revision[:8]}, not {wanted[:8]}")
+        if re.fullmatch("[0-9a-f]{40}", revision) and revision != expected:
+            raise _load_error(task, f"the copy on this machine is of revision {revision[:8]}, not {expected[:8]}")
     return data.with_format("arrow")[:]
 
 
-def _knock() -> None:
-    """One request to the Hub as its clients make them, without their minute of retries. Raises what they raise."""
+def _request() -> None:
+    """Make one request to the Hub with its own client but without retries. Raises the client's exceptions."""
     from huggingface_hub import HfApi, constants
 
-    HfApi(endpoint=constants.ENDPOINT).dataset_info(HUB_ID, revision=HUB_REVISION, timeout=REACH_SECONDS)
+    HfApi(endpoint=constants.ENDPOINT).dataset_info(HUB_ID, revision=HUB_REVISION, timeout=TIMEOUT)
 
 
-def reachable(knock: Callable[[], None] | None = None) -> bool:
-    """Whether the Hub answers `knock` in time, and as the Hub does."""
-    return not trouble(knock)
+def reachable(request: Callable[[], None] | None = None) -> bool:
+    """Return whether the Hub answers in time; `request` replaces the request in tests."""
+    return not problem(request)
 
 
-def trouble(knock: Callable[[], None] | None = None) -> str:
-    """Why the Hub is of no use now, or nothing when it answers. In a thread: to look up a name knows no timeout."""
-    answers: list[str] = []
+def problem(request: Callable[[], None] | None = None) -> str:
+    """Return why the Hub cannot be used now; empty if it answers. `request` replaces the request in tests.
+
+    The request runs in a thread since looking up a host name has no timeout.
+    """
+    results: list[str] = []
 
     def call() -> None:
         try:
-            (knock or _knock)()
-            answers.append("")
+            (request or _request)()
+            results.append("")
         except Exception as error:
-            answers.append(_refusal(error))
+            results.append(_describe(error))
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(REACH_SECONDS + 1)
-    return answers[0] if answers else _SILENT
+    thread.join(TIMEOUT + 1)
+    return results[0] if results else _NO_ANSWER
 
 
-def _refusal(error: Exception) -> str:
-    """What is wrong when `error` is all that came of a request; nothing if the Hub has answered all the same."""
+def _describe(error: Exception) -> str:
+    """Describe why a request failed; empty if the error is an answer of the Hub itself."""
     response = getattr(error, "response", None)
     if response is not None:
         status = f"{response.status_code} {response.reason_phrase}".strip()
-        # What the Hub says with a code of its own, or to come later, is for its clients to make sense of.
-        its_own = "X-Error-Code" in response.headers or response.status_code == HTTPStatus.TOO_MANY_REQUESTS
-        return "" if its_own else f"the Hub's address answers {status}"
-    if isinstance(error, ValueError | TypeError | KeyError):  # no JSON, or none of the Hub's
+        # The Hub's own error codes and its rate limit are left to its clients, which handle them.
+        is_of_hub = "X-Error-Code" in response.headers or response.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        return "" if is_of_hub else f"the Hub's address answers {status}"
+    if isinstance(error, ValueError | TypeError | KeyError):  # not JSON, or JSON of something else
         return "the Hub's address answers with something else, as a proxy's or a login's page"
-    return _SILENT
+    return _NO_ANSWER
 
 
 @contextmanager
 def hub_mode(offline: bool) -> Iterator[None]:
-    """The clients' offline switches on inside the block if `offline`; the environment's own setting stays.
+    """Turn on the offline mode of the Hub's clients during the block if `offline`.
 
-    `datasets` takes a second to import: its switch is set only if it is imported, as by who reads with it.
+    Without `offline`, the setting of the environment stays. The switch of `datasets` is set only if it is imported
+    already, since importing it takes a second.
     """
     from huggingface_hub import constants
 

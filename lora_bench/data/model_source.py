@@ -1,4 +1,4 @@
-"""Where the encoder of a cell comes from. No torch."""
+"""Where the encoder of a cell comes from. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class ModelSource:
         """Return the model of a name.
 
         Raises:
-            BenchError: Exit code 3 for a path that is no directory, or one that is no sound model.
+            BenchError: Exit code 3 if it is a path but not a directory, or a directory without a valid model.
         """
         location = models.location(name)
         return cls(name, location, models.identity(name), is_folder(Path(location)))
 
     def local_only(self, offline: bool) -> bool:
-        """Whether transformers must not ask the Hub, which takes half a minute to fail where there is no network.
+        """Return whether transformers must not ask the Hub, since that takes half a minute to fail without a network.
 
         Args:
-            offline: Whether the user has asked for that.
+            offline: Whether the user has asked for offline mode.
         """
         return offline or self.is_local or not self._hub_answers
 
@@ -51,10 +51,10 @@ class ModelSource:
         return hub.reachable()
 
     def require_unchanged(self) -> None:
-        """Refuse a directory whose files have changed since this object was made. To be called after they were read.
+        """Check that the files of a directory are still those of the plan. To be called after they were read.
 
         Raises:
-            BenchError: Exit code 3.
+            BenchError: Exit code 3 if they have changed.
         """
         present = models.identity(self.name)
         if present != self.identity:

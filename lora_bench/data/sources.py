@@ -1,10 +1,8 @@
-"""From a file to the rows of one split: texts and checked labels.
+"""Locates the files of a split, and turns their columns into checked rows.
 
-A folder may hold parquet, jsonl or csv with the Hub's column names, or GLUE's own tsv, and a task may list files of its
-own; `content` reads a file, `formats` its columns, and here they are located and checked. A split may be in several
-parts. Whatever is wrong with a file is said in one line that names the file, the
-row and the trouble (BenchError, code 3). Lone surrogates become U+FFFD, as no tokenizer takes them; nothing else in a
-text is touched.
+Files are parquet, jsonl or csv with the Hub's column names, GLUE's own tsv, or those that a task lists. A split may be
+in several files. An error in a file is a BenchError (exit code 3) that names the file, the row and the problem. Lone
+surrogates in texts are replaced by U+FFFD, since tokenizers refuse them; texts are not changed otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_bench.data.content import LARGEST, MOST_ROWS, broken, read_content, too_large, unreadable
+from lora_bench.data.content import LARGEST, MOST_ROWS, data_error, read_content, reader_errors, too_large
 from lora_bench.data.formats import READERS, UNQUOTED, Raw
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.files import listing
@@ -35,9 +33,12 @@ _PART = r"-(\d{5})-of-(\d{5})\.(parquet|jsonl|csv)"  # as the Hub names the part
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """One split: `texts` holds a list of N strings a text column, `labels` is int64 [N], float32 for regression.
+    """The N rows of a split.
 
-    `notes`: what the user should know of its file.
+    Attributes:
+        texts: A list of N strings for each text column.
+        labels: `[N]`, int64, or float32 for a regression.
+        notes: Messages about the files for the user.
     """
 
     texts: tuple[list[str], ...]
@@ -49,7 +50,7 @@ class Rows:
 
 
 def candidates(root: Path, task: Task, split: str) -> list[Path]:
-    """The files that may hold a split, in the order they are looked for (the third is the Hub's own layout)."""
+    """Return the files that may contain a split, in the order of trial. The third name is that of the Hub."""
     names = [f"{split}.parquet", f"{split}.jsonl", f"{split}-00000-of-00001.parquet"]
     names += [f"{split}.tsv"] if task.tsv is None else [tsv_file(split), f"{split}.tsv"]
     return [folder / name for folder in _folders(root, task) for name in [*names, f"{split}.csv"]]
@@ -61,18 +62,19 @@ def _folders(root: Path, task: Task) -> list[Path]:
 
 
 def find(root: Path, task: Task, split: str) -> tuple[Path, ...]:
-    """The files of a split under `root`: one, or its parts in their order.
+    """Return the files of a split under `root`: one, or its parts in order.
 
-    Raises BenchError (code 3), saying what was expected, when there is none, when a part is missing, and for what has
-    the name of a file but is something else: the next one in the order could hold other rows.
+    Raises:
+        BenchError: Exit code 3 if there is none, if a part is missing, or if a candidate exists but is not a regular
+            file. The next candidate could contain other rows, hence it is not tried then.
     """
     for path in candidates(root, task, split):
         if path.is_file():
             return (path,)
         if path.exists() or path.is_symlink():
-            what = f"'{path}' is no regular file{_kind(path)}."
-            raise broken(
-                what, "Put the data there as a file, or take it away for another file of the split to be read."
+            what = f"'{path}' is not a regular file{_kind(path)}."
+            raise data_error(
+                what, "Put the data there as a file, or remove it so that another file of the split is read."
             )
     parts = next(filter(None, (_parts(folder, split) for folder in _folders(root, task))), ())
     if parts:
@@ -89,7 +91,7 @@ def find(root: Path, task: Task, split: str) -> tuple[Path, ...]:
 
 
 def _parts(folder: Path, split: str) -> tuple[Path, ...]:
-    """The parts `<split>-00000-of-00003.parquet` and so on of a split; none if it is not in parts."""
+    """The parts `<split>-00000-of-00003.parquet` and so on; empty if the split is not in parts."""
     pattern = re.compile(re.escape(split) + _PART)
     parts = {path: match for path in listing(folder) if (match := pattern.fullmatch(path.name))}
     if not parts:
@@ -97,22 +99,22 @@ def _parts(folder: Path, split: str) -> tuple[Path, ...]:
     kinds = {(match[2], match[3]) for match in parts.values()}
     if len(kinds) > 1:
         what = f"The parts of '{split}' in '{folder}' are of different numbers of parts or formats."
-        raise broken(what, "Leave the parts of one of them there.")
+        raise data_error(what, "Leave the parts of one of them there.")
     ((total, suffix),) = kinds
     paths = [folder / f"{split}-{number:05}-of-{total}.{suffix}" for number in range(int(total))]
     missing = next((path for path in paths if path not in parts), None)
     if missing is not None or len(paths) != len(parts):
-        raise broken(f"The split '{split}' has {len(parts)} of {len(paths)} parts, without '{missing}'.")
+        raise data_error(f"The split '{split}' has {len(parts)} of {len(paths)} parts, without '{missing}'.")
     return tuple(paths)
 
 
-def listed(files: Files, task: Task, split: str) -> tuple[Path, ...]:
-    """The files that a task lists for a split, in their order.
+def listed_files(files: Files, task: Task, split: str) -> tuple[Path, ...]:
+    """Return the files that a task lists for a split, in order.
 
     Raises:
-        BenchError: exit code 3 if a path or a pattern names no file, 2 for a format that is not read.
+        BenchError: Exit code 3 if a path or a pattern matches no file, 2 for an unknown format or a repeated file.
     """
-    assert files.root is not None  # the registry has set it
+    assert files.root is not None  # set when the task was added
     patterns = files.splits[split]
     paths: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -124,41 +126,52 @@ def listed(files: Files, task: Task, split: str) -> tuple[Path, ...]:
     for path in paths:
         if path.suffix not in READERS:
             known = ", ".join(sorted(READERS))
-            raise BenchError(f"'{path}' is of no format that is read.", f"Give files that end with {known}.", USAGE)
+            raise BenchError(f"'{path}' has an unknown format.", f"Give files that end with {known}.", USAGE)
         if paths.count(path) > 1:
             raise BenchError(f"'{path}' is listed twice for the split '{split}'.", "List each file once.", USAGE)
     return tuple(paths)
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
-    """The files that a path or a pattern names; an absolute one stands for itself."""
+    """The files that match a path or a pattern, relative to `root` unless it is absolute."""
     path = root / pattern
     try:
         if "*" not in pattern:
             return [path] if path.is_file() else []
         base = Path(path.anchor) if Path(pattern).is_absolute() else root
         return sorted(match for match in base.glob(str(path.relative_to(base))) if match.is_file())
-    except (OSError, ValueError, NotImplementedError):  # a name that the system cannot have
+    except (OSError, ValueError, NotImplementedError):  # not a valid path on this system
         return []
 
 
 def _kind(path: Path) -> str:
-    """What is there instead of a file, as the end of a sentence."""
+    """What the path is instead of a file, as the end of a sentence."""
     kinds = (
-        (path.is_dir, "a folder"), (path.is_fifo, "a pipe"), (path.is_socket, "a socket"),
-        (path.is_block_device, "a device"), (path.is_char_device, "a device"),
-    )  # fmt: skip
-    kind = next((name for holds, name in kinds if holds()), "" if path.exists() else "a link to nothing")
+        (path.is_dir, "a folder"),
+        (path.is_fifo, "a pipe"),
+        (path.is_socket, "a socket"),
+        (path.is_block_device, "a device"),
+        (path.is_char_device, "a device"),
+    )
+    kind = next((name for is_kind, name in kinds if is_kind()), "" if path.exists() else "a link to nothing")
     return f" but {kind}" if kind else ""
 
 
 def read(path: Path, task: Task) -> Rows:
-    """The rows of one file; its suffix says the format. Raises BenchError (code 3) for anything wrong in it."""
-    return checked(parse(read_content(path), path, task), task)
+    """Return the rows of one file, whose suffix determines the format.
+
+    Raises:
+        BenchError: Exit code 3 if anything in it is wrong.
+    """
+    return to_rows(parse(read_content(path), path, task), task)
 
 
 def read_parts(paths: Iterable[Path], split: str) -> list[tuple[Path, bytes]]:
-    """The files of a split with their bytes. Raises BenchError (code 3) for one that cannot be used."""
+    """Return the files of a split with their bytes.
+
+    Raises:
+        BenchError: Exit code 3 if a file cannot be used, or if they are too large together.
+    """
     contents: list[tuple[Path, bytes]] = []
     size = 0
     for path in paths:
@@ -169,8 +182,8 @@ def read_parts(paths: Iterable[Path], split: str) -> list[tuple[Path, bytes]]:
     return contents
 
 
-def joined(parts: Sequence[Rows], split: str) -> Rows:
-    """The rows of all parts of a split, one part after another."""
+def join(parts: Sequence[Rows], split: str) -> Rows:
+    """Return the rows of all parts of a split, one part after another."""
     if len(parts) == 1:
         return parts[0]
     count = sum(map(len, parts))
@@ -182,15 +195,19 @@ def joined(parts: Sequence[Rows], split: str) -> Rows:
 
 
 def parse(content: bytes, path: Path, task: Task, labelled: bool = True) -> Raw:
-    """The columns in the content of a split file, unchecked; those of a test split unless `labelled`."""
-    with unreadable(path):
+    """Parse the content of a file into columns that are not checked yet, without labels unless `labelled`."""
+    with reader_errors(path):
         return READERS[path.suffix](content, str(path), task, labelled)
 
 
-def checked(raw: Raw, task: Task) -> Rows:
-    """The columns as Rows. Raises BenchError (code 3) for no rows, a text that is null or a label out of range."""
+def to_rows(raw: Raw, task: Task) -> Rows:
+    """Check columns and return them as Rows.
+
+    Raises:
+        BenchError: Exit code 3 if there are no rows, a text is not a string, or a label is not valid.
+    """
     if not raw.labels:
-        raise broken(f"{raw.where}: no rows.")
+        raise data_error(f"{raw.where}: no rows.")
     texts = tuple(_texts(raw, column, values) for column, values in zip(task.columns, raw.texts, strict=True))
     return Rows(texts, _scores(raw, task) if task.is_regression else _classes(raw, task), raw.notes)
 
@@ -199,28 +216,28 @@ def _texts(raw: Raw, column: str, values: list[Any]) -> list[str]:
     for index, value in enumerate(values):
         if type(value) is not str:
             kind = "null" if value is None else f"{type(value).__name__} and not text"
-            raise broken(f"{raw.at(index)}: '{column}' is {kind}.")
+            raise data_error(f"{raw.at(index)}: '{column}' is {kind}.")
     return [_SURROGATE.sub("\ufffd", value) for value in values]
 
 
 def _classes(raw: Raw, task: Task) -> Labels:
-    """Class numbers from numbers or from names of labels; `True` and `1.0` are neither, though they equal 1.
+    """Convert labels, given as numbers or names, to class numbers. `True` and `1.0` are refused, although they equal 1.
 
-    Where a name of a label looks like a number itself, numbers are read as names: "1" to "5" stars are labels 0 to 4.
+    If a name of a label is an integer itself, numbers are read as names: "1" to "5" stars are classes 0 to 4.
     """
-    known: dict[int | str, int] = {name: label for label, name in enumerate(task.labels)}
+    classes: dict[int | str, int] = {name: label for label, name in enumerate(task.labels)}
     if any(map(_is_integer, task.labels)):
-        known |= {int(name): label for label, name in enumerate(task.labels) if _is_integer(name)}
+        classes |= {int(name): label for label, name in enumerate(task.labels) if _is_integer(name)}
         allowed = ", ".join(task.labels)
     else:
         for label in range(len(task.labels)):
-            known |= {label: label, str(label): label}
+            classes |= {label: label, str(label): label}
         allowed = ", ".join(f"{label} {name}" for label, name in enumerate(task.labels))
     for index, value in enumerate(raw.labels):
-        if type(value) not in (int, str) or value not in known:
-            known_names = f"0 to {len(task.labels) - 1}, or by name: {', '.join(task.labels)}"
-            raise _label_error(raw, index, f"one of {allowed}", f"Labels of {task.name} are {known_names}.", task)
-    return np.array([known[value] for value in raw.labels], dtype=np.int64)
+        if type(value) not in (int, str) or value not in classes:
+            valid_labels = f"0 to {len(task.labels) - 1}, or by name: {', '.join(task.labels)}"
+            raise _label_error(raw, index, f"one of {allowed}", f"Labels of {task.name} are {valid_labels}.", task)
+    return np.array([classes[value] for value in raw.labels], dtype=np.int64)
 
 
 def _is_integer(name: str) -> bool:
@@ -228,14 +245,14 @@ def _is_integer(name: str) -> bool:
 
 
 def _scores(raw: Raw, task: Task) -> Labels:
-    """The labels of a regression, as float32."""
+    """Convert the labels of a regression to float32."""
     lowest, highest = task.bounds
     values = [_number(value) for value in raw.labels]
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite and is refused below
         labels = np.array(values, dtype=np.float32)
-    sound = np.isfinite(labels)
+    is_finite = np.isfinite(labels)
     for index, value in enumerate(values):
-        if not (sound[index] and lowest <= value <= highest):
+        if not (is_finite[index] and lowest <= value <= highest):
             bounded = math.isfinite(lowest) or math.isfinite(highest)
             allowed = f"a number from {lowest:g} to {highest:g}" if bounded else "a finite number"
             raise _label_error(raw, index, allowed, f"Labels of {task.title} are numbers: give {allowed}.", task)
@@ -252,8 +269,8 @@ def _number(value: Any) -> float:
 def _label_error(raw: Raw, index: int, allowed: str, hint: str, task: Task) -> BenchError:
     value = raw.labels[index]
     if str(value) in ("-1", "-1.0") and task.submissions:
-        return broken(f"{raw.at(index)}: label -1 is GLUE's hidden test label.", "Use the validation split.")
+        return data_error(f"{raw.at(index)}: label -1 is GLUE's hidden test label.", "Use the validation split.")
     what = f"{raw.at(index)}: label {repr(value)[:60]} is not {allowed}"
     if raw.doubt is not None:
-        return broken(f"{what}; {raw.doubt}.", UNQUOTED)
-    return broken(f"{what}.", hint)
+        return data_error(f"{what}; {raw.doubt}.", UNQUOTED)
+    return data_error(f"{what}.", hint)

@@ -1,7 +1,7 @@
-"""From rows to one flat table of tokens.
+"""Tokenizes rows into a flat table of tokens.
 
-A table of tokens holds all sequences of a split end to end with offsets, unpadded, so that a batch is a gather. It may
-be kept in a file: 32 bytes of SHA-256, then an .npz; a file whose hash is wrong is made again.
+A table of tokens contains the sequences of a split one after another, without padding, and their offsets, so that a
+batch is a gather. It may be cached in a file: 32 bytes of SHA-256, then an .npz. A file with a wrong hash is replaced.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from lora_bench.records.files import write_atomically
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 8192
-_DIGEST = 32
-_FORMAT = 2  # of the token files
-_HELD_OUT = 0x48454C44  # keeps this draw apart from every other one of the same seed
+CHUNK = 8192  # rows in one call of the tokenizer (chosen)
+_DIGEST = 32  # bytes of a SHA-256
+_FORMAT = 2  # the version of the cache files
+_HELD_OUT = 0x48454C44  # "HELD": makes this draw independent of all others with the same seed
 
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """N tokenised sequences end to end: sequence i is `ids[offsets[i]:offsets[i + 1]]`.
+    """N tokenized sequences one after another: sequence i is `ids[offsets[i]:offsets[i + 1]]`. T tokens in all.
 
-    `ids` int32 [T]; `types` uint8 [T], or None where the tokenizer has no token types; `offsets` int64 [N + 1];
-    `labels` [N], int64 classes or float32 scores.
+    Attributes:
+        ids: Token ids, int32 `[T]`.
+        types: Token types, uint8 `[T]`; None if the tokenizer has none.
+        offsets: int64 `[N + 1]`.
+        labels: `[N]`, int64 classes, or float32 values of a regression.
     """
 
     ids: NDArray[np.int32]
@@ -52,7 +55,7 @@ class TokenTable:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sequence, int64 [N]; at least 1."""
+        """The number of tokens of each sequence, at least 1; int64 `[N]`."""
         return np.diff(self.offsets)
 
     @cached_property
@@ -62,23 +65,23 @@ class TokenTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over ids, offsets and labels."""
+        """The first 16 hexadecimal digits of the SHA-256 of ids, offsets and labels."""
         digest = hashlib.sha256()
         for array in (self.ids, self.offsets, self.labels):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def take(self, rows: NDArray[np.int64]) -> TokenTable:
-        """The table of the sequences `rows` [M], in that order."""
+        """Return the table of the sequences `rows`, `[M]`, in that order."""
         lengths = self.lengths[rows]
         offsets = _offsets(lengths)
-        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        types = None if self.types is None else self.types[places]
-        return TokenTable(self.ids[places], types, offsets, self.labels[rows])
+        indices = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        types = None if self.types is None else self.types[indices]
+        return TokenTable(self.ids[indices], types, offsets, self.labels[rows])
 
 
 def join(tables: Sequence[TokenTable]) -> TokenTable:
-    """The tables end to end, as one."""
+    """Return the tables as one table, one after another."""
     if len(tables) == 1:
         return tables[0]
     kinds = [table.types for table in tables if table.types is not None]
@@ -97,11 +100,20 @@ def _offsets(lengths: Iterable[int] | NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path | None = None) -> TokenTable:
-    """The rows as tokens, cut to `max_length` (the longer text first), never padded.
+    """Tokenize rows without padding, truncated to `max_length` tokens (the longer text first).
 
-    `cache` is a folder for token files, named by the texts and by all that decides their tokens.
-    Padding and truncation baked into the tokenizer's file are ignored. Raises BenchError when `max_length` has no room
-    for text (usage), or when an empty text gives no token at all (code 3).
+    Padding and truncation that the tokenizer's own file asks for are ignored.
+
+    Args:
+        rows: The rows.
+        tokenizer: The tokenizer.
+        max_length: The largest number of tokens of a sequence, with special tokens.
+        cache: A folder for cache files, which are named by a hash of the texts and of all settings that decide their
+            tokens; None for no cache.
+
+    Raises:
+        BenchError: Exit code 2 if `max_length` leaves no room for text; 3 if the tokenizer fails, or returns no token
+            for a row.
     """
     _check_room(rows, tokenizer, max_length)
     path = _cache_file(cache, tokenizer, max_length, rows)
@@ -138,7 +150,7 @@ def _encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], start: int, max_length: int) -> Any:
-    """What the tokenizer makes of the columns. `start`: the row of the first texts, for an error's sake."""
+    """Call the tokenizer; `start` is the index of the first row, for error messages."""
     try:
         with rust_panics():
             return tokenizer(
@@ -146,7 +158,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], start: i
             )
     except MemoryError:
         raise
-    except Exception as error:  # tokenizers raises `Exception` itself
+    except Exception as error:  # tokenizers raises the class `Exception` itself
         what = f"The tokenizer fails on rows {start + 1} to {start + len(texts[0])} ({first_line(error)})."
         raise BenchError(what, "Use a tokenizer that takes any text, or leave such rows out.", MISSING) from error
 
@@ -157,14 +169,14 @@ def _flat(sequences: list[list[int]], dtype: Any) -> NDArray[Any]:
 
 def _cache_file(cache: Path | None, tokenizer: PreTrainedTokenizerBase, max_length: int, rows: Rows) -> Path | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if cache is None or backend is None:  # a slow tokenizer has no content to hash
+    if cache is None or backend is None:  # a tokenizer in Python has no content to hash
         return None
     name = json.dumps([_tokenizer_content(tokenizer, backend), max_length, _digest(rows), _FORMAT])
     return cache / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.tokens"
 
 
 def _tokenizer_content(tokenizer: PreTrainedTokenizerBase, backend: Any) -> list[Any]:
-    """All that decides the tokens of a text. Padding and truncation do not: every call sets its own."""
+    """All settings that decide the tokens of a text. Padding and truncation do not, as every call sets them."""
     import tokenizers
 
     content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
@@ -174,7 +186,7 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase, backend: Any) -> list
 
 
 def _digest(rows: Rows) -> str:
-    """A hash over the texts, hexadecimal."""
+    """The hexadecimal SHA-256 of the texts and their lengths."""
     digest = hashlib.sha256()
     for column in rows.texts:
         digest.update(np.fromiter(map(len, column), dtype="<i8", count=len(column)).tobytes())
@@ -183,7 +195,7 @@ def _digest(rows: Rows) -> str:
 
 
 def _read_cache(path: Path, rows: Rows) -> TokenTable | None:
-    """The table kept in `path`, or None when there is none, it is damaged, or it is not of as many rows."""
+    """The cached table; None if there is none, if it is damaged, or if it has another number of rows."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -198,7 +210,7 @@ def _read_cache(path: Path, rows: Rows) -> TokenTable | None:
 
 
 def _write_cache(path: Path, table: TokenTable) -> None:
-    """Whole or not at all. A cache that cannot be written is no reason to stop."""
+    """Write the cache file atomically. Errors are ignored, since the cache is optional."""
     arrays = {"ids": table.ids, "offsets": table.offsets}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays if table.types is None else arrays | {"types": table.types})  # type: ignore[arg-type]
@@ -208,9 +220,20 @@ def _write_cache(path: Path, table: TokenTable) -> None:
 
 
 def held_out(table: TokenTable, seed: int, fraction: float) -> tuple[TokenTable, TokenTable]:
-    """The table in two, (train, held out): `fraction` of the N rows at random by `seed`, at least one row on each side.
+    """Split a table at random into rows for training and held-out rows, at least one each.
 
-    The same on every machine and version of numpy: the draw is Philox's raw stream. Raises BenchError for N < 2.
+    The split is the same on every machine and with every version of numpy, as it uses Philox's raw stream.
+
+    Args:
+        table: The table, N rows.
+        seed: The seed of the draw.
+        fraction: The fraction of rows to hold out.
+
+    Returns:
+        The training table and the held-out table, with rows in the table's order.
+
+    Raises:
+        BenchError: Exit code 2 if N < 2.
     """
     total = len(table)
     if total < 2:

@@ -91,7 +91,7 @@ def load(
     source = find_model(record.cell, model)
     local_only = source.local_only(offline)
     _require_same_definitions(record.cell)
-    trains = methods.get(record.cell.method).trains_backbone
+    trains = methods.of(record.cell).trains_backbone
     with hub.hub_mode(local_only):
         backbone = encoders.load(source.location, torch.device(device), record.cell.precision, trains, local_only)
     pack = saved.load(folder, backbone)

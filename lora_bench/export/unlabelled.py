@@ -39,7 +39,7 @@ def read(task: Task, test: Submission, source: DataSource, offline: bool) -> Unl
     else:
         parts = sources.read_parts(find(source.root, task, test), test.split)
         raws = [sources.parse(content, path, task, labelled=False) for path, content in parts]
-    return Unlabelled(sources.joined([sources.checked(raw, task) for raw in raws], test.split), _numbers(raws))
+    return Unlabelled(sources.join([sources.to_rows(raw, task) for raw in raws], test.split), _numbers(raws))
 
 
 def find(root: Path, task: Task, test: Submission) -> tuple[Path, ...]:

@@ -263,7 +263,7 @@ class Estimate:
         counted = self.tokens.get((cell.data, cell.task, cell.max_length))
         if counted is not None:
             return counted
-        usual = tasks.get(cell.task).mean_tokens
+        usual = tasks.of(cell).mean_tokens
         return None if usual is None else min(usual, cell.max_length)
 
     def _rows(self, cell: Cell, holds_out: bool = False) -> tuple[int, int] | None:
@@ -276,7 +276,7 @@ class Estimate:
 
     def demand(self, cells: Sequence[Cell], geometry: Geometry) -> Demand:
         """Return what a pack asks of a device."""
-        first, task = cells[0], tasks.get(cells[0].task)
+        first, task = cells[0], tasks.of(cells[0])
         slots_per_row = (self.mean_tokens(first) or UNKNOWN_TOKENS) / SLOT_FILL
         holds_out = any(cell.select == "held-out" for cell in cells)
         rows, eval_rows = self._rows(first, holds_out) or UNKNOWN_ROWS
@@ -296,7 +296,7 @@ class Estimate:
             adapters=demand.count_adapters(cells, geometry, task.num_outputs),
             geometry=geometry,
             item_bytes=ITEM_BYTES[first.precision],
-            trains_backbone=methods.get(first.method).trains_backbone,
+            trains_backbone=methods.of(first).trains_backbone,
             window=_window_size(first, slots_per_row * SLOT_FILL, task.token_spread),
         )
 

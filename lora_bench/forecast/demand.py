@@ -66,14 +66,14 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
     """
     # A head is a linear layer of the encoder's width and one with `outputs` outputs, both with biases.
     head = (geometry.hidden + outputs) * (geometry.hidden + 1)
-    adapting = [cell for cell in cells if methods.get(cell.method).adapts]
+    adapting = [cell for cell in cells if methods.of(cell).adapts]
     shapes = {role: shape for cell in adapting for role, shape in geometry.adapted(cell.targets).items()}
     ranks = _padded_ranks(adapting, geometry)
     touched = {
         (_product(role), touch)
         for cell in adapting
         for role, shape in geometry.adapted(cell.targets).items()
-        for touch in methods.get(cell.method).touches(shape)
+        for touch in methods.of(cell).touches(shape)
     }
     groups = itertools.groupby(sorted(adapting, key=_storage_key), key=_storage_key)
     stored = [_stored_values(list(group), geometry) for _, group in groups]
@@ -125,7 +125,7 @@ def _product(role: str) -> str:
 
 def _storage_key(cell: Cell) -> tuple[str, ...]:
     """Return what cells must have in common for their factors to be stored together."""
-    return cell.method, cell.targets or "", str(methods.get(cell.method).layout(cell))
+    return cell.method, cell.targets or "", str(methods.of(cell).layout(cell))
 
 
 def _touched_width(touch: str, shape: Shape) -> int:
@@ -137,14 +137,14 @@ def _padded_ranks(cells: Sequence[Cell], geometry: Geometry) -> dict[str, int]:
     ranks: dict[str, int] = {}
     for cell in cells:
         for role, shape in geometry.adapted(cell.targets).items():
-            rank = methods.get(cell.method).width(cell, shape)
+            rank = methods.of(cell).width(cell, shape)
             ranks[_product(role)] = max(rank, ranks.get(_product(role), 0))
     return ranks
 
 
 def _remade_values(cell: Cell, geometry: Geometry, ranks: dict[str, int]) -> int:
     """Return the operands of one layer that every step recomputes by products with matrices as large as weights."""
-    recipe = methods.get(cell.method)
+    recipe = methods.of(cell)
     shapes = geometry.adapted(cell.targets)
     # Counted for every method, so that a formula that fails is reported before anything trains.
     counts = [(recipe.trainable(cell, shape), min(shape)) for shape in shapes.values()]
@@ -156,7 +156,7 @@ def _remade_values(cell: Cell, geometry: Geometry, ranks: dict[str, int]) -> int
 
 def _stored_values(cells: Sequence[Cell], geometry: Geometry) -> tuple[int, int, int]:
     """Return the trained, the frozen and the drawn values of one group of cells, padded to the largest cell."""
-    recipe, trained, frozen, drawn = methods.get(cells[0].method), 0, 0, 0
+    recipe, trained, frozen, drawn = methods.of(cells[0]), 0, 0, 0
     shapes = geometry.adapted(cells[0].targets)
     for product, shape in {_product(role): shape for role, shape in shapes.items()}.items():
         weights = geometry.layers * sum(_product(role) == product for role in shapes)
@@ -184,7 +184,7 @@ def _drawn_values(factor: Factor) -> int:
 def _bases(cell: Cell, geometry: Geometry) -> Iterator[tuple[str, str]]:
     """Yield the singular value decompositions that a cell starts from; a QR decomposition is cheap beside them."""
     for role, shape in geometry.adapted(cell.targets).items():
-        for factor in methods.get(cell.method).factors(cell, shape):
+        for factor in methods.of(cell).factors(cell, shape):
             decomposition = factor.start.decomposition if isinstance(factor.start, Basis) else ""
             if isinstance(factor.start, FirstStep):
                 yield "step", role

@@ -1,9 +1,10 @@
-"""Config to cells to packs: which cells a selection asks for, and which of them train together.
+"""From a config to the cells of a grid, and from cells to packs.
 
-`expand` takes a config and the command line's overrides. An override narrows what the config offers: blocks keep the
-values that were asked for, and a block that has none of them is dropped. Where no block has any of them, the override
-replaces the setting everywhere. A value that ends up in no block while others of its setting do is refused. Task and
-method narrow first, so that a value given by task or in one method's block counts only where they are still there.
+`expand` takes a config and the overrides of the command line. An override narrows the config: blocks keep those of
+their values that the override names, and a block without any of them is dropped. If no block has any of them, the
+override replaces the setting in all blocks. An override is refused if only a part of its values is in the config.
+Overrides of tasks and methods are applied first, so that values that the config gives for one task or one method count
+only if that task or method is selected.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ if TYPE_CHECKING:
     from lora_bench.data import DataSource
     from lora_bench.data.model_source import ModelSource
 
-TASK_SOURCE = "task"  # the location of data that come from the source that the task names, GLUE's from the Hub
-ENOUGH = 4  # a quarter of a pack keeps a device nearly as busy as a whole one
+TASK_SOURCE = "task"  # the data location that stands for the task's own source, which is the Hub for GLUE
+MIN_FILL = 0.25  # chosen: a pack that is filled by a quarter keeps a device nearly as busy as a full one
 MAX_CELLS = 1_000_000
 
 Overrides = Mapping[str, Sequence[object] | None]
-Atom = dict[str, Alternatives]
-BlockT = TypeVar("BlockT", dict[str, Values], Atom)
+SingleBlock = dict[str, Alternatives]  # a block of one task and one method
+BlockT = TypeVar("BlockT", dict[str, Values], SingleBlock)
 _PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 
 
 @dataclass(frozen=True)
 class Sources:
-    """How what the user gives as model and data is found.
+    """The functions that look up the models and data that a user names.
 
     Attributes:
-        model: From a model's name to the model.
-        data: From a location (`hub`, `sample` or a folder) and a task's name to the source and to the identity of the
-            task's data in it, which enters the cells.
+        model: Returns the model of a name.
+        data: Returns the source for a location (`task`, `sample` or a folder) and the name of a task, and the identity
+            of the task's data there, which becomes part of the cells.
     """
 
     model: Callable[[str], ModelSource]
@@ -58,7 +59,7 @@ class Grid:
         name: The name of the config.
         cells: The cells, each once, in the config's order.
         models: The models by their identity, as cells name them.
-        data: The data sources by task and by the data's identity, as cells name them.
+        data: The data sources by task and identity, as cells name them.
         notes: What deviates from the paper, by task.
     """
 
@@ -87,17 +88,20 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: str | N
     Args:
         config: The config.
         overrides: The values of the command line by setting.
-        sources: How models and data are found: called once for each model, and for each location and task, after
-            the config was narrowed.
-        data: A folder of data; by default, the sample model has the bundled data, and others have GLUE from the Hub.
+        sources: Looks up models and data, once for each model and each pair of location and task that the grid needs.
+        data: The data location. By default the sample model has the bundled data for GLUE's tasks; everything else
+            comes from the source of the task.
+
+    Raises:
+        BenchError: Exit code 2 if the grid has too many cells, or if overrides and config do not fit together.
     """
-    blocks = [_completed(block) for block in select(config, overrides)]
-    _guard(blocks)
+    blocks = [_with_defaults(block) for block in select(config, overrides)]
+    _check_size(blocks)
     models: dict[str, ModelSource] = {}
     data_sources: dict[tuple[str, str], DataSource] = {}
     find_model, find_data = cache(sources.model), cache(sources.data)
     cells: dict[Cell, None] = {}
-    for settings in itertools.chain.from_iterable(map(_points, blocks)):
+    for settings in itertools.chain.from_iterable(map(_combinations, blocks)):
         name, task = str(settings["model"]), str(settings["task"])
         model = find_model(name)
         default = SAMPLE if name == SAMPLE and tasks.origin(task) is None else TASK_SOURCE
@@ -111,44 +115,45 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: str | N
     return Grid(config.name, tuple(cells), models, data_sources, notes)
 
 
-def select(config: Config, overrides: Overrides) -> list[Atom]:
-    """The config's blocks, cut to one task and one method each and narrowed by the overrides."""
-    wanted = {setting: parse_alternatives(setting, list(values)) for setting, values in overrides.items() if values}
-    blocks = _narrowed(config.merged(), "task", wanted)
-    by_task = [_at_task(block, task) for block in blocks for task in _chosen(block, "task", config)]
-    by_task = _narrowed(by_task, "method", wanted)
-    atoms = [_at_method(block, method) for block in by_task for method in _chosen(block, "method", config)]
+def select(config: Config, overrides: Overrides) -> list[SingleBlock]:
+    """Return the config's blocks, split by task and method and narrowed by the overrides."""
+    narrowing = {setting: parse_alternatives(setting, list(values)) for setting, values in overrides.items() if values}
+    merged = _narrow(config.merged(), "task", narrowing)
+    by_task = [_for_task(block, task) for block in merged for task in _names(block, "task", config)]
+    by_task = _narrow(by_task, "method", narrowing)
+    blocks = [_for_method(block, method) for block in by_task for method in _names(block, "method", config)]
     for setting in SETTINGS:
         if setting not in ("task", "method"):
-            atoms = _narrowed(atoms, setting, wanted)
-    _refuse_lost(atoms, wanted)
-    return atoms
+            blocks = _narrow(blocks, setting, narrowing)
+    _check_all_offered(blocks, narrowing)
+    return blocks
 
 
-def _narrowed(blocks: list[BlockT], setting: str, overrides: Mapping[str, Alternatives]) -> list[BlockT]:
-    """Narrow where some block has some of the values; else override everywhere."""
-    wanted = overrides.get(setting)
-    if wanted is None:
+def _narrow(blocks: list[BlockT], setting: str, overrides: Mapping[str, Alternatives]) -> list[BlockT]:
+    """Narrow a setting to the override's values if a block has any of them; otherwise set it in all blocks."""
+    override = overrides.get(setting)
+    if override is None:
         return blocks
-    kept = []
+    narrowed = []
     for block in blocks:
-        values = tuple(value for value in block.get(setting, wanted) if value in wanted)
-        kept.append({**block, setting: values})
-    if not any(setting in block and new[setting] for block, new in zip(blocks, kept, strict=True)):
-        return [{**block, setting: wanted} for block in blocks]
-    return [block for block in kept if block[setting]]
+        values = tuple(value for value in block.get(setting, override) if value in override)
+        narrowed.append({**block, setting: values})
+    if not any(setting in block and new[setting] for block, new in zip(blocks, narrowed, strict=True)):
+        return [{**block, setting: override} for block in blocks]
+    return [block for block in narrowed if block[setting]]
 
 
-def _refuse_lost(atoms: Sequence[Atom], overrides: Mapping[str, Alternatives]) -> None:
-    """An error if a value that was asked for is in no block, while others of its setting are."""
-    for setting, wanted in overrides.items():
-        lacking = [atom for atom in atoms if setting in _PARAMETERS - methods.get(str(atom["method"][0])).parameters]
-        offered = {value for atom in atoms if atom not in lacking for value in atom[setting]}
-        lost = [value for value in wanted if value not in offered]
-        if lost and offered:
-            found = [value for value in wanted if value in offered]
+def _check_all_offered(blocks: Sequence[SingleBlock], overrides: Mapping[str, Alternatives]) -> None:
+    """Refuse an override of which only a part of the values is in the narrowed blocks."""
+    for setting, override in overrides.items():
+        values = {
+            value for block in blocks if setting not in _parameters_lacking(_method(block)) for value in block[setting]
+        }
+        missing = [value for value in override if value not in values]
+        if missing and values:
+            present = [value for value in override if value in values]
             raise BenchError(
-                f"{setting}: the config has {_listed(found)} here, but not {_listed(lost)}.",
+                f"{setting}: the config has {_listed(present)} here, but not {_listed(missing)}.",
                 "Leave them out, or give only values that it does not have: those replace its own.",
             )
 
@@ -157,7 +162,17 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _chosen(block: Mapping[str, Values], setting: str, config: Config) -> tuple[str, ...]:
+def _method(block: SingleBlock) -> str:
+    return str(block["method"][0])
+
+
+def _parameters_lacking(method: str) -> frozenset[str]:
+    """The parameters of other methods that this method does not have."""
+    return _PARAMETERS - methods.get(method).parameters
+
+
+def _names(block: Mapping[str, Values], setting: str, config: Config) -> tuple[str, ...]:
+    """The block's tasks or methods, of which it must have one."""
     values = block.get(setting)
     if not values:
         raise BenchError(
@@ -166,36 +181,37 @@ def _chosen(block: Mapping[str, Values], setting: str, config: Config) -> tuple[
     return tuple(str(value) for value in values)
 
 
-def _at_task(block: Mapping[str, Values], task: str) -> Atom:
-    """The block for one task: what is given by task is looked up, what is not given for it is left out."""
-    at: Atom = {}
+def _for_task(block: Mapping[str, Values], task: str) -> SingleBlock:
+    """The block for one task, with the values of that task where the config gives them by task."""
+    single: SingleBlock = {}
     for setting, values in block.items():
-        found = values if isinstance(values, tuple) else values.get(task, values.get(DEFAULT))
-        if found is not None:
-            at[setting] = found
-    return at | {"task": (task,)}
+        alternatives = values if isinstance(values, tuple) else values.get(task, values.get(DEFAULT))
+        if alternatives is not None:
+            single[setting] = alternatives
+    return single | {"task": (task,)}
 
 
-def _at_method(block: Atom, method: str) -> Atom:
-    """The block for one method, without the parameters that the method lacks."""
-    lacking = _PARAMETERS - methods.get(method).parameters
+def _for_method(block: SingleBlock, method: str) -> SingleBlock:
+    """The block for one method, without the parameters that the method does not have."""
+    lacking = _parameters_lacking(method)
     return {key: values for key, values in block.items() if key not in lacking} | {"method": (method,)}
 
 
-def _completed(atom: Atom) -> Atom:
-    """Every setting of the method, with the method's or the cell's default where the block is silent or says null."""
-    recipe = methods.get(str(atom["method"][0]))
+def _with_defaults(block: SingleBlock) -> SingleBlock:
+    """The block with all settings of its method: the method's or the cell's default for a missing or null value."""
+    recipe = methods.get(_method(block))
     defaults = {name: field.default for name, field in Cell.model_fields.items()}
     defaults |= {"model": DEFAULT_MODEL, "lr": recipe.default_lr, **recipe.defaults}
-    completed: Atom = {}
+    completed: SingleBlock = {}
     for setting in SETTINGS:
         if setting in recipe.parameters or setting not in _PARAMETERS:
-            values = atom.get(setting, (None,))
+            values = block.get(setting, (None,))
             completed[setting] = tuple(defaults[setting] if value is None else value for value in values)
     return completed
 
 
-def _guard(blocks: list[Atom]) -> None:
+def _check_size(blocks: list[SingleBlock]) -> None:
+    """Refuse a grid that is too large before its cells are built."""
     size = sum(math.prod(len(values) for values in block.values()) for block in blocks)
     if size > MAX_CELLS:
         raise BenchError(
@@ -203,48 +219,59 @@ def _guard(blocks: list[Atom]) -> None:
         )
 
 
-def _points(block: Atom) -> Iterator[dict[str, object]]:
+def _combinations(block: SingleBlock) -> Iterator[dict[str, object]]:
+    """Every combination of the block's values."""
     for values in itertools.product(*block.values()):
         yield dict(zip(block, values, strict=True))
 
 
 def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cell, ...]]:
-    """The cells in groups of at most `limit` that share batches, of even sizes; in each, similar ranks stand together.
+    """Return the cells in packs of even sizes, whose cells share their batches.
 
-    A method that trains the backbone shares nothing: its packs are packs of one. Those whose factors are as large as
-    the weights keep to themselves, as all cells of a pack have the room of the widest; so do cells with other targets,
-    and those with gains or shifts, where there are enough cells. Groups come in the cells' order; what is in a pack
-    does not depend on it.
+    Within a pack, cells are sorted by rank. Apart from other cells are packed:
+
+    - each cell of a method that trains the backbone, since it shares nothing: its pack is a pack of one;
+    - methods with factors as large as the weights, since all cells of a pack get as much memory as its largest cell;
+    - where there are enough of them, cells with other targets, and cells with gains or shifts.
+
+    Packs are in the order of their first cells, and what is in a pack does not depend on the order of the cells.
+
+    Args:
+        cells: The cells; duplicates are dropped.
+        limit: Returns the largest size of a pack for a cell in it.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
-        recipe = methods.get(cell.method)
-        alone = (cell.id,) if recipe.trains_backbone else (recipe.full_width,)
-        groups.setdefault(cell.shares_batches() + alone, []).append(cell)
-    found = []
+        recipe = methods.of(cell)
+        kind = (cell.id,) if recipe.trains_backbone else (recipe.full_width,)
+        groups.setdefault(cell.shares_batches() + kind, []).append(cell)
+    result = []
     for group in groups.values():
-        most = limit(min(group, key=lambda cell: cell.id))
-        for part in _alike(group, most / ENOUGH):
+        largest = limit(min(group, key=lambda cell: cell.id))
+        for part in _split_unlike(group, largest * MIN_FILL):
             part.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
-            count = math.ceil(len(part) / most)
-            cuts = [round(index * len(part) / count) for index in range(count + 1)]
-            found += [tuple(part[start:end]) for start, end in itertools.pairwise(cuts)]
-    return found
+            count = math.ceil(len(part) / largest)
+            bounds = [round(index * len(part) / count) for index in range(count + 1)]
+            result += [tuple(part[start:end]) for start, end in itertools.pairwise(bounds)]
+    return result
 
 
-def _alike(cells: Sequence[Cell], enough: float) -> list[list[Cell]]:
-    """The cells in parts that cost one another little: those that touch outputs one by one apart from many others."""
-    touching = [cell for cell in cells if methods.get(cell.method).touches(Shape(1, 1))]
+def _split_unlike(cells: Sequence[Cell], min_size: float) -> list[list[Cell]]:
+    """Split cells that would make one another slower in a pack: those with gains or shifts from many others."""
+    touching = [cell for cell in cells if methods.of(cell).touches(Shape(1, 1))]
     others = [cell for cell in cells if cell not in set(touching)]
-    parts = [others, touching] if touching and len(others) >= enough else [cells]
-    return [each for part in parts for each in _by_targets(part, enough)]
+    parts = [others, touching] if touching and len(others) >= min_size else [cells]
+    return [group for part in parts for group in _split_by_targets(part, min_size)]
 
 
-def _by_targets(cells: Iterable[Cell], enough: float) -> list[list[Cell]]:
-    """The cells by what they adapt: a pack does the work of its widest targets for all. Few ones join the others."""
-    parts: dict[str, list[Cell]] = {}
+def _split_by_targets(cells: Iterable[Cell], min_size: float) -> list[list[Cell]]:
+    """Split cells by their targets, since a pack computes the targets of all its cells for each of them.
+
+    Groups smaller than `min_size` join the first large one.
+    """
+    groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        parts.setdefault(cell.targets or "", []).append(cell)
-    large = [parts[targets] for targets in sorted(parts) if targets and len(parts[targets]) >= enough]
-    small = [cell for part in parts.values() if part not in large for cell in part]
+        groups.setdefault(cell.targets or "", []).append(cell)
+    large = [groups[targets] for targets in sorted(groups) if targets and len(groups[targets]) >= min_size]
+    small = [cell for group in groups.values() if group not in large for cell in group]
     return [large[0] + small, *large[1:]] if large else [small]

@@ -1,8 +1,8 @@
-"""The methods, found by discovery: every module here that defines `RECIPE` is one. Adding a method is adding a file.
+"""The registry of methods. Every module in this folder that defines `RECIPE` is a method; a new file adds one.
 
-Methods from elsewhere are a file that is included (`--include`), or what an installed package offers in the entry-point
-group `lora_bench.methods`. Both run as code. A cell of such a method names the file and its hash (`origin`), so that an
-id means one text of the method.
+Users add methods with a file (`--include`) or with an installed package that has an entry point in the group
+`lora_bench.methods`. Both are executed. A cell of such a method contains the file's name and hash (`origin`), so that
+its id stands for one version of the method.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import math
 import pkgutil
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
@@ -25,8 +26,8 @@ from pydantic import ValidationError
 from lora_bench import plugins
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
-from lora_bench.methods.answers import hold
 from lora_bench.methods.recipe import Recipe
+from lora_bench.methods.return_values import check_returns
 from lora_bench.plugins import Plugin
 
 GROUP = "lora_bench.methods"
@@ -36,11 +37,15 @@ _origins: dict[str, str] = {}
 _broken: dict[str, str] = {}
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes)
-BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # methods of packages that could not be loaded, and why
+BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # methods of packages that cannot be loaded: the messages
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; an error that names the nearest one if there is none."""
+    """Return the recipe of a name.
+
+    Raises:
+        BenchError: Exit code 2 if there is none, with the most similar name; 3 if its package cannot be loaded.
+    """
     if name in _recipes:
         return _recipes[name]
     if name in _broken:
@@ -51,20 +56,21 @@ def get(name: str) -> Recipe:
 
 
 def of(cell: Cell) -> Recipe:
-    """The recipe of a cell's method."""
+    """Return the recipe of a cell's method."""
     return get(cell.method)
 
 
 def origin(name: str) -> str | None:
-    """Where a method comes from, `<file>@<12 hex of its SHA-256>`; None for those of this package."""
+    """Return the origin of a method, `<file>@<12 hex of its SHA-256>`; None for methods of this package."""
     return _origins.get(name)
 
 
 def include(path: Path) -> Recipe:
-    """Add the method that a file defines as `RECIPE`; the same file again changes nothing.
+    """Add the method that a file defines as `RECIPE`. Including the same file again changes nothing.
 
     Raises:
-        BenchError: the file is not there, fails, defines no recipe, or one that is not complete or whose name is taken.
+        BenchError: Exit code 2 if the file does not exist, fails or defines no recipe, or if the recipe is incomplete
+            or its name is taken.
     """
     recipe = add_from(plugins.load_file(path))
     if recipe is None:
@@ -73,16 +79,16 @@ def include(path: Path) -> Recipe:
 
 
 def add_from(plugin: Plugin) -> Recipe | None:
-    """Add the method that a loaded file defines as `RECIPE`; None if it defines none.
+    """Add the method that a loaded file defines as `RECIPE`, and return it; None if the file defines none.
 
     Raises:
-        BenchError: the recipe is none, is not complete, or its name is taken.
+        BenchError: Exit code 2 if `RECIPE` is not a Recipe or is incomplete, or if its name is taken.
     """
     recipe = getattr(plugin.module, "RECIPE", None)
     if recipe is None:
         return None
     if not isinstance(recipe, Recipe):
-        what = f"The RECIPE of '{plugin.path}' is no Recipe."
+        what = f"The RECIPE of '{plugin.path}' is not a Recipe."
         raise BenchError(what, "End the file with `RECIPE = YourMethod()`, a Recipe.")
     known = next((name for name, other in _origins.items() if other == plugin.origin), None)
     if known is not None:
@@ -91,14 +97,32 @@ def add_from(plugin: Plugin) -> Recipe | None:
     return recipe
 
 
-def _add(recipe: Recipe, source: str | None, where: str) -> None:
+def _add(recipe: Recipe, origin: str | None, where: str) -> None:
+    """Check a recipe and add it; `where` is what messages call its file."""
     _require_complete(recipe, where)
     if recipe.name in _recipes:
-        raise BenchError(f"'{where}' defines '{recipe.name}', which there is already.", "Give it another name.")
+        raise BenchError(f"'{where}' defines '{recipe.name}', which exists already.", "Give it another name.")
     _recipes[recipe.name] = recipe
-    if source is not None:
-        _origins[recipe.name] = source
-        hold(recipe, lambda function: f"'{where}', line {_line_of(recipe, function)}")
+    if origin is not None:
+        _origins[recipe.name] = origin
+        check_returns(recipe, lambda function: f"'{where}', line {_line_of(recipe, function)}")
+
+
+@contextmanager
+def registered(*recipes: Recipe) -> Iterator[None]:
+    """Have these recipes in the registry during a block of a test; at its end the registry is as it was before.
+
+    Methods that are included in the block are removed too, so that a block without recipes keeps tests apart.
+
+    Args:
+        recipes: The recipes. They are not checked as those of `include` are, so that contracts can be tried on
+            incomplete ones, and they have no origin. One with the name of another method replaces it.
+    """
+    with plugins.restored(_recipes, _origins, _broken):
+        for recipe in recipes:
+            _recipes[recipe.name] = recipe
+            _origins.pop(recipe.name, None)
+        yield
 
 
 _PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
@@ -126,7 +150,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _require_complete(recipe: Recipe, where: str) -> None:
-    """Refuse a recipe that says nonsense of itself, before a plan or a training stumbles over it."""
+    """Refuse a recipe with attributes of the wrong type, before a plan or a training fails because of them."""
     for field, (kind, is_sound) in _KINDS.items():
         hint = f"Write {field} as {kind}; see lora_bench/methods/lora.py."
         try:
@@ -137,7 +161,7 @@ def _require_complete(recipe: Recipe, where: str) -> None:
         except BaseException as error:  # an attribute may be a property that fails
             what = f"The RECIPE of '{where}' has no {field}"
             if field in dir(recipe):
-                what = f"The {field} of '{where}' cannot be had: {plugins.reason(error, _file_of(recipe))}"
+                what = f"The {field} of '{where}' cannot be read: {plugins.reason(error, _file_of(recipe))}"
             raise BenchError(f"{what}.", hint) from error
         if not sound:
             line = _line_of(recipe, field)
@@ -159,13 +183,13 @@ def _file_of(recipe: Recipe) -> str:
 
 
 def _line_of(recipe: Recipe, field: str) -> int:
-    """The line of the file where the recipe's class says a field, or where the class begins; 1 if nobody knows."""
+    """The line where the recipe's class defines a field, or where the class begins; 1 if neither is known."""
     try:
         tree = ast.parse(Path(_file_of(recipe)).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return 1
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == type(recipe).__name__]
-    for statement in (each for node in classes for each in node.body):
+    for statement in (statement for node in classes for statement in node.body):
         names = [statement.name] if isinstance(statement, ast.FunctionDef) else []
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         names += [target.id for target in targets if isinstance(target, ast.Name)]
@@ -175,23 +199,23 @@ def _line_of(recipe: Recipe, field: str) -> int:
 
 
 def _discover() -> None:
-    """The recipes of this package."""
+    """Add the recipes of this package."""
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda entry: entry.name):
         recipe = getattr(importlib.import_module(f"{__name__}.{module.name}"), "RECIPE", None)
         if isinstance(recipe, Recipe):
             _add(recipe, None, module.name)
 
 
-def adopt(points: Iterable[EntryPoint]) -> None:
-    """Add the recipes of installed packages; one that cannot be loaded is kept in `BROKEN` and stops nothing."""
+def add_installed(points: Iterable[EntryPoint]) -> None:
+    """Add the recipes of installed packages. Those that cannot be loaded are listed in `BROKEN`."""
     for point in points:
         with plugins.note_failure(point.name, _broken):
             loaded = plugins.load_point(point)
             recipe = getattr(loaded, "RECIPE", loaded)
             if not isinstance(recipe, Recipe):
-                raise TypeError(f"{point.value} is no Recipe")
+                raise TypeError(f"{point.value} is not a Recipe")
             _add(recipe, plugins.register(Path(_file_of(recipe))), point.value)
 
 
 _discover()
-adopt(plugins.points(GROUP))
+add_installed(plugins.points(GROUP))

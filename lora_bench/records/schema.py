@@ -1,4 +1,4 @@
-"""The schema of a record: everything that is known of a finished cell, as `DIR/cells/<id>.json` holds it."""
+"""The schema of a record: everything that is known of a finished cell, as stored in `DIR/cells/<id>.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_bench.cell import Cell
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-# JSON has no NaN and no infinity: such a value is one of these words. `float()` turns either form into the value.
+# JSON has no NaN and no infinities: such values are stored as these words. `float()` converts both forms.
 AnyFloat = Finite | Literal["nan", "inf", "-inf"]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Status = Literal["done", "failed", "diverged", "oom"]
@@ -22,7 +22,14 @@ class _Part(BaseModel):
 
 
 class Epoch(_Part):
-    """One evaluation. `metrics` are of the validation split, `held_out` of the slice kept from train (or None)."""
+    """The evaluation after an epoch.
+
+    Attributes:
+        epoch: The number of the epoch, from 1.
+        loss: The mean training loss of the epoch.
+        metrics: The metrics on the evaluation splits.
+        held_out: The metrics on the rows held out from the train split; None if there are none.
+    """
 
     epoch: Natural
     loss: Finite | None
@@ -31,9 +38,17 @@ class Epoch(_Part):
 
 
 class Counts(_Part):
-    """Numbers of trained values, the adapter without the head and the head beside it, and their files' bytes.
+    """Numbers of trained parameters, and the sizes of the files that store them.
 
-    `_fp16`: the bytes of the same file with every value in 16 bits. None in records from before these were counted.
+    Attributes:
+        adapter_params: The trained parameters of the adapter, without the head.
+        head_params: Those of the head.
+        adapter_bytes: The size of the adapter's file.
+        modules: The number of adapted modules.
+        adapter_bytes_fp16: The size of the adapter's file with 16 bits per value. This and the following fields are
+            None in records from before they were counted.
+        head_bytes: The size of the head's file.
+        head_bytes_fp16: The size of the head's file with 16 bits per value.
     """
 
     adapter_params: Natural
@@ -46,10 +61,16 @@ class Counts(_Part):
 
 
 class Timing(_Part):
-    """`seconds` is the cell's share of its pack's wall time: pack_seconds / pack_size.
+    """The time and memory of training.
 
-    `peak_bytes`: the pack's device memory at its peak (a GPU's). `halved`: how often the pack was cut in two because
-    memory ran out.
+    Attributes:
+        seconds: The cell's share of its pack's wall time: pack_seconds / pack_size.
+        pack_seconds: The wall time of the pack.
+        pack_size: The number of cells in the pack.
+        tokens: The number of training tokens of the cell in all epochs.
+        tokens_per_second: The training tokens of all cells of the pack per second.
+        peak_bytes: The pack's peak memory on a GPU; None on other devices.
+        halved: How often the pack was split in half because memory ran out.
     """
 
     seconds: Finite
@@ -62,7 +83,14 @@ class Timing(_Part):
 
 
 class Protocol(_Part):
-    """How the number was made: which split, how the epoch is chosen, what training starts from, what deviates."""
+    """How the score is obtained.
+
+    Attributes:
+        split: The evaluation splits, joined by `+`.
+        select: How the epoch is selected, `Cell.select`.
+        start: What training starts from.
+        notes: What deviates from the paper.
+    """
 
     split: str
     select: str
@@ -71,7 +99,14 @@ class Protocol(_Part):
 
 
 class DataInfo(_Part):
-    """What was read: the source, the rows of each split and a hash of the tokens and labels."""
+    """The data that a cell was trained on.
+
+    Attributes:
+        source: The identity of the data, `Cell.data`.
+        train_rows: The number of training rows.
+        eval_rows: The number of rows of all evaluation splits.
+        fingerprint: A hash of the tokens and labels.
+    """
 
     source: str
     train_rows: Natural
@@ -96,11 +131,30 @@ class TrainingStep(_Part):
 
 
 class Record(_Part):
-    """A finished cell. `metric` names the task's main metric; `best`, `last` and `score` are its values.
+    """A finished cell.
 
-    `last_steps`, of a cell that diverged: its last steps, at most 50, up to and including the one whose loss or
-    gradient norm was not finite (if the outputs after an epoch were not finite, up to the last step of that epoch).
-    None for other cells, and in records from before these were kept.
+    Attributes:
+        schema_version: The version of this schema.
+        id: The cell's id.
+        cell: The cell.
+        status: How its training ended.
+        reason: Why it diverged or failed.
+        metric: The name of the task's main metric, of which `best`, `last` and `score` are values.
+        epochs: The evaluations.
+        best: The best value of all epochs.
+        best_epoch: Its epoch.
+        last: The value of the last epoch.
+        score: The value of the epoch that `Cell.select` selects.
+        score_epoch: That epoch.
+        predictions: The predictions on the evaluation splits in that epoch.
+        counts: The numbers of parameters.
+        timing: The time and memory of training.
+        protocol: How the score is obtained.
+        data: The data.
+        environment: The versions of libraries, the device, the fingerprint of the code and the like.
+        last_steps: For a cell that diverged, its last steps, at most 50, up to and including the one whose loss or
+            gradient norm was not finite (or the last step of the epoch after which the outputs were not finite). None
+            for other cells, and in records from before these were stored.
     """
 
     schema_version: Literal[1] = SCHEMA

@@ -76,7 +76,7 @@ class Loader:
         Raises:
             BenchError: Exit code 3 if it is missing, has changed since the plan was made, or cannot be trained here.
         """
-        trains = methods.get(cell.method).trains_backbone
+        trains = methods.of(cell).trains_backbone
         key = (cell.model, cell.precision, trains and cell.precision == "bf16")
         if self._backbone is None or self._backbone[0] != key:
             source = self.models[cell.model]
@@ -120,9 +120,7 @@ class Loader:
             self.view.warn(text)
 
     def _prepare(self, cell: Cell, backbone: Backbone) -> Prepared:
-        rows = data.load(
-            tasks.get(cell.task), self.sources[cell.task, cell.data], self.options.offline, planned=cell.data
-        )
+        rows = data.load(tasks.of(cell), self.sources[cell.task, cell.data], self.options.offline, planned=cell.data)
         for note in rows.notes:
             self._warn_once(note)
         tokenizer = self._tokenizer(cell)

@@ -31,7 +31,7 @@ def failure(
     cell: Cell, status: Literal["failed", "oom"], reason: str, notes: Sequence[str], environment: Mapping[str, str]
 ) -> Outcome:
     """Return the outcome of a cell that could not be trained."""
-    task = tasks.get(cell.task)
+    task = tasks.of(cell)
     record = Record(
         id=cell.id,
         cell=cell,

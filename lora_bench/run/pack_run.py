@@ -15,7 +15,7 @@ from lora_bench.run import checkpointing, recording
 from lora_bench.run.checkpointing import CellCheckpoint, CheckpointCallback, Checkpointer, TrainingState
 from lora_bench.run.inputs import Prepared
 from lora_bench.run.interfaces import View
-from lora_bench.run.recording import Ended
+from lora_bench.run.recording import EndedCell
 
 
 class PackRun:
@@ -35,9 +35,11 @@ class PackRun:
 
     def __init__(self, backbone: Backbone, prepared: Prepared, view: View, checkpointer: Checkpointer) -> None:
         self.backbone, self.prepared, self.view, self.checkpointer = backbone, prepared, view, checkpointer
-        self.ended: list[Ended] = []
+        self.ended: list[EndedCell] = []
 
-    def train(self, cells: Sequence[Cell], saved: dict[str, CellCheckpoint], halved: int) -> tuple[list[Ended], Timing]:
+    def train(
+        self, cells: Sequence[Cell], saved: dict[str, CellCheckpoint], halved: int
+    ) -> tuple[list[EndedCell], Timing]:
         """Train the cells until all have ended.
 
         Args:
@@ -81,7 +83,7 @@ class PackRun:
         trainer.run([self.view, CheckpointCallback(self.checkpointer, trainer)])
         for position, progress in enumerate(trainer.progress):
             if trainer.finished or progress.diverged:
-                self.ended.append(recording.ended(trainer.pack, position, progress))
+                self.ended.append(recording.collect(trainer.pack, position, progress))
         return trainer.finished
 
     def _split_off_diverged(self, trainer: Trainer) -> list[TrainingState]:
@@ -93,6 +95,6 @@ class PackRun:
 
 def build_trainer(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
     """Return a trainer of the cells as one pack, before its first step."""
-    task = tasks.get(cells[0].task)
+    task = tasks.of(cells[0])
     pack = Pack(cells, backbone, task.num_outputs)
     return Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out)

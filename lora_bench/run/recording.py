@@ -1,4 +1,4 @@
-"""From what the trainer knows of a cell to its record."""
+"""Builds the record of a cell from its training."""
 
 from __future__ import annotations
 
@@ -17,43 +17,77 @@ from lora_bench.tasks import Task
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A cell that needs its pack no more."""
+class EndedCell:
+    """What remains of a cell when its training has ended, without its pack.
+
+    Attributes:
+        progress: Its losses, metrics and predictions.
+        counts: The numbers of its trained parameters.
+    """
 
     progress: Progress
     counts: Counts
 
 
-def ended(pack: Pack, place: int, progress: Progress) -> Ended:
-    """What a record needs of the pack."""
-    state = progress.state if progress.state is not None else pack.state(place)
+def collect(pack: Pack, index: int, progress: Progress) -> EndedCell:
+    """Return what a record needs of the pack, which can be freed afterwards.
+
+    Args:
+        pack: The pack.
+        index: The position of the cell in it.
+        progress: The cell's progress.
+    """
+    state = progress.state if progress.state is not None else pack.state(index)
     counts = Counts(
-        adapter_params=pack.adapter_params(place), head_params=pack.head_params(),
-        adapter_bytes=stored_bytes(state.adapter), modules=pack.modules(place),
-        adapter_bytes_fp16=stored_bytes(state.adapter, torch.float16), head_bytes=stored_bytes(state.head),
+        adapter_params=pack.adapter_params(index),
+        head_params=pack.head_params(),
+        adapter_bytes=stored_bytes(state.adapter),
+        modules=pack.modules(index),
+        adapter_bytes_fp16=stored_bytes(state.adapter, torch.float16),
+        head_bytes=stored_bytes(state.head),
         head_bytes_fp16=stored_bytes(state.head, torch.float16),
-    )  # fmt: skip
-    return Ended(progress, counts)
+    )
+    return EndedCell(progress, counts)
 
 
-def finished(
-    cell: Ended, task: Task, info: DataInfo, timing: Timing, notes: Sequence[str], environment: Mapping[str, str]
+def build_record(
+    ended: EndedCell, task: Task, info: DataInfo, timing: Timing, notes: Sequence[str], environment: Mapping[str, str]
 ) -> Record:
-    """The record of a cell that trained to the end, or diverged on the way."""
-    main, progress = task.main_metric, cell.progress
-    values = [metrics[main] for metrics in progress.metrics]
+    """Return the record of a cell that has trained to the end or diverged.
+
+    Args:
+        ended: The cell.
+        task: Its task.
+        info: The data that it was trained on.
+        timing: The times of its pack.
+        notes: What deviates from the paper in this cell.
+        environment: The versions of libraries, the device and the fingerprint of the code.
+    """
+    progress = ended.progress
+    values = [metrics[task.main_metric] for metrics in progress.metrics]
     best = _argmax(values)
     selected = progress.selected
+    predictions = () if progress.predictions is None else progress.predictions
     return Record(
-        id=progress.cell.id, cell=progress.cell, metric=main, epochs=_epochs(progress),
-        status="diverged" if progress.diverged else "done", reason=progress.diverged,
-        best=None if best is None else _number(values[best]), best_epoch=None if best is None else best + 1,
-        last=_number(values[-1]), score=None if selected is None else _number(values[selected - 1]),
+        id=progress.cell.id,
+        cell=progress.cell,
+        status="diverged" if progress.diverged else "done",
+        reason=progress.diverged,
+        metric=task.main_metric,
+        epochs=_epochs(progress),
+        best=None if best is None else _finite(values[best]),
+        best_epoch=None if best is None else best + 1,
+        last=_finite(values[-1]),
+        score=None if selected is None else _finite(values[selected - 1]),
         score_epoch=selected,
-        predictions=() if progress.predictions is None else tuple(round(float(p), 6) for p in progress.predictions),
-        counts=cell.counts, timing=timing, protocol=protocol(progress.cell, task, notes), data=info,
-        environment=dict(environment), last_steps=_last_steps(progress) if progress.diverged else None,
-    )  # fmt: skip
+        predictions=tuple(round(float(prediction), 6) for prediction in predictions),
+        counts=ended.counts,
+        timing=timing,
+        protocol=protocol(progress.cell, task, notes),
+        data=info,
+        environment=dict(environment),
+        last_steps=_last_steps(progress) if progress.diverged else None,
+    )
 
 
 def _last_steps(progress: Progress) -> tuple[TrainingStep, ...]:
@@ -64,33 +98,36 @@ def _last_steps(progress: Progress) -> tuple[TrainingStep, ...]:
 
 
 def _epochs(progress: Progress) -> tuple[Epoch, ...]:
-    held: Sequence[Mapping[str, float] | None] = progress.held_out or [None] * len(progress.metrics)
+    all_held_out: Sequence[Mapping[str, float] | None] = progress.held_out or [None] * len(progress.metrics)
+    columns = zip(progress.epoch_losses, progress.metrics, all_held_out, strict=True)
     return tuple(
         Epoch(
-            epoch=number, loss=_number(loss), metrics=_numbers(metrics),
-            held_out=None if kept is None else _numbers(kept),
+            epoch=number,
+            loss=_finite(loss),
+            metrics=_finite_values(metrics),
+            held_out=None if held_out is None else _finite_values(held_out),
         )
-        for number, (loss, metrics, kept) in enumerate(
-            zip(progress.epoch_losses, progress.metrics, held, strict=True), 1
-        )
-    )  # fmt: skip
+        for number, (loss, metrics, held_out) in enumerate(columns, start=1)
+    )
 
 
 def _argmax(values: Sequence[float]) -> int | None:
-    """The first place of the largest value that is a number."""
-    numbers = [index for index, value in enumerate(values) if not math.isnan(value)]
-    return max(numbers, key=lambda index: values[index]) if numbers else None
+    """The first index of the largest value, without NaN; None if all are NaN."""
+    indices = [index for index, value in enumerate(values) if not math.isnan(value)]
+    return max(indices, key=lambda index: values[index]) if indices else None
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
+    """The value, or None (null in JSON) for NaN and infinities."""
     return float(value) if math.isfinite(value) else None
 
 
+def _finite_values(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}
+
+
 def _any_float(value: float) -> AnyFloat:
+    """The value, or the word that stands for it where JSON has no number."""
     if math.isfinite(value):
         return value
     return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in values.items()}

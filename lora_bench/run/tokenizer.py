@@ -25,9 +25,15 @@ from lora_bench.model_files import watched
 PLAIN = (" the cat sat on the mat", " it was not a good film at all", " unbelievably", " zqxjv wkqzz")
 # ... and texts that a setting may change.
 ODD = (
-    "The cat SAT on the Mat.", "naïve café, Ünïcode", "日本語 テスト", "\u2603 \U0001f600 \u0416", "it's 3.14% of $5",
-    "  two  spaces\tand a tab", "", "x" * 120,
-)  # fmt: skip
+    "The cat SAT on the Mat.",
+    "naïve café, Ünïcode",
+    "日本語 テスト",
+    "\u2603 \U0001f600 \u0416",
+    "it's 3.14% of $5",
+    "  two  spaces\tand a tab",
+    "",
+    "x" * 120,
+)
 PAIRS = ((" the cat sat", " on the mat"), (" a film", ""))
 SETTINGS = frozenset({"add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars"})
 WORDS = 256  # of the vocabulary that are compared, about (chosen)

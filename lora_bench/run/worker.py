@@ -23,7 +23,7 @@ from lora_bench.run.interfaces import Options, RunContext, View
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.pack_run import PackRun, build_trainer
 from lora_bench.run.plan import Plan
-from lora_bench.run.recording import Ended
+from lora_bench.run.recording import EndedCell
 
 SAFE_SHARE = 0.4  # of the free memory (chosen): a pack whose predicted peak is below it is not measured
 
@@ -87,12 +87,12 @@ class Training:
     def _versions(self) -> dict[str, str]:
         return {**environment.versions(), "device": environment.device_name(self.options.device)}
 
-    def _outcome(self, ended: Ended, info: DataInfo, timing: Timing) -> Outcome:
+    def _outcome(self, ended: EndedCell, info: DataInfo, timing: Timing) -> Outcome:
         cell, state = ended.progress.cell, ended.progress.state
-        task = tasks.get(cell.task)
+        task = tasks.of(cell)
         notes = self.plan.grid.notes_for(cell)
-        record = recording.finished(ended, task, info, timing, notes, self.environment(cell))
-        if state is None or not self.options.save or methods.get(cell.method).trains_backbone:
+        record = recording.build_record(ended, task, info, timing, notes, self.environment(cell))
+        if state is None or not self.options.save or methods.of(cell).trains_backbone:
             return Outcome(record)
         return Outcome(record, lambda folder: saved.save(folder, cell, task.num_outputs, state))
 

@@ -1,4 +1,4 @@
-"""Whether the definition of a task is complete: those of this package's users are checked before they are added."""
+"""Checks of the definition of a task, made before a user's task is added to the registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_bench.errors import BenchError, nearest
 from lora_bench.tasks.task import CLASS_METRICS, VALUE_METRICS, Files, Hub, Task, metric_of_split
 
 _WORD = re.compile(r"[A-Za-z0-9_][\w.+-]{0,99}")
-_RESERVED = frozenset({"default", "all"})  # these mean every task in a config
+_RESERVED = frozenset({"default", "all"})  # reserved in configs, where they stand for all tasks
 _METRICS = CLASS_METRICS | VALUE_METRICS
 
 
@@ -36,7 +36,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_metric(value: object) -> bool:
-    """A name, or a function that can be named and whose line can be told."""
+    """Whether it is the name of a metric, or a function with a name and with a line for messages."""
     return isinstance(value, str) or (hasattr(value, "__code__") and _is_word(getattr(value, "__name__", None)))
 
 
@@ -49,7 +49,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "labels": ("a tuple of two names of classes or more, or ()", lambda value: _are_texts(value) and len(value) != 1),
     "metrics": (
-        "a tuple of names and of functions that have one",
+        "a tuple of names and of named functions",
         lambda value: isinstance(value, tuple) and bool(value) and all(map(_is_metric, value)),
     ),
     "source": ("Files, Hub or None", lambda value: value is None or isinstance(value, Files | Hub)),
@@ -77,16 +77,16 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def normalised(task: Task, where: str, file: Path) -> Task:
-    """The definition with tuples for its lists.
+def validated(task: Task, where: str, file: Path) -> Task:
+    """Return the definition with tuples instead of lists.
 
     Args:
         task: The definition.
-        where: What a message calls its file.
-        file: The file, to name the line of what is wrong.
+        where: What messages call its file.
+        file: Its file, from which messages take the line of an error.
 
     Raises:
-        BenchError: exit code 2 if something is missing or contradicts something else.
+        BenchError: Exit code 2 if something is missing, or if parts contradict each other.
     """
     lists: dict[str, Any] = {field: tuple(value) for field in _KINDS if isinstance(value := getattr(task, field), list)}
     task = replace(task, **lists)
@@ -94,19 +94,19 @@ def normalised(task: Task, where: str, file: Path) -> Task:
         value = getattr(task, field)
         if not is_sound(value):
             shown = " ".join(reprlib.repr(value).split())
-            raise _refusal(where, file, field, f"{field} is {shown}, not {kind}", f"Write {field} as {kind}.")
+            raise _error(where, file, field, f"{field} is {shown}, not {kind}", f"Write {field} as {kind}.")
     faults = (("metrics", _metrics_fault(task)), ("source", _source_fault(task)), ("rows", _rows_fault(task)))
     for field, fault in faults:
         if fault is not None:
-            raise _refusal(where, file, field, *fault)
+            raise _error(where, file, field, *fault)
     return task
 
 
-def _refusal(where: str, file: Path, field: str, fault: str, hint: str) -> BenchError:
-    return BenchError(f"'{where}', line {_line_of(file, field)}: {fault}.", hint)
+def _error(where: str, file: Path, field: str, what: str, hint: str) -> BenchError:
+    return BenchError(f"'{where}', line {_line_of(file, field)}: {what}.", hint)
 
 
-Fault = tuple[str, str] | None  # what is wrong, without its full stop, and how to fix it
+Fault = tuple[str, str] | None  # what is wrong, without a full stop, and how to fix it; None for nothing
 
 
 def _metrics_fault(task: Task) -> Fault:
@@ -124,7 +124,7 @@ def _metrics_fault(task: Task) -> Fault:
             return f"there is no metric '{metric}'", nearest(metric, _METRICS)
         if kind not in fitting:
             what = "a regression" if task.is_regression else "classes"
-            return f"'{metric}' is no metric of {what}", f"Those are: {', '.join(sorted(fitting))}."
+            return f"'{metric}' is not a metric of {what}", f"Those are: {', '.join(sorted(fitting))}."
         if kind == "f1" and len(task.labels) != 2:
             hint = "Use macro_f1, the mean over the classes, or give two labels: F1 is that of the second."
             return f"'{metric}' is a metric of two classes, and there are {len(task.labels)}", hint
@@ -140,29 +140,35 @@ def _source_fault(task: Task) -> Fault:
     names = [*source.columns.values(), source.label]
     if not all(map(_is_text, names)) or len(set(names)) < len(names):
         return "the source's names of columns and of the label are not different texts", "Name each column once."
-    for kind, given, known in (("columns", source.columns, task.columns), ("splits", source.splits, task.splits)):
-        strange = next((name for name in given if name not in known), None)
-        if strange is not None:
-            return f"the source's {kind} name '{strange}', which the task has not", nearest(str(strange), known)
+    for kind, names_by_task, known in (
+        ("columns", source.columns, task.columns),
+        ("splits", source.splits, task.splits),
+    ):
+        unknown = next((name for name in names_by_task if name not in known), None)
+        if unknown is not None:
+            return f"the source's {kind} name '{unknown}', which the task does not have", nearest(str(unknown), known)
     return _hub_fault(source) if isinstance(source, Hub) else _files_fault(task, source)
 
 
 def _hub_fault(source: Hub) -> Fault:
     if not isinstance(source.revision, str) or not re.fullmatch("[0-9a-f]{40}", source.revision):
         hint = "Give the whole commit, 40 hexadecimal digits: the Hub shows it under 'Files and versions', 'History'."
-        return "the source's revision is no commit", hint
+        return "the source's revision is not a commit", hint
     texts = [source.id, *source.splits.values(), *([] if source.config is None else [source.config])]
-    return None if all(map(_is_text, texts)) else ("a name in the source is no text", "Write names as texts.")
+    return None if all(map(_is_text, texts)) else ("a name in the source is not a text", "Write names as texts.")
 
 
 def _files_fault(task: Task, source: Files) -> Fault:
-    lacking = next((split for split in task.splits if split not in source.splits), None)
-    if lacking is not None:
-        return f"the source has no files of the split '{lacking}'", f"It needs {', '.join(task.splits)}."
+    missing = next((split for split in task.splits if split not in source.splits), None)
+    if missing is not None:
+        return f"the source has no files of the split '{missing}'", f"It needs {', '.join(task.splits)}."
     for split, paths in source.splits.items():
         parts = [paths] if isinstance(paths, str) else paths
         if not isinstance(parts, list | tuple) or not parts or not all(map(_is_text, parts)):
-            return f"the files of '{split}' are no path and no list of paths", "Write a path, a pattern or a list."
+            return (
+                f"the files of '{split}' are neither a path nor a list of paths",
+                "Write a path, a pattern or a list.",
+            )
     return None
 
 
@@ -173,7 +179,7 @@ def _rows_fault(task: Task) -> Fault:
 
 
 def _line_of(file: Path, field: str) -> int:
-    """The line of the file that gives a field of a task, or where the task begins; 1 if nobody knows."""
+    """The line of the file that sets a field of a task, or where the task begins; 1 if neither is known."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -1,8 +1,8 @@
-"""The nine GLUE tasks, one record each: columns, labels, metrics, row counts, and how GLUE's own files spell them.
+"""The definitions of the nine GLUE tasks.
 
-Sources: Wang et al. 2019 (arXiv 1804.07461) for the tasks and metrics, the Hub's `nyu-mll/glue` for the column names,
-the order of the labels and the rows of each split; the rows of the test splits as published submissions count them,
-their file names and label names as several public exporters write them.
+Sources: tasks and metrics are those of Wang et al. 2019 (arXiv 1804.07461); names of columns, the order of labels and
+the numbers of rows those of `nyu-mll/glue` on the Hub; numbers of test rows those of published submissions; names of
+submission files and of their labels those that several public exporters write.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 
 
-def _on_the_hub(task: str) -> Hub:
+def _hub(task: str) -> Hub:
     return Hub(HUB_ID, HUB_REVISION, config=task)
 
 
@@ -29,7 +29,7 @@ RECORDS = (
         columns=("sentence",),
         labels=("unacceptable", "acceptable"),
         metrics=("matthews", "accuracy"),
-        source=_on_the_hub("cola"),
+        source=_hub("cola"),
         rows=(8551, 1043),
         tsv=Tsv(folder="CoLA", columns=("sentence",), names=("source", "label", "mark", "sentence")),
         submissions=(Submission("test", "CoLA", 1063),),
@@ -42,7 +42,7 @@ RECORDS = (
         columns=("sentence",),
         labels=("negative", "positive"),
         metrics=("accuracy",),
-        source=_on_the_hub("sst2"),
+        source=_hub("sst2"),
         rows=(67349, 872),
         tsv=Tsv(folder="SST-2", columns=("sentence",)),
         submissions=(Submission("test", "SST-2", 1821),),
@@ -55,7 +55,7 @@ RECORDS = (
         columns=_PAIR,
         labels=("not_equivalent", "equivalent"),
         metrics=("accuracy", "f1"),
-        source=_on_the_hub("mrpc"),
+        source=_hub("mrpc"),
         rows=(3668, 408),
         tsv=Tsv(folder="MRPC", columns=("#1 String", "#2 String"), label="Quality"),
         submissions=(Submission("test", "MRPC", 1725),),
@@ -69,7 +69,7 @@ RECORDS = (
         labels=(),
         bounds=(0.0, 5.0),
         metrics=("pearson", "spearman"),
-        source=_on_the_hub("stsb"),
+        source=_hub("stsb"),
         rows=(5749, 1500),
         tsv=Tsv(folder="STS-B", columns=_PAIR, label="score"),
         submissions=(Submission("test", "STS-B", 1379),),
@@ -82,7 +82,7 @@ RECORDS = (
         columns=("question1", "question2"),
         labels=("not_duplicate", "duplicate"),
         metrics=("accuracy", "f1"),
-        source=_on_the_hub("qqp"),
+        source=_hub("qqp"),
         rows=(363846, 40430),
         tsv=Tsv(folder="QQP", columns=("question1", "question2"), label="is_duplicate", from_quoted=True),
         submissions=(Submission("test", "QQP", 390965),),
@@ -93,7 +93,7 @@ RECORDS = (
         columns=("premise", "hypothesis"),
         labels=("entailment", "neutral", "contradiction"),
         metrics=("accuracy", "accuracy_matched", "accuracy_mismatched"),
-        source=_on_the_hub("mnli"),
+        source=_hub("mnli"),
         eval_splits=("validation_matched", "validation_mismatched"),
         rows=(392702, 9815, 9832),
         tsv=Tsv(folder="MNLI", columns=_PAIR, label="gold_label"),
@@ -106,7 +106,7 @@ RECORDS = (
         columns=("question", "sentence"),
         labels=_ENTAILMENT,
         metrics=("accuracy",),
-        source=_on_the_hub("qnli"),
+        source=_hub("qnli"),
         rows=(104743, 5463),
         tsv=Tsv(folder="QNLI", columns=("question", "sentence")),
         submissions=(Submission("test", "QNLI", 5463),),
@@ -118,7 +118,7 @@ RECORDS = (
         columns=_PAIR,
         labels=_ENTAILMENT,
         metrics=("accuracy",),
-        source=_on_the_hub("rte"),
+        source=_hub("rte"),
         rows=(2490, 277),
         tsv=Tsv(folder="RTE", columns=_PAIR),
         submissions=(Submission("test", "RTE", 3000),),
@@ -132,7 +132,7 @@ RECORDS = (
         columns=_PAIR,
         labels=("not_entailment", "entailment"),
         metrics=("accuracy",),
-        source=_on_the_hub("wnli"),
+        source=_hub("wnli"),
         rows=(635, 71),
         tsv=Tsv(folder="WNLI", columns=_PAIR),
         submissions=(Submission("test", "WNLI", 146),),
@@ -141,17 +141,17 @@ RECORDS = (
     ),
 )
 
-# GLUE's diagnostic set: it has a test split alone, which a model of MNLI answers.
+# GLUE's diagnostic set: only a test split, which is predicted by a model trained on MNLI.
 DIAGNOSTIC = replace(
     next(task for task in RECORDS if task.name == "mnli"),
     name="ax",
     title="AX",
-    source=_on_the_hub("ax"),
+    source=_hub("ax"),
     submissions=(Submission("test", "AX", 1104),),
     tsv=Tsv(folder="diagnostic", columns=_PAIR),
 )
 
 
 def tsv_file(split: str) -> str:
-    """GLUE's file name of an official split: `validation_matched` is `dev_matched.tsv`."""
+    """Return the name of a split's file in GLUE's download: `dev_matched.tsv` for `validation_matched`."""
     return split.replace("validation", "dev") + ".tsv"

@@ -1,8 +1,8 @@
-"""The metrics of the tasks, and how the trainer computes them: by a module of `evaluate` that needs no network.
+"""The metrics of the tasks, computed with scikit-learn and scipy, and offered as a metric of `evaluate`.
 
-There is one definition of each metric, by scikit-learn or scipy, in this file. `score` computes those of a task,
-`TaskMetric` is `score` behind the interface of `evaluate`. A value that is undefined (the correlation of a constant, no
-rows, a NaN among the predictions) is NaN, never a warning.
+`score` computes the metrics of a task. `TaskMetric` gives `score` the interface of `evaluate` without loading anything
+from the network; the trainer uses it. Where a metric is undefined (correlation of a constant, no rows, NaN among the
+predictions), its value is NaN, without a warning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _f1(predictions: Values, references: Values) -> float:
 
 
 def _macro_f1(predictions: Values, references: Values) -> float:
-    """The mean F1 of the classes that occur among the labels or the predictions."""
+    """The mean F1 of the classes that occur in the labels or the predictions."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(references, predictions, average="macro", zero_division=0.0))
@@ -77,25 +77,27 @@ METRICS: Mapping[str, Callable[[Values, Values], float]] = {
 def score(
     task: Task, predictions: ArrayLike, references: ArrayLike, splits: Mapping[str, slice] | None = None
 ) -> dict[str, float]:
-    """The task's metrics for one list of predictions.
+    """Compute the task's metrics.
 
     Args:
         task: The task.
-        predictions: `[N]`, class numbers, or values for regression.
-        references: `[N]`, the labels.
-        splits: The rows of each evaluation split. Without it, as on a slice of the train split, metrics of one split
-            alone (MNLI's `accuracy_matched`) are left out.
+        predictions: Class numbers, or values for a regression, `[N]`.
+        references: The labels, `[N]`.
+        splits: The rows of each evaluation split. Without it, as for rows held out from the train split, metrics of a
+            single split (MNLI's `accuracy_matched`) are left out.
 
     Returns:
-        Values in [-1, 1], or NaN where undefined.
+        The values by name, from -1 to 1, or NaN where undefined.
 
     Raises:
-        ValueError: The shapes differ.
-        BenchError: A metric of the user returned something else.
+        ValueError: If the shapes differ.
+        BenchError: If a user's metric returns anything else.
     """
     predicted, true = np.asarray(predictions), np.asarray(references)
     if predicted.shape != true.shape or predicted.ndim != 1:
-        raise ValueError(f"predictions {predicted.shape} and references {true.shape} must be of one length")
+        raise ValueError(
+            f"predictions {predicted.shape} and references {true.shape} must have the same length, in one dimension"
+        )
     result: dict[str, float] = {}
     for name, metric in zip(task.metric_names, task.metrics, strict=True):
         if not isinstance(metric, str):
@@ -113,12 +115,12 @@ def _value(metric: MetricFunction, predictions: Values, references: Values) -> f
     if not len(references) or not np.isfinite(predictions).all():
         return float("nan")
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # both libraries warn of what NaN says already
+        warnings.simplefilter("ignore")  # both libraries warn where the value is NaN
         return metric(predictions, references)
 
 
 def _checked(function: MetricFunction) -> MetricFunction:
-    """A metric of a user that is held to what it must return, and cannot change what others are computed from."""
+    """Wrap a user's metric: check its return value, and give it copies so that it cannot change other metrics."""
 
     def checked(predictions: Values, references: Values) -> float:
         value: Any = function(predictions.copy(), references.copy())
@@ -137,23 +139,23 @@ def _checked(function: MetricFunction) -> MetricFunction:
 
 
 def task_metric(task: Task) -> evaluate.Metric:
-    """The task's metrics as an `evaluate.Metric`: see `metric_class`."""
+    """Return the task's metrics as an `evaluate.Metric`; see `metric_class`."""
     metric: evaluate.Metric = metric_class()(task)
     return metric
 
 
 @cache
 def metric_class() -> Any:
-    """`TaskMetric`, a subclass of `evaluate.Metric`; defined on the first call, as `evaluate` is slow to import."""
+    """Define and return `TaskMetric`, a subclass of `evaluate.Metric`, when called, as `evaluate` is slow to import."""
     import datasets  # type: ignore[import-untyped, unused-ignore]
     import evaluate  # type: ignore[import-untyped, unused-ignore]
 
     class TaskMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]
-        """The metrics of a task for one list of predictions, or for those of several cells at once.
+        """The metrics of a task, for one cell or for K cells at once.
 
-        `compute(predictions=[N], references=[N])` gives the value of each metric. With `[K, N]` for both, a row for
-        each cell, it gives the K values of each: the cells of a pack take one call, since a call costs milliseconds
-        whatever it computes. `compute` also takes `splits`, as `score` does.
+        `compute(predictions=..., references=...)` returns the value of each metric for arguments `[N]`, and a list of K
+        values of each metric for arguments `[K, N]`. The trainer makes one call for all cells of a pack, since each
+        call has an overhead of milliseconds. `compute` also takes `splits`, as `score` does.
         """
 
         def __init__(self, task: Task) -> None:
@@ -161,11 +163,11 @@ def metric_class() -> Any:
             super().__init__(config_name=task.name, keep_in_memory=True)
 
         def _build_data_dir(self) -> str:
-            """No folder: `evaluate` would create one in the user's cache, which need not be writable."""
+            """Use no folder: `evaluate` would create one in the user's cache, which may not be writable."""
             return ""
 
         def _info(self) -> evaluate.MetricInfo:
-            # Wide enough that no value is rounded on the way: predictions of classes may be NaN, labels are float32.
+            # 64 bits round no value. Predictions are float because those of classes may be NaN; labels are float32.
             prediction = datasets.Value("float64")
             reference = datasets.Value("float64" if self.task.is_regression else "int64")
             return evaluate.MetricInfo(

@@ -1,4 +1,4 @@
-"""A task: its texts, labels and metrics, and where its rows come from. And the registry of all tasks."""
+"""The definition of a task (texts, labels, metrics, source of the rows), and the registry of all tasks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
 
-# A metric of a user: arrays of predictions [N] (class numbers, or values for regression) and of labels [N] to a number
-# from -1 to 1.
+# A user's metric. Its arguments are arrays of predictions [N] (class numbers, or values for a regression) and of labels
+# [N]; it returns a number from -1 to 1.
 MetricFunction = Callable[[Any, Any], float]
 
 # The names of the metrics that `tasks.metrics` defines.
@@ -23,15 +23,15 @@ VALUE_METRICS = frozenset({"pearson", "spearman"})
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A dataset on the Hugging Face Hub, at one revision.
+    """A dataset on the Hugging Face Hub at one revision.
 
     Attributes:
         id: `owner/name`.
-        revision: the whole commit, 40 hexadecimal digits.
-        config: the dataset's configuration, if it has several.
-        splits: the dataset's name of each split whose name differs from the task's.
-        columns: the dataset's name of each text column whose name differs from the task's.
-        label: the dataset's name of the label column.
+        revision: The full commit hash, 40 hexadecimal digits.
+        config: The dataset's configuration, if it has several.
+        splits: The dataset's name of each split whose name differs from the task's.
+        columns: The dataset's name of each text column whose name differs from the task's.
+        label: The dataset's name of the label column.
     """
 
     id: str
@@ -47,14 +47,14 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Files by split: csv, tsv, jsonl or parquet, by their suffix.
+    """Files of each split: csv, tsv, jsonl or parquet, as their suffix says.
 
     Attributes:
-        splits: for each split a path or a pattern with `*` (taken in the order of the names), or a list of several.
-            Paths are relative to the folder of the task's file.
-        columns: the files' name of each text column whose name differs from the task's.
-        label: the files' name of the label column.
-        root: the folder of the task's file; set when the task is added.
+        splits: For each split a path, a pattern with `*` (its files are read in the order of their names), or a list
+            of paths and patterns. Paths are relative to the folder of the task's file.
+        columns: The files' name of each text column whose name differs from the task's.
+        label: The files' name of the label column.
+        root: The folder of the task's file; set when the task is added.
     """
 
     splits: Mapping[str, str | tuple[str, ...]] = field(hash=False)
@@ -65,15 +65,16 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Tsv:
-    """How a task is stored in GLUE's own download: tab-separated, never quoted.
+    """The format of a task in GLUE's own download: tab-separated, never quoted.
 
     Attributes:
-        folder: the folder's name.
-        columns: GLUE's names of the task's text columns, in the task's order.
+        folder: The name of the folder.
+        columns: GLUE's names of the text columns, in the task's order.
         label: GLUE's name of the label column.
-        names: the columns of a split with labels that has no header (CoLA).
-        from_quoted: GLUE cut the files, line by line, from one whose fields are quoted (QQP): the few rows that a line
-            break has cut are left out, and the quotes of the others stay, as on the Hub.
+        names: The columns of a split with labels whose file has no header (CoLA).
+        from_quoted: Whether GLUE made the files by splitting a file with quoted fields into lines (QQP). The few rows
+            that contain a line break are incomplete and are skipped, and the quotes of the others are kept, as in the
+            Hub's dataset.
     """
 
     folder: str
@@ -84,7 +85,7 @@ class Tsv:
 
 
 class Submission(NamedTuple):
-    """A test split as the leaderboard takes its predictions: `file`.tsv of `rows` lines."""
+    """The file in which the leaderboard expects the predictions of a test split: `file`.tsv with `rows` rows."""
 
     split: str
     file: str
@@ -92,7 +93,7 @@ class Submission(NamedTuple):
 
 
 class ColumnNames(NamedTuple):
-    """The names that a file has for the task's columns."""
+    """The names of the task's columns in a file."""
 
     texts: tuple[str, ...]
     label: str
@@ -103,22 +104,22 @@ class Task:
     """A classification of texts or of pairs of texts, or a regression on them.
 
     Attributes:
-        name: the word that `--task` takes.
-        title: the name in tables.
-        columns: the names of one text column, or of two.
-        labels: the names of the classes, label 0 first; none for a regression.
-        metrics: the first is the main one: tables show it and epochs are chosen by it. A name (see `tasks.metrics`),
-            the name of an accuracy over one evaluation split (`accuracy_matched` is `accuracy` over
-            `validation_matched`), or a function of a user.
-        source: where the rows come from unless a folder is given; None: there must be a folder.
-        eval_splits: the splits that are scored together.
-        bounds: the lowest and the highest label of a regression.
-        rows: the rows of each split (`train` first) of the official data; empty if they are not known.
-        mean_tokens: tokens of RoBERTa's tokenizer a training sequence cut at 128, where they were counted.
-        token_spread: their standard deviation over their mean; costs are predicted from both.
-        tsv: how GLUE's own download stores the task.
-        submissions: the test splits that GLUE's leaderboard scores.
-        submits_names: the leaderboard takes names of labels, not numbers.
+        name: The name for `--task`.
+        title: The name in tables.
+        columns: The names of one or two text columns.
+        labels: The names of the classes, in the order of their numbers; empty for a regression.
+        metrics: The metrics, the main one first: tables show it and epochs are selected by it. A metric is a name (see
+            `tasks.metrics`), a name with an evaluation split (`accuracy_matched` is the `accuracy` on
+            `validation_matched`), or a user's function.
+        source: Where the rows come from if the user gives no folder; None if the user must give one.
+        eval_splits: The evaluation splits, which are scored together.
+        bounds: The smallest and the largest label of a regression.
+        rows: The official number of rows of each split, `train` first; empty if unknown.
+        mean_tokens: The mean number of RoBERTa tokens of a training sequence truncated to 128; None if not counted.
+        token_spread: The standard deviation of these numbers divided by their mean. Costs are predicted from both.
+        tsv: The format in GLUE's own download.
+        submissions: The test splits that GLUE's leaderboard scores.
+        submits_names: Whether the leaderboard expects names of labels instead of numbers.
     """
 
     name: str
@@ -143,17 +144,17 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the head: one for each class, or 1 for regression."""
+        """The number of outputs of the head: one for each class, or 1 for a regression."""
         return len(self.labels) or 1
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The names of the metrics in records; that of a function is its `__name__`."""
+        """The names of the metrics in records; for a function its `__name__`."""
         return tuple(metric if isinstance(metric, str) else metric.__name__ for metric in self.metrics)
 
     @property
     def main_metric(self) -> str:
-        """The name of the metric that tables show and epochs are chosen by; higher is better."""
+        """The name of the metric that tables show and epochs are selected by; higher is better."""
         return self.metric_names[0]
 
     @property
@@ -163,32 +164,32 @@ class Task:
 
     @property
     def train_rows(self) -> int | None:
-        """The official rows of the train split, if known."""
+        """The official number of rows of the train split, if known."""
         return self.rows[0] if self.rows else None
 
     @property
     def eval_rows(self) -> int | None:
-        """The official rows of all evaluation splits together, if known."""
+        """The official number of rows of all evaluation splits together, if known."""
         return sum(self.rows[1:]) if self.rows else None
 
     @property
     def official_rows(self) -> frozenset[int]:
-        """How many rows the official files have, one number for each split."""
+        """The numbers of rows of the official files."""
         return frozenset((*self.rows, *(test.rows for test in self.submissions)))
 
     @property
     def column_names(self) -> tuple[ColumnNames, ...]:
-        """The names that a file may have for the columns: those of the source, then those of GLUE's own download."""
+        """The names that the columns may have in a file: those of the source, then those of GLUE's own download."""
         columns = {} if self.source is None else self.source.columns
         label = "label" if self.source is None else self.source.label
-        usual = ColumnNames(tuple(columns.get(name, name) for name in self.columns), label)
-        return (usual,) if self.tsv is None else (usual, ColumnNames(self.tsv.columns, self.tsv.label))
+        in_source = ColumnNames(tuple(columns.get(name, name) for name in self.columns), label)
+        return (in_source,) if self.tsv is None else (in_source, ColumnNames(self.tsv.columns, self.tsv.label))
 
 
 def metric_of_split(name: str) -> tuple[str, str]:
-    """The metric and the evaluation split that a name such as `accuracy_matched` means."""
-    kind, _, part = name.partition("_")
-    return kind, f"validation_{part}"
+    """Return the metric and the evaluation split of a name such as `accuracy_matched`."""
+    metric, _, suffix = name.partition("_")
+    return metric, f"validation_{suffix}"
 
 
 _tasks: dict[str, Task] = {}
@@ -196,7 +197,7 @@ _origins: dict[str, str] = {}
 _broken: dict[str, str] = {}
 
 TASKS: Mapping[str, Task] = MappingProxyType(_tasks)
-BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # tasks of packages that could not be loaded, and why
+BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # tasks of packages that cannot be loaded: the messages
 
 
 def add(task: Task, origin: str | None = None) -> None:
@@ -204,7 +205,7 @@ def add(task: Task, origin: str | None = None) -> None:
 
     Args:
         task: The task.
-        origin: The file that defines it and a hash of that, `<file>@<12 hex>`; None for GLUE's.
+        origin: The file that defines it and the file's hash, `<file>@<12 hex>`; None for GLUE's.
     """
     _tasks[task.name] = task
     if origin is not None:
@@ -212,7 +213,11 @@ def add(task: Task, origin: str | None = None) -> None:
 
 
 def get(name: str) -> Task:
-    """The task called `name`. Raises BenchError (usage), naming the nearest task, when there is none."""
+    """Return the task of a name.
+
+    Raises:
+        BenchError: Exit code 2 if there is none, with the most similar name; 3 if its package cannot be loaded.
+    """
     if name in _tasks:
         return _tasks[name]
     if name in _broken:
@@ -223,10 +228,10 @@ def get(name: str) -> Task:
 
 
 def of(cell: Cell) -> Task:
-    """The task of a cell."""
+    """Return the task of a cell."""
     return get(cell.task)
 
 
 def origin(name: str) -> str | None:
-    """Where a task is defined, `<file>@<12 hex of its SHA-256>`; None for GLUE's."""
+    """Return the origin of a task, `<file>@<12 hex of its SHA-256>`; None for GLUE's."""
     return _origins.get(name)

@@ -19,7 +19,9 @@ own, from an empty folder:
     'lora-fa'
 
 A file with a method or a task is included first, as `--include` does: `lora_bench.methods.include(Path("mine.py"))`.
-In a test of pytest's, `tmp_path` is the folder. `lora-bench check mine.py` tries a method's contracts.
+At the end of a block `with lora_bench.methods.registered():` (or `tasks.registered()`) it is removed again; a recipe or
+a task that a test builds is given there: `with methods.registered(recipe):`. In a test of pytest's, `tmp_path` is the
+folder. `lora-bench check mine.py` tries a method's contracts.
 
 Nothing here imports torch or transformers before it is called.
 """

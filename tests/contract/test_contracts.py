@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,16 +46,6 @@ def test_biases_change_where_outputs_are_scaled_or_shifted(trained: Trained) -> 
         "bitfit",
         "ia3",
     }
-
-
-@contextmanager
-def registered(recipe: Recipe) -> Iterator[str]:
-    """A method of this test's own."""
-    methods._recipes[recipe.name] = recipe
-    try:
-        yield recipe.name
-    finally:
-        del methods._recipes[recipe.name]
 
 
 class Miscounting(Lora):
@@ -158,8 +147,9 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
 def test_a_method_that_breaks_it_is_found_out(
     recipe: Callable[[], Recipe], contract: Contract, why: str, bench: Workbench
 ) -> None:
-    with registered(recipe()) as method, pytest.raises(ContractError, match=why):
-        contract(method, bench)
+    broken = recipe()
+    with methods.registered(broken), pytest.raises(ContractError, match=why):
+        contract(broken.name, bench)
 
 
 def test_check_tells_each_contract_and_ends_with_one_where_one_is_broken(
@@ -171,9 +161,9 @@ def test_check_tells_each_contract_and_ends_with_one_where_one_is_broken(
     text = "from lora_bench.methods.lora import Lora\n\n\nclass Mine(Lora):\n    name = 'mine'\n{}\n\nRECIPE = Mine()\n"
     file.write_text(text.format("    def trainable(self, cell, shape):\n        return 12345\n"))
     seen: dict[str, Any] = {}
-    for what in ("lora", str(file), "no-such"):
-        seen[what] = CliRunner().invoke(app, ["check", what])
-    del methods._recipes["mine"], methods._origins["mine"]
+    with methods.registered():
+        for what in ("lora", str(file), "no-such"):
+            seen[what] = CliRunner().invoke(app, ["check", what])
     assert seen["lora"].exit_code == 0
     assert "lora: 2 of 2 contracts are kept." in seen["lora"].output
     assert seen[str(file)].exit_code == 1

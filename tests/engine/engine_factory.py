@@ -41,7 +41,7 @@ def table(tokens: TokenTable) -> Table:
 
 def trainer(cells: Sequence[Cell], on: Backbone, count: int = 48, held_out: Table | None = None) -> Trainer:
     """A trainer of the cells as one pack, over `count` rows, evaluated on 60 others."""
-    task = tasks.get(cells[0].task)
+    task = tasks.of(cells[0])
     pack = Pack(cells, on, task.num_outputs)
     train, evaluation = table(make_tokens(count, 1, task.name)), Split(table(make_tokens(60, 2, task.name)))
     return Trainer(pack, task, train, evaluation, held_out)

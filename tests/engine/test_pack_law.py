@@ -127,7 +127,7 @@ def test_the_adapters_have_moved_and_count(exact: Backbone, packed: Found) -> No
         assert max(moved["head.dense.weight"], moved["head.out_proj.weight"]) > 1e-3, each
         if each.method == "head":
             continue
-        frozen = [f".{f.name}" for f in methods.get(each.method).factors(each, Shape(32, 32)) if not f.trainable]
+        frozen = [f".{f.name}" for f in methods.of(each).factors(each, Shape(32, 32)) if not f.trainable]
         still = ("key.b", *frozen)  # softmax ignores a shift of all keys
         adapter = [far for name, far in moved.items() if not name.startswith("head.") and not name.endswith(still)]
         if each.init == "published":

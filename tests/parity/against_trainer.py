@@ -43,7 +43,7 @@ def train_with_peft(cell: Cell, model_dir: str, data_dir: str, out: Path) -> Non
     )
 
     set_seed(cell.seed)
-    task = tasks.get(cell.task)
+    task = tasks.of(cell)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=task.num_outputs)
     model.float()

@@ -29,14 +29,14 @@ class Bank:
         self.size = len(cells)
         self.device = backbone.device
         self.dtype = backbone.dtype
-        adapted = [cell for cell in cells if methods.get(cell.method).adapts]
+        adapted = [cell for cell in cells if methods.of(cell).adapts]
         modules = {name for cell in adapted for name in targets_of(cell, backbone)}
         self.families = backbone.families(modules)
         self.groups: list[Group] = []
         for _, run in itertools.groupby(adapted, key=_group_key):
             members = list(run)
             offset = sum(len(group.cells) for group in self.groups)
-            self.groups.append(Group(methods.get(members[0].method), members, offset, self.families, backbone))
+            self.groups.append(Group(methods.of(members[0]), members, offset, self.families, backbone))
 
     def updates(self, dtype: torch.dtype | None = None) -> dict[Family, Operands]:
         """The operands of each family, composed from the factors as they are now.
@@ -122,12 +122,12 @@ def arrange(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     order: dict[object, int] = {}
     for cell in cells:
         order.setdefault(_group_key(cell), len(order))
-    return tuple(sorted(cells, key=lambda cell: (not methods.get(cell.method).adapts, order[_group_key(cell)])))
+    return tuple(sorted(cells, key=lambda cell: (not methods.of(cell).adapts, order[_group_key(cell)])))
 
 
 def _group_key(cell: Cell) -> tuple[object, ...]:
     """What the cells of one group have in common."""
-    return cell.method, cell.targets, methods.get(cell.method).layout(cell)
+    return cell.method, cell.targets, methods.of(cell).layout(cell)
 
 
 def _expand(update: Operands, index: Tensor | None) -> Operands:

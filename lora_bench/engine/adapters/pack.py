@@ -66,7 +66,7 @@ class Pack:
 
     def __init__(self, cells: Sequence[Cell], backbone: Backbone, outputs: int) -> None:
         self.cells, self.backbone = arrange(cells), backbone
-        fully_trained = [cell for cell in cells if methods.get(cell.method).trains_backbone]
+        fully_trained = [cell for cell in cells if methods.of(cell).trains_backbone]
         if fully_trained and len(cells) > 1:
             raise ValueError(f"{fully_trained[0].method} trains the backbone: its pack is a pack of one")
         self.whole = WholeBackbone(cells[0], backbone) if fully_trained else None

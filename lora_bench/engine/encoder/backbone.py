@@ -156,10 +156,16 @@ class Backbone:
         return linears if self._called is None else {name: linears[name] for name in linears if name in self._called}
 
     def encode(
-        self, batch: Batch, cells: int, masks: Masks | None = None, weights: Mapping[str, Tensor] | None = None,
-        training: bool = False, rows: Tensor | None = None,
-        operands: Mapping[str, Operands] | None = None, use: UseOperands | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        batch: Batch,
+        cells: int,
+        masks: Masks | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        training: bool = False,
+        rows: Tensor | None = None,
+        operands: Mapping[str, Operands] | None = None,
+        use: UseOperands | None = None,
+    ) -> Tensor:
         """Hidden states `[cells, rows, d]` of the last layer, through transformers' own code.
 
         Args:
@@ -192,9 +198,13 @@ class Backbone:
         return hidden if rows is None else hidden[:, rows]
 
     def encode_fused(
-        self, batch: Batch, cells: int, masks: Masks | None = None,
-        updates: Mapping[Family, Operands] | None = None, rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        batch: Batch,
+        cells: int,
+        masks: Masks | None = None,
+        updates: Mapping[Family, Operands] | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """The same through `fused`, with adapters, for the slots `rows` alone if given: `[cells, rows, d]`."""
         if self.fused is None:
             raise RuntimeError("this encoder has no fused form")
@@ -256,9 +266,14 @@ def _pretrained(location: str, offline: bool) -> PreTrainedModel:
             if Path(location).is_dir():
                 weights.check_files(Path(location))
             model, info = AutoModel.from_pretrained(
-                location, dtype=torch.float32, use_safetensors=True, local_files_only=offline,
-                attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                location,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=offline,
+                attn_implementation="eager",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except BenchError:
         raise
     except Exception as error:  # of many families: a config.json can make any line of transformers fail

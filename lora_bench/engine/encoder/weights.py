@@ -28,9 +28,18 @@ HEADER = 2**22  # bytes; a tensor takes about 100
 TENSORS = 20_000
 LABELS = 2**20
 COUNTS = (  # of what transformers repeats, in its families' own words; `_asked` stops whatever else repeats modules
-    "num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_encoder_layers", "num_decoder_layers",
-    "encoder_layers", "decoder_layers", "num_hidden_groups", "inner_group_num", "num_labels",
-)  # fmt: skip
+    "num_hidden_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_hidden_groups",
+    "inner_group_num",
+    "num_labels",
+)
 BUFFERS = ("position_ids", "token_type_ids")  # older versions of transformers saved them
 FIT = "Use the config.json that belongs to the weights."
 

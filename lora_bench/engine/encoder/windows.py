@@ -211,11 +211,16 @@ class Table:
             size = form.width * form.windows
             own = slice(placed, placed + form.rows)
             yield Batch(
-                slots=slots[:, done : done + size], first=places[0, own], labels=labels[own],
-                weights=_weights(len(group), form.rows, self.device), rows=group, width=form.width,
-                windows=layout.form.windows, tokens=int(self.lengths[group].sum()),
+                slots=slots[:, done : done + size],
+                first=places[0, own],
+                labels=labels[own],
+                weights=_weights(len(group), form.rows, self.device),
+                rows=group,
+                width=form.width,
+                windows=layout.form.windows,
+                tokens=int(self.lengths[group].sum()),
                 longest=int(self.lengths[group].max()),
-            )  # fmt: skip
+            )
             done, placed = done + size, placed + form.rows
 
     def evaluated(self, budget: int) -> list[Batch]:

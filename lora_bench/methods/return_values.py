@@ -1,7 +1,7 @@
-"""What a method's functions must return, and the checks that every recipe from outside of this package gets.
+"""Checks of what the functions of a recipe return, for recipes from outside of this package.
 
-A user's recipe may return anything. Its return values are checked where they are returned, so that an error names the
-function that is wrong and not the code that failed to use its value.
+A user's recipe may return anything. Its return values are checked as soon as they are returned, so that the error names
+the function that is wrong and not the code that uses its value.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _are_touches(value: Any) -> bool:
     return all(isinstance(touch, str) and touch in _TOUCHES for touch in value)
 
 
-_ANSWERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "factors": (
         "a tuple of Factors, each with a name, positive numbers of rows and cols, and a start",
         lambda value: isinstance(value, tuple | list) and all(map(_is_factor, value)),
@@ -61,42 +61,42 @@ _ANSWERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def fault(function: str, answer: object) -> str | None:
-    """Return what is wrong with a return value, as `FUNCTION returned VALUE, not …`; None if nothing is.
+def fault(function: str, returned: object) -> str | None:
+    """Describe what is wrong with a return value, as `FUNCTION returned VALUE, not …`; None for a valid one.
 
     Args:
         function: The name of the recipe's function.
-        answer: What it returned.
+        returned: Its return value.
     """
-    kind, is_sound = _ANSWERS[function]
+    kind, is_sound = _RETURNS[function]
     try:
-        if is_sound(answer):
+        if is_sound(returned):
             return None
-        shown = " ".join(reprlib.repr(answer).split())
-    except Exception:  # the methods of a user's object may fail too
-        shown = f"a {type(answer).__name__}"
+        shown = " ".join(reprlib.repr(returned).split())
+    except Exception:  # the comparison or `repr` of a user's object may fail too
+        shown = f"a {type(returned).__name__}"
     return f"{function} returned {shown}, not {kind}"
 
 
-def hold(recipe: Recipe, where: Callable[[str], str]) -> None:
-    """Make every function of a recipe raise BenchError (exit code 2) for a return value of the wrong kind.
+def check_returns(recipe: Recipe, where: Callable[[str], str]) -> None:
+    """Make every function of a recipe raise BenchError (exit code 2) when its return value is of the wrong type.
 
     Args:
-        recipe: The recipe. It gets attributes that hide the functions of its class.
-        where: Returns the file and line of a function, for the message.
+        recipe: The recipe, which gets attributes that replace the methods of its class.
+        where: Returns the file and line of a function for the message.
     """
-    for function in _ANSWERS:
+    for function in _RETURNS:
         vars(recipe)[function] = _with_check(function, getattr(recipe, function), where)
 
 
 def _with_check(name: str, function: Callable[..., Any], where: Callable[[str], str]) -> Callable[..., Any]:
     @functools.wraps(function)
     def checked(*args: Any, **values: Any) -> Any:
-        answer = function(*args, **values)
-        wrong = fault(name, answer)
+        returned = function(*args, **values)
+        wrong = fault(name, returned)
         if wrong is not None:
             hint = "Correct the file; `lora-bench check FILE` tries each part of it."
             raise BenchError(f"{where(name)}: {wrong}.", hint)
-        return answer
+        return returned
 
     return checked
