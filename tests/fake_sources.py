@@ -13,7 +13,7 @@ from lora_bench.grid.cells import Sources
 def fake_sources(model: Callable[[str], str], data: Callable[[str, str], str]) -> Sources:
     """Sources from what gives the identity of a model by its name, and that of data by location and task."""
 
-    def find_data(location: str, task: str) -> tuple[DataSource, str]:
-        return DataSource("folder", Path(location)), data(location, task)
+    def find_data(location: str | Path, task: str) -> tuple[DataSource, str]:
+        return DataSource("folder", Path(location)), data(str(location), task)
 
     return Sources(lambda name: ModelSource(name, name, model(name), is_local=False), find_data)

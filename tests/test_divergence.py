@@ -111,15 +111,20 @@ def test_show_of_another_cell_is_as_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_what_happened_in_words(last_steps: tuple[TrainingStep, ...], lines: list[str]) -> None:
-    explained = divergence.explain(last_steps)
+    explained = divergence.explain(last_steps, 1.0)
     assert set(lines) <= set(explained)
     assert max(map(len, explained)) <= 72
+
+
+def test_the_heads_own_rate_is_named() -> None:
+    assert divergence.explain(steps(3), 2e5)[-1] == "The head's learning rate was 2e+05 times that."
+    assert not any("head" in line for line in divergence.explain(steps(3), 1.0))
 
 
 def test_a_value_that_grew_from_zero_or_was_higher_in_between_is_described_so() -> None:
     values = [
         TrainingStep(step=i, loss=0.7, grad_norm=g, lr=lr) for i, (g, lr) in enumerate(((1, 0), (9, 1), (4, 2)), 1)
     ]
-    explained = divergence.explain([*values, values[-1].model_copy(update={"loss": "nan"})])
+    explained = divergence.explain([*values, values[-1].model_copy(update={"loss": "nan"})], 1.0)
     assert "the gradient norm grew 9.0-fold, from 1 to 9 at most;" in explained
     assert "the learning rate grew, from 0 to 2." in explained

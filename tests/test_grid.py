@@ -139,7 +139,7 @@ def test_identities_are_asked_for_once_and_lead_back() -> None:
 
 def test_a_data_folder_is_for_every_model() -> None:
     config = Config.model_validate({"name": "t", "defaults": BASE | {"model": ["sample", "x/y"]}})
-    grid = expand(config, {}, SOURCES, data="folder")
+    grid = expand(config, {}, SOURCES, data=Path("folder"))
     assert {grid.data_source(cell).root for cell in grid.cells} == {Path("folder")}
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from lora_bench import tasks
 from lora_bench.cli.app import app
-from lora_bench.cli.options import including
+from lora_bench.cli.options import Selection, including
 from lora_bench.data import DataSource, load
 from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.store import read_records
@@ -152,11 +152,14 @@ def test_cells_of_two_definitions_share_no_row_of_a_table(folder: Path) -> None:
         ('"matthews")', '"mathews")', "there is no metric 'mathews'"),
         ('"matthews")', '"f1")', "metrics names f1 twice"),
         ('"matthews")', '"accuracy_matched")', "there is no metric 'accuracy_matched'"),
-        ('"matthews")', "lambda a, b: 1)", "not a tuple of names and of functions that have one"),
+        ('"matthews")', "lambda a, b: 1)", "not a tuple of names and of named functions"),
         ('"validation": "validation.csv"', '"test": "test.csv"', "splits name 'test', which the task does not have"),
         (', "validation": "validation.csv"', "", "line 10: the source has no files of the split 'validation'"),
         ('"validation.csv"})', '"validation.csv"}, columns={"txt": "x"})', "name 'txt', which the task does not have"),
         ('"validation.csv"})', '"validation.csv"}, label="text", columns={"text": "text"})', "are not different texts"),
+        ('columns=("text",)', 'columns=("text", "label")', "the column 'label' is both a text and the label"),
+        ('"validation.csv"})', '"validation.csv"}, label="text")', "the column 'text' is both a text and the label"),
+        ('columns=("text",)', 'columns=("label",)', "the column 'label' is both a text and the label"),
         ('Files({"train": "train.csv", "validation": "validation.csv"})', 'Hub("a/b", revision="main")',
          "the source's revision is not a commit"),
         ("TASK = Task(", "TASK = dict(", "is not a Task"),
@@ -255,6 +258,26 @@ def test_missing_files_and_a_missing_source_are_refused_in_two_lines(folder: Pat
         (folder / "rows" / "mine" / f"{split}.jsonl").write_text('{"text": "a", "label": 1}\n')
     code, output = invoke(*plan, "--data-dir", "rows")
     assert code == 0, output
+
+
+@pytest.mark.parametrize("validation", ['"*.csv"', '"./train.csv"', '["validation.csv", "train.csv"]'])
+def test_a_file_of_two_splits_is_refused(validation: str, folder: Path) -> None:
+    (folder / "mine.py").write_text(MINE.replace('"validation.csv"', validation))
+    code, output = invoke("plan", "--model", "sample", "--method", "head", "--task", "mine", "--include", "mine.py")
+    assert (code, "is a file of 'train' and of 'validation'" in output) == (MISSING, True), output
+
+
+@pytest.mark.parametrize("name", ["sample", "task", "./sample"])
+def test_a_data_folder_may_have_the_name_of_another_source(name: str, folder: Path) -> None:
+    """The option is a folder whatever it is called: its rows decide the identity in the cell."""
+    for split in ("train", "validation"):
+        path = folder / name / "wnli" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"sentence1": "a", "sentence2": "b", "label": 1}\n' * 3)
+    selection = Selection(model=["sample"], task=["wnli"], method=["head"], data_dir=Path(name))
+    (cell,) = selection.grid().cells
+    assert cell.data == DataSource.parse(folder / name).identity(tasks.get("wnli"))
+    assert cell.data.startswith("files:")
 
 
 def test_parts_are_read_in_their_order_and_named_by_their_bytes(folder: Path) -> None:

@@ -92,6 +92,16 @@ def test_without_held_out_rows_nothing_is_chosen() -> None:
     assert caught.value.code == NOTHING
 
 
+def test_a_rate_at_which_a_cell_diverged_is_not_chosen_for_lack_of_a_better_one(folder: Callable[..., Path]) -> None:
+    lost = [record(lr, None, status="diverged", rank=32) for lr in (1.0, 2.0)]
+    code, out = invoke("choose", "--results", folder(*lost))
+    assert (code, "none can be chosen" in out) == (NOTHING, True)
+    code, out = invoke("choose", "--results", folder(record(1e-3, 0.6)))
+    assert code == 0
+    assert "# no rate for lora, rte, rank 32: at every rate that was tried a cell failed or diverged" in out
+    assert "1.0e+00" not in out and "2.0" not in out
+
+
 def test_choose_prints_blocks_that_a_config_takes(folder: Callable[..., Path], tmp_path: Path) -> None:
     results = folder(record(1e-3, 0.6), record(2e-3, 0.7), record(4e-3, 0.5))
     code, out = invoke("choose", "--results", results, "--rank", 4, "--rank", 8)

@@ -61,7 +61,7 @@ class BenchSettings:
 
     name: str
     model: str
-    data: str
+    data: str | Path
     tasks: tuple[str, ...]
     targets: tuple[str, ...]
     mixes: tuple[str, ...]
@@ -93,7 +93,7 @@ def resolve_options(options: BenchOptions) -> BenchSettings:
     return BenchSettings(
         name=name,
         model=model,
-        data=str(options.data_dir) if options.data_dir else SAMPLE if model == SAMPLE else TASK_SOURCE,
+        data=options.data_dir or (SAMPLE if model == SAMPLE else TASK_SOURCE),
         tasks=tuple(dict.fromkeys(tasks.get(task).name for task in task_names)),
         targets=tuple(dict.fromkeys(options.targets or (TARGETS[:1] if quick else TARGETS))),
         mixes=_checked("mix", options.mix or MIXES, (*MIXES, FULL)),

@@ -165,7 +165,7 @@ class Suite:
             "precision": self.precision,
             "model": settings.model,
             "random_weights": self.model.random,
-            "data": settings.data,
+            "data": str(settings.data),
             "batch_size": settings.batch_size,
             "max_length": min(settings.max_length, self.backbone.longest),
             "seconds": settings.seconds,

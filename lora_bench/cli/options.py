@@ -124,8 +124,7 @@ class Selection:
         from lora_bench.grid.cells import expand
         from lora_bench.run import plan as plans
 
-        data = str(self.data_dir) if self.data_dir else None
-        return expand(self.load_config(), self.overrides(), plans.sources(), data)
+        return expand(self.load_config(), self.overrides(), plans.sources(), self.data_dir)
 
     def overrides(self) -> dict[str, list[object]]:
         """Return the values that options give, by setting."""

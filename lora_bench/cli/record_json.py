@@ -21,7 +21,9 @@ def record_as_json(record: Record) -> str:
     if not record.last_steps:
         return text
     steps = _steps_as_json(record.last_steps)
-    explanation = json.dumps({"what_happened": explain(record.last_steps)}, indent=2)
+    explanation = json.dumps(
+        {"what_happened": explain(record.last_steps, record.cell.effective_head_lr / record.cell.lr)}, indent=2
+    )
     return "".join(
         [text.removesuffix("\n}"), ',\n  "last_steps": ', steps, ",", explanation.removeprefix("{")],
     )

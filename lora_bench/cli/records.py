@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 
 from lora_bench.cli import completion
 from lora_bench.errors import MISSING, NOTHING, BenchError
-from lora_bench.text import counted
+from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
     from lora_bench.records.schema import Record
@@ -32,8 +33,17 @@ def choose(
     from lora_bench.grid import choose as search
 
     records = [record for record in _sound_records(results) if not method or record.cell.method in method]
-    rates = search.choose_rates(records)
+    searched = search.choose_rates(records)
+    rates = [choice for choice in searched if choice.metric > -math.inf]
+    failed = [choice for choice in searched if choice not in rates]
+    if failed and not rates:
+        what = "At every rate that was tried a cell failed or diverged, so none can be chosen."
+        raise BenchError(what, "Search lower rates, with `select: held-out`.", NOTHING)
     yield from search.as_yaml(search.config_blocks(rates, rank or ())).splitlines()
+    for choice in failed:
+        settings = choice.settings
+        named = f"{settings.method}, {choice.task}" + (f", rank {settings.rank}" if settings.rank else "")
+        yield clean(f"# no rate for {named}: at every rate that was tried a cell failed or diverged")
     at_edge = sum(rate.at_edge for rate in rates)
     if at_edge:
         verb = "is" if len(rates) == 1 else "are"

@@ -57,7 +57,9 @@ class DataSource:
         if self.root is not None:
             return {split: sources.find(self.root, task, split) for split in task.splits}
         if isinstance(task.source, Files):
-            return {split: sources.listed_files(task.source, task, split) for split in task.splits}
+            files = {split: sources.listed_files(task.source, task, split) for split in task.splits}
+            sources.refuse_shared_files(files)
+            return files
         if isinstance(task.source, Hub):
             return None
         hint = f"Give a folder that holds '{Path(task.name) / 'train.csv'}' and its other splits: --data-dir DIR."

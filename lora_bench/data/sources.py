@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -88,6 +88,20 @@ def find(root: Path, task: Task, split: str) -> tuple[Path, ...]:
     if any((root / name).is_file() for name in (expected.name, f"{split}.csv", tsv_file(split))):
         hint = f"--data-dir takes the folder above, which holds one folder a task: '{expected}'"
     raise BenchError(f"No file of {task.name}'s split '{split}' in the data folder '{root}'.", f"{hint}.", MISSING)
+
+
+def refuse_shared_files(files: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse a file that is in two splits: a cell would be scored on rows that it was trained on.
+
+    Raises:
+        BenchError: Exit code 3.
+    """
+    split_of: dict[Path, str] = {}
+    for split, paths in files.items():
+        for path in paths:
+            other = split_of.setdefault(path.resolve(), split)
+            if other != split:
+                raise data_error(f"'{path}' is a file of '{other}' and of '{split}'.", "Give each split its own files.")
 
 
 def _parts(folder: Path, split: str) -> tuple[Path, ...]:

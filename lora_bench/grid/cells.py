@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_bench import methods, tasks
@@ -82,14 +83,14 @@ class Grid:
         return self.notes[cell.task]
 
 
-def expand(config: Config, overrides: Overrides, sources: Sources, data: str | None = None) -> Grid:
+def expand(config: Config, overrides: Overrides, sources: Sources, data: Path | None = None) -> Grid:
     """Return the config's grid under overrides.
 
     Args:
         config: The config.
         overrides: The values of the command line by setting.
         sources: Looks up models and data, once for each model and each pair of location and task that the grid needs.
-        data: The data location. By default the sample model has the bundled data for GLUE's tasks; everything else
+        data: The data folder. By default the sample model has the bundled data for GLUE's tasks; everything else
             comes from the source of the task.
 
     Raises:

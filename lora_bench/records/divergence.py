@@ -12,11 +12,12 @@ WINDOW = 20  # how many steps before the last are described (chosen)
 GROWTH = 2.0  # a value that grew by less is described as steady (chosen)
 
 
-def explain(steps: Sequence[TrainingStep]) -> list[str]:
+def explain(steps: Sequence[TrainingStep], head_lr: float) -> list[str]:
     """Describe what the last steps of a cell that diverged show.
 
     Args:
         steps: `Record.last_steps`, at least one.
+        head_lr: The learning rate of the head relative to the cell's, which is the one of the steps.
 
     Returns:
         Lines of at most 72 characters.
@@ -37,6 +38,7 @@ def explain(steps: Sequence[TrainingStep]) -> list[str]:
         f"the gradient norm {_trend([float(step.grad_norm) for step in window])};",
         f"the loss {_trend([float(step.loss) for step in window])};",
         f"the learning rate {_trend([float(step.lr) for step in window])}.",
+        *([f"The head's learning rate was {head_lr:.3g} times that."] if head_lr != 1 else []),
     ]
 
 

@@ -86,22 +86,28 @@ class Plan:
         return [self.known[cell.id] for cell in self.grid.cells if cell.id in self.known and cell not in todo]
 
 
-def source_of(location: str) -> DataSource:
-    """Return the data source of a location: `task` (the task's own source), `sample` or a folder.
+def source_of(location: str | Path) -> DataSource:
+    """Return the data source of a location: a folder as a path, or one of the words `task` and `sample`.
+
+    The word `task` stands for the task's own source. A folder of such a name is a path, never the word.
 
     Raises:
         BenchError: Exit code 3 if the folder does not exist.
     """
     from lora_bench.data import DataSource
 
-    return DataSource.parse(None if location in (TASK_SOURCE, SAMPLE) else Path(location), location == SAMPLE)
+    if isinstance(location, Path):
+        return DataSource.parse(location)
+    if location not in (TASK_SOURCE, SAMPLE):
+        raise ValueError(f"'{location}' is not a data location")
+    return DataSource.parse(sample=location == SAMPLE)
 
 
 def sources() -> Sources:
     """Return how models and data are found on this machine."""
     from lora_bench.data.model_source import ModelSource
 
-    def find_data(location: str, task: str) -> tuple[DataSource, str]:
+    def find_data(location: str | Path, task: str) -> tuple[DataSource, str]:
         source = source_of(location)
         return source, source.identity(tasks.get(task))
 

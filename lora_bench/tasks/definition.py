@@ -6,7 +6,7 @@ import ast
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _metrics_fault(task: Task) -> Fault:
 def _source_fault(task: Task) -> Fault:
     source = task.source
     if source is None:
-        return None
+        return _columns_fault(task.columns, "label")
     if not isinstance(source.columns, Mapping) or not isinstance(source.splits, Mapping):
         return "the source's splits and columns are not both mappings", "Write them as {'name': 'name in the data'}."
     names = [*source.columns.values(), source.label]
@@ -147,7 +147,17 @@ def _source_fault(task: Task) -> Fault:
         unknown = next((name for name in names_by_task if name not in known), None)
         if unknown is not None:
             return f"the source's {kind} name '{unknown}', which the task does not have", nearest(str(unknown), known)
-    return _hub_fault(source) if isinstance(source, Hub) else _files_fault(task, source)
+    fault = _columns_fault([source.columns.get(column, column) for column in task.columns], source.label)
+    return fault or (_hub_fault(source) if isinstance(source, Hub) else _files_fault(task, source))
+
+
+def _columns_fault(texts: Sequence[str], label: str) -> Fault:
+    """Refuse that one column of the data is read as two: a text that is the label would be learnt at once."""
+    if label in texts:
+        return f"the column '{label}' is both a text and the label", "Name another column for one of them."
+    if len(set(texts)) < len(texts):
+        return f"two texts are read from the column '{texts[0]}'", "Name another column for one of them."
+    return None
 
 
 def _hub_fault(source: Hub) -> Fault:

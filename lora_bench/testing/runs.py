@@ -74,7 +74,7 @@ class TinyBench:
             "precision": "float64",
         }
         config = Config(name="test", defaults=base | defaults, blocks=tuple(blocks))
-        return expand(config, {}, plans.sources(), str(self.rows))
+        return expand(config, {}, plans.sources(), self.rows)
 
     def plan(self, blocks: Blocks, limit: int = 16, retry: Sequence[str] = (), **defaults: Any) -> Plan:
         """What would run, in packs of at most `limit` cells; `retry` as in `--retry`."""

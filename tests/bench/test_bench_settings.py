@@ -60,7 +60,7 @@ def test_options_replace_defaults_and_count_once() -> None:
     )
     assert (settings.model, settings.data, settings.tasks, settings.targets) == (
         "some/encoder",
-        "data",
+        Path("data"),
         ("rte",),
         ("query",),
     )

@@ -60,7 +60,12 @@ class Place:
             "model": self.model, "task": "sst2", "seed": [0, 1], "epochs": 3, "batch_size": 16, "max_length": 24,
             "lr": 4e-3,
         }  # fmt: skip
-        return expand(Config(name="kills", defaults=base, blocks=BLOCKS), {}, plans.sources(), self.rows)
+        return expand(
+            Config(name="kills", defaults=base, blocks=BLOCKS),
+            {},
+            plans.sources(),
+            Path(self.rows) if self.rows else None,
+        )
 
 
 class Dying:
