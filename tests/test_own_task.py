@@ -152,7 +152,7 @@ def test_cells_of_two_definitions_share_no_row_of_a_table(folder: Path) -> None:
         ('"matthews")', '"mathews")', "there is no metric 'mathews'"),
         ('"matthews")', '"f1")', "metrics names f1 twice"),
         ('"matthews")', '"accuracy_matched")', "there is no metric 'accuracy_matched'"),
-        ('"matthews")', "lambda a, b: 1)", "not a tuple of names and of functions that have one"),
+        ('"matthews")', "lambda a, b: 1)", "not a tuple of names and of named functions"),
         ('"validation": "validation.csv"', '"test": "test.csv"', "splits name 'test', which the task does not have"),
         (', "validation": "validation.csv"', "", "line 10: the source has no files of the split 'validation'"),
         ('"validation.csv"})', '"validation.csv"}, columns={"txt": "x"})', "name 'txt', which the task does not have"),
