@@ -103,7 +103,7 @@ def test_splits_change_nothing_elsewhere() -> None:
 
 @pytest.mark.parametrize(("found", "true"), [([1], [1, 0]), ([[1]], [[1]]), (1, 1)])
 def test_shapes_must_agree(found: Any, true: Any) -> None:
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="the same length"):
         score(get("rte"), found, true)
 
 

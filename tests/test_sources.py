@@ -333,7 +333,9 @@ def test_what_has_a_files_name_but_is_none_is_not_passed_over(kind: str, tmp_pat
         os.mknod(path, stat.S_IFSOCK | 0o600)
     else:
         path.symlink_to("nowhere")
-    refused(lambda: sources.find(tmp_path, get("sst2"), "train"), "train.parquet' is no regular file", f"but a {kind}")
+    refused(
+        lambda: sources.find(tmp_path, get("sst2"), "train"), "train.parquet' is not a regular file", f"but a {kind}"
+    )
 
 
 @pytest.mark.parametrize("name", ["not-entailment", "LABEL_1"])

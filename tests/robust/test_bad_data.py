@@ -113,18 +113,18 @@ BAD: dict[str, tuple[Write, str]] = {
     "a label of 10,000 digits": (lines(b'{"sentence": "x", "label": ' + b"9" * 10_000 + b"}\n"), "not JSON"),
     "escape codes in a label": (objects([{"sentence": "x", "label": "\x1b[31m\n[/red]"}]), "is not one of"),
     "escape codes in a column": (objects([{"sent\x1b[31m\nence": "x", "label": 0}]), "no column 'sentence'"),
-    "a folder": (lambda stem: stem.with_suffix(".parquet").mkdir(), "is no regular file but a folder"),
+    "a folder": (lambda stem: stem.with_suffix(".parquet").mkdir(), "is not a regular file but a folder"),
     "a link to itself": (
         lambda stem: stem.with_suffix(".jsonl").symlink_to("train.jsonl"),
-        "is no regular file but a link",
+        "is not a regular file but a link",
     ),
-    "a pipe": (lambda stem: os.mkfifo(stem.with_suffix(".jsonl")), "is no regular file but a pipe"),
+    "a pipe": (lambda stem: os.mkfifo(stem.with_suffix(".jsonl")), "is not a regular file but a pipe"),
     "a git-lfs pointer": (lines(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "is a git-lfs pointer"),
     "a small parquet of 2 GB": (parquet(one_text_2000_times()), "GiB unpacked; a split may have 1 GiB"),
     "quotes by pandas": (by_pandas('say "no" {}'), "line 2: its fields are quoted"),
     "line breaks by pandas": (by_pandas("two\nlines {}"), "line 2: 1 field, not 2"),
     "names that are not the task's": (parquet(class_names("bad", "good")), "row 1: label 'bad' is not one of"),
-    "a device": (lambda stem: stem.with_suffix(".jsonl").symlink_to("/dev/zero"), "is no regular file but a device"),
+    "a device": (lambda stem: stem.with_suffix(".jsonl").symlink_to("/dev/zero"), "is not a regular file but a device"),
 }
 ODD: dict[str, Write] = {
     "empty texts": parquet(table(sentence=[""] * 16)),
