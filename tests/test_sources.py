@@ -1,4 +1,4 @@
-"""Files to rows: four formats read alike, and each thing that can be wrong is told in one line."""
+"""Files to rows: four formats read alike, and each thing that can be wrong is reported in one line."""
 
 from __future__ import annotations
 

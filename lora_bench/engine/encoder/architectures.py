@@ -25,7 +25,6 @@ class Architecture:
     """Where a family of encoders has the parts of the layer that `bert` computes.
 
     Attributes:
-        names: The families, as they are called in messages.
         model_types: Their `model_type` in config.json.
         products: The matrix products of a layer by role (`qkv`, `attn_out`, `ffn_up`, `ffn_down`), and the linears
             that each computes, by their names within the layer.
@@ -38,7 +37,6 @@ class Architecture:
             own modules run on windows too (`attention`); None where they do by themselves.
     """
 
-    names: str
     model_types: frozenset[str]
     products: Mapping[str, tuple[str, ...]]
     attention: str
@@ -57,7 +55,6 @@ class Architecture:
 
 
 BERT = Architecture(
-    names="RoBERTa, BERT, XLM-R, CamemBERT, ELECTRA",
     model_types=frozenset({"roberta", "bert", "xlm-roberta", "camembert", "electra"}),
     products=MappingProxyType({
         "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -71,7 +68,6 @@ BERT = Architecture(
 )  # fmt: skip
 
 MPNET = Architecture(
-    names="MPNet",
     model_types=frozenset({"mpnet"}),
     products=MappingProxyType({
         "qkv": ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
