@@ -102,11 +102,14 @@ class Lease:
                 self._own.acquire()
             with self.locked():  # who is alone under the lock has no one beginning beside it
                 self._write()
+            self._thread.start()  # waits for the thread, so a signal often comes here
         except BaseException:
+            self._over.set()
+            if self._thread.is_alive():
+                self._thread.join()
             self._own.release()
             self._remove(self.path)
             raise
-        self._thread.start()
         return self
 
     def __exit__(

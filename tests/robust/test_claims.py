@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -173,3 +174,19 @@ def test_states_of_cells_that_have_ended_go_with_each_pack(results: Path) -> Non
 
     runner(results, grid(3), on_cells=work).run()
     assert seen == [0, 0, 0]
+
+
+def test_a_signal_while_a_lease_begins_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes where the lease's thread is awaited: the file is written by then, and nobody else would remove it."""
+    (tmp_path / "cells").mkdir()
+
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt), Lease(tmp_path):
+            raise AssertionError("it did not begin")
+    assert list((tmp_path / "leases").glob("*.json")) == []
+    with Lease(tmp_path) as lease:
+        assert lease.alone()
