@@ -97,11 +97,7 @@ def load(folder: Path, backbone: Backbone) -> Pack:
     """
     cell, outputs, state = read(folder)
     pack = Pack([cell], backbone, outputs)
-    if _shapes(state) != _shapes(pack.state(0)):
+    if state.shapes != pack.state(0).shapes:
         raise BenchError(f"'{folder}' is not of this model.", "Give the model that it was trained on.", MISSING)
     pack.load(0, state)
     return pack
-
-
-def _shapes(state: State) -> list[dict[str, torch.Size]]:
-    return [{name: part.shape for name, part in parts.items()} for parts in (state.adapter, state.head)]
