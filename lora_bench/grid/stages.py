@@ -25,6 +25,9 @@ Role = Literal["grid", "trial", "start"]
 Stage = tuple[Literal["search", "grid"], str]  # what the cells of a stage are for, and their task
 
 
+_ENDED = {"failed": "failed", "diverged": "diverged", "oom": "ran out of memory"}
+
+
 @dataclass(frozen=True)
 class Step:
     """A draft, as far as the records decide it.
@@ -142,11 +145,12 @@ class Resolver:
         named = f"{start.cell.task} cell {start.cell.id}"
         record = self._ended.get(start.cell.id)
         if record is None:
-            reason = start.reason if start.state == "blocked" else f"the {named}, from which it continues"
-            return Step(draft, "blocked" if start.state == "blocked" else "waiting", cell, reason, needs=needs)
+            if start.state == "blocked":
+                return Step(draft, "blocked", cell, start.reason, needs=needs)
+            return Step(draft, "waiting", cell, f"the {start.cell.task} cell from which it continues", needs=needs)
         if record.status != "done":
             return Step(
-                draft, "blocked", cell, f"the {named}, from which it would continue: {record.status}", needs=needs
+                draft, "blocked", cell, f"the {named}, from which it would continue, {_ENDED[record.status]}", needs=needs
             )
         return Step(draft, "ready", cell, needs=needs)
 

@@ -7,7 +7,7 @@ halved until the cell at fault is alone. Any number of packs may be in training 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lora_bench.cell import Cell
@@ -55,6 +55,11 @@ class Work:
     probe: Probe | None = None
     cost: float = field(default=0.0)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a pack that failed."""
+        return bool(self.halved) or self.is_probed
+
 
 class Queue:
     """The packs that are to train.
@@ -66,15 +71,45 @@ class Queue:
     """
 
     def __init__(self, plan: Plan, slots: int) -> None:
-        self._store, self._known = plan.store, plan.known
+        self._store, self._known, self._slots = plan.store, plan.known, slots
+        self._waiting: list[Work] = []
+        self._limit: float | None = None
+        self.add(plan)
+
+    def busy(self, running: Iterable[Work]) -> set[str]:
+        """Return the ids of cells that are in training, or in a part of a failed pack.
+
+        Args:
+            running: What is in training.
+        """
+        works = [*running, *(work for work in self._waiting if work.is_part)]
+        probes = [work.probe.cells for work in works if work.probe is not None]
+        return {cell.id for cells in (*(work.cells for work in works), *probes) for cell in cells}
+
+    def add(self, plan: Plan) -> None:
+        """Take the packs of a plan in place of those that wait and are no parts of failed ones.
+
+        Args:
+            plan: The plan, or what has become of it, without the cells that are busy.
+        """
+        self._known = plan.known
+        parts = [work for work in self._waiting if work.is_part]
+        works = [Work(pack) for pack in plan.packs]
+        if self._slots > 1:
+            works = self._balanced(plan)
+        self._waiting = [*parts, *works]
+
+    def _balanced(self, plan: Plan) -> list[Work]:
+        """The packs of a plan in parts that keep all slots busy to the end, the largest first."""
         costs = [seconds for seconds, _ in plan.costs]
         is_known = None not in costs
-        self._waiting = [
+        works = [
             Work(pack, cost=seconds if is_known and seconds else float(len(pack) * pack[0].epochs))
             for pack, seconds in zip(plan.packs, costs, strict=True)
         ]
-        if slots > 1:
-            self._waiting = _balanced(self._waiting, slots)
+        if self._limit is None:  # by all that is to train now, so that later packs are not cut smaller and smaller
+            self._limit = SHARE * sum(work.cost for work in works) / self._slots
+        return _cut(works, self._limit)
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""
@@ -155,10 +190,9 @@ class Queue:
         return None
 
 
-def _balanced(waiting: Sequence[Work], slots: int) -> list[Work]:
-    """The work in parts that keep all slots busy to the end, the largest first."""
-    limit = SHARE * sum(work.cost for work in waiting) / slots
-    parts = list(waiting)
+def _cut(works: Sequence[Work], limit: float) -> list[Work]:
+    """The work in parts of at most this cost, the largest first."""
+    parts = list(works)
     balanced: list[Work] = []
     while parts:
         work = parts.pop()
