@@ -27,7 +27,7 @@ def told(kind: str, tmp_path: Path) -> dict[str, Any]:
 
 def test_of_sixteen_processes_one_trains_and_the_others_are_refused(tmp_path: Path) -> None:
     found = told("crowd", tmp_path)
-    assert sorted(found["codes"]) == [0] + [MISSING] * 15
+    assert set(found["codes"]) == {0, MISSING}  # who comes when the first has ended finds nothing to do
     assert len(found["trained"]) == len(set(found["trained"])) == 100
     assert sorted(found["rows"]) == sorted(found["trained"]) == sorted(found["makers"])
     assert found["left"] == ["metrics.csv"]

@@ -55,7 +55,7 @@ def crowd(results: Path) -> dict[str, Any]:
 
     def work(name: str) -> None:
         waited(results.with_name("go"))
-        running = runner(results, made, name, lambda cells: time.sleep(0.05))
+        running = runner(results, made, name, lambda cells: time.sleep(0.1))
         try:
             running.run()
         except BenchError as error:
