@@ -172,7 +172,6 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
             grid_run = runner.Runner(plan, options, view, signals.current())
             cell_records = grid_run.run()
         tables.print_table(console, tables.results_table(cell_records), tables.RESULTS_DROPPED)
-        console.print(tables.held_elsewhere(grid_run.held), soft_wrap=True, end="")
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from lora_bench.text import clean, counted
 if TYPE_CHECKING:
     from lora_bench.cell import Cell
     from lora_bench.records.schema import Record
-    from lora_bench.run.leases import Holder
     from lora_bench.run.plan import Plan
     from lora_bench.run.status import CellStatus
 
@@ -132,13 +131,6 @@ def run_summary(records: Sequence[Record], results: Path) -> str:
     counts = Counter(record.status for record in records)
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none has ended"
     return clean(f"The run has ended: {counted(len(records), 'cell')} ({statuses}), in {results / 'metrics.csv'}")
-
-
-def held_elsewhere(held: Mapping[str, Holder]) -> Text:
-    """Return which other runs train the cells that this run has left to them; empty if there are none."""
-    counts = Counter(str(holder) for holder in held.values())
-    lines = [f"{counted(count, 'cell is', 'cells are')} with {holder}\n" for holder, count in counts.items()]
-    return Text("".join(lines))
 
 
 def packs_table(plan: Plan) -> Table:

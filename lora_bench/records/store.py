@@ -44,7 +44,7 @@ COLUMNS = (
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
 _RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
-FOLDERS = ("cells", "adapters", "pending", "states", "leases")  # those in which files are moved and removed
+FOLDERS = ("cells", "adapters", "pending", "states")  # those in which files are moved and removed
 READABLE = "Make the file readable (its rights, the disk or its server), then give the same command again."
 
 
@@ -354,14 +354,13 @@ def metrics_frame(records: Iterable[Record]) -> DataFrame:
     return pd.DataFrame(cells, columns=columns, dtype=object)
 
 
-def write_csv(results: Path, records: Iterable[Record]) -> Path:
-    """Write `metrics.csv`; a missing value is an empty field.
+def write_csv(results: Path, records: Iterable[Record], partial: Path | None = None) -> Path:
+    """Write `metrics.csv`, and return its path; a missing value is an empty field.
 
-    Returns:
-        The file.
+    Until it is complete, the file is called `partial` (by default, a name beside it).
     """
     path = results / CSV
-    write_atomically(path, metrics_frame(records).to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(path, metrics_frame(records).to_csv(index=False, lineterminator="\n").encode(), partial)
     return path
 
 

@@ -16,6 +16,7 @@ from lora_bench.forecast.demand import NO_BASES, Bases
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.models import SAMPLE
 from lora_bench.records.schema import Record
+from lora_bench.run.interfaces import Options, Setup
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.status import RETRY, CellStatus, cell_statuses
 from lora_bench.sample import DATA
@@ -78,6 +79,14 @@ class Plan:
 
     def _model_name(self, pack: Sequence[Cell]) -> str:
         return self.grid.model_source(pack[0]).name
+
+    def setup(self, options: Options) -> Setup:
+        """Return what a worker needs to know before it trains packs of this plan."""
+        targets: dict[str, set[str]] = {}
+        for cell in self.todo:
+            targets.setdefault(cell.model, set()).update(filter(None, [cell.targets]))
+        in_order = {model: tuple(sorted(names)) for model, names in targets.items()}
+        return Setup(self.grid.models, self.grid.data, in_order, options)
 
     @property
     def recorded(self) -> list[Record]:

@@ -32,8 +32,8 @@ from lora_bench.grid.config import Config
 from lora_bench.records import files
 from lora_bench.run import checkpointing
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Options, View
-from lora_bench.run.plan import Plan
+from lora_bench.run.executor import LocalExecutor
+from lora_bench.run.interfaces import Options, Setup, View
 from lora_bench.run.runner import Runner
 from lora_bench.run.worker import Training
 from lora_bench.testing import QuietView, make_data, make_model
@@ -99,7 +99,7 @@ def point(name: str, args: tuple[Any, ...]) -> str:
 
 
 def _kind(path: Path) -> str:
-    parts = [part for part in path.parts if part in ("cells", "adapters", "states", "pending", "leases")]
+    parts = [part for part in path.parts if part in ("cells", "adapters", "states", "pending")]
     suffix = "tmp" if path.name.startswith(".") else path.suffix or "folder"
     return "/".join([*parts, suffix])
 
@@ -108,7 +108,7 @@ def train(place: Place, results: Path) -> None:
     """Run the grid to its end in this process."""
     plan = plans.make(place.grid(), results, 16)
     options, view = Options(results, offline=True), QuietView()
-    Runner(plan, options, view, worker=WORKER(plan, options, view)).run()
+    Runner(plan, options, view, executor=LocalExecutor(WORKER(plan.setup(options), view))).run()
 
 
 class Shared(Training):
@@ -116,8 +116,8 @@ class Shared(Training):
 
     kept: tuple[Any, Any] = (None, None)
 
-    def __init__(self, plan: Plan, options: Options, view: View) -> None:
-        super().__init__(plan, options, view)
+    def __init__(self, setup: Setup, view: View) -> None:
+        super().__init__(setup, view)
         self.loader._backbone, self.loader._tables = self.kept
 
 
@@ -127,7 +127,7 @@ WORKER = Shared
 def warm(place: Place, results: Path) -> None:
     """Load what all runs need, once."""
     plan = plans.make(place.grid(), results, 16)
-    made = Training(plan, Options(results, offline=True), QuietView())
+    made = Training(plan.setup(Options(results, offline=True)), QuietView())
     made.prepare(plan.packs[0])
     Shared.kept = made.loader._backbone, made.loader._tables
 
@@ -184,7 +184,6 @@ def outcome(results: Path) -> dict[str, Any]:
     return {
         "table": table, "records": records, "adapters": adapters,
         "places": sorted(path.name for path in results.iterdir()),
-        "leases": sorted(path.name for path in (results / "leases").iterdir()),
     }  # fmt: skip
 
 

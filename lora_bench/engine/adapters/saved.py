@@ -58,15 +58,19 @@ class AdapterManifest(BaseModel):
     files: dict[Part, FileInfo]
 
 
+def contents(cell: Cell, outputs: int, state: State) -> dict[str, bytes]:
+    """Return the files of an adapter folder by name, the manifest last."""
+    parts: dict[str, bytes] = {HEAD: safetensors.torch.save(state.head)}
+    if state.adapter:
+        parts[ADAPTER] = safetensors.torch.save(state.adapter)
+    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": describe(parts)})
+    return {**parts, MANIFEST: seal(manifest.model_dump_json(indent=2))}
+
+
 def save(folder: Path, cell: Cell, outputs: int, state: State) -> None:
     """Write an adapter folder. The manifest is written last, so that a folder with a manifest is complete."""
-    contents = {HEAD: safetensors.torch.save(state.head)}
-    if state.adapter:
-        contents[ADAPTER] = safetensors.torch.save(state.adapter)
-    for name, content in contents.items():
+    for name, content in contents(cell, outputs, state).items():
         write_atomically(folder / name, content)
-    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": describe(contents)})
-    write_atomically(folder / MANIFEST, seal(manifest.model_dump_json(indent=2)))
 
 
 def read(folder: Path) -> tuple[Cell, int, State]:
