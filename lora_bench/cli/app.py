@@ -171,19 +171,19 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
         with progress.ProgressView(console, plan) as view:
             grid_run = runner.Runner(plan, options, view, signals.current())
             cell_records = grid_run.run()
-        results = [record for record in cell_records if not is_search(record)]
+        results = [record for record in cell_records if not record.is_search]
         tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:
             line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
             console.print(Text(clean(line)), soft_wrap=True)
-        blocked = tables.blocked_lines(grid_run.plan)
-        for line in blocked:
+        untrained = tables.untrained_lines(grid_run.plan)
+        for line in untrained:
             console.print(Text(line), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
-    if unsuccessful or blocked or plan.broken or grid_run.store.broken:
+    if unsuccessful or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 

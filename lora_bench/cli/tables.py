@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lora_bench import methods, tasks
 from lora_bench.errors import NOTHING, BenchError
+from lora_bench.run.plan import stage_title
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
@@ -104,14 +105,14 @@ def _new_table(title: str, columns: Iterable[str], right: Iterable[str] = (), ca
 
 def results_table(records: Sequence[Record]) -> Table:
     """Return the results of a run as means over seeds."""
-    by_settings: dict[Cell, list[Record]] = {}
+    by_settings: dict[tuple[Cell, str | None], list[Record]] = {}
     for record in records:
-        by_settings.setdefault(record.cell.model_copy(update={"seed": 0}), []).append(record)
+        by_settings.setdefault(record.settings, []).append(record)
     more = f"{counted(len(by_settings) - MAX_ROWS, 'more row')}; " if len(by_settings) > MAX_ROWS else ""
     caption = f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
     numbers = ("lr", "adapter params", "score", "seeds", "seconds")
     table = _new_table("Results", ("task", "method", "targets", *numbers), right=numbers, caption=caption)
-    for cell, members in list(by_settings.items())[:MAX_ROWS]:
+    for (cell, _), members in list(by_settings.items())[:MAX_ROWS]:
         settings = (tasks.of(cell).title, method_text(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
         table.add_row(*settings, *_means(members))
     return table
@@ -170,18 +171,25 @@ def stages_table(plan: Plan) -> Table:
     return table
 
 
-def blocked_lines(plan: Plan) -> list[str]:
-    """Return which cells cannot train since others have failed, a line for each reason."""
-    counts = Counter((stage_title(step.stage), step.reason) for step in plan.grid.steps if step.state == "blocked")
+def untrained_lines(plan: Plan) -> list[str]:
+    """Return which cells could not train after a run, since others have failed or not ended; a line for each reason."""
+    counts = Counter(
+        (step.state, stage_title(step.stage), step.reason)
+        for step in plan.grid.steps
+        if step.state != "ready" and not (step.cell is not None and step.cell.id in plan.ended)
+    )
     return [
-        clean(f"blocked: {counted(count, 'cell')} of {title} by {reason}") for (title, reason), count in counts.items()
+        clean(f"{state}: {counted(count, 'cell')} of {title} ({reason})")
+        for (state, title, reason), count in counts.items()
     ]
 
 
 def _counts_text(plan: Plan) -> str:
     recorded = Counter(record.status for record in plan.recorded)
     later = sum(map(len, plan.later))
-    counts = [f"{len(plan.todo)} to train", *([f"{later} later"] if later else [])] + [f"{count} {status}" for status, count in sorted(recorded.items())]
+    counts = [f"{len(plan.todo)} to train", *([f"{later} later"] if later else [])] + [
+        f"{count} {status}" for status, count in sorted(recorded.items())
+    ]
     more = f"; {counted(len(plan.packs) - MAX_ROWS, 'more pack')}" if len(plan.packs) > MAX_ROWS else ""
     return ", ".join(counts) + more
 

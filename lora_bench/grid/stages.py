@@ -150,7 +150,11 @@ class Resolver:
             return Step(draft, "waiting", cell, f"the {start.cell.task} cell from which it continues", needs=needs)
         if record.status != "done":
             return Step(
-                draft, "blocked", cell, f"the {named}, from which it would continue, {_ENDED[record.status]}", needs=needs
+                draft,
+                "blocked",
+                cell,
+                f"the {named}, from which it would continue, {_ENDED[record.status]}",
+                needs=needs,
             )
         return Step(draft, "ready", cell, needs=needs)
 

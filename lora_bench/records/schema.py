@@ -218,3 +218,13 @@ class Record(_Part):
     environment: dict[str, str] = {}
     last_steps: tuple[TrainingStep, ...] | None = None
     search: SearchInfo | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the cell was trained for a search alone: it chooses rates and is no result."""
+        return self.search is not None and self.search.role != "chosen"
+
+    @property
+    def settings(self) -> tuple[Cell, str | None]:
+        """What the seeds of one setting have in common: the cell without its seed, and what it starts from."""
+        return self.cell.model_copy(update={"seed": 0, "start": None}), self.protocol.start_settings

@@ -12,7 +12,7 @@ from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
 from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
-from lora_bench.report.numbers.searches import is_search, search_tables
+from lora_bench.report.numbers.searches import search_tables
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.numbers.wording import protocol_sentence
@@ -83,7 +83,7 @@ def gather(loaded: Loaded, vs_paper: bool = False) -> Content:
         loaded: the records, and the files that could not be read.
         vs_paper: whether to compare with the published numbers.
     """
-    cells = cell_frame([record for record in loaded.records if not is_search(record)])
+    cells = cell_frame([record for record in loaded.records if not record.is_search])
     subsets = comparable_subsets(cells)
     stems = file_stems([subset.title for subset in subsets])
     sections = tuple(_section(subset, stem) for subset, stem in zip(subsets, stems, strict=True))

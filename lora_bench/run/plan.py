@@ -200,7 +200,7 @@ class Plan:
         Raises:
             BenchError: Exit code 3 if the folder holds records of a newer version that would be replaced.
         """
-        plan = self._resolved()
+        plan = replace(self)._resolved()  # a copy: what is cached here is of earlier records
         while missing := [cell_id for cell_id in plan.needed if plan._lacks_values(cell_id)]:
             again = {cell_id: CellStatus("done", NO_VALUES, will_run=True) for cell_id in missing}
             known = {**plan.known, **{cell_id: plan.store.records[cell_id] for cell_id in missing}}

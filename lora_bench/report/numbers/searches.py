@@ -47,11 +47,6 @@ NOTE = (
 )
 
 
-def is_search(record: Record) -> bool:
-    """Whether a cell was trained for a search alone: it chooses rates and is no result."""
-    return record.search is not None and record.search.role != "chosen"
-
-
 def search_frame(records: Iterable[Record]) -> DataFrame:
     """Return the searches as a frame with the columns of `COLUMNS`, a row for each setting and task.
 
