@@ -14,7 +14,7 @@ from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Estimate, device_coefficients
 from lora_bench.forecast.demand import NO_BASES, Bases
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
-from lora_bench.grid.stages import Stage
+from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
 from lora_bench.records.adapters import read_of_cell
 from lora_bench.records.schema import Record
@@ -45,7 +45,7 @@ class Plan:
         estimate: What predicts seconds and memory.
         limit: Returns the largest size of a pack for a cell in it.
         retry: The states whose cells run again.
-        verified: The ids of cells whose saved adapters were read and are whole.
+        checked: The ids of cells whose saved adapters were looked for.
     """
 
     grid: Grid
@@ -57,7 +57,7 @@ class Plan:
     estimate: Estimate
     limit: Callable[[Cell], int]
     retry: frozenset[str]
-    verified: set[str] = field(default_factory=set)
+    checked: set[str] = field(default_factory=set)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -129,7 +129,7 @@ class Plan:
         waiting = dict.fromkeys(
             step.draft.cell if step.cell is None else step.cell
             for step in self.grid.steps
-            if step.state == "waiting" and not (step.cell is not None and step.cell.id in self.ended)
+            if step.state == "waiting" and not self._has_ended(step)
         )
         known = set(self.grid.cells)
         return tuple(
@@ -181,15 +181,28 @@ class Plan:
 
     @cached_property
     def needed(self) -> frozenset[str]:
-        """The ids of the cells that others, which have not ended and are not blocked, continue from."""
+        """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from.
+
+        Where the rate of such a cell is still being searched, it may become each cell of the search with its seed.
+        """
         starts = {
             step.draft.start
             for step in self.grid.steps
-            if step.draft.start is not None
-            and step.state != "blocked"
-            and not (step.cell is not None and step.cell.id in self.ended)
+            if step.draft.start is not None and step.state != "blocked" and not self._has_ended(step)
         }
-        return frozenset(step.cell.id for step in self.grid.steps if step.draft in starts and step.cell is not None)
+        step_of = {step.draft: step for step in self.grid.steps}
+        needed = [step_of[start] for start in starts]
+        needed += [
+            step_of[trial]
+            for start in starts
+            if start.search is not None and step_of[start].cell is None
+            for trial in step_of[start].needs
+            if trial.cell.seed == start.cell.seed
+        ]
+        return frozenset(step.cell.id for step in needed if step.cell is not None)
+
+    def _has_ended(self, step: Step) -> bool:
+        return step.cell is not None and step.cell.id in self.ended
 
     def advanced(self, busy: Collection[str] = ()) -> Plan:
         """Return the plan as the records are now: cells that waited may be able to train.
@@ -239,13 +252,12 @@ class Plan:
         return replace(self, statuses=statuses)
 
     def _lacks_values(self, cell_id: str) -> bool:
-        """Whether a cell had ended before this run, but what it has trained is not there."""
+        """Whether a cell has ended, but what it has trained is not there. Each cell is looked at once in a run."""
         record = self.ended.get(cell_id)
-        if record is None or record.status != "done" or record is not self.known.get(cell_id):
+        if record is None or record.status != "done" or cell_id in self.checked:
             return False
-        if cell_id not in self.verified and read_of_cell(self.store.results, cell_id) is not None:
-            self.verified.add(cell_id)
-        return cell_id not in self.verified
+        self.checked.add(cell_id)
+        return read_of_cell(self.store.results, cell_id) is None
 
 
 def stage_title(stage: Stage) -> str:
