@@ -37,6 +37,7 @@ class Plan:
         known: The records as they were when the plan was made, by id.
         broken: The files that are not sound records, and what is wrong with them.
         estimate: What predicts seconds and memory.
+        limit: The most cells that the user allows in a pack; None for as many as fill the device.
     """
 
     grid: Grid
@@ -46,6 +47,7 @@ class Plan:
     known: Mapping[str, Record]
     broken: tuple[tuple[Path, str], ...]
     estimate: Estimate
+    limit: int | None = None
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -86,7 +88,8 @@ class Plan:
         for cell in self.todo:
             targets.setdefault(cell.model, set()).update(filter(None, [cell.targets]))
         in_order = {model: tuple(sorted(names)) for model, names in targets.items()}
-        return Setup(self.grid.models, self.grid.data, in_order, options)
+        names = tuple(sorted({cell.method for cell in self.todo}))
+        return Setup(self.grid.models, self.grid.data, in_order, names, options)
 
     @property
     def recorded(self) -> list[Record]:
@@ -163,7 +166,7 @@ def make(
     planned = _planned_packs(grid.cells, {cell_id for cell_id in statuses if statuses[cell_id].will_run}, pack_limit)
     names = {identity: source.name for identity, source in grid.models.items()}
     refined = estimate.refined(known.values(), device, names)
-    return Plan(grid, planned, statuses, store, known, loaded.broken, refined)
+    return Plan(grid, planned, statuses, store, known, loaded.broken, refined, limit)
 
 
 def _planned_packs(

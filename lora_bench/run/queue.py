@@ -62,7 +62,7 @@ class Queue:
     Args:
         plan: The plan.
         slots: How many packs train at once. For one, packs come in the order of the plan, in which neighbours share
-            tables; for several the largest first.
+            tables; for several the largest first, and large ones in parts unless the user has set their size.
     """
 
     def __init__(self, plan: Plan, slots: int) -> None:
@@ -73,8 +73,10 @@ class Queue:
             Work(pack, cost=seconds if is_known and seconds else float(len(pack) * pack[0].epochs))
             for pack, seconds in zip(plan.packs, costs, strict=True)
         ]
+        if slots > 1 and plan.limit is None:
+            self._waiting = _parts(self._waiting, slots)
         if slots > 1:
-            self._waiting = _balanced(self._waiting, slots)
+            self._waiting.sort(key=lambda work: -work.cost)
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""
@@ -155,16 +157,15 @@ class Queue:
         return None
 
 
-def _balanced(waiting: Sequence[Work], slots: int) -> list[Work]:
-    """The work in parts that keep all slots busy to the end, the largest first."""
+def _parts(waiting: Sequence[Work], slots: int) -> list[Work]:
+    """The work in parts that keep all slots busy to the end."""
     limit = SHARE * sum(work.cost for work in waiting) / slots
-    parts = list(waiting)
-    balanced: list[Work] = []
-    while parts:
-        work = parts.pop()
+    undecided, parts = list(reversed(waiting)), list[Work]()
+    while undecided:
+        work = undecided.pop()
         middle = len(work.cells) // 2
         if work.cost > limit and middle >= FEWEST:
-            parts += [Work(half, cost=work.cost / 2) for half in (work.cells[:middle], work.cells[middle:])]
+            undecided += [Work(half, cost=work.cost / 2) for half in (work.cells[middle:], work.cells[:middle])]
         else:
-            balanced.append(work)
-    return sorted(balanced, key=lambda work: -work.cost)
+            parts.append(work)
+    return parts

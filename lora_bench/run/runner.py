@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 
 from lora_bench import provenance
 from lora_bench.cell import Cell
@@ -159,6 +160,12 @@ class Runner:
         records = [outcome.record for outcome in outcomes]
         checkpoints.prune(self.options.results, {record.id for record in records}, self.store.record_times())
         self.view.done(records)
+
+    def renewed(self, job: Job) -> Job | None:
+        """Return what is left of a job whose worker is gone, with its newest checkpoints; None if nothing is."""
+        work = self._running[job.number]
+        left = self.queue.untrained(work.cells)
+        return self._job(job.number, replace(work, cells=left)) if left else None
 
     def finish(self, job: Job, failure: Failure | None) -> None:
         """Note that a job has ended. If it failed, continue with parts of it, or without it."""
