@@ -149,6 +149,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
 
     Options narrow or override a preset or a config. Models and data come from the Hub, unless folders are given.
     """
+    on_ray = execution.check_engine()
     grid = selection.grid()  # before torch is imported, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
     from lora_bench.cli import progress, tables
@@ -157,8 +158,15 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.run import plan as plans
     from lora_bench.run.device import choose_device
 
-    device = choose_device(execution.device)
-    name = environment.device_name(device)
+    executor: interfaces.Executor | None = None
+    if on_ray:
+        from lora_bench.run.cluster import RayExecutor
+
+        executor = RayExecutor(execution.address, execution.gpus, execution.device)
+        device = name = executor.device_name()
+    else:
+        device = choose_device(execution.device)
+        name = environment.device_name(device)
     plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
@@ -169,7 +177,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
         with progress.ProgressView(console, plan) as view:
-            grid_run = runner.Runner(plan, options, view, signals.current())
+            grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
         results = [record for record in cell_records if not record.is_search]
         tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)

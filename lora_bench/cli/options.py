@@ -190,6 +190,30 @@ class ExecutionOptions:
             rich_help_panel=EXECUTION_PANEL,
         ),
     ] = "auto"
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local: this process, one device. ray: all GPUs of this machine or of a Ray cluster.",
+            rich_help_panel=EXECUTION_PANEL,
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: a cluster's address, or auto (default: Ray is started on this machine).",
+            rich_help_panel=EXECUTION_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine ray: the number of GPUs (default: all).",
+            rich_help_panel=EXECUTION_PANEL,
+            show_default=False,
+            min=1,
+        ),
+    ] = None
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.", rich_help_panel=EXECUTION_PANEL)] = False
     save: Annotated[
         bool, typer.Option(help="Save the trained adapters (whole models never are).", rich_help_panel=EXECUTION_PANEL)
@@ -198,6 +222,18 @@ class ExecutionOptions:
         bool,
         typer.Option("--debug", help="Stop at the first error, with a traceback.", rich_help_panel=EXECUTION_PANEL),
     ] = False
+
+    def check_engine(self) -> bool:
+        """Return whether packs run on Ray.
+
+        Raises:
+            BenchError: Exit code 2 for an engine that does not exist, or options that it does not have.
+        """
+        if self.engine not in ("local", "ray"):
+            raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
+        if self.engine == "local" and (self.address is not None or self.gpus is not None):
+            raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
+        return self.engine == "ray"
 
 
 def _split(text: str) -> list[str]:

@@ -54,6 +54,10 @@ class View(Callback):
     Every method does nothing unless it is overridden.
     """
 
+    def on_device(self, name: str) -> View:  # noqa: ARG002
+        """Return what shows the packs of one of several devices; by default, the view itself."""
+        return self
+
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""
 
@@ -96,12 +100,14 @@ class Setup:
         models: The models by their identity, as cells name them.
         data: The data sources by task and identity, as cells name them.
         targets: By model, the targets of all cells that are to train.
+        methods: The methods of these cells.
         options: Where and how to run. A worker does not touch the results folder.
     """
 
     models: Mapping[str, ModelSource]
     data: Mapping[tuple[str, str], DataSource]
     targets: Mapping[str, tuple[str, ...]]
+    methods: tuple[str, ...]
     options: Options
 
 
@@ -204,6 +210,9 @@ class Driver(Protocol):
 
     def publish(self, outcomes: Sequence[Outcome]) -> None:
         """Write the records and adapters of cells that have ended."""
+
+    def renewed(self, job: Job) -> Job | None:
+        """Return what is left of a job whose worker is gone, with its newest checkpoints; None if nothing is."""
 
     def finish(self, job: Job, failure: Failure | None) -> None:
         """Note that a job has ended; `failure` says why it could not be trained to its end."""

@@ -43,7 +43,8 @@ class Plan:
         known: The records as they were when the run was planned, by id.
         broken: The files that are not sound records, and what is wrong with them.
         estimate: What predicts seconds and memory.
-        limit: Returns the largest size of a pack for a cell in it.
+        limit: The most cells that the user allows in a pack; None for as many as fill the device.
+        pack_limit: Returns the largest size of a pack for a cell in it.
         retry: The states whose cells run again.
         checked: The ids of cells whose saved adapters were looked for.
     """
@@ -55,7 +56,8 @@ class Plan:
     known: Mapping[str, Record]
     broken: tuple[tuple[Path, str], ...]
     estimate: Estimate
-    limit: Callable[[Cell], int]
+    limit: int | None
+    pack_limit: Callable[[Cell], int]
     retry: frozenset[str]
     checked: set[str] = field(default_factory=set)
 
@@ -99,10 +101,12 @@ class Plan:
     def setup(self, options: Options) -> Setup:
         """Return what a worker needs to know before it trains packs of this plan."""
         targets: dict[str, set[str]] = {}
-        for cell in (*self.todo, *(cell for pack in self.later for cell in pack)):
+        cells = (*self.todo, *(cell for pack in self.later for cell in pack))
+        for cell in cells:
             targets.setdefault(cell.model, set()).update(filter(None, [cell.targets]))
         in_order = {model: tuple(sorted(names)) for model, names in targets.items()}
-        return Setup(self.grid.models, self.grid.data, in_order, options)
+        names = tuple(sorted({cell.method for cell in cells}))
+        return Setup(self.grid.models, self.grid.data, in_order, names, options)
 
     @property
     def recorded(self) -> list[Record]:
@@ -135,7 +139,7 @@ class Plan:
         return tuple(
             packs(
                 [cell for cell in waiting if cell not in known or self.grid.step_of[cell.id].state == "waiting"],
-                self.limit,
+                self.pack_limit,
             )
         )
 
@@ -224,7 +228,7 @@ class Plan:
             for cell_id, status in plan.statuses.items()
             if status.will_run and steps[cell_id].state == "ready" and cell_id not in plan.ended and cell_id not in busy
         }
-        return replace(plan, packs=_planned_packs(plan.grid.cells, todo, self.limit))
+        return replace(plan, packs=_planned_packs(plan.grid.cells, todo, self.pack_limit))
 
     def _resolved(self) -> Plan:
         """This plan with the grid as the records decide it, and with the statuses of all cells that are known now."""
@@ -331,7 +335,7 @@ def make(
 
     names = {identity: source.name for identity, source in grid.models.items()}
     refined = estimate.refined(known.values(), device, names)
-    return Plan(grid, (), {}, store, known, loaded.broken, refined, pack_limit, retried).advanced()
+    return Plan(grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried).advanced()
 
 
 def _planned_packs(

@@ -67,13 +67,13 @@ class Queue:
     Args:
         plan: The plan.
         slots: How many packs train at once. For one, packs come in the order of the plan, in which neighbours share
-            tables; for several the largest first.
+            tables; for several the largest first, and large ones in parts unless the user has set their size.
     """
 
     def __init__(self, plan: Plan, slots: int) -> None:
         self._store, self._known, self._slots = plan.store, plan.known, slots
         self._waiting: list[Work] = []
-        self._limit: float | None = None
+        self._largest: float | None = None
         self.add(plan)
 
     def busy(self, running: Iterable[Work]) -> set[str]:
@@ -100,16 +100,18 @@ class Queue:
         self._waiting = [*parts, *works]
 
     def _balanced(self, plan: Plan) -> list[Work]:
-        """The packs of a plan in parts that keep all slots busy to the end, the largest first."""
+        """The packs of a plan, the largest first, in parts that keep all slots busy to the end."""
         costs = [seconds for seconds, _ in plan.costs]
         is_known = None not in costs
         works = [
             Work(pack, cost=seconds if is_known and seconds else float(len(pack) * pack[0].epochs))
             for pack, seconds in zip(plan.packs, costs, strict=True)
         ]
-        if self._limit is None:  # by all that is to train now, so that later packs are not cut smaller and smaller
-            self._limit = SHARE * sum(work.cost for work in works) / self._slots
-        return _cut(works, self._limit)
+        if plan.limit is None:
+            if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
+                self._largest = SHARE * sum(work.cost for work in works) / self._slots
+            works = _parts(works, self._largest)
+        return sorted(works, key=lambda work: -work.cost)
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""
@@ -190,15 +192,14 @@ class Queue:
         return None
 
 
-def _cut(works: Sequence[Work], limit: float) -> list[Work]:
-    """The work in parts of at most this cost, the largest first."""
-    parts = list(works)
-    balanced: list[Work] = []
-    while parts:
-        work = parts.pop()
+def _parts(works: Sequence[Work], largest: float) -> list[Work]:
+    """The work in parts of at most this cost."""
+    undecided, parts = list(reversed(works)), list[Work]()
+    while undecided:
+        work = undecided.pop()
         middle = len(work.cells) // 2
-        if work.cost > limit and middle >= FEWEST:
-            parts += [Work(half, cost=work.cost / 2) for half in (work.cells[:middle], work.cells[middle:])]
+        if work.cost > largest and middle >= FEWEST:
+            undecided += [Work(half, cost=work.cost / 2) for half in (work.cells[middle:], work.cells[:middle])]
         else:
-            balanced.append(work)
-    return sorted(balanced, key=lambda work: -work.cost)
+            parts.append(work)
+    return parts

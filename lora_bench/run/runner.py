@@ -200,6 +200,12 @@ class Runner:
             self._lent |= {outcome.record.id for outcome in outcomes if outcome.adapter}
         self.view.done(records)
 
+    def renewed(self, job: Job) -> Job | None:
+        """Return what is left of a job whose worker is gone, with its newest checkpoints; None if nothing is."""
+        work = self._running[job.number]
+        left = self.queue.untrained(work.cells)
+        return self._job(job.number, replace(work, cells=left)) if left else None
+
     def finish(self, job: Job, failure: Failure | None) -> None:
         """Note that a job has ended. If it failed, continue with parts of it, or without it."""
         work = self._running.pop(job.number)

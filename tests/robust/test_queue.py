@@ -72,12 +72,14 @@ def test_packs_that_fail_beside_others_are_looked_into(results: Path, seed: int)
 
 
 def test_several_devices_get_parts_of_even_length_the_largest_first(results: Path) -> None:
-    plan = plans.make(grid(2, range(1, 17)), results, 16)
+    plan = plans.make(grid(2, range(1, 17)), results, None)
     queue, sizes, cells = Queue(plan, 4), list[int](), set[Cell]()
     while work := queue.take():
         sizes.append(len(work.cells))
         cells |= set(work.cells)
     assert sizes == [4] * 8
+    limited = plans.make(grid(2, range(1, 17)), results, 16)
+    assert [len(work.cells) for work in iter(Queue(limited, 4).take, None) if work] == [16, 16]
     assert cells == set(plan.grid.cells)
     assert [work.cells for work in iter(Queue(plan, 1).take, None) if work] == list(plan.packs)
     assert statuses(results) == {}
