@@ -23,8 +23,8 @@ from lora_bench.testing import QuietView, TinyBench, assert_same_numbers, by_cel
 from lora_bench.testing.cells import SIZES
 
 SETTINGS: dict[str, Any] = {"task": "rte", "start": {"rte": "mnli"}, "lr": 4e-3, "epochs": 2, **SIZES}
-ALL = [{"method": name} for name in methods.RECIPES]
-FEW = [{"method": name} for name in ("lora", "full", "head")]
+ALL: list[dict[str, Any]] = [{"method": name} for name in methods.RECIPES]
+FEW: list[dict[str, Any]] = [{"method": name} for name in ("lora", "full", "head")]
 
 
 @pytest.fixture(scope="module")
