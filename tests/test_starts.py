@@ -181,7 +181,7 @@ def test_values_of_another_cell_are_refused(trained: TinyBench) -> None:
 
 def test_a_failed_start_blocks_only_what_continues_from_it(trained: TinyBench, tmp_path: Path) -> None:
     bench = another(trained, tmp_path)
-    blocks = [{"method": "lora", "lr": {"mnli": 1e300, "default": 4e-3}}, {"method": "head"}]
+    blocks: list[dict[str, Any]] = [{"method": "lora", "lr": {"mnli": 1e300, "default": 4e-3}}, {"method": "head"}]
     runner = Runner(bench.plan(blocks, **SETTINGS), Options(tmp_path, offline=True), QuietView())
     records = runner.run()
     ended: dict[tuple[str, str], Record] = {(r.cell.method, r.cell.task): r for r in records}
