@@ -11,6 +11,7 @@ SELECTION = {
     "--preset", "--config", "--task", "--method", "--rank", "-r", "--a", "-a", "--b", "-b", "--targets", "--seed",
     "--lr", "--head-lr", "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
     "--data-dir", "--results", "--pack", "--retry", "--include", "--device", "--offline", "--save", "--debug",
+    "--engine", "--address", "--gpus",
 }  # fmt: skip
 COMMANDS = {
     "run": SELECTION,
