@@ -120,6 +120,11 @@ class Plan:
         ]
 
     @cached_property
+    def is_settled(self) -> bool:
+        """Whether no cell waits for another: what will train is known."""
+        return all(step.state != "waiting" for step in self.grid.steps)
+
+    @cached_property
     def ended(self) -> dict[str, Record]:
         """The records of the cells that have ended, by id: those that run again have a new one."""
         records = self.store.records
