@@ -86,9 +86,9 @@ class Backbone:
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
         attention.attach(model, self.step)
-        architecture = architectures.of(model)
-        if architecture is not None and architecture.prepare is not None:
-            architecture.prepare(model, self.step)
+        prepare = architectures.ATTEND_WITHIN_WINDOWS.get(model.config.model_type)
+        if prepare is not None:
+            prepare(model, self.step)
         self._check(reference)
         self.sites = self._find_sites()
         self.fused = Encoder.from_model(model, self.step)
