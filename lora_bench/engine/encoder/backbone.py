@@ -2,8 +2,8 @@
 
 There are three ways to run one, and the first that gives the model's own numbers is taken: the hand-written form
 (`bert`), transformers' code on windows (`attention`), and transformers' code on padded rows (`padded`), which is the
-slowest. A model whose attention ignores our function, as DeBERTa's does, gives wrong numbers on windows in silence. So
-every load compares each way with the model's own padded forward, and a model that no way fits is refused.
+slowest. A model whose attention ignores our function would give wrong numbers on windows in silence. So every load
+compares each way with the model's own padded forward, and a model that no way fits is refused.
 """
 
 from __future__ import annotations
