@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lora_bench.data.model_source import ModelSource
 
 TASK_SOURCE = "task"  # the data location that stands for the task's own source, which is the Hub for GLUE
-# In what cells of a config may differ if one continues from the other; the seed is then the same. All else is the same, so
-# that what one has trained fits the other, and so that the frozen factors of both are the same, which are drawn from the
+# In what cells of a config may differ if one continues from the other; the seed is then the same. All else is the same,
+# so that what one has trained fits the other, and so that their frozen factors are the same, which are drawn from the
 # seed or computed from the model.
 _FREE = frozenset(
     {"data", "task", "task_origin", "seed", "start", "select", "lr", "head_lr", "weight_decay", "warmup", "clip"}
