@@ -123,7 +123,7 @@ class GivenMasks(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self._dropout(*args, **(kwargs or {}))
 
-    def _dropout(self, input: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: ARG002  (torch's names)
+    def _dropout(self, input: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
         if input.shape[:-1] != (self.rows,) or not training or not p:
             return input
         rate, mask = self.expected.pop(0)
