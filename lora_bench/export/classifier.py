@@ -57,7 +57,8 @@ def untrained(trained: Trained) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             **label_settings(trained.task),
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def form_of(pack: Pack) -> HeadForm:

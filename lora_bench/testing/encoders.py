@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PADDING = 1  # the id of the padding token
 # The settings of all families that turn dropout off, in the encoder and in the classification head.
-NO_DROPOUT: Mapping[str, float] = dict.fromkeys((
+NO_DROPOUT: Mapping[str, Any] = dict.fromkeys((
     "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
     "mlp_dropout", "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "pooler_dropout",
 ), 0.0)  # fmt: skip

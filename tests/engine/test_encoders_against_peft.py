@@ -81,7 +81,7 @@ def their_model(kind: str, pack: Pack, start: State) -> Theirs:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         targets = [f"{prefix}.{name}" for name in names]
-        wrapped: Any = get_peft_model(model.eval(), LoraConfig(r=4, lora_alpha=8, target_modules=targets))  # type: ignore[arg-type]
+        wrapped: Any = get_peft_model(model.eval(), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
     model.double()
     inner = wrapped.base_model.model
     factors = {

@@ -120,11 +120,11 @@ def test_masks_hang_on_the_stream_and_the_batch_alone(windows: int, more: int, f
         assert one.kept.shape[1:] == ((2, 4, 4) if site.kind == "attention" else (4, 6))
     assert small.site_mask(3, windows).kept.all()
     for index in (0, 1):
-        one, other = (masks.head_mask(index, filled) for masks in drawn)
-        assert one is not None
-        assert other is not None
-        assert one.kept.shape == (filled, 6)
-        assert torch.equal(one.kept, other.kept)
+        first, second = (masks.head_mask(index, filled) for masks in drawn)
+        assert first is not None
+        assert second is not None
+        assert first.kept.shape == (filled, 6)
+        assert torch.equal(first.kept, second.kept)
     assert small.head_mask(2, filled) is None
 
 

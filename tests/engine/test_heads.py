@@ -58,7 +58,7 @@ def classifier_of(kind: str, **settings: Any) -> PreTrainedModel:
 
 def pack_with_head_of(model: PreTrainedModel) -> Pack:
     """A cell over the model's encoder, before its first step, with the model's head."""
-    encoder = copy.deepcopy(model.base_model)
+    encoder: Any = copy.deepcopy(model.base_model)
     on = Backbone(encoder, CPU, "float64", pooler=head_forms.take_pooler(encoder, ()))
     pack = Pack([CELL], on, 3)
     names = pack.heads.form.parameters(model.base_model_prefix)
