@@ -30,7 +30,6 @@ _METRIC_NAMES = {
 _PLURALS = {
     "lr": "learning rates",
     "head_lr": "head learning rates",
-    "head": "heads",
     "alpha": "alphas",
     "weight_decay": "weight decays",
     "warmup": "warm-ups",
