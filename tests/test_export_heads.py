@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from lora_bench import load_adapted_model
 from lora_bench.cli.app import app
+from lora_bench.errors import BenchError
 from lora_bench.export import trained
 from lora_bench.records.schema import Record
 from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_data, make_model
@@ -157,6 +158,19 @@ def test_roberta_s_head_is_refused_elsewhere(kind: str, tmp_path: Path, rows: Pa
         assert f"'{kind}' has another head" in said
         assert "--set head=model" in said
         assert not (tmp_path / "out").exists()
+    folder = bench.results / "adapters" / record.id
+    classifier = AutoModelForSequenceClassification.from_pretrained(bench.model, num_labels=2)
+    with pytest.raises(BenchError, match="another head"):
+        load_adapted_model(classifier, folder)
+    load_adapted_model(AutoModel.from_pretrained(bench.model), folder)  # the adapter alone
+
+
+def test_a_config_that_gives_the_head_other_shapes(tmp_path: Path, rows: Path) -> None:
+    """DeBERTa's may name a width of its pooler; transformers' own classifier does not run with it."""
+    bench = TinyBench(make_model(tmp_path / "m", "deberta", pooler_hidden_size=16), rows, tmp_path / "results")
+    (record,) = bench.run([BLOCK], task="rte", epochs=1, head="model")
+    code, said = export(bench, record, "merged", tmp_path / "out")
+    assert (code, "other shapes" in said) == (3, True), said
 
 
 def test_a_type_without_a_known_head(tmp_path: Path, rows: Path) -> None:

@@ -18,7 +18,7 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder import head_forms, probe
 from lora_bench.engine.encoder.head_forms import HeadForm
-from lora_bench.errors import USAGE, BenchError
+from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.export.trained import Trained
 from lora_bench.tasks import Task
 
@@ -44,7 +44,8 @@ def untrained(trained: Trained) -> PreTrainedModel:
     """Return the base model in float32 with an untrained head that the cell's head fits.
 
     Raises:
-        BenchError: exit code 2 if transformers' head for this model type computes something else.
+        BenchError: exit code 2 if transformers' head for this model type computes something else, 3 if the model's
+            config gives it other shapes.
     """
     form_of(trained.pack)  # before the model is loaded
     with torch.random.fork_rng(), encoders.quiet_transformers(), hub.hub_mode(trained.offline):
@@ -57,6 +58,12 @@ def untrained(trained: Trained) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             **label_settings(trained.task),
         )
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    if any(shapes.get(name) != value.shape for name, value in head_values(model, trained.pack).items()):
+        what = (
+            f"transformers' head for this '{model.config.model_type}' has other shapes than the one that was trained."
+        )
+        raise BenchError(what, "Use the config.json that belongs to the weights.", MISSING)
     model.eval()
     return model
 
