@@ -2,8 +2,8 @@
 
 There are three ways to run one, and the first that gives the model's own numbers is taken: the hand-written form
 (`bert`), transformers' code on windows (`attention`), and transformers' code on padded rows (`padded`), which is the
-slowest. A model whose attention ignores our function, as DeBERTa's does, gives wrong numbers on windows in silence. So
-every load compares each way with the model's own padded forward, and a model that no way fits is refused.
+slowest. A model whose attention ignores our function would give wrong numbers on windows in silence. So every load
+compares each way with the model's own padded forward, and a model that no way fits is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lora_bench.engine.encoder.padded import PaddedEncoder, UseOperands
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
 from lora_bench.engine.masks import Masks, Site
-from lora_bench.engine.shortage import shortages
+from lora_bench.engine.shortage import is_shortage, shortages
 from lora_bench.errors import MISSING, BenchError, rust_panics
 from lora_bench.model_files import watched
 
@@ -102,9 +102,9 @@ class Backbone:
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
         attention.attach(model, self.step)
-        architecture = architectures.of(model)
-        if architecture is not None and architecture.prepare is not None:
-            architecture.prepare(model, self.step)
+        prepare = architectures.ATTEND_WITHIN_WINDOWS.get(model.config.model_type)
+        if prepare is not None:
+            prepare(model, self.step)
         self._check(reference)
         self.sites = self._find_sites()
         self.fused = Encoder.from_model(model, self.step)
@@ -124,6 +124,8 @@ class Backbone:
             self._called = padded.check(self.padded, batch, self.masks(batch.shape), self.linears())
             sees_all = padded.first_token_sees_all(self.padded, batch)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            if is_shortage(error):
+                raise
             raise probe.refusal(self.config, probe.one_line(error)) from error
         if not sees_all:
             raise probe.refusal(self.config, "its first token, which the head reads, does not depend on the others")
@@ -246,6 +248,8 @@ class Backbone:
                 for start, rows in zip(batch.first.tolist(), reference, strict=True)
             )
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            if is_shortage(error):  # another way would give other dropout masks: it is no way out of a full device
+                raise
             raise probe.refusal(self.config, f"it does not run {self._way} ({probe.one_line(error)})") from error
         if not worst < probe.TOLERANCE:
             raise probe.refusal(self.config, f"{self._way} it gives other numbers (relative difference {worst:.1g})")
