@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lora_bench import methods
-from lora_bench.cell import Cell
+from lora_bench.cell import Cell, Head
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.group import StackedFactor, targets_of
 from lora_bench.engine.adapters.pack import Pack, State
@@ -228,7 +228,12 @@ class AdaptedModel(nn.Module):
 
 
 def get_adapted_model(
-    model: PreTrainedModel | nn.Module, method: str = "mini", *, seed: int = 0, **settings: Any
+    model: PreTrainedModel | nn.Module,
+    method: str = "mini",
+    *,
+    seed: int = 0,
+    head: Head | None = None,
+    **settings: Any,
 ) -> AdaptedModel:
     """Adapt a model in place.
 
@@ -236,6 +241,8 @@ def get_adapted_model(
         model: The model; its `base_model` is adapted, or the model itself if it has none.
         method: The method's name; see `lora-bench list methods`.
         seed: The seed of random factors.
+        head: "model" trains the encoder's pooler as well, where it is a part of the model's classification head (BERT,
+            ALBERT), as cells with `head: model` do. None leaves it frozen with the encoder.
         **settings: The method's settings: some of rank, a, b, alpha, init and targets.
 
     Raises:
@@ -248,7 +255,7 @@ def get_adapted_model(
             raise unknown(f"setting of {method}", name, recipe.parameters)
     name = str(getattr(model, "name_or_path", "")) or type(model).__name__
     label = Path(name).name if Path(name).is_dir() else name
-    given: dict[str, Any] = {**recipe.defaults, **settings, "lr": recipe.default_lr, "seed": seed}
+    given: dict[str, Any] = {**recipe.defaults, **settings, "lr": recipe.default_lr, "seed": seed, "head": head}
     try:
         cell = Cell(model=label, data=OWN, task=OWN, method=method, origin=methods.origin(method), **given)
     except ValidationError as error:

@@ -68,7 +68,7 @@ def _adapted(cell: Cell, model: PreTrainedModel, head: dict[str, Tensor]) -> Ada
         for name, value in head.items():
             model.get_parameter(name).copy_(value)
     settings = {name: getattr(cell, name) for name in methods.of(cell).parameters}
-    return get_adapted_model(model, cell.method, seed=cell.seed, **settings)
+    return get_adapted_model(model, cell.method, seed=cell.seed, head=cell.head, **settings)
 
 
 def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -> None:

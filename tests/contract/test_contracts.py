@@ -28,7 +28,7 @@ def test_contract(method: str, contract: Contract, bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("family", "padded"), [("distilbert", False), ("deberta-v2", True)])
+@pytest.mark.parametrize(("family", "padded"), [("deberta-v2", False), ("megatron-bert", True)])
 def test_the_contracts_hold_on_encoders_that_are_not_fused(
     family: str, padded: bool, method: str, bench_of: BenchOf
 ) -> None:
