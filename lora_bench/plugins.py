@@ -213,7 +213,10 @@ def _without_interrupts() -> Iterator[None]:
     """
     signals: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    handles_signals = callable(before) and threading.current_thread() is threading.main_thread()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handles_signals = in_main_thread and callable(before)
+    # A shell starts background jobs with SIGINT ignored: no signal raises anything then.
+    is_ignored = in_main_thread and before == signal.SIG_IGN
 
     def note(number: int, frame: FrameType | None) -> None:
         signals.append(number)
@@ -225,7 +228,7 @@ def _without_interrupts() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        if signals or not handles_signals:
+        if signals or not (handles_signals or is_ignored):
             raise
         raise _RaisedInterruptError(error) from error
     finally:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -249,13 +250,18 @@ def test_a_contract_notices_what_a_method_states(function: str, answer: str, tmp
     assert checked.exit_code == 1, checked.output
 
 
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])  # ignored: in a background job
 @pytest.mark.parametrize("words", [("plan", "--task", "sst2", "--method", "half", "--include"), ("check",)])
 def test_an_interrupt_that_a_file_raises_itself_is_its_fault(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("x = 1\nraise KeyboardInterrupt\n")
-    code, said = here(*words, "bad.py")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        code, said = here(*words, "bad.py")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, "'bad.py' cannot be loaded: line 2: KeyboardInterrupt." in said) == (2, True), said
 
 

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from lora_bench import tasks
+from lora_bench.cell import Head
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.records.schema import Record
 
@@ -27,6 +28,7 @@ class SearchedSettings(NamedTuple):
     a: int | None
     b: int | None
     head_lr: float | None
+    head: Head | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def choose_rates(records: Iterable[Record]) -> list[ChosenRate]:
     metrics: dict[tuple[SearchedSettings, str], dict[float, list[float]]] = {}
     for record in records:
         cell = record.cell
-        settings = SearchedSettings(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr)
+        settings = SearchedSettings(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr, cell.head)
         by_rate = metrics.setdefault((settings, cell.task), {})
         by_rate.setdefault(cell.lr, []).append(held_out_metric(record))
     # A task that is not loaded here stands after those that are.
@@ -132,6 +134,7 @@ def _block(settings: SearchedSettings, ranks: Sequence[int | None], with_sizes: 
         "a": settings.a if with_sizes else None,
         "b": settings.b if with_sizes else None,
         "head_lr": settings.head_lr,
+        "head": settings.head,
     }
     return {key: value for key, value in block.items() if value is not None}
 

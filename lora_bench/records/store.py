@@ -40,7 +40,8 @@ COLUMNS = (
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
 """The columns that every metrics.csv has. What only tasks from outside of GLUE need follows where records have it:
-`task_origin`, and two columns for each further metric."""
+`task_origin`, `head`, and two columns for each further metric."""
+_OPTIONAL = ("task_origin", "head")
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
 _RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
@@ -326,7 +327,7 @@ def row(record: Record) -> dict[str, object]:
     metrics = _metric_columns(record)
     values |= record.environment | metrics
     values["cell"] = f"{LABEL}{record.id}"
-    further = [name for name in ("task_origin", *metrics) if name not in COLUMNS and values.get(name) is not None]
+    further = [name for name in (*_OPTIONAL, *metrics) if name not in COLUMNS and values.get(name) is not None]
     return {column: values.get(column) for column in (*COLUMNS, *further)}
 
 
@@ -349,7 +350,7 @@ def metrics_frame(records: Iterable[Record]) -> DataFrame:
 
     rows = [row(record) for record in sorted(records, key=lambda record: record.id)]
     further = {name for values in rows for name in values}.difference(COLUMNS)
-    columns = [*COLUMNS, *sorted(further, key=lambda name: (name != "task_origin", name))]
+    columns = [*COLUMNS, *(name for name in _OPTIONAL if name in further), *sorted(further.difference(_OPTIONAL))]
     cells = [[sheet(values.get(column)) for column in columns] for values in rows]
     return pd.DataFrame(cells, columns=columns, dtype=object)
 

@@ -157,6 +157,7 @@ def encode_setup(setup: Setup, device: str) -> str:
             "models": names,
             "data": sources,
             "targets": dict(setup.targets),
+            "heads": dict(setup.heads),
             "methods": setup.methods,
             "device": device,
             "offline": options.offline,
@@ -187,8 +188,8 @@ def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
         cache=content["cache"] and Path(content["cache"]),
         debug=content["debug"],
     )
-    targets = {model: tuple(names) for model, names in content["targets"].items()}
-    setup = Setup(model_sources, data, targets, tuple(content["methods"]), options)
+    targets, heads = ({model: tuple(names) for model, names in content[kind].items()} for kind in ("targets", "heads"))
+    setup = Setup(model_sources, data, targets, heads, tuple(content["methods"]), options)
     return setup, [Path(path) for path in content["include"]], content["methods"]
 
 

@@ -98,7 +98,7 @@ def test_a_setup_arrives_with_absolute_paths(tmp_path: Path, monkeypatch: pytest
     decoded, included, names = remote.decode_setup(text)
     assert included == []
     assert names == ["lora", "xs"]
-    assert decoded.targets == setup.targets
+    assert (decoded.targets, decoded.heads) == (setup.targets, setup.heads)
     assert {identity: source.identity for identity, source in decoded.models.items()} == {
         identity: identity for identity in setup.models
     }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_bench.data.windows import window_size
-from lora_bench.engine.encoder import mpnet
+from lora_bench.engine.encoder import deberta, mpnet
 from lora_bench.engine.encoder.attention import ForwardContext
 
 
@@ -33,8 +33,6 @@ class Architecture:
         norms: The modules of the layer norms that follow them.
         distance_biases: From the model's encoder and a number of slots to the biases `[heads, 2 · slots - 1]` that are
             added to attention scores by distance; None where there are none.
-        prepare: Replaces parts of a model whose code ignores transformers' attention interface, so that transformers'
-            own modules run on windows too (`attention`); None where they do by themselves.
     """
 
     model_types: frozenset[str]
@@ -43,7 +41,6 @@ class Architecture:
     dropouts: tuple[str, str]
     norms: tuple[str, str]
     distance_biases: Callable[[Any, int], Tensor] | None = None
-    prepare: Callable[[Any, ForwardContext], None] | None = None
 
     @torch.no_grad()
     def biases_of_all_distances(self, model: Any) -> Tensor | None:
@@ -79,10 +76,19 @@ MPNET = Architecture(
     dropouts=("attention.dropout", "output.dropout"),
     norms=("attention.LayerNorm", "output.LayerNorm"),
     distance_biases=mpnet.distance_biases,
-    prepare=mpnet.attend_within_windows,
 )  # fmt: skip
 
 ARCHITECTURES = (BERT, MPNET)
+
+# By model type: what makes transformers' own modules run on windows (`attention`) where they ignore its interface of
+# attention functions.
+ATTEND_WITHIN_WINDOWS: Mapping[str, Callable[[Any, ForwardContext], None]] = MappingProxyType(
+    {
+        "mpnet": mpnet.attend_within_windows,
+        "deberta": deberta.attend_within_windows,
+        "deberta-v2": deberta.attend_within_windows,
+    }
+)
 
 
 def of(model: Any) -> Architecture | None:

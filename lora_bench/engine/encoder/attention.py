@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from lora_bench.engine.masks import DropoutMask, Masks, Site
 
 NAME = "lora_bench_windows"
+_OVERRIDDEN = "lora_bench_overridden"  # of a module: the methods that `override` has replaced
 
 
 @dataclass
@@ -132,7 +133,8 @@ def windowed_attention(
         dropout: The module's rate of dropout on the attention weights.
         scaling: What scores are multiplied by; 1 / √D by default.
         sliding_window: See `reach` of `ForwardContext.attention_bias`.
-        position_bias: What is added to the scores of every window, `[H, 1, W, W]`.
+        position_bias: What is added to the scaled scores, `[H, 1, W, W]` for every cell and window, or
+            `[K, H, n, W, W]`.
 
     Returns:
         The outputs `[K, S, H, D]`, and None in place of the attention weights.
@@ -168,9 +170,17 @@ def attach(model: nn.Module, context: ForwardContext) -> None:
     replace_dropout(model, lambda dropout: SharedDropout(dropout.p, context))
 
 
+def override(module: nn.Module, method: str, function: Callable[..., Any]) -> None:
+    """Replace a method of one module, until `detach`."""
+    module.__dict__.setdefault(_OVERRIDDEN, set()).add(method)
+    setattr(module, method, function)
+
+
 def detach(model: nn.Module) -> None:
-    """Give the encoder its own dropout again."""
+    """Give the encoder its own dropout and methods again."""
     for name, module in list(model.named_modules()):
+        for method in module.__dict__.pop(_OVERRIDDEN, ()):
+            delattr(module, method)
         if isinstance(module, SharedDropout):
             model.set_submodule(name, nn.Dropout(module.p))
 

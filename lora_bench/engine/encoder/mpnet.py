@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_bench.engine.encoder.attention import ForwardContext, windowed_attention
+from lora_bench.engine.encoder.attention import ForwardContext, override, windowed_attention
 from lora_bench.engine.kernels.ops import toeplitz
 
 
@@ -32,9 +32,9 @@ def distance_biases(encoder: Any, longest: int) -> Tensor:
 def attend_within_windows(model: Any, context: ForwardContext) -> None:
     """Make a model of the family run on windows: its biases are those of a window, its attention ours."""
     encoder = model.encoder
-    encoder.compute_position_bias = partial(_window_biases, encoder, context)
+    override(encoder, "compute_position_bias", partial(_window_biases, encoder, context))
     for layer in encoder.layer:
-        layer.attention.attn.forward = partial(_attend, layer.attention.attn)
+        override(layer.attention.attn, "forward", partial(_attend, layer.attention.attn))
 
 
 def _window_biases(encoder: Any, context: ForwardContext, _: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Encoders that cannot run on windows, such as DeBERTa: transformers' own code on padded rows, for K cells at once.
+"""Encoders that cannot run on windows, such as XLM: transformers' own code on padded rows, for K cells at once.
 
 The forward of one cell is the model's own, on ids and an attention mask `[B, L]`. `torch.func.vmap` runs it for K
 cells: the products of the frozen weights become one product over the rows of all cells, and whatever the code does
-with its weights besides (DeBERTa projects its table of distances by the adapted key weights), it does for each cell.
-It takes more time and memory than windows do: padding is computed, and no activation is shared or saved only once.
+with its weights besides, it does for each cell. It takes more time than windows do: padding is computed, and so is each
+layer a second time in the backward pass (`recompute`), as the activations of all layers of all cells would not fit.
 
 All cells share the dropout masks of a step: they are drawn in the order in which the forward asks for them, in the
 shapes of one cell, from the step's random stream. So they depend on the batch alone. To that end every dropout of
@@ -20,36 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.overrides import TorchFunctionMode
 
 from lora_bench.engine.encoder import probe
 from lora_bench.engine.encoder.product import Operands
+from lora_bench.engine.encoder.recompute import Fields, Forward, RecomputedLayers, SharedDropouts
 from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.masks import Masks
 
 UseOperands = Callable[[Mapping[str, Operands]], None]
-
-
-class SharedDropouts(TorchFunctionMode):
-    """While it is entered, `torch.nn.functional.dropout` takes its masks from those of a step."""
-
-    def __init__(self, masks: Masks) -> None:
-        super().__init__()
-        self.masks = masks
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Intercept one call of torch."""
-        if func is nn.functional.dropout:
-            return self._dropout(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: ARG002  (torch's names)
-        if not training or not p:
-            return input
-        # Under vmap the shape is that of one cell, and the mask is the same for all.
-        return input * self.masks.draw_mask(input.shape, p, input.device).factor(input.dtype)
 
 
 class PaddedEncoder:
@@ -62,6 +40,7 @@ class PaddedEncoder:
 
     def __init__(self, model: Any, takes_types: bool) -> None:
         self.model, self.takes_types = model, takes_types
+        self.layers = RecomputedLayers(model)
 
     def encode(
         self,
@@ -89,12 +68,18 @@ class PaddedEncoder:
             hidden: Tensor = run.last_hidden_state
             return hidden
 
-        def forward_cell(fields: dict[str, dict[str, Tensor]]) -> Tensor:
+        def use_fields(fields: Fields) -> None:
             assert use is not None
             use({name: Operands(**values) for name, values in fields.items()})
-            return forward()
 
-        with SharedDropouts(masks) if masks is not None else nullcontext():
+        def forward_cell(fields: Fields) -> Tensor:
+            use_fields(fields)
+            if cells == 1:
+                return forward()
+            with self.layers.during(Forward(fields, use_fields, masks)):
+                return forward()
+
+        with SharedDropouts(masks.draw_mask) if masks is not None else nullcontext():
             if not operands:
                 return forward().expand(cells, -1, -1, -1)
             present = {
@@ -110,8 +95,9 @@ class PaddedEncoder:
         device = batch.slots.device
         sequences = torch.arange(len(batch.first), device=device)
         slots = batch.first[:, None] + torch.arange(batch.longest, device=device)
-        slots = slots.clamp_(max=batch.slots.shape[1] - 1)
-        present = batch.segments[slots] == sequences[:, None]
+        within = slots < len(batch.segments)  # behind a sequence that ends in the last slot there is nothing
+        slots = slots.clamp_(max=len(batch.segments) - 1)
+        present = within & (batch.segments[slots] == sequences[:, None])
         rows = {
             "input_ids": batch.ids[slots].where(present, probe.padding(self.model.config)),
             "attention_mask": present.long(),
