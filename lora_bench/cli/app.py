@@ -176,7 +176,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
         options = interfaces.Options(
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
-        with progress.ProgressView(console, plan) as view:
+        with progress.ProgressView(console, plan, execution.debug) as view:
             grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
         results = [record for record in cell_records if not record.is_search]
@@ -204,6 +204,7 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.run import environment
     from lora_bench.run import plan as plans
 
+    execution.check_engine()
     name = environment.named_device(execution.device)
     pack_size, folder = selection.pack_size(), selection.results_folder()
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
