@@ -179,15 +179,19 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
         with progress.ProgressView(console, plan, execution.debug) as view:
             grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
-        tables.print_table(console, tables.results_table(cell_records), tables.RESULTS_DROPPED)
+        results = [record for record in cell_records if not record.is_search]
+        tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:
             line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
             console.print(Text(clean(line)), soft_wrap=True)
+        untrained = tables.untrained_lines(grid_run.plan)
+        for line in untrained:
+            console.print(Text(line), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
-    if unsuccessful or plan.broken or grid_run.store.broken:
+    if unsuccessful or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -206,6 +210,8 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
     console.print(tables.plan_summary(plan, str(folder), name), soft_wrap=True)
+    if plan.grid.is_staged:
+        tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)
     tables.print_table(console, tables.packs_table(plan), tables.PACKS_DROPPED)
     tables.print_table(console, tables.status_table(plan), tables.STATUS_DROPPED)
     _warn_broken(plan.broken)

@@ -75,6 +75,20 @@ class Selection:
     seed: Annotated[list[int] | None, _grid_option("Seed (default: 0).")] = None
     lr: Annotated[list[float] | None, _grid_option("Learning rate (default: by method).")] = None
     head_lr: Annotated[list[float] | None, _grid_option("The head's learning rate (default: the adapter's).")] = None
+    search_lr: Annotated[
+        str | None,
+        _grid_option("Learning rates to search, joined by commas: the best on held-out rows trains the grid."),
+    ] = None
+    search_seeds: Annotated[
+        str | None, _grid_option("Seeds of the search, joined by commas (default: 100,101,102).")
+    ] = None
+    start: Annotated[
+        list[str] | None,
+        _grid_option(
+            "Task whose cells the cells continue from (default: the pretrained model).",
+            autocompletion=completion.task_names,
+        ),
+    ] = None
     epochs: Annotated[list[int] | None, _grid_option("Epochs (default: 10).")] = None
     batch_size: Annotated[list[int] | None, _grid_option("Batch size (default: 32).")] = None
     max_length: Annotated[list[int] | None, _grid_option("Longest sequence, in tokens (default: 128).")] = None
@@ -134,7 +148,7 @@ class Selection:
 
     def overrides(self) -> dict[str, list[object]]:
         """Return the values that options give, by setting."""
-        from lora_bench.grid.config import SETTINGS, parse_set
+        from lora_bench.grid.config import SETTINGS, parse_search, parse_set
 
         overrides: dict[str, list[object]] = {}
         for name in SETTINGS:
@@ -144,6 +158,14 @@ class Selection:
         for text in self.set_ or ():
             key, set_values = parse_set(text)
             overrides[key] = list(set_values)
+        if self.search_lr is not None or self.search_seeds is not None:
+            if "lr" in overrides or self.search_lr is None:
+                other = "--lr" if self.search_lr else "--search-seeds"
+                hint = "Give --search-lr the rates to search, as in --search-lr 1e-4,3e-4,1e-3, and no --lr."
+                raise BenchError(f"{other} does not say which rates to search.", hint)
+            raw = {"search": _split(self.search_lr)}
+            seeds = {} if self.search_seeds is None else {"seeds": _split(self.search_seeds)}
+            overrides["lr"] = [parse_search("lr", raw | seeds)]
         return overrides
 
     def results_folder(self) -> Path:
@@ -218,6 +240,10 @@ class ExecutionOptions:
         if self.engine == "local" and (self.address is not None or self.gpus is not None):
             raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
         return self.engine == "ray"
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 class Included(NamedTuple):

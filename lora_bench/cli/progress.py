@@ -15,11 +15,12 @@ from rich.text import Text
 from lora_bench import BEGAN, tasks
 from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart
 from lora_bench.records.schema import Record
-from lora_bench.run.interfaces import View
+from lora_bench.run.interfaces import StageProgress, View
 from lora_bench.run.plan import Plan
 from lora_bench.text import clean, counted
 
 SHOWN_STEPS = (1, 2, 10)  # of a process's first pack, whose seconds `--debug` prints: kernels and graphs are made then
+MAX_STAGES = 6  # in a line
 
 
 class PackProgress(View):
@@ -95,7 +96,7 @@ class ProgressView(PackProgress):
 
     def __init__(self, console: Console, plan: Plan, debug: bool = False) -> None:
         self.console, self.debug = console, debug
-        self.total, self.ended, self.packs_begun = len(plan.todo), 0, 0
+        self.total, self.ended, self.packs_begun = len(plan.todo) + sum(map(len, plan.later)), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -130,6 +131,17 @@ class ProgressView(PackProgress):
         if not self.bars:
             verb = "has" if self.total == 1 else "have"
             self.line(f"{self.ended} of {counted(self.total, 'cell')} {verb} ended")
+
+    def staged(self, stages: Sequence[StageProgress]) -> None:
+        """Show what has ended and what waits, for the stages that have not ended."""
+        ready, waiting = sum(stage.ready for stage in stages), sum(stage.waiting for stage in stages)
+        self.total = self.ended + ready + waiting
+        description = f"cells ({waiting} waiting)" if waiting else "cells"
+        self.progress.update(self.grid_bar, total=self.total, description=description)
+        if not self.bars and waiting:
+            parts = [f"{stage.title} {stage.ended}/{stage.cells}" for stage in stages if stage.ready or stage.waiting]
+            more = f" and {len(parts) - MAX_STAGES} more" if len(parts) > MAX_STAGES else ""
+            self.line(f"{waiting} waiting; ended: {', '.join(parts[:MAX_STAGES])}{more}")
 
     def warn(self, text: str) -> None:
         """Print a warning."""

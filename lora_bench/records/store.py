@@ -39,9 +39,10 @@ COLUMNS = (
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
-"""The columns that every metrics.csv has. What only tasks from outside of GLUE need follows where records have it:
-`task_origin`, `head`, and two columns for each further metric."""
-_OPTIONAL = ("task_origin", "head")
+"""The columns that every metrics.csv has. What only some grids need follows where records have it: `FURTHER`, and two
+columns for each metric of tasks from outside of GLUE."""
+# `start`: the cell that it continues from; `search`: `SearchInfo.role`
+FURTHER = ("task_origin", "head", "start", "search")
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
 _RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
@@ -327,7 +328,8 @@ def row(record: Record) -> dict[str, object]:
     metrics = _metric_columns(record)
     values |= record.environment | metrics
     values["cell"] = f"{LABEL}{record.id}"
-    further = [name for name in (*_OPTIONAL, *metrics) if name not in COLUMNS and values.get(name) is not None]
+    values["search"] = None if record.search is None else record.search.role
+    further = [name for name in (*FURTHER, *metrics) if name not in COLUMNS and values.get(name) is not None]
     return {column: values.get(column) for column in (*COLUMNS, *further)}
 
 
@@ -350,7 +352,7 @@ def metrics_frame(records: Iterable[Record]) -> DataFrame:
 
     rows = [row(record) for record in sorted(records, key=lambda record: record.id)]
     further = {name for values in rows for name in values}.difference(COLUMNS)
-    columns = [*COLUMNS, *(name for name in _OPTIONAL if name in further), *sorted(further.difference(_OPTIONAL))]
+    columns = [*COLUMNS, *(name for name in FURTHER if name in further), *sorted(further.difference(FURTHER))]
     cells = [[sheet(values.get(column)) for column in columns] for values in rows]
     return pd.DataFrame(cells, columns=columns, dtype=object)
 

@@ -184,8 +184,7 @@ class RayExecutor:
 
     def _give(self, device: _Device, job: Job) -> None:
         device.job = job
-        text, checkpoints = remote.encode_job(job)
-        device.worker.train.remote(job.number, (text, checkpoints))
+        device.worker.train.remote(job.number, remote.encode_job(job))
         self._poll(device)
 
     def _poll(self, device: _Device) -> None:

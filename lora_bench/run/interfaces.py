@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell, Head
+from lora_bench.records.adapters import Part
 from lora_bench.records.schema import Record
 from lora_bench.run.checkpoints import CheckpointManifest, StoredCheckpoint
 from lora_bench.run.outcome import Outcome
@@ -22,6 +23,29 @@ from lora_bench.run.signals import Stopper
 if TYPE_CHECKING:
     from lora_bench.data import DataSource
     from lora_bench.data.model_source import ModelSource
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """The cells of a stage: those that search the rates of a task, or the others of the task.
+
+    Attributes:
+        title: The name of the stage.
+        cells: How many there are, as far as it is known.
+        ended: How many have ended.
+        ready: How many can train, or are in training.
+        waiting: How many wait for other cells.
+        blocked: How many can never train, since a cell that they need has failed.
+        needs: The titles of the stages that it waits for, or has waited for.
+    """
+
+    title: str
+    cells: int
+    ended: int
+    ready: int
+    waiting: int
+    blocked: int
+    needs: tuple[str, ...]
 
 
 class View(Callback):
@@ -39,6 +63,9 @@ class View(Callback):
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended, and their records are written."""
+
+    def staged(self, stages: Sequence[StageProgress]) -> None:
+        """What has ended, can train and waits, for a grid in which cells wait for others; each time that it changes."""
 
     def warn(self, text: str) -> None:
         """There is something that the user should know."""
@@ -98,6 +125,8 @@ class Job:
         record_times: When the records that some of the cells have were written, in nanoseconds, by id.
         checkpoints: Checkpoints that hold some of the cells, those with the most steps first.
         predicted_bytes: The predicted peak of memory; None if it is unknown.
+        starts: The files of what other cells have trained, by id, for the cells that continue from them.
+        needed: The ids of those cells of the pack that other cells continue from: what they train is kept for these.
     """
 
     number: int
@@ -107,6 +136,8 @@ class Job:
     record_times: Mapping[str, int] = field(default_factory=dict)
     checkpoints: Sequence[StoredCheckpoint] = ()
     predicted_bytes: float | None = None
+    starts: Mapping[str, Mapping[Part, bytes]] = field(default_factory=dict)
+    needed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ halved until the cell at fault is alone. Any number of packs may be in training 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lora_bench.cell import Cell
@@ -55,6 +55,11 @@ class Work:
     probe: Probe | None = None
     cost: float = field(default=0.0)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a pack that failed."""
+        return bool(self.halved) or self.is_probed
+
 
 class Queue:
     """The packs that are to train.
@@ -66,17 +71,47 @@ class Queue:
     """
 
     def __init__(self, plan: Plan, slots: int) -> None:
-        self._store, self._known = plan.store, plan.known
+        self._store, self._known, self._slots = plan.store, plan.known, slots
+        self._waiting: list[Work] = []
+        self._largest: float | None = None
+        self.add(plan)
+
+    def busy(self, running: Iterable[Work]) -> set[str]:
+        """Return the ids of cells that are in training, or in a part of a failed pack.
+
+        Args:
+            running: What is in training.
+        """
+        works = [*running, *(work for work in self._waiting if work.is_part)]
+        probes = [work.probe.cells for work in works if work.probe is not None]
+        return {cell.id for cells in (*(work.cells for work in works), *probes) for cell in cells}
+
+    def add(self, plan: Plan) -> None:
+        """Take the packs of a plan in place of those that wait and are no parts of failed ones.
+
+        Args:
+            plan: The plan, or what has become of it, without the cells that are busy.
+        """
+        self._known = plan.known
+        parts = [work for work in self._waiting if work.is_part]
+        works = [Work(pack) for pack in plan.packs]
+        if self._slots > 1:
+            works = self._balanced(plan)
+        self._waiting = [*parts, *works]
+
+    def _balanced(self, plan: Plan) -> list[Work]:
+        """The packs of a plan, the largest first, in parts that keep all slots busy to the end."""
         costs = [seconds for seconds, _ in plan.costs]
         is_known = None not in costs
-        self._waiting = [
+        works = [
             Work(pack, cost=seconds if is_known and seconds else float(len(pack) * pack[0].epochs))
             for pack, seconds in zip(plan.packs, costs, strict=True)
         ]
-        if slots > 1 and plan.limit is None:
-            self._waiting = _parts(self._waiting, slots)
-        if slots > 1:
-            self._waiting.sort(key=lambda work: -work.cost)
+        if plan.limit is None:
+            if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
+                self._largest = SHARE * sum(work.cost for work in works) / self._slots
+            works = _parts(works, self._largest)
+        return sorted(works, key=lambda work: -work.cost)
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""
@@ -157,14 +192,13 @@ class Queue:
         return None
 
 
-def _parts(waiting: Sequence[Work], slots: int) -> list[Work]:
-    """The work in parts that keep all slots busy to the end."""
-    limit = SHARE * sum(work.cost for work in waiting) / slots
-    undecided, parts = list(reversed(waiting)), list[Work]()
+def _parts(works: Sequence[Work], largest: float) -> list[Work]:
+    """The work in parts of at most this cost."""
+    undecided, parts = list(reversed(works)), list[Work]()
     while undecided:
         work = undecided.pop()
         middle = len(work.cells) // 2
-        if work.cost > limit and middle >= FEWEST:
+        if work.cost > largest and middle >= FEWEST:
             undecided += [Work(half, cost=work.cost / 2) for half in (work.cells[middle:], work.cells[:middle])]
         else:
             parts.append(work)

@@ -24,6 +24,7 @@ from lora_bench.cell import Cell
 from lora_bench.data import DataSource
 from lora_bench.data.model_source import ModelSource
 from lora_bench.errors import BenchError, of_the_system
+from lora_bench.records.adapters import Part
 from lora_bench.records.files import is_folder
 from lora_bench.records.store import parse, record_text
 from lora_bench.run import environment
@@ -34,7 +35,8 @@ from lora_bench.run.outcome import Outcome
 from lora_bench.run.signals import Stopper
 
 Event = tuple[Any, ...]  # a word that says what has happened, then its values
-SentJob = tuple[str, list[tuple[str, bytes]]]  # JSON, and the manifests and tensors of checkpoints
+# JSON; the manifests and tensors of checkpoints; the files of what other cells have trained, by id and name.
+SentJob = tuple[str, list[tuple[str, bytes]], dict[str, dict[Part, bytes]]]
 
 
 class RemoteWorker:
@@ -211,13 +213,14 @@ def encode_job(job: Job) -> SentJob:
         "notes": job.notes,
         "record_times": dict(job.record_times),
         "predicted_bytes": job.predicted_bytes,
+        "needed": sorted(job.needed),
     }
-    return json.dumps(content), sent
+    return json.dumps(content), sent, {cell_id: dict(parts) for cell_id, parts in job.starts.items()}
 
 
 def decode_job(number: int, job: SentJob) -> Job:
     """Return the job of a number."""
-    text, sent = job
+    text, sent, starts = job
     content = json.loads(text)
     return Job(
         number=number,
@@ -227,6 +230,8 @@ def decode_job(number: int, job: SentJob) -> Job:
         record_times=content["record_times"],
         checkpoints=[SentCheckpoint(CheckpointManifest.model_validate_json(text), tensors) for text, tensors in sent],
         predicted_bytes=content["predicted_bytes"],
+        starts=starts,
+        needed=frozenset(content["needed"]),
     )
 
 

@@ -6,14 +6,14 @@ come when, and what becomes of those that fail, is the queue's. No torch: what t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 
-from lora_bench import provenance
+from lora_bench import methods, provenance
 from lora_bench.cell import Cell
-from lora_bench.errors import of_the_system
-from lora_bench.records import files
+from lora_bench.errors import MISSING, BenchError, of_the_system
+from lora_bench.records import adapters, files
 from lora_bench.records.schema import Record
 from lora_bench.run import checkpoints
 from lora_bench.run.checkpoints import CheckpointManifest
@@ -55,6 +55,8 @@ class Runner:
         self._jobs = self._published = 0
         self._last: Cell | None = None
         self._cannot_save = False
+        self._lent: set[str] = set()  # cells whose values are kept for others, although the run keeps none
+        self._has_news = plan.grid.is_staged  # records that may let other cells train
 
     def run(self) -> list[Record]:
         """Train everything that is to do.
@@ -103,14 +105,39 @@ class Runner:
             self.executor.advance()
 
     def _fill(self) -> bool:
-        """Give the executor as many jobs as it takes; whether any is in training."""
+        """Give the executor what can train now; whether anything is in training."""
+        if self._has_news and not self.plan.is_settled:
+            self._advance()
+        self._submit()
+        if self._has_news and not self._running:
+            self._advance()
+            self._submit()
+        return bool(self._running)
+
+    def _submit(self) -> None:
+        """Give the executor as many jobs as it takes."""
         while len(self._running) < self.executor.slots and (work := self.queue.take(self._last)):
             self.stopper.check()
             self._jobs += 1
             self._running[self._jobs] = work
             self._owner.train([cell.id for running in self._running.values() for cell in running.cells])
             self.executor.submit(self._job(self._jobs, work))
-        return bool(self._running)
+
+    def _advance(self) -> None:
+        """Let the cells train that waited for others."""
+        self.plan = self.plan.advanced(self.queue.busy(self._running.values()))
+        self.queue.add(self.plan)
+        self._has_news = False
+        self._drop_values()
+        self.view.staged(self.plan.stages)
+
+    def _drop_values(self) -> None:
+        """Remove what cells have trained that was kept for others, which have ended."""
+        for cell in self.plan.grid.cells:
+            is_kept = cell.id in self.plan.needed or cell.id not in self.plan.ended
+            if not is_kept and (methods.of(cell).trains_backbone or cell.id in self._lent):
+                files.remove(self.options.results / adapters.FOLDER / cell.id)
+                self._lent.discard(cell.id)
 
     def _job(self, number: int, work: Work) -> Job:
         record_times, ids = self.store.record_times(), {cell.id for cell in work.cells}
@@ -126,7 +153,22 @@ class Runner:
                 if not ids.isdisjoint(checkpoint.unfinished(record_times))
             ],
             predicted_bytes=self.plan.bytes(work.cells),
+            starts=self._starts(work.cells),
+            needed=self.plan.needed & ids,
         )
+
+    def _starts(self, cells: Sequence[Cell]) -> dict[str, Mapping[adapters.Part, bytes]]:
+        """The files of what other cells have trained, for those that continue from them."""
+        starts: dict[str, Mapping[adapters.Part, bytes]] = {}
+        for cell_id in dict.fromkeys(cell.start for cell in cells if cell.start is not None):
+            parts = adapters.read_of_cell(self.options.results, cell_id)
+            if parts is None:
+                folder = self.options.results / adapters.FOLDER / cell_id
+                raise BenchError(
+                    f"'{folder}' was damaged during the run.", "The same command trains it again.", MISSING
+                )
+            starts[cell_id] = parts
+        return starts
 
     def check(self) -> None:
         """Check what is known of the lease of the results folder."""
@@ -146,6 +188,7 @@ class Runner:
 
     def publish(self, outcomes: Sequence[Outcome]) -> None:
         """Write the records and adapters of cells that have ended."""
+        outcomes = [replace(outcome, record=self.plan.grid.with_stages(outcome.record)) for outcome in outcomes]
         name, self._published = f"{self._owner.token}-{self._published}", self._published + 1
         try:
             staged = self.store.stage(outcomes)
@@ -160,6 +203,9 @@ class Runner:
             raise
         records = [outcome.record for outcome in outcomes]
         checkpoints.prune(self.options.results, {record.id for record in records}, self.store.record_times())
+        self._has_news = self.plan.grid.is_staged
+        if not self.options.save:
+            self._lent |= {outcome.record.id for outcome in outcomes if outcome.adapter}
         self.view.done(records)
 
     def renewed(self, job: Job) -> Job | None:

@@ -12,7 +12,11 @@ from lora_bench.run import checkpoints, owner
 from lora_bench.run.checkpoints import Checkpoint
 from lora_bench.run.publish import RecordStore
 
-STATES = ("planned", "interrupted", "running", "done", "failed", "diverged", "oom", "stale", "unreadable")
+STATES = (
+    "planned", "interrupted", "running", "waiting", "done", "failed", "diverged", "oom", "stale", "unreadable",
+    "blocked",
+)  # fmt: skip
+HELD_UP = ("waiting", "blocked")  # by other cells, which have to end before or have failed
 RETRY = ("failed", "diverged", "oom", "stale")
 # What decides the tokens and labels of a cell: model, data, task, longest sequence, seed of the held-out rows.
 _TablesKey = tuple[object, ...]

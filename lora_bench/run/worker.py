@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -12,14 +12,14 @@ from lora_bench import methods, provenance, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.encoder import head_forms
-from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.targets import resolve
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
 from lora_bench.engine.shortage import is_memory
+from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import DataInfo, Timing
 from lora_bench.run import checkpointing, environment, recording
 from lora_bench.run.checkpointing import Checkpointer
-from lora_bench.run.inputs import Loader, Prepared
+from lora_bench.run.inputs import Loader
 from lora_bench.run.interfaces import Job, RunContext, Setup, View
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.pack_run import PackRun, build_trainer
@@ -60,15 +60,17 @@ class Training:
         prepared = self.loader.tables(cells[0], backbone)
         fingerprint = self._fingerprint(prepared.info)
         checkpoints = checkpointing.find(job, fingerprint)
+        starts = {cell_id: saved.decode(parts) for cell_id, parts in job.starts.items()}
+        build = lambda sample: build_trainer(sample, backbone, prepared, starts)
         by_steps: dict[int, list[Cell]] = {}
         for cell in cells:
             steps = checkpoints[cell.id].entry.steps if cell.id in checkpoints else 0
             by_steps.setdefault(steps, []).append(cell)
         for steps in sorted(by_steps, reverse=True):
-            limit = len(cells) if job.halved else self._cells_that_fit(by_steps[steps], job, backbone, prepared)
+            limit = len(cells) if job.halved else self._cells_that_fit(by_steps[steps], job, build)
             for part in _even_parts(by_steps[steps], limit):
                 checkpointer = Checkpointer(context, job.record_times, fingerprint)
-                run = PackRun(backbone, prepared, self.view, checkpointer)
+                run = PackRun(backbone, prepared, self.view, checkpointer, starts)
                 ended, timing = run.train(part, checkpoints, job.halved)
                 yield [self._outcome(cell, job, prepared.info, timing) for cell in ended]
 
@@ -94,7 +96,8 @@ class Training:
         task = tasks.of(cell)
         versions = {**self._environment, **provenance.current(cell.method)}
         record = recording.build_record(ended, task, info, timing, job.notes, versions)
-        if state is None or not self.options.save or methods.of(cell).trains_backbone:
+        keeps = cell.id in job.needed or (self.options.save and not methods.of(cell).trains_backbone)
+        if state is None or not keeps:
             return Outcome(record)
         return Outcome(record, saved.contents(cell, task.num_outputs, state))
 
@@ -103,7 +106,7 @@ class Training:
         libraries = provenance.versions_of(*provenance.LIBRARIES)
         return {**libraries, "data": info.fingerprint, "device": self.device.type}
 
-    def _cells_that_fit(self, cells: Sequence[Cell], job: Job, backbone: Backbone, prepared: Prepared) -> int:
+    def _cells_that_fit(self, cells: Sequence[Cell], job: Job, build: Callable[[Sequence[Cell]], Trainer]) -> int:
         """How many of the cells a GPU's memory holds; measured where the forecast is unknown or near the limit."""
         if self.device.type != "cuda" or len(cells) <= SAMPLES[1]:
             return len(cells)
@@ -111,7 +114,7 @@ class Training:
         if predicted is not None and predicted < SAFE_SHARE * free_bytes(self.device):
             return len(cells)
         self.view.stage("measuring memory")
-        return cells_that_fit(cells, lambda sample: build_trainer(sample, backbone, prepared), self.device)
+        return cells_that_fit(cells, build, self.device)
 
 
 def _even_parts(cells: Sequence[Cell], limit: int) -> list[Sequence[Cell]]:

@@ -2,6 +2,7 @@
 
     python -m tests.tools.kills --kills 200            (in CI: --kills 20)
     python -m tests.tools.kills --kills 200 --sample   on the bundled encoder and data, as the smoke preset has them
+    python -m tests.tools.kills --stages               a grid in which cells wait for others
 
 One process imports torch; every run of the grid is a fork of it, so a run costs what it trains. The grid has 12 cells
 in two packs, saved after every epoch.
@@ -47,21 +48,31 @@ BLOCKS: tuple[dict[str, Any], ...] = (
 )
 
 
+# Three rates and two seeds search the rate of each block, which may add two rates; then RTE continues from SST-2.
+STAGED: tuple[dict[str, Any], ...] = (
+    {"method": "lora", "rank": 4, "lr": {"search": [1e-3, 4e-3, 1.6e-2], "seeds": [100, 101]}},
+    {"method": "full", "lr": {"search": [1e-4, 4e-4, 1.6e-3], "seeds": [100, 101], "extend": False}},
+)
+
+
 @dataclass(frozen=True)
 class Place:
-    """An encoder and a folder of rows."""
+    """An encoder and a folder of rows; `staged`: the other of the two grids."""
 
     model: str
     rows: str | None
+    staged: bool = False
 
     def grid(self) -> Grid:
-        """Twelve cells."""
+        """Twelve cells, or those that wait for others."""
         base: dict[str, Any] = {
             "model": self.model, "task": "sst2", "seed": [0, 1], "epochs": 3, "batch_size": 16, "max_length": 24,
             "lr": 4e-3,
         }  # fmt: skip
+        if self.staged:
+            base |= {"task": ["sst2", "rte"], "epochs": 2, "start": {"rte": "sst2"}}
         return expand(
-            Config(name="kills", defaults=base, blocks=BLOCKS),
+            Config(name="kills", defaults=base, blocks=STAGED if self.staged else BLOCKS),
             {},
             plans.sources(),
             Path(self.rows) if self.rows else None,
@@ -222,14 +233,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--sample", action="store_true")
     parser.add_argument("--every", type=int, default=1, help="of the named points, every so many")
+    parser.add_argument("--stages", action="store_true")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     checkpointing.EPOCH_INTERVAL = checkpointing.COST_FACTOR = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        place = Place("sample", None)
+        place = Place("sample", None, wanted.stages)
         if not wanted.sample:
-            place = Place(str(make_model(root / "tiny")), str(make_data(root / "rows")))
+            rows = make_data(root / "rows", "sst2", "rte")
+            place = Place(str(make_model(root / "tiny")), str(rows), wanted.stages)
         warm(place, root / "none")
         began = time.perf_counter()
         assert ended(fork(lambda: train(place, root / "peace"))) == 0
