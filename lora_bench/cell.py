@@ -22,6 +22,7 @@ Count = Annotated[int, Field(gt=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # -0.0 is 0.0
 Name = Annotated[str, Field(min_length=1, max_length=300)]
+CellId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
@@ -54,6 +55,7 @@ class Cell(BaseModel):
     precision: Precision = "float32"
     origin: Name | None = None  # for a method from outside of this package: its file and a hash of the content
     task_origin: Name | None = None  # the same for a task that is not GLUE's
+    start: CellId | None = None  # the id of the cell of another task that it continues from
 
     @property
     def id(self) -> str:

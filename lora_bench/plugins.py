@@ -72,6 +72,11 @@ def load_file(path: Path) -> Plugin:
     return _plugins[key]
 
 
+def included() -> list[Plugin]:
+    """Return the files that have been executed, in that order."""
+    return list(_plugins.values())
+
+
 def origin_of(path: Path, content: bytes) -> str:
     """Return what names a file and its content in a cell: `<file>@<12 hex of its SHA-256>`."""
     return f"{path.name}@{hashlib.sha256(content).hexdigest()[:12]}"

@@ -83,7 +83,7 @@ def test_a_new_optional_field_changes_no_old_id() -> None:
 
 
 OTHER_VALUES: dict[str, Any] = {
-    "origin": "mine.py@0123456789ab",
+    "origin": "mine.py@0123456789ab", "start": "0123456789ab",
     "task_origin": "my_task.py@0123456789ab",
     "model": "x", "data": "x", "task": "rte", "method": "lora", "rank": 2, "a": 2, "b": 2, "alpha": 2, "targets": "qv",
     "init": "published", "seed": 9, "lr": 0.5, "head_lr": 0.5, "weight_decay": 0.5, "warmup": 0.5, "clip": 0.5,

@@ -218,7 +218,7 @@ def test_a_home_folder_is_understood_in_every_path(tmp_path: Path) -> None:
     grid = ("--config=~/grid.yaml", "--include=~/mine.py", "--data-dir=~/glue", "--results=~/runs")
     ran = bench("run", *grid, "--method", "head", cwd=cwd, HOME=str(home))
     assert ran.returncode == 0, ran.stderr
-    assert sorted(path.name for path in (home / "runs").iterdir()) == ["adapters", "cells", "leases", "metrics.csv"]
+    assert sorted(path.name for path in (home / "runs").iterdir()) == ["adapters", "cells", "metrics.csv"]
     reported = bench("report", "--results=~/runs", "--out=~/out", cwd=cwd, HOME=str(home))
     assert reported.returncode == 0, reported.stderr
     assert (home / "out" / "report.html").is_file()

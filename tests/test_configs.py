@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -68,7 +69,8 @@ def test_the_count_of_lora() -> None:
 def test_the_count_of_xs() -> None:
     long, short = 3 * 6 * (3 * 3) * 5, 3 * 6 * (2 * 2) * 5
     head = 3 * 3 * 5 + 3 * 2 * 5
-    assert len(shipped("xs").cells) == long + short + head
+    mnli = (6 + 1) * 5
+    assert len(shipped("xs").cells) == long + short + head + mnli
 
 
 def test_the_count_of_paper_follows_from_its_definition() -> None:
@@ -77,9 +79,10 @@ def test_the_count_of_paper_follows_from_its_definition() -> None:
     for block in raw["blocks"]:
         given_here = common | block
         many = {key: len(value) if isinstance(value, list) else 1 for key, value in given_here.items()}
-        for method in given_here["method"]:
+        for method in np.atleast_1d(given_here["method"]):
             count += math.prod(many.get(key, 1) for key in methods.get(method).parameters | {"task", "seed"})
-    assert len(shipped("paper").cells) == count == 8 * 5 * (1 + 1 + 2 * 5 * 16 + 2 * 5 + 2 * 5 + 5 + 5)
+    steps = [step for step in shipped("paper").steps if step.role == "grid"]
+    assert len(steps) == count == 8 * 5 * (1 + 1 + 2 * 5 * 16 + 2 * 5 + 2 * 5 + 5 + 5)
 
 
 def test_smoke_needs_no_network() -> None:
@@ -87,10 +90,22 @@ def test_smoke_needs_no_network() -> None:
     assert {(cell.model, cell.data) for cell in grid.cells} == {("sample", "sample")}
 
 
-def test_paper_takes_each_methods_own_lr() -> None:
-    cells = shipped("paper").cells
-    assert {cell.method for cell in cells} == {"full", "head", "lora", "mini", "xs", "cora", "cora-init"}
-    assert all(cell.lr == methods.of(cell).default_lr for cell in cells)
+def test_paper_searches_rates_around_each_methods_own() -> None:
+    """At two ranks and one (a, b), two seeds, three or four rates, for each task."""
+    trials = shipped("paper").cells
+    assert {cell.seed for cell in trials} == {100, 101}
+    assert len(trials) == 8 * 2 * (3 + 3 + 2 * 2 * 3 * 3 + 2 * 2 * 4)
+    for method in ("full", "head", "lora", "mini", "xs", "cora", "cora-init"):
+        tried = sorted({cell.lr for cell in trials if cell.method == method})
+        assert tried[0] < methods.get(method).default_lr < tried[-1]
+        assert methods.get(method).default_lr in tried
+
+
+@pytest.mark.parametrize("name", ["lora", "xs"])
+def test_tasks_that_the_paper_starts_from_mnli_start_there(name: str) -> None:
+    cells = {cell.id: cell for cell in shipped(name).cells}
+    starts = {cell.task: cells[cell.start].task for cell in cells.values() if cell.start is not None}
+    assert starts == dict.fromkeys(("mrpc", "rte", "stsb"), "mnli")
 
 
 LORA_TABLE_9 = {

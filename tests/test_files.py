@@ -259,9 +259,19 @@ def test_leftovers_are_what_a_killed_write_leaves(tmp_path: Path, monkeypatch: p
     assert list(files.leftovers(tmp_path / "none")) == []
 
 
-def test_a_touched_file_is_of_now(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    os.utime(tmp_path / "file", (1, 1))
-    files.touch(tmp_path / "file")
-    (tmp_path / "new").touch()
-    assert abs((tmp_path / "file").stat().st_mtime - (tmp_path / "new").stat().st_mtime) < 60
+def test_a_discarded_folder_loses_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing is moved out of it while its content is removed."""
+    (tmp_path / "folder" / "in").mkdir(parents=True)
+    seen: list[bool] = []
+    monkeypatch.setattr(files, "remove", lambda path: seen.append((tmp_path / "folder").exists()))
+    files.discard(tmp_path / "folder")
+    assert seen == [False]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    """Its successor has gone meanwhile."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        files.move(tmp_path / "gone", tmp_path / "folder")
+    assert (tmp_path / "folder" / "file").read_text() == "old"

@@ -14,7 +14,7 @@ import pytest
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import USAGE, BenchError
-from lora_bench.grid import cells as grids
+from lora_bench.grid import selection
 from lora_bench.grid.cells import Grid, expand, packs
 from lora_bench.grid.config import SETTINGS, Config, load_config
 from lora_bench.grid.presets import find_preset
@@ -105,7 +105,7 @@ def test_more_than_a_million_cells_are_refused_before_they_are_built() -> None:
 
 
 def test_the_largest_grid_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grids, "MAX_CELLS", 6)
+    monkeypatch.setattr(selection, "MAX_CELLS", 6)
     assert len(made(BASE | {"rank": [1, 2], "seed": [1, 2, 3]}).cells) == 6
     with pytest.raises(BenchError):
         made(BASE | {"rank": [1, 2], "seed": [1, 2, 3, 4]})

@@ -9,7 +9,8 @@ from lora_bench.records import store
 
 SELECTION = {
     "--preset", "--config", "--task", "--method", "--rank", "-r", "--a", "-a", "--b", "-b", "--targets", "--seed",
-    "--lr", "--head-lr", "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
+    "--lr", "--head-lr", "--search-lr", "--search-seeds", "--start",
+    "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
     "--data-dir", "--results", "--pack", "--retry", "--include", "--device", "--offline", "--save", "--debug",
 }  # fmt: skip
 COMMANDS = {

@@ -149,6 +149,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
 
     Options narrow or override a preset or a config. Models and data come from the Hub, unless folders are given.
     """
+    on_ray = execution.check_engine()
     grid = selection.grid()  # before torch is imported, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
     from lora_bench.cli import progress, tables
@@ -157,8 +158,15 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.run import plan as plans
     from lora_bench.run.device import choose_device
 
-    device = choose_device(execution.device)
-    name = environment.device_name(device)
+    executor: interfaces.Executor | None = None
+    if on_ray:
+        from lora_bench.run.cluster import RayExecutor
+
+        executor = RayExecutor(execution.address, execution.gpus, execution.device)
+        device = name = executor.device_name()
+    else:
+        device = choose_device(execution.device)
+        name = environment.device_name(device)
     plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
@@ -169,18 +177,21 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
         with progress.ProgressView(console, plan) as view:
-            grid_run = runner.Runner(plan, options, view, signals.current())
+            grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
-        tables.print_table(console, tables.results_table(cell_records), tables.RESULTS_DROPPED)
-        console.print(tables.held_elsewhere(grid_run.held), soft_wrap=True, end="")
+        results = [record for record in cell_records if not record.is_search]
+        tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:
             line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
             console.print(Text(clean(line)), soft_wrap=True)
+        untrained = tables.untrained_lines(grid_run.plan)
+        for line in untrained:
+            console.print(Text(line), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
-    if unsuccessful or plan.broken or grid_run.store.broken:
+    if unsuccessful or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -198,6 +209,8 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
     console.print(tables.plan_summary(plan, str(folder), name), soft_wrap=True)
+    if plan.grid.is_staged:
+        tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)
     tables.print_table(console, tables.packs_table(plan), tables.PACKS_DROPPED)
     tables.print_table(console, tables.status_table(plan), tables.STATUS_DROPPED)
     _warn_broken(plan.broken)

@@ -75,6 +75,20 @@ class Selection:
     seed: Annotated[list[int] | None, _grid_option("Seed (default: 0).")] = None
     lr: Annotated[list[float] | None, _grid_option("Learning rate (default: by method).")] = None
     head_lr: Annotated[list[float] | None, _grid_option("The head's learning rate (default: the adapter's).")] = None
+    search_lr: Annotated[
+        str | None,
+        _grid_option("Learning rates to search, joined by commas: the best on held-out rows trains the grid."),
+    ] = None
+    search_seeds: Annotated[
+        str | None, _grid_option("Seeds of the search, joined by commas (default: 100,101,102).")
+    ] = None
+    start: Annotated[
+        list[str] | None,
+        _grid_option(
+            "Task whose cells the cells continue from (default: the pretrained model).",
+            autocompletion=completion.task_names,
+        ),
+    ] = None
     epochs: Annotated[list[int] | None, _grid_option("Epochs (default: 10).")] = None
     batch_size: Annotated[list[int] | None, _grid_option("Batch size (default: 32).")] = None
     max_length: Annotated[list[int] | None, _grid_option("Longest sequence, in tokens (default: 128).")] = None
@@ -128,7 +142,7 @@ class Selection:
 
     def overrides(self) -> dict[str, list[object]]:
         """Return the values that options give, by setting."""
-        from lora_bench.grid.config import SETTINGS, parse_set
+        from lora_bench.grid.config import SETTINGS, parse_search, parse_set
 
         overrides: dict[str, list[object]] = {}
         for name in SETTINGS:
@@ -138,6 +152,14 @@ class Selection:
         for text in self.set_ or ():
             key, set_values = parse_set(text)
             overrides[key] = list(set_values)
+        if self.search_lr is not None or self.search_seeds is not None:
+            if "lr" in overrides or self.search_lr is None:
+                other = "--lr" if self.search_lr else "--search-seeds"
+                hint = "Give --search-lr the rates to search, as in --search-lr 1e-4,3e-4,1e-3, and no --lr."
+                raise BenchError(f"{other} does not say which rates to search.", hint)
+            raw = {"search": _split(self.search_lr)}
+            seeds = {} if self.search_seeds is None else {"seeds": _split(self.search_seeds)}
+            overrides["lr"] = [parse_search("lr", raw | seeds)]
         return overrides
 
     def results_folder(self) -> Path:
@@ -168,6 +190,30 @@ class ExecutionOptions:
             rich_help_panel=EXECUTION_PANEL,
         ),
     ] = "auto"
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local: this process, one device. ray: all GPUs of this machine or of a Ray cluster.",
+            rich_help_panel=EXECUTION_PANEL,
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: a cluster's address, or auto (default: Ray is started on this machine).",
+            rich_help_panel=EXECUTION_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine ray: the number of GPUs (default: all).",
+            rich_help_panel=EXECUTION_PANEL,
+            show_default=False,
+            min=1,
+        ),
+    ] = None
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.", rich_help_panel=EXECUTION_PANEL)] = False
     save: Annotated[
         bool, typer.Option(help="Save the trained adapters (whole models never are).", rich_help_panel=EXECUTION_PANEL)
@@ -176,6 +222,22 @@ class ExecutionOptions:
         bool,
         typer.Option("--debug", help="Stop at the first error, with a traceback.", rich_help_panel=EXECUTION_PANEL),
     ] = False
+
+    def check_engine(self) -> bool:
+        """Return whether packs run on Ray.
+
+        Raises:
+            BenchError: Exit code 2 for an engine that does not exist, or options that it does not have.
+        """
+        if self.engine not in ("local", "ray"):
+            raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
+        if self.engine == "local" and (self.address is not None or self.gpus is not None):
+            raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
+        return self.engine == "ray"
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 class Included(NamedTuple):

@@ -15,17 +15,77 @@ from rich.text import Text
 from lora_bench import tasks
 from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart
 from lora_bench.records.schema import Record
-from lora_bench.run.interfaces import View
+from lora_bench.run.interfaces import StageProgress, View
 from lora_bench.run.plan import Plan
 from lora_bench.text import clean, counted
 
+MAX_STAGES = 6  # in a line
 
-class ProgressView(View):
-    """Displays a run: on a terminal a bar for the grid and one for the pack, elsewhere a line for each epoch."""
+
+class PackProgress(View):
+    """Displays the packs of one device: on a terminal as a bar, elsewhere as a line for each epoch.
+
+    Args:
+        run: What displays the run.
+        name: What the device is called; empty if there is only one.
+    """
+
+    def __init__(self, run: ProgressView, name: str) -> None:
+        self.run, self.suffix = run, f" ({clean(name)})" if name else ""
+        self.bar: TaskID = run.progress.add_task("steps", total=None)
+        self.label, self.began, self.start = "", time.perf_counter(), PackStart((), 1, 1, 0)
+        self.is_new_pack = True
+
+    def stage(self, text: str) -> None:
+        """Show that a longer piece of work begins."""
+        self.run.progress.update(self.bar, description=clean(text) + self.suffix)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.run.warn(text)
+
+    def on_pack_start(self, start: PackStart) -> None:
+        """Show that a pack begins to train, or continues."""
+        self.run.packs_begun += self.is_new_pack
+        if self.is_new_pack:
+            self.number = self.run.packs_begun
+        self.is_new_pack = True
+        self.start, self.began = start, time.perf_counter()
+        title, size = tasks.of(start.cells[0]).title, counted(len(start.cells), "cell")
+        self.label = f"pack {self.number}: {title}, {size}, seed {start.cells[0].seed}{self.suffix}"
+        total = start.steps_per_epoch * start.epochs
+        self.run.progress.reset(self.bar, total=total, completed=start.steps_taken, description=self.label)
+
+    def on_step_issued(self, epoch: int, step: int) -> None:
+        """Show that a step was issued."""
+        self.run.progress.update(self.bar, completed=(epoch - 1) * self.start.steps_per_epoch + step)
+
+    def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
+        """Show the best score after an epoch, and the time that is left."""
+        scores = [cell[metrics.main_metric] for cell in metrics.metrics if cell is not None]
+        values = [score for score in scores if not math.isnan(score)]
+        best = f"best {max(values):.3f}" if values else "no score"
+        text = f"{self.label}, epoch {metrics.epoch}/{self.start.epochs}, {best}"
+        self.run.progress.update(self.bar, description=text)
+        if not self.run.bars:
+            elapsed = time.perf_counter() - self.began
+            steps = self.start.steps_per_epoch * metrics.epoch
+            taken = steps - self.start.steps_taken  # 0 if the pack continues with an evaluation: nothing to go by
+            left = elapsed / max(1, taken) * (self.start.steps_per_epoch * self.start.epochs - steps)
+            to_go = f", about {left:.0f} s to go" if taken else ""
+            self.run.line(f"{text}, {elapsed:.0f} s{to_go}")
+
+    def on_pack_end(self, end: PackEnd) -> None:
+        """Note the end of a pack; if it is not finished, the next one to start is what remains of it."""
+        self.is_new_pack = end.finished
+
+
+class ProgressView(PackProgress):
+    """Displays a run: on a terminal a bar for the grid and one for each device, elsewhere lines."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console = console
-        self.total, self.ended, self.packs_begun = len(plan.todo), 0, 0
+        self.total, self.ended, self.packs_begun = len(plan.todo) + sum(map(len, plan.later)), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -37,9 +97,7 @@ class ProgressView(View):
             disable=not self.bars,
         )
         self.grid_bar: TaskID = self.progress.add_task("cells", total=self.total)
-        self.pack_bar: TaskID = self.progress.add_task("steps", total=None)
-        self.label, self.began, self.start = "", time.perf_counter(), PackStart((), 1, 1, 0)
-        self.is_new_pack = True
+        super().__init__(self, "")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -50,42 +108,10 @@ class ProgressView(View):
     ) -> None:
         self.progress.stop()
 
-    def stage(self, text: str) -> None:
-        """Show that a longer piece of work begins."""
-        self.progress.update(self.pack_bar, description=clean(text))
-
-    def on_pack_start(self, start: PackStart) -> None:
-        """Show that a pack begins to train, or continues."""
-        self.packs_begun += self.is_new_pack
-        self.is_new_pack = True
-        self.start, self.began = start, time.perf_counter()
-        title, size = tasks.of(start.cells[0]).title, counted(len(start.cells), "cell")
-        self.label = f"pack {self.packs_begun}: {title}, {size}, seed {start.cells[0].seed}"
-        total = start.steps_per_epoch * start.epochs
-        self.progress.reset(self.pack_bar, total=total, completed=start.steps_taken, description=self.label)
-
-    def on_step_issued(self, epoch: int, step: int) -> None:
-        """Show that a step was issued."""
-        self.progress.update(self.pack_bar, completed=(epoch - 1) * self.start.steps_per_epoch + step)
-
-    def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
-        """Show the best score after an epoch, and the time that is left."""
-        scores = [cell[metrics.main_metric] for cell in metrics.metrics if cell is not None]
-        values = [score for score in scores if not math.isnan(score)]
-        best = f"best {max(values):.3f}" if values else "no score"
-        text = f"{self.label}, epoch {metrics.epoch}/{self.start.epochs}, {best}"
-        self.progress.update(self.pack_bar, description=text)
-        if not self.bars:
-            elapsed = time.perf_counter() - self.began
-            steps = self.start.steps_per_epoch * metrics.epoch
-            taken = steps - self.start.steps_taken  # 0 if the pack continues with an evaluation: nothing to go by
-            left = elapsed / max(1, taken) * (self.start.steps_per_epoch * self.start.epochs - steps)
-            to_go = f", about {left:.0f} s to go" if taken else ""
-            self._line(f"{text}, {elapsed:.0f} s{to_go}")
-
-    def on_pack_end(self, end: PackEnd) -> None:
-        """Note the end of a pack; if it is not finished, the next one to start is what remains of it."""
-        self.is_new_pack = end.finished
+    def on_device(self, name: str) -> View:
+        """Return what displays the packs of one of several devices."""
+        self.progress.update(self.bar, visible=False)  # of this process, which trains nothing
+        return PackProgress(self, name)
 
     def done(self, records: Sequence[Record]) -> None:
         """Show that cells have ended."""
@@ -93,11 +119,23 @@ class ProgressView(View):
         self.progress.update(self.grid_bar, completed=self.ended)
         if not self.bars:
             verb = "has" if self.total == 1 else "have"
-            self._line(f"{self.ended} of {counted(self.total, 'cell')} {verb} ended")
+            self.line(f"{self.ended} of {counted(self.total, 'cell')} {verb} ended")
+
+    def staged(self, stages: Sequence[StageProgress]) -> None:
+        """Show what has ended and what waits, for the stages that have not ended."""
+        ready, waiting = sum(stage.ready for stage in stages), sum(stage.waiting for stage in stages)
+        self.total = self.ended + ready + waiting
+        description = f"cells ({waiting} waiting)" if waiting else "cells"
+        self.progress.update(self.grid_bar, total=self.total, description=description)
+        if not self.bars and waiting:
+            parts = [f"{stage.title} {stage.ended}/{stage.cells}" for stage in stages if stage.ready or stage.waiting]
+            more = f" and {len(parts) - MAX_STAGES} more" if len(parts) > MAX_STAGES else ""
+            self.line(f"{waiting} waiting; ended: {', '.join(parts[:MAX_STAGES])}{more}")
 
     def warn(self, text: str) -> None:
         """Print a warning."""
         self.console.print(Text(clean(text), "yellow"), soft_wrap=True)
 
-    def _line(self, text: str) -> None:
+    def line(self, text: str) -> None:
+        """Print a line."""
         self.console.print(Text(text), highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_bench.cli import completion
-from lora_bench.errors import MISSING, NOTHING, BenchError
+from lora_bench.errors import NOTHING, BenchError
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
@@ -53,22 +53,20 @@ def choose(
 def archive(results: ResultsOption) -> Iterator[str]:
     """Move all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/."""
     from lora_bench.records import store
-    from lora_bench.run.leases import Lease
+    from lora_bench.run.owner import Owner
     from lora_bench.run.publish import RecordStore
 
     _sound_records(results)
-    with Lease(results) as lease, lease.locked():
-        others = lease.others()
-        if not lease.alone():
-            users = ", ".join(sorted({str(holder) for holder in others.values()})) or "another process"
-            raise BenchError(
-                f"The results folder '{results}' is in use by {users}.", "Wait until that has ended.", MISSING
-            )
+    with Owner(results):
         record_store = RecordStore(results)
-        record_store.recover()
-        records = _sound_records(results)
-        path = store.move_to_archive(results, records)
-        record_store.write_csv()
+        record_store.begin()
+        try:
+            record_store.recover()
+            records = _sound_records(results)
+            path = store.move_to_archive(results, records)
+            record_store.write_csv()
+        finally:
+            record_store.end()
     yield f"{counted(len(records), 'record')}, {path.stat().st_size:,} bytes"
     yield str(path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,12 @@ from rich.text import Text
 
 from lora_bench import methods, tasks
 from lora_bench.errors import NOTHING, BenchError
+from lora_bench.run.plan import stage_title
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
     from lora_bench.cell import Cell
     from lora_bench.records.schema import Record
-    from lora_bench.run.leases import Holder
     from lora_bench.run.plan import Plan
     from lora_bench.run.status import CellStatus
 
@@ -35,6 +35,7 @@ PIPE_WIDTH = 10_000  # characters of a line in a pipe or a file: wide enough tha
 RESULTS_DROPPED = ("seconds", "targets", "lr", "adapter params", "seeds")
 PACKS_DROPPED = ("pack", "GiB", "why", "seed", "time")
 STATUS_DROPPED = ("which", "runs")
+STAGES_DROPPED = ("packs", "ready", "blocked", "ended")
 METHODS_DROPPED = ("source", "parameters", "lr")
 TASKS_DROPPED = ("labels", "train", "validation", "metrics")
 RUNS_DROPPED = ("as fp16", "bytes", "targets", "lr", "adapter params", "status", "seed")
@@ -49,13 +50,17 @@ def method_text(cell: Cell) -> str:
 
 def plan_summary(plan: Plan, results: str, device: str) -> Text:
     """Return what will run, what it is predicted to cost and where the results go, in a few lines."""
-    cells, todo = len(plan.grid.cells), len(plan.todo)
-    task_titles = ", ".join(dict.fromkeys(tasks.of(cell).title for cell in plan.grid.cells))
-    method_names = ", ".join(dict.fromkeys(cell.method for cell in plan.grid.cells))
-    recorded = f", {cells - todo} there already" if cells > todo else ""
+    cells, todo = sum(stage.cells for stage in plan.stages), len(plan.todo)
+    later, blocked = sum(map(len, plan.later)), sum(stage.blocked for stage in plan.stages)
+    task_titles = ", ".join(dict.fromkeys(tasks.of(step.draft.cell).title for step in plan.grid.steps))
+    method_names = ", ".join(dict.fromkeys(step.draft.cell.method for step in plan.grid.steps))
+    there = cells - todo - later - blocked
+    recorded = f", {there} there already" if there else ""
+    waiting = f", {later} when cells that they need have ended" if later else ""
+    waiting += f"; {blocked} blocked" if blocked else ""
     return Text(
         f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; "
-        f"{todo} to train in {counted(len(plan.packs), 'pack')} on {device}\n"
+        f"{todo} to train in {counted(len(plan.packs), 'pack')} on {device}{waiting}\n"
         f"  tasks {task_titles}; methods {method_names}\n"
         f"  {cost_text(plan)}results in {clean(results)}{_precision_hint(plan, device)}"
     )
@@ -68,11 +73,12 @@ def _precision_hint(plan: Plan, device: str) -> str:
 
 def cost_text(plan: Plan) -> str:
     """Return the predicted time of all packs and the memory of the largest; empty if no time can be predicted."""
-    seconds_known = [seconds for seconds, _ in plan.costs if seconds is not None]
-    sizes_known = [size for _, size in plan.costs if size is not None]
+    costs = [*plan.costs, *plan.later_costs]
+    seconds_known = [seconds for seconds, _ in costs if seconds is not None]
+    sizes_known = [size for _, size in costs if size is not None]
     if not seconds_known:
         return ""
-    unknown = len(plan.costs) - len(seconds_known)
+    unknown = len(costs) - len(seconds_known)
     missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
     memory = f", {max(sizes_known) / 2**30:.1f} GiB at most" if sizes_known else ""
     return f"about {duration_text(plan.estimate.start_seconds + sum(seconds_known))}{missing}{memory}; "
@@ -99,14 +105,14 @@ def _new_table(title: str, columns: Iterable[str], right: Iterable[str] = (), ca
 
 def results_table(records: Sequence[Record]) -> Table:
     """Return the results of a run as means over seeds."""
-    by_settings: dict[Cell, list[Record]] = {}
+    by_settings: dict[tuple[Cell, str | None], list[Record]] = {}
     for record in records:
-        by_settings.setdefault(record.cell.model_copy(update={"seed": 0}), []).append(record)
+        by_settings.setdefault(record.settings, []).append(record)
     more = f"{counted(len(by_settings) - MAX_ROWS, 'more row')}; " if len(by_settings) > MAX_ROWS else ""
     caption = f"{more}score ×100, mean ± std over seeds; seconds: a cell's share of its pack"
     numbers = ("lr", "adapter params", "score", "seeds", "seconds")
     table = _new_table("Results", ("task", "method", "targets", *numbers), right=numbers, caption=caption)
-    for cell, members in list(by_settings.items())[:MAX_ROWS]:
+    for (cell, _), members in list(by_settings.items())[:MAX_ROWS]:
         settings = (tasks.of(cell).title, method_text(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
         table.add_row(*settings, *_means(members))
     return table
@@ -134,13 +140,6 @@ def run_summary(records: Sequence[Record], results: Path) -> str:
     return clean(f"The run has ended: {counted(len(records), 'cell')} ({statuses}), in {results / 'metrics.csv'}")
 
 
-def held_elsewhere(held: Mapping[str, Holder]) -> Text:
-    """Return which other runs train the cells that this run has left to them; empty if there are none."""
-    counts = Counter(str(holder) for holder in held.values())
-    lines = [f"{counted(count, 'cell is', 'cells are')} with {holder}\n" for holder, count in counts.items()]
-    return Text("".join(lines))
-
-
 def packs_table(plan: Plan) -> Table:
     """Return the packs that would train, and how many cells are recorded already."""
     columns = ("pack", "task", "seed", "cells", "time", "GiB", "why", "what")
@@ -156,9 +155,41 @@ def packs_table(plan: Plan) -> Table:
     return table
 
 
+def stages_table(plan: Plan) -> Table:
+    """Return the stages of a grid in which cells wait for others: their cells, their cost, and what waits for what."""
+    numbers = ("cells", "ended", "ready", "waiting", "blocked", "packs", "time")
+    caption = "a search whose best rate is the lowest or the highest adds cells, at most twice"
+    has_search = any(step.role == "trial" for step in plan.grid.steps)
+    columns = ("stage", *numbers, "waits for")
+    table = _new_table("Stages", columns, right=numbers, caption=caption if has_search else None)
+    for stage in plan.stages:
+        costs = plan.stage_costs.get(stage.title, [])
+        seconds = [seconds for seconds, _ in costs if seconds is not None]
+        time = duration_text(sum(seconds)) if seconds and len(seconds) == len(costs) else "–"
+        counts = (stage.cells, stage.ended, stage.ready, stage.waiting, stage.blocked, len(costs))
+        table.add_row(clean(stage.title), *map(str, counts), time, clean(", ".join(stage.needs)) or "–")
+    return table
+
+
+def untrained_lines(plan: Plan) -> list[str]:
+    """Return which cells could not train after a run, since others have failed or not ended; a line for each reason."""
+    counts = Counter(
+        (step.state, stage_title(step.stage), step.reason)
+        for step in plan.grid.steps
+        if step.state != "ready" and not (step.cell is not None and step.cell.id in plan.ended)
+    )
+    return [
+        clean(f"{state}: {counted(count, 'cell')} of {title} ({reason})")
+        for (state, title, reason), count in counts.items()
+    ]
+
+
 def _counts_text(plan: Plan) -> str:
     recorded = Counter(record.status for record in plan.recorded)
-    counts = [f"{len(plan.todo)} to train"] + [f"{count} {status}" for status, count in sorted(recorded.items())]
+    later = sum(map(len, plan.later))
+    counts = [f"{len(plan.todo)} to train", *([f"{later} later"] if later else [])] + [
+        f"{count} {status}" for status, count in sorted(recorded.items())
+    ]
     more = f"; {counted(len(plan.packs) - MAX_ROWS, 'more pack')}" if len(plan.packs) > MAX_ROWS else ""
     return ", ".join(counts) + more
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from lora_bench.callbacks import Callback, EpochMetrics, PackEnd, PackStart, Ste
 from lora_bench.data.windows import EVAL_SLOTS
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
-from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
 from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
 from lora_bench.engine.losses import batch_losses
@@ -65,6 +66,7 @@ class Trainer:
         table: The rows to train on.
         evaluate: The rows to evaluate on after each epoch.
         held_out: Rows of the training split that select the best epoch, if any.
+        starts: What cells have trained that cells of the pack continue from, by id (`Cell.start`).
 
     Attributes:
         steps: How many steps have been taken.
@@ -72,7 +74,15 @@ class Trainer:
         progress: What is known of each cell so far, in the pack's order.
     """
 
-    def __init__(self, pack: Pack, task: Task, table: Table, evaluate: Split, held_out: Table | None = None) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        task: Task,
+        table: Table,
+        evaluate: Split,
+        held_out: Table | None = None,
+        starts: Mapping[str, State] = MappingProxyType({}),
+    ) -> None:
         self.pack, self.task = pack, task
         self.table, self.evaluation, self.held_out = table, evaluate, held_out
         cell = pack.cells[0]
@@ -93,6 +103,9 @@ class Trainer:
             (batch,) = table.batches([self.batch_rows(1)[0]])
             with self._on_stream():
                 first_step.initialise(pack, batch, self.total_steps)
+        for position, member in enumerate(pack.cells):
+            if member.start is not None:
+                pack.continue_from(position, starts[member.start])
 
     def run(self, callbacks: Sequence[Callback] = ()) -> list[Progress]:
         """Train and evaluate all epochs that are left.

@@ -102,7 +102,7 @@ def _card(trained: Trained, summary: str, load: str, library: str, *sections: st
         *sections,
         f"## Results\n\n{_results(trained)}",
         f"## Settings\n\n{_settings(cell)}",
-        f"## How it was trained\n\n```sh\n{training_command(cell)}\n```",
+        f"## How it was trained\n\n{_training(trained)}",
         f"lora-bench {__version__}, record `{trained.record.id}`.",
         f"## Licence\n\n{_licence_text(trained)}",
     ]
@@ -114,7 +114,7 @@ def submission_section(trained: Trained, files: str) -> str:
     cell = trained.cell
     return (
         f"## {files}: {_code_text(trained.base)} · {cell.method}\n\n{_results(trained)}\n\n{_settings(cell)}\n\n"
-        f"```sh\n{training_command(cell)}\n```"
+        f"{_training(trained)}"
     )
 
 
@@ -225,8 +225,23 @@ def _settings(cell: Cell) -> str:
     return "| setting | value |\n|---|---|\n" + "\n".join(rows)
 
 
+def _training(trained: Trained) -> str:
+    """Return the command that trains the cell, and what comes before it if it continues from another cell."""
+    cell, start = trained.cell, _code_text(trained.record.protocol.start)
+    command = f"```sh\n{training_command(cell)}\n```"
+    if cell.start is None:
+        return command
+    return (
+        f"{command}\n\nThis is the command without its start. The cell continued from cell `{cell.start}`, which was "
+        f"trained on `{start}` first: a config with `start: {{{_code_text(cell.task)}: {start}}}` trains both."
+    )
+
+
 def training_command(cell: Cell) -> str:
-    """Return the command that trains the cell, with MODEL_DIR and DATA_DIR for a local model and local data."""
+    """Return the command that trains the cell, with MODEL_DIR and DATA_DIR for a local model and local data.
+
+    For a cell that continues from another one, it is the command of a cell that does not.
+    """
     model = SAMPLE if is_bundled(cell) else _hub_id(cell) or "MODEL_DIR"
     words = ["lora-bench", "run", "--model", model]
     if cell.data.startswith("files:") and not isinstance(tasks.of(cell).source, Files):
@@ -234,7 +249,9 @@ def training_command(cell: Cell) -> str:
     for origin in dict.fromkeys(filter(None, (cell.origin, cell.task_origin))):
         words += ["--include", origin.rpartition("@")[0]]
     words += ["--task", cell.task, "--method", cell.method]
-    given = cell.model_dump(exclude_none=True, exclude={"model", "data", "task", "method", "origin", "task_origin"})
+    given = cell.model_dump(
+        exclude_none=True, exclude={"model", "data", "task", "method", "origin", "task_origin", "start"}
+    )
     for name, value in given.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""The learning rates that a search found: for each method, targets, rank, (a, b) and task, the best on held-out rows.
+"""The learning rates that a search found best on held-out rows, for each setting and task.
 
 Rates are compared by the metric on the slice held out of the training split (`select: held-out`): the best epoch of
 each seed, averaged over the seeds. The split that is reported plays no part. A rate at which some seed failed or
@@ -8,14 +8,19 @@ diverged counts as worst. Among equal rates the lowest is chosen.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
 from lora_bench import tasks
+from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
+from lora_bench.grid.search import nearest as nearest
 from lora_bench.records.schema import Record
+
+Rates = tuple[float, ...]  # a value of each setting that is searched
 
 
 class SearchedSettings(NamedTuple):
@@ -34,12 +39,14 @@ class ChosenRate:
     """The best rate for some settings and one task.
 
     Attributes:
-        settings: The settings it was searched for.
+        settings: The settings it was searched for. If the head's rate was searched too, it is the chosen one.
         task: The task's name.
         lr: The rate.
-        metric: Its mean held-out metric over the seeds.
+        metric: Its mean held-out metric over the seeds; -inf if a seed failed at every rate.
         seeds: The number of seeds.
-        tried: All rates that were tried, in ascending order.
+        searched: The settings that were searched: `lr`, and perhaps `head_lr`.
+        means: The mean held-out metric of all rates that were tried, in ascending order.
+        further: Other settings in which the searches of these settings for one task differ, with their values.
     """
 
     settings: SearchedSettings
@@ -47,12 +54,38 @@ class ChosenRate:
     lr: float
     metric: float
     seeds: int
-    tried: tuple[float, ...]
+    searched: tuple[str, ...]
+    means: Mapping[Rates, float]
+    further: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def rates(self) -> Rates:
+        """The chosen value of each setting that was searched."""
+        chosen = {"lr": self.lr, "head_lr": self.settings.head_lr}
+        return tuple(rate for name in self.searched if (rate := chosen[name]) is not None)
+
+    @property
+    def tried(self) -> Rates:
+        """All rates of the adapter that were tried, in ascending order."""
+        return self.values_of("lr") if "lr" in self.searched else (self.lr,)
+
+    def values_of(self, setting: str) -> Rates:
+        """Return all values of a searched setting that were tried, in ascending order."""
+        index = self.searched.index(setting)
+        return tuple(sorted({rates[index] for rates in self.means}))
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """The settings whose chosen value is the lowest or highest tried, so that one outside might be better."""
+        chosen = dict(zip(self.searched, self.rates, strict=True))
+        return tuple(
+            name for name, rate in chosen.items() if rate in (self.values_of(name)[0], self.values_of(name)[-1])
+        )
 
     @property
     def at_edge(self) -> bool:
-        """Whether it is the lowest or highest rate tried, so that a rate outside of the range might be better."""
-        return self.lr in (self.tried[0], self.tried[-1])
+        """Whether there is such a setting."""
+        return bool(self.edges)
 
 
 def held_out_metric(record: Record) -> float:
@@ -69,33 +102,85 @@ def held_out_metric(record: Record) -> float:
     return max((value for value in values if value is not None), default=-math.inf)
 
 
+def best_rates(metrics: Mapping[Rates, Sequence[float]]) -> Rates | None:
+    """Return the rates with the best mean metric, of equal ones the lowest; None if a seed failed at all rates.
+
+    Args:
+        metrics: The held-out metric of each seed, by rates; -inf for a seed that failed.
+    """
+    means = {rates: fmean(metrics[rates]) for rates in sorted(metrics)}
+    # Rounded, so that the rounding of a sum does not decide between rates that are equal.
+    best = max(means, key=lambda rates: round(means[rates], 12))
+    return best if means[best] > -math.inf else None
+
+
 def choose_rates(records: Iterable[Record]) -> list[ChosenRate]:
     """Return the best rates, ordered by method, targets, rank and (a, b), then by task.
+
+    Cells are compared with one another if nothing but their rates and seeds differs. If there are cells of searches
+    (`Record.search`), they alone count.
 
     Raises:
         BenchError: exit code 4 if a cell was trained without a held-out slice.
     """
-    metrics: dict[tuple[SearchedSettings, str], dict[float, list[float]]] = {}
-    for record in records:
-        cell = record.cell
-        settings = SearchedSettings(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr)
-        by_rate = metrics.setdefault((settings, cell.task), {})
-        by_rate.setdefault(cell.lr, []).append(held_out_metric(record))
+    records = list(records)
+    trials = [record for record in records if record.search is not None and record.search.role == "trial"]
+    groups: defaultdict[tuple[Cell, str | None, tuple[str, ...]], dict[Rates, list[float]]] = defaultdict(dict)
+    starts: dict[str | None, str] = {}
+    for record in trials or records:
+        searched = ("lr",) if record.search is None else record.search.settings
+        values = {name: getattr(record.cell, name) for name in searched}
+        unset = {name: Cell.model_fields[name].default for name in values}
+        common = record.cell.model_copy(update={"seed": 0, "start": None, **unset})
+        starts[record.protocol.start_settings] = record.protocol.start
+        by_rates = groups[common, record.protocol.start_settings, searched]
+        by_rates.setdefault(tuple(values.values()), []).append(held_out_metric(record))
+    further = _distinguishing(cell for cell, *_ in groups)
+    with_start = len({start for _, start, _ in groups}) > 1
+    chosen = []
+    for (cell, start, searched), metrics in groups.items():
+        others = {name: getattr(cell, name) for name in further} | ({"start": starts[start]} if with_start else {})
+        chosen.append(_best_rate(cell, searched, metrics, tuple(others.items())))
     # A task that is not loaded here stands after those that are.
-    task_order = [*tasks.TASKS, *(task for _, task in metrics if task not in tasks.TASKS)]
-    keys = sorted(metrics, key=lambda key: (_sort_key(key[0]), task_order.index(key[1])))
-    return [_best_rate(settings, task, metrics[settings, task]) for settings, task in keys]
+    task_order = [*tasks.TASKS, *(choice.task for choice in chosen if choice.task not in tasks.TASKS)]
+    return sorted(chosen, key=lambda choice: (*_sort_key(choice), task_order.index(choice.task)))
 
 
-def _sort_key(settings: SearchedSettings) -> tuple[object, ...]:
-    return settings.method, str(settings.targets), settings.rank or 0, settings.a or 0, settings.b or 0
+def _distinguishing(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """The settings beyond those of `SearchedSettings` in which cells differ that have these and the task in common."""
+    by_settings: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        by_settings.setdefault((_settings(cell), cell.task), []).append(cell)
+    names = [name for name in Cell.model_fields if name not in (*SearchedSettings._fields, "task")]
+    return tuple(
+        name
+        for name in names
+        if any(len({getattr(cell, name) for cell in alike}) > 1 for alike in by_settings.values())
+    )
 
 
-def _best_rate(settings: SearchedSettings, task: str, metrics: Mapping[float, Sequence[float]]) -> ChosenRate:
-    means = {lr: fmean(metrics[lr]) for lr in sorted(metrics)}
-    # Rounded, so that the rounding of a sum does not decide between rates that are equal.
-    lr = max(means, key=lambda rate: round(means[rate], 12))
-    return ChosenRate(settings, task, lr, means[lr], len(metrics[lr]), tuple(means))
+def _settings(cell: Cell) -> SearchedSettings:
+    return SearchedSettings(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr)
+
+
+def _sort_key(choice: ChosenRate) -> tuple[object, ...]:
+    settings = choice.settings
+    sizes = settings.rank or 0, settings.a or 0, settings.b or 0
+    return settings.method, str(settings.targets), *sizes, str(choice.further)
+
+
+def _best_rate(
+    cell: Cell,
+    searched: tuple[str, ...],
+    metrics: Mapping[Rates, Sequence[float]],
+    further: tuple[tuple[str, object], ...],
+) -> ChosenRate:
+    means = {rates: fmean(metrics[rates]) for rates in sorted(metrics)}
+    best = best_rates(metrics) or min(means)
+    values = dict(zip(searched, best, strict=True))
+    settings = _settings(cell.model_copy(update=values))
+    lr = values.get("lr", cell.lr)
+    return ChosenRate(settings, cell.task, lr, means[best], len(metrics[best]), searched, means, further)
 
 
 def config_blocks(rates: Iterable[ChosenRate], ranks: Sequence[int] = ()) -> list[dict[str, object]]:
@@ -109,18 +194,19 @@ def config_blocks(rates: Iterable[ChosenRate], ranks: Sequence[int] = ()) -> lis
     Returns:
         Blocks of settings; a and b are written only where several (a, b) were searched.
     """
-    by_settings: dict[SearchedSettings, dict[str, float]] = {}
+    by_settings: dict[tuple[SearchedSettings, tuple[tuple[str, object], ...]], dict[str, float]] = {}
     for rate in rates:
-        by_settings.setdefault(rate.settings, {})[rate.task] = rate.lr
+        by_settings.setdefault((rate.settings, rate.further), {})[rate.task] = rate.lr
     blocks = []
-    for settings, by_task in by_settings.items():
-        same_method = [other for other in by_settings if other[:2] == settings[:2]]
+    for (settings, further), by_task in by_settings.items():
+        same_method = [other for other, others in by_settings if (*other[:2], others) == (*settings[:2], further)]
         searched_ranks = [other.rank for other in same_method]
         nearest_ranks = [rank for rank in ranks if nearest(rank, searched_ranks) == settings.rank]
         if settings.rank is None or not ranks or nearest_ranks:
             block_ranks = nearest_ranks if settings.rank and ranks else [settings.rank]
             with_sizes = len({(other.a, other.b) for other in same_method}) > 1
-            blocks.append(_block(settings, block_ranks, with_sizes) | {"lr": by_task})
+            known = {name: value for name, value in further if value is not None}
+            blocks.append(_block(settings, block_ranks, with_sizes) | known | {"lr": by_task})
     return blocks
 
 
@@ -134,12 +220,6 @@ def _block(settings: SearchedSettings, ranks: Sequence[int | None], with_sizes: 
         "head_lr": settings.head_lr,
     }
     return {key: value for key, value in block.items() if value is not None}
-
-
-def nearest(size: int, searched: Iterable[int | None]) -> int | None:
-    """Return the searched size that is nearest by ratio, the first of equally near ones; None if none was searched."""
-    sizes = [other for other in searched if other is not None]
-    return min(sizes, key=lambda other: abs(math.log(other / size)), default=None)
 
 
 def as_yaml(blocks: Iterable[Mapping[str, object]]) -> str:

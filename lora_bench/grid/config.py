@@ -2,7 +2,8 @@
 
 A config has `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field
 of `Cell` other than `data`, `origin` and `task_origin`) to a value, a list of values, or a mapping from task (or
-`default`) to either.
+`default`) to either. In place of a value of `lr` and `head_lr` may stand a search (`grid.search`). The value of `start`
+is a task: the cells continue from this config's cells of that task.
 The grid is the union of the blocks, each merged over the defaults; without blocks, the defaults are the only block.
 `notes` map a task, or `all`, to deviations from the paper. They go into every record of that task and into no id.
 """
@@ -14,7 +15,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
@@ -22,10 +23,11 @@ from pydantic_core import PydanticCustomError
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError, nearest, unknown
+from lora_bench.grid.search import SEARCHABLE, SHARABLE, Search
 from lora_bench.grid.yaml import Lines, decode, line_of, read_yaml
 from lora_bench.records.files import read_file
 
-Scalar = str | int | float | None
+Scalar = str | int | float | None | Search
 Alternatives = tuple[Scalar, ...]  # the values of one setting; the grid has cells for each of them
 Values = Alternatives | Mapping[str, Alternatives]  # the same for all tasks, or by task
 
@@ -45,8 +47,12 @@ def normalize_value(setting: str, value: object) -> Scalar:
     """
     if setting not in SETTINGS:
         raise unknown("setting", setting, SETTINGS)
+    if setting in SEARCHABLE and isinstance(value, Search):
+        return value
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         raise BenchError(f"{setting}: {_shown(value)} is not a value.", "Write a number, a word, or a list of them.")
+    if setting == "start":  # a task here; the id of one of its cells in a `Cell`
+        return None if value is None else tasks.get(str(value)).name
     try:
         normalized: Scalar = getattr(Cell.model_validate({**_REQUIRED, setting: value}), setting)
     except ValidationError as error:
@@ -76,10 +82,61 @@ def _parse_values(setting: str, raw: object) -> Values:
         raise unknown("setting", setting, SETTINGS)
     if not isinstance(raw, dict):
         return parse_alternatives(setting, raw)
+    if "search" in raw:
+        return (parse_search(setting, raw),)
     if setting == "task" or not raw:
         raise BenchError(f"{setting}: {_shown(raw)} is not a value.", "Write a value or a list of values.")
     _require_tasks(raw, DEFAULT)
-    return {task: parse_alternatives(setting, values) for task, values in raw.items()}
+    return {
+        task: (parse_search(setting, values),)
+        if isinstance(values, dict) and "search" in values
+        else parse_alternatives(setting, values)
+        for task, values in raw.items()
+    }
+
+
+def parse_search(setting: str, raw: Mapping[str, object]) -> Search:
+    """Return the search that a mapping describes; see `grid.search`.
+
+    Raises:
+        BenchError: exit code 2 for a setting that cannot be searched, and for a key or value that is not allowed.
+    """
+    if setting not in SEARCHABLE:
+        raise BenchError(f"{setting} cannot be searched.", f"A search is for {' and '.join(SEARCHABLE)}.")
+    for key in raw:
+        if key not in ("search", "seeds", "extend", "share"):
+            raise unknown("key of a search", str(key), ("search", "seeds", "extend", "share"))
+    rates = sorted({rate for rate in _listed(setting, raw["search"]) if isinstance(rate, float)})
+    if len(rates) < 2:
+        number = "only one rate" if rates else "no rate"
+        raise BenchError(f"{setting}: there is {number} to search.", "Write two rates or more: `search: [1e-4, 3e-4]`.")
+    given: dict[str, Any] = {}
+    if "seeds" in raw:
+        given["seeds"] = parse_alternatives("seed", raw["seeds"])
+    if "extend" in raw:
+        if not isinstance(raw["extend"], bool):
+            raise BenchError(f"extend: {_shown(raw['extend'])} is not allowed.", "Write `true` or `false`.")
+        given["extend"] = raw["extend"]
+    if "share" in raw:
+        given["share"] = tuple(_parse_share(raw["share"]))
+    return Search(tuple(rates), **given)
+
+
+def _listed(setting: str, raw: object) -> Alternatives:
+    """The values of a list, which may be empty."""
+    return () if raw == [] else parse_alternatives(setting, raw)
+
+
+def _parse_share(raw: object) -> Iterator[tuple[str, tuple[int | str, ...]]]:
+    if not isinstance(raw, dict):
+        raise BenchError(f"share: {_shown(raw)} is not a mapping.", "Write the values to search: `share: {rank: 16}`.")
+    for setting, values in raw.items():
+        if setting not in SHARABLE:
+            raise unknown("setting that can be shared", str(setting), SHARABLE)
+        parsed = tuple(value for value in parse_alternatives(setting, values) if isinstance(value, int | str))
+        if not parsed or (setting == "targets" and len(parsed) > 1):
+            raise BenchError(f"share: {setting}: {_shown(values)} is not allowed.", "Write the values to search.")
+        yield setting, parsed
 
 
 def _require_tasks(names: Mapping[str, object], other: str) -> None:

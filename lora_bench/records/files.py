@@ -44,13 +44,19 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a new file and flush it; its folder is made if needed.
+def write(path: Path, content: bytes, make_parent: bool = True) -> None:
+    """Write a new file and flush it.
+
+    Args:
+        path: The file.
+        content: Its content.
+        make_parent: Whether its folder is made if needed.
 
     Raises:
         OSError: It could not be written, or there is one already.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_parent:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -111,12 +117,19 @@ def read_file(path: Path, follow: bool = True, limit: int | None = None, largest
         return file.readall() if limit is None else file.read(limit)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, flushed to the disk, then renamed."""
-    partial = temporary(path)
+def write_atomically(path: Path, content: bytes, partial: Path | None = None) -> None:
+    """Write a file whole or not at all: to a temporary file, flushed to the disk, then renamed.
+
+    Args:
+        path: The file.
+        content: Its content.
+        partial: The temporary file, in a folder of the same file system that is there; by default one beside `path`.
+    """
+    make_parent = partial is None
+    partial = partial or temporary(path)
     try:
         with naming(path):
-            write(partial, content)
+            write(partial, content, make_parent)
             os.replace(partial, path)  # noqa: PTH105
     except BaseException:
         remove(partial)
@@ -144,7 +157,11 @@ def move(source: Path, path: Path) -> None:
     if path.is_dir():
         old = temporary(path)
         os.replace(path, old)  # noqa: PTH105
-        os.replace(source, path)  # noqa: PTH105
+        try:
+            os.replace(source, path)  # noqa: PTH105
+        except BaseException:
+            os.replace(old, path)  # noqa: PTH105
+            raise
         remove(old)
     else:
         os.replace(source, path)  # noqa: PTH105
@@ -162,11 +179,6 @@ def sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def touch(path: Path) -> None:
-    """Set a file's time to now by the clock of the file system."""
-    os.utime(path)
-
-
 def remove(path: Path) -> None:
     """Remove a file, or a folder with its content. What is not there or cannot be removed is no error."""
     try:
@@ -178,6 +190,17 @@ def remove(path: Path) -> None:
             os.unlink(path)  # noqa: PTH108
     except OSError:
         return
+
+
+def discard(path: Path) -> None:
+    """Remove a folder at once: it loses its name first, so that nothing is moved out of it meanwhile.
+
+    Raises:
+        OSError: It could not be renamed.
+    """
+    nameless = temporary(path)
+    os.replace(path, nameless)  # noqa: PTH105
+    remove(nameless)
 
 
 def remove_empty(folder: Path) -> None:

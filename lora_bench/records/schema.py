@@ -88,14 +88,17 @@ class Protocol(_Part):
     Attributes:
         split: The evaluation splits, joined by `+`.
         select: How the epoch is selected, `Cell.select`.
-        start: What training starts from.
+        start: What training starts from: the pretrained model, or a cell of the task that is named here.
         notes: What deviates from the paper.
+        start_settings: Where it starts from a cell, a hash of that cell's settings without its seed: the same for the
+            seeds of one setting.
     """
 
     split: str
     select: str
     start: str = "pretrained"
     notes: tuple[str, ...] = ()
+    start_settings: str | None = None
 
 
 class DataInfo(_Part):
@@ -130,6 +133,43 @@ class TrainingStep(_Part):
     lr: AnyFloat
 
 
+class TriedRates(_Part):
+    """Rates that a search has tried.
+
+    Attributes:
+        lr: The adapter's learning rate; None if it was not searched.
+        head_lr: The head's; None if it was not searched.
+        held_out: The best held-out metric of each seed, averaged over the seeds; None if a seed failed.
+        seeds: The number of seeds.
+        failed: How many of them failed or diverged.
+    """
+
+    lr: Finite | None = None
+    head_lr: Finite | None = None
+    held_out: Finite | None = None
+    seeds: Natural
+    failed: Natural = 0
+
+
+class SearchInfo(_Part):
+    """The search for the rates of a cell.
+
+    Attributes:
+        role: `chosen` for a cell that trains with the rates that the search chose, `trial` for a cell of the search,
+            `start` for a cell that only cells of searches continue from.
+        settings: The settings that were searched: `lr`, `head_lr` or both.
+        at: The values of settings at which it was searched, where these are not the cell's own.
+        tried: The rates that were tried. A cell of the search has none, since not all have ended.
+        edges: The settings whose chosen rate is the lowest or the highest that was tried.
+    """
+
+    role: Literal["chosen", "trial", "start"]
+    settings: tuple[str, ...] = ()
+    at: dict[str, int | str] = {}
+    tried: tuple[TriedRates, ...] = ()
+    edges: tuple[str, ...] = ()
+
+
 class Record(_Part):
     """A finished cell.
 
@@ -155,6 +195,7 @@ class Record(_Part):
         last_steps: For a cell that diverged, its last steps, at most 50, up to and including the one whose loss or
             gradient norm was not finite (or the last step of the epoch after which the outputs were not finite). None
             for other cells, and in records from before these were stored.
+        search: The search for its rates; None if they were given.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -176,3 +217,14 @@ class Record(_Part):
     data: DataInfo | None = None
     environment: dict[str, str] = {}
     last_steps: tuple[TrainingStep, ...] | None = None
+    search: SearchInfo | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the cell was trained for a search alone: it chooses rates and is no result."""
+        return self.search is not None and self.search.role != "chosen"
+
+    @property
+    def settings(self) -> tuple[Cell, str | None]:
+        """What the seeds of one setting have in common: the cell without its seed, and what it starts from."""
+        return self.cell.model_copy(update={"seed": 0, "start": None}), self.protocol.start_settings

@@ -39,12 +39,13 @@ COLUMNS = (
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
-"""The columns that every metrics.csv has. What only tasks from outside of GLUE need follows where records have it:
-`task_origin`, and two columns for each further metric."""
+"""The columns that every metrics.csv has. What only some grids need follows where records have it: `FURTHER`, and two
+columns for each metric of tasks from outside of GLUE."""
+FURTHER = ("task_origin", "start", "search")  # `start`: the cell that it continues from; `search`: `SearchInfo.role`
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
 _RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})
-FOLDERS = ("cells", "adapters", "pending", "states", "leases")  # those in which files are moved and removed
+FOLDERS = ("cells", "adapters", "pending", "states")  # those in which files are moved and removed
 READABLE = "Make the file readable (its rights, the disk or its server), then give the same command again."
 
 
@@ -326,7 +327,8 @@ def row(record: Record) -> dict[str, object]:
     metrics = _metric_columns(record)
     values |= record.environment | metrics
     values["cell"] = f"{LABEL}{record.id}"
-    further = [name for name in ("task_origin", *metrics) if name not in COLUMNS and values.get(name) is not None]
+    values["search"] = None if record.search is None else record.search.role
+    further = [name for name in (*FURTHER, *metrics) if name not in COLUMNS and values.get(name) is not None]
     return {column: values.get(column) for column in (*COLUMNS, *further)}
 
 
@@ -349,19 +351,18 @@ def metrics_frame(records: Iterable[Record]) -> DataFrame:
 
     rows = [row(record) for record in sorted(records, key=lambda record: record.id)]
     further = {name for values in rows for name in values}.difference(COLUMNS)
-    columns = [*COLUMNS, *sorted(further, key=lambda name: (name != "task_origin", name))]
+    columns = [*COLUMNS, *(name for name in FURTHER if name in further), *sorted(further.difference(FURTHER))]
     cells = [[sheet(values.get(column)) for column in columns] for values in rows]
     return pd.DataFrame(cells, columns=columns, dtype=object)
 
 
-def write_csv(results: Path, records: Iterable[Record]) -> Path:
-    """Write `metrics.csv`; a missing value is an empty field.
+def write_csv(results: Path, records: Iterable[Record], partial: Path | None = None) -> Path:
+    """Write `metrics.csv`, and return its path; a missing value is an empty field.
 
-    Returns:
-        The file.
+    Until it is complete, the file is called `partial` (by default, a name beside it).
     """
     path = results / CSV
-    write_atomically(path, metrics_frame(records).to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(path, metrics_frame(records).to_csv(index=False, lineterminator="\n").encode(), partial)
     return path
 
 

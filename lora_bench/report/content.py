@@ -12,6 +12,7 @@ from lora_bench.report.numbers import published, symmetry, versus
 from lora_bench.report.numbers.entries import Subset, comparable_subsets
 from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
+from lora_bench.report.numbers.searches import search_tables
 from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.numbers.wording import protocol_sentence
@@ -82,14 +83,20 @@ def gather(loaded: Loaded, vs_paper: bool = False) -> Content:
         loaded: the records, and the files that could not be read.
         vs_paper: whether to compare with the published numbers.
     """
-    cells = cell_frame(loaded.records)
+    cells = cell_frame([record for record in loaded.records if not record.is_search])
     subsets = comparable_subsets(cells)
     stems = file_stems([subset.title for subset in subsets])
     sections = tuple(_section(subset, stem) for subset, stem in zip(subsets, stems, strict=True))
     comparisons = published.compare_with_published(subsets) if vs_paper else ()
     tables = [published.published_table(comparisons)] if vs_paper else []
     findings = published.sentences(comparisons) if vs_paper else []
-    return Content(cells, sections, (*tables, *missing_score_tables(cells)), tuple(findings), loaded.broken)
+    return Content(
+        cells,
+        sections,
+        (*tables, *search_tables(loaded.records), *missing_score_tables(cells)),
+        tuple(findings),
+        loaded.broken,
+    )
 
 
 def environment_values(cells: DataFrame) -> dict[str, list[str]]:

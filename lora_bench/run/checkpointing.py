@@ -24,8 +24,8 @@ from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.seal import describe
 from lora_bench.run import checkpoints
-from lora_bench.run.checkpoints import CellEntry, Checkpoint, CheckpointManifest
-from lora_bench.run.interfaces import RunContext
+from lora_bench.run.checkpoints import CellEntry, CheckpointManifest, StoredCheckpoint
+from lora_bench.run.interfaces import Job, RunContext
 
 # All three were chosen.
 EPOCH_INTERVAL = 30.0  # seconds between two checkpoints at the end of an epoch, at least
@@ -57,21 +57,20 @@ class Checkpointer:
     """Saves one pack in mid-training: after an epoch, in the middle of a long one, and when a signal ends the run.
 
     Args:
-        context: Where the process saves, and what stops it.
-        cells: The cells of the pack.
-        fingerprint: What the numbers of all its cells depend on besides the cells and their code.
+        context: What keeps checkpoints, and what stops the training.
+        record_times: When the records that some of the cells have were written, in nanoseconds, by id.
+        fingerprint: What the numbers of all cells depend on besides the cells and their code.
 
     Attributes:
         diverged: The states of cells that have diverged and left the pack.
         began: When the pack began to train, on the monotonic clock, as if it had not been interrupted since.
     """
 
-    def __init__(self, context: RunContext, cells: Sequence[Cell], fingerprint: Mapping[str, str]) -> None:
-        self.context, self.cells, self.fingerprint = context, tuple(cells), dict(fingerprint)
-        self.name = checkpoints.pack_name(context.token, [cell.id for cell in cells])
+    def __init__(self, context: RunContext, record_times: Mapping[str, int], fingerprint: Mapping[str, str]) -> None:
+        self.context, self.record_times, self.fingerprint = context, record_times, dict(fingerprint)
         self.diverged: list[TrainingState] = []
         self.began = time.monotonic()
-        self._last_saved, self._cost, self._warned = time.monotonic(), 0.0, False
+        self._last_saved, self._cost = time.monotonic(), 0.0
 
     @property
     def seconds(self) -> float:
@@ -80,7 +79,7 @@ class Checkpointer:
 
     def should_pause(self) -> bool:
         """Whether the trainer should pause after this step, so that the pack can be saved."""
-        self.context.check_lease()
+        self.context.check()
         return self.context.stopper.asked or self._unsaved_seconds() > max(STEP_INTERVAL, COST_FACTOR * self._cost)
 
     def save_if_due(self, trainer: Trainer) -> None:
@@ -89,7 +88,7 @@ class Checkpointer:
         Raises:
             KeyboardInterrupt: A signal has asked to stop; the pack is saved.
         """
-        self.context.check_lease()
+        self.context.check()
         if trainer.finished:
             return
         if self.context.stopper.asked or self._unsaved_seconds() >= max(EPOCH_INTERVAL, COST_FACTOR * self._cost):
@@ -101,7 +100,7 @@ class Checkpointer:
         return time.monotonic() - self._last_saved
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint. If that fails, the user is warned once and training continues."""
+        """Make a checkpoint."""
         start = time.monotonic()
         states = [*copy_states(trainer), *self.diverged]
         content = safetensors.torch.save(_tensors(states))
@@ -109,19 +108,10 @@ class Checkpointer:
             steps=trainer.steps,
             seconds=self.seconds,
             fingerprint=self.fingerprint,
-            cells=tuple(
-                _cell_entry(state, position, self.context.record_times) for position, state in enumerate(states)
-            ),
+            cells=tuple(_cell_entry(state, position, self.record_times) for position, state in enumerate(states)),
             files=describe({checkpoints.TENSORS: content}),
         )
-        results, record_times = self.context.results, self.context.record_times
-        try:
-            checkpoints.save(results, self.name, manifest, content)
-            checkpoints.prune(results, {cell.id for cell in self.cells}, record_times)
-        except OSError as error:
-            if not self._warned:
-                self.context.warn(f"A pack in training cannot be saved ({error.strerror}); training continues.")
-            self._warned = True
+        self.context.save(manifest, content)
         self._last_saved = time.monotonic()
         self._cost = self._last_saved - start
 
@@ -184,20 +174,19 @@ class CellCheckpoint:
         return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second))
 
 
-def find(context: RunContext, cells: Sequence[Cell], fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
-    """Return for each cell, by id, the newest sound checkpoint that it can be resumed from, if there is one.
+def find(job: Job, fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
+    """Return for each cell of a job, by id, the newest sound checkpoint that it can be resumed from, if there is one.
 
     Args:
-        context: Where the process saves.
-        cells: The cells.
-        fingerprint: What the numbers of all these cells depend on besides the cells and their code.
+        job: The job.
+        fingerprint: What the numbers of all its cells depend on besides the cells and their code.
     """
     saved: dict[str, CellCheckpoint] = {}
-    for checkpoint in checkpoints.read_all(context.results):
-        unfinished = checkpoint.unfinished(context.record_times)
+    for checkpoint in job.checkpoints:
+        unfinished = checkpoint.unfinished(job.record_times)
         usable = [
             cell.id
-            for cell in cells
+            for cell in job.cells
             if cell.id not in saved and cell.id in unfinished and _same_fingerprint(checkpoint, cell, fingerprint)
         ]
         if usable:
@@ -210,7 +199,7 @@ def find(context: RunContext, cells: Sequence[Cell], fingerprint: Mapping[str, s
     return saved
 
 
-def _same_fingerprint(checkpoint: Checkpoint, cell: Cell, fingerprint: Mapping[str, str]) -> bool:
+def _same_fingerprint(checkpoint: StoredCheckpoint, cell: Cell, fingerprint: Mapping[str, str]) -> bool:
     now = {**fingerprint, "code": provenance.code(cell.method)}
     return not provenance.differences(checkpoint.fingerprint(cell.id), now)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,9 @@ class CheckpointManifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A folder whose manifest is sound."""
+class StoredCheckpoint(ABC):
+    """A checkpoint whose manifest is sound."""
 
-    path: Path
     manifest: CheckpointManifest
 
     @property
@@ -108,12 +108,23 @@ class Checkpoint:
         """
         return [cell.id for cell in self.manifest.cells if cell.record_time == record_times.get(cell.id, 0)]
 
+    @abstractmethod
     def read_tensors(self) -> bytes:
         """Read the file of tensors.
 
         Raises:
             ValueError: It cannot be read, or is not the one that was written.
         """
+
+
+@dataclass(frozen=True)
+class Checkpoint(StoredCheckpoint):
+    """A checkpoint in a folder."""
+
+    path: Path
+
+    def read_tensors(self) -> bytes:
+        """Read the file of tensors."""
         try:
             return read_companion(self.path / TENSORS, self.manifest.files[TENSORS], follow=False)
         except OSError as error:
@@ -122,8 +133,19 @@ class Checkpoint:
             raise ValueError("the manifest lists no tensors") from None
 
 
+@dataclass(frozen=True)
+class SentCheckpoint(StoredCheckpoint):
+    """A checkpoint whose tensors have been read."""
+
+    tensors: bytes
+
+    def read_tensors(self) -> bytes:
+        """Return the file of tensors."""
+        return self.tensors
+
+
 def pack_name(token: str, cell_ids: Iterable[str]) -> str:
-    """Return the name of a pack: a hash of the token of the process that trains it, and of its cells."""
+    """Return the name of a pack: a hash of the token of the run's owner, and of its cells."""
     return hashlib.sha256("\n".join([token, *sorted(cell_ids)]).encode()).hexdigest()[:12]
 
 
@@ -183,7 +205,7 @@ def _folders(results: Path) -> list[Path]:
 def _read(path: Path) -> Checkpoint | ValueError | None:
     """A checkpoint, or what is wrong with it; None if the system cannot read it."""
     try:
-        return Checkpoint(path, parse_manifest(files.read_file(path / MANIFEST, follow=False)))
+        return Checkpoint(parse_manifest(files.read_file(path / MANIFEST, follow=False)), path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ValueError("there is no manifest")
     except OSError:

@@ -1,17 +1,51 @@
-"""What a run is given, and the interfaces of what trains and of what shows progress. No torch."""
+"""What a run is given, and the interfaces between its driver, its executor and what trains. No torch.
+
+The driver (`runner.Runner`) gives jobs to an executor, which has them trained by workers: by one in this process
+(`executor.LocalExecutor`), or by one for each device of a Ray cluster (`cluster.RayExecutor`). What a worker has to say
+goes back to the driver, which alone writes the results folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell
+from lora_bench.records.adapters import Part
 from lora_bench.records.schema import Record
+from lora_bench.run.checkpoints import CheckpointManifest, StoredCheckpoint
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.signals import Stopper
+
+if TYPE_CHECKING:
+    from lora_bench.data import DataSource
+    from lora_bench.data.model_source import ModelSource
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """The cells of a stage: those that search the rates of a task, or the others of the task.
+
+    Attributes:
+        title: The name of the stage.
+        cells: How many there are, as far as it is known.
+        ended: How many have ended.
+        ready: How many can train, or are in training.
+        waiting: How many wait for other cells.
+        blocked: How many can never train, since a cell that they need has failed.
+        needs: The titles of the stages that it waits for, or has waited for.
+    """
+
+    title: str
+    cells: int
+    ended: int
+    ready: int
+    waiting: int
+    blocked: int
+    needs: tuple[str, ...]
 
 
 class View(Callback):
@@ -20,11 +54,18 @@ class View(Callback):
     Every method does nothing unless it is overridden.
     """
 
+    def on_device(self, name: str) -> View:  # noqa: ARG002
+        """Return what shows the packs of one of several devices; by default, the view itself."""
+        return self
+
     def stage(self, text: str) -> None:
         """Something that takes a while begins."""
 
     def done(self, records: Sequence[Record]) -> None:
         """Cells have ended, and their records are written."""
+
+    def staged(self, stages: Sequence[StageProgress]) -> None:
+        """What has ended, can train and waits, for a grid in which cells wait for others; each time that it changes."""
 
     def warn(self, text: str) -> None:
         """There is something that the user should know."""
@@ -52,24 +93,79 @@ class Options:
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """What a pack needs to know of the run that it belongs to, to save checkpoints and to stop.
+class Setup:
+    """What a worker needs to know before its first job.
 
     Attributes:
-        results: The results folder.
-        token: The token of the process's lease, different for each process.
-        record_times: When the records of cells were written, in nanoseconds, by id.
-        stopper: Whether a signal has asked to stop.
-        check_lease: Raises LeaseLostError where the process has lost its lease.
-        warn: Warns the user.
+        models: The models by their identity, as cells name them.
+        data: The data sources by task and identity, as cells name them.
+        targets: By model, the targets of all cells that are to train.
+        methods: The methods of these cells.
+        options: Where and how to run. A worker does not touch the results folder.
     """
 
-    results: Path
-    token: str
-    record_times: Mapping[str, int]
+    models: Mapping[str, ModelSource]
+    data: Mapping[tuple[str, str], DataSource]
+    targets: Mapping[str, tuple[str, ...]]
+    methods: tuple[str, ...]
+    options: Options
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pack to train, and all that a worker needs for it.
+
+    Attributes:
+        number: What tells it from the other jobs of the run.
+        cells: The cells of the pack.
+        halved: How often the pack was cut in two because memory ran out.
+        notes: What deviates from the paper in these cells.
+        record_times: When the records that some of the cells have were written, in nanoseconds, by id.
+        checkpoints: Checkpoints that hold some of the cells, those with the most steps first.
+        predicted_bytes: The predicted peak of memory; None if it is unknown.
+        starts: The files of what other cells have trained, by id, for the cells that continue from them.
+        needed: The ids of those cells of the pack that other cells continue from: what they train is kept for these.
+    """
+
+    number: int
+    cells: tuple[Cell, ...]
+    halved: int = 0
+    notes: tuple[str, ...] = ()
+    record_times: Mapping[str, int] = field(default_factory=dict)
+    checkpoints: Sequence[StoredCheckpoint] = ()
+    predicted_bytes: float | None = None
+    starts: Mapping[str, Mapping[Part, bytes]] = field(default_factory=dict)
+    needed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a pack, or a cell, could not be trained.
+
+    Attributes:
+        status: The status that its cells get.
+        reason: The error.
+        environment: The versions and the device of the worker.
+    """
+
+    status: Literal["failed", "oom"]
+    reason: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What connects a pack in training to the run that it belongs to.
+
+    Attributes:
+        stopper: Whether the run is to stop.
+        check: Raises an error where the run is known to be over; it takes no time.
+        save: Keeps a checkpoint: its manifest and its tensors.
+    """
+
     stopper: Stopper
-    check_lease: Callable[[], None]
-    warn: Callable[[str], None]
+    check: Callable[[], None]
+    save: Callable[[CheckpointManifest, bytes], None]
 
 
 class Worker(Protocol):
@@ -78,13 +174,12 @@ class Worker(Protocol):
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Load what the cells of a pack have in common. An error here is not the fault of a cell: it ends the run."""
 
-    def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
+    def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
         """Train a pack, and yield the outcomes of its cells as they end, in lists that are published one by one.
 
         Args:
-            cells: The cells of the pack.
-            halved: How often the pack was cut in two because memory ran out.
-            context: Where checkpoints are saved, and what stops the training.
+            job: The pack.
+            context: What keeps checkpoints, and what stops the training.
         """
 
     def is_memory(self, error: BaseException) -> bool:
@@ -93,13 +188,55 @@ class Worker(Protocol):
     def forget(self) -> None:
         """Free the memory that a failed pack took."""
 
-    def environment(self, cell: Cell) -> dict[str, str]:
-        """Return the code, versions and device that a record of the cell names."""
+    def environment(self) -> dict[str, str]:
+        """Return the versions and the device that records name."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a pack, or a cell, could not be trained."""
+class Driver(Protocol):
+    """What an executor reports to."""
 
-    status: Literal["failed", "oom"]
-    reason: str
+    stopper: Stopper
+    view: View
+
+    def check(self) -> None:
+        """Check what is known of the results folder, which takes no time.
+
+        Raises:
+            BenchError: Exit code 3 if another process has taken it over.
+        """
+
+    def save(self, manifest: CheckpointManifest, tensors: bytes) -> None:
+        """Write a checkpoint."""
+
+    def publish(self, outcomes: Sequence[Outcome]) -> None:
+        """Write the records and adapters of cells that have ended."""
+
+    def renewed(self, job: Job) -> Job | None:
+        """Return what is left of a job whose worker is gone, with its newest checkpoints; None if nothing is."""
+
+    def finish(self, job: Job, failure: Failure | None) -> None:
+        """Note that a job has ended; `failure` says why it could not be trained to its end."""
+
+
+class Executor(Protocol):
+    """Where packs run."""
+
+    def start(self, setup: Setup, driver: Driver) -> None:
+        """Begin a run.
+
+        Raises:
+            BenchError: Exit code 2 or 3 if it cannot run here.
+        """
+
+    @property
+    def slots(self) -> int:
+        """How many packs train at once."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job; only called while fewer than `slots` are in training."""
+
+    def advance(self) -> None:
+        """Work until something has happened, and report it to the driver. Only called while a job is in training."""
+
+    def close(self) -> None:
+        """End all workers, also in the middle of a job."""

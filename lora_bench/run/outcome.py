@@ -1,10 +1,9 @@
-"""The outcome of a cell: its record, and what saves its adapter. No torch."""
+"""The outcome of a cell: its record, and the files of its adapter. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lora_bench import tasks
@@ -20,14 +19,14 @@ class Outcome:
 
     Attributes:
         record: Its record.
-        save: Writes its adapter into a folder; None if no adapter is kept.
+        adapter: The files of its adapter by name; none if no adapter is kept.
     """
 
     record: Record
-    save: Callable[[Path], None] | None = None
+    adapter: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def failure(
+def failed_outcome(
     cell: Cell, status: Literal["failed", "oom"], reason: str, notes: Sequence[str], environment: Mapping[str, str]
 ) -> Outcome:
     """Return the outcome of a cell that could not be trained."""

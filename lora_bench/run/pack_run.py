@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.memory import forget_peak, peak_bytes
 from lora_bench.engine.trainer import Trainer
@@ -28,13 +28,22 @@ class PackRun:
         prepared: The tables of the task.
         view: What shows progress.
         checkpointer: What saves the pack.
+        starts: What other cells have trained, by id, for the cells that continue from them.
 
     Attributes:
         ended: The cells that have ended so far.
     """
 
-    def __init__(self, backbone: Backbone, prepared: Prepared, view: View, checkpointer: Checkpointer) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        prepared: Prepared,
+        view: View,
+        checkpointer: Checkpointer,
+        starts: Mapping[str, State],
+    ) -> None:
         self.backbone, self.prepared, self.view, self.checkpointer = backbone, prepared, view, checkpointer
+        self.starts = starts
         self.ended: list[EndedCell] = []
 
     def train(
@@ -53,13 +62,14 @@ class PackRun:
         device = self.backbone.device
         self.view.stage("building the adapters")
         forget_peak(device)
-        trainer = build_trainer(cells, self.backbone, self.prepared)
+        trainer = build_trainer(cells, self.backbone, self.prepared, self.starts)
         self.checkpointer.began -= checkpointing.resume(trainer, saved)
         self.checkpointer.context.stopper.hold()
         while not self.train_until_thin(trainer):
             active = self._split_off_diverged(trainer)
             del trainer  # free its memory before the next one is built
-            trainer = build_trainer([state.progress.cell for state in active], self.backbone, self.prepared)
+            members = [state.progress.cell for state in active]
+            trainer = build_trainer(members, self.backbone, self.prepared, self.starts)
             checkpointing.restore(trainer, {state.progress.cell.id: state for state in active})
         seconds, count = self.checkpointer.seconds, len(cells)
         tokens = int(self.prepared.train.lengths.sum()) * cells[0].epochs
@@ -93,8 +103,10 @@ class PackRun:
         return [state for state in states if not state.progress.diverged]
 
 
-def build_trainer(cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> Trainer:
+def build_trainer(
+    cells: Sequence[Cell], backbone: Backbone, prepared: Prepared, starts: Mapping[str, State]
+) -> Trainer:
     """Return a trainer of the cells as one pack, before its first step."""
     task = tasks.of(cells[0])
     pack = Pack(cells, backbone, task.num_outputs)
-    return Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out)
+    return Trainer(pack, task, prepared.train, prepared.evaluation, prepared.held_out, starts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +14,21 @@ from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Estimate, device_coefficients
 from lora_bench.forecast.demand import NO_BASES, Bases
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
+from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
+from lora_bench.records.adapters import read_of_cell
 from lora_bench.records.schema import Record
+from lora_bench.run.interfaces import Options, Setup, StageProgress
 from lora_bench.run.publish import RecordStore
-from lora_bench.run.status import RETRY, CellStatus, cell_statuses
+from lora_bench.run.status import HELD_UP, RETRY, CellStatus, cell_statuses
 from lora_bench.sample import DATA
 
 if TYPE_CHECKING:
     from lora_bench.data import DataSource
+
+
+Cost = tuple[float | None, float | None]  # seconds and peak bytes, None where they cannot be predicted
+NO_VALUES = "has a record, but what it trained is not there, and other cells continue from it"
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,17 @@ class Plan:
     """The cells to train, in packs, and the records that are there already.
 
     Attributes:
-        grid: The selection.
-        packs: The cells to train, in the packs that they train in.
-        statuses: The status of every cell of the grid, by id.
+        grid: The selection, as far as the records decide it.
+        packs: The cells that can train now, in the packs that they train in.
+        statuses: The status of every known cell of the grid, by id.
         store: The records of the results folder.
-        known: The records as they were when the plan was made, by id.
+        known: The records as they were when the run was planned, by id.
         broken: The files that are not sound records, and what is wrong with them.
         estimate: What predicts seconds and memory.
+        limit: The most cells that the user allows in a pack; None for as many as fill the device.
+        pack_limit: Returns the largest size of a pack for a cell in it.
+        retry: The states whose cells run again.
+        checked: The ids of cells whose saved adapters were looked for.
     """
 
     grid: Grid
@@ -45,6 +56,10 @@ class Plan:
     known: Mapping[str, Record]
     broken: tuple[tuple[Path, str], ...]
     estimate: Estimate
+    limit: int | None
+    pack_limit: Callable[[Cell], int]
+    retry: frozenset[str]
+    checked: set[str] = field(default_factory=set)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -53,18 +68,22 @@ class Plan:
 
     @property
     def todo(self) -> tuple[Cell, ...]:
-        """The cells that will train, pack by pack."""
+        """The cells that can train now, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)
 
     @cached_property
-    def costs(self) -> list[tuple[float | None, float | None]]:
-        """Each pack's predicted seconds and peak bytes, None where unknown.
+    def costs(self) -> list[Cost]:
+        """What each pack is predicted to take."""
+        return self.costs_of(self.packs)
+
+    def costs_of(self, planned: Iterable[Sequence[Cell]]) -> list[Cost]:
+        """Return what packs are predicted to take, one after another.
 
         A basis is computed once and stays in memory as long as its encoder does.
         """
         bases: dict[tuple[str, str], Bases] = {}
         costs = []
-        for pack in self.packs:
+        for pack in planned:
             model, precision = self._model_name(pack), pack[0].precision
             present = bases.get((model, precision), NO_BASES)
             costs.append((self.estimate.seconds(pack, model, present), self.estimate.bytes(pack, model, present)))
@@ -79,11 +98,176 @@ class Plan:
     def _model_name(self, pack: Sequence[Cell]) -> str:
         return self.grid.model_source(pack[0]).name
 
+    def setup(self, options: Options) -> Setup:
+        """Return what a worker needs to know before it trains packs of this plan."""
+        targets: dict[str, set[str]] = {}
+        cells = (*self.todo, *(cell for pack in self.later for cell in pack))
+        for cell in cells:
+            targets.setdefault(cell.model, set()).update(filter(None, [cell.targets]))
+        in_order = {model: tuple(sorted(names)) for model, names in targets.items()}
+        names = tuple(sorted({cell.method for cell in cells}))
+        return Setup(self.grid.models, self.grid.data, in_order, names, options)
+
     @property
     def recorded(self) -> list[Record]:
         """The selection's records that will be left as they are."""
-        todo = set(self.todo)
-        return [self.known[cell.id] for cell in self.grid.cells if cell.id in self.known and cell not in todo]
+        return [
+            self.known[cell.id]
+            for cell in self.grid.cells
+            if cell.id in self.known and not self.statuses[cell.id].will_run
+        ]
+
+    @cached_property
+    def ended(self) -> dict[str, Record]:
+        """The records of the cells that have ended, by id: those that run again have a new one."""
+        records = self.store.records
+        return {
+            cell_id: records[cell_id]
+            for cell_id, status in self.statuses.items()
+            if cell_id in records and (not status.will_run or records[cell_id] is not self.known.get(cell_id))
+        }
+
+    @cached_property
+    def later(self) -> tuple[tuple[Cell, ...], ...]:
+        """The cells that wait for others, in packs as they may come. Of an unknown cell, the rates are the lowest."""
+        waiting = dict.fromkeys(
+            step.draft.cell if step.cell is None else step.cell
+            for step in self.grid.steps
+            if step.state == "waiting" and not self._has_ended(step)
+        )
+        known = set(self.grid.cells)
+        return tuple(
+            packs(
+                [cell for cell in waiting if cell not in known or self.grid.step_of[cell.id].state == "waiting"],
+                self.pack_limit,
+            )
+        )
+
+    @cached_property
+    def stages(self) -> tuple[StageProgress, ...]:
+        """How far the stages are, in the grid's order; of unknown cells those are left out that a known one may be."""
+        cells: dict[Stage, dict[Cell, str]] = {}
+        needs: dict[Stage, dict[Stage, None]] = {}
+        stage_of = {step.draft: step.stage for step in self.grid.steps}
+        known = set(self.grid.cells)
+        for step in self.grid.steps:
+            cell = step.draft.cell if step.cell is None else step.cell
+            if step.cell is None and cell in known:
+                continue
+            states = cells.setdefault(step.stage, {})
+            states[cell] = "ended" if cell.id in self.ended else step.state
+            others = dict.fromkeys(stage_of[draft] for draft in step.needs if stage_of[draft] != step.stage)
+            needs.setdefault(step.stage, {}).update(others)
+        return tuple(
+            StageProgress(
+                title=stage_title(stage),
+                cells=len(states),
+                needs=tuple(map(stage_title, needs[stage])),
+                **{name: list(states.values()).count(name) for name in ("ended", "ready", "waiting", "blocked")},
+            )
+            for stage, states in cells.items()
+        )
+
+    @cached_property
+    def stage_costs(self) -> dict[str, list[Cost]]:
+        """What the packs that are left of each stage are predicted to take, by the stage's title."""
+        titles = {step.draft.cell: stage_title(step.stage) for step in self.grid.steps}
+        titles |= {step.cell: stage_title(step.stage) for step in self.grid.step_of.values() if step.cell is not None}
+        costs: dict[str, list[Cost]] = {}
+        for pack, cost in zip((*self.packs, *self.later), (*self.costs, *self.later_costs), strict=True):
+            costs.setdefault(titles[pack[0]], []).append(cost)
+        return costs
+
+    @cached_property
+    def later_costs(self) -> list[Cost]:
+        """What the packs of cells that wait are predicted to take."""
+        return self.costs_of(self.later)
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from.
+
+        Where the rate of such a cell is still being searched, it may become each cell of the search with its seed.
+        """
+        starts = {
+            step.draft.start
+            for step in self.grid.steps
+            if step.draft.start is not None and step.state != "blocked" and not self._has_ended(step)
+        }
+        step_of = {step.draft: step for step in self.grid.steps}
+        needed = [step_of[start] for start in starts]
+        needed += [
+            step_of[trial]
+            for start in starts
+            if start.search is not None and step_of[start].cell is None
+            for trial in step_of[start].needs
+            if trial.cell.seed == start.cell.seed
+        ]
+        return frozenset(step.cell.id for step in needed if step.cell is not None)
+
+    def _has_ended(self, step: Step) -> bool:
+        return step.cell is not None and step.cell.id in self.ended
+
+    def advanced(self, busy: Collection[str] = ()) -> Plan:
+        """Return the plan as the records are now: cells that waited may be able to train.
+
+        Args:
+            busy: The ids of cells that are in training, or waiting for it otherwise: they are in no pack.
+
+        Raises:
+            BenchError: Exit code 3 if the folder holds records of a newer version that would be replaced.
+        """
+        plan = replace(self)._resolved()  # a copy: what is cached here is of earlier records
+        while missing := [cell_id for cell_id in plan.needed if plan._lacks_values(cell_id)]:
+            again = {cell_id: CellStatus("done", NO_VALUES, will_run=True) for cell_id in missing}
+            known = {**plan.known, **{cell_id: plan.store.records[cell_id] for cell_id in missing}}
+            plan = replace(plan, statuses={**plan.statuses, **again}, known=known)._resolved()
+        steps = plan.grid.step_of
+        todo = {
+            cell_id
+            for cell_id, status in plan.statuses.items()
+            if status.will_run and steps[cell_id].state == "ready" and cell_id not in plan.ended and cell_id not in busy
+        }
+        return replace(plan, packs=_planned_packs(plan.grid.cells, todo, self.pack_limit))
+
+    def _resolved(self) -> Plan:
+        """This plan with the grid as the records decide it, and with the statuses of all cells that are known now."""
+        plan = self._with_statuses()
+        while True:
+            plan = replace(plan, grid=plan.grid.given(plan.ended))
+            is_complete = all(cell.id in plan.statuses for cell in plan.grid.cells)
+            plan = plan._with_statuses()
+            if is_complete:
+                return plan
+
+    def _with_statuses(self) -> Plan:
+        """This plan with the statuses of all cells that are known now."""
+        steps = self.grid.step_of
+        statuses = {cell_id: status for cell_id, status in self.statuses.items() if status.state not in HELD_UP}
+        new = [cell for cell in self.grid.cells if cell.id not in statuses]
+        if not new:
+            return self
+        self.store.loaded().refuse_newer({cell.id for cell in new})
+        for cell_id, status in cell_statuses(new, self.store, self.retry).items():
+            state, is_recorded = steps[cell_id].state, cell_id in self.store.records
+            if state != "ready" and not is_recorded and status.state != "unreadable":
+                status = CellStatus(state, steps[cell_id].reason, will_run=state == "waiting")
+            statuses[cell_id] = status
+        return replace(self, statuses=statuses)
+
+    def _lacks_values(self, cell_id: str) -> bool:
+        """Whether a cell has ended, but what it has trained is not there. Each cell is looked at once in a run."""
+        record = self.ended.get(cell_id)
+        if record is None or record.status != "done" or cell_id in self.checked:
+            return False
+        self.checked.add(cell_id)
+        return read_of_cell(self.store.results, cell_id) is None
+
+
+def stage_title(stage: Stage) -> str:
+    """Return the name of a stage: the task, or the search for its rates."""
+    purpose, task = stage
+    return f"search {tasks.get(task).title}" if purpose == "search" else tasks.get(task).title
 
 
 def source_of(location: str | Path) -> DataSource:
@@ -141,9 +325,7 @@ def make(
         raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
     store = RecordStore(results)
     loaded = store.loaded()
-    loaded.refuse_newer({cell.id for cell in grid.cells})
     known = {record.id: record for record in loaded.records}
-    statuses = cell_statuses(grid.cells, store, retried)
     precision = grid.cells[0].precision if grid.cells else "float32"
     estimate = Estimate(device_coefficients(device, precision, measured), rows=_sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
@@ -151,10 +333,9 @@ def make(
     def pack_limit(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
         return limit or estimate.cells_per_pack(cell, kind, grid.model_source(cell).name)
 
-    planned = _planned_packs(grid.cells, {cell_id for cell_id in statuses if statuses[cell_id].will_run}, pack_limit)
     names = {identity: source.name for identity, source in grid.models.items()}
     refined = estimate.refined(known.values(), device, names)
-    return Plan(grid, planned, statuses, store, known, loaded.broken, refined)
+    return Plan(grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried).advanced()
 
 
 def _planned_packs(

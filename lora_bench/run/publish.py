@@ -1,8 +1,9 @@
-"""The records of a results folder that several processes share: read again where they change, published by packs.
+"""The records of a results folder: read again where they change, published by packs.
 
-What a pack has trained is written under `DIR/pending`, then one rename makes it count: from there on, whichever process
-has the lock next moves it to its final folders and rebuilds metrics.csv, even if this one dies. So either all cells of
-a pack are recorded or none, and no row of metrics.csv is lost. No torch.
+The owner of the folder (`owner.Owner`) writes what a pack has trained into a folder of its own under `DIR/pending`.
+Then one rename makes it count: from there on, whoever owns the folder next moves it to its final folders and rebuilds
+metrics.csv, even if this process dies. So either all cells that ended together are recorded or none. An owner that was
+suspended while another one took over can publish nothing: its folder is gone. No torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from lora_bench.records import files
 from lora_bench.records.schema import Record
 from lora_bench.records.store import (
+    CSV,
     Loaded,
     UnreadableError,
     archive_stamp,
@@ -33,7 +35,7 @@ from lora_bench.run.outcome import Outcome
 # metrics.csv is rebuilt at the end of a run, and after a pack unless it was rebuilt less than this many times the
 # seconds ago that rebuilding takes (chosen): so it takes at most 5% of the time however large it is.
 CSV_COST_FACTOR = 20
-_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # a lease's token and a number: the names that `stage` is given
+_PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # an owner's token and a number: the names that `publish` is given
 _CELL = re.compile(r"[0-9a-f]{12}")
 Stamp = tuple[int, int, int]  # of a file: inode, bytes, time
 
@@ -60,6 +62,8 @@ class RecordStore:
         self.unreadable: set[str] = set()
         self._stamps: dict[str, Stamp] = {}
         self._csv_written = self._csv_seconds = 0.0
+        self._staging: Path | None = None
+        self._staged = 0
         self.refresh()
 
     def record_times(self) -> dict[str, int]:
@@ -115,43 +119,62 @@ class RecordStore:
             if isinstance(error, UnreadableError):
                 self.unreadable.add(cell_id)
 
-    def stage(self, name: str, outcomes: Sequence[Outcome]) -> Path:
-        """Write the outcomes of a pack under a temporary name, where they do not count yet.
+    def begin(self) -> None:
+        """Begin to write: nobody who wrote before can publish from now on. Only the owner of the folder may."""
+        pending = self.results / "pending"
+        pending.mkdir(parents=True, exist_ok=True)
+        for path in files.leftovers(pending):
+            files.discard(path)
+        self._staging = files.temporary(pending / "owner")
+        self._staging.mkdir()
 
-        Args:
-            name: The token of the process's lease and a number, as `<token>-<number>`.
-            outcomes: The outcomes.
+    def end(self) -> None:
+        """End to write."""
+        if self._staging is not None:
+            files.remove(self._staging)
+            files.remove_empty(self.results / "pending")
+
+    def stage(self, outcomes: Sequence[Outcome]) -> Path:
+        """Write outcomes into the owner's folder, where they do not count yet.
 
         Returns:
-            The temporary folder.
+            The folder of the outcomes.
 
         Raises:
             OSError: They could not be written; nothing has changed.
         """
-        staged = files.temporary(self.results / "pending" / name)
-        try:
-            for outcome in outcomes:
-                files.write(staged / "cells" / f"{outcome.record.id}.json", record_text(outcome.record))
-                if outcome.save is not None:
-                    adapter = staged / "adapters" / outcome.record.id
-                    outcome.save(adapter)
-                    files.sync(adapter)
-            for folder in (*files.listing(staged), staged):
-                files.sync(folder)
-        except BaseException:
-            files.remove(staged)
-            raise
+        assert self._staging is not None, "begin first"
+        staged, self._staged = self._staging / str(self._staged), self._staged + 1
+        with files.naming(staged):
+            try:
+                # No parent is made: where the owner's folder is gone, it stays gone.
+                for folder in (staged, staged / "adapters", staged / "cells"):
+                    folder.mkdir()
+                for outcome in outcomes:
+                    record = staged / "cells" / f"{outcome.record.id}.json"
+                    files.write(record, record_text(outcome.record), make_parent=False)
+                    if outcome.adapter:
+                        adapter = staged / "adapters" / outcome.record.id
+                        adapter.mkdir()
+                        for name, content in outcome.adapter.items():
+                            files.write(adapter / name, content, make_parent=False)
+                        files.sync(adapter)
+                for folder in (*files.listing(staged), staged):
+                    files.sync(folder)
+            except BaseException:
+                files.remove(staged)
+                raise
         return staged
 
     def publish(self, staged: Path, name: str) -> None:
-        """Make staged outcomes count, move them to their final folders and update metrics.csv. Needs the lock.
+        """Make staged outcomes count, move them to their final folders and update metrics.csv.
 
         Args:
             staged: What `stage` returned.
-            name: The name that it was given.
+            name: A name that no other outcomes have: the owner's token and a number, as `<token>-<number>`.
 
         Raises:
-            OSError: Something failed. If the outcomes count already, the next process does the rest.
+            OSError: Something failed. If the outcomes count already, the next owner does the rest.
         """
         try:
             files.move(staged, self.results / "pending" / name)
@@ -164,9 +187,9 @@ class RecordStore:
             self.write_csv()
 
     def recover(self) -> None:
-        """Move what processes have published, dead ones too, to its final folders, and refresh. Needs the lock.
+        """Move what was published, by dead processes too, to its final folders, and refresh.
 
-        Files and folders under names that `stage` is not given stay where they are.
+        Files and folders under names that `publish` is not given stay where they are.
         """
         for pack in files.without_links(self.results / "pending"):
             if _PACK.fullmatch(pack.name):
@@ -179,29 +202,26 @@ class RecordStore:
         self.refresh()
 
     def write_csv(self) -> None:
-        """Rebuild metrics.csv from the records. Needs the lock."""
+        """Rebuild metrics.csv from the records."""
+        assert self._staging is not None, "begin first"
         start = time.monotonic()
-        write_csv(self.results, self.records.values())
+        write_csv(self.results, self.records.values(), self._staging / CSV)
         self._csv_written = time.monotonic()
         self._csv_seconds = self._csv_written - start
 
     def sweep(self) -> None:
-        """Remove what killed processes left, and checkpoints that are needed no more.
-
-        Needs the lock, and that no other process uses the folder.
-        """
-        folders = [self.results / name for name in ("pending", "cells", checkpoints.FOLDER, "leases", "adapters")]
+        """Remove what killed processes left, and checkpoints that are needed no more."""
+        folders = [self.results / name for name in ("cells", checkpoints.FOLDER, "adapters")]
         for folder in [*folders, *files.without_links(self.results / "adapters")]:
             for path in files.leftovers(folder):
                 files.remove(path)
         for path in files.leftovers(self.results):
-            if path.name.startswith(".metrics.csv."):
+            if path.name.startswith((f".{CSV}.", ".owner.json.")):
                 files.remove(path)
         for path in checkpoints.damaged_folders(self.results):
             checkpoints.remove(path)
         checkpoints.prune(self.results, (), self.record_times())
-        for name in ("pending", checkpoints.FOLDER):
-            files.remove_empty(self.results / name)
+        files.remove_empty(self.results / checkpoints.FOLDER)
 
 
 def _record_stamps(folder: Path) -> dict[str, Stamp]:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.records.schema import Record
-from lora_bench.run import checkpoints, leases
+from lora_bench.run import checkpoints, owner
 from lora_bench.run.checkpoints import Checkpoint
 from lora_bench.run.publish import RecordStore
 
-STATES = ("planned", "interrupted", "running", "done", "failed", "diverged", "oom", "stale", "unreadable")
+STATES = (
+    "planned", "interrupted", "running", "waiting", "done", "failed", "diverged", "oom", "stale", "unreadable",
+    "blocked",
+)  # fmt: skip
+HELD_UP = ("waiting", "blocked")  # by other cells, which have to end before or have failed
 RETRY = ("failed", "diverged", "oom", "stale")
 # What decides the tokens and labels of a cell: model, data, task, longest sequence, seed of the held-out rows.
 _TablesKey = tuple[object, ...]
@@ -41,7 +45,7 @@ def cell_statuses(cells: Iterable[Cell], store: RecordStore, retry: Collection[s
         store: The records of the results folder.
         retry: The states whose cells run again.
     """
-    holders = leases.holders(store.results)
+    holder = owner.current(store.results)
     saved = checkpoints.newest_by_cell(checkpoints.read_all(store.results), store.record_times())
     damaged = {path.stem: reason for path, reason in store.broken.items()}
     fingerprints = _newest_fingerprints(store)
@@ -55,8 +59,8 @@ def cell_statuses(cells: Iterable[Cell], store: RecordStore, retry: Collection[s
             status = CellStatus("interrupted" if progress else "planned", progress or reason, will_run=True)
         else:
             status = _status_of_recorded(record, progress, fingerprints, retry)
-        if cell.id in holders:
-            status = CellStatus("running", f"by {holders[cell.id]}", status.will_run)
+        if holder is not None and cell.id in holder.cells:
+            status = CellStatus("running", f"by {holder}", status.will_run)
         statuses[cell.id] = status
     return statuses
 

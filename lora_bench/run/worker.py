@@ -1,9 +1,9 @@
-"""Trains the packs of a plan with torch: each in parts that are resumed together, as large as the device holds."""
+"""Trains packs with torch: each in parts that are resumed together, as large as the device holds."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -11,30 +11,29 @@ import torch
 from lora_bench import methods, provenance, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
-from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.targets import resolve
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
 from lora_bench.engine.shortage import is_memory
+from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import DataInfo, Timing
 from lora_bench.run import checkpointing, environment, recording
 from lora_bench.run.checkpointing import Checkpointer
-from lora_bench.run.inputs import Loader, Prepared
-from lora_bench.run.interfaces import Options, RunContext, View
+from lora_bench.run.inputs import Loader
+from lora_bench.run.interfaces import Job, RunContext, Setup, View
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.pack_run import PackRun, build_trainer
-from lora_bench.run.plan import Plan
 from lora_bench.run.recording import EndedCell
 
 SAFE_SHARE = 0.4  # of the free memory (chosen): a pack whose predicted peak is below it is not measured
 
 
 class Training:
-    """Trains packs of a plan, one after another; a `Worker`."""
+    """Trains packs, one after another; a `Worker`."""
 
-    def __init__(self, plan: Plan, options: Options, view: View) -> None:
-        self.plan, self.options, self.view = plan, options, view
-        self.device = torch.device(options.device)
-        self.loader = Loader(plan.grid.models, plan.grid.data, options, view, self.device)
+    def __init__(self, setup: Setup, view: View) -> None:
+        self.setup, self.options, self.view = setup, setup.options, view
+        self.device = torch.device(self.options.device)
+        self.loader = Loader(setup.models, setup.data, self.options, view, self.device)
 
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Load the encoder and the tables.
@@ -44,31 +43,33 @@ class Training:
                 the encoder, before anything is trained on it.
         """
         backbone = self.loader.backbone(cells[0])
-        for targets in sorted(
-            {cell.targets for cell in self.plan.todo if cell.model == cells[0].model and cell.targets}
-        ):
+        for targets in self.setup.targets.get(cells[0].model, ()):
             resolve(backbone.linears(), targets)
         self.loader.tables(cells[0], backbone)
 
-    def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
+    def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
         """Train a pack; see `Worker.train`.
 
         Cells with a checkpoint are resumed together with those that had taken as many steps; the others start anew.
         """
+        cells = job.cells
         backbone = self.loader.backbone(cells[0])
         prepared = self.loader.tables(cells[0], backbone)
         fingerprint = self._fingerprint(prepared.info)
-        checkpoints = checkpointing.find(context, cells, fingerprint)
+        checkpoints = checkpointing.find(job, fingerprint)
+        starts = {cell_id: saved.decode(parts) for cell_id, parts in job.starts.items()}
+        build = lambda sample: build_trainer(sample, backbone, prepared, starts)
         by_steps: dict[int, list[Cell]] = {}
         for cell in cells:
             steps = checkpoints[cell.id].entry.steps if cell.id in checkpoints else 0
             by_steps.setdefault(steps, []).append(cell)
         for steps in sorted(by_steps, reverse=True):
-            limit = len(cells) if halved else self._cells_that_fit(by_steps[steps], backbone, prepared)
+            limit = len(cells) if job.halved else self._cells_that_fit(by_steps[steps], job, build)
             for part in _even_parts(by_steps[steps], limit):
-                run = PackRun(backbone, prepared, self.view, Checkpointer(context, part, fingerprint))
-                ended, timing = run.train(part, checkpoints, halved)
-                yield [self._outcome(cell, prepared.info, timing) for cell in ended]
+                checkpointer = Checkpointer(context, job.record_times, fingerprint)
+                run = PackRun(backbone, prepared, self.view, checkpointer, starts)
+                ended, timing = run.train(part, checkpoints, job.halved)
+                yield [self._outcome(cell, job, prepared.info, timing) for cell in ended]
 
     def is_memory(self, error: BaseException) -> bool:
         """Whether an error says that memory ran out."""
@@ -79,37 +80,38 @@ class Training:
         gc.collect()
         torch.cuda.empty_cache()
 
-    def environment(self, cell: Cell) -> dict[str, str]:
-        """Return the code, versions and device that a record of the cell names."""
-        return {**self._versions, **provenance.current(cell.method)}
+    def environment(self) -> dict[str, str]:
+        """Return the versions and the device that records name."""
+        return self._environment
 
     @cached_property
-    def _versions(self) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         return {**environment.versions(), "device": environment.device_name(self.options.device)}
 
-    def _outcome(self, ended: EndedCell, info: DataInfo, timing: Timing) -> Outcome:
+    def _outcome(self, ended: EndedCell, job: Job, info: DataInfo, timing: Timing) -> Outcome:
         cell, state = ended.progress.cell, ended.progress.state
         task = tasks.of(cell)
-        notes = self.plan.grid.notes_for(cell)
-        record = recording.build_record(ended, task, info, timing, notes, self.environment(cell))
-        if state is None or not self.options.save or methods.of(cell).trains_backbone:
+        versions = {**self._environment, **provenance.current(cell.method)}
+        record = recording.build_record(ended, task, info, timing, job.notes, versions)
+        keeps = cell.id in job.needed or (self.options.save and not methods.of(cell).trains_backbone)
+        if state is None or not keeps:
             return Outcome(record)
-        return Outcome(record, lambda folder: saved.save(folder, cell, task.num_outputs, state))
+        return Outcome(record, saved.contents(cell, task.num_outputs, state))
 
     def _fingerprint(self, info: DataInfo) -> dict[str, str]:
         """What the numbers of all cells of a pack depend on besides their code. Kinds of device draw other masks."""
         libraries = provenance.versions_of(*provenance.LIBRARIES)
         return {**libraries, "data": info.fingerprint, "device": self.device.type}
 
-    def _cells_that_fit(self, cells: Sequence[Cell], backbone: Backbone, prepared: Prepared) -> int:
+    def _cells_that_fit(self, cells: Sequence[Cell], job: Job, build: Callable[[Sequence[Cell]], Trainer]) -> int:
         """How many of the cells a GPU's memory holds; measured where the forecast is unknown or near the limit."""
         if self.device.type != "cuda" or len(cells) <= SAMPLES[1]:
             return len(cells)
-        predicted = self.plan.bytes(cells)
+        predicted = job.predicted_bytes
         if predicted is not None and predicted < SAFE_SHARE * free_bytes(self.device):
             return len(cells)
         self.view.stage("measuring memory")
-        return cells_that_fit(cells, lambda sample: build_trainer(sample, backbone, prepared), self.device)
+        return cells_that_fit(cells, build, self.device)
 
 
 def _even_parts(cells: Sequence[Cell], limit: int) -> list[Sequence[Cell]]:

@@ -18,6 +18,7 @@ from lora_bench.records.seal import describe
 from lora_bench.run import checkpointing, checkpoints
 from lora_bench.run import plan as plans
 from lora_bench.run.checkpoints import Checkpoint
+from lora_bench.run.executor import LocalExecutor
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
@@ -165,7 +166,7 @@ def test_every_truncation_and_flipped_bit_of_a_checkpoint_is_noticed(
             checkpoints.parse_manifest(bytes(damaged))
     part = tensors[:600]
     small = checkpoint.manifest.model_copy(update={"files": describe({checkpoints.TENSORS: part})})
-    folder = Checkpoint(checkpoints.save(bench.results, "small", small, part), small)
+    folder = Checkpoint(small, checkpoints.save(bench.results, "small", small, part))
     assert folder.read_tensors() == part
     for length in range(600):
         (folder.path / checkpoints.TENSORS).write_bytes(part[:length])
@@ -276,8 +277,9 @@ def test_memory_that_runs_out_at_any_of_the_first_steps_changes_no_loss(bench: T
     blocks: Blocks = (MIXED[0], {"method": "lora", "rank": 4})
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 2}  # twenty steps
     plan = bench.plan(blocks, **settings)
-    worker = Training(plan, Options(bench.results, offline=True), QuietView())  # loads encoder and data once
-    expected = by_cell(Runner(plan, worker.options, worker.view, worker=worker).run())
+    options = Options(bench.results, offline=True)
+    worker = Training(plan.setup(options), QuietView())  # loads encoder and data once
+    expected = by_cell(Runner(plan, options, QuietView(), executor=LocalExecutor(worker)).run())
     kinds: Iterator[Callable[[], Exception]] = itertools.cycle(
         [torch.OutOfMemoryError, MemoryError, lambda: RuntimeError("can't allocate memory")]
     )
@@ -287,7 +289,7 @@ def test_memory_that_runs_out_at_any_of_the_first_steps_changes_no_loss(bench: T
             patch.setattr(Trainer, "_gradients", failing_at(step, kind, above=1))
             options = Options(own.results, offline=True)
             plan = plans.make(plan.grid, own.results, 16)
-            found = Runner(plan, options, worker.view, worker=worker).run()
+            found = Runner(plan, options, QuietView(), executor=LocalExecutor(worker)).run()
         assert {record.timing.halved for record in found if record.timing} == {1}
         for record in found:
             assert_same_numbers(record, expected[record.cell])

@@ -1,4 +1,4 @@
-"""A runner whose cells take no training: real plan, leases, store and files around a worker that makes up records.
+"""A runner whose cells take no training: real plan, owner, store and files around a worker that makes up records.
 
 Imports no torch, so that many processes start fast.
 """
@@ -19,7 +19,8 @@ from lora_bench.records.seal import describe
 from lora_bench.records.store import read_records
 from lora_bench.run import checkpoints
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Options, RunContext
+from lora_bench.run.executor import LocalExecutor
+from lora_bench.run.interfaces import Job, Options, RunContext
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.plan import Plan
 from lora_bench.run.runner import Runner
@@ -36,14 +37,23 @@ def save_checkpoint(
     fingerprint: Mapping[str, str] | None = None,
 ) -> Path:
     """Save a checkpoint, by default one without cells."""
-    manifest = checkpoints.CheckpointManifest(
+    return checkpoints.save(results, name, make_manifest(cells, tensors, steps, fingerprint), tensors)
+
+
+def make_manifest(
+    cells: Sequence[checkpoints.CellEntry], tensors: bytes, steps: int = 3, fingerprint: Mapping[str, str] | None = None
+) -> checkpoints.CheckpointManifest:
+    """The manifest of a checkpoint."""
+    return checkpoints.CheckpointManifest(
         steps=steps,
         seconds=1.0,
         fingerprint=dict(fingerprint or {}),
         cells=tuple(cells),
         files=describe({checkpoints.TENSORS: tensors}),
     )
-    return checkpoints.save(results, name, manifest, tensors)
+
+
+ADAPTER = {name: name.encode() for name in ("head.safetensors", "adapter.json")}
 
 
 class StubWorker:
@@ -58,28 +68,26 @@ class StubWorker:
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Nothing to load."""
 
-    def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
+    def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
         """Save the pack as it would be in mid-training, then end it."""
-        context.check_lease()
+        context.check()
+        cells = job.cells
         self.on_cells(cells)
         entries = [
             checkpoints.CellEntry(
                 id=cell.id,
                 position=position,
                 code="",
-                record_time=context.record_times.get(cell.id, 0),
+                record_time=job.record_times.get(cell.id, 0),
                 steps=3,
                 steps_taken=3,
             )
             for position, cell in enumerate(cells)
         ]
-        name = checkpoints.pack_name(context.token, [cell.id for cell in cells])
-        try:
-            save_checkpoint(context.results, name, entries, b"values" * 99)
-        except OSError as error:
-            context.warn(f"not saved: {error.strerror}")
+        context.save(make_manifest(entries, b"values" * 99), b"values" * 99)
         self.trained += [cell.id for cell in cells]
-        yield [Outcome(make_record(0.5, cell=cell, environment=self.environment(cell)), _save) for cell in cells]
+        for_code = {cell.id: {**self.environment(), **provenance.current(cell.method)} for cell in cells}
+        yield [Outcome(make_record(0.5, cell=cell, environment=for_code[cell.id]), ADAPTER) for cell in cells]
 
     def is_memory(self, error: BaseException) -> bool:
         """Whether memory ran out."""
@@ -88,16 +96,9 @@ class StubWorker:
     def forget(self) -> None:
         """Nothing to give back."""
 
-    def environment(self, cell: Cell) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Who made the record."""
-        return {"device": self.name, **provenance.current(cell.method)}
-
-
-def _save(folder: Path) -> None:
-    from lora_bench.records import files
-
-    for name in ("head.safetensors", "adapter.json"):
-        files.write(folder / name, name.encode())
+        return {"device": self.name}
 
 
 def grid(seeds: int, ranks: Sequence[int] = (1, 2), **defaults: Any) -> Grid:
@@ -112,7 +113,14 @@ def runner(
 ) -> Runner:  # fmt: skip
     """A runner of the grid into the folder, in packs of at most 16."""
     plan = plans.make(made, results, 16, retry)
-    return Runner(plan, Options(results), QuietView(), stopper, StubWorker(plan, name, on_cells))
+    return Runner(plan, Options(results), QuietView(), stopper, LocalExecutor(StubWorker(plan, name, on_cells)))
+
+
+def worker_of(running: Runner) -> StubWorker:
+    """The worker of a runner."""
+    assert isinstance(running.executor, LocalExecutor)
+    assert isinstance(running.executor.worker, StubWorker)
+    return running.executor.worker
 
 
 def waited(for_path: Path, seconds: float = 60.0) -> None:
@@ -138,7 +146,7 @@ def child(body: Callable[[], object]) -> int:
     os._exit(0)
 
 
-QUIET = ["adapters", "cells", "leases", "metrics.csv"]
+QUIET = ["adapters", "cells", "metrics.csv"]
 
 
 def statuses(results: Path) -> dict[int | None, str]:

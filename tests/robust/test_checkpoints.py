@@ -134,7 +134,7 @@ def test_tensors_that_are_missing_or_changed_are_refused(tmp_path: Path) -> None
     (path / "state.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^No such file or directory$"):
         checkpoint.read_tensors()
-    bare = Checkpoint(path, checkpoint.manifest.model_copy(update={"files": {}}))
+    bare = Checkpoint(checkpoint.manifest.model_copy(update={"files": {}}), path)
     with pytest.raises(ValueError, match="lists no tensors"):
         bare.read_tensors()
 

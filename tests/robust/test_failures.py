@@ -13,7 +13,8 @@ from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Options, RunContext
+from lora_bench.run.executor import LocalExecutor
+from lora_bench.run.interfaces import Job, Options, RunContext
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
@@ -29,7 +30,9 @@ def failing(results: Path, error: Exception, **options: Any) -> Callable[[], lis
     def work(cells: Sequence[Cell]) -> None:
         raise error
 
-    return Runner(plan, Options(results, **options), QuietView(), None, StubWorker(plan, on_cells=work)).run
+    return Runner(
+        plan, Options(results, **options), QuietView(), None, LocalExecutor(StubWorker(plan, on_cells=work))
+    ).run
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_what_no_cell_is_to_blame_for_ends_the_run(results: Path) -> None:
         with pytest.raises(BenchError) as caught:
             failing(results, error)()
         assert (caught.value.what, caught.value.code) == (said, MISSING)
-        assert left(results) == ["leases", "metrics.csv"]
+        assert left(results) == ["metrics.csv"]
     with pytest.raises(OSError, match="No space left"):
         failing(results, full, debug=True)()
     with pytest.raises(ValueError, match="as it is"):
@@ -74,21 +77,21 @@ def test_what_cells_have_in_common_and_cannot_be_loaded_ends_the_run(results: Pa
 
     plan = plans.make(grid(1), results, 16)
     with pytest.raises(ValueError, match="no encoder"):
-        Runner(plan, Options(results), QuietView(), None, Unprepared(plan)).run()
+        Runner(plan, Options(results), QuietView(), None, LocalExecutor(Unprepared(plan))).run()
     assert statuses(results) == {}
-    assert left(results) == ["leases", "metrics.csv"]
+    assert left(results) == ["metrics.csv"]
 
 
 @pytest.mark.parametrize("ended", [1, 2])
 def test_what_was_published_before_an_error_counts(results: Path, ended: int) -> None:
     class Stumbling(StubWorker):
-        def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
-            (outcomes,) = super().train(cells, halved, context)
+        def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
+            (outcomes,) = super().train(job, context)
             yield outcomes[:ended]
             raise ValueError("too late")
 
     plan, view = plans.make(grid(1), results, 16), QuietView()
-    Runner(plan, Options(results), view, None, Stumbling(plan)).run()
+    Runner(plan, Options(results), view, None, LocalExecutor(Stumbling(plan))).run()
     assert statuses(results) == ({1: "done", 2: "failed"} if ended == 1 else {1: "done", 2: "done"})
     assert view.warnings == []
 
@@ -99,20 +102,20 @@ def test_only_memory_counts_as_halved_and_what_failed_is_given_back(results: Pat
     class Watched(StubWorker):
         forgotten = 0
 
-        def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
-            told.append((len(cells), halved))
-            if len(cells) > 2:
+        def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
+            told.append((len(job.cells), job.halved))
+            if len(job.cells) > 2:
                 raise MemoryError("all of it")
-            if len(cells) == 2:
-                raise ValueError(f"of {cells[0].rank}")
-            yield from super().train(cells, halved, context)
+            if len(job.cells) == 2:
+                raise ValueError(f"of {job.cells[0].rank}")
+            yield from super().train(job, context)
 
         def forget(self) -> None:
             self.forgotten += 1
 
     plan = plans.make(grid(1, range(1, 6)), results, 16)
     worker, view = Watched(plan), QuietView()
-    Runner(plan, Options(results), view, None, worker).run()
+    Runner(plan, Options(results), view, None, LocalExecutor(worker)).run()
     assert told == [(5, 0), (2, 1), (1, 1), (1, 1), (3, 1), (1, 2), (2, 2), (1, 2), (1, 2)]
     assert worker.forgotten == 4
     assert set(statuses(results).values()) == {"done"}
@@ -132,7 +135,7 @@ def test_memory_that_lacks_in_single_cells_does_not_give_the_pack_up(results: Pa
         raise MemoryError("alike")
 
     plan = plans.make(grid(1, range(1, 7)), results, 16)
-    Runner(plan, Options(results), QuietView(), None, StubWorker(plan, on_cells=work)).run()
+    Runner(plan, Options(results), QuietView(), None, LocalExecutor(StubWorker(plan, on_cells=work))).run()
     assert set(statuses(results).values()) == {"oom"}
     assert reasons(results) == ["MemoryError: alike"]
 
@@ -153,7 +156,6 @@ def test_a_signal_ends_the_run_when_the_pack_has_ended(results: Path, fails: boo
         running.run()
     assert len(read_records(results).records) == done
     assert set(left(results)) <= set(QUIET)
-    assert list((results / "leases").glob("*.json")) == []
 
 
 def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
@@ -161,8 +163,8 @@ def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
     stopper, begun = Stopper(), list[int]()
 
     class Parts(StubWorker):
-        def train(self, cells: tuple[Cell, ...], halved: int, context: RunContext) -> Iterator[list[Outcome]]:
-            (outcomes,) = super().train(cells, halved, context)
+        def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
+            (outcomes,) = super().train(job, context)
             for part, outcome in enumerate(outcomes):
                 begun.append(part)
                 stopper.asked = True
@@ -170,7 +172,7 @@ def test_a_signal_ends_the_run_between_parts_of_a_pack(results: Path) -> None:
 
     plan = plans.make(grid(1), results, 16)
     with pytest.raises(KeyboardInterrupt):
-        Runner(plan, Options(results), QuietView(), stopper, Parts(plan)).run()
+        Runner(plan, Options(results), QuietView(), stopper, LocalExecutor(Parts(plan))).run()
     assert begun == [0]
     assert statuses(results) == {1: "done"}
 
@@ -189,7 +191,7 @@ def test_a_signal_that_was_swallowed_ends_the_run_before_the_pack_trains(results
     plan = plans.make(grid(1), results, 16)
     worker = Loading(plan)
     with pytest.raises(KeyboardInterrupt):
-        Runner(plan, Options(results), QuietView(), stopper, worker).run()
+        Runner(plan, Options(results), QuietView(), stopper, LocalExecutor(worker)).run()
     assert loaded == ([] if when == "before" else [2])
     assert worker.trained == []
 

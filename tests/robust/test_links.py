@@ -14,9 +14,9 @@ import pytest
 from lora_bench.errors import DONE, MISSING, SOME_FAILED, USAGE, BenchError
 from lora_bench.records import files, store
 from lora_bench.records.store import read_records, record_path
-from lora_bench.run import checkpoints, leases
+from lora_bench.run import checkpoints, owner
 from tests.robust.robust_kit import is_clear, lora_bench, run, tree
-from tests.robust.stub_worker import grid, runner, save_checkpoint
+from tests.robust.stub_worker import grid, runner, save_checkpoint, worker_of
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_link_in_the_place_of_a_record_is_not_read_as_one(results: Path, elsew
     assert tree(elsewhere) == before
 
 
-@pytest.mark.parametrize("name", ["cells", "adapters", "pending", "states", "leases"])
+@pytest.mark.parametrize("name", ["cells", "adapters", "pending", "states"])
 def test_a_folder_of_ours_that_is_a_link_is_refused(workplace: Path, name: str) -> None:
     """Before anything is moved or removed there; by `archive` too, which removes files."""
     theirs = workplace / "theirs"
@@ -81,7 +81,6 @@ def test_what_is_not_ours_stays_where_it_is(results: Path) -> None:
     theirs = {
         "pending": ("notes.txt", "0123-0", ".y.tmp", "my-pack/cells/thesis.json", "0a-1/cells/thesis.json", "0a-2/x"),
         "states": ("notes.txt", "0123456789ab-000000001", "backup-202401010101/x", "0123456789ab-000000002/x"),
-        "leases": ("yarn.lock", ".y.tmp"),
         "cells": (".y.tmp",),
         "adapters": (".y.tmp", "mine/.y.tmp"),
     }
@@ -157,9 +156,9 @@ def test_a_pipe_in_the_place_of_a_calibration_is_refused(workplace: Path, monkey
 
 @pytest.mark.timeout(60)
 def test_pipes_in_a_results_folder_are_not_waited_for(results: Path) -> None:
-    for name in ("leases/x.json", "states/pack-000000001/manifest.json", "cells/x.json", "cells/.x.tmp"):
+    for name in ("states/pack-000000001/manifest.json", "cells/x.json", "cells/.x.tmp"):
         fifo(results / name)
-    assert leases.holders(results) == {}
+    assert owner.current(results) is None
     assert len(runner(results, grid(1)).run()) == 2
 
 
@@ -176,7 +175,6 @@ def refusing(patch: pytest.MonkeyPatch, number: int, *names: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "number", "said", "hint"),
     [
-        ("fcntl.flock", errno.ENOLCK, ".lock'.", "put the folder on another one"),
         ("os.fsync", errno.EIO, "'results/", "The disk or its server failed"),
         ("os.fsync", errno.ENOSPC, "'results/", "Make room on that disk"),
     ],
@@ -192,20 +190,26 @@ def test_an_error_of_the_system_names_its_file_and_what_helps(
     assert ".tmp" not in ended.errors
 
 
-@pytest.mark.timeout(60)
-def test_where_there_are_no_locks_nobody_waits_for_one(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    """A folder that was used before has lock files, which filelock would take for held locks."""
-    assert run().code == DONE
-    assert (workplace / "results" / "leases" / "all.lock").exists()
-    before = tree(workplace / "results")
-    monkeypatch.setattr(leases, "PATIENCE", 20.0)
+def test_a_file_system_without_locks_will_do(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, errno.ENOSYS, "fcntl.flock")
-    for ended in (run("--seed", "1"), lora_bench("archive", "--results", "results")):
-        is_clear(ended, MISSING, "put the folder on another one")
-    assert [str(each.message) for each in recwarn if "flock" in str(each.message)] == []
-    assert tree(workplace / "results") == before
+    assert run().code == DONE
+    assert lora_bench("archive", "--results", "results").code == DONE
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["link", "pipe", "file"])
+def test_a_lock_that_is_something_else_is_not_followed_and_no_hindrance(workplace: Path, kind: str) -> None:
+    path = workplace / "results" / owner.LOCK
+    path.parent.mkdir()
+    (workplace / "theirs").write_text("mine")
+    if kind == "link":
+        path.symlink_to(workplace / "theirs")
+    elif kind == "pipe":
+        fifo(path)
+    else:
+        path.write_text("nonsense\n")
+    assert run().code == DONE
+    assert (workplace / "theirs").read_text() == "mine"
 
 
 def test_an_error_of_close_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +291,7 @@ def test_a_record_that_cannot_be_read_any_more_is_not_trained_again(
 
     running = runner(results, made, on_cells=work)
     running.run()
-    trained = running.worker.trained  # type: ignore[attr-defined]
+    trained = worker_of(running).trained
     assert len(trained) == len(set(trained)) == 4
     assert list((results / "cells").glob("*.broken*")) == []
 

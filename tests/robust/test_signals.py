@@ -83,7 +83,7 @@ def test_a_signal_before_anything_trains_ends_the_run_as_well(
     _, errors = running.communicate(timeout=60)
     assert (running.returncode, errors.count("Interrupted.")) == (130, 1), errors
     assert len(errors.splitlines()) == 1
-    assert list((tmp_path / "out").glob("leases/*.json")) == []
+    assert list((tmp_path / "out").glob("owner*")) == []
 
 
 SWALLOWING = """

@@ -13,11 +13,12 @@ from rich.console import Console
 from lora_bench import provenance
 from lora_bench.cell import Cell
 from lora_bench.cli.options import Selection
-from lora_bench.cli.tables import held_elsewhere, status_table
+from lora_bench.cli.tables import status_table
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records, write_record
-from lora_bench.run import checkpoints, leases
+from lora_bench.run import checkpoints
 from lora_bench.run import plan as plans
+from lora_bench.run.owner import Owner, current
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.status import CellStatus
 from lora_bench.testing import QuietView
@@ -80,11 +81,10 @@ def test_newer_records_on_other_tokens_make_older_ones_stale(tmp_path: Path) -> 
 def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> None:
     made = grid(1, (1,))
     (cell,) = made.cells
-    with leases.Lease(tmp_path) as lease:
-        with lease.locked():
-            lease.claim([cell.id])
+    with Owner(tmp_path) as owner:
+        owner.train([cell.id])
         found = status_of_one(tmp_path)
-        assert (found.state, found.reason) == ("running", f"by {lease.holder}")
+        assert (found.state, found.reason) == ("running", f"by {current(tmp_path)}")
     entry = checkpoints.CellEntry(
         id=cell.id, position=0, code=provenance.code("lora"), record_time=0, steps=7, steps_taken=7, metrics=({}, {})
     )
@@ -113,12 +113,6 @@ def test_the_table_counts_cells_by_why_they_run(tmp_path: Path) -> None:
     assert [[part.strip() for part in row] for row in rows] == [
         ["planned", "4", "yes", "no record"], ["done", "2", "no", "has a record"],
     ]  # fmt: skip
-
-
-def test_who_holds_cells_is_told() -> None:
-    one = leases.Holder(token="t", host="h", boot="b", pid=5)
-    assert held_elsewhere({"a": one, "b": one}).plain == "2 cells are with process 5 on h\n"
-    assert held_elsewhere({}).plain == ""
 
 
 def test_retry_takes_commas_and_repetitions() -> None:

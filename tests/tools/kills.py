@@ -2,6 +2,7 @@
 
     python -m tests.tools.kills --kills 200            (in CI: --kills 20)
     python -m tests.tools.kills --kills 200 --sample   on the bundled encoder and data, as the smoke preset has them
+    python -m tests.tools.kills --stages               a grid in which cells wait for others
 
 One process imports torch; every run of the grid is a fork of it, so a run costs what it trains. The grid has 12 cells
 in two packs, saved after every epoch.
@@ -32,8 +33,8 @@ from lora_bench.grid.config import Config
 from lora_bench.records import files
 from lora_bench.run import checkpointing
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Options, View
-from lora_bench.run.plan import Plan
+from lora_bench.run.executor import LocalExecutor
+from lora_bench.run.interfaces import Options, Setup, View
 from lora_bench.run.runner import Runner
 from lora_bench.run.worker import Training
 from lora_bench.testing import QuietView, make_data, make_model
@@ -47,21 +48,31 @@ BLOCKS: tuple[dict[str, Any], ...] = (
 )
 
 
+# Three rates and two seeds search the rate of each block, which may add two rates; then RTE continues from SST-2.
+STAGED: tuple[dict[str, Any], ...] = (
+    {"method": "lora", "rank": 4, "lr": {"search": [1e-3, 4e-3, 1.6e-2], "seeds": [100, 101]}},
+    {"method": "full", "lr": {"search": [1e-4, 4e-4, 1.6e-3], "seeds": [100, 101], "extend": False}},
+)
+
+
 @dataclass(frozen=True)
 class Place:
-    """An encoder and a folder of rows."""
+    """An encoder and a folder of rows; `staged`: the other of the two grids."""
 
     model: str
     rows: str | None
+    staged: bool = False
 
     def grid(self) -> Grid:
-        """Twelve cells."""
+        """Twelve cells, or those that wait for others."""
         base: dict[str, Any] = {
             "model": self.model, "task": "sst2", "seed": [0, 1], "epochs": 3, "batch_size": 16, "max_length": 24,
             "lr": 4e-3,
         }  # fmt: skip
+        if self.staged:
+            base |= {"task": ["sst2", "rte"], "epochs": 2, "start": {"rte": "sst2"}}
         return expand(
-            Config(name="kills", defaults=base, blocks=BLOCKS),
+            Config(name="kills", defaults=base, blocks=STAGED if self.staged else BLOCKS),
             {},
             plans.sources(),
             Path(self.rows) if self.rows else None,
@@ -99,7 +110,7 @@ def point(name: str, args: tuple[Any, ...]) -> str:
 
 
 def _kind(path: Path) -> str:
-    parts = [part for part in path.parts if part in ("cells", "adapters", "states", "pending", "leases")]
+    parts = [part for part in path.parts if part in ("cells", "adapters", "states", "pending")]
     suffix = "tmp" if path.name.startswith(".") else path.suffix or "folder"
     return "/".join([*parts, suffix])
 
@@ -108,7 +119,7 @@ def train(place: Place, results: Path) -> None:
     """Run the grid to its end in this process."""
     plan = plans.make(place.grid(), results, 16)
     options, view = Options(results, offline=True), QuietView()
-    Runner(plan, options, view, worker=WORKER(plan, options, view)).run()
+    Runner(plan, options, view, executor=LocalExecutor(WORKER(plan.setup(options), view))).run()
 
 
 class Shared(Training):
@@ -116,8 +127,8 @@ class Shared(Training):
 
     kept: tuple[Any, Any] = (None, None)
 
-    def __init__(self, plan: Plan, options: Options, view: View) -> None:
-        super().__init__(plan, options, view)
+    def __init__(self, setup: Setup, view: View) -> None:
+        super().__init__(setup, view)
         self.loader._backbone, self.loader._tables = self.kept
 
 
@@ -127,7 +138,7 @@ WORKER = Shared
 def warm(place: Place, results: Path) -> None:
     """Load what all runs need, once."""
     plan = plans.make(place.grid(), results, 16)
-    made = Training(plan, Options(results, offline=True), QuietView())
+    made = Training(plan.setup(Options(results, offline=True)), QuietView())
     made.prepare(plan.packs[0])
     Shared.kept = made.loader._backbone, made.loader._tables
 
@@ -184,7 +195,6 @@ def outcome(results: Path) -> dict[str, Any]:
     return {
         "table": table, "records": records, "adapters": adapters,
         "places": sorted(path.name for path in results.iterdir()),
-        "leases": sorted(path.name for path in (results / "leases").iterdir()),
     }  # fmt: skip
 
 
@@ -223,14 +233,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--sample", action="store_true")
     parser.add_argument("--every", type=int, default=1, help="of the named points, every so many")
+    parser.add_argument("--stages", action="store_true")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     checkpointing.EPOCH_INTERVAL = checkpointing.COST_FACTOR = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        place = Place("sample", None)
+        place = Place("sample", None, wanted.stages)
         if not wanted.sample:
-            place = Place(str(make_model(root / "tiny")), str(make_data(root / "rows")))
+            rows = make_data(root / "rows", "sst2", "rte")
+            place = Place(str(make_model(root / "tiny")), str(rows), wanted.stages)
         warm(place, root / "none")
         began = time.perf_counter()
         assert ended(fork(lambda: train(place, root / "peace"))) == 0

@@ -43,11 +43,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "lora_bench/records/seal.py": ("tests/test_store.py", "tests/test_store_damage.py", "tests/robust/test_damage.py"),
     "lora_bench/records/files.py": ("tests/test_files.py",),
     "lora_bench/run/runner.py": (
-        "tests/robust/test_claims.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
+        "tests/robust/test_owner.py", "tests/robust/test_failures.py", "tests/robust/test_standing.py",
     ),
     "lora_bench/engine/adapters/saved.py": ("tests/robust/test_damage.py", "tests/test_adapt.py"),
     "lora_bench/run/checkpoints.py": ("tests/robust/test_checkpoints.py", "tests/robust/test_standing.py"),
-    "lora_bench/run/leases.py": ("tests/robust/test_standing.py", "tests/robust/test_sharing.py"),
+    "lora_bench/run/owner.py": ("tests/robust/test_owner.py", "tests/robust/test_owners.py"),
+    "lora_bench/run/queue.py": ("tests/robust/test_failures.py", "tests/robust/test_standing.py"),
     "lora_bench/run/status.py": ("tests/robust/test_standing.py",),
 }  # fmt: skip
 LEAST = 85  # percent

@@ -72,6 +72,11 @@ class Heads:
         hidden = _dropout(hidden, masks, 1)
         return torch.baddbmm(parts["out_proj.bias"], hidden, parts["out_proj.weight"].mT)
 
+    @staticmethod
+    def is_output(name: str) -> bool:
+        """Whether a part belongs to the output layer, whose size is the task's."""
+        return name.startswith("out_proj.")
+
     def state(self, values: Tensor) -> dict[str, Tensor]:
         """Copies of one cell's parts by name, biases as vectors.
 

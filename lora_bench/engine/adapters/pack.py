@@ -22,6 +22,7 @@ from lora_bench.engine.encoder.families import Family
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.masks import Masks
+from lora_bench.errors import MISSING, BenchError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class State:
     def flat(self) -> Tensor:
         """All values as one vector, the adapter's first."""
         return torch.cat([part.flatten() for part in (*self.adapter.values(), *self.head.values())])
+
+    @property
+    def shapes(self) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+        """The shapes of the adapter's and of the head's values by name."""
+        adapter, head = ({name: part.shape for name, part in parts.items()} for parts in (self.adapter, self.head))
+        return adapter, head
 
     def like(self, values: Tensor) -> State:
         """A state with the names and shapes of this one, from other values in the order of `flat`.
@@ -191,6 +198,30 @@ class Pack:
             if position in group.positions:
                 row = position - group.offset
                 group.load(row, state.adapter, matrix[row : row + 1])
+
+    def continue_from(self, position: int, earlier: State) -> None:
+        """Let a cell begin with what a cell of another task has trained.
+
+        The output layer of its head stays as it is drawn from the seed: its outputs are those of another task.
+
+        Args:
+            position: The cell's position in the pack.
+            earlier: What the other cell has trained, with the same model, method, sizes, targets and seed.
+
+        Raises:
+            BenchError: Exit code 3 if it does not fit.
+        """
+        fresh = self.state(position)
+        head = {name: fresh.head[name] if self.heads.is_output(name) else earlier.head.get(name) for name in fresh.head}
+        kept = {name: value for name, value in head.items() if value is not None}
+        state = State({name: earlier.adapter[name] for name in fresh.adapter if name in earlier.adapter}, kept)
+        if len(earlier.adapter) != len(fresh.adapter) or state.shapes != fresh.shapes:
+            raise BenchError(
+                f"What cell {self.cells[position].start} has trained does not fit cell {self.cells[position].id}.",
+                "Remove its folder under adapters/: the same command trains it again.",
+                MISSING,
+            )
+        self.load(position, state)
 
     def adapter_params(self, position: int) -> int:
         """How many values the cell trains outside its head."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -21,14 +19,9 @@ from lora_bench.cell import Cell
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.records.files import read_file, write_atomically
-from lora_bench.records.seal import FileInfo, describe, read_companion, seal, unseal
-
-SCHEMA: Literal[1] = 1
-Part = Literal["adapter.safetensors", "head.safetensors"]
-ADAPTER: Part = "adapter.safetensors"
-HEAD: Part = "head.safetensors"
-MANIFEST = "adapter.json"
+from lora_bench.records.adapters import ADAPTER, HEAD, MANIFEST, AdapterManifest, Part, not_whole, read_parts
+from lora_bench.records.files import write_atomically
+from lora_bench.records.seal import describe, seal
 
 
 def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> int:
@@ -47,26 +40,19 @@ def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None)
     return len(safetensors.torch.save(cast))
 
 
-class AdapterManifest(BaseModel):
-    """The content of `adapter.json`: the cell, the number of outputs, and the files that belong to the adapter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = SCHEMA
-    cell: Cell
-    outputs: Annotated[int, Field(gt=0, le=2**16)]
-    files: dict[Part, FileInfo]
+def contents(cell: Cell, outputs: int, state: State) -> dict[str, bytes]:
+    """Return the files of an adapter folder by name, the manifest last."""
+    parts: dict[str, bytes] = {HEAD: safetensors.torch.save(state.head)}
+    if state.adapter:
+        parts[ADAPTER] = safetensors.torch.save(state.adapter)
+    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": describe(parts)})
+    return {**parts, MANIFEST: seal(manifest.model_dump_json(indent=2))}
 
 
 def save(folder: Path, cell: Cell, outputs: int, state: State) -> None:
     """Write an adapter folder. The manifest is written last, so that a folder with a manifest is complete."""
-    contents = {HEAD: safetensors.torch.save(state.head)}
-    if state.adapter:
-        contents[ADAPTER] = safetensors.torch.save(state.adapter)
-    for name, content in contents.items():
+    for name, content in contents(cell, outputs, state).items():
         write_atomically(folder / name, content)
-    manifest = AdapterManifest.model_validate({"cell": cell, "outputs": outputs, "files": describe(contents)})
-    write_atomically(folder / MANIFEST, seal(manifest.model_dump_json(indent=2)))
 
 
 def read(folder: Path) -> tuple[Cell, int, State]:
@@ -78,15 +64,21 @@ def read(folder: Path) -> tuple[Cell, int, State]:
     Raises:
         BenchError: Exit code 3 if the folder holds no whole adapter.
     """
+    manifest, parts = read_parts(folder)
     try:
-        manifest = AdapterManifest.model_validate_json(unseal(read_file(folder / MANIFEST)))
-        parts = {
-            name: safetensors.torch.load(read_companion(folder / name, info)) for name, info in manifest.files.items()
-        }
-        return manifest.cell, manifest.outputs, State(parts.get(ADAPTER, {}), parts[HEAD])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:160]
-        raise BenchError(f"'{folder}' holds no whole adapter ({line}).", "Train it again.", MISSING) from error
+        return manifest.cell, manifest.outputs, decode(parts)
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise not_whole(folder, error) from error
+
+
+def decode(parts: Mapping[Part, bytes]) -> State:
+    """Return what a cell has trained from the files of its adapter.
+
+    Raises:
+        KeyError, SafetensorError: They are not whole.
+    """
+    tensors = {name: safetensors.torch.load(content) for name, content in parts.items()}
+    return State(tensors.get(ADAPTER, {}), tensors[HEAD])
 
 
 def load(folder: Path, backbone: Backbone) -> Pack:
@@ -97,11 +89,7 @@ def load(folder: Path, backbone: Backbone) -> Pack:
     """
     cell, outputs, state = read(folder)
     pack = Pack([cell], backbone, outputs)
-    if _shapes(state) != _shapes(pack.state(0)):
+    if state.shapes != pack.state(0).shapes:
         raise BenchError(f"'{folder}' is not of this model.", "Give the model that it was trained on.", MISSING)
     pack.load(0, state)
     return pack
-
-
-def _shapes(state: State) -> list[dict[str, torch.Size]]:
-    return [{name: part.shape for name, part in parts.items()} for parts in (state.adapter, state.head)]

@@ -1,6 +1,6 @@
 """Several processes on one results folder, each a fork of this one; what they did, as JSON.
 
-python -m tests.tools.sharing crowd|paused|dead|signalled FOLDER
+python -m tests.tools.owners crowd|paused|dead|signalled FOLDER
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_bench.cell import Cell
-from lora_bench.errors import INTERRUPTED
+from lora_bench.errors import INTERRUPTED, BenchError
 from lora_bench.records.store import read_records
-from lora_bench.run import leases
+from lora_bench.run import owner
 from lora_bench.run.signals import ONE_REQUEST, Stopper
-from tests.robust.stub_worker import child, grid, runner, waited
+from tests.robust.stub_worker import child, grid, runner, waited, worker_of
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
 
@@ -55,21 +55,29 @@ def crowd(results: Path) -> dict[str, Any]:
 
     def work(name: str) -> None:
         waited(results.with_name("go"))
-        running = runner(results, made, name, lambda cells: time.sleep(0.03))
-        running.run()
-        (logs / name).write_text("\n".join(running.worker.trained))  # type: ignore[attr-defined]
+        running = runner(results, made, name, lambda cells: time.sleep(0.1))
+        try:
+            running.run()
+        except BenchError as error:
+            os._exit(error.code)
+        (logs / name).write_text("\n".join(worker_of(running).trained))
 
     processes = [child(lambda name=f"p{n}": work(name)) for n in range(PROCESSES)]  # type: ignore[misc]
     results.with_name("go").touch()
     codes = [code_of(process) for process in processes]
     trained = [line for path in logs.iterdir() for line in path.read_text().split()]
-    return {"codes": codes, "trained": trained, "rows": rows(results), "makers": makers(results), "left": left(results),
-            "busy": len([path for path in logs.iterdir() if path.read_text()])}  # fmt: skip
+    return {
+        "codes": codes,
+        "trained": trained,
+        "rows": rows(results),
+        "makers": makers(results),
+        "left": left(results),
+    }
 
 
 def paused(results: Path) -> dict[str, Any]:
-    """An owner that is stopped in its work past its lease, another that takes over, and the first one woken."""
-    leases.TERM, leases.RENEW = 0.6, 0.1
+    """An owner that is stopped in its work past its lease, another that succeeds it, and the first one woken."""
+    owner.TERM = 0.8
     made, started, go_on = grid(1), results.with_name("started"), results.with_name("go-on")
 
     def pausing(cells: Sequence[Cell]) -> None:
@@ -77,31 +85,44 @@ def paused(results: Path) -> dict[str, Any]:
         waited(go_on)
 
     def work() -> None:
-        running = runner(results, made, "first", pausing)
-        running.run()
-        results.with_name("warned").write_text("\n".join(running.view.warnings))  # type: ignore[attr-defined]
+        try:
+            runner(results, made, "first", pausing).run()
+        except BenchError as error:
+            results.with_name("error").write_text(error.what)
+            os._exit(error.code)
+
+    def refusal() -> str:
+        try:
+            runner(results, made, "early").run()
+        except BenchError as error:
+            return error.what
+        return ""
 
     first = child(work)
     waited(started)
-    early = runner(results, made, "early")
-    early.run()
-    held = sorted(early.held)
+    early = refusal()
     os.kill(first, signal.SIGSTOP)
     os.waitpid(first, os.WUNTRACED)
-    time.sleep(leases.TERM + 0.4)
+    owner._boot = lambda: "another kernel"  # type: ignore[assignment]  # where nobody can see that it is stopped
     runner(results, made, "second").run()
     before = {path.name: path.read_bytes() for path in (results / "cells").iterdir()}
     go_on.touch()
     os.kill(first, signal.SIGCONT)
     code = code_of(first)
     after = {path.name: path.read_bytes() for path in (results / "cells").iterdir()}
-    return {"held": held, "early": early.worker.trained, "makers": makers(results), "unchanged": before == after,  # type: ignore[attr-defined]
-            "code": code, "warned": results.with_name("warned").read_text(), "left": left(results),
-            "rows": rows(results)}  # fmt: skip
+    return {
+        "early": early,
+        "makers": makers(results),
+        "unchanged": before == after,
+        "code": code,
+        "error": results.with_name("error").read_text(),
+        "left": left(results),
+        "rows": rows(results),
+    }
 
 
 def dead(results: Path) -> dict[str, Any]:
-    """An owner that is killed: its cells are free at once, though its lease would last a minute more."""
+    """An owner that is killed: its folder is free at once, though its lease would last a minute more."""
     made, started = grid(1), results.with_name("started")
 
     def hanging(cells: Sequence[Cell]) -> None:

@@ -1,0 +1,291 @@
+"""Trains packs on Ray: a worker for each GPU of this machine or of a cluster, or for each share of its cores.
+
+A worker that dies, with its machine or alone, is replaced, and its job continues from the last checkpoint, which the
+driver has. A job whose workers die again and again has failed as any other job can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.run import environment, remote
+from lora_bench.run.checkpoints import CheckpointManifest
+from lora_bench.run.interfaces import Driver, Failure, Job, Setup, View
+
+# Before Ray is imported: it sends no statistics and uploads no folder (which it does under `uv run`), and leaves
+# CUDA_VISIBLE_DEVICES alone for workers without a GPU.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# All were chosen.
+CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else
+POLL = 0.5  # seconds after which a worker says how far it is, even if nothing has happened
+PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
+STOP_SECONDS = 60.0  # for workers to save what they train
+MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
+
+
+@dataclass(eq=False)
+class _Device:
+    """A worker, and the call that is waited for: that of `start`, or of `poll` while it has a job."""
+
+    worker: Any
+    call: Any
+    view: View
+    name: str = ""
+    is_ready: bool = False
+    job: Job | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class RayExecutor:
+    """An executor on Ray.
+
+    Args:
+        address: The cluster's address, as `ray start` prints it, or `auto`; None to start Ray on this machine alone.
+        gpus: How many GPUs to use; None for all.
+        device: `auto`, `cuda`, or `cpu` to use no GPU.
+
+    Raises:
+        BenchError: Exit code 2 for another device, 3 if Ray is not installed.
+    """
+
+    def __init__(self, address: str | None = None, gpus: int | None = None, device: str = "auto") -> None:
+        if device not in ("auto", "cuda", "cpu"):
+            hint = "Use --device auto or cpu, and --gpus N for a number of GPUs."
+            raise BenchError(f"--engine ray does not take --device {device}.", hint)
+        if device == "cpu" and gpus is not None:
+            raise BenchError("--gpus and --device cpu exclude each other.", "Give one of them.")
+        os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+        try:
+            import ray
+        except ImportError as error:
+            hint = "Install it: pip install 'lora-bench[ray]'."
+            raise BenchError(f"--engine ray needs Ray, which cannot be imported ({error}).", hint, MISSING) from None
+        self._ray: Any = ray  # its decorators and handles are not typed
+        self.address, self.gpus, self.device = address, gpus, device
+        self._devices: list[_Device] = []
+        self._waiting: list[Job] = []
+        self._deaths: dict[int, int] = {}
+        self._start_deaths = 0
+
+    @cached_property
+    def _shares(self) -> tuple[int, dict[str, float], int]:
+        """The number of workers, what each asks Ray for, and its threads. Connects to Ray."""
+        self._connect()
+        resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in resources)
+        if (self.gpus is not None and self.gpus > gpus) or (self.device == "cuda" and not gpus):
+            what = f"--gpus {self.gpus} can never be met" if self.gpus else "--device cuda can never be met"
+            where = "This machine" if self.address is None else "The Ray cluster"
+            hint = "Ask for fewer, or leave it out for all there are; `lora-bench doctor` shows those of a machine."
+            raise BenchError(f"{what}: {where} has {gpus or 'no'} GPU{'s' if gpus > 1 else ''}.", hint, MISSING)
+        if gpus and self.device != "cpu":
+            most = max(int(node.get("GPU", 0)) for node in resources)
+            cores = min(node.get("CPU", 1) for node in resources if node.get("GPU"))
+            return self.gpus or gpus, {"num_gpus": 1, "num_cpus": 0}, max(1, int(cores) // most)
+        cores_of = [int(node.get("CPU", 0)) for node in resources]
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(given) if given.isdecimal() and int(given) else min(CORES, max(cores_of, default=0))
+        count = sum(cores // threads for cores in cores_of) if threads else 0
+        if not count:
+            hint = "Start its nodes with more cores (ray start --num-cpus), or set OMP_NUM_THREADS lower."
+            raise BenchError("The Ray cluster can never place a worker: it has too few cores.", hint, MISSING)
+        return count, {"num_cpus": threads}, threads
+
+    def _shares_left(self) -> bool:
+        """Whether the cluster has a machine that a worker fits on, busy or not."""
+        _, options, _ = self._shares
+        wanted = {"GPU": options.get("num_gpus", 0), "CPU": options.get("num_cpus", 0)}
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in alive)
+
+    def _connect(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            # What Ray prints goes to standard error: standard output has the results.
+            with contextlib.redirect_stdout(sys.stderr):
+                self._ray.init(
+                    address=self.address or "local",
+                    include_dashboard=None if self.address else False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            line = " ".join(str(error).split())[:200]
+            if self.address is None:
+                raise BenchError(f"Ray does not start: {line}", "See its logs under /tmp/ray.", MISSING) from None
+            hint = "Start one with `ray start --head`, or leave --address out to use this machine alone."
+            raise BenchError(f"No Ray cluster can be joined at '{self.address}': {line}", hint, MISSING) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without saving
+
+    def device_name(self) -> str:
+        """Return the name of the devices, as records have it."""
+        if self.address is None:
+            return environment.named_device(self.device)
+        _, options, _ = self._shares
+        if "num_gpus" not in options:
+            return "cpu"
+        name: str = self._ray.get(self._ray.remote(environment.local_device).options(**options).remote())
+        return name
+
+    def start(self, setup: Setup, driver: Driver) -> None:
+        """Start the workers; jobs are given to those that are ready."""
+        self._driver = driver
+        driver.view.stage("starting Ray")
+        count, options, _ = self._shares
+        self._setup = remote.encode_setup(setup, "cuda" if "num_gpus" in options else "cpu")
+        self._facts = remote.facts_of(setup.methods)
+        self._devices = [self._new_device(driver.view.on_device(f"worker {number}")) for number in range(1, count + 1)]
+
+    def _new_device(self, view: View) -> _Device:
+        _, options, threads = self._shares
+        kind = self._ray.remote(**options, concurrency_groups={"io": 2}, max_restarts=0)(remote.RemoteWorker)
+        worker = kind.remote(threads)
+        return _Device(worker, worker.start.remote(self._setup), view)
+
+    @property
+    def slots(self) -> int:
+        """How many packs train at once, when all workers have started."""
+        return self._shares[0]
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._waiting.append(job)
+
+    def advance(self) -> None:
+        """Give jobs to workers that are free, wait for a message, and report it."""
+        self._driver.stopper.hold()
+        try:
+            for device in self._devices:
+                if device.is_ready and device.job is None and self._waiting:
+                    self._give(device, self._waiting.pop(0))
+            self._receive(PATIENCE)
+            if self._driver.stopper.asked:
+                self._stop()
+        finally:
+            self._driver.stopper.release()
+
+    def _give(self, device: _Device, job: Job) -> None:
+        device.job = job
+        device.worker.train.remote(job.number, remote.encode_job(job))
+        self._poll(device)
+
+    def _poll(self, device: _Device) -> None:
+        device.call = device.worker.poll.options(concurrency_group="io").remote(POLL)
+
+    def _receive(self, seconds: float) -> None:
+        """Wait for an answer of any worker, and see to it and all others that have come."""
+        calls = {device.call: device for device in self._devices if device.call is not None}
+        if not calls:
+            return
+        answers, _ = self._ray.wait(list(calls), num_returns=1, timeout=seconds)
+        if not answers and not any(device.is_ready for device in self._devices) and not self._shares_left():
+            raise BenchError("The Ray cluster has lost all machines that could train.", "Start it again.", MISSING)
+        more, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        for call in dict.fromkeys([*answers, *more]):
+            self._answer(calls[call])
+
+    def _answer(self, device: _Device) -> None:
+        try:
+            answer = self._ray.get(device.call)
+        except self._ray.exceptions.RayActorError as error:
+            self._replace(device, str(error))
+            return
+        device.call = None
+        events = [answer] if isinstance(answer, tuple) else answer
+        for event in events:
+            self._handle(device, event)
+        if device.job is not None:
+            self._poll(device)
+
+    def _handle(self, device: _Device, event: remote.Event) -> None:
+        match event:
+            case "ready", name, kind, facts:
+                self._refuse_other_versions(name, facts)
+                device.is_ready, device.name = True, name
+                device.environment = {**environment.versions(), "device": kind}
+                self._start_deaths = 0
+            case "view", name, *values:
+                cells = {cell.id: cell for cell in device.job.cells} if device.job else {}
+                remote.show(device.view, name, values, cells)
+            case "save", manifest, tensors:
+                if device.job is not None:
+                    self._deaths.pop(device.job.number, None)
+                self._driver.save(CheckpointManifest.model_validate_json(manifest), tensors)
+            case "publish", outcomes:
+                self._driver.publish(remote.decode_outcomes(outcomes))
+            case "ended", _, failure:
+                job, device.job = device.job, None
+                assert job is not None
+                self._driver.finish(job, remote.decode_failure(failure))
+            case "stopped", _:
+                device.job = None
+            case "error", what, hint, code:
+                raise BenchError(what, hint, code)
+            case "fault", text:
+                raise RuntimeError(f"A worker on {device.name or 'Ray'} failed:\n{text}")
+
+    def _refuse_other_versions(self, name: str, facts: dict[str, str]) -> None:
+        keys = [key for key, value in self._facts.items() if facts.get(key) != value]
+        differences = [f"{key} {facts.get(key)} there, {self._facts[key]} here" for key in keys]
+        if differences:
+            what = f"The worker on {name} has other versions: {'; '.join(differences)}."
+            raise BenchError(what, "Install the same versions on every machine of the cluster.", MISSING)
+
+    def _replace(self, device: _Device, reason: str) -> None:
+        """Start another worker for one that has died, and have its job continued."""
+        job, view = device.job, self._driver.view
+        self._devices[self._devices.index(device)] = self._new_device(device.view)
+        if job is None:
+            self._start_deaths += not device.is_ready
+            if "No module named" in reason:
+                hint = "Install lora-bench in the environment of every machine of the cluster."
+                raise BenchError("A worker on Ray cannot import lora_bench.", hint, MISSING)
+            if self._start_deaths >= MOST_DEATHS:
+                line = " ".join(reason.split())[:300]
+                hint = "See Ray's logs under /tmp/ray/session_latest/logs."
+                raise BenchError(f"Workers on Ray die while they start: {line}", hint, MISSING)
+            return
+        self._deaths[job.number] = self._deaths.get(job.number, 0) + 1
+        if self._deaths[job.number] >= MOST_DEATHS:
+            reason = f"the process that trained it died {MOST_DEATHS} times (a lack of memory?)"
+            self._driver.finish(job, Failure("failed", reason, device.environment))
+            return
+        view.warn(f"A worker on {device.name} has died; its pack continues from the last checkpoint.")
+        renewed = self._driver.renewed(job)
+        if renewed is None:
+            self._driver.finish(job, None)
+        else:
+            self._waiting.insert(0, renewed)
+
+    def _stop(self) -> None:
+        """Have all jobs saved and ended."""
+        self._waiting.clear()
+        for device in self._devices:
+            if device.job is not None:
+                device.worker.stop.options(concurrency_group="io").remote()
+        end = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < end and any(device.job is not None for device in self._devices):
+            self._receive(POLL)
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """End all workers; without an address, Ray too."""
+        for device in self._devices:
+            with contextlib.suppress(Exception):
+                self._ray.kill(device.worker)
+        self._devices = []
+        with contextlib.redirect_stdout(sys.stderr):
+            self._ray.shutdown()

@@ -1,0 +1,90 @@
+"""Trains jobs one after another in this process, and the part of it that workers elsewhere share. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lora_bench.errors import MISSING, BenchError
+from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
+from lora_bench.run.outcome import Outcome
+
+LONGEST_REASON = 500  # characters of an error that a record keeps
+
+
+def train_job(
+    worker: Worker, job: Job, context: RunContext, publish: Callable[[Sequence[Outcome]], None], debug: bool
+) -> Failure | None:
+    """Train a job, and publish the outcomes of its cells as they end.
+
+    Args:
+        worker: What trains it.
+        job: The job.
+        context: What keeps checkpoints, and what stops the training.
+        publish: Takes outcomes.
+        debug: Whether every error is raised.
+
+    Returns:
+        Why it could not be trained to its end; None if it was.
+
+    Raises:
+        BaseException: An error that no cell is to blame for.
+    """
+    worker.prepare(job.cells)
+    context.stopper.check()
+    try:
+        for outcomes in worker.train(job, context):
+            publish(outcomes)
+            context.stopper.release()
+        return None
+    except BaseException as error:  # a method of the user's may raise anything, SystemExit too
+        if debug or isinstance(error, OSError | KeyboardInterrupt | GeneratorExit):
+            raise
+        if isinstance(error, BenchError) and error.code == MISSING:
+            raise
+        reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:LONGEST_REASON]
+        failure = Failure("oom" if worker.is_memory(error) else "failed", reason, worker.environment())
+    finally:
+        context.stopper.release()
+    worker.forget()  # outside of the except block, whose traceback keeps the failed pack alive
+    return failure
+
+
+class LocalExecutor:
+    """This process, with one device.
+
+    Args:
+        worker: What trains packs; by default `worker.Training`, and torch is imported with the first job.
+    """
+
+    slots = 1
+
+    def __init__(self, worker: Worker | None = None) -> None:
+        self._worker = worker
+        self._job: Job | None = None
+
+    def start(self, setup: Setup, driver: Driver) -> None:
+        """Begin a run."""
+        self._setup, self._driver = setup, driver
+
+    @property
+    def worker(self) -> Worker:
+        """What trains packs."""
+        if self._worker is None:
+            from lora_bench.run.worker import Training
+
+            self._worker = Training(self._setup, self._driver.view)
+        return self._worker
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._job = job
+
+    def advance(self) -> None:
+        """Train the job to its end."""
+        driver, job, self._job = self._driver, self._job, None
+        assert job is not None
+        context = RunContext(driver.stopper, driver.check, driver.save)
+        driver.finish(job, train_job(self.worker, job, context, driver.publish, self._setup.options.debug))
+
+    def close(self) -> None:
+        """There is nothing to end."""

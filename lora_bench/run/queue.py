@@ -1,0 +1,205 @@
+"""What is to train next: packs that wait, the parts of those that failed, and which cells of them are still to train.
+
+Where memory runs out, a pack is halved; results do not depend on the pack, so no number changes. After any other error
+three cells of the pack are tried alone: if all of them fail with the same error, the pack is given up; else it is
+halved until the cell at fault is alone. Any number of packs may be in training at a time. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lora_bench.cell import Cell
+from lora_bench.run.interfaces import Failure
+from lora_bench.run.plan import Plan
+
+PROBES = 3  # cells of a failed pack that are tried alone
+# Chosen: with several devices a pack is cut until it is at most 1/3 of a device's share of the work, so that the last
+# packs end at about the same time, unless its parts would have fewer cells than that.
+SHARE, FEWEST = 1 / 3, 4
+
+
+@dataclass(eq=False)
+class Probe:
+    """Cells of a failed pack that are tried alone, and the others, which wait for how they end.
+
+    Attributes:
+        cells: All cells of the pack.
+        failure: Why the pack failed.
+        running: How many of those that are tried have not ended.
+        halved: How often the pack was cut in two because memory ran out.
+    """
+
+    cells: tuple[Cell, ...]
+    failure: Failure
+    running: int
+    halved: int
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A pack, or a part of one.
+
+    Attributes:
+        cells: The cells.
+        halved: How often the pack was cut in two because memory ran out.
+        is_probed: Whether single cells of the pack were tried already.
+        probe: What it is tried for.
+        cost: Its predicted seconds; where these are unknown, its size.
+    """
+
+    cells: tuple[Cell, ...]
+    halved: int = 0
+    is_probed: bool = False
+    probe: Probe | None = None
+    cost: float = field(default=0.0)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a pack that failed."""
+        return bool(self.halved) or self.is_probed
+
+
+class Queue:
+    """The packs that are to train.
+
+    Args:
+        plan: The plan.
+        slots: How many packs train at once. For one, packs come in the order of the plan, in which neighbours share
+            tables; for several the largest first, and large ones in parts unless the user has set their size.
+    """
+
+    def __init__(self, plan: Plan, slots: int) -> None:
+        self._store, self._known, self._slots = plan.store, plan.known, slots
+        self._waiting: list[Work] = []
+        self._largest: float | None = None
+        self.add(plan)
+
+    def busy(self, running: Iterable[Work]) -> set[str]:
+        """Return the ids of cells that are in training, or in a part of a failed pack.
+
+        Args:
+            running: What is in training.
+        """
+        works = [*running, *(work for work in self._waiting if work.is_part)]
+        probes = [work.probe.cells for work in works if work.probe is not None]
+        return {cell.id for cells in (*(work.cells for work in works), *probes) for cell in cells}
+
+    def add(self, plan: Plan) -> None:
+        """Take the packs of a plan in place of those that wait and are no parts of failed ones.
+
+        Args:
+            plan: The plan, or what has become of it, without the cells that are busy.
+        """
+        self._known = plan.known
+        parts = [work for work in self._waiting if work.is_part]
+        works = [Work(pack) for pack in plan.packs]
+        if self._slots > 1:
+            works = self._balanced(plan)
+        self._waiting = [*parts, *works]
+
+    def _balanced(self, plan: Plan) -> list[Work]:
+        """The packs of a plan, the largest first, in parts that keep all slots busy to the end."""
+        costs = [seconds for seconds, _ in plan.costs]
+        is_known = None not in costs
+        works = [
+            Work(pack, cost=seconds if is_known and seconds else float(len(pack) * pack[0].epochs))
+            for pack, seconds in zip(plan.packs, costs, strict=True)
+        ]
+        if plan.limit is None:
+            if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
+                self._largest = SHARE * sum(work.cost for work in works) / self._slots
+            works = _parts(works, self._largest)
+        return sorted(works, key=lambda work: -work.cost)
+
+    def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """Return the cells without a record since the plan was made; not those whose record cannot be read now."""
+        records, known, unreadable = self._store.records, self._known, self._store.unreadable
+        return tuple(
+            cell
+            for cell in cells
+            if cell.id not in unreadable and records.get(cell.id, known.get(cell.id)) is known.get(cell.id)
+        )
+
+    def take(self, last: Cell | None = None) -> Work | None:
+        """Return what trains next, and remove it; None if nothing is ready.
+
+        Args:
+            last: A cell of what trained before on that device: work for the same encoder comes first.
+        """
+        while self._waiting:
+            encoder = None if last is None else (last.model, last.precision)
+            index = next(
+                (
+                    index
+                    for index, work in enumerate(self._waiting)
+                    if encoder in (None, (work.cells[0].model, work.cells[0].precision))
+                ),
+                0,
+            )
+            work = self._waiting.pop(index)
+            cells = work.cells if work.probe else self.untrained(work.cells)
+            if cells:
+                return Work(cells, work.halved, work.is_probed, work.probe, work.cost)
+        return None
+
+    def ended(self, work: Work, failure: Failure | None) -> tuple[tuple[Cell, ...], str] | None:
+        """Note that work has ended and that its records are written; what is left of failed work waits again.
+
+        Args:
+            work: The work.
+            failure: Why it could not be trained to its end.
+
+        Returns:
+            Cells that are given up, and why; None if there are none.
+        """
+        left = self.untrained(work.cells)
+        if failure is not None and left:
+            self._split(Work(left, work.halved, work.is_probed, work.probe, work.cost), failure)
+            return None
+        return self._end_probe(work)
+
+    def _split(self, work: Work, failure: Failure) -> None:
+        """Put parts of failed work first, or three of its cells."""
+        cells, is_oom = work.cells, failure.status == "oom"
+        if is_oom or work.is_probed or len(cells) <= PROBES:
+            middle = len(cells) // 2
+            self._waiting[:0] = [
+                Work(half, work.halved + is_oom, work.is_probed or not is_oom, cost=work.cost / 2)
+                for half in (cells[:middle], cells[middle:])
+                if half
+            ]
+            return
+        indices = sorted({0, len(cells) // 2, len(cells) - 1})
+        probe = Probe(cells, failure, len(indices), work.halved)
+        self._waiting[:0] = [Work(cells[index : index + 1], is_probed=True, probe=probe) for index in indices]
+
+    def _end_probe(self, work: Work) -> tuple[tuple[Cell, ...], str] | None:
+        """Decide on the other cells of a failed pack when the last of those that were tried alone has ended."""
+        probe = work.probe
+        if probe is None:
+            return None
+        probe.running -= 1
+        left = self.untrained(probe.cells)
+        if probe.running or not left:
+            return None
+        tried = [self._store.records.get(cell.id) for cell in probe.cells if cell not in left]
+        reasons = {record.reason if record is not None and record.status == "failed" else None for record in tried}
+        if len(reasons) == 1 and None not in reasons:
+            return left, str(reasons.pop())
+        self._split(Work(left, probe.halved, is_probed=True), probe.failure)
+        return None
+
+
+def _parts(works: Sequence[Work], largest: float) -> list[Work]:
+    """The work in parts of at most this cost."""
+    undecided, parts = list(reversed(works)), list[Work]()
+    while undecided:
+        work = undecided.pop()
+        middle = len(work.cells) // 2
+        if work.cost > largest and middle >= FEWEST:
+            undecided += [Work(half, cost=work.cost / 2) for half in (work.cells[middle:], work.cells[:middle])]
+        else:
+            parts.append(work)
+    return parts

@@ -1,0 +1,307 @@
+"""A worker in a process of its own, and the form in which jobs and what comes of them travel.
+
+What travels is JSON, bytes of safetensors, numbers and text: a worker that has another version is noticed by its
+answer, never by an object that it cannot unpack. Torch is imported by `RemoteWorker.start`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_bench import methods, models, plugins, provenance, tasks
+from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart, StepBlock
+from lora_bench.cell import Cell
+from lora_bench.data import DataSource
+from lora_bench.data.model_source import ModelSource
+from lora_bench.errors import BenchError, of_the_system
+from lora_bench.records.adapters import Part
+from lora_bench.records.files import is_folder
+from lora_bench.records.store import parse, record_text
+from lora_bench.run import environment
+from lora_bench.run.checkpoints import CheckpointManifest, SentCheckpoint
+from lora_bench.run.executor import train_job
+from lora_bench.run.interfaces import Failure, Job, Options, RunContext, Setup, View
+from lora_bench.run.outcome import Outcome
+from lora_bench.run.signals import Stopper
+
+Event = tuple[Any, ...]  # a word that says what has happened, then its values
+# JSON; the manifests and tensors of checkpoints; the files of what other cells have trained, by id and name.
+SentJob = tuple[str, list[tuple[str, bytes]], dict[str, dict[Part, bytes]]]
+
+
+class RemoteWorker:
+    """A worker that is called from another process: `train` runs in one thread, `poll` and `stop` in others.
+
+    Args:
+        threads: How many threads torch may use.
+    """
+
+    def __init__(self, threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+        self.threads = threads
+        self.stopper = Stopper()
+        self._events: deque[Event] = deque()
+        self._step: Event | None = None
+        self._news = threading.Condition()
+
+    def start(self, setup: str) -> Event:
+        """Load what trains.
+
+        Returns:
+            `("ready", name, device, facts)` with what `facts_of` returns, or `("error", …)` as `poll` does.
+        """
+        try:
+            decoded, included, method_names = decode_setup(setup)
+            for path in included:
+                plugin = plugins.load_file(path)
+                methods.add_from(plugin)
+                tasks.add_from(plugin)
+            facts = facts_of(method_names)
+            import torch
+
+            from lora_bench.run.worker import Training
+
+            torch.set_num_threads(self.threads)
+            if decoded.options.device != "cpu" and not torch.cuda.is_available():
+                hint = "Look at the driver with nvidia-smi there, or use --device cpu."
+                raise BenchError(f"torch finds no GPU on {platform.node()}.", hint, 3)
+            self._training = Training(decoded, RemoteView(self._send))
+            self._debug = decoded.options.debug
+        except BaseException as error:
+            return _error_event(error)
+        return "ready", platform.node(), environment.device_name(decoded.options.device), facts
+
+    def train(self, number: int, job: SentJob) -> None:
+        """Train a job; what comes of it is asked for by `poll`, at last `("ended", number, failure)` or an error."""
+        import torch
+
+        torch.set_num_threads(self.threads)  # OpenMP's number belongs to the thread
+        try:
+            decoded = decode_job(number, job)
+            context = RunContext(self.stopper, lambda: None, self._save)
+            failure = train_job(self._training, decoded, context, self._publish, self._debug)
+        except KeyboardInterrupt:
+            self._send(("stopped", number))
+        except BaseException as error:
+            self._send(_error_event(error))
+        else:
+            told = None if failure is None else (failure.status, failure.reason, dict(failure.environment))
+            self._send(("ended", number, told))
+
+    def poll(self, seconds: float) -> list[Event]:
+        """Return what has happened since the last call; wait for it, but not longer than some seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self._events, seconds)
+            events = [*self._events, *filter(None, [self._step])]
+            self._events.clear()
+            self._step = None
+        return events
+
+    def stop(self) -> None:
+        """Save the job after the step that is running, and end it."""
+        self.stopper.asked = True
+
+    def _send(self, event: Event) -> None:
+        with self._news:
+            if event[:2] == ("view", "on_step_issued"):
+                self._step = event  # of the steps only the last is of interest, and it is worth no message of its own
+                return
+            self._step = None
+            self._events.append(event)
+            self._news.notify_all()
+
+    def _save(self, manifest: CheckpointManifest, tensors: bytes) -> None:
+        self._send(("save", manifest.model_dump_json(), tensors))
+
+    def _publish(self, outcomes: Sequence[Outcome]) -> None:
+        self._send(("publish", [(record_text(outcome.record), dict(outcome.adapter)) for outcome in outcomes]))
+
+
+def _error_event(error: BaseException) -> Event:
+    """What to say of an error that ends the run: in the user's terms, or with its traceback."""
+    if isinstance(error, OSError):
+        error = of_the_system(error)
+    if isinstance(error, BenchError):
+        return "error", error.what, error.hint, error.code
+    return "fault", "".join(traceback.format_exception(error))
+
+
+def facts_of(method_names: Sequence[str]) -> dict[str, str]:
+    """Return what must be the same in every process: versions of libraries, and of the code of each method."""
+    code = {f"the code of {name}": provenance.code(name) for name in method_names}
+    return {**environment.versions(), **provenance.versions_of(*provenance.LIBRARIES), **code}
+
+
+def encode_setup(setup: Setup, device: str) -> str:
+    """Return a setup as JSON, for workers with another device. Paths are absolute: they must be the same everywhere."""
+    names = {
+        identity: str(Path(source.name).absolute()) if is_folder(Path(source.name)) else source.name
+        for identity, source in setup.models.items()
+    }
+    sources = [
+        (task, identity, source.kind, source.root and str(source.root.absolute()))
+        for (task, identity), source in setup.data.items()
+    ]
+    options = setup.options
+    return json.dumps(
+        {
+            "models": names,
+            "data": sources,
+            "targets": dict(setup.targets),
+            "methods": setup.methods,
+            "device": device,
+            "offline": options.offline,
+            "save": options.save,
+            "debug": options.debug,
+            "cache": options.cache and str(options.cache.absolute()),
+            "include": [plugin.file for plugin in plugins.included()],
+        }
+    )
+
+
+def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
+    """Return a setup, the files to include, and the names of the methods."""
+    content = json.loads(text)
+    found = {
+        identity: ModelSource(name, location := models.location(name), identity, is_folder(Path(location)))
+        for identity, name in content["models"].items()
+    }
+    data = {
+        (task, identity): DataSource.parse(Path(root) if kind == "folder" else None, sample=kind == "sample")
+        for task, identity, kind, root in content["data"]
+    }
+    options = Options(
+        results=Path(os.devnull),
+        device=content["device"],
+        offline=content["offline"],
+        save=content["save"],
+        cache=content["cache"] and Path(content["cache"]),
+        debug=content["debug"],
+    )
+    targets = {model: tuple(names) for model, names in content["targets"].items()}
+    setup = Setup(found, data, targets, tuple(content["methods"]), options)
+    return setup, [Path(path) for path in content["include"]], content["methods"]
+
+
+def encode_job(job: Job) -> SentJob:
+    """Return a job in the form in which it travels. A checkpoint whose tensors are damaged is left out."""
+    ids, sent, covered = {cell.id for cell in job.cells}, [], set[str]()
+    for checkpoint in job.checkpoints:
+        useful = ids.intersection(checkpoint.unfinished(job.record_times)) - covered
+        if useful:
+            try:
+                tensors = checkpoint.read_tensors()
+            except ValueError:
+                continue
+            covered |= useful
+            sent.append((checkpoint.manifest.model_dump_json(), tensors))
+    content = {
+        "cells": [cell.model_dump(mode="json") for cell in job.cells],
+        "halved": job.halved,
+        "notes": job.notes,
+        "record_times": dict(job.record_times),
+        "predicted_bytes": job.predicted_bytes,
+        "needed": sorted(job.needed),
+    }
+    return json.dumps(content), sent, {cell_id: dict(parts) for cell_id, parts in job.starts.items()}
+
+
+def decode_job(number: int, job: SentJob) -> Job:
+    """Return the job of a number."""
+    text, sent, starts = job
+    content = json.loads(text)
+    return Job(
+        number=number,
+        cells=tuple(Cell.model_validate(cell) for cell in content["cells"]),
+        halved=content["halved"],
+        notes=tuple(content["notes"]),
+        record_times=content["record_times"],
+        checkpoints=[SentCheckpoint(CheckpointManifest.model_validate_json(text), tensors) for text, tensors in sent],
+        predicted_bytes=content["predicted_bytes"],
+        starts=starts,
+        needed=frozenset(content["needed"]),
+    )
+
+
+def decode_outcomes(sent: Sequence[tuple[bytes, dict[str, bytes]]]) -> list[Outcome]:
+    """Return outcomes as `RemoteWorker` has sent them."""
+    return [Outcome(parse(record), adapter) for record, adapter in sent]
+
+
+def decode_failure(sent: tuple[Any, str, dict[str, str]] | None) -> Failure | None:
+    """Return a failure as `RemoteWorker` has sent it."""
+    return None if sent is None else Failure(*sent)
+
+
+class RemoteView(View):
+    """Sends what a view is to show.
+
+    Args:
+        send: Takes events `("view", name of a method, values)`; `show` calls the method with them.
+    """
+
+    def __init__(self, send: Callable[[Event], None]) -> None:
+        self._send = send
+
+    def stage(self, text: str) -> None:
+        """Something that takes a while begins."""
+        self._send(("view", "stage", text))
+
+    def warn(self, text: str) -> None:
+        """There is something that the user should know."""
+        self._send(("view", "warn", text))
+
+    def on_pack_start(self, start: PackStart) -> None:
+        """A pack begins to train, or continues."""
+        ids = [cell.id for cell in start.cells]
+        self._send(("view", "on_pack_start", ids, start.steps_per_epoch, start.epochs, start.steps_taken))
+
+    def on_step_issued(self, epoch: int, step: int) -> None:
+        """A step was issued."""
+        self._send(("view", "on_step_issued", epoch, step))
+
+    def on_steps_recorded(self, block: StepBlock) -> None:
+        """The values of a block of steps are known."""
+        arrays = [values.tolist() for values in (block.losses, block.grad_norms, block.lrs)]
+        self._send(("view", "on_steps_recorded", block.epoch, block.first_step, *arrays))
+
+    def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
+        """All cells have been evaluated after an epoch."""
+        parts = (metrics.metrics, metrics.held_out)
+        plain = [[None if cell is None else dict(cell) for cell in part] for part in parts]
+        self._send(("view", "on_epoch_evaluated", metrics.epoch, metrics.main_metric, *plain))
+
+    def on_pack_end(self, end: PackEnd) -> None:
+        """A pack ends."""
+        self._send(("view", "on_pack_end", end.finished, end.diverged))
+
+
+def show(view: View, name: str, values: Sequence[Any], cells: Mapping[str, Cell]) -> None:
+    """Call the method of a view that `RemoteView` was called with.
+
+    Args:
+        view: The view.
+        name: The name of the method.
+        values: What was sent.
+        cells: The cells of the job by id.
+    """
+    if name == "on_pack_start":
+        view.on_pack_start(PackStart(tuple(cells[cell_id] for cell_id in values[0]), *values[1:]))
+    elif name == "on_steps_recorded":
+        view.on_steps_recorded(StepBlock(*values[:2], *(np.array(array, dtype=float) for array in values[2:])))
+    elif name == "on_epoch_evaluated":
+        view.on_epoch_evaluated(EpochMetrics(*values[:2], *(tuple(part) for part in values[2:])))
+    elif name == "on_pack_end":
+        view.on_pack_end(PackEnd(*values))
+    else:
+        getattr(view, name)(*values)
