@@ -61,12 +61,12 @@ class Plan:
     retry: frozenset[str]
     checked: set[str] = field(default_factory=set)
 
-    @property
+    @cached_property
     def reasons(self) -> dict[str, str]:
         """Why each cell will run, by id; empty if it will not."""
         return {cell_id: status.reason if status.will_run else "" for cell_id, status in self.statuses.items()}
 
-    @property
+    @cached_property
     def todo(self) -> tuple[Cell, ...]:
         """The cells that can train now, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)
@@ -108,7 +108,7 @@ class Plan:
         names = tuple(sorted({cell.method for cell in cells}))
         return Setup(self.grid.models, self.grid.data, in_order, names, options)
 
-    @property
+    @cached_property
     def recorded(self) -> list[Record]:
         """The selection's records that will be left as they are."""
         return [
