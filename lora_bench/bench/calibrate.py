@@ -24,8 +24,9 @@ from scipy.optimize import nnls
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.forecast import cost
-from lora_bench.forecast.cost import STEP_TERMS
+from lora_bench.forecast.devices import REQUIRED_TERMS
 from lora_bench.forecast.geometry import load_geometry
+from lora_bench.forecast.pack import STEP_TERMS, Coefficients
 from lora_bench.records.files import read_file, write_atomically
 
 RIDGE = 0.01  # chosen, small compared with the errors of measurements
@@ -99,14 +100,14 @@ def fit(packs: Sequence[MeasuredPack]) -> dict[str, float]:
     scale = np.where(largest > 0, largest, 1.0)
     equations = np.vstack([relative / scale, RIDGE * np.eye(len(STEP_TERMS))])
     solution, _ = nnls(equations, np.append(np.ones(len(packs)), np.zeros(len(STEP_TERMS))))
-    fitted = cost.REQUIRED_TERMS | {term for term, share in zip(STEP_TERMS, largest, strict=True) if share}
+    fitted = REQUIRED_TERMS | {term for term, share in zip(STEP_TERMS, largest, strict=True) if share}
     values = zip(STEP_TERMS, (solution / scale).tolist(), strict=True)
     coefficients = {term: value for term, value in values if term in fitted}
     coefficients["setup"] = median(pack.setup for pack in packs)
     return coefficients
 
 
-def relative_errors(packs: Sequence[MeasuredPack], coefficients: cost.Coefficients) -> list[float]:
+def relative_errors(packs: Sequence[MeasuredPack], coefficients: Coefficients) -> list[float]:
     """Return how far the computed seconds of each step are from the measured ones, as a fraction of these."""
     return [
         abs(sum(coefficients.get(term, 0.0) * pack.terms.get(term, 0.0) for term in STEP_TERMS) / pack.seconds - 1)
@@ -114,7 +115,7 @@ def relative_errors(packs: Sequence[MeasuredPack], coefficients: cost.Coefficien
     ]
 
 
-def describe_fit(packs: Sequence[MeasuredPack], coefficients: cost.Coefficients) -> str:
+def describe_fit(packs: Sequence[MeasuredPack], coefficients: Coefficients) -> str:
     """Describe the quality of a fit in one line."""
     errors = relative_errors(packs, coefficients)
     return f"Cost model, {len(packs)} rows: off by {fmean(errors):.0%} on average, {max(errors):.0%} at worst."

@@ -87,8 +87,8 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
         trained=trained + len(cells) * head,
         frozen=frozen,
         drawn=drawn + head * len({cell.seed for cell in cells}),
-        operands=len(cells) * geometry.layers * sum(rank * sum(shape) for rank, shape, _ in sides),
-        remade=geometry.layers * sum(_remade_values(cell, geometry, ranks) for cell in adapting),
+        operands=len(cells) * geometry.stored_layers * sum(rank * sum(shape) for rank, shape, _ in sides),
+        remade=geometry.stored_layers * sum(_remade_values(cell, geometry, ranks) for cell in adapting),
         bases=frozenset(basis for cell in adapting for basis in _bases(cell, geometry)),
         adapted_width=geometry.layers * sum(sum(shape) for rank, shape, _ in sides if rank),
         inner_width=geometry.layers * sum(rank for rank, _, _ in sides),
@@ -100,7 +100,7 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
 def singular_directions(bases: Bases, geometry: Geometry) -> int:
     """Return the number of singular directions in these decompositions."""
     # The smaller side of every weight of a layer is `hidden`.
-    return geometry.layers * geometry.hidden * len(bases)
+    return geometry.stored_layers * geometry.hidden * len(bases)
 
 
 def lasting_bases(bases: Bases) -> Bases:
@@ -115,7 +115,7 @@ def basis_values(bases: Bases, geometry: Geometry) -> int:
         geometry.hidden * (geometry.hidden if family == "common" else widths[role])
         for family, role in lasting_bases(bases)
     ]
-    return geometry.layers * sum(per_layer)
+    return geometry.stored_layers * sum(per_layer)
 
 
 def _product(role: str) -> str:
@@ -159,7 +159,7 @@ def _stored_values(cells: Sequence[Cell], geometry: Geometry) -> tuple[int, int,
     recipe, trained, frozen, drawn = methods.of(cells[0]), 0, 0, 0
     shapes = geometry.adapted(cells[0].targets)
     for product, shape in {_product(role): shape for role, shape in shapes.items()}.items():
-        weights = geometry.layers * sum(_product(role) == product for role in shapes)
+        weights = geometry.stored_layers * sum(_product(role) == product for role in shapes)
         # The same factor of all cells of the group.
         for factors in zip(*(recipe.factors(cell, shape) for cell in cells), strict=True):
             count = 1 if factors[0].shared else weights

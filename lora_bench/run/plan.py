@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from lora_bench import tasks
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import Estimate, device_coefficients
+from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.demand import NO_BASES, Bases
+from lora_bench.forecast.devices import Device, find_device
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
@@ -46,6 +47,7 @@ class Plan:
         limit: The most cells that the user allows in a pack; None for as many as fill the device.
         pack_limit: Returns the largest size of a pack for a cell in it.
         retry: The states whose cells run again.
+        device: What is known of the device.
         checked: The ids of cells whose saved adapters were looked for.
     """
 
@@ -59,6 +61,7 @@ class Plan:
     limit: int | None
     pack_limit: Callable[[Cell], int]
     retry: frozenset[str]
+    device: Device | None
     checked: set[str] = field(default_factory=set)
 
     @cached_property
@@ -327,7 +330,8 @@ def make(
     loaded = store.loaded()
     known = {record.id: record for record in loaded.records}
     precision = grid.cells[0].precision if grid.cells else "float32"
-    estimate = Estimate(device_coefficients(device, precision, measured), rows=_sample_rows(grid))
+    known_device = find_device(device, precision, measured)
+    estimate = Estimate(None if known_device is None else known_device.coefficients, rows=_sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
     def pack_limit(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
@@ -335,7 +339,7 @@ def make(
 
     names = {identity: source.name for identity, source in grid.models.items()}
     refined = estimate.refined(known.values(), device, names)
-    return Plan(grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried).advanced()
+    return Plan(grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried, known_device).advanced()
 
 
 def _planned_packs(

@@ -18,7 +18,7 @@ from lora_bench.bench import calibrate, workload
 from lora_bench.bench.calibrate import MeasuredPack, fit
 from lora_bench.bench.rows import BenchRow
 from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import STEP_TERMS
+from lora_bench.forecast.pack import STEP_TERMS
 from tests.bench.bench_factory import report, row, work
 
 LIKELY = {
