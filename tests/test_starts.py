@@ -23,8 +23,8 @@ from lora_bench.testing import QuietView, TinyBench, assert_same_numbers, by_cel
 from lora_bench.testing.cells import SIZES
 
 SETTINGS: dict[str, Any] = {"task": "rte", "start": {"rte": "mnli"}, "lr": 4e-3, "epochs": 2, **SIZES}
-ALL = [{"method": name} for name in methods.RECIPES]
-FEW = [{"method": name} for name in ("lora", "full", "head")]
+ALL: list[dict[str, Any]] = [{"method": name} for name in methods.RECIPES]
+FEW: list[dict[str, Any]] = [{"method": name} for name in ("lora", "full", "head")]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_values_of_another_cell_are_refused(trained: TinyBench) -> None:
 
 def test_a_failed_start_blocks_only_what_continues_from_it(trained: TinyBench, tmp_path: Path) -> None:
     bench = another(trained, tmp_path)
-    blocks = [{"method": "lora", "lr": {"mnli": 1e300, "default": 4e-3}}, {"method": "head"}]
+    blocks: list[dict[str, Any]] = [{"method": "lora", "lr": {"mnli": 1e300, "default": 4e-3}}, {"method": "head"}]
     runner = Runner(bench.plan(blocks, **SETTINGS), Options(tmp_path, offline=True), QuietView())
     records = runner.run()
     ended: dict[tuple[str, str], Record] = {(r.cell.method, r.cell.task): r for r in records}

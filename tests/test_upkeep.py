@@ -14,7 +14,7 @@ from lora_bench.cli.app import app
 from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
 from lora_bench.grid import choose
 from lora_bench.records import archive
-from lora_bench.records.schema import Record, Status
+from lora_bench.records.schema import Record, SearchInfo, Status
 from lora_bench.records.store import read_records, record_path, write_record
 from lora_bench.run.publish import RecordStore
 from lora_bench.testing import make_epochs, make_record
@@ -84,6 +84,75 @@ def test_a_and_b_are_said_where_several_were_searched() -> None:
     ]  # fmt: skip
     (alone,) = choose.config_blocks(choose.choose_rates([small]))
     assert alone.keys() == {"method", "targets", "rank", "lr"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("alpha", (8.0, 16.0)),
+        ("epochs", (3, 6)),
+        ("batch_size", (8, 16)),
+        ("weight_decay", (0.0, 0.1)),
+        ("model", "mn"),
+    ],
+)
+def test_only_cells_that_differ_in_nothing_else_are_compared(setting: str, values: tuple[Any, ...]) -> None:
+    """With one setting 1e-3 is best, with the other 2e-3; the blocks say which is which."""
+    one, other = ({setting: value} for value in values)
+    records = [
+        record(1e-3, 0.9, **one),
+        record(2e-3, 0.8, **one),
+        record(1e-3, 0.1, **other),
+        record(2e-3, 0.2, **other),
+    ]
+    blocks = choose.config_blocks(choose.choose_rates(records))
+    assert [(block[setting], block["lr"]) for block in blocks] == [
+        (values[0], {"rte": 1e-3}), (values[1], {"rte": 2e-3}),
+    ]  # fmt: skip
+
+
+def test_tasks_may_differ_in_their_settings() -> None:
+    records = [record(1e-3, 0.9, epochs=3), record(1e-3, 0.9, task="qnli", epochs=1)]
+    (block,) = choose.config_blocks(choose.choose_rates(records))
+    assert block == {"method": "lora", "targets": "qv", "rank": 4, "lr": {"qnli": 1e-3, "rte": 1e-3}}
+
+
+def test_cells_that_continue_from_others_are_compared_apart_and_over_seeds() -> None:
+    def started(lr: float, held_out: float, seed: int) -> Record:
+        plain = record(lr, held_out, seed, start=f"{seed:012x}")
+        protocol = plain.protocol.model_copy(update={"start": "mnli", "start_settings": "0123456789ab"})
+        return plain.model_copy(update={"protocol": protocol})
+
+    records = [
+        record(1e-3, 0.9),
+        record(2e-3, 0.8),
+        *(started(lr, lr * 99, seed) for lr in (1e-3, 2e-3) for seed in (0, 1)),
+    ]
+    chosen = choose.choose_rates(records)
+    assert [(choice.further, choice.lr, choice.seeds) for choice in chosen] == [
+        ((("start", "mnli"),), 2e-3, 2), ((("start", "pretrained"),), 1e-3, 1),
+    ]  # fmt: skip
+
+
+def test_where_cells_of_searches_are_recorded_they_alone_choose() -> None:
+    trial = SearchInfo(role="trial", settings=("lr",))
+    roles = {0.5: trial, 0.9: SearchInfo(role="chosen", settings=("lr",)), 0.8: SearchInfo(role="start"), 0.7: None}
+    records = [record(lr * 1e-3, lr).model_copy(update={"search": role}) for lr, role in roles.items()]
+    (choice,) = choose.choose_rates([*records, record(1e-3, 0.2).model_copy(update={"search": trial})])
+    assert (choice.lr, choice.tried) == (0.5e-3, (0.5e-3, 1e-3))
+
+
+def test_a_searched_rate_of_the_head_is_chosen_with_the_adapters() -> None:
+    both = SearchInfo(role="trial", settings=("lr", "head_lr"))
+    scores = {("rte", 1e-3, 1e-2): 0.9, ("rte", 2e-3, 1e-3): 0.8, ("qnli", 1e-3, 1e-3): 0.7, ("qnli", 1e-3, 1e-2): 0.6}
+    records = [
+        record(lr, score, task=task, head_lr=head).model_copy(update={"search": both})
+        for (task, lr, head), score in scores.items()
+    ]
+    blocks = choose.config_blocks(choose.choose_rates(records))
+    assert [(block["task"], block["head_lr"], block["lr"]) for block in blocks] == [
+        (["qnli"], 1e-3, {"qnli": 1e-3}), (["rte"], 1e-2, {"rte": 1e-3}),
+    ]  # fmt: skip
 
 
 def test_without_held_out_rows_nothing_is_chosen() -> None:

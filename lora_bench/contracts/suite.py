@@ -26,6 +26,7 @@ CONTRACTS: tuple[Contract, ...] = (
     training.what_trains_moves,
     training.its_file_holds_what_trains_alone,
     training.it_comes_back_as_it_was_saved,
+    training.another_task_continues_from_it,
     training.merged_it_is_the_same_model,
     training.its_change_has_the_rank_it_states,
     training.the_same_seed_gives_the_same,

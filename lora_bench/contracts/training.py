@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_bench import methods
+from lora_bench import methods, tasks
 from lora_bench.contracts.kit import (
     KINDS,
     Run,
@@ -24,6 +24,7 @@ from lora_bench.contracts.kit import (
     trained_names,
 )
 from lora_bench.engine.adapters import saved
+from lora_bench.engine.adapters.pack import Pack
 
 # Singular values below this part of the largest one count as zero when the rank of a float64 matrix is computed.
 # Rounding is far below it, and what training adds is far above.
@@ -65,6 +66,24 @@ def it_comes_back_as_it_was_saved(method: str, bench: Workbench) -> None:
         require(loaded.cells == (run.cell,), "another cell came back")
         _same_state(run, loaded.state(0).adapter)
         alike(logits_of(loaded, run.task), logits_of(run.pack, run.task), 1e-5, f"{task}: a logit of what was loaded")
+
+
+def another_task_continues_from_it(method: str, bench: Workbench) -> None:
+    """a cell of another task that continues from it begins with its adapter to the bit, and with the same change"""
+    run = bench.trained(method, KINDS[0], "float32")
+    earlier = run.pack.state(0)
+    for task in KINDS[1:]:
+        pack = Pack([cell_of(method, task)], bench.load("float32"), tasks.get(task).num_outputs)
+        drawn = pack.state(0).head
+        pack.continue_from(0, earlier)
+        _same_state(run, pack.state(0).adapter)
+        expected, changes = run.pack.deltas(0), pack.deltas(0)
+        require(changes.keys() == expected.keys(), f"{task}: other weights change")
+        for name, change in changes.items():
+            alike(change, expected[name], 1e-6, f"{task}: the change of {name}")
+        for name, value in pack.state(0).head.items():
+            source = drawn if pack.heads.is_output(name) else earlier.head
+            require(torch.equal(value, source[name]), f"{task}: the head's {name} has other values")
 
 
 def _same_state(run: Run, adapter: dict[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,16 +72,17 @@ class Grid:
         """Whether some of its cells wait for others."""
         return any(step.needs for step in self.steps)
 
-    def given(self, ended: Mapping[str, Record]) -> Grid:
+    def given(self, ended: Mapping[str, Record], lost: Collection[str] = ()) -> Grid:
         """Return the grid as far as records decide it.
 
         Args:
             ended: The records of cells that have ended, by id, those that decided this grid among them. Those of cells
                 that will train again are left out.
+            lost: The ids of those of them that no other can continue from, since what they have trained is not there.
         """
         if not self.is_staged:
             return self
-        resolver = Resolver(self.resolver.drafts, ended, self.resolver)
+        resolver = Resolver(self.resolver.drafts, ended, lost, self.resolver)
         return replace(self, steps=resolver.steps(), resolver=resolver)
 
     def model_source(self, cell: Cell) -> ModelSource:

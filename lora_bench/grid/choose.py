@@ -166,7 +166,8 @@ def _settings(cell: Cell) -> SearchedSettings:
 def _sort_key(choice: ChosenRate) -> tuple[object, ...]:
     settings = choice.settings
     sizes = settings.rank or 0, settings.a or 0, settings.b or 0
-    return settings.method, str(settings.targets), *sizes, str(choice.further)
+    further = tuple((value is not None, value) for _, value in choice.further)
+    return settings.method, str(settings.targets), *sizes, further
 
 
 def _best_rate(
@@ -192,11 +193,14 @@ def config_blocks(rates: Iterable[ChosenRate], ranks: Sequence[int] = ()) -> lis
             any, the blocks are for the ranks searched.
 
     Returns:
-        Blocks of settings; a and b are written only where several (a, b) were searched.
+        Blocks of settings. a and b are written only where several (a, b) were searched, and the tasks only where the
+        head's rate was searched: it may differ between tasks.
     """
     by_settings: dict[tuple[SearchedSettings, tuple[tuple[str, object], ...]], dict[str, float]] = {}
+    with_tasks = set()
     for rate in rates:
         by_settings.setdefault((rate.settings, rate.further), {})[rate.task] = rate.lr
+        with_tasks |= {(rate.settings, rate.further)} if "head_lr" in rate.searched else set()
     blocks = []
     for (settings, further), by_task in by_settings.items():
         same_method = [other for other, others in by_settings if (*other[:2], others) == (*settings[:2], further)]
@@ -206,6 +210,8 @@ def config_blocks(rates: Iterable[ChosenRate], ranks: Sequence[int] = ()) -> lis
             block_ranks = nearest_ranks if settings.rank and ranks else [settings.rank]
             with_sizes = len({(other.a, other.b) for other in same_method}) > 1
             known = {name: value for name, value in further if value is not None}
+            if (settings, further) in with_tasks:
+                known["task"] = list(by_task)
             blocks.append(_block(settings, block_ranks, with_sizes) | known | {"lr": by_task})
     return blocks
 

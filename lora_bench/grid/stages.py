@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
@@ -83,11 +83,18 @@ class Resolver:
     Args:
         drafts: The drafts of the grid.
         ended: The records of cells that have ended, by id. Those of cells that will train again are left out.
+        lost: The ids of those of them that no other can continue from, since what they have trained is not there.
         before: A resolver of the same drafts with some of these records, whose choices stay.
     """
 
-    def __init__(self, drafts: Sequence[Draft], ended: Mapping[str, Record], before: Resolver | None = None) -> None:
-        self.drafts, self._ended = drafts, ended
+    def __init__(
+        self,
+        drafts: Sequence[Draft],
+        ended: Mapping[str, Record],
+        lost: Collection[str] = (),
+        before: Resolver | None = None,
+    ) -> None:
+        self.drafts, self._ended, self._lost = drafts, ended, frozenset(lost)
         self._trials: dict[tuple[Cell, Draft | None], Draft] = {} if before is None else before._trials
         self._searched: dict[Draft, tuple[str, ...]] = {} if before is None else before._searched
         earlier: Mapping[RateSearch, Choice] = {} if before is None else before._choices
@@ -128,22 +135,21 @@ class Resolver:
 
     def _decide(self, draft: Draft) -> Step:
         changes: dict[str, float | str] = {}
-        needs: tuple[Draft, ...] = ()
+        needs = () if draft.search is None else self.choice(draft.search).trials
+        needs = needs if draft.start is None else (*needs, draft.start)
         if draft.search is not None:
             choice = self.choice(draft.search)
-            needs = choice.trials
             if choice.state != "chosen":
                 return Step(draft, choice.state, reason=choice.reason, needs=needs)
             changes |= choice.rates
         if draft.start is None:
             return Step(draft, "ready", draft.cell.model_copy(update=changes), needs=needs)
         start = self._step(draft.start)
-        needs = (*needs, draft.start)
         if start.cell is None:
             return Step(draft, start.state, reason=start.reason, needs=needs)
         cell = draft.cell.model_copy(update={**changes, "start": start.cell.id})
         named = f"{start.cell.task} cell {start.cell.id}"
-        record = self._ended.get(start.cell.id)
+        record = None if start.cell.id in self._lost else self._ended.get(start.cell.id)
         if record is None:
             if start.state == "blocked":
                 return Step(draft, "blocked", cell, start.reason, needs=needs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from lora_bench.run.interfaces import Driver, Failure, Job, Setup, View
 
 # Before Ray is imported: it sends no statistics and uploads no folder (which it does under `uv run`), and leaves
 # CUDA_VISIBLE_DEVICES alone for workers without a GPU.
-_SETTINGS = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -31,6 +32,7 @@ _SETTINGS = {
 CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else
 POLL = 0.5  # seconds after which a worker says how far it is, even if nothing has happened
 PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
+CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
 
@@ -66,7 +68,7 @@ class RayExecutor:
             raise BenchError(f"--engine ray does not take --device {device}.", hint)
         if device == "cpu" and gpus is not None:
             raise BenchError("--gpus and --device cpu exclude each other.", "Give one of them.")
-        os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+        os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
         try:
             import ray
         except ImportError as error:
@@ -87,7 +89,7 @@ class RayExecutor:
         gpus = sum(int(node.get("GPU", 0)) for node in resources)
         if (self.gpus is not None and self.gpus > gpus) or (self.device == "cuda" and not gpus):
             what = f"--gpus {self.gpus} can never be met" if self.gpus else "--device cuda can never be met"
-            where = "This machine" if self.address is None else "The Ray cluster"
+            where = "this machine" if self.address is None else "the Ray cluster"
             hint = "Ask for fewer, or leave it out for all there are; `lora-bench doctor` shows those of a machine."
             raise BenchError(f"{what}: {where} has {gpus or 'no'} GPU{'s' if gpus > 1 else ''}.", hint, MISSING)
         if gpus and self.device != "cpu":
@@ -111,6 +113,8 @@ class RayExecutor:
         return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in alive)
 
     def _connect(self) -> None:
+        if self.address is not None:
+            _require_answer(self.address)
         before = signal.getsignal(signal.SIGTERM)
         try:
             # What Ray prints goes to standard error: standard output has the results.
@@ -125,8 +129,7 @@ class RayExecutor:
             line = " ".join(str(error).split())[:200]
             if self.address is None:
                 raise BenchError(f"Ray does not start: {line}", "See its logs under /tmp/ray.", MISSING) from None
-            hint = "Start one with `ray start --head`, or leave --address out to use this machine alone."
-            raise BenchError(f"No Ray cluster can be joined at '{self.address}': {line}", hint, MISSING) from None
+            raise _no_cluster(self.address, line) from None
         finally:
             signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without saving
 
@@ -289,3 +292,21 @@ class RayExecutor:
         self._devices = []
         with contextlib.redirect_stdout(sys.stderr):
             self._ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address at which nothing listens, since Ray would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise BenchError(f"'{address}' is not the address of a Ray cluster.", "Write it as HOST:PORT, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> BenchError:
+    hint = "Start one with `ray start --head`, or leave --address out to use this machine alone."
+    return BenchError(f"No Ray cluster can be joined at '{address}': {reason.rstrip('.')}.", hint, MISSING)

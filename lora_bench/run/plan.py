@@ -49,6 +49,7 @@ class Plan:
         retry: The states whose cells run again.
         device: What is known of the device.
         checked: The ids of cells whose saved adapters were looked for.
+        lost: Those of them that have ended, but what they have trained is not there, and other cells need it.
     """
 
     grid: Grid
@@ -63,6 +64,7 @@ class Plan:
     retry: frozenset[str]
     device: Device | None
     checked: set[str] = field(default_factory=set)
+    lost: frozenset[str] = frozenset()
 
     @cached_property
     def reasons(self) -> dict[str, str]:
@@ -119,6 +121,11 @@ class Plan:
             for cell in self.grid.cells
             if cell.id in self.known and not self.statuses[cell.id].will_run
         ]
+
+    @cached_property
+    def is_settled(self) -> bool:
+        """Whether no cell waits for another: what will train is known."""
+        return all(step.state != "waiting" for step in self.grid.steps)
 
     @cached_property
     def ended(self) -> dict[str, Record]:
@@ -197,6 +204,9 @@ class Plan:
             for step in self.grid.steps
             if step.draft.start is not None and step.state != "blocked" and not self._has_ended(step)
         }
+        for step in self.grid.steps:  # a search that has not chosen may add cells
+            if step.draft.search is not None and step.cell is None and step.state == "waiting":
+                starts.update(step.draft.search.starts)
         step_of = {step.draft: step for step in self.grid.steps}
         needed = [step_of[start] for start in starts]
         needed += [
@@ -204,7 +214,7 @@ class Plan:
             for start in starts
             if start.search is not None and step_of[start].cell is None
             for trial in step_of[start].needs
-            if trial.cell.seed == start.cell.seed
+            if trial.cell.seed == start.cell.seed and trial.cell.task == start.cell.task
         ]
         return frozenset(step.cell.id for step in needed if step.cell is not None)
 
@@ -224,7 +234,8 @@ class Plan:
         while missing := [cell_id for cell_id in plan.needed if plan._lacks_values(cell_id)]:
             again = {cell_id: CellStatus("done", NO_VALUES, will_run=True) for cell_id in missing}
             known = {**plan.known, **{cell_id: plan.store.records[cell_id] for cell_id in missing}}
-            plan = replace(plan, statuses={**plan.statuses, **again}, known=known)._resolved()
+            lost = plan.lost.union(missing)
+            plan = replace(plan, statuses={**plan.statuses, **again}, known=known, lost=lost)._resolved()
         steps = plan.grid.step_of
         todo = {
             cell_id
@@ -237,7 +248,9 @@ class Plan:
         """This plan with the grid as the records decide it, and with the statuses of all cells that are known now."""
         plan = self._with_statuses()
         while True:
-            plan = replace(plan, grid=plan.grid.given(plan.ended))
+            lost = plan.lost - plan.ended.keys()  # they have records, which choose rates as before
+            records = {**plan.ended, **{cell_id: plan.known[cell_id] for cell_id in lost}}
+            plan = replace(plan, grid=plan.grid.given(records, lost))
             is_complete = all(cell.id in plan.statuses for cell in plan.grid.cells)
             plan = plan._with_statuses()
             if is_complete:

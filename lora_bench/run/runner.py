@@ -104,16 +104,23 @@ class Runner:
             self.executor.advance()
 
     def _fill(self) -> bool:
-        """Give the executor as many jobs as it takes; whether any is in training."""
-        if self._has_news:
+        """Give the executor what can train now; whether anything is in training."""
+        if self._has_news and not self.plan.is_settled:
             self._advance()
+        self._submit()
+        if self._has_news and not self._running:
+            self._advance()
+            self._submit()
+        return bool(self._running)
+
+    def _submit(self) -> None:
+        """Give the executor as many jobs as it takes."""
         while len(self._running) < self.executor.slots and (work := self.queue.take(self._last)):
             self.stopper.check()
             self._jobs += 1
             self._running[self._jobs] = work
             self._owner.train([cell.id for running in self._running.values() for cell in running.cells])
             self.executor.submit(self._job(self._jobs, work))
-        return bool(self._running)
 
     def _advance(self) -> None:
         """Let the cells train that waited for others."""

@@ -1,0 +1,195 @@
+"""Grids on Ray: two machines that are processes of this one, whatever dies in the middle.
+
+Every cell is recorded once, and its record and its adapter are those of a run in one process, byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_bench.errors import DONE, INTERRUPTED, MISSING, USAGE, BenchError
+from lora_bench.run import cluster as clusters
+from lora_bench.run import remote
+from lora_bench.testing import make_data, make_model
+
+pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+name: cluster
+defaults: {model: MODEL, task: [sst2, cola], seed: [0, 1], epochs: 8, batch_size: 8, max_length: 16, lr: 4.0e-3}
+blocks:
+  - {method: lora, rank: [1, 2, 3, 4]}
+  - {method: mini, rank: [2, 4], a: 8, b: [4, 6]}
+  - {method: xs, rank: [2, 3]}
+"""
+CELLS = 2 * 2 * (4 + 4 + 2)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a config, an encoder and rows."""
+    path = tmp_path_factory.mktemp("cluster")
+    model = make_model(path / "tiny")
+    make_data(path / "rows", "sst2", "cola")
+    (path / "grid.yaml").write_text(CONFIG.replace("MODEL", str(model)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """Two machines with one core each."""
+    os.environ.update(clusters.SETTINGS)
+    from ray.cluster_utils import Cluster
+
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+def start(folder: Path, results: str, *options: str) -> subprocess.Popen[str]:
+    """The command, in packs of five."""
+    words = ["run", "--config", "grid.yaml", "--data-dir", "rows", "--pack", "5", "--results", results, *options]
+    command = [sys.executable, "-m", "lora_bench", *words]
+    with (folder / "out").open("w") as out:
+        return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=out, stderr=subprocess.PIPE, text=True)
+
+
+def ended(running: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a command; its exit code and what it printed as errors."""
+    _, errors = running.communicate(timeout=240)
+    return running.returncode, errors
+
+
+def content(results: Path) -> dict[str, Any]:
+    """All that must be equal: records without times, adapters, and the names of what lies there."""
+    records = {
+        path.name: json.loads(path.read_bytes()) | {"timing": None, "crc32": None}
+        for path in (results / "cells").iterdir()
+    }
+    adapters = {
+        str(path.relative_to(results)): path.read_bytes()
+        for path in (results / "adapters").rglob("*")
+        if path.is_file()
+    }
+    return {"records": records, "adapters": adapters, "names": sorted(path.name for path in results.iterdir())}
+
+
+def recorded(results: Path) -> int:
+    """How many records there are."""
+    return len(list((results / "cells").glob("*.json")))
+
+
+def wait_for(condition: Callable[[], object], running: subprocess.Popen[str], seconds: float = 90) -> None:
+    """Wait until something is true while a command runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert running.poll() is None, ended(running)
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def workers() -> list[Any]:
+    """The processes of workers, which Ray has named."""
+    return [process for process in psutil.process_iter(["cmdline"]) if "ray::RemoteWorker" in _title(process)]
+
+
+def _title(process: Any) -> str:
+    return " ".join(process.info["cmdline"] or ())
+
+
+@pytest.mark.timeout(600)
+def test_whatever_dies_each_cell_is_recorded_once_as_alone(folder: Path, ray_cluster: Any) -> None:
+    assert ended(start(folder, "alone")) == (DONE, "")
+    expected = content(folder / "alone")
+    assert len(expected["records"]) == CELLS
+
+    results, other = folder / "shared", ray_cluster.add_node(num_cpus=1)
+    on_ray = ("--engine", "ray", "--address", ray_cluster.address)
+
+    driver = start(folder, "shared", *on_ray)
+    wait_for(lambda: recorded(results) and workers(), driver)
+    workers()[0].kill()
+    before = recorded(results)
+    wait_for(lambda: recorded(results) > before + 5, driver)
+    ray_cluster.remove_node(other, allow_graceful=False)
+    before = recorded(results)
+    wait_for(lambda: recorded(results) > before, driver)
+    wait_for(lambda: "epoch 3/8" in (folder / "out").read_text().splitlines()[-1], driver)
+    driver.send_signal(signal.SIGTERM)
+    code, errors = ended(driver)
+    assert (code, errors.splitlines()) == (INTERRUPTED, [errors.strip()]), errors
+    assert "has died; its pack continues" in (folder / "out").read_text()
+    assert list((results / "states").iterdir())
+
+    driver = start(folder, "shared", *on_ray)
+    before = recorded(results)
+    wait_for(lambda: recorded(results) > before and workers(), driver)
+    driver.kill()
+    ended(driver)
+    assert recorded(results) < CELLS
+
+    assert ended(start(folder, "shared", *on_ray)) == (DONE, "")
+    assert content(results) == expected
+
+
+def test_a_machine_of_its_own(folder: Path) -> None:
+    """Without an address Ray is started and ended by the command; its output is the command's own."""
+    options = ("--engine", "ray", "--task", "sst2", "--method", "xs")
+    assert ended(start(folder, "one", *options)) == (DONE, "")
+    assert "ray" not in (folder / "out").read_text().lower()
+    assert recorded(folder / "one") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--gpus", "2"), MISSING, "--gpus 2 can never be met: the Ray cluster has no GPU."),
+        (("--device", "cuda"), MISSING, "--device cuda can never be met"),
+        (("--device", "cuda:1"), USAGE, "--engine ray does not take --device cuda:1"),
+        (("--device", "cpu", "--gpus", "1"), USAGE, "exclude each other"),
+        (("--address", "127.0.0.1:1"), MISSING, "No Ray cluster can be joined at '127.0.0.1:1': Connection refused."),
+        (("--address", "nonsense"), USAGE, "'nonsense' is not the address of a Ray cluster."),
+        (("--engine", "local", "--gpus", "1"), USAGE, "--address and --gpus are for --engine ray."),
+        (("--engine", "dask"), USAGE, "There is no engine 'dask'."),
+    ],
+)
+def test_what_cannot_be_is_refused_in_two_lines(
+    folder: Path, ray_cluster: Any, options: tuple[str, ...], code: int, words: str
+) -> None:
+    address = () if "--address" in options or "local" in options else ("--address", ray_cluster.address)
+    ended_with, errors = ended(start(folder, "none", "--engine", "ray", *address, *options))
+    assert (ended_with, len(errors.splitlines())) == (code, 2), errors
+    assert words in errors
+
+
+def test_a_worker_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = clusters.RayExecutor(device="cpu")
+    executor._facts = {"torch": "1.0", "lora_bench": "2"}
+    with pytest.raises(BenchError, match=r"on there has other versions: torch 2 there, 1\.0 here\.") as caught:
+        executor._refuse_other_versions("there", {"torch": "2", "lora_bench": "2"})
+    assert caught.value.code == MISSING
+
+
+def test_without_ray_the_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BenchError, match=r"pip install 'lora-bench\[ray\]'") as caught:
+        clusters.RayExecutor()
+    assert caught.value.code == MISSING
+
+
+def test_facts_name_each_method() -> None:
+    facts = remote.facts_of(["lora", "xs"])
+    assert {"lora_bench", "python", "torch", "the code of lora", "the code of xs"} <= facts.keys()
