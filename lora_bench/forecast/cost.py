@@ -5,16 +5,28 @@ What is counted is in `pack.py` and `demand.py`. Finished cells refine it (`Esti
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from statistics import NormalDist, median
+from typing import NamedTuple
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import windows
-from lora_bench.forecast import demand, families
-from lora_bench.forecast.demand import ITEM_BYTES, NO_BASES, Bases
+from lora_bench.forecast import families
+from lora_bench.forecast.demand import (
+    FLOAT32_BYTES,
+    ITEM_BYTES,
+    NO_BASES,
+    Bases,
+    count_adapters,
+    lasting_bases,
+    trained_values,
+)
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import Coefficients, Demand
 from lora_bench.records.schema import Record
@@ -26,6 +38,51 @@ MAX_CELLS = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0  # per sequence, of a task whose mean is not known; chosen
 UNKNOWN_ROWS = 10_000, 1_000  # of training and evaluation where they are not known, for the memory alone; chosen
 HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen by them
+# Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
+# adapter: from the records of results/minilm.
+RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 3000, 200, 4, 2000
+PARTS_OF_A_SHARE = 3  # a run on several devices cuts packs to a third of a device's share (`run.queue`)
+
+_SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
+_OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
+
+
+def pack_kind(cells: Sequence[Cell]) -> tuple[object, ...]:
+    """Return what a pack's costs depend on: packs of one kind cost the same."""
+    return (*_SHARED(cells[0]), frozenset(Counter(map(_OWN, cells)).items()))
+
+
+def seconds_on(devices: int, packs: Iterable[float]) -> float:
+    """Return how long packs take on several devices: the largest first, each where a device is free first.
+
+    Args:
+        devices: how many there are.
+        packs: the seconds of each pack.
+    """
+    seconds = list(packs)
+    largest = sum(seconds) / devices / PARTS_OF_A_SHARE
+    parts = [
+        second / count for second in seconds if second for count in [math.ceil(second / largest)] for _ in range(count)
+    ]
+    busy = [0.0] * devices
+    for part in sorted(parts, reverse=True):
+        heapq.heapreplace(busy, busy[0] + part)
+    return max(busy)
+
+
+class PackCost(NamedTuple):
+    """What a pack costs.
+
+    Attributes:
+        seconds: its time; None if the device, the model or the length of the data is not known.
+        bytes: the peak of GPU memory, the bases that earlier packs have left there included; None if the model is not
+            known.
+        bases: the bases that it leaves in memory for later packs.
+    """
+
+    seconds: float | None
+    bytes: float | None
+    bases: Bases
 
 
 @dataclass(frozen=True)
@@ -89,7 +146,7 @@ class Estimate:
             eval_slots=slots_per_row * max(eval_rows, held_out_rows),
             evaluations=(eval_rows + held_out_rows) / max(eval_rows, held_out_rows, 1),
             epochs=first.epochs,
-            adapters=demand.count_adapters(cells, geometry, task.num_outputs),
+            adapters=count_adapters(cells, geometry, task.num_outputs),
             geometry=geometry,
             item_bytes=ITEM_BYTES[first.precision],
             trains_backbone=methods.of(first).trains_backbone,
@@ -99,8 +156,8 @@ class Estimate:
             family=families.of(geometry.model_type),
         )
 
-    def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
-        """Return the time of a pack; None if the device, the model or the length of the data is not known.
+    def cost(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> PackCost:
+        """Return what a pack costs.
 
         Args:
             cells: the pack.
@@ -108,20 +165,42 @@ class Estimate:
             kept: the bases that earlier packs have left in memory.
         """
         geometry = load_geometry(model)
-        lengths = self.mean_tokens(cells[0]), self._rows(cells[0])
-        if self.coefficients is None or geometry is None or None in lengths:
-            return None
-        return self.time_factor * self.demand(cells, geometry).seconds(self.coefficients, kept)
+        if geometry is None:
+            return PackCost(None, None, NO_BASES)
+        demand = self.demand(cells, geometry)
+        seconds = None
+        if self.coefficients is not None and None not in (self.mean_tokens(cells[0]), self._rows(cells[0])):
+            seconds = self.time_factor * demand.seconds(self.coefficients, kept)
+        return PackCost(seconds, self.memory_factor * demand.bytes(kept), lasting_bases(demand.adapters.bases))
+
+    def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
+        """Return the time of a pack; None if the device, the model or the length of the data is not known."""
+        return self.cost(cells, model, kept).seconds
 
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """Return the bases that a pack leaves in memory for later packs."""
-        geometry = load_geometry(model)
-        return NO_BASES if geometry is None else demand.lasting_bases(self.demand(cells, geometry).adapters.bases)
+        return self.cost(cells, model).bases
 
     def bytes(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
         """Return the peak of GPU memory of a pack, the bases in `kept` included; None if the model is not known."""
-        geometry = load_geometry(model)
-        return None if geometry is None else self.memory_factor * self.demand(cells, geometry).bytes(kept)
+        return self.cost(cells, model, kept).bytes
+
+    def disk(self, cells: Sequence[Cell], model: str, saves: bool) -> float | None:
+        """Return the bytes of a pack's records and adapters; None if the model is not known.
+
+        Args:
+            cells: the pack.
+            model: the model's location.
+            saves: whether the trained adapters are saved.
+        """
+        geometry, task = load_geometry(model), tasks.of(cells[0])
+        if geometry is None:
+            return None
+        _, eval_rows = self._rows(cells[0]) or UNKNOWN_ROWS
+        record = RECORD_BYTES + EPOCH_BYTES * cells[0].epochs + PREDICTION_BYTES * eval_rows
+        saved = [cell for cell in cells if saves and not methods.of(cell).trains_backbone]
+        values = sum(trained_values(cell, geometry, task.num_outputs) for cell in saved)
+        return len(cells) * record + len(saved) * ADAPTER_BYTES + values * FLOAT32_BYTES
 
     def cells_per_pack(self, cell: Cell, kind: str, model: str) -> int:
         """Return how many cells fill a device.
