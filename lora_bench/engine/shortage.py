@@ -20,6 +20,11 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _says(error, OUT_OF_MEMORY)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error was caused by a shortage: it says nothing of the model that was run."""
+    return any(_of(each, "") is not None for each in _chain(error))
+
+
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(word in text for word in words)

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from lora_bench.data.model_source import ModelSource
 
 TASK_SOURCE = "task"  # the data location that stands for the task's own source, which is the Hub for GLUE
-# What a cell and the cell that it continues from have in common: with these, what one has trained fits the other, and
-# the frozen factors of both are the same, which are drawn from the seed or computed from the model.
-SAME_AS_START = ("model", "method", "rank", "a", "b", "alpha", "init", "targets", "precision", "origin")
+# In what cells of a config may differ if one continues from the other; the seed is then the same. All else is the same,
+# so that what one has trained fits the other, and so that their frozen factors are the same, which are drawn from the
+# seed or computed from the model.
+_FREE = frozenset(
+    {"data", "task", "task_origin", "seed", "start", "select", "lr", "head_lr", "weight_decay", "warmup", "clip"}
+    | {"epochs", "batch_size", "max_length"}
+)
+SAME_AS_START = tuple(name for name in Cell.model_fields if name not in _FREE)
 
 
 @dataclass(frozen=True)

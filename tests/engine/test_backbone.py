@@ -22,8 +22,17 @@ from lora_bench.engine.encoder import probe, weights
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Batch, Table
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.testing import FAMILIES, PADDING, REFUSED_FAMILIES, WORDS, make_encoder, make_model, make_tokens
-from tests.engine.engine_factory import CPU, LENGTHS, loaded, table
+from lora_bench.testing import (
+    FAMILIES,
+    PADDING,
+    REFUSED_FAMILIES,
+    WORDS,
+    make_cell,
+    make_encoder,
+    make_model,
+    make_tokens,
+)
+from tests.engine.engine_factory import CPU, LENGTHS, loaded, table, trainer
 
 REACH = 16  # ModernBERT's local attention, far below the longest sequence
 # Of hidden states of size 1 in float64; in float32 it would depend on the machine's kernels. ModernBERT computes its
@@ -155,6 +164,59 @@ def test_a_model_with_another_rule_for_positions_runs_on_padded_rows() -> None:
     backbone = Backbone(model, CPU, "float64")
     assert backbone.padded is not None
     assert compared(backbone, same, with_ids_inside(PADDING)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("deberta-v2", {"conv_kernel_size": 3}),  # a convolution reads over the ends of sequences in a window
+        ("deberta", {"talking_head": True}),
+    ],
+)
+def test_a_model_that_does_not_fit_on_windows_runs_on_padded_rows(kind: str, settings: dict[str, Any]) -> None:
+    backbone = Backbone(make_encoder(kind, **settings), CPU, "float64")
+    assert backbone.padded is not None
+    assert compared(backbone, make_encoder(kind, **settings), with_ids_inside(PADDING)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("deberta", {"pos_att_type": ["p2c"], "max_relative_positions": 40}),
+        ("deberta-v2", {"pos_att_type": ["c2p"], "share_att_key": False}),
+        ("deberta-v2", {"position_buckets": -1, "norm_rel_ebd": "none"}),
+        ("deberta-v2", {"relative_attention": False, "pos_att_type": [], "position_biased_input": True}),
+    ],
+)
+def test_every_form_of_debertas_attention_runs_on_windows(kind: str, settings: dict[str, Any]) -> None:
+    backbone = Backbone(make_encoder(kind, **settings), CPU, "float64")
+    assert backbone.padded is None
+    assert compared(backbone, make_encoder(kind, **settings), with_ids_inside(PADDING)) < 1e-10
+
+
+def test_a_shortage_while_a_way_is_tried_does_not_choose_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another way draws other dropout masks: how full a device is must not change a number."""
+
+    def fail(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Backbone, "encode", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        Backbone(make_encoder("bert"), CPU, "float32")
+
+
+def test_layers_on_padded_rows_are_computed_again_for_their_gradients() -> None:
+    """So that only their inputs are kept. One cell alone has room for its activations."""
+    backbone = Backbone(make_encoder("megatron-bert"), CPU, "float64")
+    calls: list[bool] = []
+    first = backbone.model.get_submodule("encoder.layer.0.attention.self.query")
+    first.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    for cells, expected in ((1, [True]), (3, [False, True])):
+        made = trainer([make_cell(lr=1e-3 * (1 + index)) for index in range(cells)], backbone)
+        calls.clear()
+        with made.pack:
+            made.train(made.batch_rows(1)[:1])
+        assert calls == expected
 
 
 def test_the_probe_holds_what_can_differ() -> None:

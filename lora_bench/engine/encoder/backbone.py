@@ -2,8 +2,8 @@
 
 There are three ways to run one, and the first that gives the model's own numbers is taken: the hand-written form
 (`bert`), transformers' code on windows (`attention`), and transformers' code on padded rows (`padded`), which is the
-slowest. A model whose attention ignores our function, as DeBERTa's does, gives wrong numbers on windows in silence. So
-every load compares each way with the model's own padded forward, and a model that no way fits is refused.
+slowest. A model whose attention ignores our function would give wrong numbers on windows in silence. So every load
+compares each way with the model's own padded forward, and a model that no way fits is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lora_bench.engine.encoder.padded import PaddedEncoder, UseOperands
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
 from lora_bench.engine.masks import Masks, Site
-from lora_bench.engine.shortage import shortages
+from lora_bench.engine.shortage import is_shortage, shortages
 from lora_bench.errors import MISSING, BenchError, rust_panics
 from lora_bench.model_files import watched
 
@@ -108,6 +108,8 @@ class Backbone:
             self._called = padded.check(self.padded, batch, self.masks(batch.shape), self.linears())
             sees_all = padded.first_token_sees_all(self.padded, batch)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            if is_shortage(error):
+                raise
             raise probe.refusal(self.config, probe.one_line(error)) from error
         if not sees_all:
             raise probe.refusal(self.config, "its first token, which the head reads, does not depend on the others")
@@ -230,6 +232,8 @@ class Backbone:
                 for start, rows in zip(batch.first.tolist(), reference, strict=True)
             )
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            if is_shortage(error):  # another way would give other dropout masks: it is no way out of a full device
+                raise
             raise probe.refusal(self.config, f"it does not run {self._way} ({probe.one_line(error)})") from error
         if not worst < probe.TOLERANCE:
             raise probe.refusal(self.config, f"{self._way} it gives other numbers (relative difference {worst:.1g})")
