@@ -40,7 +40,7 @@ UNKNOWN_ROWS = 10_000, 1_000  # of training and evaluation where they are not kn
 HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen by them
 # Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
 # adapter: from the records of results/minilm.
-RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 3000, 200, 4, 2000
+RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
 PARTS_OF_A_SHARE = 3  # a run on several devices cuts packs to a third of a device's share (`run.queue`)
 
 _SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
