@@ -170,7 +170,8 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
-        console.print(tables.plan_summary(plan, str(folder), device), soft_wrap=True)
+        summary = tables.plan_summary(plan, str(folder), device, execution.gpus, execution.save)
+        console.print(summary, soft_wrap=True)
         _warn_broken(plan.broken)
         store.prepare(folder)
         options = interfaces.Options(
@@ -204,12 +205,13 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.run import environment
     from lora_bench.run import plan as plans
 
-    execution.check_engine()
+    execution.check_engine(planning=True)
     name = environment.named_device(execution.device)
     pack_size, folder = selection.pack_size(), selection.results_folder()
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
-    console.print(tables.plan_summary(plan, str(folder), name), soft_wrap=True)
+    summary = tables.plan_summary(plan, str(folder), name, execution.gpus, execution.save)
+    console.print(summary, soft_wrap=True)
     if plan.grid.is_staged:
         tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)
     tables.print_table(console, tables.packs_table(plan), tables.PACKS_DROPPED)
