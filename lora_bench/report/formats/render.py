@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.escaping import ascii_only, escape_markdown
 from lora_bench.report.formats.folding import fold_columns, is_right_aligned
-from lora_bench.report.numbers.frame import cells_of
+from lora_bench.report.numbers.frame import rows_of
 from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.text import clean, sheet
 
@@ -68,8 +68,7 @@ def csv_table(table: ReportTable) -> str:
     """Return the table's data as CSV, unrounded and in the metric's units."""
     import pandas as pd
 
-    # Not by DataFrame.map, which turns the integers of a mixed column into floating-point numbers.
-    rows = [list(map(sheet, row)) for row in table.data.to_numpy()]
+    rows = [list(map(sheet, row.values())) for row in rows_of(table.data)]
     return pd.DataFrame(rows, columns=table.data.columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
@@ -83,7 +82,7 @@ def json_report(content: Mapping[str, object], tables: Iterable[ReportTable]) ->
             "name": table.name,
             "title": table.title,
             "notes": table.notes,
-            "rows": [{name: value for name, value in row.items() if value is not None} for row in cells_of(table.data)],
+            "rows": [{name: value for name, value in row.items() if value is not None} for row in rows_of(table.data)],
         }
         for table in tables
     ]
