@@ -102,7 +102,7 @@ def test_the_bar_is_the_pooled_interval() -> None:
 
 def test_no_sizes_no_frontier() -> None:
     assert frontier_figures(statistics([record(0.5, params=None), record(0.6, rank=8, params=None)])) == []
-    assert frontier_figures(statistics([record(0.5)])) == []
+    assert frontier_figures(statistics([record(0.5, method="head", params=(0, 2))])) == []
 
 
 def test_captions_say_what_is_drawn() -> None:

@@ -38,13 +38,13 @@ MAX_LEVEL_GAP = 0.25  # of the height of the points; a level further below them 
 
 
 def frontier_figures(statistics: ScopeStatistics) -> list[Figure]:
-    """Return the figure; none if fewer than two entries have trained values."""
+    """Return the figure; none without an adapter of a known size."""
     scope = statistics.scope
     entries = scope.at(scope.main)
     entries = entries[(entries["n"] > 0) & entries["adapter_params"].notna()]
     points = entries[entries["adapter_params"] > 0]
     adapters = points[~points["method"].isin(LEVEL_STYLES)]
-    if len(adapters) < 2:
+    if adapters.empty:
         return []
     with report_style():
         figure, (ax,) = new_figure(SIZE, (1, 1))
