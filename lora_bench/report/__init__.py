@@ -15,6 +15,7 @@ import gc
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,14 @@ def build(
     Raises:
         BenchError: there are no records (exit code NOTHING).
     """
+    from threadpoolctl import threadpool_limits
+
     from lora_bench.records.store import count_records
     from lora_bench.report.figures.encoding import figure_encoder
 
-    with _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
+    import_module("numpy")  # loads the library whose threads are limited
+    # With one thread the order of a sum, and with it the last digit, is the same whatever the environment asks for.
+    with threadpool_limits(1), _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
         return _build(results, out, console, errors, vs_paper, compare, encoder)
 
 

@@ -145,7 +145,7 @@ def _markdown_lines(content: Content, pictures: Pictures, table_stems: Iterable[
     if content.broken:
         yield "## Records that could not be read\n"
         yield _bullets(f"{path.name}: {reason}" for path, reason in content.broken)
-    yield "## Files\n\nThe same numbers, unrounded and in the metrics' own units, and for LaTeX:\n"
+    yield "## Files\n\nThe same numbers, to 12 digits and in the metrics' own units, and for LaTeX:\n"
     yield from (f"- [{stem}.csv](tables/{stem}.csv), [{stem}.tex](tables/{stem}.tex)" for stem in table_stems)
     yield ""
 

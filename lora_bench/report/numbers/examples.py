@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     IntArray = NDArray[np.int64]
 
 _CELLS_PER_EXAMPLE = 3  # cells that the estimate of the labels uses at most, per example; chosen
-_RIDGE = 1e-9  # relative, so that the equations can be solved when cells repeat each other
+_RIDGE = 1e-6  # relative, so that the equations can be solved when cells repeat each other; chosen
+_LABEL_DECIMALS = 3  # of an estimate, so that the rounding of the solution does not show; chosen
 
 
 @dataclass(frozen=True)
@@ -332,4 +333,4 @@ def estimate_labels(predictions: FloatArray, accuracies: FloatArray, share: floa
     signs = np.where(solution >= 0, 1.0, -1.0)
     # If whole labels agree with every accuracy, they are the labels.
     exact = bool(np.abs(coded @ signs - targets).max() < 0.5)
-    return signs if exact else np.clip(solution, -1.0, 1.0)
+    return signs if exact else np.round(np.clip(solution, -1.0, 1.0), _LABEL_DECIMALS)

@@ -46,7 +46,7 @@ class ReportTable:
         label_columns: how many of the first columns identify a row. They are repeated when a wide table is folded.
         rows: the formatted fields; none for a table that is only data.
         notes: lines below the table.
-        data: the same numbers unrounded, for CSV and JSON.
+        data: the same numbers in full, for CSV and JSON.
         footer_rows: how many of the last rows summarise those above.
     """
 
