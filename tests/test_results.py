@@ -97,9 +97,9 @@ def test_the_reports_tables_are_those_of_the_records() -> None:
     assert sorted(named) == sorted(path.stem for path in folder.glob("*.csv"))
     for name, table in named.items():
         kept = list(csv.reader((folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
-        made = list(csv.reader(csv_table(table).splitlines()))
-        assert len(made) == len(kept)
-        for one, other in zip(made, kept, strict=True):
+        rebuilt = list(csv.reader(csv_table(table).splitlines()))
+        assert len(rebuilt) == len(kept)
+        for one, other in zip(rebuilt, kept, strict=True):
             assert [*map(value, one)] == [*map(near, other)], name
 
 
@@ -144,8 +144,8 @@ def test_the_search_used_other_seeds() -> None:
 
 def averages(records: Iterable[Record], rates: Mapping[str, float] | None = None) -> list[float]:
     """By seed, the mean score ×100 over the four tasks of `minilm-rates`, at these rates."""
-    own = [r for r in records if r.cell.task in AVERAGED and (rates is None or r.cell.lr == rates[r.cell.task])]
-    by_seed = {record.cell.seed: [r.score for r in own if r.cell.seed == record.cell.seed] for record in own}
+    averaged = [r for r in records if r.cell.task in AVERAGED and (rates is None or r.cell.lr == rates[r.cell.task])]
+    by_seed = {record.cell.seed: [r.score for r in averaged if r.cell.seed == record.cell.seed] for record in averaged}
     assert {len(scores) for scores in by_seed.values()} == {len(AVERAGED)}
     return [100 * fmean(score or 0 for score in by_seed[seed]) for seed in sorted(by_seed)]
 
@@ -225,12 +225,12 @@ def test_the_table_of_rates_is_that_of_the_records() -> None:
     others = [chosen(record for record in tried if record.cell.seed != seed) for seed in range(5)]
 
     def scores(settings: choose.SearchedSettings) -> tuple[list[float], list[float], list[float]]:
-        grid, own = (
+        grid, tried_here = (
             [r for r in records if r.cell.model_dump().items() >= settings._asdict().items()]
             for records in (loaded("minilm").records, tried)
         )
-        crossed = [averages(own, others[seed][settings])[seed] for seed in range(5)]
-        return averages(grid), averages(own, chosen(tried)[settings]), crossed
+        crossed = [averages(tried_here, others[seed][settings])[seed] for seed in range(5)]
+        return averages(grid), averages(tried_here, chosen(tried)[settings]), crossed
 
     (reference,) = [settings for settings in chosen(tried) if (settings.method, settings.rank) == ("lora", 16)]
     lora = scores(reference)

@@ -106,8 +106,8 @@ def gather(loaded: Loaded, vs_paper: bool = False, compare: Comparisons | None =
     """
     cells = cell_frame(loaded.records)
     statistics = [scope_statistics(scope) for scope in comparable_scopes(cells, compare)]
-    stems = file_stems([each.scope.title for each in statistics])
-    sections = tuple(_section(each, stem) for each, stem in zip(statistics, stems, strict=True))
+    stems = file_stems([scoped.scope.title for scoped in statistics])
+    sections = tuple(_section(scoped, stem) for scoped, stem in zip(statistics, stems, strict=True))
     tables = published.published_tables(statistics) if vs_paper else []
     findings = published.sentences(published.compare_with_published(statistics)) if vs_paper else []
     return Content(cells, sections, (*tables, *missing_score_tables(cells)), tuple(findings), loaded.broken)
@@ -126,6 +126,6 @@ def _section(statistics: ScopeStatistics, stem: str) -> Section:
     sentences = answer(statistics)
     if not (statistics.scope.entries["n"] > 0).any():
         sentences = ()
-    tables = tuple(table for make in SCOPE_TABLES for table in make(statistics))
+    tables = tuple(table for build in SCOPE_TABLES for table in build(statistics))
     more = symmetry.sentences(symmetry.measure_symmetry(statistics.scope))
     return Section(statistics, (*sentences, *more), tables, stem)

@@ -92,9 +92,9 @@ def test_a_level_far_below_is_written() -> None:
 
 
 def test_the_bar_is_the_pooled_interval() -> None:
-    made = statistics(sized((1000, 20_000)))
-    (figure,) = frontier_figures(made)
-    half = 100 * made.means["sst2"].half_width(3)
+    computed = statistics(sized((1000, 20_000)))
+    (figure,) = frontier_figures(computed)
+    half = 100 * computed.means["sst2"].half_width(3)
     (bar,) = [collection for collection in figure.axes[0].collections if isinstance(collection, LineCollection)]
     (low, high) = bar.get_segments()[0][:, 1]
     assert high - low == pytest.approx(2 * half)
@@ -128,10 +128,10 @@ def test_lines_levels_and_legend() -> None:
 
 
 def test_a_line_is_the_chosen_setting_with_its_interval() -> None:
-    made = statistics(small())
-    panel = rank_panels(made, "attention")[1]
-    entries = made.scope.at(panel.column)
-    low, high = made.intervals(panel.column)
+    computed = statistics(small())
+    panel = rank_panels(computed, "attention")[1]
+    entries = computed.scope.at(panel.column)
+    low, high = computed.intervals(panel.column)
     for rank, mean, below, above in panel.lines["mini"]:
         index = next(i for i, row in enumerate(rows_of(entries)) if (row["rank"], row["a"]) == (rank, 16))
         assert (mean, below, above) == pytest.approx((entries["mean"].iloc[index], low[index], high[index]))

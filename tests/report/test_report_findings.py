@@ -11,17 +11,19 @@ from typing import Any
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import matthews_corrcoef
 
 from lora_bench.compare import Comparisons, Pair
 from lora_bench.errors import BenchError
 from lora_bench.grid.config import keep_comparisons, load_comparisons, parse_config
-from lora_bench.records.schema import Record
+from lora_bench.records.schema import Epoch, Record
 from lora_bench.report.numbers import published, symmetry
 from lora_bench.report.numbers.answer import answer
 from lora_bench.report.numbers.comparison_tables import comparison_tables
 from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
 from lora_bench.report.numbers.entries import comparable_scopes
 from lora_bench.report.numbers.epochs import epoch_tables
+from lora_bench.report.numbers.examples import ExampleTerms
 from lora_bench.report.numbers.frame import cell_frame, rows_of
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
 from lora_bench.testing import make_epochs
@@ -36,9 +38,9 @@ def statistics(records: Iterable[Record], **compare: Any) -> ScopeStatistics:
     return all_statistics(records, **compare)[0]
 
 
-def named(made: ScopeStatistics, table: pd.DataFrame) -> list[tuple[str, str]]:
+def named(computed: ScopeStatistics, table: pd.DataFrame) -> list[tuple[str, str]]:
     """The two settings of each comparison."""
-    sizes = made.scope.entries["size"]
+    sizes = computed.scope.entries["size"]
     return list(zip(sizes.loc[table["entry"]], sizes.loc[table["reference"]], strict=True))
 
 
@@ -70,9 +72,12 @@ def frontier(gap: float = 0.0, spread: float = 0.004, seeds: int = 5) -> Iterato
 
 
 def test_each_method_is_compared_with_the_reference_of_the_nearest_size() -> None:
-    made = statistics(frontier())
-    table = made.default
-    assert named(made, table[table["task"] == "average"]) == [("head", "lora r=2"), ("mini r=8 a=16 b=8", "lora r=8")]
+    computed = statistics(frontier())
+    table = computed.default
+    assert named(computed, table[table["task"] == "average"]) == [
+        ("head", "lora r=2"),
+        ("mini r=8 a=16 b=8", "lora r=8"),
+    ]
     assert list(table["task"].unique()) == ["average", "cola", "sst2", "stsb"]
     assert set(table["family_size"]) == {2}, "each task is a family"
 
@@ -96,8 +101,8 @@ def test_a_reference_on_the_same_targets_is_preferred() -> None:
             ("ia3", None, "kv+ffn", 900),
         )
     ]
-    made = statistics(records)
-    assert sorted(named(made, made.default)) == [("ia3", "lora r=2"), ("xs r=2", "lora r=4")]
+    computed = statistics(records)
+    assert sorted(named(computed, computed.default)) == [("ia3", "lora r=2"), ("xs r=2", "lora r=4")]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +120,9 @@ def test_verdicts(gap: float, spread: float, verdict: str) -> None:
 
 
 def test_at_equal_size_the_setting_is_chosen_on_held_out_rows() -> None:
-    made = statistics(frontier())
-    assert named(made, made.equal) == [("mini r=2 a=16 b=8", "lora r=2"), ("mini r=8 a=16 b=8", "lora r=8")]
-    assert made.equal["of"].tolist() == [2, 2]
+    computed = statistics(frontier())
+    assert named(computed, computed.equal) == [("mini r=2 a=16 b=8", "lora r=2"), ("mini r=8 a=16 b=8", "lora r=8")]
+    assert computed.equal["of"].tolist() == [2, 2]
 
 
 def test_fewer_than_three_seeds_are_not_tested() -> None:
@@ -130,25 +135,77 @@ def test_declared_pairs_are_a_family() -> None:
         {"arm": {"method": "mini", "rank": 2}, "against": {"method": "lora", "rank": 2}},
         {"arm": {"method": "mini", "rank": 99}, "against": {"method": "lora"}},
     )
-    made = statistics(frontier(), pairs=pairs)
-    names = named(made, made.declared)
+    computed = statistics(frontier(), pairs=pairs)
+    names = named(computed, computed.declared)
     assert names == [("mini r=2 a=8 b=16", "lora r=8"), ("mini r=2 a=16 b=8", "lora r=2")], (
         "what was not run is left out"
     )
-    tables = {table.title.partition(":")[0]: table for table in comparison_tables(made)}
+    tables = {table.title.partition(":")[0]: table for table in comparison_tables(computed)}
     assert texts(tables["Declared comparisons"], "setting") == [name for name, _ in names]
 
 
 def test_the_comparison_has_students_interval_paired_by_seed_beside_it() -> None:
-    made = statistics(frontier())
-    row = rows_of(made.equal)[0]
-    by_seed = made.scope.cells[made.scope.cells["entry"] >= 0].pivot_table(
+    computed = statistics(frontier())
+    row = rows_of(computed.equal)[0]
+    by_seed = computed.scope.cells[computed.scope.cells["entry"] >= 0].pivot_table(
         index=["arm", "seed"], columns="task", values="score"
     )
     means = by_seed.mean(axis=1).unstack("seed")
-    arms = made.scope.entries["arm"]
+    arms = computed.scope.entries["arm"]
     wanted = stats.ttest_rel(means.loc[arms[row["entry"]]], means.loc[arms[row["reference"]]]).confidence_interval(0.95)
     assert (row["paired_low"], row["paired_high"]) == pytest.approx((wanted.low, wanted.high))
+
+
+def predicted(task: str, method: str, seed: int) -> Record:
+    """A cell with predictions on 300 rows: each method always fails on 40 rows of its own, the rest is chance."""
+    hard = set(random.Random(f"{task} {method}").sample(range(300), 40))
+    labels = [float(number % 3 > 0) for number in range(300)]
+    draw = random.Random(f"{task} {method} {seed}")
+    right = [number not in hard and draw.random() < 0.95 for number in range(300)]
+    predictions = tuple(label if hit else 1 - label for label, hit in zip(labels, right, strict=True))
+    accuracy = sum(one == other for one, other in zip(labels, predictions, strict=True)) / 300
+    score = accuracy if task != "cola" else matthews_corrcoef(labels, predictions)
+    metrics = {"accuracy": accuracy} | ({"matthews": score} if task == "cola" else {})
+    curve = (Epoch(epoch=1, loss=1.0, metrics=metrics),)
+    return record(
+        score, task=task, method=method, a=None, b=None, rank=8, seed=seed, curve=curve, predictions=predictions
+    )
+
+
+@pytest.mark.parametrize("task", ["sst2", "cola"])
+def test_examples_widen_an_interval_where_the_records_have_predictions(task: str) -> None:
+    cells = [predicted(task, method, seed) for method in ("lora", "xs") for seed in range(3)]
+    plain = [one.model_copy(update={"predictions": ()}) for one in cells]
+    widths = [rows_of(statistics(records).default)[0]["error"] for records in (cells, plain)]
+    assert widths[0] > widths[1] > 0
+    terms = statistics(cells).means[task].example_terms
+    assert terms is not None
+    assert terms.examples() == 300
+    assert statistics(plain).means[task].example_terms is None
+
+
+def test_cells_on_other_rows_add_nothing() -> None:
+    cells = [predicted("sst2", method, seed) for method in ("lora", "xs", "dora") for seed in range(3)]
+    other = cells[-1].data
+    assert other is not None
+    moved = [
+        one
+        if one.cell.method != "xs"
+        else one.model_copy(update={"data": other.model_copy(update={"fingerprint": "a+b"})})
+        for one in cells
+    ]
+    terms = statistics(moved).means["sst2"].example_terms
+    assert isinstance(terms, ExampleTerms)
+    labels = statistics(moved).scope.entries["label"].tolist()
+    assert dict(zip(labels, terms.known.tolist(), strict=True)) == {"dora": True, "lora": True, "xs": False}
+
+
+def test_a_metric_without_a_formula_has_intervals_over_seeds_alone() -> None:
+    records = [record(0.8 + 0.01 * seed, task="stsb", seed=seed, predictions=(0.5,) * 100) for seed in range(3)]
+    computed = statistics(records)
+    assert computed.means["stsb"].example_terms is None
+    low, high = computed.intervals(computed.scope.main)
+    assert (low[0] + high[0]) / 2 == pytest.approx(0.81)
 
 
 def test_signs() -> None:
@@ -350,11 +407,11 @@ def against(records: list[Record], task: str = "sst2", row: str = "LoRA r=8") ->
 
 @pytest.mark.parametrize(("score", "verdict"), [(0.951, "within"), (0.94, "outside")])
 def test_within_and_outside(score: float, verdict: str) -> None:
-    found = against(lora(score))
-    assert found["verdict"] == verdict
-    assert (found["low"] <= 0 <= found["high"]) == (verdict == "within")
-    assert found["difference"] == pytest.approx(score - 0.951, abs=0.002)
-    assert "epochs 10 here, 60 there" in found["because"]
+    comparison = against(lora(score))
+    assert comparison["verdict"] == verdict
+    assert (comparison["low"] <= 0 <= comparison["high"]) == (verdict == "within")
+    assert comparison["difference"] == pytest.approx(score - 0.951, abs=0.002)
+    assert "epochs 10 here, 60 there" in comparison["because"]
 
 
 @pytest.mark.parametrize(
@@ -372,9 +429,9 @@ def test_within_and_outside(score: float, verdict: str) -> None:
     ],
 )
 def test_what_is_not_comparable_says_why(records: list[Record], reason: str) -> None:
-    found = against(records)
-    assert found["verdict"] == "not comparable"
-    assert reason in found["because"]
+    comparison = against(records)
+    assert comparison["verdict"] == "not comparable"
+    assert reason in comparison["because"]
 
 
 def test_an_mnli_start_and_a_metric_variant_are_not_comparable() -> None:
@@ -384,8 +441,8 @@ def test_an_mnli_start_and_a_metric_variant_are_not_comparable() -> None:
 
 
 def test_the_tables_have_every_value_with_its_protocol() -> None:
-    made = all_statistics(lora(0.951))
-    averages, table = published.published_tables(made)
+    computed = all_statistics(lora(0.951))
+    averages, table = published.published_tables(computed)
     assert len(table.rows) == len(table.data) == len(published.published_values())
     assert texts(table, "verdict").count("within") == 1
     rows = {(row["row"], row["source"]): row for row in rows_of(averages.data)}

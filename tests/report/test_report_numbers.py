@@ -134,8 +134,8 @@ def test_a_method_without_all_tasks_has_no_average() -> None:
 
 def test_seed_scores_of_the_average() -> None:
     records = [record(0.5 + 0.1 * seed, task=task, seed=seed) for task in ("cola", "sst2") for seed in range(2)]
-    made = scope([*records, record(0.9, seed=7)])
-    assert seed_scores(made, made.main).tolist() == pytest.approx([0.5, 0.6])
+    results = scope([*records, record(0.9, seed=7)])
+    assert seed_scores(results, results.main).tolist() == pytest.approx([0.5, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -247,9 +247,9 @@ def test_models_are_named_without_owner_and_revision_unless_that_is_the_same() -
 
 
 def test_targets_are_part_of_a_setting() -> None:
-    made = scope([record(0.9), record(0.8, targets="qv"), record(0.7, method="head")])
-    assert len(made.entries) == 3
-    assert made.chosen["sst2"]["targets"].tolist() == [None, "attention", "qv"]
+    results = scope([record(0.9), record(0.8, targets="qv"), record(0.7, method="head")])
+    assert len(results.entries) == 3
+    assert results.chosen["sst2"]["targets"].tolist() == [None, "attention", "qv"]
 
 
 def test_published_start_is_another_row_and_default_is_none() -> None:
@@ -318,8 +318,8 @@ def test_rank_tables() -> None:
 
 
 def test_tasks_stand_in_the_order_of_glue_then_by_name() -> None:
-    made = scope([record(0.9, task=task) for task in ("zzz", "aaa", "rte", "cola")])
-    assert [column.task for column in made.columns] == ["cola", "rte", "aaa", "zzz", AVERAGE]
+    results = scope([record(0.9, task=task) for task in ("zzz", "aaa", "rte", "cola")])
+    assert [column.task for column in results.columns] == ["cola", "rte", "aaa", "zzz", AVERAGE]
 
 
 def test_unfinished_lists_the_cell_and_the_reason() -> None:
@@ -345,8 +345,8 @@ def test_order_of_records_changes_nothing() -> None:
 def test_tasks_of_one_folder_share_a_scope() -> None:
     """A folder's data are hashed by task; only two contents of one task are kept apart."""
     records = [record(0.9, data="files:bbb"), record(0.8, task="mnli", data="files:ccc")]
-    made = scope([*records, record(0.5, task="cola", data="files:aaa")])
-    assert [column.task for column in made.tasks] == ["cola", "sst2", "mnli"]
+    results = scope([*records, record(0.5, task="cola", data="files:aaa")])
+    assert [column.task for column in results.tasks] == ["cola", "sst2", "mnli"]
     assert len(scopes([record(0.9, data="files:bbb"), record(0.8, data="files:ddd", seed=1)])) == 2
 
 

@@ -33,9 +33,9 @@ def entries_of(scores: Values, lost: Values | None = None) -> pd.DataFrame:
     kept = scores if lost is None else np.where(lost, np.nan, scores)
     n = (~np.isnan(kept)).sum(axis=1)
     ordered = -np.sort(-kept, axis=1)  # the best first, NaN last
-    place = np.arange(scores.shape[1])
+    number = np.arange(scores.shape[1])
     missing = scores.shape[1] - n
-    trimmed = np.where((place >= missing[:, None]) & ~np.isnan(ordered), ordered, np.nan)
+    trimmed = np.where((number >= missing[:, None]) & ~np.isnan(ordered), ordered, np.nan)
     squares = np.nanvar(kept, axis=1, ddof=1) * (n - 1)
     return pd.DataFrame(
         {"n": n, "mean": np.nanmean(kept, axis=1), "trimmed": np.nanmean(trimmed, axis=1), "squares": squares}
@@ -330,8 +330,8 @@ def test_of_two_classes_the_variance_over_examples_needs_no_labels() -> None:
     first, second = np.array([0, 0, 1]), np.array([1, 2, 2])
     wanted = [np.cov(by_example[one], by_example[other])[0, 1] / 300 for one, other in zip(first, second, strict=True)]
     assert terms.covariance(first, second) == pytest.approx(wanted)
-    own = [right[cells].var(axis=0, ddof=1).mean() / 5 for cells in members]
-    alone = [(row.var(ddof=1) - part * 300 / 299) / 300 for row, part in zip(by_example, own, strict=True)]
+    within = [right[cells].var(axis=0, ddof=1).mean() / 5 for cells in members]
+    alone = [(row.var(ddof=1) - part * 300 / 299) / 300 for row, part in zip(by_example, within, strict=True)]
     assert terms.covariance(np.arange(3), np.arange(3)) == pytest.approx(alone, rel=1e-9)
 
 
@@ -380,7 +380,7 @@ def test_the_variance_of_a_correlation_is_the_bootstraps() -> None:
     assert terms is not None
     one, other = np.array([0]), np.array([1])
     plain = ExampleTerms(
-        terms.weights, terms.labels, terms.w, terms.q, terms.centre, terms.own * 0, terms.known, terms.rows
+        terms.weights, terms.labels, terms.w, terms.q, terms.centre, terms.seed_part * 0, terms.known, terms.rows
     )
     variance = plain.covariance(one, one) + plain.covariance(other, other) - 2 * plain.covariance(one, other)
     rng = np.random.default_rng(10)

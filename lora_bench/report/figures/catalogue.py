@@ -13,7 +13,7 @@ from lora_bench.report.figures.heat_maps import heat_figures
 from lora_bench.report.figures.learning_curves import curve_figures
 from lora_bench.report.numbers.comparisons import ScopeStatistics
 from lora_bench.report.numbers.entries import Scope
-from lora_bench.report.numbers.wording import column_title, join_words, main_name
+from lora_bench.report.numbers.wording import choice_text, column_title, join_words, main_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,11 +45,9 @@ def _figures_by_kind(statistics: ScopeStatistics) -> Iterator[tuple[str, str, st
         panels = rank_plots.figure2_panels(statistics, targets)
         title = f"{subject} by rank, {targets}"
         caption = (
-            f"{title}, on {scope.title}, the form of LoRA-Mini's Figure 2: {_tasks_text(panels)}. "
-            "Thick with a band: mean "
-            f"over all (a, b), averaged by seed first; the band is its 95% interval over {seeds} "
-            "seeds. Other lines: single "
-            "a = b, means over seeds."
+            f"{title}, on {scope.title}, the form of LoRA-Mini's Figure 2: {_tasks_text(panels)}. With a band: the "
+            f"mean over all (a, b), averaged by seed first; the band is its 95% interval over {seeds} seeds. Other "
+            "lines: single a = b, means over seeds."
         )
         yield title, caption, f"figure2-{slug(targets)}", rank_plots.rank_figures([f"{scope.title}: {title}"], panels)
     for targets in rank_plots.target_sets(statistics):
@@ -58,23 +56,19 @@ def _figures_by_kind(statistics: ScopeStatistics) -> Iterator[tuple[str, str, st
         names = join_words(list(ranked[0].lines)) if ranked else ""
         caption = (
             f"{title}, on {scope.title}: {_tasks_text(ranked)}; {names}, each with the setting chosen "
-            "on held-out rows at "
-            f"each rank. The bands of {subject} and {scope.compare.reference} are 95% intervals over "
-            f"{seeds} seeds and the "
-            "examples; those of the others are as wide."
+            f"{choice_text(scope)} at each rank. The bands of {subject} and {scope.compare.reference} are 95% intervals "
+            f"over {seeds} seeds and the examples; those of the others are as wide."
         )
         figures = rank_plots.rank_figures([f"{scope.title}: {title}"], ranked) if _has_several_ranks(ranked) else []
         yield title, caption, f"accuracy_vs_rank-{slug(targets)}", figures
     heat_caption = (
-        f"{subject} on {scope.title}: {main_name(scope)} by a and b, a map per rank and a row per set "
-        "of targets; means over "
-        f"{seeds} seeds on one scale of colour."
+        f"{subject} on {scope.title}: {main_name(scope)} by a and b, a map per rank and a row per set of targets; "
+        f"means over {seeds} seeds on one scale of colour."
     )
     yield f"{subject} by a and b", heat_caption, "heat", heat_figures(statistics)
     curves_caption = (
-        f"Learning curves on {scope.title}, each method's chosen setting: the reported metric by "
-        f"epoch, mean over {seeds} "
-        "seeds ± one standard deviation."
+        f"Learning curves on {scope.title}, each method's chosen setting: the reported metric by epoch, mean over "
+        f"{seeds} seeds ± one standard deviation."
     )
     yield "Learning curves", curves_caption, "curves", curve_figures(statistics)
 

@@ -23,7 +23,7 @@ from lora_bench.report.numbers.comparisons import ScopeStatistics
 from lora_bench.report.numbers.entries import AVERAGE
 from lora_bench.report.numbers.frame import rows_of
 from lora_bench.report.numbers.statistics import MIN_SEEDS
-from lora_bench.report.numbers.wording import column_title, main_name
+from lora_bench.report.numbers.wording import choice_text, column_title, main_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,10 +177,8 @@ def frontier_caption(statistics: ScopeStatistics) -> str:
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     return (
         f"Score against trained values on {scope.title}: {what}; means over {seeds} seeds. Line: "
-        f"{scope.compare.reference} by "
-        f"rank; points: every setting of {scope.compare.subject}, line through the one chosen on "
-        "held-out rows at each size; "
-        "grey: all other methods, the best of a size named. The bar is the 95% interval of a mean "
-        "over seeds, pooled over "
-        "all settings; head and full fine-tuning are lines."
+        f"{scope.compare.reference} by rank; points: every setting of {scope.compare.subject}, line through the one "
+        f"chosen {choice_text(scope)} at each size; grey: all other methods, the best of a size "
+        "named. The bar is the 95% "
+        "interval of a mean over seeds, pooled over all settings; head and full fine-tuning are lines."
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.comparison_tables import with_sides
 from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, SAME_SIZE, ScopeStatistics
-from lora_bench.report.numbers.entries import HELD_OUT, Scope
+from lora_bench.report.numbers.entries import Scope
 from lora_bench.report.numbers.frame import Row, device_prefix, is_missing, rows_of
 from lora_bench.report.numbers.score_tables import class_text
 from lora_bench.report.numbers.statistics import MIN_SEEDS
@@ -21,7 +21,7 @@ from lora_bench.report.numbers.tables import (
     score_interval_text,
     signed_percent,
 )
-from lora_bench.report.numbers.wording import counted_points, join_words, main_name, set_text, task_title
+from lora_bench.report.numbers.wording import counted_points, is_held_out, join_words, main_name, set_text, task_title
 from lora_bench.tasks import TASKS
 from lora_bench.text import counted
 
@@ -66,8 +66,8 @@ def _best_sentence(statistics: ScopeStatistics) -> str:
     sentences = [
         f"At about {class_text(middle)} trained values ({class_text(middle / 10**0.25)} to "
         f"{class_text(middle * 10**0.25)}) the best of {counted(len(members), 'method')} on "
-        f"{main_name(statistics.scope)} "
-        f"is {_setting(top)} with {percent(top['mean'])} {score_interval_text(top['low'], top['high'])}.",
+        f"{main_name(statistics.scope)} is {_setting(top)} with {percent(top['mean'])} "
+        f"{score_interval_text(top['low'], top['high'])}.",
         *([f"Not distinguishable from it: {_listed(equal)}."] if equal else []),
         *([f"Worse: {_listed(worse)}."] if worse else []),
     ]
@@ -101,11 +101,10 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
     margin = f"±{counted_points(compare.margin)}"
     verdict = _overall(len(tested), worse, better, equivalent, lower)
     first = (
-        f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of {SAME_SIZE:g})? "
-        f"{verdict} In {lower} of {counted(len(tested), 'comparison')} its mean is lower "
-        f"({signed_percent(min(differences))} to "
-        f"{signed_percent(max(differences))} points); after Holm's correction {worse} {_is(worse)} worse, {better} "
-        f"better, {equivalent} equivalent within {margin}."
+        f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of "
+        f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} its mean is lower "
+        f"({signed_percent(min(differences))} to {signed_percent(max(differences))} points); after Holm's correction "
+        f"{worse} {_is(worse)} worse, {better} better, {equivalent} equivalent within {margin}."
     )
     overall = statistics.mean_difference(statistics.equal)
     second = (
@@ -159,14 +158,14 @@ def _evidence_sentence(statistics: ScopeStatistics) -> str:
     seeds_text = "no seed" if not seeds else str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     deviation = statistics.means[scope.main.task].pooled_deviation
     spread = f"; one seed varies by {percent(deviation)} (standard deviation, pooled)" if deviation == deviation else ""
-    chosen = "held-out training rows" if (scope.entries["chosen_by"] == HELD_OUT).any() else "the scores that are shown"
+    chosen = "held-out training rows" if is_held_out(scope) else "the scores that are shown"
     seconds = scope.cells["seconds"].sum()
     unit = f"{device_prefix(scope.cells)}minutes"
     time = f"{seconds / 60:,.0f} {unit} of training, without what was searched or tried before; " if seconds else ""
     return (
         f"Evidence: {counted(len(scope.cells), 'cell')} on {scope.title}, {counted(len(entries), 'setting')} on "
-        f"{main_name(scope)} with {seeds_text} seed{'' if seeds == [1] else 's'} each{spread}; {time}"
-        f"settings are chosen by {chosen}."
+        f"{main_name(scope)} with {seeds_text} seed{'' if seeds == [1] else 's'} each{spread}; {time}settings are "
+        f"chosen by {chosen}."
     )
 
 

@@ -43,9 +43,9 @@ def comparison_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     subject, reference = compare.subject, compare.reference
     main = main_name(scope)
     equal_note = (
-        f"{subject} against each size of {reference} on {main}: of the settings of {subject} with the same targets and "
-        f"1/{SAME_SIZE:g} to {SAME_SIZE:g} times as many trained values, the one "
-        f"{chosen_note(scope)}; of: among how many."
+        f"{subject} against each size of {reference} on {main}: of the settings of {subject} with the same targets "
+        f"and 1/{SAME_SIZE:g} to {SAME_SIZE:g} times as many trained values, the one {chosen_note(scope)}; of: among "
+        "how many."
     )
     default_note = (
         f"Each method's setting, {chosen_note(scope)} on {main}, against {reference} at the nearest number of trained "

@@ -57,8 +57,8 @@ class ScopeStatistics:
 
     def positions(self, column: Column, index: Series) -> Series:
         """Return the positions of entries, given by their index, within `means` of their column."""
-        places = {entry: place for place, entry in enumerate(self.scope.at(column).index)}
-        return index.map(places)
+        position_of = {entry: position for position, entry in enumerate(self.scope.at(column).index)}
+        return index.map(position_of)
 
     def compare(self, column: Column, pairs: DataFrame, family: str) -> DataFrame:
         """Compare pairs of entries of one column as one family.
@@ -202,12 +202,12 @@ class ScopeStatistics:
         import numpy as np
 
         means = self.means[column.task]
-        places = self.positions(column, entries.index.to_series()).to_numpy(dtype=np.int64)
+        positions = self.positions(column, entries.index.to_series()).to_numpy(dtype=np.int64)
         low, high = self.intervals(column)
-        ranking = rank_entries(means, places)
+        ranking = rank_entries(means, positions)
         return entries.assign(
-            low=low[places],
-            high=high[places],
+            low=low[positions],
+            high=high[positions],
             rank_first=ranking.first,
             rank_last=ranking.last,
             best=ranking.best,

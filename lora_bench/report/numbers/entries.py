@@ -200,9 +200,9 @@ def _with_trimmed_means(settings: DataFrame, cells: DataFrame) -> DataFrame:
     lost = settings["seeds"] - settings["n"]
     if not lost.any():
         return settings.assign(trimmed=settings["mean"])
-    place = cells.groupby("setting").cumcount()  # the cells of a setting are ordered, the best first
-    kept = cells["score"].where(place >= cells["setting"].map(lost))
-    return settings.assign(trimmed=kept.groupby(cells["setting"]).mean())
+    number = cells.groupby("setting").cumcount()  # the cells of a setting are ordered, the best first
+    remaining = cells["score"].where(number >= cells["setting"].map(lost))
+    return settings.assign(trimmed=remaining.groupby(cells["setting"]).mean())
 
 
 def _entries(settings: DataFrame) -> DataFrame:

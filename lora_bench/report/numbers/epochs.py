@@ -39,11 +39,9 @@ def epoch_tables(scope: Scope) -> list[ReportTable]:
         *(column for name, head in _GAINS.items() for column in _gain_columns(name, head)),
     ]
     notes = [
-        "The chosen setting of each method, the same cells, three ways to choose the epoch: best and "
-        "last on the reported "
-        "split, held-out by rows kept from train. What choosing on the reported split adds: mean "
-        "over settings, [least, "
-        "most]."
+        "The chosen setting of each method, the same cells, three ways to choose the epoch: best and last on the "
+        "reported split, held-out by rows kept from train. What choosing on the reported split adds: mean over "
+        "settings, [least, most]."
     ]
     if settings["held_out"].isna().all():
         notes.append("held-out: not recorded here; run with --set select=held-out.")

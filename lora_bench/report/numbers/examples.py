@@ -57,7 +57,7 @@ class ExampleTerms:
         w: `[entries, examples]`.
         q: `[entries, examples]`, or None if all are zero.
         centre: the mean of f for each entry.
-        own: the part of an entry's variance that the variation between its seeds explains.
+        seed_part: the part of an entry's variance that the variation between its seeds explains.
         known: whether an entry has predictions.
         rows: the number of examples.
     """
@@ -67,7 +67,7 @@ class ExampleTerms:
     w: FloatArray
     q: FloatArray | None
     centre: FloatArray
-    own: FloatArray
+    seed_part: FloatArray
     known: NDArray[np.bool_]
     rows: int
 
@@ -78,10 +78,10 @@ class ExampleTerms:
         if np.array_equal(first, second):
             moments = _kernel(self.w[first], self._q(first), self.weights, self.labels, self.rows)
         else:
-            used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-            moments = self._gram(used)[places[: len(first)], places[len(first) :]]
+            used, index = np.unique(np.concatenate([first, second]), return_inverse=True)
+            moments = self._gram(used)[index[: len(first)], index[len(first) :]]
         result = moments - self.centre[first] * self.centre[second]
-        result = result - np.where(first == second, self.own[first], 0.0)
+        result = result - np.where(first == second, self.seed_part[first], 0.0)
         return np.where(self.known[first] & self.known[second], result / max(self.rows - 1, 1), 0.0)
 
     def _gram(self, used: IntArray) -> FloatArray:
@@ -136,12 +136,12 @@ def example_terms(scope: Scope) -> Mapping[str, ExampleTerms | AverageTerms]:
                 parts.append((terms, column))
     if scope.main.task == AVERAGE and parts:
         arms = scope.at(scope.main)["arm"]
-        places = []
+        positions = []
         for terms, column in parts:
             task_arms = scope.at(column)["arm"]
-            position = dict(zip(task_arms, range(len(task_arms)), strict=True))
-            places.append((terms, np.array([position[arm] for arm in arms], dtype=np.int64)))
-        by_task[AVERAGE] = AverageTerms(tuple(places), len(scope.averaged))
+            position_of = dict(zip(task_arms, range(len(task_arms)), strict=True))
+            positions.append((terms, np.array([position_of[arm] for arm in arms], dtype=np.int64)))
+        by_task[AVERAGE] = AverageTerms(tuple(positions), len(scope.averaged))
     return by_task
 
 
@@ -199,8 +199,8 @@ def _members(entries: DataFrame, cells: DataFrame) -> list[IntArray]:
 
     by_entry = cells.groupby("entry").indices
     nothing = np.zeros(0, dtype=np.int64)
-    places = (np.asarray(by_entry.get(entry, nothing), dtype=np.int64) for entry in entries.index)
-    return [cells_at if len(cells_at) == n else nothing for cells_at, n in zip(places, entries["n"], strict=True)]
+    positions = (np.asarray(by_entry.get(entry, nothing), dtype=np.int64) for entry in entries.index)
+    return [cells_at if len(cells_at) == n else nothing for cells_at, n in zip(positions, entries["n"], strict=True)]
 
 
 def accuracy_terms(
@@ -223,15 +223,15 @@ def accuracy_terms(
         one_hot = (predictions[:, :, None] == np.arange(classes)).astype(float) - 1 / classes
         vectors = math.sqrt((classes - 1) / classes) * one_hot.reshape(len(predictions), -1)
     known = np.array([len(positions) > 0 for positions in members])
-    own = np.zeros(len(members))
+    seed_part = np.zeros(len(members))
     if classes == 2:  # with more classes the bound would take too much away
         for index, positions in enumerate(members):
             if len(positions) > 1:
-                own[index] = float(vectors[positions].var(axis=0, ddof=1).mean()) / len(positions)
+                seed_part[index] = float(vectors[positions].var(axis=0, ddof=1).mean()) / len(positions)
     centre = np.where(known, means - 1 / classes, 0.0)
     w = np.array([_mean_row(vectors, positions) for positions in members])
     width = vectors.shape[1]
-    return ExampleTerms(np.ones(width), np.zeros(width), w, None, centre, own, known, rows)
+    return ExampleTerms(np.ones(width), np.zeros(width), w, None, centre, seed_part, known, rows)
 
 
 def _mean_row(vectors: FloatArray, positions: IntArray) -> FloatArray:
@@ -269,14 +269,14 @@ def matthews_terms(
     q = np.array([_mean_row(q_of_cell, positions) for positions in members])
     weights = 1 + slope * labels
     rows = predictions.shape[1]
-    own = np.zeros(len(members))
+    seed_part = np.zeros(len(members))
     whole = _kernel(w, q, weights, labels, rows)
     single = _kernel(w_of_cell, q_of_cell, weights, labels, rows)
     for index, positions in enumerate(members):
         if len(positions) > 1:
-            own[index] = max(0.0, float(single[positions].mean() - whole[index])) / (len(positions) - 1)
+            seed_part[index] = max(0.0, float(single[positions].mean() - whole[index])) / (len(positions) - 1)
     known = np.array([len(positions) > 0 for positions in members])
-    return ExampleTerms(weights, labels, w, q, np.zeros(len(members)), own, known, rows)
+    return ExampleTerms(weights, labels, w, q, np.zeros(len(members)), seed_part, known, rows)
 
 
 def _kernel(w: FloatArray, q: FloatArray | None, weights: FloatArray, labels: FloatArray, rows: int) -> FloatArray:

@@ -98,7 +98,7 @@ def compare_with_published(statistics: Sequence[ScopeStatistics]) -> DataFrame:
     """
     import pandas as pd
 
-    candidates = [_candidates(each) for each in statistics]
+    candidates = [_candidates(scope_statistics) for scope_statistics in statistics]
     return pd.DataFrame([_compare(value, candidates) for value in published_values()])
 
 
@@ -112,9 +112,9 @@ def sentences(comparisons: DataFrame) -> list[str]:
     held_out = " and ".join(f"{100 * row['average']:.1f} ({row['source']})" for row in others)
     return [
         f"Of {len(verdicts)} published values: {counts}.",
-        f"LoRA's {100 * lora['average']:.1f} (RoBERTa-base, average of {set_text(_SIX)}) is of runs "
-        "that start from MNLI on "
-        f"three tasks, at the best epoch on the reported split; with held-out rows, others report {held_out} for LoRA.",
+        f"LoRA's {100 * lora['average']:.1f} (RoBERTa-base, average of {set_text(_SIX)}) is of runs that start from "
+        f"MNLI on three tasks, at the best epoch on the reported split; with held-out rows, others report {held_out} "
+        "for LoRA.",
     ]
 
 
@@ -159,8 +159,8 @@ def _value_table(comparisons: DataFrame) -> ReportTable:
         label_columns=1,
         notes=(
             "difference: the mean here less the published value (a median of 5 seeds where its protocol is known). "
-            "interval: of both, over seeds and examples here and over the published ± where one is printed. within: it "
-            "holds zero. *: as repeated by another source.",
+            "interval: of both, over seeds and examples here and over the published ± where one is printed. within: "
+            "it holds zero. *: as repeated by another source.",
             "Of LoRA-Mini no number could be read; of LoRA-XS and CoRA none on RoBERTa-base.",
         ),
     )

@@ -63,17 +63,15 @@ def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     notes = (
         f"Average of {set_text(scope.averaged)}. about: the middle of a size class, from 1/1.8 to 1.8 times it. "
         f"In each class every method has one row: {chosen_note(scope)}; of: among how many settings.",
-        "rank: the places that it may have in its class, by Holm's correction over all pairs. Bold: "
-        "not distinguishable "
-        f"from the best mean of the class. Printed: the {FRONTIER_ROWS} best of each class, "
-        f"{scope.compare.subject} and "
-        f"{scope.compare.reference}; the CSV has all.",
+        "rank: the places that it may have in its class, by Holm's correction over all pairs. Bold: not "
+        f"distinguishable from the best mean of the class. Printed: the {FRONTIER_ROWS} best of each class, "
+        f"{scope.compare.subject} and {scope.compare.reference}; the CSV has all.",
         *_lost_notes(frame),
     )
-    place = frame.groupby("size_class").cumcount()
+    number = frame.groupby("size_class").cumcount()
     always = frame["label"].isin((scope.compare.subject, scope.compare.reference))
     title = f"By trained values: {scope.title}"
-    printed = build_table(f"frontier {scope.title}", title, columns, frame[(place < FRONTIER_ROWS) | always], notes, 2)
+    printed = build_table(f"frontier {scope.title}", title, columns, frame[(number < FRONTIER_ROWS) | always], notes, 2)
     whole = build_table(f"frontier {scope.title}", title, columns, frame)
     return [replace(printed, data=whole.data)]
 

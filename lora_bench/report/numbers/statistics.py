@@ -169,15 +169,15 @@ class Means:
         """Return a weighted sum of means with its interval; the weights of an entry that comes up again are added."""
         import numpy as np
 
-        unique, places = np.unique(positions, return_inverse=True)
+        unique, index = np.unique(positions, return_inverse=True)
         used = unique.astype(np.int64)
-        summed: FloatArray = np.bincount(places, weights).astype(np.float64)
+        summed: FloatArray = np.bincount(index, weights).astype(np.float64)
         parts = summed**2 * self.variance[used] / np.maximum(self.n[used], 1)
-        own = ~self.pooled[used]
+        separate = ~self.pooled[used]
         degrees = np.maximum(self.degrees[used], 1)
-        squared = float((parts[own] ** 2 / degrees[own]).sum())
-        if not own.all():
-            squared += float(parts[~own].sum() ** 2 / degrees[~own][0])
+        squared = float((parts[separate] ** 2 / degrees[separate]).sum())
+        if not separate.all():
+            squared += float(parts[~separate].sum() ** 2 / degrees[~separate][0])
         added = self._contrast_examples(used, summed)
         examples = self.example_terms.examples() if self.example_terms else math.inf
         squared += added**2 / max(examples - 1, 1)
@@ -209,10 +209,10 @@ class Means:
         pool_degrees = np.ones(len(first))
         for side in sides:
             part = self.variance[side] / np.maximum(self.n[side], 1)
-            own = ~self.pooled[side]
-            shared += np.where(own, 0.0, part)
-            pool_degrees = np.where(own, pool_degrees, self.degrees[side])
-            squared_over_degrees += np.where(own, part**2 / np.maximum(self.degrees[side], 1), 0.0)
+            separate = ~self.pooled[side]
+            shared += np.where(separate, 0.0, part)
+            pool_degrees = np.where(separate, pool_degrees, self.degrees[side])
+            squared_over_degrees += np.where(separate, part**2 / np.maximum(self.degrees[side], 1), 0.0)
             total += part
         squared_over_degrees += shared**2 / np.maximum(pool_degrees, 1)
         added = self._example_variance(sides)
@@ -248,12 +248,12 @@ def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None)
     pooled_variance = float(squares.sum() / pool_degrees) if pool_degrees else 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = stats.chi2.sf(squares / pooled_variance, np.maximum(degrees, 1))
-    own = (degrees >= MIN_SEEDS - 1) & (excess < _EXCESS) if pooled_variance else np.zeros(len(n), bool)
+    separate = (degrees >= MIN_SEEDS - 1) & (excess < _EXCESS) if pooled_variance else np.zeros(len(n), bool)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = np.where(own, squares / np.maximum(degrees, 1), pooled_variance)
+        variance = np.where(separate, squares / np.maximum(degrees, 1), pooled_variance)
     mean = entries["mean"].to_numpy(dtype=float)
     shift = mean - entries["trimmed"].to_numpy(dtype=float)
-    return Means(mean, shift, n, variance, np.where(own, degrees, pool_degrees), ~own, example_terms)
+    return Means(mean, shift, n, variance, np.where(separate, degrees, pool_degrees), ~separate, example_terms)
 
 
 def holm_correction(p_values: FloatArray) -> FloatArray:

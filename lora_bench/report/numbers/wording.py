@@ -9,22 +9,18 @@ from lora_bench.tasks import TASKS
 
 LEGEND = (
     "Numbers are ×100: mean ± sample standard deviation over seeds (number of seeds). One seed has no deviation.",
-    "(4/5): 4 of 5 seeds have a score, the others failed or diverged; — where none has. Means are of "
-    "the seeds that have "
-    "one; how they would be with lost seeds as 0 is said below the table.",
+    "(4/5): 4 of 5 seeds have a score, the others failed or diverged; — where none has. Means are of the seeds that "
+    "have one; how they would be with lost seeds as 0 is said below the table.",
     "†: fewer than 3 seeds, so no interval and no test.",
     "Average: by seed, the mean over its tasks; over the seeds that have a score at all of them.",
     "Settings are chosen by the held-out score where there is one, never by the score that is shown.",
-    "95% interval: over seeds and examples. The deviation between seeds is pooled over all settings "
-    "of a column; an entry "
-    "that varies far more (p < 0.001) keeps its own. Examples count for accuracy and Matthews correlation, where the "
-    "records hold predictions; Pearson's and other metrics have intervals over seeds alone.",
-    "Lost seeds may have been the worst: intervals and tests then reach from the mean without as "
-    "many of the best ones to "
-    "the mean of those left.",
-    "Tests: from the same standard error; Holm's correction within each family of comparisons. "
-    "Equivalent: two one-sided "
-    "tests at 5% say that the difference is smaller than the declared margin, after the same correction.",
+    "95% interval: over seeds and examples. The deviation between seeds is pooled over all settings of a column; an "
+    "entry that varies far more (p < 0.001) keeps its own. Examples count for accuracy and Matthews correlation, "
+    "where the records hold predictions; Pearson's and other metrics have intervals over seeds alone.",
+    "Lost seeds may have been the worst: intervals and tests then reach from the mean without as many of the best "
+    "ones to the mean of those left.",
+    "Tests: from the same standard error; Holm's correction within each family of comparisons. Equivalent: two "
+    "one-sided tests at 5% say that the difference is smaller than the declared margin, after the same correction.",
     "adapter, head params: trained values; bytes: the saved adapter, and the same file in 16 bits; seconds a cell: its "
     "share of its pack's time.",
 )
@@ -69,9 +65,19 @@ def column_title(column: Column) -> str:
 
 def chosen_note(scope: Scope) -> str:
     """Say how settings were chosen."""
-    if (scope.entries["chosen_by"] == HELD_OUT).any():
+    if is_held_out(scope):
         return "chosen by the mean score on held-out training rows"
     return "chosen by the score that is shown (nothing was held out), which flatters a method with many settings"
+
+
+def is_held_out(scope: Scope) -> bool:
+    """Whether settings were chosen on held-out rows."""
+    return bool((scope.entries["chosen_by"] == HELD_OUT).any())
+
+
+def choice_text(scope: Scope) -> str:
+    """Say shortly, for a caption, by what settings were chosen."""
+    return "on held-out rows" if is_held_out(scope) else "by the score shown"
 
 
 def set_text(tasks: Iterable[str]) -> str:
