@@ -56,8 +56,8 @@ def _figures_by_kind(statistics: ScopeStatistics) -> Iterator[tuple[str, str, st
         names = join_words(list(ranked[0].lines)) if ranked else ""
         caption = (
             f"{title}, on {scope.title}: {_tasks_text(ranked)}; {names}, each with the setting chosen "
-            f"{choice_text(scope)} at each rank. The bands of {subject} and {scope.compare.reference} are 95% intervals "
-            f"over {seeds} seeds and the examples; those of the others are as wide."
+            f"{choice_text(scope)} at each rank. The bands of {subject} and {scope.compare.reference} are 95% "
+            f"intervals over {seeds} seeds and the examples; those of the others are as wide."
         )
         figures = rank_plots.rank_figures([f"{scope.title}: {title}"], ranked) if _has_several_ranks(ranked) else []
         yield title, caption, f"accuracy_vs_rank-{slug(targets)}", figures
