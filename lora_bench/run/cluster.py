@@ -133,6 +133,7 @@ class RayExecutor:
             raise _no_cluster(self.address, line) from None
         finally:
             signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without saving
+        _print_errors_as_errors(self._ray)
 
     def device_name(self) -> str:
         """Return the name of the devices, as records have it."""
@@ -302,6 +303,14 @@ class RayExecutor:
         self._devices = []
         with contextlib.redirect_stdout(sys.stderr):
             self._ray.shutdown()
+
+
+def _print_errors_as_errors(ray: Any) -> None:
+    """Have Ray print on standard error what its servers report, such as workers that died; it takes standard output."""
+    module = getattr(ray._private, "worker", None)
+    proper = getattr(module, "print_to_stdstream", None)
+    if module is not None and proper is not None:
+        module.print_to_stdstream = lambda data, ignore_prefix: proper({**data, "is_err": True}, ignore_prefix)
 
 
 def _require_answer(address: str) -> None:
