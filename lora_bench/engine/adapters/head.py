@@ -97,7 +97,7 @@ class Heads:
     @staticmethod
     def is_output(name: str) -> bool:
         """Whether a part belongs to the output layer, whose size is the task's."""
-        return name.startswith("out_proj.")
+        return name.startswith(f"{OUTPUT}.")
 
     def state(self, values: Tensor) -> dict[str, Tensor]:
         """Copies of one cell's parts by name, biases as vectors.
