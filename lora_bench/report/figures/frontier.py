@@ -20,7 +20,7 @@ from lora_bench.report.figures.drawing import (
     wrap_title,
 )
 from lora_bench.report.numbers.comparisons import ScopeStatistics
-from lora_bench.report.numbers.entries import AVERAGE
+from lora_bench.report.numbers.entries import AVERAGE, Scope
 from lora_bench.report.numbers.frame import rows_of
 from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.report.numbers.wording import choice_text, column_title, main_name
@@ -153,7 +153,7 @@ def _draw_levels(ax: Axes, entries: DataFrame) -> dict[str, Any]:
 def _draw_error_bar(ax: Axes, statistics: ScopeStatistics, handles: dict[str, Any]) -> None:
     """Draw one bar: half the 95% interval, over seeds alone, of a mean of the usual number of seeds."""
     scope = statistics.scope
-    n = int(scope.at(scope.main)["n"].mode().iloc[0])
+    n = _usual_seeds(scope)
     half = 100 * statistics.means[scope.main.task].half_width(n)
     if n < MIN_SEEDS or half != half:
         return
@@ -161,6 +161,11 @@ def _draw_error_bar(ax: Axes, statistics: ScopeStatistics, handles: dict[str, An
     middle = low + half + 0.04 * (high - low)
     bar = ax.errorbar([ax.get_xlim()[1]], [middle], yerr=[half], color="#333333", capsize=3, linewidth=1.2)
     handles[f"95% interval of a mean of {n} seeds"] = bar
+
+
+def _usual_seeds(scope: Scope) -> int:
+    """Return the number of seeds that most entries of the main column have."""
+    return int(scope.at(scope.main)["n"].mode().iloc[0])
 
 
 def _targets(entries: DataFrame) -> list[str]:
@@ -175,10 +180,11 @@ def frontier_caption(statistics: ScopeStatistics) -> str:
     what = main_name(scope) if scope.main.task == AVERAGE else column_title(scope.main)
     n = sorted({int(value) for value in scope.at(scope.main)["n"]})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    has_bar = _usual_seeds(scope) >= MIN_SEEDS
+    bar = "The bar is the 95% interval of a mean over seeds, pooled over all settings; " if has_bar else "No bars; "
     return (
         f"Score against trained values on {scope.title}: {what}; means over {seeds} seeds. Line: "
         f"{scope.compare.reference} by rank; points: every setting of {scope.compare.subject}, line through the one "
-        f"chosen {choice_text(scope)} at each size; grey: all other methods, the best of a size "
-        "named. The bar is the 95% "
-        "interval of a mean over seeds, pooled over all settings; head and full fine-tuning are lines."
+        f"chosen {choice_text(scope)} at each size; grey: all other methods, the best of a size named. {bar}head and "
+        "full fine-tuning are lines."
     )

@@ -103,7 +103,7 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
     first = (
         f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of "
         f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} its mean is lower "
-        f"({signed_percent(min(differences))} to {signed_percent(max(differences))} points); after Holm's correction "
+        f"({_range_text(differences)} points); after Holm's correction "
         f"{worse} {_is(worse)} worse, {better} better, {equivalent} equivalent within {margin}."
     )
     overall = statistics.mean_difference(statistics.equal)
@@ -113,6 +113,12 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
     )
     telling = min(tested, key=lambda row: (row["holm"], row["p"], row["size"]))
     return [f"{first} {second}", f"The clearest of them: {_comparison(telling)}."]
+
+
+def _range_text(differences: list[float]) -> str:
+    """Write the lowest and the highest of some differences, or the only one."""
+    ends = [signed_percent(min(differences)), signed_percent(max(differences))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _overall(tested: int, worse: int, better: int, equivalent: int, lower: int) -> str:

@@ -283,7 +283,10 @@ class ScopeStatistics:
 
 def _method_keys(entries: DataFrame) -> Series:
     """Return what identifies a method on a set of targets."""
-    return entries[["method", "init", "targets"]].fillna("").agg(tuple, axis=1)
+    import pandas as pd
+
+    columns = (entries[name].fillna("") for name in ("method", "init", "targets"))
+    return pd.Series(list(zip(*columns, strict=True)), index=entries.index, dtype="object")
 
 
 def scope_statistics(scope: Scope) -> ScopeStatistics:
