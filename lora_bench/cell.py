@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -56,13 +58,19 @@ class Cell(BaseModel):
     precision: Precision = "float32"
     origin: Name | None = None  # for a method from outside of this package: its file and a hash of the content
     task_origin: Name | None = None  # the same for a task that is not GLUE's
-    start: CellId | None = None  # the id of the cell of another task that it continues from
     head: Head | None = None  # "model": the classification head of the model's type; None: RoBERTa's, on every model
+    start: CellId | None = None  # the id of the cell of another task that it continues from
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, which are not checked."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("id", None)  # pydantic copies what is cached, too
+        return copy
 
     def canonical(self) -> str:
         """Return the JSON text whose hash is the id."""

@@ -61,6 +61,16 @@ def test_the_same_number_written_differently_is_the_same_cell(setting: str, one:
     assert cell(**{setting: one}) == cell(**{setting: other})
 
 
+def test_a_copy_with_other_values_has_its_own_id() -> None:
+    """The id is computed once and kept; that shows nowhere else."""
+    one, other = cell(), cell()
+    first = one.id
+    assert one.model_copy(update={"seed": 3}).id == cell(seed=3).id != first
+    assert (one, hash(one), repr(one)) == (other, hash(other), repr(other))
+    assert one.model_dump() == other.model_dump()
+    assert one.model_dump_json() == other.model_dump_json()
+
+
 @given(st.permutations(list(MINI)))
 def test_the_order_of_the_settings_does_not_matter(order: list[str]) -> None:
     assert Cell.model_validate({key: MINI[key] for key in order}).id == GOLDEN["MINI"]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from lora_bench import tasks
 from lora_bench.cell import Cell
-from lora_bench.forecast import cost
+from lora_bench.forecast import devices, families
 from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.records.schema import DataInfo, Record, Timing
@@ -23,6 +24,7 @@ KNOWN = {"layer": 1e-5, "flop": 1e-15, "byte": 1e-13, "adapter_byte": 1e-12, "va
 def model(tmp_path: Path) -> str:
     """A folder with the sizes of RoBERTa-base."""
     sizes = {
+        "model_type": "roberta",
         "hidden_size": 768,
         "num_hidden_layers": 12,
         "intermediate_size": 3072,
@@ -67,7 +69,7 @@ def finished(members: list[Cell], seconds: float, peak: int, device: str = "card
 
 def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> None:
     sizes = load_geometry(model)
-    assert sizes == Geometry(12, 768, 3072, 12, 50779)
+    assert sizes == Geometry(12, 768, 3072, 12, 50779, "roberta")
     assert sizes.linear == 12 * (4 * 768 * 768 + 2 * 768 * 3072) == 84_934_656
     assert len(sizes.adapted("attention+dense")) == 6
     assert load_geometry("no/such-model") is None
@@ -114,7 +116,9 @@ def test_rows_that_are_held_out_are_evaluated_instead(model: str) -> None:
 def test_there_is_no_forecast_of_what_is_not_known(model: str) -> None:
     assert Estimate(None).seconds(cells(), model) is None
     assert Estimate(KNOWN).seconds(cells(), "no/such-model") is None
-    assert Estimate(KNOWN).seconds(cells(task="qqp"), model) is None
+    uncounted = replace(tasks.get("mrpc"), name="uncounted", mean_tokens=None)
+    with tasks.registered(uncounted):
+        assert Estimate(KNOWN).seconds(cells(task="uncounted"), model) is None
     assert Estimate().bytes(cells(), "no/such-model") is None
 
 
@@ -207,14 +211,152 @@ def test_metrics_cost_time_by_cell_and_epoch(model: str) -> None:
 def test_terms_missing_in_an_old_calibration_are_the_shipped_ones(tmp_path: Path) -> None:
     measured = tmp_path / "devices.json"
     measured.write_text(json.dumps({"NVIDIA H200": {"bf16": KNOWN}}))
-    found = cost.device_coefficients("NVIDIA H200", "bf16", measured)
-    shipped = cost.shipped_coefficients()["NVIDIA H200"]["bf16"]
-    assert found == shipped | KNOWN
+    device = devices.find_device("NVIDIA H200", "bf16", measured)
+    assert device is not None
+    assert device.coefficients == devices.shipped_coefficients()["NVIDIA H200"]["bf16"] | KNOWN
 
 
 def test_measured_coefficients_replace_the_shipped_ones(tmp_path: Path) -> None:
     measured = tmp_path / "devices.json"
     measured.write_text(json.dumps({"card": {"bf16": KNOWN}}))
-    assert cost.device_coefficients("card", "bf16", measured) == KNOWN
-    assert cost.device_coefficients("card", "float32", measured) is None
-    assert cost.device_coefficients("no card", "bf16", measured) is None
+    device = devices.find_device("card", "bf16", measured)
+    assert device == devices.Device(KNOWN)
+    assert devices.find_device("card", "float32", measured) is None
+    assert devices.find_device("no card", "bf16", measured) is None
+
+
+def test_every_task_of_glue_has_its_length_and_its_rows() -> None:
+    for task in tasks.TASKS.values():
+        assert task.mean_tokens is not None
+        assert task.rows
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "way"),
+    [  # the numbers of weights of the layers and embeddings, as the models' pages round them
+        ("roberta-base", 124e6, "fused"),
+        ("FacebookAI/roberta-large", 355e6, "fused"),
+        ("FacebookAI/xlm-roberta-base", 278e6, "fused"),
+        ("FacebookAI/xlm-roberta-large", 560e6, "fused"),
+        ("google-bert/bert-base-uncased", 109e6, "fused"),
+        ("bert-large-uncased", 335e6, "fused"),
+        ("camembert-base", 110e6, "fused"),
+        ("google/electra-base-discriminator", 109e6, "fused"),
+        ("microsoft/mpnet-base", 109e6, "fused"),
+        ("distilbert-base-uncased", 66e6, "windows"),
+        ("answerdotai/ModernBERT-base", 149e6, "windows"),
+        ("answerdotai/ModernBERT-large", 395e6, "windows"),
+        ("albert/albert-base-v2", 11.7e6, "windows"),
+        ("microsoft/deberta-base", 139e6, "windows"),
+        ("microsoft/deberta-v3-base", 184e6, "windows"),
+        ("microsoft/deberta-v3-large", 435e6, "windows"),
+    ],
+)
+def test_the_usual_encoders_are_known_without_the_hub(
+    model: str, weights: float, way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    load_geometry.cache_clear()
+    sizes = load_geometry(model)
+    load_geometry.cache_clear()
+    assert sizes is not None
+    assert sizes.weights == pytest.approx(weights, rel=0.07)
+    assert families.of(sizes.model_type).way == way
+
+
+# Steps · cells a second of packs of 1 and of `count` cells, and GiB that the allocator reserved: MRPC, all linears,
+# LoRA of rank 16, batch 32, bf16, one NVIDIA H200 (docs/guide.md).
+RATES = [
+    ("google-bert/bert-base-uncased", 223.0, 437.0, None),
+    ("google/electra-base-discriminator", 222.0, 435.0, None),
+    ("microsoft/mpnet-base", None, 427.0, None),
+    ("distilbert/distilbert-base-uncased", 26.0, 405.0, 14.1),
+    ("answerdotai/ModernBERT-base", 12.1, 95.2, 30.8),
+    ("albert/albert-base-v2", 24.6, 171.0, 44.7),
+    ("microsoft/deberta-v3-base", None, 125.0, 30.0),
+    ("microsoft/deberta-base", 10.6, 98.6, 33.1),
+    ("megatron", 13.8, 94.7, 8.7),
+]
+RESERVED = 1.48  # bytes that the allocator reserves over those that tensors take, where no CUDA graph holds memory
+
+
+@pytest.mark.parametrize(("model", "alone", "packed", "gib"), RATES)
+def test_measured_families_are_predicted(model: str, alone: float | None, packed: float, gib: float | None) -> None:
+    bert = load_geometry("google-bert/bert-base-uncased")
+    assert bert is not None
+    sizes = replace(bert, model_type="megatron-bert") if model == "megatron" else load_geometry(model)
+    assert sizes is not None
+    coefficients = devices.shipped_coefficients()["NVIDIA H200"]["bf16"]
+    one, many = (
+        Estimate().demand(cells(count, rank=16, targets="attention+dense", precision="bf16"), sizes)
+        for count in (1, 16)
+    )
+    if alone is not None:
+        assert 1 / one.step_seconds(coefficients) == pytest.approx(alone, rel=0.08)
+    assert 16 / many.step_seconds(coefficients) == pytest.approx(packed, rel=0.05)
+    if gib is not None:
+        assert many.bytes() / 2**30 * RESERVED == pytest.approx(gib, rel=0.05)
+
+
+def test_an_encoder_of_an_unknown_type_is_a_guess() -> None:
+    assert not families.of("never-heard-of").measured
+    assert families.of("never-heard-of").way == "padded"
+    assert not families.of("esm").measured
+    assert families.of("modernbert").measured
+
+
+def test_padded_rows_are_wider_where_lengths_differ_more(model: str) -> None:
+    roberta = load_geometry(model)
+    assert roberta is not None
+    sizes = replace(roberta, model_type="megatron-bert")
+    counts = {task: Estimate().demand(cells(task=task), sizes) for task in ("mrpc", "sst2")}
+    padding = {task: demand.rows * demand.longest / demand.slots for task, demand in counts.items()}
+    assert 1 < padding["mrpc"] < padding["sst2"] < 3
+    alone, packed = (Estimate().demand(cells(count), sizes).bytes() for count in (1, 2))
+    assert packed < alone  # of one cell nothing is computed again
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("h100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("rtx4090", "RTX 4090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("cpu, x86_64, 4 threads", None),
+        ("NVIDIA Quadro", None),
+    ],
+)
+def test_cards_are_known_by_their_names(name: str, card: str | None) -> None:
+    assert devices.find_card(name) == card
+
+
+def test_a_card_that_was_not_measured_is_scaled_from_the_nearest(tmp_path: Path) -> None:
+    h100, a100, t4, b200 = (devices.find_device(name, "bf16") for name in ("H100", "A100", "T4", "B200"))
+    assert h100 is not None
+    assert h100.scaled_from is None
+    assert a100 is not None
+    assert a100.scaled_from == "NVIDIA H100 80GB HBM3"
+    assert a100.memory == 80e9
+    ratios = {term: a100.coefficients[term] / h100.coefficients[term] for term in ("flop", "byte", "layer", "start")}
+    assert ratios == pytest.approx({"flop": 989 / 312, "byte": 3.35 / 1.935, "layer": 1.0, "start": 1.0})
+    assert t4 is not None
+    assert t4.coefficients["flop"] > 10 * a100.coefficients["flop"]
+    assert b200 is not None
+    assert b200.scaled_from == "NVIDIA H200"
+    assert devices.find_device("H100", "float32") is not None
+    assert devices.find_device("no card", "bf16") is None
+    measured = tmp_path / "devices.json"
+    measured.write_text(json.dumps({"NVIDIA A100-SXM4-80GB": {"bf16": KNOWN}}))
+    assert devices.find_device("a100", "bf16", measured) == devices.Device(KNOWN, memory=80e9)

@@ -14,14 +14,17 @@ import pytest
 from lora_bench.cell import Cell
 from lora_bench.grid import choose
 from lora_bench.grid.cells import expand
-from lora_bench.grid.config import load_config
+from lora_bench.grid.config import load_comparisons, load_config
 from lora_bench.grid.presets import find_preset
 from lora_bench.records import archive
 from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded, read_records, write_csv
-from lora_bench.report.content import gather
+from lora_bench.report.content import Content, gather
 from lora_bench.report.escaping import file_stems
-from lora_bench.report.formats.render import csv_table
+from lora_bench.report.figures.catalogue import all_figures
+from lora_bench.report.formats.render import csv_table, markdown_table
+from lora_bench.report.numbers.frame import rows_of
+from lora_bench.report.numbers.statistics import seed_interval
 from tests.fake_sources import fake_sources
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -81,17 +84,22 @@ def test_the_table_is_that_of_the_records(name: str, tmp_path: Path) -> None:
     assert write_csv(tmp_path, loaded(name).records).read_bytes() == (RESULTS / name / "metrics.csv").read_bytes()
 
 
+@cache
+def report() -> Content:
+    return gather(loaded("minilm"), False, load_comparisons(RESULTS / "minilm"))
+
+
 def test_the_reports_tables_are_those_of_the_records() -> None:
     """Text to the letter, numbers to 1e-9 of their size: processors may sum in another order."""
-    content = gather(loaded("minilm"), False)
+    content = report()
     folder = RESULTS / "minilm" / "tables"
     named = dict(zip(file_stems([table.name for table in content.tables]), content.tables, strict=True))
     assert sorted(named) == sorted(path.stem for path in folder.glob("*.csv"))
     for name, table in named.items():
         kept = list(csv.reader((folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
-        made = list(csv.reader(csv_table(table).splitlines()))
-        assert len(made) == len(kept)
-        for one, other in zip(made, kept, strict=True):
+        rebuilt = list(csv.reader(csv_table(table).splitlines()))
+        assert len(rebuilt) == len(kept)
+        for one, other in zip(rebuilt, kept, strict=True):
             assert [*map(value, one)] == [*map(near, other)], name
 
 
@@ -136,31 +144,63 @@ def test_the_search_used_other_seeds() -> None:
 
 def averages(records: Iterable[Record], rates: Mapping[str, float] | None = None) -> list[float]:
     """By seed, the mean score ×100 over the four tasks of `minilm-rates`, at these rates."""
-    own = [r for r in records if r.cell.task in AVERAGED and (rates is None or r.cell.lr == rates[r.cell.task])]
-    by_seed = {record.cell.seed: [r.score for r in own if r.cell.seed == record.cell.seed] for record in own}
+    averaged = [r for r in records if r.cell.task in AVERAGED and (rates is None or r.cell.lr == rates[r.cell.task])]
+    by_seed = {record.cell.seed: [r.score for r in averaged if r.cell.seed == record.cell.seed] for record in averaged}
     assert {len(scores) for scores in by_seed.values()} == {len(AVERAGED)}
     return [100 * fmean(score or 0 for score in by_seed[seed]) for seed in sorted(by_seed)]
 
 
-def readme() -> str:
-    return (RESULTS / "minilm" / "README.md").read_text(encoding="utf-8")
+@cache
+def report_lines() -> frozenset[str]:
+    """The lines of the report: its tables as Markdown, and its sentences."""
+    content = report()
+    tables = (markdown_table(table) for table in content.tables if not table.is_data)
+    sentences = (f"- {sentence}" for section in content.sections for sentence in section.answer)
+    return frozenset(line for text in (*tables, *sentences) for line in text.splitlines())
 
 
-def test_the_readmes_averages_are_those_of_the_records() -> None:
-    """All rows of the table of findings that name a method, and no more than a rank, a and b."""
-    rows = re.findall(
-        r"\| `([\w-]+)`(?: r=(\d+))?(?:, a = b = (\d+))? \|(?:[^|\n]*\|){6} ([\d.]+) \|[^|\n]*\|\n", readme()
+def findings(text: str) -> list[str]:
+    """The lines of a section on findings."""
+    (section,) = re.findall(r"\n## (?:Findings|What it has shown so far)\n(.*?)\n## ", text, re.DOTALL)
+    return str(section).splitlines()
+
+
+@pytest.mark.parametrize(
+    "path", [RESULTS / "minilm" / "README.md", RESULTS.parent / "README.md"], ids=["minilm", "top"]
+)
+def test_the_findings_are_the_reports_own_words(path: Path) -> None:
+    """Every row of a table and every sentence with a number of a score is a line of the report."""
+    lines = findings(path.read_text(encoding="utf-8"))
+    quoted = [line for line in lines if line.startswith("|") or re.search(r"\d\.\d|GPU-minutes", line)]
+    assert len(quoted) >= 4
+    assert [line for line in quoted if line not in report_lines()] == []
+
+
+def test_the_answer_is_the_one_that_other_code_computed() -> None:
+    """Of LoRA-Mini and LoRA at equal size: the independent review's interval, its pooled half-width and its verdict."""
+    (table,) = [table for table in report().tables if table.name.startswith("declared")]
+    rows = {(row["size"], row["targets"], row["reference_size"]): row for row in rows_of(table.data)}
+    row = rows["mini r=32 a=64 b=64", "attention", "lora r=4"]
+    shown = [round(100 * row[name], 1) for name in ("difference", "paired_low", "paired_high")]
+    assert shown == [-2.1, -3.5, -0.8]
+    assert {round(100 * one["seeds_half"], 2) for one in rows.values()} == {1.06}
+    assert row["verdict"] == "worse"
+    assert round(100 * rows["mini r=16 a=64 b=64", "attention+dense", "lora r=16"]["difference"], 1) == -2.1
+    assert round(100 * rows["ia3", "kv+ffn", "mini r=4 a=64 b=64"]["difference"], 1) == 1.6
+    means = report().sections[0].statistics.means["average"]
+    assert (round(100 * means.pooled_deviation, 2), len(means.n)) == (0.85, 319)
+
+
+def checks() -> str:
+    return (RESULTS / "minilm" / "checks.md").read_text(encoding="utf-8")
+
+
+def test_there_are_at_most_twelve_figures() -> None:
+    names = sorted(path.stem for path in (RESULTS / "minilm" / "figures").glob("*.png"))
+    assert names == sorted(
+        picture.name for picture, _ in all_figures(report().sections[0].statistics, "all-minilm-l6-v2")
     )
-    assert len(rows) > 15
-    for method, rank, size, average in rows:
-        named = (
-            {"method": method}
-            | ({"rank": int(rank)} if rank else {})
-            | ({"a": int(size), "b": int(size)} if size else {})
-        )
-        own = [record for record in loaded("minilm").records if record.cell.model_dump().items() >= named.items()]
-        dense = [record for record in own if record.cell.targets in (None, "attention+dense")]
-        assert f"{fmean(averages(dense)):.1f}" == average, named
+    assert len(names) <= 12
 
 
 def chosen(records: Iterable[Record]) -> dict[choose.SearchedSettings, dict[str, float]]:
@@ -171,19 +211,33 @@ def chosen(records: Iterable[Record]) -> dict[choose.SearchedSettings, dict[str,
     return rates
 
 
-def test_the_readmes_table_of_rates_is_that_of_the_records() -> None:
+def against(scores: list[float], others: list[float]) -> str:
+    """A difference paired by seed with Student's interval."""
+    differences = [one - other for one, other in zip(scores, others, strict=True)]
+    interval = seed_interval(differences)
+    assert interval is not None
+    return f"{fmean(differences):+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+
+
+def test_the_table_of_rates_is_that_of_the_records() -> None:
     """Averages at the grid's rates, at those that these seeds choose, of each seed at those that the others choose."""
     tried = loaded("minilm-rates").records
     others = [chosen(record for record in tried if record.cell.seed != seed) for seed in range(5)]
-    for point, rates in chosen(tried).items():
-        name = f"`{point.method}` r={point.rank}" + (f", a = b = {point.a}" if point.a else "")
-        told = re.search(rf"\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|[^|]*\|[^|]*\|\n", readme())
-        grid, own = (
-            [r for r in records if r.cell.model_dump().items() >= point._asdict().items()]
+
+    def scores(settings: choose.SearchedSettings) -> tuple[list[float], list[float], list[float]]:
+        grid, tried_here = (
+            [r for r in records if r.cell.model_dump().items() >= settings._asdict().items()]
             for records in (loaded("minilm").records, tried)
         )
-        crossed = fmean(averages(own, others[seed][point])[seed] for seed in range(5))
-        assert told is not None, name
-        assert told.groups() == tuple(
-            f"{x:.1f}" for x in (fmean(averages(grid)), fmean(averages(own, rates)), crossed)
-        ), name
+        crossed = [averages(tried_here, others[seed][settings])[seed] for seed in range(5)]
+        return averages(grid), averages(tried_here, chosen(tried)[settings]), crossed
+
+    (reference,) = [settings for settings in chosen(tried) if (settings.method, settings.rank) == ("lora", 16)]
+    lora = scores(reference)
+    for settings in chosen(tried):
+        name = f"`{settings.method}` r={settings.rank}" + (f", a = b = {settings.a}" if settings.a else "")
+        by_choice = scores(settings)
+        fields = [name, *(f"{fmean(values):.1f}" for values in by_choice)]
+        compared = [against(one, other) for one, other in zip(by_choice[1:], lora[1:], strict=True)]
+        fields += ["–", "–"] if settings == reference else compared
+        assert f"| {' | '.join(fields)} |\n" in checks()

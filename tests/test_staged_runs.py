@@ -222,9 +222,8 @@ def test_search_and_grid_in_one_command(inputs: tuple[str, ...], tmp_path: Path)
     )
     planned = lora_bench("plan", *command, "--device", "NVIDIA H200")
     assert planned.code == 0
-    assert (
-        "adhoc: 14 cells; 12 to train in 2 packs on NVIDIA H200, 2 when cells that they need have ended" in planned.out
-    )
+    assert "adhoc: 14 cells; 14 to train in 3 packs on NVIDIA H200: about " in planned.out
+    assert "12 can train now, 2 when cells that they need have ended" in planned.out
     rows = [line.replace(" ", "").split("│")[1:-1] for line in planned.out.splitlines() if "search RTE" in line]
     assert [row[:3] + row[-1:] for row in rows] == [["searchRTE", "12", "0", "–"], ["RTE", "2", "0", "searchRTE"]]
     assert all(row[7] not in ("–", "") for row in rows)  # the predicted time

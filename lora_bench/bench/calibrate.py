@@ -1,4 +1,4 @@
-"""The cost model's coefficients (`forecast/cost.py`), fitted to measured rows. Does not need torch.
+"""The cost model's coefficients (`forecast/devices.py`), fitted to measured rows. Does not need torch.
 
     python -m lora_bench.bench.calibrate results/bench/a.json --out lora_bench/forecast/devices.json
 
@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -24,8 +24,9 @@ from scipy.optimize import nnls
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.forecast import cost
-from lora_bench.forecast.cost import STEP_TERMS
+from lora_bench.forecast.devices import REQUIRED_TERMS
 from lora_bench.forecast.geometry import load_geometry
+from lora_bench.forecast.pack import STEP_TERMS, Coefficients
 from lora_bench.records.files import read_file, write_atomically
 
 RIDGE = 0.01  # chosen, small compared with the errors of measurements
@@ -68,9 +69,21 @@ def count_terms(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[s
     return demand.terms(demand.slots)
 
 
-def measured_packs(rows: Iterable[Mapping[str, Any]]) -> list[MeasuredPack]:
-    """Return the packs among a report's rows (as in its JSON) that have a measurement and terms."""
-    packs = [row for row in rows if row["variant"] == "packed" and row["cell_steps_per_second"] and row.get("terms")]
+def measured_packs(content: Mapping[str, Any]) -> list[MeasuredPack]:
+    """Return the packs of a report (as in its JSON) that have a measurement and terms.
+
+    Raises:
+        BenchError: the encoder did not run in the fused form, which the coefficients describe.
+    """
+    way = content["environment"].get("way", "fused")  # reports from before it was noted are all of that form
+    if way != "fused":
+        what = f"The model runs on {way}; coefficients are fitted to the fused form, which it does not have."
+        raise BenchError(what, "Measure a model of BERT's form, such as FacebookAI/roberta-base.", NOTHING)
+    packs = [
+        row
+        for row in content["rows"]
+        if row["variant"] == "packed" and row["cell_steps_per_second"] and row.get("terms")
+    ]
     return [
         MeasuredPack(row["terms"], row["k"] / row["cell_steps_per_second"], row["build_seconds"] + row["setup_seconds"])
         for row in packs
@@ -99,14 +112,14 @@ def fit(packs: Sequence[MeasuredPack]) -> dict[str, float]:
     scale = np.where(largest > 0, largest, 1.0)
     equations = np.vstack([relative / scale, RIDGE * np.eye(len(STEP_TERMS))])
     solution, _ = nnls(equations, np.append(np.ones(len(packs)), np.zeros(len(STEP_TERMS))))
-    fitted = cost.REQUIRED_TERMS | {term for term, share in zip(STEP_TERMS, largest, strict=True) if share}
+    fitted = REQUIRED_TERMS | {term for term, share in zip(STEP_TERMS, largest, strict=True) if share}
     values = zip(STEP_TERMS, (solution / scale).tolist(), strict=True)
     coefficients = {term: value for term, value in values if term in fitted}
     coefficients["setup"] = median(pack.setup for pack in packs)
     return coefficients
 
 
-def relative_errors(packs: Sequence[MeasuredPack], coefficients: cost.Coefficients) -> list[float]:
+def relative_errors(packs: Sequence[MeasuredPack], coefficients: Coefficients) -> list[float]:
     """Return how far the computed seconds of each step are from the measured ones, as a fraction of these."""
     return [
         abs(sum(coefficients.get(term, 0.0) * pack.terms.get(term, 0.0) for term in STEP_TERMS) / pack.seconds - 1)
@@ -114,7 +127,7 @@ def relative_errors(packs: Sequence[MeasuredPack], coefficients: cost.Coefficien
     ]
 
 
-def describe_fit(packs: Sequence[MeasuredPack], coefficients: cost.Coefficients) -> str:
+def describe_fit(packs: Sequence[MeasuredPack], coefficients: Coefficients) -> str:
     """Describe the quality of a fit in one line."""
     errors = relative_errors(packs, coefficients)
     return f"Cost model, {len(packs)} rows: off by {fmean(errors):.0%} on average, {max(errors):.0%} at worst."
@@ -139,7 +152,7 @@ def store_coefficients(path: Path, device: str, precision: str, coefficients: Ma
 
 def fit_and_store(content: Mapping[str, Any], path: Path) -> str:
     """Fit the rows of a report (as in its JSON), store the coefficients, and describe the fit in one line."""
-    packs = measured_packs(content["rows"])
+    packs = measured_packs(content)
     coefficients = fit(packs)
     store_coefficients(path, *_device_and_precision(content), coefficients)
     return describe_fit(packs, coefficients)
@@ -181,7 +194,7 @@ def _read_packs(paths: Sequence[Path]) -> dict[tuple[str, str], list[MeasuredPac
     for path in paths:
         content = _read_json(path)
         try:
-            packs.setdefault(_device_and_precision(content), []).extend(measured_packs(content["rows"]))
+            packs.setdefault(_device_and_precision(content), []).extend(measured_packs(content))
         except (KeyError, TypeError, AttributeError) as error:
             raise BenchError(f"'{path}' is not a report of `lora-bench bench`.", "Give its <name>.json.") from error
     return packs

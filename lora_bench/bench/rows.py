@@ -33,7 +33,7 @@ class BenchRow:
         steps: the timed steps, per cell on average.
         repeats: the rate of each repeat.
         spread: (largest - smallest) / median of the repeats.
-        terms: what the cost model counts for a step of the pack (`cost.Demand.terms`).
+        terms: what the cost model counts for a step of the pack (`pack.Demand.terms`).
         error: why there is no number.
     """
 

@@ -132,6 +132,13 @@ class Suite:
         with hub.hub_mode(self.model.offline):
             return encoders.load(self.model.location, self.device, self.precision, trains, self.model.offline)
 
+    @property
+    def _way(self) -> str:
+        """How the encoder runs, as `forecast.families` calls it."""
+        if self.backbone.fused is not None:
+            return "fused"
+        return "windows" if self.backbone.padded is None else "padded"
+
     @cached_property
     def peak(self) -> dict[str, Any]:
         """The device's matmul rate."""
@@ -165,6 +172,7 @@ class Suite:
             "precision": self.precision,
             "model": settings.model,
             "random_weights": self.model.random,
+            "way": self._way,
             "data": str(settings.data),
             "batch_size": settings.batch_size,
             "max_length": min(settings.max_length, self.backbone.longest),

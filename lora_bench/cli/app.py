@@ -153,6 +153,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     grid = selection.grid()  # before torch is imported, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
     from lora_bench.cli import progress, tables
+    from lora_bench.grid.config import keep_comparisons
     from lora_bench.records import store
     from lora_bench.run import environment, interfaces, runner
     from lora_bench.run import plan as plans
@@ -170,9 +171,11 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
-        console.print(tables.plan_summary(plan, str(folder), device), soft_wrap=True)
+        summary = tables.plan_summary(plan, str(folder), device, execution.gpus, execution.save)
+        console.print(summary, soft_wrap=True)
         _warn_broken(plan.broken)
         store.prepare(folder)
+        keep_comparisons(folder, selection.load_config().compare)
         options = interfaces.Options(
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
@@ -204,12 +207,13 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.run import environment
     from lora_bench.run import plan as plans
 
-    execution.check_engine()
+    execution.check_engine(planning=True)
     name = environment.named_device(execution.device)
     pack_size, folder = selection.pack_size(), selection.results_folder()
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
-    console.print(tables.plan_summary(plan, str(folder), name), soft_wrap=True)
+    summary = tables.plan_summary(plan, str(folder), name, execution.gpus, execution.save)
+    console.print(summary, soft_wrap=True)
     if plan.grid.is_staged:
         tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)
     tables.print_table(console, tables.packs_table(plan), tables.PACKS_DROPPED)
@@ -226,11 +230,20 @@ def report(
         Path | None, typer.Option(help="Folder to write to (default: the results folder).", show_default=False)
     ] = None,
     vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published numbers.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Config whose `compare` says what is compared (default: compare.yaml of the results folder).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
     from lora_bench import report as reports
+    from lora_bench.grid.config import load_comparisons
 
-    built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper)
+    compare = load_comparisons(results, config)
+    built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
     if built.code:
         raise typer.Exit(built.code)
 

@@ -192,7 +192,7 @@ class ExecutionOptions:
     device: Annotated[
         str,
         typer.Option(
-            help="auto, cpu, cuda or cuda:N; for `plan` also a device's name as `doctor` prints it.",
+            help="auto, cpu, cuda or cuda:N; for `plan` also the name of another card: H100, A100, RTX 4090 …",
             rich_help_panel=EXECUTION_PANEL,
         ),
     ] = "auto"
@@ -214,7 +214,7 @@ class ExecutionOptions:
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="With --engine ray: the number of GPUs (default: all).",
+            help="With --engine ray: the number of GPUs (default: all); `plan` shows how long so many take.",
             rich_help_panel=EXECUTION_PANEL,
             show_default=False,
             min=1,
@@ -229,15 +229,19 @@ class ExecutionOptions:
         typer.Option("--debug", help="Stop at the first error, with a traceback.", rich_help_panel=EXECUTION_PANEL),
     ] = False
 
-    def check_engine(self) -> bool:
+    def check_engine(self, planning: bool = False) -> bool:
         """Return whether packs run on Ray.
+
+        Args:
+            planning: Whether nothing will run: then --gpus only asks how long so many would take.
 
         Raises:
             BenchError: Exit code 2 for an engine that does not exist, or options that it does not have.
         """
         if self.engine not in ("local", "ray"):
             raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
-        if self.engine == "local" and (self.address is not None or self.gpus is not None):
+        needs_ray = self.address is not None or (self.gpus is not None and not planning)
+        if self.engine == "local" and needs_ray:
             raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
         return self.engine == "ray"
 

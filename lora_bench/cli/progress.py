@@ -19,8 +19,8 @@ from lora_bench.run.interfaces import StageProgress, View
 from lora_bench.run.plan import Plan
 from lora_bench.text import clean, counted
 
-MAX_STAGES = 6  # in a line
 SHOWN_STEPS = (1, 2, 10)  # of a process's first pack, whose seconds `--debug` prints: kernels and graphs are made then
+MAX_STAGES = 6  # in a line
 
 
 class PackProgress(View):

@@ -19,6 +19,7 @@ from rich.text import Text
 from lora_bench import methods, tasks
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.run.plan import stage_title
+from lora_bench.run.totals import Totals, totals
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PIPE_WIDTH = 10_000  # characters of a line in a pipe or a file: wide enough tha
 
 # The columns that a narrow terminal goes without, the least important first.
 RESULTS_DROPPED = ("seconds", "targets", "lr", "adapter params", "seeds")
-PACKS_DROPPED = ("pack", "GiB", "why", "seed", "time")
+PACKS_DROPPED = ("seeds", "GiB", "why", "time")
 STATUS_DROPPED = ("which", "runs")
 STAGES_DROPPED = ("packs", "ready", "blocked", "ended")
 METHODS_DROPPED = ("source", "parameters", "lr")
@@ -48,40 +49,71 @@ def method_text(cell: Cell) -> str:
     return clean(f"{cell.method}{rank}{inner}")
 
 
-def plan_summary(plan: Plan, results: str, device: str) -> Text:
-    """Return what will run, what it is predicted to cost and where the results go, in a few lines."""
-    cells, todo = sum(stage.cells for stage in plan.stages), len(plan.todo)
-    later, blocked = sum(map(len, plan.later)), sum(stage.blocked for stage in plan.stages)
+def plan_summary(plan: Plan, results: str, device: str, gpus: int | None = None, saves: bool = True) -> Text:
+    """Return what will run, what it is predicted to cost and where the results go, in a few lines.
+
+    Args:
+        plan: The plan.
+        results: The results folder.
+        device: What the device is called.
+        gpus: The number of GPUs that the user asks for; None for one device.
+        saves: Whether the trained adapters are saved.
+    """
+    total = totals(plan, saves)
+    cells, blocked = sum(stage.cells for stage in plan.stages), sum(stage.blocked for stage in plan.stages)
+    there = cells - total.cells - blocked
+    recorded = f", {there} there already" if there else ""
+    to_train = f"{total.cells} to train in {counted(total.packs, 'pack')} on {device}"
+    lines = [f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; {to_train}{cost_text(total, gpus)}"]
+    if plan.later or blocked:
+        waiting = f"{len(plan.todo)} can train now, {sum(map(len, plan.later))} when cells that they need have ended"
+        lines.append(waiting + (f"; {blocked} blocked" if blocked else ""))
     task_titles = ", ".join(dict.fromkeys(tasks.of(step.draft.cell).title for step in plan.grid.steps))
     method_names = ", ".join(dict.fromkeys(step.draft.cell.method for step in plan.grid.steps))
-    there = cells - todo - later - blocked
-    recorded = f", {there} there already" if there else ""
-    waiting = f", {later} when cells that they need have ended" if later else ""
-    waiting += f"; {blocked} blocked" if blocked else ""
-    return Text(
-        f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; "
-        f"{todo} to train in {counted(len(plan.packs), 'pack')} on {device}{waiting}\n"
-        f"  tasks {task_titles}; methods {method_names}\n"
-        f"  {cost_text(plan)}results in {clean(results)}{_precision_hint(plan, device)}"
-    )
+    lines += [f"tasks {task_titles}; methods {method_names}", f"results in {results}"]
+    lines += [*_precision_hint(plan, device), *total.guesses]
+    return Text("\n  ".join(map(clean, lines)))
 
 
-def _precision_hint(plan: Plan, device: str) -> str:
-    slow = not device.startswith("cpu") and any(cell.precision == "float32" for cell in plan.todo)
-    return "\n  in float32; a GPU is many times as fast with --precision bf16" if slow else ""
+def _precision_hint(plan: Plan, device: str) -> list[str]:
+    is_slow = not device.startswith("cpu") and any(cell.precision == "float32" for cell in plan.todo)
+    return ["in float32; a GPU is many times as fast with --precision bf16"] if is_slow else []
 
 
-def cost_text(plan: Plan) -> str:
-    """Return the predicted time of all packs and the memory of the largest; empty if no time can be predicted."""
-    costs = [*plan.costs, *plan.later_costs]
-    seconds_known = [seconds for seconds, _ in costs if seconds is not None]
-    sizes_known = [size for _, size in costs if size is not None]
-    if not seconds_known:
+def cost_text(total: Totals, gpus: int | None = None) -> str:
+    """Return the predicted time of all packs, the memory of the largest and the disk space of all, as far as known.
+
+    Args:
+        total: What all packs take.
+        gpus: How many GPUs the time is asked for, beside that of one device.
+    """
+    if not total.packs:
         return ""
-    unknown = len(costs) - len(seconds_known)
-    missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
-    memory = f", {max(sizes_known) / 2**30:.1f} GiB at most" if sizes_known else ""
-    return f"about {duration_text(plan.estimate.start_seconds + sum(seconds_known))}{missing}{memory}; "
+    parts = []
+    alone = total.seconds_on(1)
+    if alone is not None:
+        unknown = total.packs - len(total.seconds)
+        missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
+        together = None if gpus is None else total.seconds_on(gpus)
+        shared = f" ({_hours_text(together)} on {counted(gpus, 'GPU')})" if gpus and together is not None else ""
+        parts.append(f"about {_hours_text(alone)}{missing}{shared}")
+    if total.peak is not None:
+        parts.append(f"{total.peak / 2**30:.1f} GiB of memory at most")
+    if total.disk is not None:
+        parts.append(f"{size_text(total.disk)} on disk")
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _hours_text(seconds: float) -> str:
+    """Return a duration, in hours if it takes many."""
+    return duration_text(seconds) if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes in the unit that fits."""
+    units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+    factor, unit = next((pair for pair in units if size >= pair[0]), units[-1])
+    return f"{size / factor:.3g} {unit}" if size < 1000 * factor else f"{size / factor:.0f} {unit}"
 
 
 def duration_text(seconds: float) -> str:
@@ -141,18 +173,31 @@ def run_summary(records: Sequence[Record], results: Path) -> str:
 
 
 def packs_table(plan: Plan) -> Table:
-    """Return the packs that would train, and how many cells are recorded already."""
-    columns = ("pack", "task", "seed", "cells", "time", "GiB", "why", "what")
-    numbers = ("pack", "seed", "cells", "time", "GiB")
-    table = _new_table("Plan", columns, right=numbers, caption=_counts_text(plan))
-    for number, (pack, (seconds, size)) in enumerate(zip(plan.packs[:MAX_ROWS], plan.costs, strict=False), 1):
+    """Return the packs that would train, those that are alike in one row, and how many cells are recorded already."""
+    numbers = ("packs", "cells", "time", "GiB")
+    columns = ("packs", "task", "seeds", "cells", "time", "GiB", "why", "what")
+    rows: dict[tuple[str, ...], list[tuple[Sequence[Cell], float | None, float | None]]] = {}
+    for pack, (seconds, size) in zip(plan.packs, plan.costs, strict=True):
         contents = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
         reasons = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
-        title = tasks.of(pack[0]).title
-        time = "–" if seconds is None else duration_text(seconds)
-        memory = "–" if size is None else f"{size / 2**30:.1f}"
-        table.add_row(str(number), title, str(pack[0].seed), str(len(pack)), time, memory, reasons, contents)
+        row = tasks.of(pack[0]).title, str(len(pack)), clean(reasons), clean(contents)
+        rows.setdefault(row, []).append((pack, seconds, size))
+    table = _new_table("Plan", columns, right=numbers, caption=_counts_text(plan, len(rows)))
+    for (title, cells, reasons, contents), members in list(rows.items())[:MAX_ROWS]:
+        seeds = sorted({pack[0].seed for pack, _, _ in members})
+        times = [seconds for _, seconds, _ in members if seconds is not None]
+        sizes = [size for _, _, size in members if size is not None]
+        time = duration_text(fmean(times)) if times else "–"
+        memory = f"{max(sizes) / 2**30:.1f}" if sizes else "–"
+        table.add_row(str(len(members)), title, _numbers_text(seeds), cells, time, memory, reasons, contents)
     return table
+
+
+def _numbers_text(numbers: Sequence[int]) -> str:
+    """Return some numbers in ascending order: `0 to 4` where they follow one another."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers[:MAX_IDS])) + (" …" if len(numbers) > MAX_IDS else "")
 
 
 def stages_table(plan: Plan) -> Table:
@@ -184,14 +229,14 @@ def untrained_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _counts_text(plan: Plan) -> str:
+def _counts_text(plan: Plan, rows: int) -> str:
     recorded = Counter(record.status for record in plan.recorded)
     later = sum(map(len, plan.later))
     counts = [f"{len(plan.todo)} to train", *([f"{later} later"] if later else [])] + [
         f"{count} {status}" for status, count in sorted(recorded.items())
     ]
-    more = f"; {counted(len(plan.packs) - MAX_ROWS, 'more pack')}" if len(plan.packs) > MAX_ROWS else ""
-    return ", ".join(counts) + more
+    more = f"; {counted(rows - MAX_ROWS, 'more row')}" if rows > MAX_ROWS else ""
+    return ", ".join(counts) + more + "; cells, time (mean) and GiB (most) are of one pack"
 
 
 def status_table(plan: Plan) -> Table:

@@ -1,31 +1,34 @@
 """What packs will cost before anything runs: seconds, bytes, and how many cells a pack should have. No torch needed.
 
-The time of a step is a sum of a few terms (`Demand.terms`). Each is a count (`demand.py`) times a coefficient of the
-device (`devices.json`, measured by `lora-bench bench --calibrate`), and so is the time of the set-up. Memory is counted
-from the shapes. Finished cells refine both (`Estimate.refined`).
+What is counted is in `pack.py` and `demand.py`. Finished cells refine it (`Estimate.refined`).
 """
 
 from __future__ import annotations
 
-import json
+import heapq
 import math
-import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
-from statistics import median
-
-from pydantic import FiniteFloat, TypeAdapter
+from operator import attrgetter
+from statistics import NormalDist, median
+from typing import NamedTuple
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.data import windows
-from lora_bench.errors import MISSING, BenchError
-from lora_bench.forecast import demand
-from lora_bench.forecast.demand import FLOAT32_BYTES, ITEM_BYTES, NO_BASES, AdapterDemand, Bases
+from lora_bench.forecast import families
+from lora_bench.forecast.demand import (
+    FLOAT32_BYTES,
+    ITEM_BYTES,
+    NO_BASES,
+    Bases,
+    count_adapters,
+    lasting_bases,
+    trained_values,
+)
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.records.files import read_file
+from lora_bench.forecast.pack import Coefficients, Demand
 from lora_bench.records.schema import Record
 
 SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
@@ -34,202 +37,52 @@ FULL_LOAD = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}
 MAX_CELLS = {"cuda": 512, "cpu": 16}
 UNKNOWN_TOKENS = 40.0  # per sequence, of a task whose mean is not known; chosen
 UNKNOWN_ROWS = 10_000, 1_000  # of training and evaluation where they are not known, for the memory alone; chosen
-TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
 HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen by them
-LIBRARY_BYTES = 2**27  # of device memory that libraries keep; chosen
-# The terms of a training step. The names are those in devices.json and in the files of `lora-bench bench`.
-STEP_TERMS = ("layer", "flop", "byte", "adapter_byte", "adapter_flop", "dress_byte", "operand", "remade", "value")
-# Coefficients that every calibration must have; the others count as 0 if they are not known.
-REQUIRED_TERMS = frozenset({"layer", "flop", "byte", "adapter_byte", "value", "setup"})
+# Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
+# adapter: from the records of results/minilm.
+RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
+PARTS_OF_A_SHARE = 3  # a run on several devices cuts packs to a third of a device's share (`run.queue`)
 
-Coefficients = Mapping[str, float]
-
-
-@lru_cache(maxsize=1)
-def shipped_coefficients() -> dict[str, dict[str, dict[str, float]]]:
-    """Return the coefficients of the package, by device and precision."""
-    content: dict[str, dict[str, dict[str, float]]] = json.loads(
-        Path(__file__).with_name("devices.json").read_text(encoding="utf-8")
-    )
-    return content
+_SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
+_OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
 
 
-def device_coefficients(device: str, precision: str, measured: Path | None = None) -> Coefficients | None:
-    """Return the coefficients of a device.
+def pack_kind(cells: Sequence[Cell]) -> tuple[object, ...]:
+    """Return what a pack's costs depend on: packs of one kind cost the same."""
+    return (*_SHARED(cells[0]), frozenset(Counter(map(_OWN, cells)).items()))
+
+
+def seconds_on(devices: int, packs: Iterable[float]) -> float:
+    """Return how long packs take on several devices: the largest first, each where a device is free first.
 
     Args:
-        device: its name as in records; all processors count as one device, `cpu`.
-        precision: `bf16` or `float32`.
-        measured: what `bench --calibrate` wrote on this machine. Its values replace the shipped ones.
-
-    Returns:
-        The coefficients; None if the device is not known.
-
-    Raises:
-        BenchError: `measured` is not such a file.
+        devices: how many there are.
+        packs: the seconds of each pack.
     """
-    tables = [shipped_coefficients()]
-    if measured is not None and os.path.lexists(measured):
-        tables.append(_read_measured(measured))
-    name = "cpu" if device.startswith("cpu") else device
-    known = [table[name][precision] for table in tables if precision in table.get(name, {})]
-    return {term: value for coefficients in known for term, value in coefficients.items()} or None
+    seconds = list(packs)
+    largest = sum(seconds) / devices / PARTS_OF_A_SHARE
+    parts = [
+        second / count for second in seconds if second for count in [math.ceil(second / largest)] for _ in range(count)
+    ]
+    busy = [0.0] * devices
+    for part in sorted(parts, reverse=True):
+        heapq.heapreplace(busy, busy[0] + part)
+    return max(busy)
 
 
-def _read_measured(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    try:
-        table = TypeAdapter(dict[str, dict[str, dict[str, FiniteFloat]]]).validate_json(read_file(path))
-    except (ValueError, OSError):
-        table = {"": {"": {}}}  # lacks every required term
-    if not all(terms.keys() >= REQUIRED_TERMS for device in table.values() for terms in device.values()):
-        hint = "Delete it, then measure again: lora-bench bench --calibrate."
-        raise BenchError(f"'{path}' is not what `bench --calibrate` wrote.", hint, MISSING)
-    return table
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a pack asks of a device. A slot is a position of a window, with a token or empty.
+class PackCost(NamedTuple):
+    """What a pack costs.
 
     Attributes:
-        cells: the number of cells.
-        slots: slots per step, of one cell.
-        largest_slots: slots of the largest batch of an epoch.
-        steps: training steps in all epochs.
-        eval_slots: slots of the larger of the evaluated splits.
-        evaluations: evaluations per epoch, in units of that split.
-        epochs: the number of epochs.
-        adapters: what the adapters need.
-        geometry: the encoder's sizes.
-        item_bytes: bytes of a value in the pack's precision.
-        trains_backbone: whether the encoder's own weights train.
-        window: slots of the windows that most batches have.
+        seconds: its time; None if the device, the model or the length of the data is not known.
+        bytes: the peak of GPU memory, the bases that earlier packs have left there included; None if the model is not
+            known.
+        bases: the bases that it leaves in memory for later packs.
     """
 
-    cells: int
-    slots: float
-    largest_slots: float
-    steps: int
-    eval_slots: float
-    evaluations: float
-    epochs: int
-    adapters: AdapterDemand
-    geometry: Geometry
-    item_bytes: int
-    trains_backbone: bool
-    window: int
-
-    def terms(self, slots: float) -> dict[str, float]:
-        """Return the count of each term in one training step.
-
-        - `layer`: launched kernels, in layers.
-        - `flop`: operations of the products with frozen weights.
-        - `byte`: activations that are read and written.
-        - `adapter_byte`: those that the adapters read and write.
-        - `adapter_flop`: operations of the adapters' products.
-        - `dress_byte`: activations read and written for gains, stretches and shifts.
-        - `operand`: values of A and B.
-        - `remade`: those of them that products with whole weights recompute.
-        - `value`: trained values, with padding.
-
-        Beside these, the set-up of a pack has `setup` (once), `direction` (singular directions of decompositions) and
-        `draw` (random values), and an evaluation has `score` (the metric of each cell).
-
-        Args:
-            slots: the slots of the step, of one cell.
-        """
-        all_slots, geometry, adapters = slots * self.cells, self.geometry, self.adapters
-        # Values that move per slot and layer, forward and backward. The coefficient is fitted with them, so that only
-        # their ratio matters.
-        width = geometry.layers * (45 * geometry.hidden + 12 * geometry.inner)
-        return {
-            "layer": geometry.layers * (TRAINED_LAYER_KERNELS if self.trains_backbone else 1.0),
-            # 2 per weight forward, 2 for the gradient of activations, 2 for that of weights that train.
-            "flop": all_slots * geometry.linear * (6 if self.trains_backbone else 4),
-            "byte": all_slots * width * self.item_bytes,
-            "adapter_byte": all_slots * adapters.adapted_width * 4 * self.item_bytes,
-            "adapter_flop": slots * adapters.operands * 6,
-            "dress_byte": all_slots * adapters.output_passes * self.item_bytes,
-            "operand": float(adapters.operands),
-            "remade": float(adapters.remade),
-            "value": float(self.values),
-        }
-
-    @property
-    def values(self) -> int:
-        """The trained values of all cells."""
-        geometry = self.geometry
-        backbone = geometry.linear + geometry.embeddings * geometry.hidden if self.trains_backbone else 0
-        return self.adapters.trained + backbone
-
-    def seconds(self, coefficients: Coefficients, kept: Bases = NO_BASES) -> float:
-        """Return the time of the whole pack: set-up, training, and the evaluations of each epoch.
-
-        Args:
-            coefficients: those of the device.
-            kept: bases that earlier packs have left in memory.
-        """
-        step = _weighted_sum(coefficients, self.terms(self.slots))
-        forward = self._evaluation_seconds(coefficients)
-        evaluation = self.evaluations * (forward + coefficients.get("score", 0.0) * self.cells)
-        return self._setup_seconds(coefficients, kept) + self.steps * step + self.epochs * evaluation
-
-    def _evaluation_seconds(self, coefficients: Coefficients) -> float:
-        """Return the time of the forward passes over all evaluated rows, in as many batches as they need."""
-        batches = math.ceil(self.eval_slots * self.cells / windows.EVAL_SLOTS["cuda"])
-        per_batch = {"layer": self.terms(0)["layer"] * batches, "value": 0.0}
-        # The forward pass is a third of a step that trains all weights, and 1 / 2.5 of one with frozen weights.
-        return _weighted_sum(coefficients, self.terms(self.eval_slots) | per_batch) / (
-            3 if self.trains_backbone else 2.5
-        )
-
-    def _setup_seconds(self, coefficients: Coefficients, kept: Bases) -> float:
-        directions = demand.singular_directions(self.adapters.bases - kept, self.geometry)
-        drawing = coefficients.get("draw", 0.0) * self.adapters.drawn
-        return coefficients["setup"] + drawing + coefficients.get("direction", 0.0) * directions
-
-    def bytes(self, kept: Bases = NO_BASES) -> float:
-        """Return the peak of device memory: what is always there, and a training step or an evaluation.
-
-        Args:
-            kept: bases that earlier packs have left in memory.
-        """
-        geometry, adapters = self.geometry, self.adapters
-        weights = geometry.linear + geometry.embeddings * geometry.hidden
-        bases = demand.basis_values(adapters.bases | kept, geometry)
-        # A trained value takes 20 bytes: five in float32, among them the value, its gradient and AdamW's two moments.
-        permanent = weights * self.item_bytes + self.values * 20 + FLOAT32_BYTES * (adapters.frozen + bases)
-        # Outside of bf16 no kernel recomputes the attention weights, so they are kept from the forward pass.
-        attention = 0 if self.item_bytes == ITEM_BYTES["bf16"] else geometry.heads * self.window
-        training = self.largest_slots * self.cells * self._tape_values(attention) + 2 * adapters.operands
-        adapter_values = (adapters.kept_outputs + adapters.inner_width) / geometry.layers
-        layer = 9 * geometry.hidden + max(2 * geometry.inner, 3 * attention) + adapter_values
-        eval_slots = min(self.eval_slots * self.cells, windows.EVAL_SLOTS["cuda"])
-        evaluation = eval_slots * layer + adapters.operands
-        # A step holds two of each operand (the operand, and its gradient or that of the last step) beside the
-        # activations; when those are freed, it holds four while the gradients are converted to float32.
-        return LIBRARY_BYTES + permanent + self.item_bytes * max(training, evaluation, 4 * adapters.operands)
-
-    def _tape_values(self, attention: int) -> int:
-        """Return the values per slot that a training step holds at its peak.
-
-        Args:
-            attention: the attention weights of a layer per slot, if they are kept.
-        """
-        geometry, adapters = self.geometry, self.adapters
-        # What all layers keep for the backward pass ...
-        values = geometry.layers * (6 * geometry.hidden + geometry.inner)
-        values += adapters.kept_outputs + adapters.inner_width
-        if adapters.adapted_width > geometry.layers * 6 * geometry.hidden:  # more than query, key and value are adapted
-            values += geometry.layers * 2 * geometry.hidden
-        values += (geometry.layers - 1) * attention  # the last layer keeps none: it computes first tokens only
-        # ... and what the layer that is being computed holds beside it.
-        inner = (3 if adapters.output_passes else 1) * geometry.inner
-        return values + max(3 * geometry.hidden + inner, 3 * attention)
-
-
-def _weighted_sum(coefficients: Coefficients, counts: Coefficients) -> float:
-    return sum(coefficients.get(term, 0.0) * count for term, count in counts.items())
+    seconds: float | None
+    bytes: float | None
+    bases: Bases
 
 
 @dataclass(frozen=True)
@@ -293,15 +146,18 @@ class Estimate:
             eval_slots=slots_per_row * max(eval_rows, held_out_rows),
             evaluations=(eval_rows + held_out_rows) / max(eval_rows, held_out_rows, 1),
             epochs=first.epochs,
-            adapters=demand.count_adapters(cells, geometry, task.num_outputs),
+            adapters=count_adapters(cells, geometry, task.num_outputs),
             geometry=geometry,
             item_bytes=ITEM_BYTES[first.precision],
             trains_backbone=methods.of(first).trains_backbone,
             window=_window_size(first, slots_per_row * SLOT_FILL, task.token_spread),
+            longest=_longest(first, slots_per_row * SLOT_FILL, task.token_spread, batch),
+            rows=batch,
+            family=families.of(geometry.model_type),
         )
 
-    def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
-        """Return the time of a pack; None if the device, the model or the length of the data is not known.
+    def cost(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> PackCost:
+        """Return what a pack costs.
 
         Args:
             cells: the pack.
@@ -309,20 +165,42 @@ class Estimate:
             kept: the bases that earlier packs have left in memory.
         """
         geometry = load_geometry(model)
-        lengths = self.mean_tokens(cells[0]), self._rows(cells[0])
-        if self.coefficients is None or geometry is None or None in lengths:
-            return None
-        return self.time_factor * self.demand(cells, geometry).seconds(self.coefficients, kept)
+        if geometry is None:
+            return PackCost(None, None, NO_BASES)
+        demand = self.demand(cells, geometry)
+        seconds = None
+        if self.coefficients is not None and None not in (self.mean_tokens(cells[0]), self._rows(cells[0])):
+            seconds = self.time_factor * demand.seconds(self.coefficients, kept)
+        return PackCost(seconds, self.memory_factor * demand.bytes(kept), lasting_bases(demand.adapters.bases))
+
+    def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
+        """Return the time of a pack; None if the device, the model or the length of the data is not known."""
+        return self.cost(cells, model, kept).seconds
 
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """Return the bases that a pack leaves in memory for later packs."""
-        geometry = load_geometry(model)
-        return NO_BASES if geometry is None else demand.lasting_bases(self.demand(cells, geometry).adapters.bases)
+        return self.cost(cells, model).bases
 
     def bytes(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
         """Return the peak of GPU memory of a pack, the bases in `kept` included; None if the model is not known."""
-        geometry = load_geometry(model)
-        return None if geometry is None else self.memory_factor * self.demand(cells, geometry).bytes(kept)
+        return self.cost(cells, model, kept).bytes
+
+    def disk(self, cells: Sequence[Cell], model: str, saves: bool) -> float | None:
+        """Return the bytes of a pack's records and adapters; None if the model is not known.
+
+        Args:
+            cells: the pack.
+            model: the model's location.
+            saves: whether the trained adapters are saved.
+        """
+        geometry, task = load_geometry(model), tasks.of(cells[0])
+        if geometry is None:
+            return None
+        _, eval_rows = self._rows(cells[0]) or UNKNOWN_ROWS
+        record = RECORD_BYTES + EPOCH_BYTES * cells[0].epochs + PREDICTION_BYTES * eval_rows
+        saved = [cell for cell in cells if saves and not methods.of(cell).trains_backbone]
+        values = sum(trained_values(cell, geometry, task.num_outputs) for cell in saved)
+        return len(cells) * record + len(saved) * ADAPTER_BYTES + values * FLOAT32_BYTES
 
     def cells_per_pack(self, cell: Cell, kind: str, model: str) -> int:
         """Return how many cells fill a device.
@@ -381,6 +259,12 @@ class Estimate:
 def _window_size(cell: Cell, mean: float, spread: float) -> int:
     """Return the size of windows that hold nearly all sequences, up to two standard deviations above the mean."""
     return windows.window_size(math.ceil(min(cell.max_length, mean * (1 + 2 * spread))))
+
+
+def _longest(cell: Cell, mean: float, spread: float, rows: int) -> float:
+    """Return the expected tokens of the longest of some sequences, whose lengths are about normal (Blom 1958)."""
+    deviations = NormalDist().inv_cdf((rows - 0.375) / (rows + 0.25))
+    return min(cell.max_length, mean * (1 + spread * deviations))
 
 
 def _is_supported(cell: Cell) -> bool:

@@ -9,19 +9,24 @@ all cells.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
 
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.forecast.geometry import JOINED, Geometry
-from lora_bench.methods.recipe import Basis, Factor, FirstStep, Normal, Orthonormal, Shape, Uniform
+from lora_bench.methods.recipe import Basis, Factor, FirstStep, Normal, Orthonormal, Recipe, Shape, Uniform
 
 ITEM_BYTES = {"bf16": 2, "float32": 4, "float64": 8}
 FLOAT32_BYTES = 4  # frozen factors and bases are kept in float32, whatever the model's precision
 # Reads and writes of a product's outputs (for `stretch`, of its inputs) in a training step.
 PASSES = {"gain": 14, "stretch": 3, "shift": 3}
 QR_DRAWS = 3  # an orthonormal value takes the time of three random ones; chosen
+
+_VALUES = attrgetter("rank", "a", "b", "alpha", "init", "targets")
 
 Bases = frozenset[tuple[str, str]]  # decompositions of weights: (family, role in a layer)
 NO_BASES: Bases = frozenset()
@@ -64,32 +69,35 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
         geometry: the encoder's sizes.
         outputs: the number of outputs of a head.
     """
-    # A head is a linear layer of the encoder's width and one with `outputs` outputs, both with biases.
-    head = (geometry.hidden + outputs) * (geometry.hidden + 1)
-    adapting = [cell for cell in cells if methods.of(cell).adapts]
-    shapes = {role: shape for cell in adapting for role, shape in geometry.adapted(cell.targets).items()}
-    ranks = _padded_ranks(adapting, geometry)
-    touched = {
-        (_product(role), touch)
-        for cell in adapting
-        for role, shape in geometry.adapted(cell.targets).items()
-        for touch in methods.of(cell).touches(shape)
-    }
-    groups = itertools.groupby(sorted(adapting, key=_storage_key), key=_storage_key)
-    stored = [_stored_values(list(group), geometry) for _, group in groups]
+    adapters = Counter((_adapter(cell, geometry), cell.seed) for cell in cells if methods.of(cell).adapts)
+    kinds = list(dict.fromkeys(adapter for adapter, _ in adapters))
+    shapes = {role: shape for adapter in kinds for role, shape in adapter.shapes.items()}
+    ranks: dict[str, int] = {}  # the rows of A by product: the largest of its adapters
+    for adapter in kinds:
+        ranks |= {product: max(rank, ranks.get(product, 0)) for product, rank in adapter.ranks.items()}
+    touched = frozenset[tuple[str, str]]().union(*(adapter.touched for adapter in kinds))
+    groups = itertools.groupby(sorted(adapters, key=_storage), key=_storage)
+    stored = [_stored_values({member: adapters[member] for member in group}, geometry) for _, group in groups]
     trained, frozen, drawn = (sum(counts) for counts in zip(*stored, strict=True)) if stored else (0, 0, 0)
     sides = [(ranks[_product(role)], shape, _product(role)) for role, shape in shapes.items()]
     touched_width = {
         touch: sum(_touched_width(touch, shape) for _, shape, product in sides if (product, touch) in touched)
         for touch in PASSES
     }
+    remade = sum(
+        count * ranks[_product(role)] * sum(shape)
+        for (adapter, _), count in adapters.items()
+        if adapter.remakes
+        for role, shape in adapter.shapes.items()
+    )
+    head = _head_values(geometry, outputs)
     return AdapterDemand(
         trained=trained + len(cells) * head,
         frozen=frozen,
         drawn=drawn + head * len({cell.seed for cell in cells}),
-        operands=len(cells) * geometry.layers * sum(rank * sum(shape) for rank, shape, _ in sides),
-        remade=geometry.layers * sum(_remade_values(cell, geometry, ranks) for cell in adapting),
-        bases=frozenset(basis for cell in adapting for basis in _bases(cell, geometry)),
+        operands=len(cells) * geometry.stored_layers * sum(rank * sum(shape) for rank, shape, _ in sides),
+        remade=geometry.stored_layers * remade,
+        bases=NO_BASES.union(*(adapter.bases for adapter in kinds)),
         adapted_width=geometry.layers * sum(sum(shape) for rank, shape, _ in sides if rank),
         inner_width=geometry.layers * sum(rank for rank, _, _ in sides),
         output_passes=geometry.layers * sum(PASSES[touch] * width for touch, width in touched_width.items()),
@@ -97,10 +105,91 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Adapter:
+    """What the counts need to know of an adapter. There is one object for each method and its settings.
+
+    Attributes:
+        storage: what adapters have in common whose factors are stored together.
+        recipe: the method.
+        shapes: the weights of a layer that it adapts, by role.
+        ranks: the rows of A, by product.
+        touched: what it does to inputs and outputs beside its product, as (product, what).
+        factors: its factors by product. Equal factors are one object.
+        remakes: whether every step recomputes its operands by products with matrices as large as weights.
+        bases: the decompositions that it starts from.
+        trained: the values of a layer that train.
+    """
+
+    storage: tuple[str, ...]
+    recipe: Recipe
+    shapes: Mapping[str, Shape]
+    ranks: Mapping[str, int]
+    touched: frozenset[tuple[str, str]]
+    factors: Mapping[str, tuple[Factor, ...]]
+    remakes: bool
+    bases: Bases
+    trained: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """A method and its settings; two cells that differ in rates, seeds or tasks alone have the same."""
+
+    recipe: Recipe
+    values: tuple[object, ...]
+    cell: Cell = field(compare=False)
+
+
+def _adapter(cell: Cell, geometry: Geometry) -> _Adapter:
+    return _adapter_of(_Settings(methods.of(cell), _VALUES(cell), cell), geometry)
+
+
+@lru_cache(maxsize=2**16)
+def _adapter_of(settings: _Settings, geometry: Geometry) -> _Adapter:
+    recipe, cell = settings.recipe, settings.cell
+    shapes = geometry.adapted(cell.targets)
+    ranks: dict[str, int] = {}
+    for role, shape in shapes.items():
+        ranks[_product(role)] = max(recipe.width(cell, shape), ranks.get(_product(role), 0))
+    factors = {role: tuple(map(_interned, recipe.factors(cell, shape))) for role, shape in shapes.items()}
+    # Counted for every method, so that a formula that fails is reported before anything trains.
+    counts = [(recipe.trainable(cell, shape), min(shape)) for shape in shapes.values()]
+    multiplies_bases = recipe.full_width and any(trained > directions for trained, directions in counts)
+    return _Adapter(
+        storage=(cell.method, cell.targets or "", str(recipe.layout(cell))),
+        recipe=recipe,
+        shapes=shapes,
+        ranks=ranks,
+        touched=frozenset((_product(role), touch) for role, shape in shapes.items() for touch in recipe.touches(shape)),
+        factors={_product(role): of_role for role, of_role in factors.items()},
+        remakes=multiplies_bases or recipe.normalises,
+        bases=frozenset(_bases(factors)),
+        trained=sum(trained for trained, _ in counts),
+    )
+
+
+@lru_cache(maxsize=2**16)
+def _interned(factor: Factor) -> Factor:
+    """The one object of equal factors."""
+    return factor
+
+
+def trained_values(cell: Cell, geometry: Geometry, outputs: int) -> int:
+    """Return the values that a cell trains, those of its head among them; without padding and without the encoder's."""
+    trained = _adapter(cell, geometry).trained if methods.of(cell).adapts else 0
+    return geometry.stored_layers * trained + _head_values(geometry, outputs)
+
+
+def _head_values(geometry: Geometry, outputs: int) -> int:
+    """The values of a head: a linear layer of the encoder's width and one with `outputs` outputs, both with biases."""
+    return (geometry.hidden + outputs) * (geometry.hidden + 1)
+
+
 def singular_directions(bases: Bases, geometry: Geometry) -> int:
     """Return the number of singular directions in these decompositions."""
     # The smaller side of every weight of a layer is `hidden`.
-    return geometry.layers * geometry.hidden * len(bases)
+    return geometry.stored_layers * geometry.hidden * len(bases)
 
 
 def lasting_bases(bases: Bases) -> Bases:
@@ -115,7 +204,7 @@ def basis_values(bases: Bases, geometry: Geometry) -> int:
         geometry.hidden * (geometry.hidden if family == "common" else widths[role])
         for family, role in lasting_bases(bases)
     ]
-    return geometry.layers * sum(per_layer)
+    return geometry.stored_layers * sum(per_layer)
 
 
 def _product(role: str) -> str:
@@ -123,54 +212,37 @@ def _product(role: str) -> str:
     return "qkv" if role in JOINED else role
 
 
-def _storage_key(cell: Cell) -> tuple[str, ...]:
-    """Return what cells must have in common for their factors to be stored together."""
-    return cell.method, cell.targets or "", str(methods.of(cell).layout(cell))
+def _storage(member: tuple[_Adapter, int]) -> tuple[str, ...]:
+    return member[0].storage
 
 
 def _touched_width(touch: str, shape: Shape) -> int:
     return shape.inputs if touch == "stretch" else shape.outputs
 
 
-def _padded_ranks(cells: Sequence[Cell], geometry: Geometry) -> dict[str, int]:
-    """Return the rows of A by product: the largest of its adapters."""
-    ranks: dict[str, int] = {}
-    for cell in cells:
-        for role, shape in geometry.adapted(cell.targets).items():
-            rank = methods.of(cell).width(cell, shape)
-            ranks[_product(role)] = max(rank, ranks.get(_product(role), 0))
-    return ranks
+def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geometry) -> tuple[int, int, int]:
+    """Return the trained, the frozen and the drawn values of one group of cells, padded to the largest cell.
 
-
-def _remade_values(cell: Cell, geometry: Geometry, ranks: dict[str, int]) -> int:
-    """Return the operands of one layer that every step recomputes by products with matrices as large as weights."""
-    recipe = methods.of(cell)
-    shapes = geometry.adapted(cell.targets)
-    # Counted for every method, so that a formula that fails is reported before anything trains.
-    counts = [(recipe.trainable(cell, shape), min(shape)) for shape in shapes.values()]
-    multiplies_bases = recipe.full_width and any(trained > directions for trained, directions in counts)
-    if not (multiplies_bases or recipe.normalises):
-        return 0
-    return sum(ranks[_product(role)] * sum(shape) for role, shape in shapes.items())
-
-
-def _stored_values(cells: Sequence[Cell], geometry: Geometry) -> tuple[int, int, int]:
-    """Return the trained, the frozen and the drawn values of one group of cells, padded to the largest cell."""
-    recipe, trained, frozen, drawn = methods.of(cells[0]), 0, 0, 0
-    shapes = geometry.adapted(cells[0].targets)
-    for product, shape in {_product(role): shape for role, shape in shapes.items()}.items():
-        weights = geometry.layers * sum(_product(role) == product for role in shapes)
+    Args:
+        members: how many cells there are of each adapter and seed.
+        geometry: the encoder's sizes.
+    """
+    first, cells = next(iter(members))[0], sum(members.values())
+    recipe, trained, frozen, drawn = first.recipe, 0, 0, 0
+    for product, shape in {_product(role): shape for role, shape in first.shapes.items()}.items():
+        weights = geometry.stored_layers * sum(_product(role) == product for role in first.shapes)
         # The same factor of all cells of the group.
-        for factors in zip(*(recipe.factors(cell, shape) for cell in cells), strict=True):
-            count = 1 if factors[0].shared else weights
+        for factors in zip(*(adapter.factors[product] for adapter, _ in members), strict=True):
+            one = factors[0]
+            count = 1 if one.shared else weights
             size = count * max(factor.rows for factor in factors) * max(factor.cols for factor in factors)
-            trains = factors[0].trainable
             # A frozen basis that is the same for all cells is stored once.
-            stored_once = isinstance(factors[0].start, Basis) and not trains and len(set(factors)) == 1
-            trained += size * len(cells) if trains else 0
-            frozen += 0 if trains and not recipe.subtracts_start else size * (1 if stored_once else len(cells))
-            distinct = {(factor, cell.seed) for factor, cell in zip(factors, cells, strict=True)}
-            drawn += count * sum(_drawn_values(factor) for factor, _ in distinct)
+            is_same = all(factor is one for factor in factors)
+            stored_once = isinstance(one.start, Basis) and not one.trainable and is_same
+            trained += size * cells if one.trainable else 0
+            frozen += 0 if one.trainable and not recipe.subtracts_start else size * (1 if stored_once else cells)
+            distinct = {(id(factor), seed): factor for factor, (_, seed) in zip(factors, members, strict=True)}
+            drawn += count * sum(map(_drawn_values, distinct.values()))
         frozen += shape.inputs * shape.outputs * weights if recipe.normalises else 0
     return trained, frozen, drawn
 
@@ -181,10 +253,14 @@ def _drawn_values(factor: Factor) -> int:
     return draws * factor.rows * factor.cols
 
 
-def _bases(cell: Cell, geometry: Geometry) -> Iterator[tuple[str, str]]:
-    """Yield the singular value decompositions that a cell starts from; a QR decomposition is cheap beside them."""
-    for role, shape in geometry.adapted(cell.targets).items():
-        for factor in methods.of(cell).factors(cell, shape):
+def _bases(factors: Mapping[str, Iterable[Factor]]) -> Iterator[tuple[str, str]]:
+    """Yield the singular value decompositions that an adapter starts from; a QR decomposition is cheap beside them.
+
+    Args:
+        factors: the adapter's factors by role.
+    """
+    for role, of_role in factors.items():
+        for factor in of_role:
             decomposition = factor.start.decomposition if isinstance(factor.start, Basis) else ""
             if isinstance(factor.start, FirstStep):
                 yield "step", role

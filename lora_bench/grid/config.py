@@ -1,11 +1,12 @@
 """Config files. A config describes a grid of cells as data; it contains no code.
 
-A config has `name`, `description`, `defaults`, `blocks` and `notes`. `defaults` and each block map a setting (a field
-of `Cell` other than `data`, `origin` and `task_origin`) to a value, a list of values, or a mapping from task (or
-`default`) to either. In place of a value of `lr` and `head_lr` may stand a search (`grid.search`). The value of `start`
-is a task: the cells continue from this config's cells of that task.
+A config has `name`, `description`, `defaults`, `blocks`, `notes` and `compare`. `defaults` and each block map a setting
+(a field of `Cell` other than `data`, `origin` and `task_origin`) to a value, a list of values, or a mapping from task
+(or `default`) to either. In place of a value of `lr` and `head_lr` may stand a search (`grid.search`). The value of
+`start` is a task: the cells continue from this config's cells of that task.
 The grid is the union of the blocks, each merged over the defaults; without blocks, the defaults are the only block.
 `notes` map a task, or `all`, to deviations from the paper. They go into every record of that task and into no id.
+`compare` declares what the report compares (`lora_bench.compare`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
+from lora_bench.compare import NAME as COMPARE_FILE
+from lora_bench.compare import Comparisons
 from lora_bench.errors import BenchError, nearest, unknown
 from lora_bench.grid.search import SEARCHABLE, SHARABLE, Search
 from lora_bench.grid.yaml import Lines, decode, line_of, read_yaml
-from lora_bench.records.files import read_file
+from lora_bench.records.files import read_file, write_atomically
 
 Scalar = str | int | float | None | Search
 Alternatives = tuple[Scalar, ...]  # the values of one setting; the grid has cells for each of them
@@ -202,6 +205,7 @@ def _folder_name(name: str) -> str:
     return name
 
 
+Model = TypeVar("Model", bound=BaseModel)
 Settings = Annotated[dict[str, Values], PlainValidator(_parse_settings)]
 
 
@@ -215,6 +219,7 @@ class Config(BaseModel):
     defaults: Settings = {}
     blocks: tuple[Settings, ...] = ()
     notes: Annotated[dict[str, tuple[str, ...]], PlainValidator(_parse_notes)] = {}
+    compare: Comparisons = Comparisons()
 
     def merged(self) -> list[dict[str, Values]]:
         """Return the blocks, each merged over the defaults."""
@@ -235,26 +240,30 @@ def parse_config(text: str, origin: str) -> Config:
     Raises:
         BenchError: exit code 2; it names `origin` and the line.
     """
+    return _parse(text, origin, Config)
+
+
+def _parse(text: str, origin: str, model: type[Model]) -> Model:
     data, lines = read_yaml(text, origin)
     if data is None:
         raise BenchError(f"{origin}:1: the file is empty.", "A config begins with `name: …`; see configs/.")
     if not isinstance(data, dict):
         raise BenchError(
-            f"{origin}:1: a config is a mapping, not {_shown(data)}.", f"Its keys are {', '.join(Config.model_fields)}."
+            f"{origin}:1: a config is a mapping, not {_shown(data)}.", f"Its keys are {', '.join(model.model_fields)}."
         )
     try:
-        return Config.model_validate({key: value for key, value in data.items() if value is not None})
+        return model.model_validate({key: value for key, value in data.items() if value is not None})
     except ValidationError as error:
-        raise _as_user_error(error, origin, lines) from None
+        raise _as_user_error(error, origin, lines, model) from None
 
 
-def _as_user_error(error: ValidationError, origin: str, lines: Lines) -> BenchError:
+def _as_user_error(error: ValidationError, origin: str, lines: Lines, model: type[BaseModel]) -> BenchError:
     first = error.errors(include_url=False)[0]
     context, path = first.get("ctx", {}), tuple(first["loc"])
     where = f"{origin}:{line_of(lines, path + context.get('path', ()))}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return BenchError(f"{where}: unknown key '{path[-1]}'{more}.", nearest(str(path[-1]), Config.model_fields))
+        return BenchError(f"{where}: unknown key '{path[-1]}'{more}.", nearest(str(path[-1]), model.model_fields))
     if first["type"] == "setting":
         return BenchError(f"{where}: {first['msg']}{more}", str(context["hint"]))
     field = ".".join(str(part) for part in path)
@@ -271,6 +280,32 @@ def load_config(path: Path) -> Config:
     Raises:
         BenchError: exit code 2 if it cannot be read or is not a config.
     """
+    return parse_config(_read_text(path), str(path))
+
+
+def load_comparisons(results: Path, config: Path | None = None) -> Comparisons:
+    """Return what a config declares, or `compare.yaml` of a results folder, or the default.
+
+    Raises:
+        BenchError: exit code 2 if the file cannot be read or declares something else.
+    """
+    if config is not None:
+        return load_config(config).compare
+    path = results / COMPARE_FILE
+    return _parse(_read_text(path), str(path), Comparisons) if path.exists() else Comparisons()
+
+
+def keep_comparisons(results: Path, compare: Comparisons) -> None:
+    """Write what a config declares into the results folder, where the report looks for it; nothing if it declares none.
+
+    JSON, which is YAML too.
+    """
+    if compare != Comparisons():
+        declared = compare.model_dump_json(exclude_defaults=True, indent=1)
+        write_atomically(results / COMPARE_FILE, f"{declared}\n".encode())
+
+
+def _read_text(path: Path) -> str:
     try:
         content = read_file(path, limit=MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -278,7 +313,7 @@ def load_config(path: Path) -> Config:
         raise BenchError(f"{path}: {reason}.", "Give --config a YAML file, or use --preset.") from None
     if len(content) > MAX_BYTES:
         raise BenchError(f"{path} is larger than 1 MB.", "A config is a page of YAML: is this the right file?")
-    return parse_config(decode(content, str(path)), str(path))
+    return decode(content, str(path))
 
 
 def parse_set(text: str) -> tuple[str, Alternatives]:

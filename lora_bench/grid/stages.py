@@ -110,7 +110,9 @@ class Resolver:
             self._visit(draft, False, order)
         in_grid = {draft for draft, for_search in order if not for_search}
         drafts = dict.fromkeys(draft for draft, _ in order)
-        return tuple(replace(self._step(draft), role=self._role(draft, draft in in_grid)) for draft in drafts)
+        roles = {draft: self._role(draft, draft in in_grid) for draft in drafts}
+        steps = ((self._step(draft), role) for draft, role in roles.items())
+        return tuple(step if step.role == role else replace(step, role=role) for step, role in steps)
 
     def _visit(self, draft: Draft, for_search: bool, order: dict[tuple[Draft, bool], None]) -> None:
         """Add a draft after all that it needs."""
@@ -143,7 +145,7 @@ class Resolver:
                 return Step(draft, choice.state, reason=choice.reason, needs=needs)
             changes |= choice.rates
         if draft.start is None:
-            return Step(draft, "ready", draft.cell.model_copy(update=changes), needs=needs)
+            return Step(draft, "ready", draft.cell.model_copy(update=changes) if changes else draft.cell, needs=needs)
         start = self._step(draft.start)
         if start.cell is None:
             return Step(draft, start.state, reason=start.reason, needs=needs)

@@ -1,8 +1,8 @@
 """The report: tables, figures, statistics and one HTML page, computed from the records of a results folder.
 
-    build -> store.read_records -> frame -> entries -> content (tables, sentences) -> write
+    build -> store.read_records -> frame -> entries -> comparisons -> content (answer, tables) -> write
 
-    numbers/  frame, entries, statistics and the tables in a neutral form
+    numbers/  frame, entries, statistics, comparisons, the answer, and the tables in a neutral form
     figures/  the figures
     formats/  terminal, Markdown, CSV, JSON, LaTeX and HTML
 
@@ -15,6 +15,7 @@ import gc
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,18 @@ from lora_bench.errors import NOTHING, BenchError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lora_bench.compare import Comparisons
     from lora_bench.report.figures.encoding import FigureEncoder
     from lora_bench.report.write import ReportFiles
 
 
 def build(
-    results: Path, out: Path, console: Console, errors: Console | None = None, vs_paper: bool = False
+    results: Path,
+    out: Path,
+    console: Console,
+    errors: Console | None = None,
+    vs_paper: bool = False,
+    compare: Comparisons | None = None,
 ) -> ReportFiles:
     """Write the report on a results folder and print its tables.
 
@@ -41,6 +48,7 @@ def build(
         console: where to print the tables; the last line is the page's path.
         errors: where to name the records that cannot be read; standard error by default.
         vs_paper: whether to compare with the published numbers.
+        compare: what is compared; the default comparisons unless given.
 
     Returns:
         What was written.
@@ -48,15 +56,25 @@ def build(
     Raises:
         BenchError: there are no records (exit code NOTHING).
     """
+    from threadpoolctl import threadpool_limits
+
     from lora_bench.records.store import count_records
     from lora_bench.report.figures.encoding import figure_encoder
 
-    with _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
-        return _build(results, out, console, errors, vs_paper, encoder)
+    import_module("numpy")  # loads the library whose threads are limited
+    # With one thread the order of a sum, and with it the last digit, is the same whatever the environment asks for.
+    with threadpool_limits(1), _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
+        return _build(results, out, console, errors, vs_paper, compare, encoder)
 
 
 def _build(
-    results: Path, out: Path, console: Console, errors: Console | None, vs_paper: bool, encoder: FigureEncoder
+    results: Path,
+    out: Path,
+    console: Console,
+    errors: Console | None,
+    vs_paper: bool,
+    compare: Comparisons | None,
+    encoder: FigureEncoder,
 ) -> ReportFiles:
     from lora_bench.records.store import read_records
     from lora_bench.report.content import gather
@@ -70,7 +88,7 @@ def _build(
     if not loaded.records:
         command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
-    content = gather(loaded, vs_paper)
+    content = gather(loaded, vs_paper, compare)
     files = write(content, out, encoder)
     print_report(content, console)
     print_files(files, console)

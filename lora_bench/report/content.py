@@ -1,19 +1,23 @@
-"""What the report contains, before it is written in any format: tables and sentences for each subset."""
+"""What the report contains, before it is written in any format: the answer, tables and sentences for each scope."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_bench.compare import Comparisons
 from lora_bench.records.store import Loaded
 from lora_bench.report.escaping import file_stems
-from lora_bench.report.numbers import published, symmetry, versus
-from lora_bench.report.numbers.entries import Subset, comparable_subsets
+from lora_bench.report.numbers import published, score_tables, symmetry
+from lora_bench.report.numbers.answer import answer
+from lora_bench.report.numbers.comparison_tables import comparison_tables
+from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
+from lora_bench.report.numbers.entries import Scope, comparable_scopes
+from lora_bench.report.numbers.epochs import epoch_tables
 from lora_bench.report.numbers.frame import cell_frame
-from lora_bench.report.numbers.score_tables import best_table, method_table, rank_tables
 from lora_bench.report.numbers.searches import search_tables
-from lora_bench.report.numbers.selection import selection_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.numbers.wording import protocol_sentence
 from lora_bench.text import counted
@@ -21,27 +25,44 @@ from lora_bench.text import counted
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# The tables of a scope, in their order. A further table is a function of the scope's statistics, and a line here.
+SCOPE_TABLES: tuple[Callable[[ScopeStatistics], list[ReportTable]], ...] = (
+    score_tables.frontier_tables,
+    comparison_tables,
+    lambda statistics: [score_tables.method_table(statistics)],
+    lambda statistics: [score_tables.best_table(statistics)],
+    lambda statistics: score_tables.rank_tables(statistics.scope),
+    lambda statistics: epoch_tables(statistics.scope),
+    lambda statistics: symmetry.symmetry_tables(statistics.scope, symmetry.measure_symmetry(statistics.scope)),
+    lambda statistics: [score_tables.entries_table(statistics)],
+)
+
 
 @dataclass(frozen=True)
 class Section:
-    """The section on one subset.
+    """The section on one scope.
 
     Attributes:
-        subset: the results.
+        statistics: the numbers of the scope.
+        answer: what they say of the question, in plain sentences.
         tables: its tables.
-        findings: what the statistics say, in words.
-        stem: the part of its figures' file names that identifies the subset.
+        stem: the part of its figures' file names that identifies the scope.
     """
 
-    subset: Subset
+    statistics: ScopeStatistics
+    answer: tuple[str, ...]
     tables: tuple[ReportTable, ...]
-    findings: tuple[str, ...]
     stem: str
+
+    @property
+    def scope(self) -> Scope:
+        """The results."""
+        return self.statistics.scope
 
     @property
     def protocol(self) -> tuple[str, ...]:
         """How its numbers were obtained, and the deviations from the protocol."""
-        return protocol_sentence(self.subset), *self.subset.notes
+        return protocol_sentence(self.scope), *self.scope.notes
 
 
 @dataclass(frozen=True)
@@ -50,9 +71,9 @@ class Content:
 
     Attributes:
         cells: all cells, one per row (`CELL_COLUMNS`).
-        sections: one section per subset.
-        other_tables: the tables that belong to no subset.
-        findings: the sentences that belong to no subset.
+        sections: one section per scope.
+        other_tables: the tables that belong to no scope.
+        findings: the sentences that belong to no scope.
         broken: the files that could not be read as records, with the reasons.
     """
 
@@ -76,20 +97,20 @@ class Content:
         return f"{counted(len(self.cells), 'cell')}: {statuses}."
 
 
-def gather(loaded: Loaded, vs_paper: bool = False) -> Content:
+def gather(loaded: Loaded, vs_paper: bool = False, compare: Comparisons | None = None) -> Content:
     """Compute the content of the report.
 
     Args:
         loaded: the records, and the files that could not be read.
         vs_paper: whether to compare with the published numbers.
+        compare: what is compared.
     """
     cells = cell_frame([record for record in loaded.records if not record.is_search])
-    subsets = comparable_subsets(cells)
-    stems = file_stems([subset.title for subset in subsets])
-    sections = tuple(_section(subset, stem) for subset, stem in zip(subsets, stems, strict=True))
-    comparisons = published.compare_with_published(subsets) if vs_paper else ()
-    tables = [published.published_table(comparisons)] if vs_paper else []
-    findings = published.sentences(comparisons) if vs_paper else []
+    statistics = [scope_statistics(scope) for scope in comparable_scopes(cells, compare)]
+    stems = file_stems([scoped.scope.title for scoped in statistics])
+    sections = tuple(_section(scoped, stem) for scoped, stem in zip(statistics, stems, strict=True))
+    tables = published.published_tables(statistics) if vs_paper else []
+    findings = published.sentences(published.compare_with_published(statistics)) if vs_paper else []
     return Content(
         cells,
         sections,
@@ -108,15 +129,10 @@ def environment_values(cells: DataFrame) -> dict[str, list[str]]:
     return {name: sorted(values[name]) for name in sorted(values)}
 
 
-def _section(subset: Subset, stem: str) -> Section:
-    comparisons = versus.compare_with_lora(subset)
-    symmetries = symmetry.measure_symmetry(subset)
-    tables = (
-        best_table(subset),
-        *versus.comparison_tables(subset, comparisons),
-        *selection_tables(subset),
-        *symmetry.symmetry_tables(subset, symmetries),
-        method_table(subset),
-        *rank_tables(subset),
-    )
-    return Section(subset, tables, (*versus.sentences(comparisons), *symmetry.sentences(symmetries)), stem)
+def _section(statistics: ScopeStatistics, stem: str) -> Section:
+    sentences = answer(statistics)
+    if not (statistics.scope.entries["n"] > 0).any():
+        sentences = ()
+    tables = tuple(table for build in SCOPE_TABLES for table in build(statistics))
+    more = symmetry.sentences(symmetry.measure_symmetry(statistics.scope))
+    return Section(statistics, (*sentences, *more), tables, stem)

@@ -11,7 +11,7 @@ from lora_bench.errors import DONE, SOME_FAILED
 from lora_bench.records.files import write_atomically
 from lora_bench.report.content import Content, Section
 from lora_bench.report.escaping import escape_markdown, file_stems
-from lora_bench.report.figures.catalogue import all_figures
+from lora_bench.report.figures.catalogue import Picture, all_figures
 from lora_bench.report.figures.encoding import EncodedFigure, FigureEncoder
 from lora_bench.report.formats.html import html_page
 from lora_bench.report.formats.latex import latex_document, latex_table
@@ -22,8 +22,10 @@ from lora_bench.report.numbers.wording import LEGEND
 if TYPE_CHECKING:
     from rich.console import Console
 
+MARKDOWN_ROWS = 120  # longer tables are on the page and in tables/ alone
+PRINTED_TABLES = 5  # of a scope, on the terminal; the files contain all of them
 PAGE, MARKDOWN, LATEX, JSON = "report.html", "report.md", "report.tex", "report.json"
-Pictures = Mapping[str, Sequence[tuple[str, str]]]  # by section's stem: (caption, file name without extension)
+Pictures = Mapping[str, Sequence[Picture]]  # by section's stem
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ def write(content: Content, out: Path, encoder: FigureEncoder) -> ReportFiles:
     tables = dict(zip(stems, content.tables, strict=True))
     # Worker processes, if any, encode the figures while the other files are written.
     encoded_figures: list[tuple[str, EncodedFigure]] = []
-    pictures: dict[str, list[tuple[str, str]]] = {}
+    pictures: dict[str, list[Picture]] = {}
     for section in content.sections:
-        for caption, name, figure in all_figures(section.subset, section.stem):
-            pictures.setdefault(section.stem, []).append((caption, name))
-            encoded_figures.append((name, encoder.encode(figure)))
+        for picture, figure in all_figures(section.statistics, section.stem):
+            pictures.setdefault(section.stem, []).append(picture)
+            encoded_figures.append((picture.name, encoder.encode(figure)))
     table_paths = _save(out, _table_files(tables))
     reports = {
         MARKDOWN: "\n".join(_markdown_lines(content, pictures, sorted(tables))).encode(),
-        LATEX: latex_document("Report", _latex_paragraphs(content), content.tables).encode(),
+        LATEX: latex_document("Report", _latex_paragraphs(content), _printed(content.tables)).encode(),
         JSON: json_report(_json_content(content), content.tables).encode(),
         PAGE: html_page(content).encode(),
     }
@@ -80,11 +82,10 @@ def print_report(content: Content, console: Console) -> None:
     """Print the report."""
     print_lines([content.status_line, ""], console)
     for section in content.sections:
-        print_lines([section.subset.title], console, "bold underline")
-        print_lines([*section.protocol, ""], console)
-        for table in section.tables:
+        print_lines([section.scope.title], console, "bold underline")
+        print_lines([*section.protocol, "", *section.answer, ""], console)
+        for table in _printed(section.tables)[:PRINTED_TABLES]:
             print_table(table, console)
-        print_lines([*section.findings, ""], console)
     for table in content.other_tables:
         print_table(table, console)
     print_lines([*content.findings, *LEGEND, ""], console, "dim")
@@ -100,7 +101,8 @@ def print_files(files: ReportFiles, console: Console) -> None:
 
 def _table_files(tables: Mapping[str, ReportTable]) -> dict[str, bytes]:
     csv_files = {f"tables/{stem}.csv": csv_table(table).encode() for stem, table in tables.items()}
-    return csv_files | {f"tables/{stem}.tex": latex_table(table).encode() for stem, table in tables.items()}
+    printed = {stem: table for stem, table in tables.items() if not table.is_data}
+    return csv_files | {f"tables/{stem}.tex": latex_table(table).encode() for stem, table in printed.items()}
 
 
 def _save(out: Path, files: Mapping[str, bytes]) -> list[Path]:
@@ -113,7 +115,7 @@ def _json_content(content: Content) -> dict[str, object]:
     return {
         "summary": content.status_line,
         "sections": [
-            {"title": section.subset.title, "protocol": section.protocol, "findings": section.findings}
+            {"title": section.scope.title, "protocol": section.protocol, "answer": section.answer}
             for section in content.sections
         ],
         "findings": content.findings,
@@ -126,33 +128,47 @@ def _latex_paragraphs(content: Content) -> Iterator[str]:
     yield content.status_line
     yield from LEGEND
     for section in content.sections:
-        yield from (f"{section.subset.title}: {line}" for line in section.protocol)
-        yield from section.findings
+        yield from (f"{section.scope.title}: {line}" for line in section.protocol)
+        yield from section.answer
     yield from content.findings
     yield from (f"Cannot read {path.name}: {reason}" for path, reason in content.broken)
 
 
 def _markdown_lines(content: Content, pictures: Pictures, table_stems: Iterable[str]) -> Iterator[str]:
-    yield f"# Report\n\n{escape_markdown(content.status_line)}\n\n## How to read\n"
-    yield _bullets(LEGEND)
+    yield f"# Report\n\n{escape_markdown(content.status_line)}\n"
     for section in content.sections:
         yield from _markdown_section(section, pictures.get(section.stem, ()))
     yield from (markdown_table(table, 2) for table in content.other_tables)
     yield _bullets(content.findings)
+    yield "## How to read\n"
+    yield _bullets(LEGEND)
     if content.broken:
         yield "## Records that could not be read\n"
         yield _bullets(f"{path.name}: {reason}" for path, reason in content.broken)
-    yield "## Files\n\nThe same numbers, unrounded and in the metrics' own units, and for LaTeX:\n"
+    yield "## Files\n\nThe same numbers, to 12 digits and in the metrics' own units, and for LaTeX:\n"
     yield from (f"- [{stem}.csv](tables/{stem}.csv), [{stem}.tex](tables/{stem}.tex)" for stem in table_stems)
     yield ""
 
 
-def _markdown_section(section: Section, pictures: Iterable[tuple[str, str]]) -> Iterator[str]:
-    yield f"## {escape_markdown(section.subset.title)}\n"
-    yield _bullets((*section.protocol, *section.findings))
-    for caption, name in pictures:
-        yield f"![{escape_markdown(caption)}](figures/{name}.png)\n\n{escape_markdown(caption)}\n"
-    yield from (markdown_table(table) for table in section.tables)
+def _markdown_section(section: Section, pictures: Sequence[Picture]) -> Iterator[str]:
+    """Yield the answer, then each table or figure in its order: the frontier's figure stands before its table."""
+    yield f"## {escape_markdown(section.scope.title)}\n"
+    yield _bullets((*section.answer, *section.protocol))
+    yield from _markdown_pictures(pictures[:1])
+    printed = _printed(section.tables)
+    yield from (markdown_table(table) for table in printed if len(table.rows) <= MARKDOWN_ROWS)
+    yield from _markdown_pictures(pictures[1:])
+
+
+def _markdown_pictures(pictures: Iterable[Picture]) -> Iterator[str]:
+    for picture in pictures:
+        caption = escape_markdown(picture.caption)
+        yield f"![{escape_markdown(picture.title)}](figures/{picture.name}.png)\n\n{caption}\n"
+
+
+def _printed(tables: Iterable[ReportTable]) -> list[ReportTable]:
+    """Return the tables that are not only data."""
+    return [table for table in tables if not table.is_data]
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -33,6 +33,7 @@ CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else
 POLL = 0.5  # seconds after which a worker says how far it is, even if nothing has happened
 PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address
+LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, to learn its name
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
 
@@ -132,6 +133,7 @@ class RayExecutor:
             raise _no_cluster(self.address, line) from None
         finally:
             signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without saving
+        _print_errors_as_errors(self._ray)
 
     def device_name(self) -> str:
         """Return the name of the devices, as records have it."""
@@ -140,7 +142,13 @@ class RayExecutor:
         _, options, _ = self._shares
         if "num_gpus" not in options:
             return "cpu"
-        name: str = self._ray.get(self._ray.remote(environment.local_device).options(**options).remote())
+        look = self._ray.remote(environment.local_device).options(**options).remote()
+        try:
+            name: str = self._ray.get(look, timeout=LOOK_SECONDS)
+        except self._ray.exceptions.GetTimeoutError:  # others use all GPUs
+            name = environment.named_device(self.device)
+        except self._ray.exceptions.RayError as error:
+            raise _cannot_start(str(error)) from None
         return name
 
     def start(self, setup: Setup, driver: Driver) -> None:
@@ -205,7 +213,9 @@ class RayExecutor:
     def _answer(self, device: _Device) -> None:
         try:
             answer = self._ray.get(device.call)
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayTaskError:
+            raise
+        except self._ray.exceptions.RayError as error:  # the worker, its machine, or what it said has been lost
             self._replace(device, str(error))
             return
         device.call = None
@@ -253,16 +263,13 @@ class RayExecutor:
     def _replace(self, device: _Device, reason: str) -> None:
         """Start another worker for one that has died, and have its job continued."""
         job, view = device.job, self._driver.view
+        with contextlib.suppress(Exception):
+            self._ray.kill(device.worker)
         self._devices[self._devices.index(device)] = self._new_device(device.view)
         if job is None:
             self._start_deaths += not device.is_ready
-            if "No module named" in reason:
-                hint = "Install lora-bench in the environment of every machine of the cluster."
-                raise BenchError("A worker on Ray cannot import lora_bench.", hint, MISSING)
-            if self._start_deaths >= MOST_DEATHS:
-                line = " ".join(reason.split())[:300]
-                hint = "See Ray's logs under /tmp/ray/session_latest/logs."
-                raise BenchError(f"Workers on Ray die while they start: {line}", hint, MISSING)
+            if self._start_deaths >= MOST_DEATHS or "No module named" in reason:
+                raise _cannot_start(reason)
             return
         self._deaths[job.number] = self._deaths.get(job.number, 0) + 1
         if self._deaths[job.number] >= MOST_DEATHS:
@@ -297,6 +304,14 @@ class RayExecutor:
             self._ray.shutdown()
 
 
+def _print_errors_as_errors(ray: Any) -> None:
+    """Have Ray print on standard error what its servers report, such as workers that died; it takes standard output."""
+    module = getattr(ray._private, "worker", None)
+    proper = getattr(module, "print_to_stdstream", None)
+    if module is not None and proper is not None:
+        module.print_to_stdstream = lambda data, ignore_prefix: proper({**data, "is_err": True}, ignore_prefix)
+
+
 def _require_answer(address: str) -> None:
     """Refuse an address at which nothing listens, since Ray would try for minutes."""
     if address == "auto":
@@ -313,3 +328,13 @@ def _require_answer(address: str) -> None:
 def _no_cluster(address: str, reason: str) -> BenchError:
     hint = "Start one with `ray start --head`, or leave --address out to use this machine alone."
     return BenchError(f"No Ray cluster can be joined at '{address}': {reason.rstrip('.')}.", hint, MISSING)
+
+
+def _cannot_start(reason: str) -> BenchError:
+    """Return the error for workers that die while they start."""
+    if "No module named" in reason:
+        hint = "Install lora-bench in the environment of every machine of the cluster."
+        return BenchError("A worker on Ray cannot import lora_bench.", hint, MISSING)
+    line = " ".join(reason.split())[:300]
+    hint = "See Ray's logs under /tmp/ray/session_latest/logs."
+    return BenchError(f"Workers on Ray die while they start: {line}", hint, MISSING)

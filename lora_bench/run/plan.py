@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from lora_bench import tasks
 from lora_bench.cell import Cell, Head
 from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import Estimate, device_coefficients
+from lora_bench.forecast.cost import Estimate, PackCost, pack_kind
 from lora_bench.forecast.demand import NO_BASES, Bases
+from lora_bench.forecast.devices import Device, find_device
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
@@ -46,6 +47,8 @@ class Plan:
         limit: The most cells that the user allows in a pack; None for as many as fill the device.
         pack_limit: Returns the largest size of a pack for a cell in it.
         retry: The states whose cells run again.
+        device_name: The name of the device, as records have it.
+        device: What is known of the device; None for an unknown one.
         checked: The ids of cells whose saved adapters were looked for.
         lost: Those of them that have ended, but what they have trained is not there, and other cells need it.
     """
@@ -60,15 +63,17 @@ class Plan:
     limit: int | None
     pack_limit: Callable[[Cell], int]
     retry: frozenset[str]
+    device_name: str
+    device: Device | None
     checked: set[str] = field(default_factory=set)
     lost: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def reasons(self) -> dict[str, str]:
         """Why each cell will run, by id; empty if it will not."""
         return {cell_id: status.reason if status.will_run else "" for cell_id, status in self.statuses.items()}
 
-    @property
+    @cached_property
     def todo(self) -> tuple[Cell, ...]:
         """The cells that can train now, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)
@@ -84,20 +89,24 @@ class Plan:
         A basis is computed once and stays in memory as long as its encoder does.
         """
         bases: dict[tuple[str, str], Bases] = {}
+        known: dict[object, PackCost] = {}  # packs of one kind cost the same
         costs = []
         for pack in planned:
-            model, precision = self._model_name(pack), pack[0].precision
+            model, precision = self.model_name(pack), pack[0].precision
             present = bases.get((model, precision), NO_BASES)
-            costs.append((self.estimate.seconds(pack, model, present), self.estimate.bytes(pack, model, present)))
+            key = (pack_kind(pack), present)
+            cost = known.get(key) or known.setdefault(key, self.estimate.cost(pack, model, present))
+            costs.append((cost.seconds, cost.bytes))
             # Only one encoder is in memory: those of the pack before are gone.
-            bases = {(model, precision): present | self.estimate.bases(pack, model)}
+            bases = {(model, precision): present | cost.bases}
         return costs
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
         """Return how much of a GPU's memory these cells will take at their peak, if that can be predicted."""
-        return self.estimate.bytes(pack, self._model_name(pack))
+        return self.estimate.bytes(pack, self.model_name(pack))
 
-    def _model_name(self, pack: Sequence[Cell]) -> str:
+    def model_name(self, pack: Sequence[Cell]) -> str:
+        """Return the user's name of the model of a pack."""
         return self.grid.model_source(pack[0]).name
 
     def setup(self, options: Options) -> Setup:
@@ -117,7 +126,7 @@ class Plan:
             options=options,
         )
 
-    @property
+    @cached_property
     def recorded(self) -> list[Record]:
         """The selection's records that will be left as they are."""
         return [
@@ -347,7 +356,8 @@ def make(
     loaded = store.loaded()
     known = {record.id: record for record in loaded.records}
     precision = grid.cells[0].precision if grid.cells else "float32"
-    estimate = Estimate(device_coefficients(device, precision, measured), rows=_sample_rows(grid))
+    known_device = find_device(device, precision, measured)
+    estimate = Estimate(None if known_device is None else known_device.coefficients, rows=_sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
     def pack_limit(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
@@ -355,7 +365,9 @@ def make(
 
     names = {identity: source.name for identity, source in grid.models.items()}
     refined = estimate.refined(known.values(), device, names)
-    return Plan(grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried).advanced()
+    return Plan(
+        grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried, device, known_device
+    ).advanced()
 
 
 def _planned_packs(

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from lora_bench.bench import calibrate, workload
 from lora_bench.bench.calibrate import MeasuredPack, fit
 from lora_bench.bench.rows import BenchRow
-from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import STEP_TERMS
+from lora_bench.errors import NOTHING, BenchError
+from lora_bench.forecast.pack import STEP_TERMS
 from tests.bench.bench_factory import report, row, work
 
 LIKELY = {
@@ -112,10 +112,18 @@ def test_only_packs_with_a_measurement_and_terms_are_fitted() -> None:
         row("packed", 5.0),
         BenchRow("packed", "rte", "qv", "lora", 9, terms=terms, error="no"),
     ]
-    found = calibrate.measured_packs(report(*bare, good).as_json()["rows"])
+    found = calibrate.measured_packs(report(*bare, good).as_json())
     assert found == [MeasuredPack(terms, 8 / 20.0, pytest.approx(0.3))]  # type: ignore[arg-type]
     with pytest.raises(BenchError, match="config"):
         fit([])
+
+
+def test_only_the_fused_form_is_fitted() -> None:
+    content = report(row("packed", 20.0, k=8, terms=dict.fromkeys(STEP_TERMS, 2.0))).as_json()
+    content["environment"]["way"] = "windows"
+    with pytest.raises(BenchError, match="fused form") as raised:
+        calibrate.measured_packs(content)
+    assert raised.value.code == NOTHING
 
 
 def test_a_model_without_sizes_has_no_terms(tmp_path: Path) -> None:

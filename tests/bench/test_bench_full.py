@@ -16,7 +16,7 @@ from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
-from lora_bench.forecast import cost
+from lora_bench.forecast import cost, devices
 from lora_bench.forecast.geometry import load_geometry
 from tests.bench.bench_factory import SAMPLE, bench_settings, measured, work
 
@@ -74,11 +74,11 @@ def test_packed_rows_carry_what_the_cost_model_counts(called: tuple[Path, Result
 def test_calibrate_keeps_what_the_plan_reads(called: tuple[Path, Result]) -> None:
     out, ended = called
     assert "Cost model, 2 rows: off by" in ended.stdout
-    known = cost.device_coefficients("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
+    known = devices.find_device("cpu, any, 1 threads", "float32", out / "cache/lora-bench/devices.json")
     assert known is not None
-    assert known.keys() == cost.REQUIRED_TERMS | {"adapter_flop", "operand"}
-    assert min(known.values()) >= 0
-    assert known["setup"] > 0
+    assert known.coefficients.keys() == devices.REQUIRED_TERMS | {"adapter_flop", "operand"}
+    assert min(known.coefficients.values()) >= 0
+    assert known.coefficients["setup"] > 0
 
 
 def test_both_sides_train_every_value_of_the_model(tmp_path: Path) -> None:

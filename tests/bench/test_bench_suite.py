@@ -54,6 +54,7 @@ def test_the_environment_names_what_decides_a_number(quick: tuple[Path, Result])
     assert about["operations_a_token"] == 4 * 4 * (4 * 64 * 64 + 2 * 64 * 128)
     assert about.keys() >= {"torch", "transformers", "peft", "accelerate", "device", "threads", "started"}
     assert (about["precision"], about["batch_size"], about["random_weights"]) == ("float32", 32, False)
+    assert about["way"] == "fused"
 
 
 def test_the_table_fits_a_terminal(quick: tuple[Path, Result]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,14 @@ from lora_bench import methods
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.bases import basis, svd
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.targets import resolve
+from lora_bench.forecast import families
 from lora_bench.forecast.demand import PASSES, count_adapters
-from lora_bench.forecast.geometry import Geometry
+from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.methods.recipe import Shape
 from lora_bench.testing import make_cell
+from lora_bench.testing.encoders import FAMILIES, make_encoder
 from tests.engine.engine_factory import backbone
 
 METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")
@@ -66,6 +71,25 @@ def numbers(tensors: Iterable[torch.Tensor]) -> int:
     """Values that lie in memory, each once."""
     stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
     return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", ["attention", "attention+dense"])
+def test_the_forecast_knows_the_weights_of_every_family(family: str, targets: str, tmp_path: Path) -> None:
+    """The shapes of the weights that a target set adapts, and the way in which the encoder runs."""
+    encoder = make_encoder(family)
+    encoder.config.save_pretrained(tmp_path)
+    sizes = load_geometry(str(tmp_path))
+    assert sizes is not None
+    backbone = Backbone(encoder, torch.device("cpu"), "float32")
+    linears = backbone.linears()
+    shapes = Counter(tuple(linears[name].weight.shape) for name in resolve(linears, targets))
+    counted: Counter[tuple[int, ...]] = Counter()
+    for shape in sizes.adapted(targets).values():
+        counted[shape] += sizes.stored_layers
+    assert counted == shapes
+    way = "fused" if backbone.fused else "padded" if backbone.padded else "windows"
+    assert families.of(family).way == way
 
 
 @pytest.mark.parametrize("method", COUNTED)

@@ -1,33 +1,47 @@
-"""Comparisons with LoRA, the symmetry of a and b, the ways to choose the epoch, the published numbers."""
+"""Comparisons, the answer in sentences, the symmetry of a and b, the choice of the epoch, the published numbers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import matthews_corrcoef
 
-from lora_bench.records.schema import DataInfo, Record
-from lora_bench.report.numbers import published, symmetry, versus
-from lora_bench.report.numbers.entries import Column, Subset, comparable_subsets
-from lora_bench.report.numbers.frame import cell_frame
-from lora_bench.report.numbers.intervals import score_interval
-from lora_bench.report.numbers.selection import selection_tables
+from lora_bench.compare import Comparisons, Pair
+from lora_bench.errors import BenchError
+from lora_bench.grid.config import keep_comparisons, load_comparisons, parse_config
+from lora_bench.records.schema import Epoch, Record
+from lora_bench.report.numbers import published, symmetry
+from lora_bench.report.numbers.answer import answer
+from lora_bench.report.numbers.comparison_tables import comparison_tables
+from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
+from lora_bench.report.numbers.entries import comparable_scopes
+from lora_bench.report.numbers.epochs import epoch_tables
+from lora_bench.report.numbers.examples import ExampleTerms
+from lora_bench.report.numbers.frame import cell_frame, rows_of
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
 from lora_bench.testing import make_epochs
 from tests.report.report_factory import record
 
-ROWS = 200
+
+def all_statistics(records: Iterable[Record], **compare: Any) -> list[ScopeStatistics]:
+    return [scope_statistics(scope) for scope in comparable_scopes(cell_frame(records), Comparisons(**compare))]
 
 
-def subsets(records: Iterable[Record]) -> tuple[Subset, ...]:
-    return comparable_subsets(cell_frame(records))
+def statistics(records: Iterable[Record], **compare: Any) -> ScopeStatistics:
+    return all_statistics(records, **compare)[0]
 
 
-def subset(records: Iterable[Record]) -> Subset:
-    return subsets(records)[0]
+def named(computed: ScopeStatistics, table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The two settings of each comparison."""
+    sizes = computed.scope.entries["size"]
+    return list(zip(sizes.loc[table["entry"]], sizes.loc[table["reference"]], strict=True))
 
 
 def texts(table: ReportTable, head: str) -> list[str]:
@@ -35,172 +49,317 @@ def texts(table: ReportTable, head: str) -> list[str]:
     return [row[column].text for row in table.rows]
 
 
-def cell(draw: random.Random, level: float, **settings: Any) -> Record:
-    """A cell on 200 two-class examples whose label is 1 for the first half."""
-    labels = [1.0] * (ROWS // 2) + [0.0] * (ROWS // 2)
-    found = tuple(label if draw.random() < level else 1 - label for label in labels)
-    score = sum(one == label for one, label in zip(found, labels, strict=True)) / ROWS
-    return record(score, curve=make_epochs(score), predictions=found, **settings)
+LEVELS = {"cola": 0.5, "sst2": 0.9, "stsb": 0.85}
 
 
-def two_methods(level: float, seeds: int = 5) -> list[Record]:
-    draw = random.Random(0)
-    return [
-        *(cell(draw, level, seed=seed) for seed in range(seeds)),
-        *(cell(draw, 0.7, seed=seed, method="lora", rank=8) for seed in range(seeds)),
+def frontier(gap: float = 0.0, spread: float = 0.004, seeds: int = 5) -> Iterator[Record]:
+    """LoRA and LoRA-Mini at equal sizes on three tasks, mini better by the gap; head alone; two (a, b) a rank."""
+    draw = random.Random(4)
+    for task, level in LEVELS.items():
+        for seed in range(seeds):
+            for rank in (2, 8):
+                size = (12_500 * rank, 592_130)
+                gain = 0.002 * rank
+                settings: dict[str, Any] = {"task": task, "seed": seed, "rank": rank, "params": size}
+                yield record(level + gain + draw.gauss(0, spread), method="lora", **settings)
+                for a in (8, 16):
+                    held = make_epochs(0.1, held_out=[a / 100 + rank / 1000])
+                    yield record(level + gain + gap + draw.gauss(0, spread), a=a, b=24 - a, curve=held, **settings)
+            yield record(level - 0.2 + draw.gauss(0, spread), task=task, seed=seed, method="head", params=(0, 592_130))
+
+
+# ---- families
+
+
+def test_each_method_is_compared_with_the_reference_of_the_nearest_size() -> None:
+    computed = statistics(frontier())
+    table = computed.default
+    assert named(computed, table[table["task"] == "average"]) == [
+        ("head", "lora r=2"),
+        ("mini r=8 a=16 b=8", "lora r=8"),
     ]
+    assert list(table["task"].unique()) == ["average", "cola", "sst2", "stsb"]
+    assert set(table["family_size"]) == {2}, "each task is a family"
 
 
-def test_against_lora_by_seed_and_by_example() -> None:
-    (found,) = versus.compare_with_lora(subset(two_methods(0.9)))
-    one, other = (list(entry.scores.values()) for entry in (found.entry, found.reference))
-    assert found.p == pytest.approx(stats.ttest_rel(one, other).pvalue)
-    assert found.examples is not None
-    assert (found.examples.rows, found.examples.bound) == (ROWS, False)
-    assert found.examples.difference == pytest.approx(found.mean)
-    assert found.examples.p is not None
-    assert found.examples.p < 1e-6
-    assert found.interval is not None
-    assert found.interval.low <= found.mean <= found.interval.high
-    assert found.verdict == "above"
-    assert versus.sentences([found])[0].startswith("SST-2: mini r=4 a=8 b=8 is")
-    (table,) = versus.comparison_tables(subset(two_methods(0.9)), [found])
-    assert texts(table, "verdict") == ["above"]
+def test_a_method_has_the_same_setting_on_every_task() -> None:
+    table = statistics(frontier()).default
+    sizes = statistics(frontier()).scope.entries["size"]
+    assert {sizes[entry] for entry in table["entry"]} == {"head", "mini r=8 a=16 b=8"}
 
 
-def test_many_methods_that_do_not_differ_are_counted() -> None:
-    draw = random.Random(0)
-    same = [
-        record(draw.uniform(0.8, 0.9), method=name, rank=8, seed=seed)
-        for name in ("lora", "xs", "pissa", "olora", "rslora", "vera", "dora")
-        for seed in range(4)
-    ]
-    *_, last = versus.sentences(versus.compare_with_lora(subset(same)))
-    assert last == "Not distinguishable from LoRA with these seeds, which does not mean equal. SST-2: 6 of 6 methods."
-
-
-def test_two_seeds_are_not_tested() -> None:
-    (found,) = versus.compare_with_lora(subset(two_methods(0.9, seeds=2)))
-    assert (found.p, found.interval, found.verdict) == (None, None, "not tested")
-    assert "not tested. SST-2: mini." in versus.sentences([found])[0]
-
-
-def test_equal_methods_do_not_differ() -> None:
-    (found,) = versus.compare_with_lora(subset(two_methods(0.7)))
-    assert found.verdict == "not distinguishable"
-
-
-def test_only_shared_seeds_are_paired() -> None:
-    records = [record(0.9, seed=seed) for seed in range(4)] + [
-        record(0.8, seed=seed, method="lora", rank=8) for seed in (1, 2, 3, 7)
-    ]
-    (found,) = versus.compare_with_lora(subset(records))
-    assert len(found.differences) == 3
-    assert versus.compare_with_lora(subset([record(0.9), record(0.8, seed=1, method="lora", rank=8)])) == ()
-
-
-def test_holm_is_over_all_comparisons_of_the_subset() -> None:
-    other = [record(0.72 + 0.01 * seed, seed=seed, method="xs", rank=4) for seed in range(5)]
-    found = versus.compare_with_lora(subset([*two_methods(0.9), *other]))
-    assert len(found) == 2
-    smallest = min(found, key=lambda each: each.p or 1)
-    assert smallest.p is not None
-    assert smallest.holm == pytest.approx(2 * smallest.p)
-
-
-def test_other_rows_are_not_compared_by_example() -> None:
-    records = two_methods(0.9)
-    data = DataInfo(source="glue", train_rows=1, eval_rows=ROWS, fingerprint="train+other")
-    changed = [each.model_copy(update={"data": data}) if each.cell.method == "lora" else each for each in records]
-    (found,) = versus.compare_with_lora(subset(changed))
-    assert found.examples is None
-    assert found.p is not None
-
-
-def test_without_lora_there_is_nothing_to_compare() -> None:
-    assert versus.compare_with_lora(subset([record(0.9)])) == ()
-    assert versus.comparison_tables(subset([record(0.9)]), ()) == []
-
-
-def test_an_interval_stays_within_the_metric() -> None:
-    draw = random.Random(1)
-    (entry,) = subset([cell(draw, 0.999, seed=seed) for seed in range(3)]).columns[Column("sst2", "accuracy")]
-    found = score_interval(Column("sst2", "accuracy"), entry)
-    assert found is not None
-    assert found.high <= 1.0
-
-
-def test_examples_that_all_seeds_miss_widen_the_interval() -> None:
-    column, missed = Column("sst2", "accuracy"), [cell(random.Random(0), 0.7, seed=seed) for seed in range(3)]
-    scores = [(each.score or 0) + 0.001 * each.cell.seed for each in missed]
-    curves = [{"score": score, "epochs": make_epochs(score)} for score in scores]
-    records = [each.model_copy(update=update) for each, update in zip(missed, curves, strict=True)]
-    bare = [each.model_copy(update={"predictions": ()}) for each in records]
-    wide, narrow = (score_interval(column, subset(each).columns[column][0]) for each in (records, bare))
-    assert wide is not None
-    assert narrow is not None
-    assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
-
-
-def mirrored(gain: float) -> list[Record]:
-    draw = random.Random(0)
-    return [
-        record(0.8 + (gain if a > b else 0.0) + draw.gauss(0, 0.001), a=a, b=b, rank=rank, seed=seed)
-        for rank in (4, 8)
-        for a, b in ((8, 16), (16, 8), (8, 8), (8, 32))
-        for seed in range(5)
-    ]
-
-
-@pytest.mark.parametrize(("gain", "verdict"), [(0.02, "a"), (-0.02, "b"), (0.0, "not distinguishable")])
-def test_symmetry(gain: float, verdict: str) -> None:
-    (found,) = symmetry.measure_symmetry(subset(mirrored(gain)))
-    assert found.verdict == verdict
-    assert found.pairs == 2
-    by_hand = [
-        sum(
-            sign * each.score
-            for each in mirrored(gain)
-            for sign in ((1,) if (each.cell.a, each.cell.b) == (16, 8) else (-1,))
-            if each.score is not None and each.cell.seed == seed and {each.cell.a, each.cell.b} == {8, 16}
-        )
-        / 2
-        for seed in range(5)
-    ]
-    assert found.differences == pytest.approx(by_hand)
-    assert found.p == pytest.approx(stats.ttest_1samp(by_hand, 0.0).pvalue)
-    (table,) = symmetry.symmetry_tables(subset(mirrored(gain)), [found])
-    assert texts(table, "more") == [verdict]
-
-
-def test_without_mirrored_pairs_symmetry_says_nothing() -> None:
-    assert symmetry.measure_symmetry(subset([record(0.5, a=8, b=16), record(0.6, a=8, b=8)])) == ()
-
-
-def test_best_last_and_held_out_side_by_side() -> None:
+def test_a_reference_on_the_same_targets_is_preferred() -> None:
     records = [
         record(
-            0.9, seed=seed, select="held-out", curve=make_epochs(0.7, 0.9, 0.8 + seed / 100, held_out=(0.6, 0.5, 0.4))
+            0.5 + 0.01 * seed, method=method, rank=rank, a=None, b=None, targets=targets, seed=seed, params=(size, 2)
         )
         for seed in range(3)
+        for method, rank, targets, size in (
+            ("lora", 2, "attention", 1000),
+            ("lora", 4, "qv", 5000),
+            ("xs", 2, "qv", 1000),
+            ("ia3", None, "kv+ffn", 900),
+        )
     ]
-    (table,) = selection_tables(subset(records))
-    assert texts(table, "best epoch") == ["90.0 ± 0.0; 90.0 (3)"]
-    assert texts(table, "last epoch") == ["81.0 ± 1.0; 81.0 (3)"]
-    assert texts(table, "held-out epoch") == ["70.0 ± 0.0; 70.0 (3)"]
-    assert texts(table, "best − last") == ["+9.0"]
-    assert texts(table, "best − held-out") == ["+20.0"]
+    computed = statistics(records)
+    assert sorted(named(computed, computed.default)) == [("ia3", "lora r=2"), ("xs r=2", "lora r=4")]
 
 
-def test_held_out_is_a_dash_where_it_was_not_recorded() -> None:
-    (table,) = selection_tables(subset([record(0.9)]))
-    assert texts(table, "held-out epoch") == ["—"]
-    assert "not recorded" in table.notes[-1]
-    assert selection_tables(subset([record(None, status="failed")])) == []
+@pytest.mark.parametrize(
+    ("gap", "spread", "verdict"),
+    [
+        (-0.03, 0.004, "worse"),
+        (0.03, 0.004, "better"),
+        (0.0, 0.03, "not distinguishable"),
+        (0.0, 0.002, "equivalent"),
+        (-0.005, 0.001, "worse, within the margin"),
+    ],
+)
+def test_verdicts(gap: float, spread: float, verdict: str) -> None:
+    assert set(statistics(frontier(gap, spread)).equal["verdict"]) == {verdict}
+
+
+def test_at_equal_size_the_setting_is_chosen_on_held_out_rows() -> None:
+    computed = statistics(frontier())
+    assert named(computed, computed.equal) == [("mini r=2 a=16 b=8", "lora r=2"), ("mini r=8 a=16 b=8", "lora r=8")]
+    assert computed.equal["of"].tolist() == [2, 2]
+
+
+def test_fewer_than_three_seeds_are_not_tested() -> None:
+    assert set(statistics(frontier(seeds=2)).equal["verdict"]) == {"not tested"}
+
+
+def test_declared_pairs_are_a_family() -> None:
+    pairs = (
+        {"arm": {"method": "mini", "rank": 2, "a": 8, "b": 16}, "against": {"method": "lora", "rank": 8}},
+        {"arm": {"method": "mini", "rank": 2}, "against": {"method": "lora", "rank": 2}},
+        {"arm": {"method": "mini", "rank": 99}, "against": {"method": "lora"}},
+    )
+    computed = statistics(frontier(), pairs=pairs)
+    names = named(computed, computed.declared)
+    assert names == [("mini r=2 a=8 b=16", "lora r=8"), ("mini r=2 a=16 b=8", "lora r=2")], (
+        "what was not run is left out"
+    )
+    tables = {table.title.partition(":")[0]: table for table in comparison_tables(computed)}
+    assert texts(tables["Declared comparisons"], "setting") == [name for name, _ in names]
+
+
+def test_the_comparison_has_students_interval_paired_by_seed_beside_it() -> None:
+    computed = statistics(frontier())
+    row = rows_of(computed.equal)[0]
+    by_seed = computed.scope.cells[computed.scope.cells["entry"] >= 0].pivot_table(
+        index=["arm", "seed"], columns="task", values="score"
+    )
+    means = by_seed.mean(axis=1).unstack("seed")
+    arms = computed.scope.entries["arm"]
+    wanted = stats.ttest_rel(means.loc[arms[row["entry"]]], means.loc[arms[row["reference"]]]).confidence_interval(0.95)
+    assert (row["paired_low"], row["paired_high"]) == pytest.approx((wanted.low, wanted.high))
+
+
+def predicted(task: str, method: str, seed: int) -> Record:
+    """A cell with predictions on 300 rows: each method always fails on 40 rows of its own, the rest is chance."""
+    hard = set(random.Random(f"{task} {method}").sample(range(300), 40))
+    labels = [float(number % 3 > 0) for number in range(300)]
+    draw = random.Random(f"{task} {method} {seed}")
+    right = [number not in hard and draw.random() < 0.95 for number in range(300)]
+    predictions = tuple(label if hit else 1 - label for label, hit in zip(labels, right, strict=True))
+    accuracy = sum(one == other for one, other in zip(labels, predictions, strict=True)) / 300
+    score = accuracy if task != "cola" else matthews_corrcoef(labels, predictions)
+    metrics = {"accuracy": accuracy} | ({"matthews": score} if task == "cola" else {})
+    curve = (Epoch(epoch=1, loss=1.0, metrics=metrics),)
+    return record(
+        score, task=task, method=method, a=None, b=None, rank=8, seed=seed, curve=curve, predictions=predictions
+    )
+
+
+@pytest.mark.parametrize("task", ["sst2", "cola"])
+def test_examples_widen_an_interval_where_the_records_have_predictions(task: str) -> None:
+    cells = [predicted(task, method, seed) for method in ("lora", "xs") for seed in range(3)]
+    plain = [one.model_copy(update={"predictions": ()}) for one in cells]
+    widths = [rows_of(statistics(records).default)[0]["error"] for records in (cells, plain)]
+    assert widths[0] > widths[1] > 0
+    terms = statistics(cells).means[task].example_terms
+    assert terms is not None
+    assert terms.examples() == 300
+    assert statistics(plain).means[task].example_terms is None
+
+
+def test_cells_on_other_rows_add_nothing() -> None:
+    cells = [predicted("sst2", method, seed) for method in ("lora", "xs", "dora") for seed in range(3)]
+    other = cells[-1].data
+    assert other is not None
+    moved = [
+        one
+        if one.cell.method != "xs"
+        else one.model_copy(update={"data": other.model_copy(update={"fingerprint": "a+b"})})
+        for one in cells
+    ]
+    terms = statistics(moved).means["sst2"].example_terms
+    assert isinstance(terms, ExampleTerms)
+    labels = statistics(moved).scope.entries["label"].tolist()
+    assert dict(zip(labels, terms.known.tolist(), strict=True)) == {"dora": True, "lora": True, "xs": False}
+
+
+def test_a_metric_without_a_formula_has_intervals_over_seeds_alone() -> None:
+    records = [record(0.8 + 0.01 * seed, task="stsb", seed=seed, predictions=(0.5,) * 100) for seed in range(3)]
+    computed = statistics(records)
+    assert computed.means["stsb"].example_terms is None
+    low, high = computed.intervals(computed.scope.main)
+    assert (low[0] + high[0]) / 2 == pytest.approx(0.81)
 
 
 def test_signs() -> None:
     assert [signed_percent(value) for value in (0.01, -0.01, 0.0001, None)] == ["+1.0", "-1.0", "0.0", "—"]
+
+
+# ---- what is declared
+
+
+def test_a_config_declares_what_is_compared(tmp_path: Path) -> None:
+    text = "name: x\ncompare: {average: [cola, sst2], margin: 0.5, subject: xs}\n"
+    assert parse_config(text, "x").compare == Comparisons(average=("cola", "sst2"), margin=0.5, subject="xs")
+    (tmp_path / "x.yaml").write_text(text)
+    assert load_comparisons(tmp_path, tmp_path / "x.yaml").margin == 0.5
+    assert load_comparisons(tmp_path) == Comparisons()
+    (tmp_path / "compare.yaml").write_text("margin: 2\n")
+    assert load_comparisons(tmp_path).margin == 2
+
+
+def test_a_run_leaves_the_declaration_where_the_report_finds_it(tmp_path: Path) -> None:
+    keep_comparisons(tmp_path, Comparisons())
+    assert list(tmp_path.iterdir()) == []
+    pair = Pair(arm={"method": "mini", "rank": 2}, against={"method": "lora"})
+    declared = Comparisons(average=("cola", "sst2"), pairs=(pair,))
+    keep_comparisons(tmp_path, declared)
+    assert load_comparisons(tmp_path) == declared
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("margin: 0", "compare.yaml:1: margin: 0 is not allowed"),
+        ("averages: [cola]", "compare.yaml:1: unknown key 'averages'"),
+        ("pairs: [{arm: {rank: 2}, against: {method: lora}}]", "is not allowed"),
+        ("pairs: [{arm: {method: mini, size: 2}, against: {method: lora}}]", "is not allowed"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_wrong_declaration_says_what_is_wrong(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "compare.yaml").write_text(text)
+    with pytest.raises(BenchError) as caught:
+        load_comparisons(tmp_path)
+    assert what in caught.value.what
+
+
+# ---- the answer
+
+
+def test_the_answer_says_which_is_best_and_whether_the_method_matches() -> None:
+    first, second, third, *rest = answer(statistics(frontier(-0.03)))
+    assert first.startswith(
+        "At about 100,000 trained values (56,000 to 180,000) the best of 2 methods on the average of"
+    )
+    assert "is lora r=8 on attention with 76.6" in first
+    assert "mini r=8 a=16 b=8 on attention" in first
+    assert "Worse: mini r=8" in first
+    assert "Does LoRA-Mini match LoRA at equal size" in second
+    assert "No: it is worse at every size. In 2 of 2 comparisons its mean is lower" in second
+    assert re.search(r"Over all of them the mean difference is -[23]\.\d \[-", second)
+    assert third.startswith("The clearest of them: mini r=")
+    assert "worse, Holm's p < 0.001" in third
+    assert rest[0].startswith("Evidence: 105 cells on tiny, 7 settings")
+    assert "Not tested here: any other encoder, MRPC, QQP, MNLI, QNLI, RTE and WNLI" in rest[1]
+
+
+@pytest.mark.parametrize(
+    ("gap", "spread", "words"),
+    [
+        (0.03, 0.004, "Yes: where these seeds can tell, it is better."),
+        (0.0, 0.002, "Yes: it is equivalent at every size."),
+        (0.0, 0.03, "Unknown: these seeds show no difference"),
+    ],
+)
+def test_the_answer_follows_the_verdicts(gap: float, spread: float, words: str) -> None:
+    assert words in answer(statistics(frontier(gap, spread)))[1]
+
+
+def test_what_no_method_learns_is_named() -> None:
+    unlearnt = [
+        record(0.5 + 0.01 * (seed % 3), task="rte", seed=seed, method=method, rank=rank, a=None, b=None)
+        for seed in range(5)
+        for method, rank in (("lora", 8), ("head", None))
+    ]
+    sentences = answer(statistics([*frontier(), *unlearnt]))
+    assert any("No method is distinguishable from training the head alone on RTE" in sentence for sentence in sentences)
+
+
+def test_without_the_reference_there_is_no_answer_on_it() -> None:
+    sentences = answer(statistics([record(0.5, seed=seed) for seed in range(3)]))
+    assert not any("match" in sentence for sentence in sentences)
+
+
+# ---- a against b
+
+
+def mirrored(gain: float, seeds: int = 5) -> Iterator[Record]:
+    draw = random.Random(1)
+    for rank in (4, 8):
+        for a, b in ((8, 16), (16, 8), (8, 8)):
+            for seed in range(seeds):
+                yield record(0.8 + (gain if a > b else 0) + draw.gauss(0, 0.001), rank=rank, a=a, b=b, seed=seed)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.02, "a"), (-0.02, "b"), (0.0, "not distinguishable")])
+def test_mirrored_pairs(gain: float, verdict: str) -> None:
+    scope = statistics(mirrored(gain)).scope
+    (row,) = rows_of(symmetry.measure_symmetry(scope))
+    assert (row["verdict"], row["pairs"], row["n"]) == (verdict, 2, 5)
+    assert row["difference"] == pytest.approx(gain, abs=0.002)
+    assert bool(symmetry.sentences(symmetry.measure_symmetry(scope))) == (verdict != "not distinguishable")
+
+
+def test_mirrored_pairs_are_tested_by_seed() -> None:
+    scope = statistics(mirrored(0.001)).scope
+    (row,) = rows_of(symmetry.measure_symmetry(scope))
+    cells = scope.cells[scope.cells["a"] != scope.cells["b"]]
+    signed = cells["score"].where(cells["a"] > cells["b"], -cells["score"])
+    by_seed = signed.groupby(cells["seed"]).sum() / 2
+    wanted = stats.ttest_1samp(by_seed, 0)
+    assert row["p"] == row["holm"] == pytest.approx(wanted.pvalue)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
+
+
+def test_without_mirrored_pairs_there_is_no_table() -> None:
+    scope = statistics([record(0.5, a=8, b=16)]).scope
+    assert symmetry.symmetry_tables(scope, symmetry.measure_symmetry(scope)) == []
+
+
+def test_two_seeds_of_mirrored_pairs_are_not_tested() -> None:
+    (row,) = rows_of(symmetry.measure_symmetry(statistics(mirrored(0.02, seeds=2)).scope))
+    assert (row["verdict"], row["p"], row["n"]) == ("not tested", None, 2)
+
+
+# ---- the choice of the epoch
+
+
+def test_the_three_choices_of_the_epoch_stand_side_by_side() -> None:
+    curve = make_epochs(0.7, 0.9, 0.8, held_out=[0.1, 0.2, 0.3])
+    records = [record(0.9, seed=seed, curve=curve) for seed in range(3)]
+    (table,) = epoch_tables(statistics(records).scope)
+    assert [texts(table, head) for head in ("best epoch", "last epoch", "held-out epoch")] == [
+        ["90.0"],
+        ["80.0"],
+        ["80.0"],
+    ]
+    assert texts(table, "best − last") == texts(table, "best − held-out") == ["+10.0"]
+    assert len(table.data) == 1
+
+
+def test_without_held_out_rows_that_choice_is_empty_and_the_note_says_how_to_have_it() -> None:
+    (table,) = epoch_tables(statistics([record(0.9)]).scope)
+    assert texts(table, "held-out epoch") == ["—"]
+    assert "run with --set select=held-out" in table.notes[1]
+    assert epoch_tables(statistics([record(None, status="failed")]).scope) == []
 
 
 # ---- the published numbers
@@ -215,7 +374,8 @@ AVERAGES = {
 
 @pytest.mark.parametrize(("row", "average"), AVERAGES.items(), ids=lambda value: str(value))
 def test_rows_average_as_their_tables_print(row: tuple[str, str], average: float) -> None:
-    values = [each.value for each in published.published_values() if (each.row, each.model) == row]
+    source = next(one.source for one in published.published_values() if (one.row, one.model) == row)
+    values = [one.value for one in published.published_values() if (one.row, one.model, one.source) == (*row, source)]
     assert sum(values) / len(values) == pytest.approx(average, abs=0.08)
 
 
@@ -239,19 +399,19 @@ def lora(score: float, seeds: int = 5, **other: Any) -> list[Record]:
     return [record(score + draw.gauss(0, 0.002), seed=seed, **settings) for seed in range(seeds)]
 
 
-def against(records: list[Record], task: str = "sst2", row: str = "LoRA r=8") -> published.PublishedComparison:
-    found = published.compare_with_published(subsets(records))
-    return next(each for each in found if (each.published.row, each.published.task) == (row, task))
+def against(records: list[Record], task: str = "sst2", row: str = "LoRA r=8") -> dict[str, Any]:
+    """The comparison with a value of LoRA's own table."""
+    rows = rows_of(published.compare_with_published(all_statistics(records)))
+    return next(dict(one) for one in rows if (one["row"], one["task"]) == (row, task))
 
 
 @pytest.mark.parametrize(("score", "verdict"), [(0.951, "within"), (0.94, "outside")])
 def test_within_and_outside(score: float, verdict: str) -> None:
-    found = against(lora(score))
-    assert found.verdict == verdict
-    assert found.interval is not None
-    assert (found.interval.low <= 0 <= found.interval.high) == (verdict == "within")
-    assert found.difference == pytest.approx(score - 0.951, abs=0.002)
-    assert "epochs 10 here, 60 there" in found.reason
+    comparison = against(lora(score))
+    assert comparison["verdict"] == verdict
+    assert (comparison["low"] <= 0 <= comparison["high"]) == (verdict == "within")
+    assert comparison["difference"] == pytest.approx(score - 0.951, abs=0.002)
+    assert "epochs 10 here, 60 there" in comparison["because"]
 
 
 @pytest.mark.parametrize(
@@ -262,29 +422,41 @@ def test_within_and_outside(score: float, verdict: str) -> None:
         (lora(0.95, targets="attention"), "other targets (attention)"),
         (lora(0.95, select="last"), "best epoch there"),
         (lora(0.95, start="mnli"), "other start (mnli)"),
-        (lora(0.95, split="test"), "other split (test)"),
+        (lora(0.95, split="test"), "validation there"),
         (lora(0.95, seeds=2), "fewer than 3 seeds here"),
         (lora(0.95, method="xs"), "not run here"),
         (lora(0.95, predictions=(1.0,) * 10), "not GLUE's rows"),
     ],
 )
 def test_what_is_not_comparable_says_why(records: list[Record], reason: str) -> None:
-    found = against(records)
-    assert found.verdict == "not comparable"
-    assert reason in found.reason
+    comparison = against(records)
+    assert comparison["verdict"] == "not comparable"
+    assert reason in comparison["because"]
 
 
 def test_an_mnli_start_and_a_metric_variant_are_not_comparable() -> None:
-    assert "MNLI start there" in against(lora(0.8, task="rte"), "rte").reason
+    assert "MNLI start there" in against(lora(0.8, task="rte"), "rte")["because"]
     spearman = against(lora(0.9, task="stsb"), "stsb", "LoRA r=8, Spearman")
-    assert "metric variant (Spearman)" in spearman.reason
+    assert "metric variant (Spearman)" in spearman["because"]
 
 
-def test_the_table_has_every_value() -> None:
-    found = published.compare_with_published(subsets(lora(0.951)))
-    table = published.published_table(found)
+def test_the_tables_have_every_value_with_its_protocol() -> None:
+    computed = all_statistics(lora(0.951))
+    averages, table = published.published_tables(computed)
     assert len(table.rows) == len(table.data) == len(published.published_values())
-    assert sum(text == "within" for text in texts(table, "verdict")) == 1
-    assert published.sentences(found) == [
-        f"Of {len(found)} published values: 1 within, 0 outside, {len(found) - 1} not comparable."
-    ]
+    assert texts(table, "verdict").count("within") == 1
+    rows = {(row["row"], row["source"]): row for row in rows_of(averages.data)}
+    assert rows["LoRA r=8", "LoRA, arXiv 2106.09685"]["average"] == pytest.approx(0.866, abs=5e-4)
+    assert "start from MNLI" in rows["LoRA r=8", "LoRA, arXiv 2106.09685"]["protocol"]
+    assert rows["LoRA", "RED"]["average"] == pytest.approx(0.834, abs=5e-4)
+    assert rows["LoRA", "RED"]["protocol"].startswith("held-out")
+    assert rows["LoRA r=8", "C3A"]["average"] == pytest.approx(0.8335, abs=5e-4)
+
+
+def test_the_sentences_say_what_loras_number_is() -> None:
+    comparisons = published.compare_with_published(all_statistics(lora(0.951)))
+    counts, lora_sentence = published.sentences(comparisons)
+    total = len(published.published_values())
+    assert counts == f"Of {total} published values: 1 within, 0 outside, {total - 1} not comparable."
+    assert lora_sentence.startswith("LoRA's 86.6")
+    assert "83.4 (RED) and 83.4 (C3A)" in lora_sentence

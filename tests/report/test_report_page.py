@@ -96,7 +96,7 @@ def choose(browser: Any, which: str, value: str) -> None:
 
 def test_it_is_ready_and_draws(browser: Any) -> None:
     assert run(browser, "return document.documentElement.dataset.ready") == "yes"
-    for chart in ("rank", "pareto", "curves"):
+    for chart in ("frontier", "rank", "curves"):
         assert run(browser, f"return document.querySelectorAll('#{chart} .scatterlayer .trace').length") > 0, chart
 
 
@@ -136,25 +136,49 @@ def test_a_click_shows_the_cells_and_their_curves(browser: Any) -> None:
     type_filter(browser, "")
 
 
-def test_hover_shows_the_ids_and_the_settings(browser: Any) -> None:
-    choose(browser, "task", "SST-2 (accuracy)")
+def test_pointing_at_a_setting_shows_its_size_and_its_interval(browser: Any) -> None:
+    choose(browser, "column", "SST-2 (accuracy)")
     run(
         browser,
-        "const chart = document.getElementById('pareto');"
+        "const chart = document.getElementById('frontier');"
         "const at = chart.data.findIndex((trace) => trace.name === 'lora');"
         "chart.scrollIntoView(); Plotly.Fx.hover(chart, [{ curveNumber: at, pointNumber: 0 }]);",
     )
-    shown = run(browser, "return document.querySelector('#pareto .hoverlayer').textContent")
-    assert record(0.85, method="lora", rank=8, params=(9000, 2)).id in shown
+    shown = run(browser, "return document.querySelector('#frontier .hoverlayer').textContent")
     assert "lora r=8" in shown
+    assert "85.0 [8" in shown
+    assert "9,000 values" in shown
 
 
-def test_task_and_cost_choose_the_chart(browser: Any) -> None:
-    choose(browser, "task", "CoLA (Matthews)")
-    assert run(browser, "return document.getElementById('pareto').data.length") == 2
-    choose(browser, "task", "SST-2 (accuracy)")
-    choose(browser, "cost", "5")
-    assert run(browser, "return document.getElementById('pareto').layout.xaxis.title.text") == "GPU-seconds a cell"
+def test_the_choices_above_the_chart_redraw_it(browser: Any) -> None:
+    names = "return document.getElementById('frontier').data.map((trace) => trace.name)"
+    choose(browser, "column", "CoLA (Matthews)")
+    assert "mini" not in run(browser, names)
+    choose(browser, "column", "SST-2 (accuracy)")
+    assert {"mini", "lora"} <= set(run(browser, names))
+    choose(browser, "cost", "6")
+    assert run(browser, "return document.getElementById('frontier').layout.xaxis.title.text") == "GPU-seconds a cell"
+    choose(browser, "cost", "4")
+
+
+def test_it_works_by_keyboard(browser: Any) -> None:
+    type_filter(browser, "mini r=8 a=16")
+    row = browser.find_element("css selector", "#grid tbody tr")
+    run(browser, "document.querySelector('#grid tbody tr').focus()")
+    row.send_keys("\ue007")
+    assert run(browser, "return document.getElementById('chosen').textContent") == "SST-2 mini r=8 a=16 b=8"
+    unlabelled = "return [...document.querySelectorAll('select, input')].filter((one) => !one.closest('label')).length"
+    assert run(browser, unlabelled) == 0
+    scrolled = "return [...document.querySelectorAll('.wide')].filter((one) => one.tabIndex < 0).length"
+    assert run(browser, scrolled) == 0, "what scrolls can have the focus"
+    type_filter(browser, "")
+
+
+def test_the_answer_comes_first(browser: Any) -> None:
+    first = run(browser, "return document.querySelector('main h2').textContent")
+    sentences = run(browser, "return [...document.querySelectorAll('#answer p')].map((one) => one.textContent)")
+    assert first == "The answer"
+    assert any("Does LoRA-Mini match LoRA" in sentence or "nothing to compare" in sentence for sentence in sentences)
 
 
 def test_it_fits_a_phone(browser: Any) -> None:

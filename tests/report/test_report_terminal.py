@@ -13,73 +13,50 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.formats.render import MAX_ROWS, print_table
-from lora_bench.report.numbers.entries import comparable_subsets
+from lora_bench.report.numbers.comparisons import scope_statistics
+from lora_bench.report.numbers.entries import comparable_scopes
 from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.score_tables import method_table, rank_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from tests.report.report_factory import grid, record, shown
 
 AT_80 = """
-Methods: tiny, attention
-                      CoLA                  SST-2
-method  rank    a  b  Matthews              accuracy
-───────────────────────────────────────────────────────────────────
-head
-mini       4    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.0; 91.0 (3)
-mini       4  128  8                        90.0 ± 1.0; 90.0 (3)
-mini      16    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.4; 91.0 (2/3)†
-mini      16  128  8                        90.0 ± 1.0; 90.0 (3)
-mini      64    8  8  51.1 ± 1.0; 51.1 (3)  91.1 ± 1.0; 91.1 (3)
-mini      64  128  8                        90.0 ± 1.0; 90.0 (3)
-mini     256    8  8  51.3 ± 1.0; 51.3 (3)  91.3 ± 1.0; 91.3 (3)
-mini     256  128  8                        90.0 ± 1.0; 90.0 (3)
-mini    1024    8  8  52.0 ± 1.0; 52.0 (3)  92.0 ± 1.0; 92.0 (3)
-mini    1024  128  8                        90.0 ± 1.0; 90.0 (3)
+Each method's chosen setting: tiny
+                                                95%
+method               targets    average         interval      rank
+──────────────────────────────────────────────────────────────────
+mini r=1024 a=8 b=8  attention  75.4 ± 1.0 (3)  [74.0, 76.7]  1
+head                                            —
 
-                      STS-B                 adapter     head
-method  rank    a  b  Pearson                params   params
-────────────────────────────────────────────────────────────
-head                  80.0 ± 0.0; 80.0 (3)    1,000  592,130
-mini       4    8  8  81.0 ± 1.0; 81.0 (3)    1,000  592,130
-mini       4  128  8                          1,000  592,130
-mini      16    8  8  81.0 ± 1.0; 81.0 (3)    1,000  592,130
-mini      16  128  8                          1,000  592,130
-mini      64    8  8  81.1 ± 1.0; 81.1 (3)    1,000  592,130
-mini      64  128  8                          1,000  592,130
-mini     256    8  8  81.3 ± 1.0; 81.3 (3)    1,000  592,130
-mini     256  128  8                          1,000  592,130
-mini    1024    8  8  82.0 ± 1.0; 82.0 (3)    1,000  592,130
-mini    1024  128  8                          1,000  592,130
+                                    CoLA            SST-2
+method               targets    of  Matthews        accuracy
+──────────────────────────────────────────────────────────────────
+mini r=1024 a=8 b=8  attention   5  52.0 ± 1.0 (3)  92.0 ± 1.0 (3)
+head                             1
 
-                      adapter    bytes  seconds     without
-method  rank    a  b    bytes  as fp16   a cell       score
-───────────────────────────────────────────────────────────
-head                    4,000    2,000        —           0
-mini       4    8  8    4,000    2,000        —           0
-mini       4  128  8    4,000    2,000        —           0
-mini      16    8  8    4,000    2,000        —  1 diverged
-mini      16  128  8    4,000    2,000        —           0
-mini      64    8  8    4,000    2,000        —           0
-mini      64  128  8    4,000    2,000        —           0
-mini     256    8  8    4,000    2,000        —           0
-mini     256  128  8    4,000    2,000        —           0
-mini    1024    8  8    4,000    2,000        —           0
-mini    1024  128  8    4,000    2,000        —           0
+                                STS-B           adapter     head
+method               targets    Pearson          params   params
+────────────────────────────────────────────────────────────────
+mini r=1024 a=8 b=8  attention  82.0 ± 1.0 (3)    1,000  592,130
+head                            80.0 ± 0.0 (3)    1,000  592,130
 
-SST-2 (accuracy) by rank: mini; tiny, attention
-      a  b  r=4                   r=16
-─────────────────────────────────────────────────────────
-      8  8  91.0 ± 1.0; 91.0 (3)  91.0 ± 1.4; 91.0 (2/3)†
-    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
+                                adapter    bytes  seconds  without
+method               targets      bytes  as fp16   a cell    score
+──────────────────────────────────────────────────────────────────
+mini r=1024 a=8 b=8  attention    4,000    2,000                 0
+head                              4,000    2,000                 0
+One setting of each method: chosen by the score that is shown (nothing was held
+out), which flatters a method with many settings; of: among how many. Intervals
+and ranks are of the average.
 
-average     90.5 ± 1.0; 90.5 (3)  90.5 ± 1.4; 90.5 (2/3)†
+Average by rank: others; tiny
+method  targets    r=4             r=16
+────────────────────────────────────────────────────
+mini    attention  74.3 ± 1.0 (3)  74.3 ± 1.4 (2/3)†
 
-      a  b  r=64                  r=256                 r=1024
-────────────────────────────────────────────────────────────────────────────
-      8  8  91.1 ± 1.0; 91.1 (3)  91.3 ± 1.0; 91.3 (3)  92.0 ± 1.0; 92.0 (3)
-    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
-
-average     90.5 ± 1.0; 90.5 (3)  90.6 ± 1.0; 90.6 (3)  91.0 ± 1.0; 91.0 (3)
+method  targets    r=64            r=256           r=1024
+─────────────────────────────────────────────────────────────────
+mini    attention  74.4 ± 1.0 (3)  74.6 ± 1.0 (3)  75.4 ± 1.0 (3)
 
 Cells without a score
 id            task  method  rank  a  b  seed     lr
@@ -92,51 +69,25 @@ id            status    reason
 """
 
 AT_120 = """
-Methods: tiny, attention
-                      CoLA                  SST-2                    STS-B
-method  rank    a  b  Matthews              accuracy                 Pearson
-─────────────────────────────────────────────────────────────────────────────────────────
-head                                                                 80.0 ± 0.0; 80.0 (3)
-mini       4    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.0; 91.0 (3)     81.0 ± 1.0; 81.0 (3)
-mini       4  128  8                        90.0 ± 1.0; 90.0 (3)
-mini      16    8  8  51.0 ± 1.0; 51.0 (3)  91.0 ± 1.4; 91.0 (2/3)†  81.0 ± 1.0; 81.0 (3)
-mini      16  128  8                        90.0 ± 1.0; 90.0 (3)
-mini      64    8  8  51.1 ± 1.0; 51.1 (3)  91.1 ± 1.0; 91.1 (3)     81.1 ± 1.0; 81.1 (3)
-mini      64  128  8                        90.0 ± 1.0; 90.0 (3)
-mini     256    8  8  51.3 ± 1.0; 51.3 (3)  91.3 ± 1.0; 91.3 (3)     81.3 ± 1.0; 81.3 (3)
-mini     256  128  8                        90.0 ± 1.0; 90.0 (3)
-mini    1024    8  8  52.0 ± 1.0; 52.0 (3)  92.0 ± 1.0; 92.0 (3)     82.0 ± 1.0; 82.0 (3)
-mini    1024  128  8                        90.0 ± 1.0; 90.0 (3)
+Each method's chosen setting: tiny
+                                                95%                     CoLA            SST-2
+method               targets    average         interval      rank  of  Matthews        accuracy
+──────────────────────────────────────────────────────────────────────────────────────────────────────
+mini r=1024 a=8 b=8  attention  75.4 ± 1.0 (3)  [74.0, 76.7]  1      5  52.0 ± 1.0 (3)  92.0 ± 1.0 (3)
+head                                            —                    1
 
-                      adapter     head  adapter    bytes  seconds     without
-method  rank    a  b   params   params    bytes  as fp16   a cell       score
-─────────────────────────────────────────────────────────────────────────────
-head                    1,000  592,130    4,000    2,000        —           0
-mini       4    8  8    1,000  592,130    4,000    2,000        —           0
-mini       4  128  8    1,000  592,130    4,000    2,000        —           0
-mini      16    8  8    1,000  592,130    4,000    2,000        —  1 diverged
-mini      16  128  8    1,000  592,130    4,000    2,000        —           0
-mini      64    8  8    1,000  592,130    4,000    2,000        —           0
-mini      64  128  8    1,000  592,130    4,000    2,000        —           0
-mini     256    8  8    1,000  592,130    4,000    2,000        —           0
-mini     256  128  8    1,000  592,130    4,000    2,000        —           0
-mini    1024    8  8    1,000  592,130    4,000    2,000        —           0
-mini    1024  128  8    1,000  592,130    4,000    2,000        —           0
+                                STS-B           adapter     head  adapter    bytes  seconds  without
+method               targets    Pearson          params   params    bytes  as fp16   a cell    score
+────────────────────────────────────────────────────────────────────────────────────────────────────
+mini r=1024 a=8 b=8  attention  82.0 ± 1.0 (3)    1,000  592,130    4,000    2,000                 0
+head                            80.0 ± 0.0 (3)    1,000  592,130    4,000    2,000                 0
+One setting of each method: chosen by the score that is shown (nothing was held out), which flatters a method with many
+settings; of: among how many. Intervals and ranks are of the average.
 
-SST-2 (accuracy) by rank: mini; tiny, attention
-      a  b  r=4                   r=16
-─────────────────────────────────────────────────────────
-      8  8  91.0 ± 1.0; 91.0 (3)  91.0 ± 1.4; 91.0 (2/3)†
-    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
-
-average     90.5 ± 1.0; 90.5 (3)  90.5 ± 1.4; 90.5 (2/3)†
-
-      a  b  r=64                  r=256                 r=1024
-────────────────────────────────────────────────────────────────────────────
-      8  8  91.1 ± 1.0; 91.1 (3)  91.3 ± 1.0; 91.3 (3)  92.0 ± 1.0; 92.0 (3)
-    128  8  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)  90.0 ± 1.0; 90.0 (3)
-
-average     90.5 ± 1.0; 90.5 (3)  90.6 ± 1.0; 90.6 (3)  91.0 ± 1.0; 91.0 (3)
+Average by rank: others; tiny
+method  targets    r=4             r=16               r=64            r=256           r=1024
+────────────────────────────────────────────────────────────────────────────────────────────────────
+mini    attention  74.3 ± 1.0 (3)  74.3 ± 1.4 (2/3)†  74.4 ± 1.0 (3)  74.6 ± 1.0 (3)  75.4 ± 1.0 (3)
 
 Cells without a score
 id            task  method  rank  a  b  seed     lr  status    reason
@@ -174,17 +125,16 @@ def tables(records: Iterable[Record]) -> tuple[ReportTable, ...]:
 @pytest.mark.parametrize(("width", "wanted"), [(80, AT_80), (120, AT_120)])
 def test_terminal(width: int, wanted: str) -> None:
     console = Console(file=io.StringIO(), width=width)
-    found = cell_frame(rows())
-    (subset,) = comparable_subsets(found)
-    shortened = [table for table in rank_tables(subset) if table.title.startswith("SST-2")]
-    for table in (method_table(subset), *shortened, *missing_score_tables(found)):
+    cells = cell_frame(rows())
+    (scope,) = comparable_scopes(cells)
+    for table in (method_table(scope_statistics(scope)), *rank_tables(scope), *missing_score_tables(cells)):
         print_table(table, console)
     assert shown(console).strip() == wanted.strip()
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 def test_nothing_is_wider_than_the_terminal_and_nothing_is_cut(width: int) -> None:
-    found = tables(grid(tasks=("cola",)))
+    found = [table for table in tables(grid(tasks=("cola",))) if not table.is_data]
     console = Console(file=io.StringIO(), width=width)
     for table in found:
         print_table(table, console)
@@ -201,11 +151,10 @@ def test_a_terminal_too_narrow_for_one_column_breaks_its_text(width: int) -> Non
     assert max(map(cell_len, shown(console).splitlines())) <= max(width, 10)
 
 
-def test_of_a_long_table_the_first_rows_and_the_average_are_shown() -> None:
-    (subset,) = comparable_subsets(cell_frame([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
+def test_of_a_long_table_the_first_rows_are_shown() -> None:
+    (scope,) = comparable_scopes(cell_frame([record(0.5 + size / 1000, a=size) for size in range(1, 101)]))
     console = Console(file=io.StringIO(), width=100)
-    print_table(rank_tables(subset)[0], console)
+    print_table(rank_tables(scope)[0], console)
     text = shown(console)
-    assert "average" in text
     assert "… 40 more rows in the files." in text
     assert len(text.splitlines()) < 75

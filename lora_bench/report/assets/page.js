@@ -2,14 +2,14 @@
 // Charts, table and learning curves of the report; everything comes from the JSON above. Text is set as text, never as HTML.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const at = Object.fromEntries(data.columns.map((name, place) => [name, place]));
+  const at = Object.fromEntries(data.columns.map((name, index) => [name, index]));
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const STEP = 100;
   const HEADS = {
     adapter_params: "adapter params", adapter_bytes: "adapter bytes", seconds: data.seconds, mean: "mean ×100",
     std: "std", median: "median", n: "scores", lost: "without score",
   };
-  const state = { sort: "mean", down: true, shown: STEP, chosen: 0, found: [], printing: false };
+  const state = { sort: "mean", down: true, shown: STEP, chosen: 0, matching: [], printing: false };
   const $ = (id) => document.getElementById(id);
   const percent = (value, digits = 1) => (value === null || value === undefined ? "—" : (100 * value).toFixed(digits));
 
@@ -18,37 +18,34 @@
 
   function words(number) {
     const row = data.settings[number];
-    const parts = data.columns.slice(0, data.labels).map((name, place) => [name, row[place]]);
+    const parts = data.columns.slice(0, data.labels).map((name, index) => [name, row[index]]);
     const short = { rank: "r" };
     return parts.filter(([, value]) => value !== null)
       .map(([name, value]) => (name === "task" ? data.titles[value] : name === "method" ? value : `${short[name] || name}=${value}`));
   }
 
-  function hover(number) {
-    const row = data.settings[number];
-    const cells = data.cells[number];
-    const ids = cells.slice(0, 8).map((cell) => `seed ${cell[1]}: ${cell[0]} ${cell[3] === null ? cell[2] : percent(cell[3])}`);
-    if (cells.length > 8) ids.push(`and ${cells.length - 8} more`);
-    const spread = row[at.std] === null ? "" : ` ± ${percent(row[at.std])}`;
-    const head = `${percent(row[at.mean])}${spread} (${row[at.n]}/${row[at.seeds]})`;
-    return [`<b>${inert(words(number).join(" "))}</b>`, head, ...ids.map(inert)].join("<br>");
-  }
-
   // ---- charts
 
-  function colours() {
+  const HUES = { subject: "#0072B2", reference: "#D55E00", extra: "#009E73", other: "#9aa0a6" };
+  const LEVELS = { head: ["#000000", "dash"], full: ["#666666", "dot"] };
+  const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "cross"];
+
+  function theme() {
     const night = dark.matches && !state.printing;
     return {
-      night, text: night ? "#e6e9ec" : "#1c2126", line: night ? "#37404a" : "#d7dce1", back: night ? "#1d2329" : state.printing ? "#ffffff" : "#f6f7f9",
+      night,
+      text: night ? "#e6e9ec" : "#1c2126",
+      line: night ? "#37404a" : "#d7dce1",
+      back: night ? "#1d2329" : state.printing ? "#ffffff" : "#f6f7f9",
       of: (colour) => (night ? { "#000000": "#ffffff", "#666666": "#b5bcc4", "#0072B2": "#4aa8e0" }[colour] || colour : colour),
     };
   }
 
   function layout(across, extra) {
-    const theme = colours();
-    const axis = { gridcolor: theme.line, zerolinecolor: theme.line, linecolor: theme.line, automargin: true };
+    const { text, line, back } = theme();
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
     return {
-      paper_bgcolor: theme.back, plot_bgcolor: theme.back, font: { color: theme.text, size: 12 }, hovermode: "closest",
+      paper_bgcolor: back, plot_bgcolor: back, font: { color: text, size: 12 }, hovermode: "closest",
       margin: { l: 50, r: 14, t: 14, b: 100 }, legend: { orientation: "h", yref: "container", y: 0.01, yanchor: "bottom", x: 0 }, hoverlabel: { align: "left" },
       xaxis: { ...axis, title: { text: across }, ...extra }, yaxis: { ...axis, title: { text: "score ×100" } },
     };
@@ -58,82 +55,80 @@
   const paper = () => (state.printing ? { width: 680, height: 320 } : {});
   const draw = (id, traces, shape) => Plotly.react(id, traces, { ...shape, ...paper() }, { responsive: true, displaylogo: false, displayModeBar: false });
 
-  function chart() {
-    const title = $("piece").value;
-    const found = data.charts.filter((each) => each.piece === title);
-    return found.find((each) => each.task === $("task").value) || found[0];
+  const scopeCharts = () => data.charts.filter((chart) => chart.scope === $("scope").value);
+  const currentChart = () => scopeCharts().find((chart) => chart.column === $("column").value) || scopeCharts()[0];
+
+  // A point is [label, size, targets, setting, params, bytes, seconds, mean, low, high, seeds].
+  function pointText(point) {
+    const [, size, targets, , params, bytes, , mean, low, high, seeds] = point;
+    const interval = low === null ? "" : ` [${percent(low)}, ${percent(high)}]`;
+    const costs = [params === null ? "" : `${params.toLocaleString("en")} values`, bytes === null ? "" : `${bytes.toLocaleString("en")} bytes`];
+    return [`<b>${inert(size)}</b>`, inert(targets), `${percent(mean)}${interval} (${seeds} seed${seeds === 1 ? "" : "s"})`, ...costs].filter(Boolean).join("<br>");
   }
 
-  function points(each, label, x) {
-    const mine = each.points.filter((point) => point[0] === label && point[x] !== null && point[x] > 0);
-    return { x: mine.map((p) => p[x]), y: mine.map((p) => 100 * p[6]), customdata: mine.map((p) => p[1]), text: mine.map((p) => hover(p[1])) };
-  }
-
-  function dots(each, look, x, shape) {
+  function pointTrace(points, x, name, colour, shape, symbols) {
     return {
-      ...points(each, look[0], x), name: inert(look[0]), legendgroup: look[0], type: "scatter", mode: "markers",
-      hovertemplate: "%{text}<extra></extra>", marker: { color: colours().of(look[1]), symbol: look[2], ...shape },
+      x: points.map((p) => p[x]), y: points.map((p) => 100 * p[7]), text: points.map(pointText), customdata: points.map((p) => p[3]),
+      name: inert(name), type: "scatter", mode: "markers", hovertemplate: "%{text}<extra></extra>",
+      marker: { color: theme().of(colour), symbol: points.map((p) => symbols[p[2]] || "circle"), ...shape },
     };
   }
 
-  function level(each, look, ends) {
-    const mine = each.points.find((point) => point[0] === look[0]);
-    const y = 100 * mine[6];
+  function levelTrace(name, mean, ends, look) {
     return {
-      x: ends, y: ends.map(() => y), customdata: ends.map(() => mine[1]), text: ends.map(() => hover(mine[1])), name: inert(look[0]), type: "scatter",
-      mode: "lines", line: { color: colours().of(look[1]), dash: look[3], width: 1.5 }, hovertemplate: "%{text}<extra></extra>",
+      x: ends, y: ends.map(() => 100 * mean), name: inert(name), type: "scatter", mode: "lines",
+      line: { color: theme().of(look[0]), dash: look[1], width: 1.5 }, hovertemplate: `${inert(name)}: ${percent(mean)}<extra></extra>`,
     };
   }
 
-  function bandOf(look, line) {
-    const up = line.map((p) => 100 * (p[1] + (p[2] || 0)));
-    const down = line.map((p) => 100 * (p[1] - (p[2] || 0)));
-    const ranks = line.map((p) => p[0]);
-    return {
-      x: [...ranks, ...ranks.slice().reverse()], y: [...up, ...down.reverse()], fill: "toself", type: "scatter", mode: "lines", line: { width: 0 },
-      fillcolor: colours().of(look[1]), opacity: 0.15, hoverinfo: "skip", showlegend: false, legendgroup: look[0],
-    };
-  }
-
-  function lineOf(look, line) {
-    const said = line.map((p) => `<b>${inert(look[0])} r=${p[0]}</b><br>${percent(p[1])}${p[2] === null ? "" : ` ± ${percent(p[2])}`} (${p[3]} seeds)`);
-    return {
-      x: line.map((p) => p[0]), y: line.map((p) => 100 * p[1]), text: said, hovertemplate: "%{text}<extra></extra>", name: inert(look[0]),
-      legendgroup: look[0], type: "scatter", mode: "lines+markers", line: { color: colours().of(look[1]), dash: look[3] }, marker: { symbol: look[2], size: 8 },
-    };
+  function drawFrontier() {
+    const chart = currentChart();
+    const x = Number($("cost").value);
+    const targets = [...new Set(chart.points.map((p) => p[2]))].sort();
+    const symbols = Object.fromEntries(targets.map((name, number) => [name, SYMBOLS[number % SYMBOLS.length]]));
+    const drawn = chart.points.filter((p) => p[x] > 0 && !(p[0] in LEVELS));
+    const levels = chart.points.filter((p) => p[0] in LEVELS);
+    const costs = drawn.map((p) => p[x]);
+    const ends = costs.length ? [Math.min(...costs), Math.max(...costs)] : [1, 10];
+    const coloured = [[chart.reference, HUES.reference], [chart.subject, HUES.subject], [$("extra").value, HUES.extra]].filter(([name]) => name);
+    const names = new Set(coloured.map(([name]) => name));
+    const traces = [pointTrace(drawn.filter((p) => !names.has(p[0])), x, "other methods", HUES.other, { size: 6, opacity: 0.6 }, symbols)];
+    for (const [name, colour] of coloured) {
+      const points = drawn.filter((p) => p[0] === name).sort((one, other) => one[x] - other[x]);
+      if (points.length) traces.push(pointTrace(points, x, name, colour, points.length > 30 ? { size: 6, opacity: 0.5 } : { size: 8, opacity: 0.9 }, symbols));
+    }
+    const lines = targets.map((name) => drawn.filter((p) => p[0] === chart.reference && p[2] === name).sort((one, other) => one[x] - other[x]));
+    for (const points of lines.filter((line) => line.length > 1)) {
+      traces.push({ x: points.map((p) => p[x]), y: points.map((p) => 100 * p[7]), type: "scatter", mode: "lines", showlegend: false, hoverinfo: "skip", line: { color: theme().of(HUES.reference), width: 1.2 } });
+    }
+    const scores = drawn.map((p) => 100 * p[7]);
+    const height = Math.max(1, Math.max(...scores) - Math.min(...scores));
+    const far = (level) => scores.length && 100 * level[7] < Math.min(...scores) - height / 4;
+    for (const level of levels.filter((one) => !far(one))) traces.push(levelTrace(level[0], level[7], ends, LEVELS[level[0]]));
+    const shape = layout($("cost").selectedOptions[0].textContent, { type: "log", tickformat: "~s", dtick: ends[1] < 300 * ends[0] ? "D2" : 1 });
+    shape.annotations = levels.filter(far).map((level, number) => ({
+      xref: "paper", yref: "paper", x: 0, y: 0.02 + 0.06 * number, xanchor: "left", showarrow: false, text: `${inert(level[0])}: ${percent(level[7])} ↓`, font: { color: theme().text },
+    }));
+    draw("frontier", traces, shape);
   }
 
   function drawRank() {
-    const each = chart();
-    const lines = each.rank ? each.rank.lines : {};
+    const panel = currentChart().ranks[$("targets").value];
+    const lines = panel ? panel.lines : {};
     const ranks = [...new Set(Object.values(lines).flat().map((p) => p[0]))].sort((one, other) => one - other);
-    const traces = [];
-    for (const look of each.looks) {
-      if (lines[look[0]]) {
-        traces.push(bandOf(look, lines[look[0]]), { ...dots(each, look, 2, { size: 6, opacity: 0.45 }), showlegend: false }, lineOf(look, lines[look[0]]));
-      } else if (each.rank && look[0] in each.rank.levels) {
-        traces.push(level(each, look, [ranks[0], ranks[ranks.length - 1]]));
-      }
+    const hues = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8c6d31", "#7b4173"];
+    const dashes = ["solid", "dash", "dashdot", "dot", "longdash"];
+    const traces = Object.entries(lines).map(([name, line], number) => ({
+      x: line.map((p) => p[0]), y: line.map((p) => 100 * p[1]), name: inert(name), type: "scatter", mode: "lines+markers",
+      text: line.map((p) => `<b>${inert(name)} r=${p[0]}</b><br>${percent(p[1])} [${percent(p[2])}, ${percent(p[3])}]`), hovertemplate: "%{text}<extra></extra>",
+      error_y: { type: "data", symmetric: false, array: line.map((p) => 100 * (p[3] - p[1])), arrayminus: line.map((p) => 100 * (p[1] - p[2])), thickness: 0.8, width: 2, visible: line.every((p) => p[2] !== null) },
+      line: { color: theme().of(hues[number % hues.length]), dash: dashes[number % dashes.length] },
+      marker: { symbol: SYMBOLS[number % SYMBOLS.length], size: 7 },
+    }));
+    for (const [name, mean] of Object.entries(panel ? panel.levels : {})) {
+      if (ranks.length) traces.push(levelTrace(name, mean, [ranks[0], ranks[ranks.length - 1]], LEVELS[name] || LEVELS.full));
     }
     draw("rank", traces, layout("rank r", { type: "log", tickvals: ranks, ticktext: ranks.map(String) }));
-  }
-
-  function drawPareto() {
-    const each = chart();
-    const x = Number($("cost").value);
-    const front = each.fronts[["params", "bytes", "seconds"][x - 3]];
-    const costs = each.points.map((p) => p[x]).filter((value) => value > 0);
-    const ends = [Math.min(...costs), Math.max(...costs)];
-    const traces = [{
-      x: front.map((p) => p[0]), y: front.map((p) => 100 * p[1]), name: "Pareto front", type: "scatter", mode: "lines",
-      line: { shape: "hv", color: colours().night ? "#aab3bc" : "#555555", width: 1.2 }, hoverinfo: "skip",
-    }];
-    for (const look of each.looks) {
-      const free = each.points.some((point) => point[0] === look[0] && point[x] === 0);
-      if (free && costs.length) traces.push(level(each, look, ends));
-      else traces.push(dots(each, look, x, { size: 8, opacity: 0.8 }));
-    }
-    draw("pareto", traces, layout($("cost").selectedOptions[0].textContent, { type: "log", tickformat: "~s", dtick: ends[1] < 300 * ends[0] ? "D2" : 1 }));
   }
 
   function drawCurves() {
@@ -141,7 +136,7 @@
     const hues = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"];
     const traces = [];
     cells.forEach((cell, number) => {
-      const colour = colours().of(hues[number % hues.length]);
+      const colour = theme().of(hues[number % hues.length]);
       const add = (values, name, dash) => traces.push({
         x: values.map((_, epoch) => epoch + 1), y: values.map((value) => (value === null ? null : 100 * value)), name, type: "scatter", mode: "lines+markers",
         line: { color: colour, dash }, hovertemplate: `${inert(cell[0])}, seed ${inert(cell[1])}<br>epoch %{x}: %{y:.1f}<extra></extra>`,
@@ -156,10 +151,10 @@
 
   function line(values, numbers) {
     const row = document.createElement("tr");
-    values.forEach((value, place) => {
+    values.forEach((value, index) => {
       const field = row.insertCell();
       field.textContent = value;
-      if (numbers[place]) field.className = "n";
+      if (numbers[index]) field.className = "n";
     });
     return row;
   }
@@ -202,12 +197,12 @@
   function find() {
     const wanted = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const matches = (text) => wanted.every((word) => text.includes(word));
-    state.found = data.settings.map((_, number) => number).filter((number) => matches(searched[number])).sort(compare);
+    state.matching = data.settings.map((_, number) => number).filter((number) => matches(searched[number])).sort(compare);
     show();
   }
 
   function show() {
-    const rows = state.found.slice(0, state.shown).map((number) => {
+    const rows = state.matching.slice(0, state.shown).map((number) => {
       const setting = data.settings[number];
       const row = line(heads.map((name) => shownValue(setting, name)), isNumber);
       row.dataset.setting = number;
@@ -218,23 +213,23 @@
       return row;
     });
     $("grid").tBodies[0].replaceChildren(...rows);
-    $("count").textContent = `${state.found.length} of ${data.settings.length} settings`;
-    $("more").hidden = state.found.length <= state.shown;
+    $("count").textContent = `${state.matching.length} of ${data.settings.length} settings`;
+    $("more").hidden = state.matching.length <= state.shown;
     document.querySelectorAll("#grid th").forEach((head) => {
       head.setAttribute("aria-sort", head.dataset.name !== state.sort ? "none" : state.down ? "descending" : "ascending");
     });
   }
 
   function headings() {
-    heads.forEach((name, place) => {
+    heads.forEach((name, index) => {
       const head = document.createElement("th");
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = HEADS[name] || name.replace("_", " ");
       head.dataset.name = name;
-      if (isNumber[place]) head.className = "n";
+      if (isNumber[index]) head.className = "n";
       button.addEventListener("click", () => {
-        state.down = state.sort === name ? !state.down : isNumber[place];
+        state.down = state.sort === name ? !state.down : isNumber[index];
         state.sort = name;
         find();
       });
@@ -250,39 +245,56 @@
     select.parentElement.hidden = values.length < 2;
   }
 
-  function tasks() {
-    fill($("task"), data.charts.filter((each) => each.piece === $("piece").value).map((each) => each.task));
+  // The choices of the second level follow from those of the first.
+  function fillColumns() {
+    fill($("column"), scopeCharts().map((chart) => chart.column));
+    fillChart();
+  }
+
+  function fillChart() {
+    const chart = currentChart();
+    const others = [...new Set(chart.points.map((p) => p[0]))].filter((name) => ![chart.subject, chart.reference].includes(name) && !(name in LEVELS));
+    const before = $("extra").value;
+    $("extra").replaceChildren(new Option("none", ""), ...others.sort().map((name) => new Option(name, name)));
+    if (others.includes(before)) $("extra").value = before;
+    const targets = $("targets").value;
+    fill($("targets"), Object.keys(chart.ranks));
+    if (targets in chart.ranks) $("targets").value = targets;
   }
 
   function redraw() {
+    drawFrontier();
     drawRank();
-    drawPareto();
     drawCurves();
   }
 
-  fill($("piece"), [...new Set(data.charts.map((each) => each.piece))]);
-  tasks();
+  fill($("scope"), [...new Set(data.charts.map((chart) => chart.scope))]);
   $("cost").options[2].textContent = `${data.seconds} a cell`;
   headings();
   find();
-  drawRank();
-  drawPareto();
-  choose(state.found[0]);
-  $("piece").addEventListener("change", () => { tasks(); redraw(); });
-  $("task").addEventListener("change", redraw);
-  $("cost").addEventListener("change", drawPareto);
+  if (data.charts.length) {
+    fillColumns();
+    drawFrontier();
+    drawRank();
+  }
+  if (state.matching.length) choose(state.matching[0]);
+  $("scope").addEventListener("change", () => { fillColumns(); redraw(); });
+  $("column").addEventListener("change", () => { fillChart(); redraw(); });
+  for (const id of ["cost", "extra"]) $(id).addEventListener("change", drawFrontier);
+  $("targets").addEventListener("change", drawRank);
   $("filter").addEventListener("input", () => { state.shown = STEP; find(); });
   $("more").addEventListener("click", () => { state.shown += STEP; show(); });
   const pick = (event) => { const row = event.target.closest("tr"); if (row) choose(Number(row.dataset.setting)); };
   $("grid").tBodies[0].addEventListener("click", pick);
   $("grid").tBodies[0].addEventListener("keydown", (event) => { if (event.key === "Enter") pick(event); });
-  for (const id of ["rank", "pareto"]) {
-    $(id).on("plotly_click", (event) => { const number = event.points[0].customdata; if (number !== undefined) choose(number); });
-  }
+  $("frontier").on("plotly_click", (event) => {
+    const number = event.points[0].customdata;
+    if (number !== undefined && number !== null) { choose(number); $("chosen").scrollIntoView({ block: "nearest" }); }
+  });
   dark.addEventListener("change", redraw);
   window.addEventListener("beforeprint", () => {
     state.printing = true;
-    document.querySelectorAll("details").forEach((each) => { each.open = true; });
+    document.querySelectorAll("details").forEach((element) => { element.open = true; });
     redraw();
   });
   window.addEventListener("afterprint", () => { state.printing = false; redraw(); });

@@ -7,7 +7,7 @@ colour.
 from __future__ import annotations
 
 import io
-import itertools
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Item = TypeVar("Item")
-PANELS_PER_PAGE = 4
-MAX_METHODS = 8  # beside the references; with more, the methods are divided among several figures
-METHODS_PER_FIGURE = 5  # beside the references, when they are divided
+PANELS_PER_PAGE = 9
 DPI = 150
 WIDTH, HEIGHT = 4.2, 3.0  # of a panel, in inches
 LINE_HEIGHT = 0.2  # of a line of the heading or the legend, in inches
@@ -54,9 +52,15 @@ _CURVE_STYLES: tuple[tuple[str, str, Any], ...] = (
     ("#56B4E9", "v", (0, (5, 1, 1, 1, 1, 1))),
     ("#E69F00", "P", (0, (8, 2))),
 )
-_FIRST_METHODS = ("mini", "lora", "xs", "cora", "cora-init")  # in every legend, the others follow by name
-_REFERENCES = ("lora", "full", "head")  # in every figure when the methods are divided
-_LEVEL_STYLES: Mapping[str, tuple[str, str, Any]] = {
+_FIRST_METHODS = (
+    "mean over (a, b)",
+    "mini",
+    "lora",
+    "xs",
+    "cora",
+    "cora-init",
+)  # in every legend, the others follow by name
+LEVEL_STYLES: Mapping[str, tuple[str, str, Any]] = {
     "head": ("#000000", "x", (0, (4, 3))),
     "full": ("#666666", "*", (0, (1, 1.5))),
 }
@@ -76,14 +80,20 @@ def method_styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
     ordered = sorted(
         labels,
         key=lambda label: (
-            label in _LEVEL_STYLES,
+            label in LEVEL_STYLES,
             _FIRST_METHODS.index(label) if label in _FIRST_METHODS else 9,
-            label,
+            _natural_key(label),
         ),
     )
-    curves = [label for label in ordered if label not in _LEVEL_STYLES]
+    curves = [label for label in ordered if label not in LEVEL_STYLES]
     styles = {label: _curve_style(index) for index, label in enumerate(curves)}
-    return styles | {label: MethodStyle(*_LEVEL_STYLES[label]) for label in ordered if label in _LEVEL_STYLES}
+    return styles | {label: MethodStyle(*LEVEL_STYLES[label]) for label in ordered if label in LEVEL_STYLES}
+
+
+def _natural_key(label: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key by which `a = 16` stands before `a = 128`."""
+    parts = re.split(r"(\d+)", label)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _curve_style(index: int) -> MethodStyle:
@@ -99,25 +109,13 @@ def _curve_style(index: int) -> MethodStyle:
     )
 
 
-def divide_methods(labels: Iterable[str]) -> list[frozenset[str]]:
-    """Return the methods of each figure: all in one, or a few in each beside LoRA, full fine-tuning and the head."""
-    ordered = list(method_styles(labels))
-    others = [label for label in ordered if label not in _REFERENCES]
-    if len(others) <= MAX_METHODS:
-        return [frozenset(ordered)]
-    count = -(-len(others) // METHODS_PER_FIGURE)
-    bounds = [index * len(others) // count for index in range(count + 1)]
-    parts = [others[begin:end] for begin, end in itertools.pairwise(bounds)]
-    return [frozenset(part) | (frozenset(ordered) & frozenset(_REFERENCES)) for part in parts]
-
-
 def compose_figure(
     heading: Sequence[str],
     items: Sequence[Item],
     paint: Callable[[Axes, Item], Mapping[str, Any]],
     legend_order: Iterable[str],
 ) -> Figure:
-    """Draw up to four panels in two columns, with a heading and one legend for all.
+    """Draw the panels in two or three columns, with a heading and one legend for all.
 
     Args:
         heading: the lines above the panels.
@@ -125,7 +123,7 @@ def compose_figure(
         paint: draws an item and returns the legend's handle of each label.
         legend_order: all labels, in the order of the legend.
     """
-    columns = 1 if len(items) == 1 else 2
+    columns = min(len(items), 2 if len(items) <= 4 else 3)
     rows = -(-len(items) // columns)
     title = wrap_title(heading, WIDTH * columns)
     with report_style():
@@ -136,20 +134,44 @@ def compose_figure(
         for ax in axes[len(items) :]:
             ax.set_axis_off()
         figure.suptitle(title)
-        labels = [label for label in legend_order if label in handles]
-        names = [shorten(label) for label in labels]
-        legend_columns = _legend_columns(names, WIDTH * columns)
-        text_lines = len(title.splitlines()) + -(-len(names) // legend_columns)
-        extra_height = LINE_HEIGHT * text_lines + 0.2
-        figure.set_size_inches(WIDTH * columns, HEIGHT * rows + extra_height)
-        figure.legend(
-            [handles[label] for label in labels],
-            names,
-            loc="outside lower center",
-            ncols=legend_columns,
-            handlelength=3.5,
-        )
+        ordered = {label: handles[label] for label in legend_order if label in handles}
+        legend_below(figure, ordered, (WIDTH * columns, HEIGHT * rows), len(title.splitlines()))
     return figure
+
+
+def legend_below(
+    figure: Figure,
+    handles: Mapping[str, Any],
+    size: tuple[float, float],
+    title_lines: int = 1,
+    name_length: int = MAX_NAME_LENGTH,
+) -> None:
+    """Add a legend below the axes, and the height that it and the title need.
+
+    Args:
+        figure: the figure.
+        handles: the handle of each label.
+        size: width and height of the axes in inches.
+        title_lines: the number of lines of the title.
+        name_length: the longest name.
+    """
+    names = [shorten(label, name_length) for label in handles]
+    legend_columns = _legend_columns(names, size[0])
+    text_lines = title_lines + -(-len(names) // legend_columns)
+    figure.set_size_inches(size[0], size[1] + LINE_HEIGHT * text_lines + 0.2)
+    figure.legend(list(handles.values()), names, loc="outside lower center", ncols=legend_columns, handlelength=3.5)
+
+
+def set_log_axis(ax: Axes) -> None:
+    """Make the x axis logarithmic, with ticks such as 1k, 2k, 5k, or only powers of ten over a long range."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def new_figure(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figure, list[Axes]]:
@@ -218,35 +240,38 @@ def wrap_title(lines: Sequence[str], width: float) -> str:
     return "\n".join(part for line in lines for part in textwrap.wrap(clean(line), characters))
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, length: int = MAX_NAME_LENGTH) -> str:
     """Clean and shorten a name to be shown in a figure."""
     # matplotlib leaves labels that begin with an underscore out of the legend.
     name = clean(text).lstrip("_") or "unnamed"
-    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def paginate(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """Divide panels into pages of four."""
+    """Divide panels into pages."""
     return [items[start : start + PANELS_PER_PAGE] for start in range(0, len(items), PANELS_PER_PAGE)]
 
 
-def draw_band(ax: Axes, style: MethodStyle, points: Sequence[tuple[float, float, float]]) -> Any:
-    """Draw a line with a band of one standard deviation on both sides.
+def draw_interval_line(
+    ax: Axes, style: MethodStyle, points: Sequence[tuple[float, float, float, float]], with_band: bool = True
+) -> Any:
+    """Draw a line with a band.
 
     Args:
         ax: the axes.
         style: the method's style.
-        points: (x, mean, std); means and deviations are in the metric's units and drawn ×100.
+        points: (x, mean, low, high), drawn ×100; no band where low and high are NaN.
+        with_band: whether there is a band at all.
 
     Returns:
         The line, for the legend.
     """
-    xs = [x for x, _, _ in points]
-    means = [100 * mean for _, mean, _ in points]
-    low, high = ([100 * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1))
-    ax.fill_between(xs, low, high, color=style.colour, alpha=0.15, linewidth=0)
+    xs = [x for x, _, _, _ in points]
+    means, lows, highs = ([100 * point[index] for point in points] for index in (1, 2, 3))
+    if with_band and any(low == low for low in lows):
+        ax.fill_between(xs, lows, highs, color=style.colour, alpha=0.12, linewidth=0)
     (line,) = ax.plot(
-        xs, means, color=style.colour, marker=style.marker, linestyle=style.dashes, markersize=5, linewidth=1.5
+        xs, means, color=style.colour, marker=style.marker, linestyle=style.dashes, markersize=4, linewidth=1.5
     )
     return line
 
@@ -268,16 +293,17 @@ def annotate_low_level(ax: Axes, style: MethodStyle, label: str, score: float) -
     return Line2D([], [], color=style.colour, linestyle=style.dashes, linewidth=1.3)
 
 
-def label_axes(ax: Axes, title: str, x_label: str) -> None:
+def label_axes(ax: Axes, title: str, x_label: str, y_label: str = "score ×100") -> None:
     """Set the title and the labels of the axes, and a light grid."""
-    ax.set_title(shorten(title))
+    if title:
+        ax.set_title(shorten(title))
     ax.set_xlabel(x_label)
-    ax.set_ylabel("score ×100")
+    ax.set_ylabel(y_label)
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
     """Return how many columns as wide as the longest name fit a width in inches."""
     # Chosen for a legend in 9 points: the handle and the gaps, and the width of a character.
-    column = 0.8 + 0.085 * max(map(len, names), default=1)
+    column = 0.8 + 0.07 * max(map(len, names), default=1)
     return max(1, min(len(names), int(width / column)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EncodedFigure = Callable[[], Mapping[str, bytes]]
-POOL_THRESHOLD = 20_000  # records from which worker processes are started
+POOL_THRESHOLD = 5_000  # records from which worker processes are started
 WORKERS = 2
 
 

@@ -1,4 +1,4 @@
-"""Heat maps of (a, b): one row per task, one column per rank, one colour scale per task."""
+"""Heat maps: the main score by a and b, a map per rank and a row of maps per set of targets, on one scale."""
 
 from __future__ import annotations
 
@@ -6,91 +6,85 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_bench.report.figures.drawing import new_figure, paginate, report_style, shorten, wrap_title
-from lora_bench.report.numbers.entries import Column, Entry, Subset, group_by_rank, has_pairs, percent
-from lora_bench.report.numbers.frame import sort_key
-from lora_bench.report.numbers.wording import column_title
+from lora_bench.report.figures.drawing import new_figure, report_style, shorten, wrap_title
+from lora_bench.report.numbers.comparisons import ScopeStatistics
+from lora_bench.report.numbers.tables import percent
+from lora_bench.report.numbers.wording import main_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+    from pandas import DataFrame
 
 _MAP_SIZE = 2.1  # inches
 _MAX_LABELLED = 8  # sizes along a side up to which every square shows its number
-RankMaps = tuple[Column, dict[int, list[Entry]]]
 
 
-def heat_maps(subset: Subset) -> dict[str, list[RankMaps]]:
-    """Return the entries by rank of each task with a score, for each method with more than one (a, b)."""
-    maps: dict[str, list[RankMaps]] = {}
-    for column, column_entries in subset.columns.items():
-        for label, ranks in group_by_rank(column_entries).items():
-            entries = [entry for rank_entries in ranks.values() for entry in rank_entries]
-            has_several_pairs = has_pairs(ranks) and len({entry.pair for entry in entries}) > 1
-            if has_several_pairs and any(entry.scores for entry in entries):
-                maps.setdefault(label, []).append((column, ranks))
-    return maps
+def heat_entries(statistics: ScopeStatistics) -> DataFrame:
+    """Return the entries of the main column that are drawn: those of the subject with a, b and a rank."""
+    scope = statistics.scope
+    entries = scope.at(scope.main)
+    entries = entries[(entries["label"] == scope.compare.subject) & (entries["n"] > 0)]
+    return entries[entries["a"].notna() & entries["b"].notna() & entries["rank"].notna()]
 
 
-def heat_figures(subset: Subset, label: str, maps: Sequence[RankMaps]) -> list[Figure]:
-    """Return a figure for each page of four tasks."""
-    heading = [subset.title, f"{label}: mean over seeds ×100, by a and b; one scale of colour a task; – no score"]
-    return [_draw_page(heading, page) for page in paginate(maps)]
-
-
-def _draw_page(heading: Sequence[str], page: Sequence[RankMaps]) -> Figure:
-    ranks = sorted({rank for _, by_rank in page for rank in by_rank})
-    width, height = max(_MAP_SIZE * len(ranks), 4.2), _MAP_SIZE * len(page)
-    title = wrap_title(heading, width)
+def heat_figures(statistics: ScopeStatistics) -> list[Figure]:
+    """Return the figure; none without several (a, b)."""
+    entries = heat_entries(statistics)
+    if entries[["a", "b"]].drop_duplicates().shape[0] < 2:
+        return []
+    scope = statistics.scope
+    ranks = sorted(entries["rank"].unique())
+    targets = sorted(entries["targets"].dropna().unique()) or [None]
+    limits = float(entries["mean"].min()), float(entries["mean"].max())
+    sizes = sorted(entries["a"].unique()), sorted(entries["b"].unique())
+    width, height = max(_MAP_SIZE * len(ranks), 4.2), _MAP_SIZE * len(targets)
+    title = wrap_title([f"{scope.title}, {scope.compare.subject}: {main_name(scope)}"], width)
     with report_style():
-        size = (width, height + 0.2 * len(title.splitlines()) + 0.2)
-        figure, axes = new_figure(size, (len(page), len(ranks)))
-        for index, (column, by_rank) in enumerate(page):
-            _draw_row(axes[index * len(ranks) : (index + 1) * len(ranks)], column, by_rank, ranks)
-        for rank, top, bottom in zip(ranks, axes, axes[-len(ranks) :], strict=False):
-            top.set_title(f"r={rank}", fontsize=9)
-            bottom.set_xlabel("b")
+        figure, axes = new_figure((width, height + 0.2 * len(title.splitlines()) + 0.2), (len(targets), len(ranks)))
+        for index, ax in enumerate(axes):
+            row, column = divmod(index, len(ranks))
+            members = entries[
+                (entries["rank"] == ranks[column]) & (entries["targets"].eq(targets[row]) if targets[row] else True)
+            ]
+            image = _draw_map(ax, _grid(members, sizes), limits)
+            ax.set_xticks(*_ticks(sizes[1]))
+            ax.set_yticks(*_ticks(sizes[0] if column == 0 else ()))
+            if row == 0:
+                ax.set_title(f"r={ranks[column]}", fontsize=9)
+            if row == len(targets) - 1:
+                ax.set_xlabel("b")
+            if column == 0:
+                ax.set_ylabel(f"{shorten(targets[row] or '')}\na")
+        if max(map(len, sizes)) > _MAX_LABELLED:
+            figure.colorbar(image, ax=axes[-1]).ax.yaxis.set_major_formatter(_format_tick)
         figure.suptitle(title)
-    return figure
+    return [figure]
 
 
-def _draw_row(axes: Sequence[Axes], column: Column, by_rank: dict[int, list[Entry]], ranks: Sequence[int]) -> None:
-    """Draw the maps of one task, all with the same sizes along the sides and the same colours."""
-    entries = [entry for rank_entries in by_rank.values() for entry in rank_entries]
-    a_sizes, b_sizes = (
-        sorted({entry.pair[side] for entry in entries}, key=lambda size: sort_key((size,))) for side in (0, 1)
-    )
-    means = [entry.summary.mean for entry in entries if entry.summary.mean is not None]
-    for rank, ax in zip(ranks, axes, strict=True):
-        by_pair = {entry.pair: entry.summary.mean for entry in by_rank.get(rank, ())}
-        values = [[by_pair.get((a, b)) for b in b_sizes] for a in a_sizes]
-        image = _draw_map(ax, values, (min(means), max(means)))
-        ax.set_xticks(*_ticks(b_sizes))
-        ax.set_yticks(*_ticks(a_sizes if ax is axes[0] else ()))
-    axes[0].set_ylabel(f"{shorten(column_title(column))}\na")
-    if max(len(a_sizes), len(b_sizes)) > _MAX_LABELLED:
-        colorbar = axes[-1].figure.colorbar(image, ax=axes[-1])
-        colorbar.ax.yaxis.set_major_formatter(_format_tick)
+def _grid(entries: DataFrame, sizes: tuple[Sequence[int], Sequence[int]]) -> list[list[float]]:
+    """Return the means by a (rows) and b (columns); NaN where there is none."""
+    means = entries.groupby(["a", "b"])["mean"].mean().to_dict()
+    return [[means.get((a, b), math.nan) for b in sizes[1]] for a in sizes[0]]
 
 
-def _ticks(sizes: Sequence[int | None]) -> tuple[list[int], list[str]]:
+def _ticks(sizes: Sequence[int]) -> tuple[list[int], list[str]]:
     """Return the positions and labels of at most eight ticks."""
     step = -(-len(sizes) // _MAX_LABELLED) or 1
     return [*range(0, len(sizes), step)], [str(size) for size in sizes[::step]]
 
 
-def _draw_map(ax: Axes, values: Sequence[Sequence[float | None]], limits: tuple[float, float]) -> AxesImage:
-    """Draw one map: a upwards, b to the right; None is an empty square."""
-    shown = [[math.nan if value is None else value for value in line] for line in values]
+def _draw_map(ax: Axes, values: Sequence[Sequence[float]], limits: tuple[float, float]) -> AxesImage:
+    """Draw one map: a upwards, b to the right; NaN is an empty square."""
     low, high = limits if limits[1] > limits[0] else (limits[0] - 0.005, limits[0] + 0.005)
-    image = ax.imshow(shown, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
+    image = ax.imshow(values, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
     if max(len(values), len(values[0])) > _MAX_LABELLED:
         return image
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            is_dark = value is not None and value < (low + high) / 2
-            text = "–" if value is None else percent(value)
+            is_dark = value < (low + high) / 2
+            text = "–" if math.isnan(value) else percent(value)
             ax.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if is_dark else "black")
     return image
 

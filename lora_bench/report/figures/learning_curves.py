@@ -1,88 +1,102 @@
-"""Learning curves: the reported metric by epoch, for the best setting of each method."""
+"""Learning curves: the reported metric by epoch, for the chosen setting of a few methods."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.figures.drawing import (
+    LEVEL_STYLES,
     MethodStyle,
     compose_figure,
-    divide_methods,
-    draw_band,
+    draw_interval_line,
     label_axes,
     method_styles,
     paginate,
 )
-from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.numbers.comparisons import ScopeStatistics
+from lora_bench.report.numbers.entries import Column
 from lora_bench.report.numbers.wording import column_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
-Curve = tuple[tuple[float, float, float], ...]
+Curve = Sequence[tuple[float, float, float, float]]
+MAX_METHODS = 6
 
 
 @dataclass(frozen=True)
 class CurvePanel:
-    """The curves of one task: for each method (epoch, mean, std) over seeds, in the metric's units."""
+    """The curves of one task: for each label (epoch, mean, mean - std, mean + std), in the metric's units."""
 
     column: Column
     curves: Mapping[str, Curve]
 
 
-def curve_panels(subset: Subset) -> tuple[CurvePanel, ...]:
-    """Return the panels of the tasks that have epochs."""
+def curve_panels(statistics: ScopeStatistics) -> list[CurvePanel]:
+    """Return the panels of the tasks that have several epochs."""
+    scope = statistics.scope
+    arms = _drawn_arms(statistics)
     panels = []
-    for column in subset.columns:
-        curves = {label: learning_curve(entry) for label, entry in subset.best_entries(column).items()}
-        panels.append(CurvePanel(column, {label: curve for label, curve in curves.items() if curve}))
-    return tuple(panel for panel in panels if panel.curves)
+    for column in scope.tasks:
+        entries = scope.at(column)
+        curves = {}
+        for arm, label in arms.items():
+            cells = scope.cells[scope.cells["entry"].isin(entries[entries["arm"] == arm].index)]
+            if curve := learning_curve(cells):
+                curves[label] = curve
+        if max((len(curve) for curve in curves.values()), default=0) > 1:
+            panels.append(CurvePanel(column, curves))
+    return panels
 
 
-def learning_curve(entry: Entry) -> Curve:
-    """Return the mean and the sample standard deviation (0 for one seed) by epoch, over the cells that have a score."""
+def _drawn_arms(statistics: ScopeStatistics) -> dict[int, str]:
+    """Return the chosen arms of the main column: reference and subject, head and full, then the best ones."""
+    scope = statistics.scope
+    chosen = scope.chosen[scope.main.task].sort_values("mean", ascending=False, kind="stable")
+    best = chosen.drop_duplicates("label")
+    first = (scope.compare.subject, scope.compare.reference, *LEVEL_STYLES)
+    ordered = sorted(zip(best["label"], best["arm"], best["size"], strict=True), key=lambda item: item[0] not in first)
+    return {arm: size for _, arm, size in ordered[:MAX_METHODS]}
+
+
+def learning_curve(cells: DataFrame) -> Curve:
+    """Return the mean and the sample standard deviation by epoch, over the cells that have a score."""
     by_epoch: dict[int, list[float]] = {}
-    for cell in entry.cells:
-        for epoch in cell["record"].epochs if cell["score"] is not None else ():
-            value = epoch.metrics.get(cell["metric"])
+    scored = cells[cells["score"].notna()]
+    for record, metric in zip(scored["record"], scored["metric"], strict=True):
+        for epoch in record.epochs:
+            value = epoch.metrics.get(metric)
             if value is not None:
                 by_epoch.setdefault(epoch.epoch, []).append(value)
-    return tuple(
-        (float(epoch), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-        for epoch, values in sorted(by_epoch.items())
-    )
+    return [(float(epoch), *_mean_and_band(values)) for epoch, values in sorted(by_epoch.items())]
 
 
-def curve_figures(subset: Subset) -> list[Figure]:
-    """Return a figure for each page of four panels and each group of methods."""
-    panels = curve_panels(subset)
-    labels = {label for panel in panels for label in panel.curves}
-    styles = method_styles(labels)
-    heading = [subset.title, "best setting of each method by epoch; mean ± sample std over seeds"]
-    figures = []
-    for group in divide_methods(labels):
-        selected = [
-            replace(panel, curves={label: curve for label, curve in panel.curves.items() if label in group})
-            for panel in panels
-        ]
-        pages = paginate([panel for panel in selected if panel.curves])
-        figures += [
-            compose_figure(heading, page, lambda ax, panel: _paint_panel(ax, panel, styles), styles) for page in pages
-        ]
-    return figures
+def _mean_and_band(values: Sequence[float]) -> tuple[float, float, float]:
+    mean = math.fsum(values) / len(values)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+    return mean, mean - std, mean + std
+
+
+def curve_figures(statistics: ScopeStatistics) -> list[Figure]:
+    """Return a figure for each page of panels."""
+    panels = curve_panels(statistics)
+    styles = method_styles({label for panel in panels for label in panel.curves})
+    heading = [f"{statistics.scope.title}: score by epoch"]
+    return [
+        compose_figure(heading, page, lambda ax, panel: _paint_panel(ax, panel, styles), styles)
+        for page in paginate(panels)
+    ]
 
 
 def _paint_panel(ax: Axes, panel: CurvePanel, styles: Mapping[str, MethodStyle]) -> dict[str, Any]:
     from matplotlib.ticker import MaxNLocator
 
-    handles = {label: draw_band(ax, styles[label], curve) for label, curve in panel.curves.items()}
+    handles = {label: draw_interval_line(ax, styles[label], curve) for label, curve in panel.curves.items()}
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if {epoch for curve in panel.curves.values() for epoch, _, _ in curve} == {1.0}:
-        ax.set_xlim(0.5, 1.5)
-        ax.set_xticks([1])
     label_axes(ax, column_title(panel.column), "epoch")
     return handles

@@ -1,155 +1,175 @@
-"""Score against rank, in the form of LoRA-Mini's Figure 2: small multiples of up to four tasks per page.
+"""Score against rank: small multiples, one panel per task and one for the average.
 
-Each method with a rank is a line; methods with (a, b) are averaged over all (a, b) of a rank. Methods without a rank
-are horizontal lines. If there are many methods, they are divided among several figures.
+- *Figure 2* has the form of LoRA-Mini's: the method that the report is about alone, averaged over (a, b), with each
+  a = b beside it.
+- *accuracy against rank* has every method of several ranks with the chosen setting of each rank, and its 95% interval,
+  which is over the same number of seeds for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.figures.drawing import (
+    LEVEL_STYLES,
     MethodStyle,
     annotate_low_level,
     compose_figure,
-    divide_methods,
-    draw_band,
+    draw_interval_line,
     draw_level,
     label_axes,
     method_styles,
     paginate,
-    shorten,
 )
-from lora_bench.report.numbers.entries import Column, Entry, Subset, Summary, average_summary, group_by_rank
+from lora_bench.report.numbers.comparisons import ScopeStatistics
+from lora_bench.report.numbers.entries import Column, choose_entries, seed_scores
+from lora_bench.report.numbers.frame import rows_of
+from lora_bench.report.numbers.statistics import MIN_SEEDS, half_width
 from lora_bench.report.numbers.wording import column_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
+MAX_METHODS = 6  # in one figure; chosen so that all can be told apart
 # A level is written instead of drawn if it lies further below the lines than both of these.
 LOW_POINTS = 25  # of the score ×100
 LOW_HEIGHTS = 2  # multiples of the height that the lines take
+Point = tuple[float, float, float, float]  # rank, mean, low, high; in the metric's units
 
 
 @dataclass(frozen=True)
 class RankPanel:
-    """The scores of one task, in the metric's units.
+    """The scores of one column.
 
     Attributes:
         column: the task and metric.
-        paired: the methods that have (a, b).
-        lines: the summary by rank, for each method with ranks.
-        levels: the summary of each method without ranks.
+        lines: the points by label; low and high are NaN where there is no interval.
+        levels: the mean of each method without ranks.
+        banded: the labels whose interval is drawn: all would cover each other.
     """
 
     column: Column
-    paired: frozenset[str]
-    lines: Mapping[str, Mapping[int, Summary]]
-    levels: Mapping[str, Summary]
-
-    def select(self, labels: Container[str]) -> RankPanel:
-        """Return the panel with these methods only."""
-        lines = {label: line for label, line in self.lines.items() if label in labels}
-        levels = {label: score for label, score in self.levels.items() if label in labels}
-        return replace(self, lines=lines, levels=levels, paired=self.paired & {*lines, *levels})
+    lines: Mapping[str, Sequence[Point]]
+    levels: Mapping[str, float]
+    banded: frozenset[str]
 
 
-def rank_panels(subset: Subset) -> tuple[RankPanel, ...]:
-    """Return the panels of the tasks that have a score at some rank."""
-    panels = [_rank_panel(column, entries) for column, entries in subset.columns.items()]
-    return tuple(panel for panel in panels if panel.lines)
+def target_sets(statistics: ScopeStatistics) -> list[str]:
+    """Return the sets of targets of the entries that have a rank."""
+    entries = statistics.scope.entries
+    return sorted(entries[entries["rank"].notna() & (entries["n"] > 0)]["targets"].dropna().unique())
 
 
-def paired_only(panels: Sequence[RankPanel]) -> tuple[RankPanel, ...]:
-    """Return the panels with only the methods that have (a, b), like the paper's figure."""
-    selected = [replace(panel.select(panel.paired), levels={}) for panel in panels]
-    return tuple(panel for panel in selected if panel.lines)
+def rank_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]:
+    """Return the panels of *accuracy against rank* on a set of targets, for the columns with a line."""
+    panels = [_rank_panel(statistics, column, targets) for column in statistics.scope.columns]
+    return [panel for panel in panels if panel.lines]
 
 
-def rank_figures(title: str, panels: Sequence[RankPanel]) -> list[Figure]:
-    """Return a figure for each page of four panels and each group of methods."""
-    labels = _labels(panels)
+def figure2_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]:
+    """Return the panels of *Figure 2* on a set of targets; none unless the method has several (a, b)."""
+    scope = statistics.scope
+    panels = []
+    for column in scope.columns:
+        entries = scope.at(column)
+        members = entries[
+            (entries["label"] == scope.compare.subject) & (entries["targets"] == targets) & (entries["n"] > 0)
+        ]
+        members = members[members["rank"].notna() & members["a"].notna()]
+        if members.groupby("rank")["arm"].nunique().max() > 1:
+            lines = _equal_pairs(members) | {"mean over (a, b)": _average_line(statistics, column, members)}
+            panels.append(RankPanel(column, lines, {}, frozenset(lines)))
+    return panels
+
+
+def rank_figures(heading: Sequence[str], panels: Sequence[RankPanel]) -> list[Figure]:
+    """Return a figure for each page of panels."""
+    labels = {label for panel in panels for label in (*panel.lines, *panel.levels)}
     styles = method_styles(labels)
-    groups = [[panel.select(group) for panel in panels] for group in divide_methods(labels)]
     return [
-        draw_rank_page(title, page, styles)
-        for group in groups
-        for page in paginate([panel for panel in group if panel.lines])
+        compose_figure(heading, page, lambda ax, panel: _paint_panel(ax, panel, styles), styles)
+        for page in paginate(panels)
     ]
 
 
-def draw_rank_page(title: str, page: Sequence[RankPanel], styles: Mapping[str, MethodStyle] | None = None) -> Figure:
-    """Draw one page; without `styles`, the methods on the page determine them."""
-    page_styles = styles or method_styles(_labels(page))
-    panel_axes: list[Axes] = []
-
-    def paint(ax: Axes, panel: RankPanel) -> dict[str, Any]:
-        panel_axes.append(ax)
-        return _paint_panel(ax, panel, page_styles)
-
-    figure = compose_figure([title, _subtitle(page)], page, paint, page_styles)
-    _share_scales(page, panel_axes)
-    return figure
-
-
-def _rank_panel(column: Column, entries: Sequence[Entry]) -> RankPanel:
+def _rank_panel(statistics: ScopeStatistics, column: Column, targets: str) -> RankPanel:
+    scope = statistics.scope
+    low, high = statistics.intervals(column)
+    entries = scope.at(column).assign(low=low, high=high)
+    entries = entries[entries["n"] > 0]
+    ranked = entries[entries["rank"].notna() & (entries["targets"] == targets)]
+    labels = _drawn_labels(statistics, targets)
     lines = {}
-    for label, ranks in group_by_rank(entries).items():
-        averages = {rank: average_summary(rank_entries) for rank, rank_entries in ranks.items()}
-        if scored := {rank: summary for rank, summary in averages.items() if summary.mean is not None}:
-            lines[label] = scored
-    levels = {entry.label: entry.summary for entry in entries if entry.rank is None and entry.scores}
-    paired = frozenset(entry.label for entry in entries if entry.pair != (None, None))
-    return RankPanel(column, paired, lines, levels)
+    for label in labels:
+        chosen = choose_entries(ranked[ranked["label"] == label], ("rank",)).sort_values("rank")
+        if len(chosen):
+            rows = chosen[["rank", "mean", "low", "high"]].astype(float)
+            lines[label] = [tuple(row) for row in rows.itertuples(index=False, name=None)]
+    levels = {row["label"]: row["mean"] for row in rows_of(entries[entries["method"].isin(LEVEL_STYLES)])}
+    banded = frozenset((scope.compare.subject, scope.compare.reference))
+    return RankPanel(column, lines, levels if lines else {}, banded)
 
 
-def _labels(panels: Iterable[RankPanel]) -> set[str]:
-    return {label for panel in panels for label in (*panel.lines, *panel.levels)}
+def _drawn_labels(statistics: ScopeStatistics, targets: str) -> list[str]:
+    """Return the methods with most ranks: the reference and the subject first, at most `MAX_METHODS`."""
+    entries = statistics.scope.entries
+    ranked = entries[entries["rank"].notna() & (entries["targets"] == targets) & (entries["n"] > 0)]
+    counts = ranked.groupby("label")["rank"].nunique()
+    first = (statistics.scope.compare.subject, statistics.scope.compare.reference)
+    ordered = sorted(counts.index, key=lambda label: (label not in first, -counts[label], label))
+    return ordered[:MAX_METHODS]
 
 
-def _subtitle(page: Sequence[RankPanel]) -> str:
-    paired = sorted({shorten(label) for panel in page for label in panel.paired})
-    averaged = f"; {', '.join(paired)}: averaged over (a, b)" if paired else ""
-    return f"mean ± sample std over seeds{averaged}"
+def _equal_pairs(members: DataFrame) -> dict[str, list[Point]]:
+    """Return a line without intervals for each a = b."""
+    nan = float("nan")
+    equal = members[members["a"] == members["b"]].sort_values(["a", "rank"])
+    return {
+        f"a = b = {size}": [(float(row["rank"]), row["mean"], nan, nan) for row in rows_of(group)]
+        for size, group in equal.groupby("a")
+    }
+
+
+def _average_line(statistics: ScopeStatistics, column: Column, members: DataFrame) -> list[Point]:
+    """Return the mean over (a, b) by rank: by seed first, so that the interval is over seeds."""
+    scores = seed_scores(statistics.scope, column)
+    points = []
+    for rank in sorted(members["rank"].unique()):
+        group = members[members["rank"] == rank]
+        table = scores[scores.index.get_level_values("arm").isin(group["arm"])].unstack("arm")
+        by_seed = table.mean(axis=1, skipna=False).dropna()
+        n, mean = len(by_seed), float(by_seed.mean() if len(by_seed) else group["mean"].mean())
+        half = half_width(float(by_seed.std(ddof=1)), n) if n >= MIN_SEEDS else float("nan")
+        points.append((float(rank), mean, mean - half, mean + half))
+    return points
 
 
 def _paint_panel(ax: Axes, panel: RankPanel, styles: Mapping[str, MethodStyle]) -> dict[str, Any]:
-    handles = {}
-    for label, summaries in panel.lines.items():
-        points = [(float(rank), summary.mean or 0.0, summary.std or 0.0) for rank, summary in summaries.items()]
-        handles[label] = draw_band(ax, styles[label], points)
+    handles = {
+        label: draw_interval_line(ax, styles[label], points, label in panel.banded)
+        for label, points in panel.lines.items()
+    }
     low, high = ax.get_ylim()
     lowest_level = low - max(LOW_POINTS, LOW_HEIGHTS * (high - low))
-    for label, summary in panel.levels.items():
-        score = summary.mean or 0.0
+    for label, score in panel.levels.items():
         if 100 * score < lowest_level:
             handles[label] = annotate_low_level(ax, styles[label], label, score)
         else:
             handles[label] = draw_level(ax, styles[label], score)
-    _set_rank_axis(ax, sorted({rank for summaries in panel.lines.values() for rank in summaries}))
+    _set_rank_axis(ax, sorted({point[0] for points in panel.lines.values() for point in points}))
     label_axes(ax, column_title(panel.column), "rank r")
     return handles
 
 
-def _set_rank_axis(ax: Axes, ranks: Sequence[int]) -> None:
+def _set_rank_axis(ax: Axes, ranks: Sequence[float]) -> None:
     """Make the x axis logarithmic with a tick at each rank and a margin on both sides."""
     from matplotlib.ticker import NullLocator
 
     ax.set_xscale("log", base=2)
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(ranks, [str(rank) for rank in ranks])
+    ax.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
     ax.set_xlim(ranks[0] / 1.35, ranks[-1] * 1.35)
-
-
-def _share_scales(page: Sequence[RankPanel], axes: Sequence[Axes]) -> None:
-    """Give panels of one metric the same y axis, unless the tallest one would shrink to less than two thirds."""
-    for metric in sorted({panel.column.metric for panel in page}):
-        same_metric = [ax for panel, ax in zip(page, axes, strict=True) if panel.column.metric == metric]
-        limits = [ax.get_ylim() for ax in same_metric]
-        low, high = min(low for low, _ in limits), max(high for _, high in limits)
-        if high - low <= 1.5 * max(high - low for low, high in limits):
-            for ax in same_metric:
-                ax.set_ylim(low, high)

@@ -17,20 +17,18 @@ from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.report.numbers.wording import LEGEND
 from lora_bench.text import clean
 
-_OPEN_TABLES = 3  # of a section: the best settings, the comparison with LoRA, the choice of the epoch
-_OPEN_ROWS = 12  # other tables are open if they are no longer than this
+_OPEN_ROWS = 60  # tables are open if they are no longer than this
+_MAX_ROWS = 400  # of a table on the page; the files contain all of them
 
 
 def html_page(content: Content) -> str:
     """Return the page."""
-    from plotly.offline import get_plotlyjs
-
     environment = {name: "; ".join(values) for name, values in environment_values(content.cells).items()}
     data = json.dumps(page_data(content), allow_nan=False, separators=(",", ":"))
     parts = {
         "style": _asset("page.css"),
         "summary": escape_html(content.status_line),
-        "findings": _findings(content) or "<p>Nothing to test: no LoRA cells and no mirrored (a, b).</p>",
+        "answer": _answer(content) or "<p>No scores yet: there is nothing to say.</p>",
         "sections": "".join(_section(section) for section in content.sections),
         "rest": "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in content.other_tables),
         "protocol": "".join(_protocol(section) for section in content.sections),
@@ -40,7 +38,7 @@ def html_page(content: Content) -> str:
         "broken": _broken_records(content),
         # Without `<` no text can end the script element.
         "data": data.replace("<", "\\u003c"),
-        "plotly": get_plotlyjs(),
+        "plotly": _asset("plotly-basic.min.js"),
         "script": _asset("page.js"),
     }
     return "".join(_fill_template(_asset("page.html"), parts))
@@ -58,13 +56,19 @@ def html_table(table: ReportTable) -> str:
         f"<th{_alignment(right)}>{'<br>'.join(escape_html(part) for part in head.split(chr(10)))}</th>"
         for head, right in zip(table.heads, right_aligned, strict=True)
     )
-    body = table.rows[: len(table.rows) - table.footer_rows]
-    footer = table.rows[len(body) :]
-    lines = ["<div class=wide><table><thead><tr>", heads, "</tr></thead><tbody>"]
+    all_rows = table.rows[: len(table.rows) - table.footer_rows]
+    footer = table.rows[len(all_rows) :]
+    body = all_rows[:_MAX_ROWS]
+    more = f"<p class=note>{len(all_rows) - len(body):,} more rows in tables/.</p>" if len(body) < len(all_rows) else ""
+    lines = [
+        f'<div class=wide tabindex=0 role=region aria-label="{escape_html(table.title)}"><table><thead><tr>',
+        heads,
+        "</tr></thead><tbody>",
+    ]
     lines += [*_rows(body, right_aligned), "</tbody>"]
     lines += ["<tfoot>", *_rows(footer, right_aligned), "</tfoot>"] if footer else []
     notes = "".join(f"<p class=note>{escape_html(note)}</p>" for note in table.notes)
-    return "".join([*lines, "</table></div>", notes])
+    return "".join([*lines, "</table></div>", more, notes])
 
 
 def _asset(name: str) -> str:
@@ -92,19 +96,21 @@ def _field(field: Field) -> str:
     return f"<strong>{escape_html(field.text)}</strong>" if field.bold else escape_html(field.text)
 
 
-def _findings(content: Content) -> str:
-    """Return the findings of each section, with headings if several sections have some, then those of the report."""
-    sections = [section for section in content.sections if section.findings]
-    has_headings = len(sections) > 1
+def _answer(content: Content) -> str:
+    """Return the answer of each section, with headings if there are several sections, then the report's findings."""
+    sections = [section for section in content.sections if section.answer]
+    has_headings = len(content.sections) > 1
     return "".join(
-        (f"<h3>{escape_html(section.subset.title)}</h3>" if has_headings else "") + _list(section.findings)
+        (f"<h3>{escape_html(section.scope.title)}</h3>" if has_headings else "")
+        + "".join(f"<p>{escape_html(sentence)}</p>" for sentence in section.answer)
         for section in sections
     ) + _list(content.findings)
 
 
 def _section(section: Section) -> str:
-    tables = "".join(_details(table, index < _OPEN_TABLES) for index, table in enumerate(section.tables))
-    return f"<section><h3>{escape_html(section.subset.title)}</h3>{tables}</section>"
+    printed = [table for table in section.tables if not table.is_data]
+    tables = "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in printed)
+    return f"<section><h3>{escape_html(section.scope.title)}</h3>{tables}</section>"
 
 
 def _details(table: ReportTable, is_open: bool) -> str:
@@ -113,7 +119,7 @@ def _details(table: ReportTable, is_open: bool) -> str:
 
 
 def _protocol(section: Section) -> str:
-    return f"<h3>{escape_html(section.subset.title)}</h3>{_list(section.protocol)}"
+    return f"<h3>{escape_html(section.scope.title)}</h3>{_list(section.protocol)}"
 
 
 def _list(lines: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.escaping import ascii_only, escape_markdown
 from lora_bench.report.formats.folding import fold_columns, is_right_aligned
-from lora_bench.report.numbers.frame import cells_of
+from lora_bench.report.numbers.frame import rows_of
 from lora_bench.report.numbers.tables import Field, ReportTable
 from lora_bench.text import clean, sheet
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+DIGITS = 12  # of a number in CSV and JSON
 MAX_ROWS = 60  # of a table on the terminal
 
 
@@ -65,11 +66,10 @@ def markdown_table(table: ReportTable, level: int = 3) -> str:
 
 
 def csv_table(table: ReportTable) -> str:
-    """Return the table's data as CSV, unrounded and in the metric's units."""
+    """Return the table's data as CSV, to `DIGITS` significant digits and in the metric's units."""
     import pandas as pd
 
-    # Not by DataFrame.map, which turns the integers of a mixed column into floating-point numbers.
-    rows = [list(map(sheet, row)) for row in table.data.to_numpy()]
+    rows = [[sheet(_steady(value)) for value in row.values()] for row in rows_of(table.data)]
     return pd.DataFrame(rows, columns=table.data.columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
@@ -83,11 +83,19 @@ def json_report(content: Mapping[str, object], tables: Iterable[ReportTable]) ->
             "name": table.name,
             "title": table.title,
             "notes": table.notes,
-            "rows": [{name: value for name, value in row.items() if value is not None} for row in cells_of(table.data)],
+            "rows": [
+                {name: _steady(value) for name, value in row.items() if value is not None}
+                for row in rows_of(table.data)
+            ],
         }
         for table in tables
     ]
     return json.dumps({**content, "tables": table_data}, indent=1, allow_nan=False) + "\n"
+
+
+def _steady(value: object) -> object:
+    """Round a number so that the order in which a processor sums does not show."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _shorten(table: ReportTable) -> tuple[ReportTable, int]:

@@ -1,278 +1,311 @@
-"""Entries of the report's tables, and the summary statistics shown in them.
+"""Entries: the rows behind every table, a method at one size on one task, as pandas frames.
 
-Only seeds are pooled. Where the cells of an entry differ in more than the seed, the hyperparameter setting with the
-best mean score is shown. Cells that must not be compared at all (another model, other data, another way to choose the
-epoch) are in different subsets (`Subset`).
+Cells that must not be compared at all (another model, other data, another way to choose the epoch) are in different
+scopes. Within a scope only seeds are pooled: cells that differ in nothing else are a *setting*. Where an arm (a method
+at one size on one set of targets) has several settings on a task, the entry shows the one with the best held-out
+score. The average over tasks is an entry like any other, under the task `AVERAGE`.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lora_bench.report.numbers.frame import SCOPE, SETTINGS, SHOWN_ENTRY_FIELDS, CellRow, cells_of, group_by
+from lora_bench.compare import Comparisons
+from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, Row, group_ids, rows_of
 from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.tasks import TASKS
+from lora_bench.text import clean
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
+    from pandas.api.typing import SeriesGroupBy
 
-
-@dataclass(frozen=True)
-class Summary:
-    """Summary statistics of scores over seeds, in the metric's units.
-
-    Attributes:
-        mean: None without a score.
-        std: the sample standard deviation (ddof=1); None with fewer than two scores.
-        median: None without a score.
-        n: the number of seeds with a score.
-        total: the number of seeds that were run.
-    """
-
-    mean: float | None
-    std: float | None
-    median: float | None
-    n: int
-    total: int
-
-    @property
-    def data(self) -> dict[str, object]:
-        """The columns of a summary in the unrounded data."""
-        return {"mean": self.mean, "std": self.std, "median": self.median, "n": self.n, "seeds": self.total}
-
-    def text(self) -> str:
-        """Format as `91.2 ± 0.3; 91.3 (5)`: mean ± std; median (n), all ×100.
-
-        The count is `(4/5)` if a seed has no score, and a dagger marks fewer than three scores.
-        """
-        count = f"({self.n})" if self.n == self.total else f"({self.n}/{self.total})"
-        if self.mean is None or self.median is None:
-            return f"— {count}"
-        spread = "" if self.std is None else f" ± {percent(self.std)}; {percent(self.median)}"
-        return f"{percent(self.mean)}{spread} {count}{'†' if self.n < MIN_SEEDS else ''}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry of a table: a method at one size, with the hyperparameter setting that is shown for it.
-
-    Attributes:
-        init: the start if it is not the method's default.
-        cells: the cells of the shown setting, one per seed.
-        settings_tried: among how many settings the shown one was chosen.
-        varying: the hyperparameters in which those settings differ.
-        hidden_failures: the number of cells without a score among the settings that are not shown.
-    """
-
-    method: str
-    init: str | None
-    rank: int | None
-    a: int | None
-    b: int | None
-    cells: tuple[CellRow, ...]
-    settings_tried: int = 1
-    varying: tuple[str, ...] = ()
-    hidden_failures: int = 0
-
-    @property
-    def label(self) -> str:
-        """The method's name, with its start if that is not the default."""
-        return self.method if self.init is None else f"{self.method} ({self.init} start)"
-
-    @property
-    def size(self) -> str:
-        """The label with rank, a and b, such as `mini r=4 a=8 b=8`."""
-        parts = [f"{name}={value}" for name, value in (("r", self.rank), ("a", self.a), ("b", self.b)) if value]
-        return " ".join((self.label, *parts))
-
-    @property
-    def pair(self) -> tuple[int | None, int | None]:
-        """The sizes (a, b)."""
-        return self.a, self.b
-
-    @cached_property
-    def scores(self) -> Mapping[int, float]:
-        """Score by seed, for the seeds that have one."""
-        return self.values("score")
-
-    @cached_property
-    def settings(self) -> CellRow:
-        """The hyperparameters that all cells share."""
-        return {name: self.cells[0][name] for name in SETTINGS}
-
-    @cached_property
-    def summary(self) -> Summary:
-        """The summary of the scores."""
-        return summarise(list(self.scores.values()), len(self.cells))
-
-    @property
-    def missing(self) -> Counter[str]:
-        """The number of seeds without a score, by status; `undefined` if the cell finished with no finite score."""
-        names = {"done": "undefined", "oom": "failed"}
-        statuses = [str(cell["status"]) for cell in self.cells if cell["score"] is None]
-        return Counter(names.get(status, status) for status in statuses)
-
-    def values(self, name: str) -> dict[int, float]:
-        """Return a numeric column by seed, without the cells where it is None."""
-        return {cell["seed"]: cell[name] for cell in self.cells if cell[name] is not None}
-
-    def largest(self, name: str) -> int | None:
-        """Return the largest value of a count among the cells; None if no cell has it."""
-        return max((cell[name] for cell in self.cells if cell[name] is not None), default=None)
-
-    def seconds(self) -> float | None:
-        """Return the mean number of seconds per cell; None if no cell was timed."""
-        seconds = list(self.values("seconds").values())
-        return statistics.fmean(seconds) if seconds else None
+AVERAGE = "average"
+NOT_AVERAGED = ("wnli",)  # the papers leave it out of their averages
+HELD_OUT, SHOWN = "held-out", "shown"  # by which score a setting was chosen
+STATUS_COLUMNS = ("failed", "diverged", "undefined")
 
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """A column of scores: a task and its main metric."""
+    """A column of scores: a task, or the average, and its main metric."""
 
     task: str
     metric: str
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The results that may share a table: one model, one data source, one protocol, one target set.
-
-    Methods without targets (`head`, `full`) are in every subset of their scope.
+class Scope:
+    """The results that may share a table: one model, one data source, one protocol.
 
     Attributes:
-        title: the model, the targets, and what else of the scope differs between the subsets.
-        scope: the values of `SCOPE`.
-        targets: the target set; None if no cell has targets.
-        columns: the entries of each task.
+        title: the model, and what else of the scope differs between the scopes.
+        values: the values of `SCOPE`.
+        cells: its cells, with the numbers of their arm, setting and entry (-1 for a setting that is not shown).
+        entries: a row per entry, the averages among them; see `_entries`.
+        columns: the tasks in GLUE's order, then the average if there is one.
+        averaged: the tasks of the average.
+        compare: what is compared.
         notes: deviations from the protocol, as stated in the records.
     """
 
     title: str
-    scope: Mapping[str, str]
-    targets: str | None
-    columns: Mapping[Column, tuple[Entry, ...]]
+    values: Mapping[str, str]
+    cells: DataFrame = field(compare=False)
+    entries: DataFrame = field(compare=False)
+    columns: tuple[Column, ...]
+    averaged: tuple[str, ...]
+    compare: Comparisons
     notes: tuple[str, ...] = ()
 
-    def best_entries(self, column: Column) -> dict[str, Entry]:
-        """Return the best entry of each method on a task, by the method's label."""
-        by_label: dict[str, list[Entry]] = {}
-        for entry in self.columns[column]:
-            by_label.setdefault(entry.label, []).append(entry)
-        return {
-            label: max(entries, key=lambda entry: selection_key(entry.cells))
-            for label, entries in sorted(by_label.items())
-        }
+    @property
+    def main(self) -> Column:
+        """The column that says most: the average, or the only task."""
+        return self.columns[-1]
+
+    @property
+    def tasks(self) -> tuple[Column, ...]:
+        """The columns without the average."""
+        return tuple(column for column in self.columns if column.task != AVERAGE)
+
+    def at(self, column: Column) -> DataFrame:
+        """Return the entries of a column."""
+        return self.entries[self.entries["task"] == column.task]
+
+    @cached_property
+    def chosen(self) -> Mapping[str, DataFrame]:
+        """By task, the chosen entry of each method on each set of targets; `of` says among how many settings.
+
+        The best on held-out rows is chosen, or the best score where nothing was held out.
+        """
+        return {column.task: choose_entries(self.at(column), ("method", "init", "targets")) for column in self.columns}
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """Format a metric in [-1, 1] as it is printed: ×100, one decimal, no negative zero."""
-    text = f"{100 * value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+def choose_entries(entries: DataFrame, names: Sequence[str]) -> DataFrame:
+    """Return the chosen entry for each value of some columns, in their order; `of` counts the settings chosen from."""
+    if entries.empty:
+        return entries.assign(of=[])
+    groups = group_ids(entries, names)
+    ordered = entries.assign(_group=groups, of=entries["tried"].groupby(groups).transform("sum"))
+    ordered = ordered.sort_values(["_group", *_CHOICE], ascending=[True, *[False] * len(_CHOICE)], kind="stable")
+    return ordered.drop_duplicates("_group").drop(columns="_group")
 
 
-def printed_score(value: float) -> float:
-    """Round a metric as it is printed, so that two scores that read the same are equal."""
-    return float(percent(value))
+# What decides between settings, in this order. One with fewer than three scores loses to one with more, so that a
+# lucky seed is not chosen; then the fewest lost seeds, then the score, then the number of seeds.
+_CHOICE = ("_enough", "_kept", "_criterion", "n")
 
 
-def summarise(scores: Sequence[float], total: int) -> Summary:
-    """Compute the summary of some scores; their order does not matter.
-
-    Args:
-        scores: the scores of the seeds that have one.
-        total: the number of seeds that were run.
-    """
-    n = len(scores)
-    if not n:
-        return Summary(None, None, None, 0, total)
-    mean = statistics.fmean(scores)
-    # fsum is exact, so that the result is the same whatever the order of the scores.
-    std = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (n - 1)) if n > 1 else None
-    return Summary(mean, std, statistics.median(scores), n, total)
+def comparable_scopes(cells: DataFrame, compare: Comparisons | None = None) -> tuple[Scope, ...]:
+    """Divide the cells into scopes, sorted by name."""
+    if cells.empty:
+        return ()
+    titles = _titles(cells)
+    groups = group_ids(cells, SCOPE)
+    return tuple(
+        _scope(titles[number], cells[groups == number], compare or Comparisons()) for number in sorted(groups.unique())
+    )
 
 
-def average_summary(entries: Sequence[Entry]) -> Summary:
-    """Average several entries.
-
-    The mean is the mean of the entries' means. The standard deviation, the median and n come from the seeds that have a
-    score in every entry that has any.
-    """
-    scored = [entry for entry in entries if entry.scores]
-    total = max((len(entry.cells) for entry in entries), default=0)
-    if not scored:
-        return summarise([], total)
-    shared = set.intersection(*(set(entry.scores) for entry in scored))
-    by_seed = summarise([statistics.fmean(entry.scores[seed] for entry in scored) for seed in sorted(shared)], total)
-    mean = statistics.fmean(entry.summary.mean for entry in scored if entry.summary.mean is not None)
-    return Summary(mean, by_seed.std, mean if by_seed.median is None else by_seed.median, by_seed.n, total)
+def short_model(name: str) -> str:
+    """Return a model's name without its owner and revision: `FacebookAI/roberta-base@abc` becomes `roberta-base`."""
+    return name.partition("@")[0].rpartition("/")[2]
 
 
-def group_by_rank(entries: Iterable[Entry]) -> dict[str, dict[int, list[Entry]]]:
-    """Group entries by method label, then by rank; methods without a rank are left out."""
-    by_rank: dict[str, dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
-    for entry in entries:
-        if entry.rank is not None:
-            by_rank[entry.label][entry.rank].append(entry)
-    return {label: dict(sorted(ranks.items())) for label, ranks in sorted(by_rank.items())}
+def _titles(cells: DataFrame) -> list[str]:
+    """Name each scope by its model, and by the other fields only if they differ between scopes."""
+    scopes = cells[[*SCOPE]].drop_duplicates().sort_values([*SCOPE], na_position="first")
+    by_short = scopes.groupby(scopes["model"].map(short_model))["model"].nunique()
+    models = [short_model(name) if by_short[short_model(name)] == 1 else name for name in scopes["model"]]
+    differing = [name for name in SCOPE[1:] if scopes[name].nunique(dropna=False) > 1]
+    rest = scopes[differing].astype(str).to_numpy().tolist()
+    return [clean(", ".join((model, *values))) for model, values in zip(models, rest, strict=True)]
 
 
-def has_pairs(ranks: Mapping[int, Sequence[Entry]]) -> bool:
-    """Whether a method has the sizes (a, b)."""
-    return any(entry.pair != (None, None) for entries in ranks.values() for entry in entries)
+def _scope(title: str, cells: DataFrame, compare: Comparisons) -> Scope:
+    numbered = cells.assign(arm=group_ids(cells, ARM), setting=group_ids(cells, ("task", "metric", *ARM, *SETTINGS)))
+    entries = _entries(_settings(numbered))
+    entry_of_setting = dict(zip(entries["setting"], entries.index, strict=True))
+    numbered["entry"] = numbered["setting"].map(entry_of_setting).fillna(-1).astype(int)
+    columns = _columns(entries)
+    averaged = _averaged(columns, compare)
+    if len(averaged) > 1:
+        import pandas as pd
+
+        averages = _averages(numbered, entries, averaged)
+        if not averages.empty:
+            entries = pd.concat([entries, averages], ignore_index=True)
+            columns = (*columns, Column(AVERAGE, "average"))
+    notes = tuple(sorted(cells["notes"].dropna().unique()))
+    values = {name: cells[name].iloc[0] for name in SCOPE}
+    return Scope(title, values, numbered, entries, columns, averaged, compare, notes)
 
 
-def selection_key(cells: Sequence[CellRow]) -> tuple[int, float, int]:
-    """Return the key by which a setting is chosen: the largest wins.
-
-    The mean score decides between settings with at least three scores; a setting with fewer loses to one with more, so
-    that a single lucky seed is not chosen.
-    """
-    scores = [cell["score"] for cell in cells if cell["score"] is not None]
-    return min(len(scores), MIN_SEEDS), statistics.fmean(scores) if scores else 0.0, len(scores)
-
-
-def comparable_subsets(frame: DataFrame) -> tuple[Subset, ...]:
-    """Divide the cells into subsets by scope and target set, sorted by name."""
-    # Titles name the model, and of the other fields only those that differ between subsets.
-    differing = [name for name in SCOPE[1:] if frame[name].nunique(dropna=False) > 1]
-    subsets = []
-    for scope_frame in group_by(frame, SCOPE):
-        scope = {name: scope_frame[name].iloc[0] for name in SCOPE}
-        for targets in sorted(scope_frame["targets"].dropna().unique()) or [None]:
-            title = ", ".join((scope["model"], targets or "no adapter", *(str(scope[name]) for name in differing)))
-            subset_frame = scope_frame[scope_frame["targets"].isna() | (scope_frame["targets"] == targets)]
-            notes = tuple(sorted(subset_frame["notes"].dropna().unique()))
-            subsets.append(Subset(title, scope, targets, _columns(subset_frame), notes))
-    return tuple(subsets)
-
-
-def _columns(frame: DataFrame) -> dict[Column, tuple[Entry, ...]]:
-    """Return the entries by task, in GLUE's order; unknown tasks come last."""
-    names = ("task", "metric", *SHOWN_ENTRY_FIELDS)
-    settings = map(cells_of, group_by(frame, (*names, *SETTINGS)))
-    entries: dict[Column, list[Entry]] = {}
-    for (task, metric, *key), members in groupby(settings, key=lambda cells: [cells[0][name] for name in names]):
-        entries.setdefault(Column(task, metric), []).append(_best_setting(key, list(members)))
+def _columns(entries: DataFrame) -> tuple[Column, ...]:
+    """Return the tasks in GLUE's order; unknown tasks come last, by name."""
     order = {task: index for index, task in enumerate(TASKS)}
+    pairs = entries[["task", "metric"]].drop_duplicates().itertuples(index=False)
+    columns = sorted(Column(*pair) for pair in pairs)
+    return tuple(sorted(columns, key=lambda column: order.get(column.task, len(order))))
+
+
+def _averaged(columns: Sequence[Column], compare: Comparisons) -> tuple[str, ...]:
+    tasks = [column.task for column in columns]
+    return tuple(task for task in tasks if (task in compare.average if compare.average else task not in NOT_AVERAGED))
+
+
+def _settings(cells: DataFrame) -> DataFrame:
+    """Return a row per setting with its summary over seeds.
+
+    Columns: what identifies it; `seeds` that were run, `n` with a score; `mean`, `std` (sample), `median` and the sum
+    of squares of the scores; `trimmed`, the mean without as many of the best scores as seeds were lost; `held`, the
+    mean held-out metric; lost seeds by status; costs.
+    """
+    ordered = cells.sort_values(["setting", "score"], ascending=[True, False], kind="stable")
+    grouped = ordered.groupby("setting")
+    scores = grouped["score"]
+    settings = grouped.head(1).set_index("setting")[["task", "metric", "arm", *ARM, *SETTINGS]]
+    settings = settings.assign(
+        seeds=grouped.size(),
+        **_summary(scores),
+        held=grouped["held_out_metric"].mean(),
+        **{name: grouped[name].max() for name in COUNTS},
+        seconds=grouped["seconds"].mean(),
+        **_lost_by_status(ordered),
+    )
+    return _with_trimmed_means(settings, ordered).reset_index()
+
+
+def _summary(scores: SeriesGroupBy) -> dict[str, Any]:  # type: ignore[type-arg]
     return {
-        column: tuple(entries[column])
-        for column in sorted(entries, key=lambda column: order.get(column.task, len(order)))
+        "n": scores.count(),
+        "mean": scores.mean(),
+        "std": scores.std(ddof=1),
+        "median": scores.median(),
+        "squares": scores.var(ddof=1).fillna(0.0) * (scores.count() - 1).clip(lower=0),
     }
 
 
-def _best_setting(key: Sequence[Any], settings: list[list[CellRow]]) -> Entry:
-    """Choose the best of several hyperparameter settings, each given by its cells."""
-    shown = max(settings, key=selection_key)
-    hidden_failures = sum(cell["score"] is None for cells in settings if cells is not shown for cell in cells)
-    varying = tuple(name for name in SETTINGS if len({cells[0][name] for cells in settings}) > 1)
-    cells = tuple(sorted(shown, key=lambda cell: (cell["seed"], cell["id"])))
-    method, init, rank, a, b = key
-    return Entry(method, init, rank, a, b, cells, len(settings), varying, hidden_failures)
+def _lost_by_status(cells: DataFrame) -> dict[str, Series]:
+    """Count the seeds without a score; `undefined` finished with no finite score, memory that ran out is a failure."""
+    names = cells["status"].replace({"done": "undefined", "oom": "failed"}).where(cells["score"].isna(), "")
+    return {name: (names == name).groupby(cells["setting"]).sum() for name in STATUS_COLUMNS}
+
+
+def _with_trimmed_means(settings: DataFrame, cells: DataFrame) -> DataFrame:
+    """Add `trimmed`: with lost seeds, the mean without as many of the best; else the mean. NaN if none would stay."""
+    lost = settings["seeds"] - settings["n"]
+    if not lost.any():
+        return settings.assign(trimmed=settings["mean"])
+    number = cells.groupby("setting").cumcount()  # the cells of a setting are ordered, the best first
+    remaining = cells["score"].where(number >= cells["setting"].map(lost))
+    return settings.assign(trimmed=remaining.groupby(cells["setting"]).mean())
+
+
+def _entries(settings: DataFrame) -> DataFrame:
+    """Return the shown setting of each arm on each task, with a label.
+
+    Columns beside those of `_settings`: `tried`, among how many settings it was chosen; `varying`, in which
+    hyperparameters those differ, as text; `hidden_lost`, the seeds without a score of the others; `chosen_by`, held-out
+    or shown.
+    """
+    ranked = settings.sort_values("setting", kind="stable").assign(**_criteria(settings))
+    keys = ["task", "metric", "arm"]
+    groups = group_ids(ranked, keys)
+    lost = ranked["seeds"] - ranked["n"]
+    ranked = ranked.assign(
+        _group=groups, tried=groups.groupby(groups).transform("size"), _lost=lost.groupby(groups).transform("sum")
+    )
+    several = ranked[ranked["tried"] > 1]
+    differing = several.groupby("_group")[[*SETTINGS]].nunique(dropna=False) > 1
+    varying = {group: tuple(name for name in SETTINGS if row[name]) for group, row in differing.iterrows()}
+    order = ["_group", *_CHOICE]
+    shown = ranked.sort_values(order, ascending=[True, *[False] * len(_CHOICE)], kind="stable").drop_duplicates(
+        "_group"
+    )
+    return (
+        shown.assign(
+            label=_labels(shown),
+            size=_sizes(shown),
+            varying=[", ".join(varying.get(group, ())) for group in shown["_group"]],
+            hidden_lost=shown["_lost"] - (shown["seeds"] - shown["n"]),
+        )
+        .drop(columns=["_group", "_lost"])
+        .reset_index(drop=True)
+    )
+
+
+def _criteria(settings: DataFrame) -> dict[str, Any]:
+    """Return the columns that decide between settings, and by which score that is."""
+    held_out = bool(settings["held"].notna().any())
+    criterion = settings["held"] if held_out else settings["mean"]
+    return {
+        "_enough": settings["n"].clip(upper=MIN_SEEDS),
+        "_kept": settings["n"] - settings["seeds"],
+        "_criterion": criterion.fillna(float("-inf")).round(12),
+        "chosen_by": HELD_OUT if held_out else SHOWN,
+    }
+
+
+def _labels(entries: DataFrame) -> list[str]:
+    """Name the method, with its start if that is not the default."""
+    pairs = zip(entries["method"], entries["init"], strict=True)
+    return [method if init is None else f"{method} ({init} start)" for method, init in pairs]
+
+
+def _sizes(entries: DataFrame) -> list[str]:
+    """Name the method with its size, such as `mini r=4 a=8 b=8`."""
+    rows = rows_of(entries[["rank", "a", "b"]].assign(label=_labels(entries)))
+    return [size_text(row) for row in rows]
+
+
+def size_text(row: Row) -> str:
+    """Return a label with rank, a and b, such as `mini r=4 a=8 b=8`."""
+    sizes = (f"{short}={row[name]}" for short, name in (("r", "rank"), ("a", "a"), ("b", "b")) if row[name])
+    return " ".join((row["label"], *sizes))
+
+
+def seed_scores(scope: Scope, column: Column) -> Series:
+    """Return the scores of a column's entries, indexed by arm and seed; those of the average are complete averages."""
+    shown = scope.cells[(scope.cells["entry"] >= 0) & scope.cells["score"].notna()]
+    if column.task != AVERAGE:
+        return shown[shown["task"] == column.task].set_index(["arm", "seed"])["score"]
+    table = shown.pivot_table(index=["arm", "seed"], columns="task", values="score", aggfunc="first")
+    return table.reindex(columns=list(scope.averaged)).mean(axis=1, skipna=False).dropna().rename("score")
+
+
+def _averages(cells: DataFrame, entries: DataFrame, averaged: Sequence[str]) -> DataFrame:
+    """Return an entry for the average of each arm that has one at every averaged task.
+
+    Its scores are the averages of the seeds that have a score at every task.
+    """
+    shown = cells[(cells["entry"] >= 0) & cells["task"].isin(averaged)]
+    by_seed = shown.pivot_table(index=["arm", "seed"], columns="task", values="score", dropna=False, aggfunc="first")
+    ran = shown.pivot_table(index=["arm", "seed"], columns="task", values="entry", aggfunc="count").fillna(0)
+    complete = (ran > 0).all(axis=1)
+    by_seed = by_seed.reindex(complete[complete].index)
+    if by_seed.empty or set(by_seed.columns) != set(averaged):
+        return entries.iloc[:0]
+    per_seed = by_seed[list(averaged)].mean(axis=1, skipna=False).rename("score").reset_index()
+    per_seed = per_seed.rename(columns={"arm": "setting"})
+    per_seed = per_seed.sort_values(["setting", "score"], ascending=[True, False], kind="stable")
+    grouped = per_seed.groupby("setting")
+    averages = grouped.size().rename("seeds").to_frame().assign(**_summary(grouped["score"]))
+    averages = _with_trimmed_means(averages, per_seed)
+    members = entries[entries["task"].isin(averaged) & entries["arm"].isin(averages.index)]
+    grouped_members = members.groupby("arm")
+    identity = members.drop_duplicates("arm").set_index("arm")[[*ARM, "label", "size"]]
+    averages = averages.join(identity).assign(
+        held=grouped_members["held"].mean(),
+        **{name: grouped_members[name].max() for name in COUNTS},
+        seconds=grouped_members["seconds"].sum(min_count=1),
+        **{name: grouped_members[name].sum() for name in STATUS_COLUMNS},
+        tried=grouped_members["tried"].max(),
+        hidden_lost=grouped_members["hidden_lost"].sum(),
+    )
+    averages = averages.assign(task=AVERAGE, metric="average", arm=averages.index, setting=-1)
+    averages = averages.assign(**_criteria(averages), varying="")
+    return averages.reset_index(drop=True).reindex(columns=entries.columns).sort_values("arm")

@@ -13,18 +13,17 @@ from lora_bench.records.schema import Record
 from lora_bench.tasks import TASKS
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-CellRow = Mapping[str, Any]
+Row = Mapping[str, Any]
 
 # Cells that differ in one of these must not be compared, so they never share a table.
 SCOPE = ("model", "data", "split", "select", "start")
-# What identifies an entry of a table. The shown variant prints the default start as no start at all.
-ENTRY_FIELDS = ("method", "init", "rank", "a", "b")
-SHOWN_ENTRY_FIELDS = ("method", "start_shown", "rank", "a", "b")
-# The hyperparameters: every other field of a cell except the task, the targets, the seed, and the head, which is told
-# apart by the model's name.
-_NO_SETTINGS = frozenset({*SCOPE, *ENTRY_FIELDS, "task", "task_origin", "targets", "seed", "head"})
+# What identifies an arm: a method at one size on one set of targets.
+ARM = ("targets", "method", "init", "rank", "a", "b")
+# The hyperparameters: every other field of a cell except the task, the seed, and the head, which is told apart by the
+# model's name.
+_NO_SETTINGS = frozenset({*SCOPE, *ARM, "task", "task_origin", "seed", "head"})
 SETTINGS = tuple(sorted(set(Cell.model_fields) - _NO_SETTINGS))
 COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
@@ -39,6 +38,7 @@ class CellColumn:
         head: its heading in printed tables; a line break separates two lines.
         form: the format specification of its numbers in printed tables.
         words: whether its values are text even where they are missing.
+        dtype: the pandas type of the column.
     """
 
     name: str
@@ -46,19 +46,25 @@ class CellColumn:
     head: str = ""
     form: str = ""
     words: bool = False
+    dtype: str = "object"
 
     def text(self, value: object) -> str:
         """Format a value; a missing one is empty."""
-        return "" if value is None else format(value, self.form or ("g" if isinstance(value, float) else ""))
+        return "" if is_missing(value) else format(value, self.form or ("g" if isinstance(value, float) else ""))
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value of a frame is None, NaN or pandas' NA."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ == "NAType"
 
 
 def _count(name: str, head: str) -> CellColumn:
-    return CellColumn(name, lambda record: getattr(record.counts, name, None), head, ",")
+    return CellColumn(name, lambda record: getattr(record.counts, name, None), head, ",", dtype="Int64")
 
 
 def _score(name: str, value: Callable[[Record], float | None]) -> CellColumn:
     """Define a column of scores, in the metric's own units; None for a cell that has no finite score."""
-    return CellColumn(name, lambda record: value(record) if _has_score(record) else None)
+    return CellColumn(name, lambda record: value(record) if _has_score(record) else None, dtype="float64")
 
 
 def _has_score(record: Record) -> bool:
@@ -73,6 +79,12 @@ def _held_out_score(record: Record) -> float | None:
     return max(candidates, key=itemgetter(0))[1].metrics.get(record.metric) if candidates else None
 
 
+def _held_out_metric(record: Record) -> float | None:
+    """Return the best held-out value of the main metric, by which settings are chosen; None if nothing is held out."""
+    values = (epoch.held_out.get(record.metric) for epoch in record.epochs if epoch.held_out)
+    return max((value for value in values if value is not None), default=None)
+
+
 def _split_name(record: Record) -> str:
     """Return `validation` for the task's official validation splits (MNLI has two), else the recorded split."""
     task = TASKS.get(record.cell.task)
@@ -80,13 +92,19 @@ def _split_name(record: Record) -> str:
     return "validation" if record.protocol.split == official else record.protocol.split
 
 
+_CELL_TYPES = {"rank": "Int64", "a": "Int64", "b": "Int64", "seed": "int64"}
 CELL_COLUMNS: Mapping[str, CellColumn] = {
     column.name: column
     for column in (
-        *(CellColumn(name, attrgetter(f"cell.{name}"), name) for name in Cell.model_fields),
+        *(
+            CellColumn(name, attrgetter(f"cell.{name}"), name, dtype=_CELL_TYPES.get(name, "object"))
+            for name in Cell.model_fields
+            if name != "init"
+        ),
+        # The default start is no start at all.
+        CellColumn("init", lambda record: None if record.cell.init == "default" else record.cell.init, "start"),
         CellColumn("id", attrgetter("id"), "id"),
         CellColumn("record", lambda record: record),
-        CellColumn("start_shown", lambda record: None if record.cell.init == "default" else record.cell.init),
         CellColumn("status", attrgetter("status"), "status"),
         CellColumn("reason", attrgetter("reason"), "reason", words=True),
         CellColumn("metric", attrgetter("metric")),
@@ -97,7 +115,14 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
         _score("best", attrgetter("best")),
         _score("last", attrgetter("last")),
         _score("held_out", _held_out_score),
-        CellColumn("seconds", lambda record: getattr(record.timing, "seconds", None), "seconds\na cell", ",.1f"),
+        _score("held_out_metric", _held_out_metric),
+        CellColumn(
+            "seconds",
+            lambda record: getattr(record.timing, "seconds", None),
+            "seconds\na cell",
+            ",.1f",
+            dtype="float64",
+        ),
         _count("adapter_params", "adapter\nparams"),
         _count("head_params", "head\nparams"),
         _count("adapter_bytes", "adapter\nbytes"),
@@ -109,41 +134,35 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
 def cell_frame(records: Iterable[Record]) -> DataFrame:
     """Return the records as a frame with the columns of `CELL_COLUMNS`, sorted by cell id.
 
-    Every column holds Python objects, so that integers stay integers where values are missing.
-
     Args:
         records: finished cells with any status.
     """
     import pandas as pd
 
     ordered = sorted(records, key=lambda record: record.id)
-    values = [column.value for column in CELL_COLUMNS.values()]
-    frame = pd.DataFrame(
-        [[value(record) for value in values] for record in ordered], columns=list(CELL_COLUMNS), dtype=object
-    )
-    return _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(frame)))
+    columns = {
+        name: pd.Series([column.value(record) for record in ordered], dtype=column.dtype)
+        for name, column in CELL_COLUMNS.items()
+    }
+    return _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(pd.DataFrame(columns))))
 
 
-def cells_of(frame: DataFrame) -> list[CellRow]:
-    """Return the rows of a frame as mappings."""
-    names = frame.columns.tolist()
-    return [dict(zip(names, values, strict=True)) for values in frame.to_numpy()]
+def rows_of(frame: DataFrame) -> list[Row]:
+    """Return the rows of a frame as mappings in which every missing value is None."""
+    columns = [[None if is_missing(value) else value for value in frame[name].tolist()] for name in frame.columns]
+    return [dict(zip(frame.columns, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def group_by(frame: DataFrame, names: Sequence[str]) -> list[DataFrame]:
-    """Divide a frame by the values of some columns, sorted by those values; a missing value comes first."""
-    ordered = frame.sort_values(list(names), na_position="first", kind="stable")
-    return [group for _, group in ordered.groupby(list(names), sort=False, dropna=False)]
+def group_ids(frame: DataFrame, names: Sequence[str]) -> Series:
+    """Number the groups of rows with the same values of some columns, sorted by them; missing ones come first."""
+    groups = frame.drop_duplicates(list(names)).sort_values(list(names), na_position="first", kind="stable")
+    numbered = groups[list(names)].assign(group=range(len(groups)))
+    return frame[list(names)].merge(numbered, how="left", on=list(names))["group"].set_axis(frame.index)
 
 
-def sort_key(values: Iterable[Any]) -> tuple[tuple[bool, Any], ...]:
-    """Return a sort key for a sequence that may contain None; None sorts first."""
-    return tuple((value is not None, 0 if value is None else value) for value in values)
-
-
-def device_prefix(cells: Iterable[CellRow]) -> str:
+def device_prefix(cells: DataFrame) -> str:
     """Return the prefix of "seconds" in headings: `GPU-` or `CPU-`, or nothing if the timed cells used both kinds."""
-    devices = {cell["record"].environment.get("device", "") for cell in cells if cell["seconds"] is not None}
+    devices = {record.environment.get("device", "") for record in cells["record"][cells["seconds"].notna()]}
     on_cpu = {device.lower().startswith("cpu") for device in devices if device}
     return {frozenset({True}): "CPU-", frozenset({False}): "GPU-"}.get(frozenset(on_cpu), "")
 

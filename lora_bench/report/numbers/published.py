@@ -7,28 +7,35 @@ protocol as far as it is stated there; null stands for what is not stated. Nothi
 from __future__ import annotations
 
 import json
-import statistics
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_bench.report.numbers.entries import Column, Entry, Subset
-from lora_bench.report.numbers.intervals import score_interval
-from lora_bench.report.numbers.statistics import Interval, half_width, widen
+from lora_bench.report.numbers.comparisons import ScopeStatistics
+from lora_bench.report.numbers.entries import Column, Scope, short_model
+from lora_bench.report.numbers.frame import Row, rows_of
+from lora_bench.report.numbers.statistics import half_width
 from lora_bench.report.numbers.tables import (
-    Field,
-    ItemColumn,
     ReportTable,
+    TableColumn,
+    build_table,
     difference_interval_text,
-    item_table,
+    percent,
     signed_percent,
+    summary_text,
 )
-from lora_bench.report.numbers.wording import metric_name, task_title
+from lora_bench.report.numbers.wording import metric_name, set_text, task_title
 from lora_bench.tasks import TASKS
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 _TARGETS = {"qv": ("query", "value")}
+# The six tasks that most papers report.
+_SIX = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
 _EPOCH_NAMES = {"best": "best epoch", "last": "last epoch", "held-out": "held-out epoch"}
 
 
@@ -68,27 +75,6 @@ class PublishedValue:
     protocol: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class PublishedComparison:
-    """A published value compared with the most similar entry here.
-
-    Attributes:
-        published: the published value.
-        entry: the most similar entry; None if the method was not run on the task.
-        difference: the mean here less the published value, in the metric's units.
-        interval: the 95% interval of the difference.
-        verdict: `within` if the interval contains zero, else `outside`; or `not comparable`.
-        reason: why they are not comparable, or what else differs.
-    """
-
-    published: PublishedValue
-    entry: Entry | None
-    difference: float | None
-    interval: Interval | None
-    verdict: str
-    reason: str
-
-
 @cache
 def published_values() -> tuple[PublishedValue, ...]:
     """Read all published values of the data file."""
@@ -97,33 +83,87 @@ def published_values() -> tuple[PublishedValue, ...]:
     return tuple(_published_value(content, row, task) for row in content["rows"] for task in row["values"])
 
 
-def compare_with_published(subsets: Sequence[Subset]) -> tuple[PublishedComparison, ...]:
-    """Compare each published value with what was run here, whether that is comparable or not."""
-    return tuple(_compare(value, subsets) for value in published_values())
+def published_tables(statistics: Sequence[ScopeStatistics]) -> list[ReportTable]:
+    """Return the table of averages with their protocols, and each value beside what was run here."""
+    return [_average_table(), _value_table(compare_with_published(statistics))]
 
 
-def published_table(comparisons: Sequence[PublishedComparison]) -> ReportTable:
-    """Return the comparisons as a table."""
-    return item_table(
+def compare_with_published(statistics: Sequence[ScopeStatistics]) -> DataFrame:
+    """Compare each published value with what was run here, whether that is comparable or not.
+
+    Returns:
+        A row per value: the published value with its source and protocol; the most similar entry here, if there is one;
+        `difference`, the mean here less the published value, with its interval; `verdict`: within if the interval holds
+        zero, else outside, or not comparable; `because`, why not, or what else differs.
+    """
+    import pandas as pd
+
+    candidates = [_candidates(scope_statistics) for scope_statistics in statistics]
+    return pd.DataFrame([_compare(value, candidates) for value in published_values()])
+
+
+def sentences(comparisons: DataFrame) -> list[str]:
+    """Count the verdicts, and say what LoRA's best-known number is."""
+    verdicts = comparisons["verdict"].tolist()
+    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("within", "outside", "not comparable"))
+    averages = {(row["source"], row["row"]): row for row in _averages()}
+    lora = averages["LoRA, arXiv 2106.09685", "LoRA r=8"]
+    others = [averages["RED", "LoRA"], averages["C3A", "LoRA r=8"]]
+    held_out = " and ".join(f"{100 * row['average']:.1f} ({row['source']})" for row in others)
+    return [
+        f"Of {len(verdicts)} published values: {counts}.",
+        f"LoRA's {100 * lora['average']:.1f} (RoBERTa-base, average of {set_text(_SIX)}) is of runs that start from "
+        f"MNLI on three tasks, at the best epoch on the reported split; with held-out rows, others report {held_out} "
+        "for LoRA.",
+    ]
+
+
+def _averages() -> list[dict[str, Any]]:
+    """Return the average of the six tasks for each published row that has all of them."""
+    rows: dict[tuple[str, ...], dict[str, PublishedValue]] = {}
+    for value in published_values():
+        rows.setdefault((value.source, value.table, value.model, value.row), {})[value.task] = value
+    averages: list[dict[str, Any]] = []
+    for values in rows.values():
+        if set(_SIX) <= set(values):
+            first = values[_SIX[0]]
+            average = math.fsum(values[task].value for task in _SIX) / len(_SIX) / 100
+            averages.append(_identity(first) | {"average": round(average, 6)})
+    return averages
+
+
+def _average_table() -> ReportTable:
+    import pandas as pd
+
+    columns = [
+        TableColumn("row", "row", _row_text),
+        TableColumn("model", "model"),
+        TableColumn("params", "trained\nvalues"),
+        TableColumn("average", "average", lambda row: percent(row["average"]), numeric=True),
+        TableColumn("protocol", "protocol"),
+        TableColumn("source", "source"),
+        *(TableColumn(name) for name in ("method", "rank", "table", "tag", "secondary", "published_seeds", "select")),
+    ]
+    frame = pd.DataFrame(_averages()).sort_values(["model", "protocol"], kind="stable", ascending=[False, True])
+    notes = (f"Average of {set_text(_SIX)}, computed from the published values. *: as repeated by another source.",)
+    title = "Published averages and what they are averages of"
+    return build_table("published averages", title, columns, frame, notes, 2)
+
+
+def _value_table(comparisons: DataFrame) -> ReportTable:
+    return build_table(
         name="published",
         title="Against the published numbers",
         columns=_COLUMNS,
-        items=comparisons,
+        frame=comparisons,
         label_columns=1,
         notes=(
             "difference: the mean here less the published value (a median of 5 seeds where its protocol is known). "
-            "interval: of both, over seeds and examples here and over the published ± where one is printed. within: it "
-            "holds zero. *: as repeated by another source.",
+            "interval: of both, over seeds and examples here and over the published ± where one is printed. within: "
+            "it holds zero. *: as repeated by another source.",
             "Of LoRA-Mini no number could be read; of LoRA-XS and CoRA none on RoBERTa-base.",
         ),
     )
-
-
-def sentences(comparisons: Sequence[PublishedComparison]) -> list[str]:
-    """Count the verdicts in a sentence."""
-    verdicts = [comparison.verdict for comparison in comparisons]
-    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("within", "outside", "not comparable"))
-    return [f"Of {len(comparisons)} published values: {counts}."]
 
 
 def _published_value(content: Mapping[str, Any], row: Mapping[str, Any], task: str) -> PublishedValue:
@@ -143,93 +183,129 @@ def _published_value(content: Mapping[str, Any], row: Mapping[str, Any], task: s
     )
 
 
-def _compare(value: PublishedValue, subsets: Sequence[Subset]) -> PublishedComparison:
+def _candidates(statistics: ScopeStatistics) -> list[tuple[Scope, Column, Row]]:
+    """Return the entries of a scope with their intervals."""
+    candidates: list[tuple[Scope, Column, Row]] = []
+    for column in statistics.scope.tasks:
+        low, high = statistics.intervals(column)
+        cells = statistics.scope.cells
+        rows = cells["record"].map(lambda record: record.data.eval_rows if record.data is not None else None)
+        most, least = rows.groupby(cells["entry"]).max(), rows.groupby(cells["entry"]).min()
+        entries = statistics.scope.at(column).assign(low=low, high=high, most_rows=most, least_rows=least)
+        candidates += [(statistics.scope, column, row) for row in rows_of(entries)]
+    return candidates
+
+
+def _compare(value: PublishedValue, scopes: Sequence[Sequence[tuple[Scope, Column, Row]]]) -> dict[str, object]:
     """Compare a published value with the entry that differs from it in the fewest respects, the best one if several."""
+    identity = _identity(value) | {
+        "task": value.task,
+        "metric": value.metric,
+        "published": _fraction(value.value),
+        "published_spread": _fraction(value.spread),
+        "start": value.start,
+    }
     candidates = [
-        (_incomparable_reasons(value, subset, column, entry), column, entry)
-        for subset in subsets
-        for column, entries in subset.columns.items()
-        if column.task == value.task
-        for entry in entries
-        if entry.method == value.method and entry.init is None
+        (_incomparable_reasons(value, scope, column, row), row)
+        for entries in scopes
+        for scope, column, row in entries
+        if column.task == value.task and row["method"] == value.method and row["init"] is None
     ]
     if not candidates:
-        return PublishedComparison(value, None, None, None, "not comparable", "not run here")
-    reasons, column, entry = min(
-        candidates, key=lambda candidate: (len(candidate[0]), -(candidate[2].summary.mean or 0.0))
-    )
-    if reasons or entry.summary.mean is None:
-        return PublishedComparison(value, entry, None, None, "not comparable", "; ".join(reasons) or "no score")
-    return _compare_values(value, column, entry)
+        return identity | _outcome(None, None, None, None, "not comparable", "not run here")
+    reasons, row = min(candidates, key=lambda candidate: (len(candidate[0]), -(candidate[1]["mean"] or 0.0)))
+    if reasons or row["mean"] is None:
+        return identity | _outcome(row, None, None, None, "not comparable", "; ".join(reasons) or "no score")
+    return identity | _compare_values(value, row)
 
 
-def _compare_values(value: PublishedValue, column: Column, entry: Entry) -> PublishedComparison:
+def _compare_values(value: PublishedValue, row: Row) -> dict[str, object]:
     """Compare a published value with an entry of the same protocol, by the interval of their difference."""
-    mean = statistics.fmean(entry.scores.values())
-    difference, interval = mean - value.value / 100, score_interval(column, entry)
-    differing = _differing_settings(value, entry)
-    if interval is None:
+    difference = row["mean"] - value.value / 100
+    differing = _differing_settings(value, row)
+    if row["low"] is None:
         reason = "; ".join(("fewer than 3 seeds here", *differing))
-        return PublishedComparison(value, entry, difference, None, "not comparable", reason)
+        return _outcome(row, difference, None, None, "not comparable", reason)
+    half = _published_half_width(value)
+    low = difference - math.hypot(row["mean"] - row["low"], half)
+    high = difference + math.hypot(row["high"] - row["mean"], half)
+    return _outcome(row, difference, low, high, "within" if low <= 0 <= high else "outside", "; ".join(differing))
+
+
+def _published_half_width(value: PublishedValue) -> float:
+    """Return half of Student's 95% interval of a published mean; 0 where its spread or its seeds are not stated."""
     seeds = value.protocol["seeds"]
-    half = half_width(value.spread / 100, seeds) if value.spread is not None and seeds else 0.0
-    both = widen(interval, mean, half)
-    shifted = Interval(both.low - value.value / 100, both.high - value.value / 100)
-    verdict = "within" if shifted.low <= 0 <= shifted.high else "outside"
-    return PublishedComparison(value, entry, difference, shifted, verdict, "; ".join(differing))
+    if value.spread is None or not seeds:
+        return 0.0
+    return half_width(value.spread / 100, seeds)
 
 
-def _incomparable_reasons(value: PublishedValue, subset: Subset, column: Column, entry: Entry) -> list[str]:
+def _outcome(
+    row: Row | None, difference: float | None, low: float | None, high: float | None, verdict: str, because: str
+) -> dict[str, object]:
+    here = {name: row[name] if row else None for name in ("mean", "median", "std", "n", "seeds", "size")}
+    return {**here, "difference": difference, "low": low, "high": high, "verdict": verdict, "because": because}
+
+
+def _identity(value: PublishedValue) -> dict[str, Any]:
+    """Return the columns that say what was published where, and under which protocol."""
+    return {
+        "row": value.row,
+        "model": value.model,
+        "method": value.method,
+        "rank": value.rank,
+        "params": value.params,
+        "source": value.source,
+        "table": value.table,
+        "tag": value.tag,
+        "secondary": value.secondary,
+        "protocol": value.protocol["words"],
+        "select": value.protocol["select"],
+        "published_seeds": value.protocol["seeds"],
+    }
+
+
+def _incomparable_reasons(value: PublishedValue, scope: Scope, column: Column, row: Row) -> list[str]:
     """Return why a published value and an entry must not be compared; empty if they may be."""
-    scope, protocol = subset.scope, value.protocol
+    here, protocol = scope.values, value.protocol
     checks = (
-        (_model_name(scope["model"]) != value.model, f"other model ({scope['model']})"),
-        (_has_other_rows(value.task, entry), "not GLUE's rows"),
-        (scope["split"] != protocol["split"], f"other split ({scope['split']})"),
-        (value.rank is not None and entry.rank != value.rank, f"other rank (r={entry.rank})"),
-        (value.targets is not None and _target_names(subset) != value.targets, f"other targets ({subset.targets})"),
+        (short_model(here["model"]) != value.model, f"other model ({here['model']})"),
+        ({row["most_rows"], row["least_rows"]} != {TASKS[value.task].eval_rows}, "not GLUE's rows"),
+        (here["split"] != protocol["split"], f"{protocol['split']} there"),
+        (value.rank is not None and row["rank"] != value.rank, f"other rank (r={row['rank']})"),
+        (value.targets is not None and _target_names(row) != value.targets, f"other targets ({row['targets']})"),
         (value.start is None, "what it starts from is not found"),
-        (value.start == "mnli" and scope["start"] != "mnli", "MNLI start there"),
-        (value.start == "pretrained" and scope["start"] != "pretrained", f"other start ({scope['start']})"),
+        (value.start == "mnli" and here["start"] != "mnli", "MNLI start there"),
+        (value.start == "pretrained" and here["start"] != "pretrained", f"other start ({here['start']})"),
         (column.metric != value.metric, f"metric variant ({metric_name(value.metric)})"),
         (protocol["select"] is None, "how its epoch was chosen is not found"),
-        (protocol["select"] not in (None, scope["select"]), f"{_EPOCH_NAMES.get(str(protocol['select']))} there"),
+        (protocol["select"] not in (None, here["select"]), f"{_EPOCH_NAMES.get(str(protocol['select']))} there"),
     )
     return [reason for applies, reason in checks if applies]
 
 
-def _differing_settings(value: PublishedValue, entry: Entry) -> Iterable[str]:
-    """Yield the settings that differ but do not forbid the comparison, because they are part of what is compared."""
-    for name, there in (("epochs", value.epochs), ("max_length", value.protocol["max_length"])):
-        if there is not None and entry.settings[name] != there:
-            yield f"{name.replace('_', ' ')} {entry.settings[name]} here, {there} there"
+def _differing_settings(value: PublishedValue, row: Row) -> Iterable[str]:
+    """Return the settings that differ but do not forbid the comparison, because they are part of what is compared."""
+    there = {"epochs": value.epochs, "max_length": value.protocol["max_length"]}
+    return [
+        f"{name.replace('_', ' ')} {row[name]} here, {count} there"
+        for name, count in there.items()
+        if count is not None and row[name] != count
+    ]
 
 
-def _model_name(name: str) -> str:
-    """Strip the owner and the revision: `FacebookAI/roberta-base@abc` becomes `roberta-base`."""
-    return name.partition("@")[0].rpartition("/")[2]
-
-
-def _target_names(subset: Subset) -> tuple[str, ...]:
-    targets = subset.targets or ""
+def _target_names(row: Row) -> tuple[str, ...]:
+    targets = row["targets"] or ""
     return _TARGETS.get(targets, tuple(sorted(name.strip() for name in targets.split(","))))
 
 
-def _has_other_rows(task: str, entry: Entry) -> bool:
-    """Whether some cell was evaluated on another number of rows than GLUE has."""
-    counts = {cell["record"].data.eval_rows for cell in entry.cells if cell["record"].data is not None}
-    return counts != {TASKS[task].eval_rows}
+def _row_text(row: Row) -> str:
+    return f"{row['row']}{'*' if row['secondary'] else ''}"
 
 
-def _published_field(comparison: PublishedComparison) -> Field:
-    value = comparison.published
-    spread = "" if value.spread is None else f" ± {value.spread:g}"
-    return Field(f"{value.value:g}{spread}", numeric=False)
-
-
-def _here_field(comparison: PublishedComparison) -> Field:
-    entry = comparison.entry
-    return Field(f"{entry.size}: {entry.summary.text()}" if entry else "—", numeric=False)
+def _published_text(row: Row) -> str:
+    spread = "" if row["published_spread"] is None else f" ± {100 * row['published_spread']:.4g}"
+    return f"{100 * row['published']:.4g}{spread}"
 
 
 def _fraction(percentage: float | None) -> float | None:
@@ -237,41 +313,23 @@ def _fraction(percentage: float | None) -> float | None:
     return None if percentage is None else round(percentage / 100, 6)
 
 
-_column = ItemColumn[PublishedComparison]
 _COLUMNS = (
-    _column("row", lambda c: c.published.row),
-    _column("", lambda c: f"{c.published.row}{'*' if c.published.secondary else ''}", "row"),
-    _column("model", lambda c: c.published.model, "model"),
-    _column("method", lambda c: c.published.method),
-    _column("rank", lambda c: c.published.rank),
-    _column("params", lambda c: c.published.params),
-    _column("task", lambda c: c.published.task),
-    _column("", lambda c: f"{task_title(c.published.task)} ({metric_name(c.published.metric)})", "task"),
-    _column("metric", lambda c: c.published.metric),
-    _column("published", lambda c: _fraction(c.published.value), "published", _published_field),
-    _column("published_spread", lambda c: _fraction(c.published.spread)),
-    _column("source", lambda c: c.published.source),
-    _column("table", lambda c: c.published.table),
-    _column("tag", lambda c: c.published.tag),
-    _column("secondary", lambda c: c.published.secondary),
-    _column("start", lambda c: c.published.start),
-    _column("select", lambda c: c.published.protocol["select"]),
-    _column("published_seeds", lambda c: c.published.protocol["seeds"]),
-    _column("here", lambda c: c.entry and c.entry.size, "here", _here_field),
-    _column("mean", lambda c: c.entry and c.entry.summary.mean),
-    _column("median", lambda c: c.entry and c.entry.summary.median),
-    _column("std", lambda c: c.entry and c.entry.summary.std),
-    _column("n", lambda c: c.entry and c.entry.summary.n),
-    _column("difference", lambda c: c.difference, "difference", lambda c: Field(signed_percent(c.difference))),
-    _column(
-        "low",
-        lambda c: c.interval and c.interval.low,
-        "95%\ninterval",
-        lambda c: Field(difference_interval_text(c.interval), numeric=False),
+    TableColumn("row", "row", _row_text),
+    TableColumn("model", "model"),
+    TableColumn("task", "task", lambda row: f"{task_title(row['task'])} ({metric_name(row['metric'])})"),
+    TableColumn("published", "published", _published_text),
+    TableColumn("protocol", "protocol"),
+    TableColumn("size", "here", lambda row: f"{row['size']}: {summary_text(row)}" if row["size"] else "—"),
+    TableColumn("difference", "difference", lambda row: signed_percent(row["difference"]), numeric=True),
+    TableColumn("low", "95%\ninterval", lambda row: difference_interval_text(row["low"], row["high"])),
+    TableColumn("verdict", "verdict", bold=lambda row: row["verdict"] == "within"),
+    TableColumn("because", "because"),
+    *(
+        TableColumn(name)
+        for name in ("method", "rank", "params", "metric", "published_spread", "source", "table", "tag")
     ),
-    _column("high", lambda c: c.interval and c.interval.high),
-    _column(
-        "verdict", lambda c: c.verdict, "verdict", lambda c: Field(c.verdict, c.verdict == "within", numeric=False)
+    *(
+        TableColumn(name)
+        for name in ("secondary", "start", "select", "published_seeds", "mean", "median", "std", "n", "high")
     ),
-    _column("because", lambda c: c.reason, "because"),
 )

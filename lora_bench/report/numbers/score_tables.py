@@ -1,183 +1,269 @@
-"""The tables of scores: methods by task with their costs, score by rank, the best setting of each method."""
+"""The tables of scores: the frontier, the methods, the best setting of each method on each task, scores by rank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from lora_bench.report.numbers.entries import Column, Entry, Subset, average_summary, group_by_rank, has_pairs
-from lora_bench.report.numbers.frame import CELL_COLUMNS, COUNTS, device_prefix, sort_key
-from lora_bench.report.numbers.intervals import score_interval
-from lora_bench.report.numbers.statistics import interval_data
+from lora_bench.report.numbers.comparisons import ScopeStatistics
+from lora_bench.report.numbers.entries import AVERAGE, Column, Scope
+from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, Row, device_prefix, rows_of
 from lora_bench.report.numbers.tables import (
-    Field,
     ReportTable,
-    average_data,
-    best_printed_mean,
-    cell_field,
-    column_head,
-    data_frame,
-    missing_field,
-    plain_field,
-    range_field,
-    score_field,
+    TableColumn,
+    build_table,
+    cell_column,
+    count_text,
+    lost_text,
+    percent,
     score_interval_text,
-    summary_data,
+    summary_text,
 )
-from lora_bench.report.numbers.wording import column_title, selection_notes, uneven_notes
+from lora_bench.report.numbers.wording import chosen_note, column_title, metric_name, set_text, task_title
 
-_SIZE = ("method", "rank", "a", "b")
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
-
-def method_table(subset: Subset) -> ReportTable:
-    """Return the table with methods (by rank, a, b) down and tasks and costs across."""
-    by_size: dict[tuple[Any, ...], dict[Column, Entry]] = {}
-    for column, entries in subset.columns.items():
-        for entry in entries:
-            key = (entry.rank is None, entry.label, entry.rank, entry.a, entry.b)
-            by_size.setdefault(key, {})[column] = entry
-    # Methods without a rank (head, full) come first.
-    ordered = sorted(by_size, key=lambda key: (not key[0], sort_key(key[1:])))
-    best = {column: best_printed_mean(entry.summary for entry in entries) for column, entries in subset.columns.items()}
-    all_entries = [entry for entries in subset.columns.values() for entry in entries]
-    return ReportTable(
-        name=f"methods {subset.title}",
-        title=f"Methods: {subset.title}",
-        heads=(*_cell_heads(*_SIZE), *map(column_head, subset.columns), *_cost_heads(subset)),
-        label_columns=4,
-        rows=tuple(_method_row(by_size[key], subset.columns, best) for key in ordered),
-        notes=selection_notes(all_entries),
-        data=data_frame(
-            summary_data(subset, column, entry, entry.summary)
-            for key in ordered
-            for column, entry in by_size[key].items()
-        ),
-    )
+FRONTIER_ROWS = 4  # of a size class in print
+_IDENTITY = (*ARM, "label", "size")
+_SUMMARY = (
+    "mean",
+    "std",
+    "median",
+    "n",
+    "seeds",
+    "lost_as_zero",
+    "failed",
+    "diverged",
+    "undefined",
+    *COUNTS,
+    "seconds",
+)
 
 
-def best_table(subset: Subset) -> ReportTable:
-    """Return the table of each method's best setting per task, with its interval and its costs."""
-    chosen = [(column, entry) for column in subset.columns for entry in subset.best_entries(column).values()]
-    best = {column: best_printed_mean(entry.summary for entry in entries) for column, entries in subset.columns.items()}
-    return ReportTable(
-        name=f"best {subset.title}",
-        title=f"Best setting of each method: {subset.title}",
-        heads=(*_cell_heads("task", *_SIZE, "lr"), "score", "95%\ninterval", "of", *_cost_heads(subset)),
-        label_columns=2,
-        rows=tuple(_best_row(subset, column, entry, best[column]) for column, entry in chosen),
-        notes=(
-            "of: the number of settings (rank, a, b and all else) that it is the best of; the more, the more that "
-            "flatters it. A setting with fewer than 3 scores is chosen only where there is none with 3.",
-        ),
-        data=data_frame(_best_data(subset, column, entry) for column, entry in chosen),
-    )
-
-
-def rank_tables(subset: Subset) -> list[ReportTable]:
-    """Return for each task a table per method with (a, b), and one table of all other methods with a rank."""
-    tables = []
-    for column, entries in subset.columns.items():
-        methods = group_by_rank(entries)
-        paired = {label: ranks for label, ranks in methods.items() if has_pairs(ranks)}
-        others = {label: ranks for label, ranks in methods.items() if label not in paired}
-        tables += [_pair_table(subset, column, label, ranks) for label, ranks in paired.items()]
-        tables += [_others_table(subset, column, others)] if others else []
-    return tables
-
-
-def _pair_table(subset: Subset, column: Column, label: str, ranks: dict[int, list[Entry]]) -> ReportTable:
-    """Return the table of one method: (a, b) down, ranks across, and the average over (a, b) in the last row."""
-    by_size = {(rank, entry.pair): entry for rank, entries in ranks.items() for entry in entries}
-    pairs = sorted({pair for _, pair in by_size}, key=sort_key)
-    averages = {rank: average_summary(entries) for rank, entries in ranks.items()}
-    rows = [
-        (plain_field(a), plain_field(b), *(score_field(by_size.get((rank, (a, b)))) for rank in ranks))
-        for a, b in pairs
+def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
+    """Return the table of the best methods at each number of trained values; none if nothing has such a number."""
+    scope, frontier = statistics.scope, statistics.frontier
+    if frontier.empty or scope.main.task != AVERAGE:
+        return []
+    frame = frontier.sort_values(["size_class", "mean"], ascending=[True, False], kind="stable")
+    frame = frame.assign(values=10 ** frame["size_class"].astype(float), lost_as_zero=_lost_as_zero(frame))
+    columns = [
+        TableColumn("values", "about", lambda row: class_text(row["values"]), numeric=True),
+        TableColumn("size", "setting", bold=lambda row: bool(row["best"])),
+        TableColumn("targets", "targets"),
+        TableColumn("adapter_params", "trained\nvalues", lambda row: count_text(row["adapter_params"]), numeric=True),
+        TableColumn("mean", "average", summary_text, bold=lambda row: bool(row["best"])),
+        _interval_column(),
+        TableColumn("rank_first", "rank", _rank_text),
+        TableColumn("of", "of", numeric=True),
+        *_data_columns("rank_last", "best", "methods", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
     ]
-    average_fields = (Field(averages[rank].text(), numeric=False) for rank in ranks)
-    entries = [entry for entries in ranks.values() for entry in entries]
-    return ReportTable(
-        name=f"rank {subset.title} {column.task} {label}",
-        title=f"{column_title(column)} by rank: {label}; {subset.title}",
-        heads=("a", "b", *(f"r={rank}" for rank in ranks)),
-        label_columns=2,
-        rows=(*rows, (plain_field("average"), plain_field(None), *average_fields)),
-        notes=(*selection_notes(entries), *uneven_notes(ranks, len(pairs))),
-        data=data_frame(
-            [
-                *(summary_data(subset, column, entry, entry.summary) for entry in entries),
-                *(average_data(subset, column, ranks[rank], averages[rank]) for rank in ranks),
-            ]
+    notes = (
+        f"Average of {set_text(scope.averaged)}. about: the middle of a size class, from 1/1.8 to 1.8 times it. "
+        f"In each class every method has one row: {chosen_note(scope)}; of: among how many settings.",
+        "rank: the places that it may have in its class, by Holm's correction over all pairs. Bold: not "
+        f"distinguishable from the best mean of the class. Printed: the {FRONTIER_ROWS} best of each class, "
+        f"{scope.compare.subject} and {scope.compare.reference}; the CSV has all.",
+        *_lost_notes(frame),
+    )
+    number = frame.groupby("size_class").cumcount()
+    always = frame["label"].isin((scope.compare.subject, scope.compare.reference))
+    title = f"By trained values: {scope.title}"
+    printed = build_table(f"frontier {scope.title}", title, columns, frame[(number < FRONTIER_ROWS) | always], notes, 2)
+    whole = build_table(f"frontier {scope.title}", title, columns, frame)
+    return [replace(printed, data=whole.data)]
+
+
+def method_table(statistics: ScopeStatistics) -> ReportTable:
+    """Return the table with each method's chosen setting down, tasks and costs across.
+
+    Methods that were not run at all tasks come last, without an average.
+    """
+    import pandas as pd
+
+    scope = statistics.scope
+    chosen = statistics.with_ranks(scope.main, scope.chosen[scope.main.task])
+    frame = pd.concat([chosen.assign(lost_as_zero=_lost_as_zero(chosen)), statistics.without_main_score()])
+    whole = ["n", "seeds", "rank_first", "rank_last"]
+    frame[whole] = frame[whole].astype("Int64")
+    for column in scope.tasks:
+        entries = scope.at(column)
+        texts = dict(zip(entries["arm"], _texts(entries), strict=True))
+        frame[f"_{column.task}"] = [texts.get(arm, "") for arm in frame["arm"]]
+    best = frame["mean"].round(3).max()
+    average = [TableColumn("mean", _head(scope.main), _average_text, bold=lambda row: _is(row["mean"], best))]
+    columns = [
+        TableColumn("size", "method"),
+        TableColumn("targets", "targets"),
+        *(average if scope.main.task == AVERAGE else []),
+        _interval_column(),
+        TableColumn("rank_first", "rank", _rank_text),
+        TableColumn("of", "of", numeric=True),
+        *(TableColumn("", _head(column), _getter(f"_{column.task}")) for column in scope.tasks),
+        *_cost_columns(scope),
+        *_data_columns("rank_last", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
+    ]
+    notes = (
+        f"One setting of each method: {chosen_note(scope)}; of: among how many. Intervals and ranks are of the "
+        f"{'average' if scope.main.task == AVERAGE else 'score'}.",
+        *_lost_notes(frame),
+    )
+    title = f"Each method's chosen setting: {scope.title}"
+    return build_table(f"methods {scope.title}", title, columns, frame, notes, 2)
+
+
+def best_table(statistics: ScopeStatistics) -> ReportTable:
+    """Return the table of each method's best setting on each task alone, with its interval and its rank."""
+    import pandas as pd
+
+    scope = statistics.scope
+    ranked = [statistics.with_ranks(column, scope.chosen[column.task]) for column in scope.tasks]
+    frame = pd.concat(ranked)
+    frame = _with_scope(scope, frame).assign(lost_as_zero=_lost_as_zero(frame))
+    columns = [
+        TableColumn("task", "task", lambda row: column_title(Column(row["task"], row["metric"]))),
+        TableColumn("size", "setting", bold=lambda row: bool(row["best"])),
+        TableColumn("targets", "targets"),
+        cell_column("lr"),
+        TableColumn(
+            "mean", "score", lambda row: summary_text(row, with_median=True), bold=lambda row: bool(row["best"])
         ),
-        footer_rows=1,
-    )
-
-
-def _others_table(subset: Subset, column: Column, methods: dict[str, dict[int, list[Entry]]]) -> ReportTable:
-    """Return the table of the methods without (a, b): methods down, ranks across."""
-    ranks = sorted({rank for by_rank in methods.values() for rank in by_rank})
-    by_size = {(label, rank): entries[0] for label, by_rank in methods.items() for rank, entries in by_rank.items()}
-    return ReportTable(
-        name=f"rank {subset.title} {column.task} others",
-        title=f"{column_title(column)} by rank: methods without (a, b); {subset.title}",
-        heads=("method", *(f"r={rank}" for rank in ranks)),
-        label_columns=1,
-        rows=tuple(
-            (plain_field(label), *(score_field(by_size.get((label, rank))) for rank in ranks)) for label in methods
+        _interval_column(),
+        TableColumn("rank_first", "rank", _rank_text),
+        TableColumn("of", "of", numeric=True),
+        *_cost_columns(scope),
+        *_data_columns(
+            *SCOPE, "metric", "rank_last", "best", "low", "high", *_IDENTITY, *_SUMMARY, "held", "chosen_by"
         ),
-        notes=selection_notes(by_size.values()),
-        data=data_frame(summary_data(subset, column, entry, entry.summary) for entry in by_size.values()),
+    ]
+    notes = (
+        f"Chosen on each task alone: {chosen_note(scope)}; of: among how many settings. Bold: not distinguishable from "
+        "the best mean of the task.",
+        *_lost_notes(frame),
     )
+    return build_table(f"best {scope.title}", f"Best setting on each task: {scope.title}", columns, frame, notes, 2)
 
 
-def _cell_heads(*names: str) -> tuple[str, ...]:
-    return tuple(CELL_COLUMNS[name].head for name in names)
+def entries_table(statistics: ScopeStatistics) -> ReportTable:
+    """Return all entries as data: every method at every size on every task, and the averages."""
+    import pandas as pd
+
+    scope = statistics.scope
+    parts = []
+    for column in scope.columns:
+        low, high = statistics.intervals(column)
+        parts.append(scope.at(column).assign(low=low, high=high))
+    frame = pd.concat(parts)
+    frame = _with_scope(scope, frame).assign(lost_as_zero=_lost_as_zero(frame))
+    names = (*SCOPE, "task", "metric", *_IDENTITY, *_SUMMARY, "low", "high", "held", "tried", "chosen_by", *SETTINGS)
+    return build_table(f"settings {scope.title}", f"All settings: {scope.title}", _data_columns(*names), frame)
 
 
-def _size_fields(entry: Entry) -> tuple[Field, ...]:
-    values = (entry.label, entry.rank, entry.a, entry.b)
-    return tuple(cell_field(name, value) for name, value in zip(_SIZE, values, strict=True))
+def rank_tables(scope: Scope) -> list[ReportTable]:
+    """Return tables of the main column by rank: one per method and targets with several (a, b), one of all others."""
+    entries = scope.at(scope.main)
+    ranked = entries[entries["rank"].notna()]
+    if ranked.empty:
+        return []
+    pairs = ranked.groupby(["label", "targets"], dropna=False)[["a", "b"]].transform("nunique").max(axis=1) > 1
+    with_pairs, others = ranked[pairs], ranked[~pairs]
+    groups = with_pairs.groupby(["label", "targets"], sort=True, dropna=False)
+    tables = [_rank_table(scope, members, f"{label} {targets}", ("a", "b")) for (label, targets), members in groups]
+    return [*tables, *([_rank_table(scope, others, "others", ("label", "targets"))] if len(others) else [])]
 
 
-def _method_row(
-    entries: Mapping[Column, Entry], columns: Mapping[Column, Sequence[Entry]], best: Mapping[Column, float | None]
-) -> tuple[Field, ...]:
-    """Format the entries of one method at one size; tasks without an entry stay empty."""
-    return (
-        *_size_fields(next(iter(entries.values()))),
-        *(score_field(entries.get(column), best[column]) for column in columns),
-        *_cost_fields(list(entries.values())),
-    )
+def _rank_table(scope: Scope, entries: DataFrame, name: str, labels: tuple[str, str]) -> ReportTable:
+    """Return a table with ranks across."""
+    ranks = sorted(entries["rank"].unique())
+    texts = entries.assign(_text=_texts(entries))
+    keys = list(labels)
+    frame = texts[keys].drop_duplicates().sort_values(keys, na_position="first")
+    for rank in ranks:
+        column = texts[texts["rank"] == rank].set_index(keys)["_text"]
+        frame[f"_{rank}"] = [column.get(key, "") for key in frame[keys].itertuples(index=False, name=None)]
+    heads = {"label": "method"}
+    columns = [
+        *(TableColumn(key, heads.get(key, key), numeric=key in ("a", "b")) for key in keys),
+        *(TableColumn("", f"r={rank}", _getter(f"_{rank}")) for rank in ranks),
+    ]
+    title = f"{column_title(scope.main)} by rank: {name}; {scope.title}"
+    table = build_table(f"rank {scope.title} {name}", title, columns, frame, (), 2)
+    data = entries[["task", "metric", *_IDENTITY, "mean", "std", "median", "n", "seeds", "adapter_params"]]
+    return replace(table, data=data)
 
 
-def _best_row(subset: Subset, column: Column, entry: Entry, best: float | None) -> tuple[Field, ...]:
-    return (
-        plain_field(column_title(column)),
-        *_size_fields(entry),
-        cell_field("lr", entry.settings["lr"]),
-        score_field(entry, best),
-        Field(score_interval_text(score_interval(column, entry)), numeric=False),
-        plain_field(_settings_tried(subset, column, entry)),
-        *_cost_fields([entry]),
-    )
+def class_text(value: float) -> str:
+    """Write the middle of a size class: `100,000` or `32,000`."""
+    digits = 2
+    scale = 10 ** (len(str(int(value))) - digits)
+    return f"{round(value / scale) * scale:,.0f}"
 
 
-def _best_data(subset: Subset, column: Column, entry: Entry) -> dict[str, object]:
-    limits = interval_data(score_interval(column, entry))
-    settings_tried = {"settings_tried": _settings_tried(subset, column, entry)}
-    return summary_data(subset, column, entry, entry.summary, "best") | limits | settings_tried
+def _head(column: Column) -> str:
+    """Return the heading of a column of scores: the task above the metric."""
+    return "average" if column.task == AVERAGE else f"{task_title(column.task)}\n{metric_name(column.metric)}"
 
 
-def _settings_tried(subset: Subset, column: Column, entry: Entry) -> int:
-    """Return the number of settings of a method on a task, over all of its sizes."""
-    return sum(other.settings_tried for other in subset.columns[column] if other.label == entry.label)
+def _texts(entries: DataFrame) -> list[str]:
+    return [summary_text(row) for row in rows_of(entries[["n", "seeds", "mean", "std"]])]
 
 
-def _cost_heads(subset: Subset) -> tuple[str, ...]:
-    prefix = device_prefix(cell for entries in subset.columns.values() for entry in entries for cell in entry.cells)
-    return *_cell_heads(*COUNTS), f"{prefix}{CELL_COLUMNS['seconds'].head}", "without\nscore"
+def _getter(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row[name])
 
 
-def _cost_fields(entries: Sequence[Entry]) -> tuple[Field, ...]:
-    counts = (range_field(name, (entry.largest(name) for entry in entries)) for name in COUNTS)
-    return *counts, range_field("seconds", (entry.seconds() for entry in entries)), missing_field(entries)
+def _average_text(row: Row) -> str:
+    return "" if row["n"] is None else summary_text(row)
+
+
+def _is(value: float | None, best: float) -> bool:
+    return value is not None and round(value, 3) == best
+
+
+def _interval_column() -> TableColumn:
+    return TableColumn("", "95%\ninterval", lambda row: score_interval_text(row["low"], row["high"]))
+
+
+def _rank_text(row: Row) -> str:
+    first, last = row["rank_first"], row["rank_last"]
+    if first is None:
+        return ""
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _cost_columns(scope: Scope) -> list[TableColumn]:
+    prefix = device_prefix(scope.cells)
+    seconds = cell_column("seconds")
+    return [
+        *(cell_column(name) for name in COUNTS),
+        TableColumn("seconds", f"{prefix}{seconds.head}", seconds.text, numeric=True),
+        TableColumn("", "without\nscore", lost_text, numeric=True),
+    ]
+
+
+def _data_columns(*names: str) -> list[TableColumn]:
+    return [TableColumn(name) for name in names]
+
+
+def _with_scope(scope: Scope, frame: DataFrame) -> DataFrame:
+    return frame.assign(**scope.values)
+
+
+def _lost_as_zero(entries: DataFrame) -> Series:
+    """Return the mean in which a seed without a score counts as 0."""
+    return entries["mean"].fillna(0.0) * entries["n"] / entries["seeds"]
+
+
+def _lost_notes(frame: DataFrame) -> list[str]:
+    """State the means of rows with lost seeds the other way too."""
+    lost = frame[(frame["n"] < frame["seeds"]) & (frame["n"] > 0)]
+    if lost.empty:
+        return []
+    texts = [f"{row['size']} {percent(row['lost_as_zero'])}" for row in rows_of(lost[["size", "lost_as_zero"]])]
+    shown = "; ".join(texts[:8]) + (f"; {len(texts) - 8} more in the CSV" if len(texts) > 8 else "")
+    return [
+        "Seeds without a score are left out of means; their intervals allow for lost seeds that were the worst. With "
+        f"lost seeds as 0: {shown}."
+    ]

@@ -1,14 +1,15 @@
-"""The statistics of the report: intervals over seeds and examples, paired tests, Holm's correction.
+"""The statistics of the report: one model of the uncertainty of a mean, and what follows from it.
 
-scipy and statsmodels compute them. Seeds and examples are both samples: a mean over few seeds on one small split is
-uncertain in two ways, and the intervals account for both.
+Seeds and examples are both samples: a mean over few seeds on one small split is uncertain in two ways. The seeds'
+variance is pooled over all entries of a column, because five seeds alone say little about it and settings hardly differ
+in it; an entry that varies far more than the pool (p < 0.001) keeps its own. The examples' variance comes from the
+predictions (`examples`). Both are added, with Satterthwaite's degrees of freedom: intervals, tests and equivalence are
+read from the same standard error.
 
-**Labels are not needed.** Records store predictions, not labels. With two classes, the correctness of cell s on example
-i is (1 + v_i u_si) / 2, where u is the prediction and v the label, both coded as ±1. For a pair of cells with
-predictions p and q, the difference of their correctness is v_i (p_si - q_si) / 2. The sign v_i is unknown, but it
-disappears when squared. So second moments over examples follow exactly from the predictions, and first moments are the
-recorded accuracies. With more than two classes, the disagreement of two cells bounds the square from above, which makes
-the tests conservative.
+**Lost seeds** (failed or diverged) may have been the worst ones or any. Without them a mean may be too high; without as
+many of the best ones as well (the trimmed mean) it may be too low. Intervals and tests cover both.
+
+scipy computes quantiles and tails.
 """
 
 from __future__ import annotations
@@ -17,183 +18,294 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from pandas import DataFrame
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.int64]
 
 LEVEL = 0.95
+SIGNIFICANCE = 0.05
 MIN_SEEDS = 3  # with fewer there is no interval and no test
+_EXCESS = 0.001  # the p-value below which an entry's own variance replaces the pooled one; chosen
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A 95% confidence interval, in the units of its values."""
 
     low: float
     high: float
 
 
-def interval_data(interval: Interval | None) -> dict[str, float | None]:
-    """Return the columns of an interval in the unrounded data."""
-    return {"low": interval.low, "high": interval.high} if interval else {"low": None, "high": None}
+class Contrast(NamedTuple):
+    """A weighted sum of means, such as a mean difference, with its 95% interval."""
 
-
-@dataclass(frozen=True)
-class ExampleVariance:
-    """Variance over examples of a mean over seeds.
-
-    Attributes:
-        total: the variance for these very cells.
-        beyond_seeds: the same without the part that the variation between seeds explains. An interval over seeds
-            already contains that part, so this is what examples add to it.
-    """
-
-    total: float
-    beyond_seeds: float
+    difference: float
+    low: float
+    high: float
 
 
 def seed_interval(values: Sequence[float]) -> Interval | None:
-    """Return a 95% interval of the mean over all possible seeds; None with fewer than three values.
-
-    The standard error is that of the bootstrap over seeds with all resamples, which for a mean is s / sqrt(n) once
-    corrected by n / (n - 1). Student's quantile stands for its shape. The percentile and BCa bootstraps of five values
-    cover only 80 to 88%; the studentised bootstrap covers 95%, but its limits are erratic and contradict the paired
-    test.
-    """
+    """Return Student's 95% interval of the mean over all possible seeds; None with fewer than three values."""
     if len(values) < MIN_SEEDS:
         return None
     mean, half = statistics.fmean(values), half_width(statistics.stdev(values), len(values))
     return Interval(mean - half, mean + half)
 
 
-def add_example_variance(
-    interval: Interval | None, centre: float, variance: float | None, examples: int
-) -> Interval | None:
-    """Widen an interval over seeds by the uncertainty from the examples.
-
-    Args:
-        interval: the interval over seeds.
-        centre: the mean that it surrounds.
-        variance: the variance over examples that seeds do not explain; None if it is unknown.
-        examples: the number of examples.
-
-    Returns:
-        The widened interval, or the given one if the variance is unknown.
-    """
-    if interval is None or variance is None or examples < 2:
-        return interval
-    from scipy import stats
-
-    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance / (examples - 1))
-    return widen(interval, centre, half)
-
-
 def half_width(std: float, n: int) -> float:
     """Return half the width of Student's 95% interval of a mean, from the sample standard deviation of n values."""
-    return _student_quantile(n - 1) * std / math.sqrt(n)
-
-
-@cache
-def _student_quantile(degrees: int) -> float:
     from scipy import stats
 
-    return float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
 
 
-def widen(interval: Interval, centre: float, half: float) -> Interval:
-    """Add an independent half-width to both sides of an interval around `centre`, in quadrature (MOVER)."""
-    low = centre - math.hypot(centre - interval.low, half)
-    high = centre + math.hypot(interval.high - centre, half)
-    return Interval(low, high)
+class ExampleCovariance(Protocol):
+    """What the examples add to the uncertainty of means over seeds."""
+
+    def covariance(self, first: IntArray, second: IntArray) -> FloatArray:
+        """Return the covariance over examples of pairs of entries, given by position; 0 where it is unknown."""
+        ...
+
+    def examples(self) -> float:
+        """Return the number of examples; infinite if unknown."""
+        ...
 
 
-def sign_free_variance(values: FloatArray, mean: float) -> ExampleVariance:
-    """Return the variances over examples of mean_s(v_i values[s, i]), where the signs v_i = ±1 are unknown.
+@dataclass(frozen=True)
+class Means:
+    """The means of the entries of a column, and their uncertainty.
 
-    Args:
-        values: `[seeds, examples]`.
-        mean: the mean of the signed values over seeds and examples.
+    Attributes:
+        mean: over the seeds that have a score.
+        shift: how far the trimmed mean is below it; 0 without lost seeds, NaN if nothing is left.
+        n: the number of those seeds.
+        variance: of one seed.
+        degrees: the degrees of freedom of the variance.
+        pooled: whether the variance is the pooled one.
+        example_terms: what the examples add; None if it is unknown for all.
     """
-    seeds = len(values)
-    total = max(0.0, float((values.mean(0) ** 2).mean()) - mean**2)
-    between_seeds = float(values.var(0, ddof=1).mean()) / seeds if seeds > 1 else 0.0
-    return ExampleVariance(total, max(0.0, total - between_seeds))
+
+    mean: FloatArray
+    shift: FloatArray
+    n: FloatArray
+    variance: FloatArray
+    degrees: FloatArray
+    pooled: NDArray[np.bool_]
+    example_terms: ExampleCovariance | None = None
+
+    @property
+    def pooled_deviation(self) -> float:
+        """The pooled standard deviation of one seed; NaN if no entry has the pooled variance."""
+        import numpy as np
+
+        return float(np.sqrt(self.variance[self.pooled][0])) if self.pooled.any() else float("nan")
+
+    def half_width(self, n: int) -> float:
+        """Return half the 95% interval over seeds alone of a mean of n seeds with the pooled variance.
+
+        NaN without a pooled variance.
+        """
+        import numpy as np
+
+        if not self.pooled.any() or not self.degrees[self.pooled][0] or n < 1:
+            return float("nan")
+        return float(_quantile(self.degrees[self.pooled][:1])[0] * self.pooled_deviation / np.sqrt(n))
+
+    def intervals(self) -> tuple[FloatArray, FloatArray]:
+        """Return the 95% interval of each mean; NaN with fewer than three seeds."""
+        import numpy as np
+
+        everyone = np.arange(len(self.mean))
+        error, degrees = self._error(everyone, None)
+        half = _quantile(degrees) * error
+        unknown = self.n < MIN_SEEDS
+        low, high = self.mean - self.shift - half, self.mean + half
+        return np.where(unknown, np.nan, low), np.where(unknown, np.nan, high)
+
+    def compare(self, first: IntArray, second: IntArray, margin: float) -> DataFrame:
+        """Compare pairs of entries, given by their positions.
+
+        Returns:
+            A row per pair: `difference` of the means, its standard `error` and `degrees` of freedom, the interval `low`
+            to `high`, the two-sided `p` of no difference, and `p_equivalent`, that of two one-sided tests of a
+            difference of at least the margin. NaN where an entry has fewer than three seeds.
+        """
+        import numpy as np
+        import pandas as pd
+        from scipy import stats
+
+        error, degrees = self._error(first, second)
+        difference = self.mean[first] - self.mean[second]
+        least, most = difference - self.shift[first], difference + self.shift[second]
+        half = _quantile(degrees) * error
+        nearest = np.where((least <= 0) & (most >= 0), 0.0, np.minimum(np.abs(least), np.abs(most)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Without any variance, equal means have p = 1 and different ones p = 0.
+            p = 2 * stats.t.sf(np.where(nearest == 0, 0.0, nearest / error), degrees)
+            above = stats.t.sf((least + margin) / error, degrees)
+            below = stats.t.cdf((most - margin) / error, degrees)
+        table = pd.DataFrame(
+            {
+                "difference": difference,
+                "error": error,
+                "degrees": degrees,
+                "low": least - half,
+                "high": most + half,
+                "p": p,
+                "p_equivalent": np.maximum(above, below),
+            }
+        )
+        tested = (self.n[first] >= MIN_SEEDS) & (self.n[second] >= MIN_SEEDS)
+        untested = ["error", "degrees", "low", "high", "p", "p_equivalent"]
+        table.loc[~tested, untested] = np.nan
+        return table
+
+    def contrast(self, positions: IntArray, weights: FloatArray) -> Contrast:
+        """Return a weighted sum of means with its interval; the weights of an entry that comes up again are added."""
+        import numpy as np
+
+        unique, index = np.unique(positions, return_inverse=True)
+        used = unique.astype(np.int64)
+        summed: FloatArray = np.bincount(index, weights).astype(np.float64)
+        parts = summed**2 * self.variance[used] / np.maximum(self.n[used], 1)
+        separate = ~self.pooled[used]
+        degrees = np.maximum(self.degrees[used], 1)
+        squared = float((parts[separate] ** 2 / degrees[separate]).sum())
+        if not separate.all():
+            squared += float(parts[~separate].sum() ** 2 / degrees[~separate][0])
+        added = self._contrast_examples(used, summed)
+        examples = self.example_terms.examples() if self.example_terms else math.inf
+        squared += added**2 / max(examples - 1, 1)
+        total = float(parts.sum()) + added
+        half = float(_quantile(np.array([total**2 / squared if squared else 1e9]))[0]) * math.sqrt(total)
+        shifts = summed * self.shift[used]
+        difference = float((summed * self.mean[used]).sum())
+        low, high = difference - float(shifts[summed > 0].sum()), difference - float(shifts[summed < 0].sum())
+        return Contrast(difference, low - half, high + half)
+
+    def _contrast_examples(self, used: IntArray, weights: FloatArray) -> float:
+        """Return what the examples add to the variance of a weighted sum."""
+        import numpy as np
+
+        if self.example_terms is None:
+            return 0.0
+        one, other = (index.reshape(-1) for index in np.meshgrid(np.arange(len(used)), np.arange(len(used))))
+        covariance = self.example_terms.covariance(used[one], used[other])
+        return max(0.0, float((weights[one] * weights[other] * covariance).sum()))
+
+    def _error(self, first: IntArray, second: IntArray | None) -> tuple[FloatArray, FloatArray]:
+        """Return standard errors and Satterthwaite's degrees of freedom of means, or of their differences."""
+        import numpy as np
+
+        sides = [first] if second is None else [first, second]
+        shared = np.zeros(len(first))  # the part with the pooled variance, which is one estimate for both sides
+        squared_over_degrees = np.zeros(len(first))
+        total = np.zeros(len(first))
+        pool_degrees = np.ones(len(first))
+        for side in sides:
+            part = self.variance[side] / np.maximum(self.n[side], 1)
+            separate = ~self.pooled[side]
+            shared += np.where(separate, 0.0, part)
+            pool_degrees = np.where(separate, pool_degrees, self.degrees[side])
+            squared_over_degrees += np.where(separate, part**2 / np.maximum(self.degrees[side], 1), 0.0)
+            total += part
+        squared_over_degrees += shared**2 / np.maximum(pool_degrees, 1)
+        added = self._example_variance(sides)
+        examples = self.example_terms.examples() if self.example_terms else np.inf
+        squared_over_degrees += added**2 / max(examples - 1, 1)
+        total = total + added
+        with np.errstate(divide="ignore", invalid="ignore"):
+            degrees = np.where(squared_over_degrees > 0, total**2 / squared_over_degrees, 1e9)
+        return np.sqrt(total), np.minimum(degrees, 1e9)
+
+    def _example_variance(self, sides: list[IntArray]) -> FloatArray:
+        import numpy as np
+
+        if self.example_terms is None:
+            return np.zeros(len(sides[0]))
+        covariance = self.example_terms.covariance
+        if len(sides) == 1:
+            return np.maximum(covariance(sides[0], sides[0]), 0.0)
+        first, second = sides
+        whole = covariance(first, first) + covariance(second, second) - 2 * covariance(first, second)
+        return np.maximum(whole, 0.0)
 
 
-def accuracy_variance(predictions: FloatArray, accuracy: float, two_classes: bool) -> ExampleVariance:
-    """Return the variances over examples of the mean accuracy of several seeds.
-
-    Args:
-        predictions: class ids, `[seeds, examples]`.
-        accuracy: the mean accuracy.
-        two_classes: with two classes the result is exact. With more it is an upper bound, the variance of one cell.
-    """
-    if not two_classes:
-        return ExampleVariance(accuracy * (1 - accuracy), accuracy * (1 - accuracy))
-    return sign_free_variance(predictions - 0.5, accuracy - 0.5)
-
-
-def difference_variance(first: FloatArray, second: FloatArray, difference: float, two_classes: bool) -> ExampleVariance:
-    """Return the variances over examples of the mean difference in accuracy.
-
-    Args:
-        first: class ids, `[seeds, examples]`.
-        second: class ids of the same seeds and examples.
-        difference: the mean difference in accuracy.
-        two_classes: with two classes the result is exact, with more it is an upper bound.
-    """
-    if two_classes:
-        return sign_free_variance(first - second, difference)
-    bound = sign_free_variance((first != second).astype(float), difference).total
-    return ExampleVariance(bound, bound)
-
-
-def paired_seed_test(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of Student's paired t test over seeds.
-
-    None with fewer than three seeds, or if all differences are equal.
-    """
+def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None) -> Means:
+    """Return the means of a column's entries (`entries.Scope.at`), with the seeds' variance pooled over all of them."""
+    import numpy as np
     from scipy import stats
 
-    differences = [one - other for one, other in zip(first, second, strict=True)]
-    if len(differences) < MIN_SEEDS or max(differences) - min(differences) < 1e-12:
-        return None
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    n = entries["n"].to_numpy(dtype=float)
+    squares = entries["squares"].to_numpy(dtype=float)
+    degrees = np.maximum(n - 1, 0)
+    pool_degrees = float(degrees.sum())
+    pooled_variance = float(squares.sum() / pool_degrees) if pool_degrees else 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = stats.chi2.sf(squares / pooled_variance, np.maximum(degrees, 1))
+    separate = (degrees >= MIN_SEEDS - 1) & (excess < _EXCESS) if pooled_variance else np.zeros(len(n), bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.where(separate, squares / np.maximum(degrees, 1), pooled_variance)
+    mean = entries["mean"].to_numpy(dtype=float)
+    shift = mean - entries["trimmed"].to_numpy(dtype=float)
+    return Means(mean, shift, n, variance, np.where(separate, degrees, pool_degrees), ~separate, example_terms)
 
 
-def paired_example_test(difference: float, variance: float, examples: int) -> float | None:
-    """Return the two-sided p-value of the paired t test over examples.
+def holm_correction(p_values: FloatArray) -> FloatArray:
+    """Apply Holm's correction to the p-values that are not NaN.
 
-    With one seed it is McNemar's test in its t form.
-
-    Args:
-        difference: the mean difference.
-        variance: its variance over examples.
-        examples: the number of examples.
-
-    Returns:
-        The p-value; None if the cells never disagree or there are fewer than two examples.
+    Not by statsmodels, which collects garbage at every call: that was 4 of the 11 seconds of a report's numbers. A test
+    compares with it.
     """
+    import numpy as np
+
+    corrected = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values, kind="stable")[: np.count_nonzero(~np.isnan(p_values))]  # NaN sorts last
+    multiplied = p_values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(multiplied), 1.0)
+    return corrected
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The ranks of some entries, as far as the data tell: from Holm's correction over all pairs.
+
+    Attributes:
+        first: the best rank that each may have: one more than the number of entries that are certainly better.
+        last: the worst rank that it may have.
+        best: whether it cannot be distinguished from the entry with the best mean.
+    """
+
+    first: IntArray
+    last: IntArray
+    best: NDArray[np.bool_]
+
+
+def rank_entries(means: Means, positions: IntArray) -> Ranking:
+    """Rank some entries of a column among each other; those without a test may have any rank."""
+    import numpy as np
+
+    count = len(positions)
+    one, other = np.triu_indices(count, 1)
+    table = means.compare(positions[one], positions[other], margin=1.0)
+    holm = holm_correction(table["p"].to_numpy())
+    significant = np.where(np.isnan(holm), False, holm < SIGNIFICANCE)
+    better = np.zeros((count, count), dtype=bool)
+    ahead = table["difference"].to_numpy() > 0
+    better[one, other], better[other, one] = significant & ahead, significant & ~ahead
+    mean = np.where(means.n[positions] >= MIN_SEEDS, means.mean[positions], -np.inf)
+    top = int(np.argmax(mean)) if count else 0
+    best = ~better[top] if count else np.zeros(0, dtype=bool)
+    return Ranking(1 + better.sum(axis=0), count - better.sum(axis=1), best & np.isfinite(mean))
+
+
+def _quantile(degrees: FloatArray) -> FloatArray:
     from scipy import stats
 
-    if examples < 2:
-        return None
-    if variance <= 1e-15:
-        return None if abs(difference) < 1e-12 else 0.0
-    return float(2 * stats.t.sf(abs(difference) / math.sqrt(variance / (examples - 1)), examples - 1))
-
-
-def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
-    """Apply Holm's correction to the p-values that are not None."""
-    known = [value for value in p_values if value is not None]
-    if not known:
-        return list(p_values)
-    from statsmodels.stats.multitest import multipletests
-
-    corrected = iter(multipletests(known, method="holm")[1].tolist())
-    return [None if value is None else next(corrected) for value in p_values]
+    quantiles: FloatArray = stats.t.ppf((1 + LEVEL) / 2, degrees)
+    return quantiles

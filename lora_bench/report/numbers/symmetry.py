@@ -1,196 +1,123 @@
 """Is a or b worth more? Settings (a, b) and (b, a) of one rank have equally many trained values; this compares them.
 
-The scores of the two settings are compared seed by seed.
+The differences of all mirrored pairs are averaged by seed, and tested over the seeds by Student's t.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from typing import TYPE_CHECKING
 
-from lora_bench.report.numbers.entries import Column, Entry, Subset, group_by_rank, summarise
-from lora_bench.report.numbers.statistics import (
-    Interval,
-    holm_correction,
-    interval_data,
-    paired_seed_test,
-    seed_interval,
-)
+from lora_bench.report.numbers.entries import Column, Scope, seed_scores
+from lora_bench.report.numbers.frame import SCOPE, Row, rows_of
+from lora_bench.report.numbers.statistics import SIGNIFICANCE, holm_correction, seed_interval
 from lora_bench.report.numbers.tables import (
-    Field,
     ReportTable,
-    data_frame,
+    TableColumn,
+    build_table,
     difference_interval_text,
     p_relation,
     p_text,
-    plain_field,
     signed_percent,
-    subset_data,
 )
-from lora_bench.report.numbers.versus import NOT_DISTINGUISHED, NOT_TESTED, SIGNIFICANCE
-from lora_bench.report.numbers.wording import column_title, task_title
+from lora_bench.report.numbers.wording import column_title
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+_UNDECIDED = "not distinguishable"
 
 
-@dataclass(frozen=True)
-class Symmetry:
-    """The score with the larger a less the score with the larger b, for one method on one task.
+def measure_symmetry(scope: Scope) -> DataFrame:
+    """Compare a and b for each column and each method and targets with mirrored pairs.
 
-    Attributes:
-        column: the task and metric.
-        label: the method.
-        by_rank: the differences of each rank, one per seed.
-        pairs: the number of mirrored pairs over all ranks.
-        differences: the differences averaged over all mirrored pairs, one per seed.
-        interval: the 95% interval of their mean.
-        p: the p-value of the paired t test over seeds.
-        holm: `p` corrected over all methods and tasks of the subset.
+    Returns:
+        A row per column, method and targets: the mean `difference` of the larger a less the larger b, its interval, `p`
+        and `holm` over all rows, the numbers of `pairs` and of seeds (`n`), and the `verdict`: a, b or neither.
     """
+    import pandas as pd
 
-    column: Column
-    label: str
-    by_rank: Mapping[int, tuple[float, ...]]
-    pairs: int
-    differences: tuple[float, ...]
-    interval: Interval | None
-    p: float | None
-    holm: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """`a`, `b` or `not distinguishable`; `not tested` without a test."""
-        if self.p is None:
-            return NOT_TESTED
-        if self.holm is None or self.holm >= SIGNIFICANCE:
-            return NOT_DISTINGUISHED
-        return "a" if statistics.fmean(self.differences) > 0 else "b"
-
-
-def measure_symmetry(subset: Subset) -> tuple[Symmetry, ...]:
-    """Compare a and b for each task and method with mirrored pairs, with Holm's correction over all of them."""
-    candidates = (
-        _measure(column, label, ranks)
-        for column, entries in subset.columns.items()
-        for label, ranks in group_by_rank(entries).items()
-    )
-    symmetries = [symmetry for symmetry in candidates if symmetry]
-    corrected = holm_correction([symmetry.p for symmetry in symmetries])
-    return tuple(replace(symmetry, holm=p) for symmetry, p in zip(symmetries, corrected, strict=True))
+    rows = []
+    for column in scope.columns:
+        scores = seed_scores(scope, column)
+        entries = scope.at(column)
+        entries = entries[entries["a"].notna() & entries["b"].notna() & entries["rank"].notna()]
+        for (label, targets), members in entries.groupby(["label", "targets"], dropna=False):
+            by_seed, pairs = _differences(members, scores)
+            if len(by_seed):
+                rows.append(
+                    {"task": column.task, "metric": column.metric, "label": label, "targets": targets}
+                    | _test(by_seed, pairs)
+                )
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    frame = frame.assign(holm=holm_correction(frame["p"].to_numpy(dtype=float)))
+    decided = frame["holm"] < SIGNIFICANCE
+    verdicts = frame["difference"].map(lambda value: "a" if value > 0 else "b").where(decided, _UNDECIDED)
+    return frame.assign(verdict=verdicts.where(frame["p"].notna(), "not tested"))
 
 
-def symmetry_tables(subset: Subset, symmetries: Sequence[Symmetry]) -> list[ReportTable]:
-    """Return a table with tasks down and ranks across; no table if no pair is mirrored."""
-    if not symmetries:
+def symmetry_tables(scope: Scope, symmetries: DataFrame) -> list[ReportTable]:
+    """Return a table; none if no pair is mirrored."""
+    if symmetries.empty:
         return []
-    ranks = sorted({rank for symmetry in symmetries for rank in symmetry.by_rank})
-    rank_heads = (f"r={rank}" for rank in ranks)
-    table = ReportTable(
-        name=f"symmetry {subset.title}",
-        title=f"Is a or b worth more? {subset.title}",
-        heads=("task", "method", *rank_heads, "all ranks", "95%\ninterval", "Holm\np", "more"),
-        label_columns=2,
-        rows=tuple(_row(symmetry, ranks) for symmetry in symmetries),
-        notes=(
-            "Score with the larger a less score with the larger b, at the same rank and the same number of trained "
-            "values: mean ± std over seeds of the mean over mirrored pairs, ×100 (seeds that have all of them).",
-        ),
-        data=data_frame(_data(subset, symmetry, rank) for symmetry in symmetries for rank in (*symmetry.by_rank, None)),
-    )
-    return [table]
-
-
-def sentences(symmetries: Sequence[Symmetry]) -> list[str]:
-    """State the results in words; if none is significant, one sentence names what was tested."""
-    undecided = (NOT_DISTINGUISHED, NOT_TESTED)
-    decided = [_sentence(symmetry) for symmetry in symmetries if symmetry.verdict not in undecided]
-    tested = ", ".join(
-        f"{symmetry.label} on {task_title(symmetry.column.task)}"
-        for symmetry in symmetries
-        if symmetry.holm is not None
-    )
-    return decided or ([f"These seeds do not show whether a or b is worth more: {tested}."] if tested else [])
-
-
-def _sentence(symmetry: Symmetry) -> str:
-    mean = 100 * abs(statistics.fmean(symmetry.differences))
-    return (
-        f"{task_title(symmetry.column.task)}: with {symmetry.label}, a larger {symmetry.verdict} is worth {mean:.1f} "
-        f"more than the other (95% interval of a less b {difference_interval_text(symmetry.interval)}; "
-        f"Holm's p {p_relation(symmetry.holm)})."
-    )
-
-
-def _measure(column: Column, label: str, ranks: Mapping[int, Sequence[Entry]]) -> Symmetry | None:
-    """Compare a and b for one method, before Holm's correction; None if no seed has all mirrored pairs."""
-    mirrored = {rank: pairs for rank, entries in ranks.items() if (pairs := _mirrored_pairs(entries))}
-    by_pair = {rank: [_differences_by_seed(*pair) for pair in pairs] for rank, pairs in mirrored.items()}
-    differences = _mean_over_pairs([pair for pairs in by_pair.values() for pair in pairs])
-    if not differences:
-        return None
-    by_rank = {rank: _mean_over_pairs(pairs) for rank, pairs in by_pair.items()}
-    p = paired_seed_test(differences, [0.0] * len(differences))
-    count = sum(len(pairs) for pairs in mirrored.values())
-    return Symmetry(column, label, by_rank, count, differences, seed_interval(differences), p)
-
-
-def _mirrored_pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """Return (entry with the larger a, entry with the larger b) for each mirrored pair that has scores."""
-    by_pair = {entry.pair: entry for entry in entries if entry.scores}
-    return [
-        (entry, by_pair[b, a])
-        for (a, b), entry in by_pair.items()
-        if a is not None and b is not None and a > b and (b, a) in by_pair
+    columns = [
+        TableColumn("task", "task", lambda row: column_title(Column(row["task"], row["metric"]))),
+        TableColumn("label", "method"),
+        TableColumn("targets", "targets"),
+        TableColumn("pairs", "mirrored\npairs", numeric=True),
+        TableColumn("difference", "larger a −\nlarger b", lambda row: signed_percent(row["difference"]), numeric=True),
+        TableColumn("n", "seeds", numeric=True),
+        TableColumn("low", "95%\ninterval", lambda row: difference_interval_text(row["low"], row["high"])),
+        TableColumn("holm", "Holm\np", lambda row: p_text(row["holm"]), numeric=True),
+        TableColumn("verdict", "worth more", bold=lambda row: row["verdict"] in ("a", "b")),
+        *(TableColumn(name) for name in (*SCOPE, "metric", "std", "high", "p")),
     ]
+    notes = (
+        "Score with the larger a less score with the larger b, at the same rank and the same number of trained values: "
+        "mean over mirrored pairs, then over seeds, ×100.",
+    )
+    frame = symmetries.assign(**scope.values)
+    return [build_table(f"symmetry {scope.title}", f"Is a or b worth more? {scope.title}", columns, frame, notes, 3)]
 
 
-def _differences_by_seed(first: Entry, second: Entry) -> dict[int, float]:
-    return {seed: first.scores[seed] - second.scores[seed] for seed in first.scores.keys() & second.scores.keys()}
+def sentences(symmetries: DataFrame) -> list[str]:
+    """State in words what is significant."""
+    return [_sentence(row) for row in rows_of(symmetries) if row["verdict"] in ("a", "b")] if len(symmetries) else []
 
 
-def _mean_over_pairs(pairs: Sequence[Mapping[int, float]]) -> tuple[float, ...]:
-    """Average the differences over pairs, for each seed that has all pairs."""
-    seeds = set.intersection(*(set(pair) for pair in pairs)) if pairs else set()
-    return tuple(statistics.fmean(pair[seed] for pair in pairs) for seed in sorted(seeds))
-
-
-def _row(symmetry: Symmetry, ranks: Sequence[int]) -> tuple[Field, ...]:
-    differences = (*(symmetry.by_rank.get(rank, ()) for rank in ranks), symmetry.differences)
-    decided = symmetry.verdict not in (NOT_DISTINGUISHED, NOT_TESTED)
+def _sentence(row: Row) -> str:
+    interval = difference_interval_text(row["low"], row["high"])
     return (
-        plain_field(column_title(symmetry.column)),
-        plain_field(symmetry.label),
-        *(Field(_difference_text(values), numeric=False) for values in differences),
-        Field(difference_interval_text(symmetry.interval), numeric=False),
-        Field(p_text(symmetry.holm)),
-        Field(symmetry.verdict, decided, numeric=False),
+        f"{column_title(Column(row['task'], row['metric']))}: with {row['label']} on {row['targets']}, a larger "
+        f"{row['verdict']} is worth {100 * abs(row['difference']):.1f} more than the other (95% interval of a less b "
+        f"{interval}; Holm's p {p_relation(row['holm'])})."
     )
 
 
-def _difference_text(values: Sequence[float]) -> str:
-    """Format as `+0.4 ± 0.2 (5)`, ×100; empty without values."""
-    if not values:
-        return ""
-    summary = summarise(values, len(values))
-    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
-    return f"{signed_percent(summary.mean)}{spread} ({summary.n})"
+def _differences(entries: DataFrame, scores: Series) -> tuple[Series, int]:
+    """Return by seed the mean difference over all mirrored pairs, for the seeds that have all of them."""
+    mirrored = entries.merge(
+        entries, left_on=["rank", "a", "b"], right_on=["rank", "b", "a"], suffixes=("", "_mirrored")
+    )
+    mirrored = mirrored[mirrored["a"] > mirrored["b"]]
+    table = scores.unstack("seed")
+    used = mirrored[mirrored["arm"].isin(table.index) & mirrored["arm_mirrored"].isin(table.index)]
+    first, second = (table.loc[used[name]].reset_index(drop=True) for name in ("arm", "arm_mirrored"))
+    return (first - second).mean(skipna=False).dropna() if len(used) else table.iloc[:0].sum().iloc[:0], len(used)
 
 
-def _data(subset: Subset, symmetry: Symmetry, rank: int | None) -> dict[str, object]:
-    """Return the unrounded numbers of one rank, or of all ranks together if `rank` is None."""
-    summary = summarise(symmetry.differences if rank is None else symmetry.by_rank[rank], 0)
-    numbers = {
-        "mean": summary.mean,
-        "std": summary.std,
-        "median": summary.median,
-        "n": summary.n,
-        "mirrored_pairs": symmetry.pairs,
-    }
-    test: dict[str, object] = {
-        **interval_data(symmetry.interval),
-        "p": symmetry.p,
-        "holm": symmetry.holm,
-        "verdict": symmetry.verdict,
-    }
-    # The test is of all ranks together; the rows of single ranks leave it empty.
-    test_fields = test if rank is None else dict.fromkeys(test)
-    return subset_data(subset, symmetry.column) | {"method": symmetry.label, "rank": rank} | numbers | test_fields
+def _test(by_seed: Series, pairs: int) -> dict[str, object]:
+    from scipy import stats
+
+    n, mean = len(by_seed), float(by_seed.mean())
+    std = float(by_seed.std(ddof=1)) if n > 1 else math.nan
+    result: dict[str, object] = {"pairs": pairs, "difference": mean, "std": std, "n": n}
+    interval = seed_interval(by_seed.tolist())
+    if interval is None:
+        return result | {"low": math.nan, "high": math.nan, "p": math.nan}
+    error = std / math.sqrt(n)
+    if error == 0:
+        return result | interval._asdict() | {"p": 1.0 if mean == 0 else 0.0}
+    return result | interval._asdict() | {"p": float(2 * stats.t.sf(abs(mean) / error, n - 1))}

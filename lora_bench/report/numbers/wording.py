@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from lora_bench.report.numbers.entries import Column, Entry, Subset
+from lora_bench.report.numbers.entries import AVERAGE, HELD_OUT, Column, Scope
 from lora_bench.tasks import TASKS
 
 LEGEND = (
-    "Numbers are ×100: mean ± sample standard deviation over seeds; median (number of seeds). One seed has neither.",
-    "(4/5): 4 of 5 seeds have a score, the others failed or diverged; — where none has.",
-    "†: fewer than 3 seeds.",
-    "Bold: the best mean of its column, as printed.",
-    "average: the mean of the rows above; its ±, median and count are of the seeds that have a score in all of them.",
-    "adapter, head params: trained values; bytes: the saved adapter, and the same file in 16 "
-    "bits; seconds a cell: its share of its pack's time.",
-    "95% interval: over seeds, by Student's t from 3 seeds on; where the score is an accuracy, widened by what the "
-    "examples of the split add.",
+    "Numbers are ×100: mean ± sample standard deviation over seeds (number of seeds). One seed has no deviation.",
+    "(4/5): 4 of 5 seeds have a score, the others failed or diverged; — where none has. Means are of the seeds that "
+    "have one; how they would be with lost seeds as 0 is said below the table.",
+    "†: fewer than 3 seeds, so no interval and no test.",
+    "Average: by seed, the mean over its tasks; over the seeds that have a score at all of them.",
+    "Settings are chosen by the held-out score where there is one, never by the score that is shown.",
+    "95% interval: over seeds and examples. The deviation between seeds is pooled over all settings of a column; an "
+    "entry that varies far more (p < 0.001) keeps its own. Examples count for accuracy and Matthews correlation, "
+    "where the records hold predictions; Pearson's and other metrics have intervals over seeds alone.",
+    "Lost seeds may have been the worst: intervals and tests then reach from the mean without as many of the best "
+    "ones to the mean of those left.",
+    "Tests: from the same standard error; Holm's correction within each family of comparisons. Equivalent: two "
+    "one-sided tests at 5% say that the difference is smaller than the declared margin, after the same correction.",
+    "adapter, head params: trained values; bytes: the saved adapter, and the same file in 16 bits; seconds a cell: its "
+    "share of its pack's time.",
 )
 
 _METRIC_NAMES = {
@@ -27,18 +32,6 @@ _METRIC_NAMES = {
     "f1": "F1",
     "macro_f1": "macro F1",
 }
-_PLURALS = {
-    "lr": "learning rates",
-    "head_lr": "head learning rates",
-    "alpha": "alphas",
-    "weight_decay": "weight decays",
-    "warmup": "warm-ups",
-    "clip": "clipping norms",
-    "epochs": "numbers of epochs",
-    "batch_size": "batch sizes",
-    "max_length": "maximal lengths",
-    "precision": "precisions",
-}
 _SELECTIONS = {
     "best": "best epoch, chosen on the reported split",
     "last": "last epoch",
@@ -46,11 +39,11 @@ _SELECTIONS = {
 }
 
 
-def protocol_sentence(subset: Subset) -> str:
-    """Describe how a subset's numbers were obtained, in one sentence."""
-    scope = subset.scope
-    selection = _SELECTIONS.get(scope["select"], scope["select"])
-    return f"Data: {scope['data']}; {scope['split']} split; {selection}; training starts from: {scope['start']}."
+def protocol_sentence(scope: Scope) -> str:
+    """Describe how a scope's numbers were obtained, in one sentence."""
+    values = scope.values
+    selection = _SELECTIONS.get(values["select"], values["select"])
+    return f"Data: {values['data']}; {values['split']} split; {selection}; training starts from: {values['start']}."
 
 
 def metric_name(metric: str) -> str:
@@ -65,38 +58,45 @@ def task_title(task: str) -> str:
 
 def column_title(column: Column) -> str:
     """Return the task and, in parentheses, the metric."""
+    if column.task == AVERAGE:
+        return "Average"
     return f"{task_title(column.task)} ({metric_name(column.metric)})"
 
 
-def selection_notes(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Explain which entries are the best of several settings, and how many cells of other settings have no score."""
-    entries = list(entries)
-    counts_by_varying: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for entry in entries:
-        if entry.settings_tried > 1:
-            counts_by_varying[entry.varying].append(entry.settings_tried)
-    all_chosen = len(counts_by_varying) == 1 and all(entry.settings_tried > 1 for entry in entries)
-    notes = [_selection_note(varying, counts, all_chosen) for varying, counts in sorted(counts_by_varying.items())]
-    hidden = sum(entry.hidden_failures for entry in entries)
-    if hidden:
-        notes.append(f"Under settings not shown, {hidden} more {'cell has' if hidden == 1 else 'cells have'} no score.")
-    return tuple(notes)
+def chosen_note(scope: Scope) -> str:
+    """Say how settings were chosen."""
+    if is_held_out(scope):
+        return "chosen by the mean score on held-out training rows"
+    return "chosen by the score that is shown (nothing was held out), which flatters a method with many settings"
 
 
-def uneven_notes(ranks: Mapping[int, Sequence[Entry]], pairs: int) -> tuple[str, ...]:
-    """Warn if the averages of a row are not over the same (a, b).
-
-    Args:
-        ranks: the entries of each rank.
-        pairs: the number of different (a, b) over all ranks.
-    """
-    counts = {rank: sum(1 for entry in entries if entry.scores) for rank, entries in ranks.items()}
-    incomplete = [f"{count} of {pairs} at r={rank}" for rank, count in counts.items() if count < pairs]
-    return (f"The averages are over unequal sets of (a, b): {', '.join(incomplete)}.",) if incomplete else ()
+def is_held_out(scope: Scope) -> bool:
+    """Whether settings were chosen on held-out rows."""
+    return bool((scope.entries["chosen_by"] == HELD_OUT).any())
 
 
-def _selection_note(varying: tuple[str, ...], counts: Sequence[int], all_chosen: bool) -> str:
-    settings = _PLURALS.get(varying[0], varying[0]) if len(varying) == 1 else f"settings ({', '.join(varying)})"
-    subject = "Each entry is the" if all_chosen else "Where several were run, an entry is the"
-    up_to = "" if len(set(counts)) == 1 else "up to "
-    return f"{subject} best of {up_to}{max(counts)} {settings}, by the mean of the reported scores (which flatters it)."
+def choice_text(scope: Scope) -> str:
+    """Say shortly, for a caption, by what settings were chosen."""
+    return "on held-out rows" if is_held_out(scope) else "by the score shown"
+
+
+def set_text(tasks: Iterable[str]) -> str:
+    """Name several tasks: `CoLA, SST-2 and MRPC`."""
+    return join_words([task_title(task) for task in tasks])
+
+
+def counted_points(margin: float) -> str:
+    """Return a difference of scores with its unit: `1 point`, `0.5 points`."""
+    return f"{margin:g} point{'' if margin == 1 else 's'}"
+
+
+def join_words(words: Sequence[str], last: str = "and") -> str:
+    """Join words as in a sentence: `a, b and c`."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def main_name(scope: Scope) -> str:
+    """Name the scores of the main column in a sentence."""
+    if scope.main.task == AVERAGE:
+        return f"the average of {set_text(scope.averaged)}"
+    return column_title(scope.main)

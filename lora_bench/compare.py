@@ -1,0 +1,52 @@
+"""What a report compares: the `compare` part of a config, or `compare.yaml` in a results folder.
+
+It is declared before the final cells run: which tasks are averaged, how far apart two methods may be to count as
+equivalent, which method is the question and which the reference, and single comparisons beside the default ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+NAME = "compare.yaml"
+_ARM_FIELDS = ("method", "targets", "rank", "a", "b", "init")
+Arm = Mapping[str, str | int | None]
+
+
+def _known_fields(arm: Arm) -> Arm:
+    unknown = sorted(set(arm) - set(_ARM_FIELDS))
+    if unknown or "method" not in arm:
+        raise ValueError(f"an arm has a method and may have {', '.join(_ARM_FIELDS[1:])}")
+    return arm
+
+
+class Pair(BaseModel):
+    """A declared comparison of two arms. Fields that are left out are open: the arm best on held-out rows is taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: Annotated[Arm, AfterValidator(_known_fields)]
+    against: Annotated[Arm, AfterValidator(_known_fields)]
+
+
+class Comparisons(BaseModel):
+    """What is compared, in points of the score ×100 where that is a number.
+
+    Attributes:
+        average: the tasks of the average; all but WNLI by default.
+        margin: two methods are equivalent if the difference is certainly smaller.
+        subject: the method that the report is about.
+        reference: the method that all others are compared with.
+        pairs: comparisons beside the default ones, a family of their own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    average: tuple[str, ...] = ()
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    subject: str = "mini"
+    reference: str = "lora"
+    pairs: tuple[Pair, ...] = ()

@@ -1,0 +1,97 @@
+"""What all packs of a plan take together: time on one device and on several, memory, disk. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_bench.forecast import families
+from lora_bench.forecast.cost import pack_kind, seconds_on
+from lora_bench.forecast.geometry import load_geometry
+from lora_bench.run.plan import Plan
+
+_RUNS = {"fused": "fused", "windows": "on windows", "padded": "on padded rows"}
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all packs of a plan take, those of cells that wait for others among them.
+
+    Attributes:
+        cells: how many cells will train.
+        packs: in how many packs.
+        seconds: the predicted seconds of the packs whose time can be predicted.
+        start: the seconds before the first pack.
+        peak: the bytes of memory that the largest pack takes on a GPU; None if that is unknown.
+        disk: the bytes of records and adapters; None if they are unknown.
+        guesses: what makes these numbers a guess or unknown, in a sentence each.
+    """
+
+    cells: int
+    packs: int
+    seconds: tuple[float, ...]
+    start: float
+    peak: float | None
+    disk: float | None
+    guesses: tuple[str, ...]
+
+    def seconds_on(self, devices: int) -> float | None:
+        """Return the seconds of the whole run on so many devices; None if no pack's time can be predicted."""
+        return self.start + seconds_on(devices, self.seconds) if self.seconds else None
+
+
+def totals(plan: Plan, saves: bool = True) -> Totals:
+    """Return what all packs of a plan take.
+
+    Args:
+        plan: The plan.
+        saves: Whether the trained adapters are saved.
+    """
+    costs = [*plan.costs, *plan.later_costs]
+    sizes = [size for _, size in costs if size is not None]
+    packs = [*plan.packs, *plan.later]
+    return Totals(
+        cells=sum(map(len, packs)),
+        packs=len(packs),
+        seconds=tuple(seconds for seconds, _ in costs if seconds is not None),
+        start=plan.estimate.start_seconds,
+        peak=max(sizes) if sizes and not plan.device_name.startswith("cpu") else None,
+        disk=_disk(plan, saves),
+        guesses=(*_about_device(plan), *_about_models(plan)),
+    )
+
+
+def _disk(plan: Plan, saves: bool) -> float | None:
+    packs = [*plan.packs, *plan.later]
+    examples = {pack_kind(pack): pack for pack in packs}
+    sizes = {kind: plan.estimate.disk(pack, plan.model_name(pack), saves) for kind, pack in examples.items()}
+    known = [
+        (size, count) for kind, count in Counter(map(pack_kind, packs)).items() if (size := sizes[kind]) is not None
+    ]
+    return sum(size * count for size, count in known) if len(known) == len(sizes) else None
+
+
+def _about_device(plan: Plan) -> Iterator[str]:
+    name, device = plan.device_name, plan.device
+    if device is None and not name.startswith("cpu"):
+        hint = "`lora-bench bench --calibrate` measures the device at hand"
+        yield f"No time: '{name}' was not measured and is not a known card ({hint})."
+    elif device is not None and device.scaled_from is not None:
+        scaled = f"it is scaled from {device.scaled_from} by the cards' rates and bandwidths"
+        yield f"The time is a guess: {name} was not measured; {scaled}."
+    peaks = [size for _, size in (*plan.costs, *plan.later_costs) if size is not None]
+    if device is not None and device.memory is not None and peaks and max(peaks) > device.memory:
+        yield f"Some packs need more memory than the {device.memory / 2**30:.0f} GiB there: they train in parts."
+
+
+def _about_models(plan: Plan) -> Iterator[str]:
+    for model in dict.fromkeys(plan.model_name(pack) for pack in (*plan.packs, *plan.later)):
+        geometry = load_geometry(model)
+        if geometry is None:
+            yield f"No time and no memory: the sizes of {model} are known when it has been downloaded."
+            continue
+        family = families.of(geometry.model_type)
+        if not family.measured:
+            kind = f"no model of the type '{geometry.model_type}' was measured"
+            yield f"Time and memory are a guess: {kind}; {model} is taken to run {_RUNS[family.way]}."
