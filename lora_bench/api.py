@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lora_bench import methods
-from lora_bench.cell import Cell
+from lora_bench.cell import Cell, Head
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.group import StackedFactor, targets_of
 from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.encoder import head_forms
 from lora_bench.engine.encoder.families import Family, by_shape
 from lora_bench.errors import BenchError, unknown
 from lora_bench.methods.recipe import FirstStep
@@ -39,7 +40,9 @@ class Host:
     """
 
     fused = None
-    hidden_size = 1  # of the head that a pack creates, which is not used here
+    # For the head that a pack creates, which is not used here.
+    hidden_size = 1
+    config = None
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -78,6 +81,8 @@ class AdaptedModel(nn.Module):
         pack = self._create_pack()  # before the model is changed, as it may refuse the cell
         self._grad = {name: value.requires_grad for name, value in self.encoder.named_parameters()}
         self.encoder.requires_grad_(False)
+        for value in self._pooler().values():
+            value.requires_grad_(True)
         self._pack = pack.__enter__()
         self.factors = nn.ParameterDict(dict(self._pack_factors()))
         self._hook = self.encoder.register_forward_pre_hook(lambda *_: self._compose())
@@ -149,9 +154,10 @@ class AdaptedModel(nn.Module):
         for name, start in self._pack_factors():
             self.factors[name].copy_(start)
         outside = self._outside()
-        head = {name if name in outside else f"classifier.{name}": value for name, value in state.head.items()}
         if not outside:
             return
+        names = {} if state.head.keys() <= outside.keys() else self._head_names()
+        head = {names.get(name, name): value for name, value in state.head.items()}
         if any(name not in outside or outside[name].shape != value.shape for name, value in head.items()):
             raise BenchError(
                 "The saved head does not fit this model.", "Load it over the kind of model that it was trained with."
@@ -160,7 +166,8 @@ class AdaptedModel(nn.Module):
             outside[name].copy_(value)
 
     def _create_pack(self) -> Pack:
-        return Pack([self.cell], cast("Backbone", Host(self.encoder)), 1)
+        cell = self.cell.model_copy(update={"head": None})  # the model has its own head
+        return Pack([cell], cast("Backbone", Host(self.encoder)), 1)
 
     def _stacks(self) -> list[StackedFactor]:
         return [stack for group in self._pack.bank.groups for stack in group.trained]
@@ -187,9 +194,26 @@ class AdaptedModel(nn.Module):
         return self._pack.state(0).adapter
 
     def _outside(self) -> dict[str, nn.Parameter]:
-        """Return the model's parameters outside of the encoder."""
+        """Return the model's parameters that train beside the adapter: those outside of the encoder, and `_pooler`."""
         within = {id(value) for value in self.encoder.parameters()}
-        return {name: value for name, value in self.model.named_parameters() if id(value) not in within}
+        parameters = self.model.named_parameters()
+        return {name: value for name, value in parameters if id(value) not in within} | self._pooler()
+
+    def _pooler(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the encoder's pooler, if the cell trained it as a part of its head."""
+        if self.cell.head is None:
+            return {}
+        within = {id(value) for value in self.encoder.parameters()}
+        head = set(self._head_names().values())
+        return {name: value for name, value in self.model.named_parameters() if name in head and id(value) in within}
+
+    def _head_names(self) -> dict[str, str]:
+        """Return the names of the model's parameters that take the head of a benchmark's cell."""
+        config = getattr(self.model, "config", None)
+        if head_forms.of(config) is None:  # a model of the user's own may have the benchmark's head
+            return head_forms.BENCHMARK.parameters("")
+        form = head_forms.in_classifier(self.cell.head, config)
+        return form.parameters(str(getattr(self.model, "base_model_prefix", "")))
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdaptedModel:
         """Move or cast the model; the adapter's frozen factors are computed again from the moved weights."""
@@ -204,7 +228,12 @@ class AdaptedModel(nn.Module):
 
 
 def get_adapted_model(
-    model: PreTrainedModel | nn.Module, method: str = "mini", *, seed: int = 0, **settings: Any
+    model: PreTrainedModel | nn.Module,
+    method: str = "mini",
+    *,
+    seed: int = 0,
+    head: Head | None = None,
+    **settings: Any,
 ) -> AdaptedModel:
     """Adapt a model in place.
 
@@ -212,6 +241,8 @@ def get_adapted_model(
         model: The model; its `base_model` is adapted, or the model itself if it has none.
         method: The method's name; see `lora-bench list methods`.
         seed: The seed of random factors.
+        head: "model" trains the encoder's pooler as well, where it is a part of the model's classification head (BERT,
+            ALBERT), as cells with `head: model` do. None leaves it frozen with the encoder.
         **settings: The method's settings: some of rank, a, b, alpha, init and targets.
 
     Raises:
@@ -224,7 +255,7 @@ def get_adapted_model(
             raise unknown(f"setting of {method}", name, recipe.parameters)
     name = str(getattr(model, "name_or_path", "")) or type(model).__name__
     label = Path(name).name if Path(name).is_dir() else name
-    given: dict[str, Any] = {**recipe.defaults, **settings, "lr": recipe.default_lr, "seed": seed}
+    given: dict[str, Any] = {**recipe.defaults, **settings, "lr": recipe.default_lr, "seed": seed, "head": head}
     try:
         cell = Cell(model=label, data=OWN, task=OWN, method=method, origin=methods.origin(method), **given)
     except ValidationError as error:
@@ -240,8 +271,8 @@ def get_adapted_model(
 def load_adapted_model(model: PreTrainedModel | nn.Module, folder: str | Path) -> AdaptedModel:
     """Adapt a model in place with a saved adapter.
 
-    The head of a benchmark's cell goes to `model.classifier`, which must be RoBERTa's. A model without a head takes the
-    adapter alone.
+    The head of a benchmark's cell goes to the model's classification head, which must compute the same. A model without
+    a head takes the adapter alone.
 
     Args:
         model: A model like the one that was adapted.

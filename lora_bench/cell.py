@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Select = Literal["best", "last", "held-out"]
 Precision = Literal["float64", "float32", "bf16"]
 Init = Literal["default", "published"]
+Head = Literal["model"]
 
 Count = Annotated[int, Field(gt=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,6 +59,7 @@ class Cell(BaseModel):
     origin: Name | None = None  # for a method from outside of this package: its file and a hash of the content
     task_origin: Name | None = None  # the same for a task that is not GLUE's
     start: CellId | None = None  # the id of the cell of another task that it continues from
+    head: Head | None = None  # "model": the classification head of the model's type; None: RoBERTa's, on every model
 
     @cached_property
     def id(self) -> str:
@@ -93,4 +95,5 @@ class Cell(BaseModel):
             self.max_length,
             self.precision,
             held_out,
+            self.head,
         )

@@ -97,7 +97,7 @@ OTHER_VALUES: dict[str, Any] = {
     "task_origin": "my_task.py@0123456789ab",
     "model": "x", "data": "x", "task": "rte", "method": "lora", "rank": 2, "a": 2, "b": 2, "alpha": 2, "targets": "qv",
     "init": "published", "seed": 9, "lr": 0.5, "head_lr": 0.5, "weight_decay": 0.5, "warmup": 0.5, "clip": 0.5,
-    "epochs": 3, "batch_size": 3, "max_length": 9, "select": "last", "precision": "float64",
+    "epochs": 3, "batch_size": 3, "max_length": 9, "select": "last", "precision": "float64", "head": "model",
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_a_cell_is_frozen_and_hashable() -> None:
         ("rank", 0), ("rank", 2**40), ("rank", 1.5), ("a", "x"), ("b", -1), ("alpha", 0), ("seed", -1), ("seed", 2**63),
         ("lr", float("nan")), ("lr", float("inf")), ("lr", 0), ("head_lr", -1), ("weight_decay", -0.1), ("warmup", 1.1),
         ("warmup", float("nan")), ("clip", float("inf")), ("epochs", 0), ("max_length", 3), ("select", "test"),
-        ("precision", "fp16"), ("init", "zero"), ("model", ""), ("model", "m" * 301), ("rnak", 3),
+        ("precision", "fp16"), ("init", "zero"), ("head", "roberta"), ("model", ""), ("model", "m" * 301), ("rnak", 3),
     ],
 )  # fmt: skip
 def test_what_is_not_allowed_is_refused(setting: str, value: object) -> None:
@@ -162,7 +162,7 @@ def test_the_head_learns_at_its_own_rate_or_the_adapters() -> None:
     assert cell(lr=0.25, head_lr=0.5).effective_head_lr == 0.5
 
 
-APART = {"model", "data", "task", "seed", "batch_size", "epochs", "max_length", "precision"}
+APART = {"model", "data", "task", "seed", "batch_size", "epochs", "max_length", "precision", "head"}
 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field != "select"])

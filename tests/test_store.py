@@ -187,6 +187,13 @@ def test_what_a_task_of_ones_own_needs_follows_where_records_have_it(tmp_path: P
     assert by_task == {"mine": ["mine.py@0123456789ab", "0.5", "0.5", "0.25", "0.25"], glue.cell.task: [""] * 5}
 
 
+def test_a_models_own_head_has_a_column_where_records_have_it(tmp_path: Path) -> None:
+    other = make_record(cell=record().cell.model_copy(update={"head": "model"}))
+    header, *lines = csv.reader(write_csv(tmp_path, [record(), other]).read_text().splitlines())
+    assert header == [*COLUMNS, "head"]
+    assert sorted(line[-1] for line in lines) == ["", "model"]
+
+
 def test_a_golden_row(tmp_path: Path) -> None:
     assert write_csv(tmp_path, [record()]) == tmp_path / "metrics.csv"
     assert (tmp_path / "metrics.csv").read_text() == f"{FROZEN}\n{GOLDEN}\n"

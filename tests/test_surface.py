@@ -47,6 +47,18 @@ def test_commands_and_options() -> None:
     assert found == COMMANDS
 
 
+def test_completion_offers_every_setting_and_the_words_that_it_takes() -> None:
+    """What `--set` completes can be given as it is, or begins a setting."""
+    from lora_bench.cli.completion import settings
+    from lora_bench.grid.config import SETTINGS, parse_set
+
+    candidates = settings()
+    assert {candidate.partition("=")[0] for candidate in candidates} == set(SETTINGS)
+    complete = [candidate for candidate in candidates if not candidate.endswith("=")]
+    assert {"head=model", "select=held-out", "init=published"} <= set(complete)
+    assert [parse_set(candidate)[1] for candidate in complete] == [(text.partition("=")[2],) for text in complete]
+
+
 def test_columns_begin_as_documented() -> None:
     """The columns that others may rely on come first, in this order."""
     assert ",".join(store.COLUMNS).startswith(COLUMNS + ",")

@@ -60,6 +60,12 @@ def test_a_rate_at_which_a_seed_diverged_is_worst_and_of_equal_ones_the_lowest_c
     assert choice.lr == 2e-3
 
 
+def test_rates_of_different_heads_are_kept_apart() -> None:
+    searched = [record(1e-3, 0.6), record(2e-3, 0.5), record(1e-3, 0.5, head="model"), record(2e-3, 0.7, head="model")]
+    blocks = choose.config_blocks(choose.choose_rates(searched))
+    assert [(block.get("head"), block["lr"]) for block in blocks] == [(None, {"rte": 1e-3}), ("model", {"rte": 2e-3})]
+
+
 def test_rounding_of_a_mean_decides_no_tie() -> None:
     low, high = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1 + 2**-54]
     made = [record(lr, each, seed) for lr, own in ((1e-3, low), (2e-3, high)) for seed, each in enumerate(own)]

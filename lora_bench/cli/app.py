@@ -177,7 +177,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
         options = interfaces.Options(
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
-        with progress.ProgressView(console, plan) as view:
+        with progress.ProgressView(console, plan, execution.debug) as view:
             grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
         results = [record for record in cell_records if not record.is_search]

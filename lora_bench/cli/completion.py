@@ -7,6 +7,7 @@ itself drops the candidates that do not begin with what was typed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args, get_origin
 
 Candidates = list[tuple[str, str]]  # names, each with a text that some shells show beside it
 
@@ -35,6 +36,20 @@ def preset_names() -> list[str]:
     from lora_bench.grid.presets import presets
 
     return list(presets())
+
+
+def settings() -> list[str]:
+    """Return what `--set` takes: `key=value` for settings whose values are words, `key=` for the others."""
+    from lora_bench.cell import Cell
+    from lora_bench.grid.config import SETTINGS
+
+    candidates: list[str] = []
+    for name in SETTINGS:
+        annotation = Cell.model_fields[name].annotation
+        kinds = (annotation, *get_args(annotation))  # of `Literal["default"] | None` too
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        candidates += [f"{name}={word}" for word in words or [""]]
+    return candidates
 
 
 def one_of(*names: str) -> Callable[[], list[str]]:

@@ -108,7 +108,13 @@ class Selection:
     ] = None
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value for any setting.", rich_help_panel=GRID_PANEL, metavar="KEY=VALUE"),
+        typer.Option(
+            "--set",
+            help="key=value for any setting.",
+            rich_help_panel=GRID_PANEL,
+            metavar="KEY=VALUE",
+            autocompletion=completion.settings,
+        ),
     ] = None
     data_dir: Annotated[
         Path | None,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lora_bench import tasks
+from lora_bench import BEGAN, tasks
 from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart
 from lora_bench.records.schema import Record
 from lora_bench.run.interfaces import StageProgress, View
@@ -20,6 +20,7 @@ from lora_bench.run.plan import Plan
 from lora_bench.text import clean, counted
 
 MAX_STAGES = 6  # in a line
+SHOWN_STEPS = (1, 2, 10)  # of a process's first pack, whose seconds `--debug` prints: kernels and graphs are made then
 
 
 class PackProgress(View):
@@ -33,12 +34,14 @@ class PackProgress(View):
     def __init__(self, run: ProgressView, name: str) -> None:
         self.run, self.suffix = run, f" ({clean(name)})" if name else ""
         self.bar: TaskID = run.progress.add_task("steps", total=None)
+        self.number = 0
         self.label, self.began, self.start = "", time.perf_counter(), PackStart((), 1, 1, 0)
         self.is_new_pack = True
 
     def stage(self, text: str) -> None:
         """Show that a longer piece of work begins."""
         self.run.progress.update(self.bar, description=clean(text) + self.suffix)
+        self.run.phase(text + self.suffix)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -58,6 +61,8 @@ class PackProgress(View):
 
     def on_step_issued(self, epoch: int, step: int) -> None:
         """Show that a step was issued."""
+        if self.number == 1 and epoch == 1 and step in SHOWN_STEPS:
+            self.run.phase(f"step {step} issued{self.suffix}")
         self.run.progress.update(self.bar, completed=(epoch - 1) * self.start.steps_per_epoch + step)
 
     def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
@@ -81,10 +86,16 @@ class PackProgress(View):
 
 
 class ProgressView(PackProgress):
-    """Displays a run: on a terminal a bar for the grid and one for each device, elsewhere lines."""
+    """Displays a run: on a terminal a bar for the grid and one for each device, elsewhere lines.
 
-    def __init__(self, console: Console, plan: Plan) -> None:
-        self.console = console
+    Args:
+        console: Where to print.
+        plan: The plan of the run.
+        debug: Whether to print when longer pieces of work begin.
+    """
+
+    def __init__(self, console: Console, plan: Plan, debug: bool = False) -> None:
+        self.console, self.debug = console, debug
         self.total, self.ended, self.packs_begun = len(plan.todo) + sum(map(len, plan.later)), 0, 0
         self.bars = console.is_terminal and not console.no_color
         self.progress = Progress(
@@ -135,6 +146,11 @@ class ProgressView(PackProgress):
     def warn(self, text: str) -> None:
         """Print a warning."""
         self.console.print(Text(clean(text), "yellow"), soft_wrap=True)
+
+    def phase(self, text: str) -> None:
+        """Print, where it is asked for, how long after its start the program begins a longer piece of work."""
+        if self.debug:
+            self.line(clean(f"{time.perf_counter() - BEGAN:6.1f} s: {text}"))
 
     def line(self, text: str) -> None:
         """Print a line."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from lora_bench import methods, tasks
 from lora_bench.cell import Cell
@@ -25,7 +25,7 @@ from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.methods.recipe import Recipe, Shape
 from lora_bench.tasks import TASKS, Task
-from lora_bench.testing import WORDS, make_cell, make_model
+from lora_bench.testing import NO_DROPOUT, WORDS, make_cell, make_model
 
 PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
 # One task for each number of outputs: regression, two classes, three classes.
@@ -62,18 +62,11 @@ def alike(one: Tensor, other: Tensor, tolerance: float, what: str) -> None:
     )
 
 
-def save_encoder(folder: Path, dropout: float) -> Path:
-    """Write a random RoBERTa of two layers whose weights and biases are large enough for adapters to matter."""
-    return make_model(
-        folder,
-        seed=0,
-        words=WORDS[:VOCABULARY],
-        vocab_size=VOCABULARY,
-        intermediate_size=64,
-        max_position_embeddings=80,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
+def save_encoder(folder: Path, dropout: float, family: str = "roberta") -> Path:
+    """Write a random encoder of two layers whose weights and biases are large enough for adapters to matter."""
+    sizes = {"vocab_size": VOCABULARY, "intermediate_size": 64, "max_position_embeddings": 80}
+    rates = dict.fromkeys(NO_DROPOUT, dropout)
+    return make_model(folder, family, seed=0, words=WORDS[:VOCABULARY], **sizes, **rates)
 
 
 def cell_of(method: str, task: str = "cola", **changes: Any) -> Cell:
@@ -94,9 +87,9 @@ def tokens(task: Task, rows: int = ROWS) -> TokenTable:
     return TokenTable(ids, None, offsets, labels)
 
 
-def table_of(task: Task, rows: int = ROWS) -> Table:
-    """Return the same sequences on the device."""
-    return Table(tokens(task, rows), CPU, padding_idx=PAD)
+def table_of(backbone: Backbone, task: Task, rows: int = ROWS) -> Table:
+    """Return the same sequences on the device, with the positions that the encoder gives them."""
+    return backbone.table(tokens(task, rows))
 
 
 def split_of(task: Task, table: Table) -> Split:
@@ -108,14 +101,14 @@ def split_of(task: Task, table: Table) -> Split:
 
 def trainer_of(pack: Pack, task: Task, rows: int = ROWS) -> Trainer:
     """Return a trainer that evaluates on its training data."""
-    table = table_of(task, rows)
+    table = table_of(pack.backbone, task, rows)
     return Trainer(pack, task, table, split_of(task, table))
 
 
 @torch.no_grad()
 def logits_of(pack: Pack, task: Task) -> Tensor:
     """Return the logits `[cells, rows, outputs]` without dropout, in the table's order."""
-    table = table_of(task)
+    table = table_of(pack.backbone, task)
     with pack:
         pack.compose()
         return pack.logits(next(table.batches([np.arange(len(table))])))
@@ -182,14 +175,15 @@ def plain_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module
     return model.eval()  # type: ignore[no-any-return]
 
 
-def plain_classifier(folder: Path, outputs: int, dtype: torch.dtype) -> nn.Module:
+def plain_classifier(folder: Path, outputs: int, dtype: torch.dtype) -> PreTrainedModel:
     """Return transformers' classifier over the encoder; its head is random, and the same in every call."""
     with torch.random.fork_rng(), backbones.quiet_transformers():
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=outputs, dtype=dtype, attn_implementation="eager"
         )
-    return model.eval()  # type: ignore[no-any-return]
+    model.eval()
+    return model
 
 
 def padded(table: TokenTable, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -200,13 +194,17 @@ def padded(table: TokenTable, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def head_by_hand(first: Tensor, head: dict[str, Tensor]) -> Tensor:
-    """Return the logits of RoBERTa's classification head, without dropout, for the first tokens `[rows, hidden]`."""
+    """Return the logits of the benchmark's head, without dropout, for the states of first tokens `[rows, hidden]`."""
     hidden = torch.tanh(first @ head["dense.weight"].T + head["dense.bias"])
     return hidden @ head["out_proj.weight"].T + head["out_proj.bias"]
 
 
 class Workbench:
     """A tiny encoder in a folder, and cells trained over it; each is loaded or trained once.
+
+    Args:
+        folder: The folder.
+        family: The encoder's type, one of `lora_bench.testing.FAMILIES`.
 
     Attributes:
         folder: The encoder's folder.
@@ -216,10 +214,10 @@ class Workbench:
         trained: Trains a cell for two epochs, by method, task and precision.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = save_encoder(folder, dropout=0.1)
+    def __init__(self, folder: Path, family: str = "roberta") -> None:
+        self.folder = save_encoder(folder, dropout=0.1, family=family)
         self.load: Callable[[str], Backbone] = cache(lambda precision: backbones.load(str(folder), CPU, precision))
-        self.calm_folder = save_encoder(self.new_folder(), dropout=0.0)
+        self.calm_folder = save_encoder(self.new_folder(), dropout=0.0, family=family)
         self.calm: Callable[[str], Backbone] = cache(
             lambda precision: backbones.load(str(self.calm_folder), CPU, precision)
         )

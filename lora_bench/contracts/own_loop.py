@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from lora_bench import methods
 from lora_bench.api import AdaptedModel, get_adapted_model
@@ -44,26 +46,29 @@ def your_own_loop_trains_the_same(method: str, bench: Workbench) -> None:
         return
     for name in KINDS:
         task = get(name)
-        cell = cell_of(method, name, precision="float64", weight_decay=DECAY, head_lr=3e-3, epochs=3)
+        # The head is that of the encoder's type, which transformers' classifier has.
+        cell = cell_of(method, name, precision="float64", weight_decay=DECAY, head_lr=3e-3, epochs=3, head="model")
         pack = Pack([cell], bench.calm("float64"), task.num_outputs)
         if any(starts_from_first_step(group) for group in pack.bank.groups):
             return
         trainer = trainer_of(pack, task)
         start = pack.state(0)
         batches = [group for epoch in range(1, cell.epochs + 1) for group in trainer.batch_rows(epoch)]
-        adapted = _adapted(cell, bench, task, start.head)
+        model = plain_classifier(bench.calm_folder, task.num_outputs, torch.float64)
+        head_names = pack.heads.form.parameters(model.base_model_prefix)
+        adapted = _adapted(cell, model, {head_names[part]: value for part, value in start.head.items()})
         _train(adapted, cell, task, batches)
         trainer.run()
-        _compare(_saved(adapted, bench), pack.state(0), start, name)
+        _compare(_saved(adapted, bench, head_names), pack.state(0), start, name)
 
 
-def _adapted(cell: Cell, bench: Workbench, task: Task, head: dict[str, Tensor]) -> AdaptedModel:
+def _adapted(cell: Cell, model: PreTrainedModel, head: dict[str, Tensor]) -> AdaptedModel:
     """Return transformers' classifier, without dropout, with the cell's adapter and the pack's initial head."""
-    model = plain_classifier(bench.calm_folder, task.num_outputs, torch.float64)
-    classifier = model.get_submodule("classifier")
-    classifier.load_state_dict(head)
+    with torch.no_grad():
+        for name, value in head.items():
+            model.get_parameter(name).copy_(value)
     settings = {name: getattr(cell, name) for name in methods.of(cell).parameters}
-    return get_adapted_model(model, cell.method, seed=cell.seed, **settings)
+    return get_adapted_model(model, cell.method, seed=cell.seed, head=cell.head, **settings)
 
 
 def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -> None:
@@ -76,8 +81,9 @@ def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -
     for rows in batches:
         ids, mask = padded(table, rows.tolist())
         labels = torch.from_numpy(np.asarray(table.labels)[rows])
-        labels = labels.double() if task.is_regression else labels
-        loss = adapted(input_ids=ids, attention_mask=mask, labels=labels).loss
+        logits = adapted(input_ids=ids, attention_mask=mask).logits
+        # Not the model's own loss: DeBERTa's computes it in float32, whatever the model's type.
+        loss = mse_loss(logits[:, 0], labels.double()) if task.is_regression else cross_entropy(logits, labels)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, cell.clip)
@@ -85,12 +91,12 @@ def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -
         schedule.step()
 
 
-def _saved(adapted: AdaptedModel, bench: Workbench) -> State:
+def _saved(adapted: AdaptedModel, bench: Workbench, head_names: Mapping[str, str]) -> State:
     """Save and read the model by the API; return its state with the names that a pack uses."""
     folder = bench.new_folder()
     adapted.save(folder)
     _, _, state = saved.read(folder)
-    return State(state.adapter, {name.removeprefix("classifier."): value for name, value in state.head.items()})
+    return State(state.adapter, {part: state.head[name] for part, name in head_names.items()})
 
 
 def _compare(looped: State, packed: State, start: State, task: str) -> None:

@@ -25,6 +25,7 @@ from lora_bench.contracts.kit import (
 )
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.targets import KEY
 
 # Singular values below this part of the largest one count as zero when the rank of a float64 matrix is computed.
 # Rounding is far below it, and what training adds is far above.
@@ -46,14 +47,14 @@ def what_trains_moves(method: str, bench: Workbench) -> None:
         after, before = run.pack.state(0), run.start[0]
         stuck = [name for name, value in after.head.items() if torch.equal(value, before.head[name])]
         for name, value in after.adapter.items():
-            if not run.recipe.trains_backbone and name.rpartition(".")[2] not in trained_names(run.cell):
+            module, _, part = name.rpartition(".")
+            if not run.recipe.trains_backbone and part not in trained_names(run.cell):
                 continue
             still = value == before.adapter[name]
             # One value may return to its start by chance.
             idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1
-            stuck += (
-                [name] if idle and not name.endswith("key.bias") else []
-            )  # softmax does not depend on a shift of all keys
+            is_key_bias = part == "bias" and module.rpartition(".")[2] in KEY  # softmax ignores a shift of all keys
+            stuck += [name] if idle and not is_key_bias else []
         require(not stuck, f"{task}: {', '.join(stuck)} stayed, at least in part")
 
 

@@ -13,11 +13,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-HEAD_SITES = 2  # the classification head has dropout before its dense layer and before its projection
-
 
 class Site(NamedTuple):
-    """One dropout of the encoder.
+    """One dropout of the encoder, or of the classification head.
 
     Attributes:
         kind: Whether it is applied to hidden states or to attention weights.
@@ -50,6 +48,39 @@ class DropoutMask(NamedTuple):
         return self.kept.to(dtype).mul_(self.scale)
 
 
+class _Buffers:
+    """Room for the masks of some sites, a row for each window or sequence.
+
+    There is one buffer per dropout rate, so that a step draws all masks of a rate with one call. A site's masks start
+    at the same offset in every row of its buffer.
+
+    Args:
+        sizes: The rate of each site, and its mask values per row.
+        rows: The number of rows.
+        device: Where the buffers are.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[float, int]], rows: int, device: torch.device) -> None:
+        self._sizes = tuple(sizes)
+        self._offsets: list[int] = []
+        totals: dict[float, int] = {}
+        for rate, size in self._sizes:
+            self._offsets.append(totals.get(rate, 0))
+            totals[rate] = self._offsets[-1] + size
+        self._values = {rate: torch.ones(rows, size, dtype=torch.bool, device=device) for rate, size in totals.items()}
+
+    def draw(self, generator: torch.Generator, rows: int) -> None:
+        """Fill the first `rows` rows."""
+        for rate, values in self._values.items():
+            if rate:
+                _draw(values[:rows], rate, generator)
+
+    def part(self, index: int, rows: int) -> Tensor:
+        """A site's values in the first `rows` rows, `[rows, size]`."""
+        (rate, size), offset = self._sizes[index], self._offsets[index]
+        return self._values[rate][:rows, offset : offset + size]
+
+
 class Masks:
     """Buffers for the masks of batches up to a given size, and the masks in them.
 
@@ -57,29 +88,19 @@ class Masks:
         sites: The encoder's dropouts in the order in which a forward pass comes to them.
         width: Slots per window.
         windows: The largest number of windows of a batch.
-        head: The dropout of the classification head.
+        head: The dropouts of the classification head, all of one size, in the order in which it applies them.
         rows: The largest number of sequences of a batch.
         device: Where the buffers are.
     """
 
     def __init__(
-        self, sites: Sequence[Site], width: int, windows: int, head: Site, rows: int, device: torch.device
+        self, sites: Sequence[Site], width: int, windows: int, head: Sequence[Site], rows: int, device: torch.device
     ) -> None:
         self.width = width
         self.sites = tuple(sites)
-        self.head = head
-        # One buffer per dropout rate, so that a step draws all masks of a rate with one call. A site's masks start at
-        # the same offset in every window's row of the buffer.
-        totals: dict[float, int] = {}
-        self._offsets: list[tuple[float, int]] = []
-        for site in self.sites:
-            start = totals.get(site.rate, 0)
-            self._offsets.append((site.rate, start))
-            totals[site.rate] = start + site.values(width)
-        self._buffers = {
-            rate: torch.ones(windows, total, dtype=torch.bool, device=device) for rate, total in totals.items()
-        }
-        self._head_buffer = torch.ones(rows, HEAD_SITES, head.size, dtype=torch.bool, device=device)
+        self.head = tuple(head)
+        self._encoder = _Buffers([(site.rate, site.values(width)) for site in self.sites], windows, device)
+        self._head = _Buffers([(site.rate, site.size) for site in self.head], rows, device)
         self._stream = torch.Generator(device)
 
     def draw(self, generator: torch.Generator, windows: int, rows: int) -> Masks:
@@ -88,11 +109,8 @@ class Masks:
         `draw_mask` goes on from where the stream is then.
         """
         self._stream = generator
-        for rate, buffer in self._buffers.items():
-            if rate:
-                _draw(buffer[:windows], rate, generator)
-        if self.head.rate:
-            _draw(self._head_buffer[:rows], self.head.rate, generator)
+        self._encoder.draw(generator, windows)
+        self._head.draw(generator, rows)
         return self
 
     def draw_mask(self, shape: Sequence[int], rate: float, device: torch.device) -> DropoutMask:
@@ -103,14 +121,14 @@ class Masks:
 
     def site_mask(self, index: int, windows: int) -> DropoutMask:
         """A site's mask: `[windows, width, d]`, or `[windows, heads, width, width]` for attention."""
-        site, (rate, start) = self.sites[index], self._offsets[index]
-        flat = self._buffers[rate][:windows, start : start + site.values(self.width)]
+        site = self.sites[index]
         shape = (site.size, self.width, self.width) if site.kind == "attention" else (self.width, site.size)
-        return DropoutMask(flat.unflatten(1, shape), 1 / (1 - rate))
+        return DropoutMask(self._encoder.part(index, windows).unflatten(1, shape), 1 / (1 - site.rate))
 
-    def head_mask(self, index: int) -> DropoutMask | None:
-        """One of the head's two masks, `[rows, d]`; None if the head has no dropout."""
-        return DropoutMask(self._head_buffer[:, index], 1 / (1 - self.head.rate)) if self.head.rate else None
+    def head_mask(self, index: int, rows: int) -> DropoutMask | None:
+        """The mask of one of the head's dropouts, `[rows, d]`; None if its rate is 0."""
+        rate = self.head[index].rate
+        return DropoutMask(self._head.part(index, rows), 1 / (1 - rate)) if rate else None
 
 
 def _draw(mask: Tensor, rate: float, generator: torch.Generator) -> None:

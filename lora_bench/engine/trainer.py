@@ -270,7 +270,7 @@ class Trainer:
         if masks is None or size.windows < form.windows or size.rows < form.rows:
             windows = -(-form.windows // MASK_WINDOWS) * MASK_WINDOWS
             size = Form(form.width, max(size.windows, windows), max(size.rows, form.rows))
-            masks = self.pack.backbone.masks(size)
+            masks = self.pack.masks(size)
             self._mask_buffers[form.width] = size, masks
         return masks
 

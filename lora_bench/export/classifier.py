@@ -1,8 +1,8 @@
 """A trained cell as transformers' own classifier: the updates are added to its weights, and it takes the cell's head.
 
-The benchmark's head is RoBERTa's classification head. A model type whose head computes something else (BERT,
-DistilBERT, ModernBERT; ELECTRA's has the same names and another activation) cannot hold it. Such a head is recognised
-by comparing outputs, and refused.
+A cell with `head: model` has trained the head of the model's type. The benchmark's own head is RoBERTa's: a model type
+whose head computes something else (ELECTRA's has the same names and another activation) cannot hold it, and is refused.
+`check` compares what was put together with the cell.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lora_bench.data import hub
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
-from lora_bench.engine.encoder import probe
-from lora_bench.errors import USAGE, BenchError
+from lora_bench.engine.encoder import head_forms, probe
+from lora_bench.engine.encoder.head_forms import HeadForm
+from lora_bench.errors import MISSING, USAGE, BenchError
 from lora_bench.export.trained import Trained
 from lora_bench.tasks import Task
 
-HEAD = "classifier"
-WITH_ROBERTA_HEAD = "RoBERTa, XLM-R, CamemBERT and MPNet have it"
 # How far logits of the export may differ, relative to the largest one (chosen). The export computes in float32, the
 # cell in its own precision.
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "bf16": 0.1}
@@ -45,8 +44,10 @@ def untrained(trained: Trained) -> PreTrainedModel:
     """Return the base model in float32 with an untrained head that the cell's head fits.
 
     Raises:
-        BenchError: exit code 2 if transformers' head for this model type computes something else.
+        BenchError: exit code 2 if transformers' head for this model type computes something else, 3 if the model's
+            config gives it other shapes.
     """
+    form_of(trained.pack)  # before the model is loaded
     with torch.random.fork_rng(), encoders.quiet_transformers(), hub.hub_mode(trained.offline):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             trained.model.location,
@@ -57,29 +58,29 @@ def untrained(trained: Trained) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             **label_settings(trained.task),
         )
-    model.eval()
-    if not _is_roberta_head(getattr(model, HEAD, None), trained.pack):
-        raise BenchError(
-            f"transformers' classifier for '{model.config.model_type}' has another head than the one that was trained.",
-            f"A RoBERTa head is needed ({WITH_ROBERTA_HEAD}); the Python API takes the adapter alone.",
-            USAGE,
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    if any(shapes.get(name) != value.shape for name, value in head_values(model, trained.pack).items()):
+        what = (
+            f"transformers' head for this '{model.config.model_type}' has other shapes than the one that was trained."
         )
+        raise BenchError(what, "Use the config.json that belongs to the weights.", MISSING)
+    model.eval()
     return model
 
 
-@torch.no_grad()
-def _is_roberta_head(head: nn.Module | None, pack: Pack) -> bool:
-    """Return whether the module computes what the cell's head does from the first token, tried with random weights."""
-    shapes = {name: value.shape for name, value in pack.state(0).head.items()}
-    if head is None or {name: value.shape for name, value in head.state_dict().items()} != shapes:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    head.load_state_dict(values)
-    tokens = torch.randn(4, 3, shapes["dense.weight"][1], generator=generator) / 8
-    hidden = torch.tanh(tokens[:, 0] @ values["dense.weight"].T + values["dense.bias"])
-    expected = hidden @ values["out_proj.weight"].T + values["out_proj.bias"]
-    return torch.allclose(head(tokens), expected, atol=1e-4)
+def form_of(pack: Pack) -> HeadForm:
+    """Return the head of transformers' classifier that a cell's head is put into; the cell is a pack of one.
+
+    Raises:
+        BenchError: exit code 2 if it computes something else.
+    """
+    return head_forms.in_classifier(pack.cells[0].head, pack.backbone.config)
+
+
+def head_values(model: PreTrainedModel, pack: Pack) -> dict[str, Tensor]:
+    """Return the values of a cell's head by their names in the classifier."""
+    names = form_of(pack).parameters(model.base_model_prefix)
+    return {names[name]: value for name, value in pack.state(0).head.items()}
 
 
 @torch.no_grad()
@@ -100,7 +101,8 @@ def insert(model: PreTrainedModel, pack: Pack, deltas: dict[str, Tensor]) -> Non
     state = pack.state(0)
     if pack.whole is not None:
         base.load_state_dict(state.adapter, strict=False)
-    getattr(model, HEAD).load_state_dict(state.head)
+    for name, value in head_values(model, pack).items():
+        model.get_parameter(name).copy_(value)
 
 
 def _add(value: Any, delta: Tensor) -> None:

@@ -29,12 +29,14 @@ def write_peft(trained: Trained, out: Path, dtype: str) -> str:
     """Write `adapter_config.json`, `adapter_model.safetensors` and a card; return a line about what was written."""
     updates = low_rank.factors(trained.pack)
     model = classifier.untrained(trained)
-    prefix, head = model.base_model_prefix, trained.pack.state(0).head
+    prefix, form = model.base_model_prefix, classifier.form_of(trained.pack)
     classifier.insert(model, trained.pack, {name: update.B @ update.A for name, update in updates.items()})
     difference = classifier.check(model, trained.pack)
     rank = next(iter(updates.values())).A.shape[0]
-    config = low_rank.config(rank, prefix, updates.keys(), trained.pack.backbone.linears().keys(), trained.cell.model)
-    tensors = {name: value.to(getattr(torch, dtype)) for name, value in low_rank.tensors(prefix, updates, head).items()}
+    linears = trained.pack.backbone.linears().keys()
+    config = low_rank.config(rank, prefix, updates.keys(), linears, trained.cell.model, form.trained_modules)
+    tensors = low_rank.tensors(prefix, updates, classifier.head_values(model, trained.pack))
+    tensors = {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}
     with complete_folder(out) as folder:
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))

@@ -5,7 +5,7 @@ A method whose update has another form (a bias, gains, a fully trained encoder) 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import targets
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.errors import USAGE, BenchError
-from lora_bench.export.classifier import HEAD
 
 TOLERANCE = 1e-5  # of an entry of B A, relative to the largest entry of ΔW (chosen)
 
@@ -71,7 +70,9 @@ def _padded(update: Operands, rank: int) -> Operands:
     return Operands(nn.functional.pad(update.A, (0, 0, 0, missing)), nn.functional.pad(update.B, (0, missing)))
 
 
-def config(rank: int, prefix: str, adapted: Collection[str], linears: Collection[str], base: str) -> dict[str, Any]:
+def config(
+    rank: int, prefix: str, adapted: Collection[str], linears: Collection[str], base: str, head: Sequence[str]
+) -> dict[str, Any]:
     """Return `adapter_config.json` with fields that every version of peft knows.
 
     `lora_alpha` equals `r`, so that peft scales by 1: the scale is in B.
@@ -82,6 +83,7 @@ def config(rank: int, prefix: str, adapted: Collection[str], linears: Collection
         adapted: The names of the adapted modules in the encoder.
         linears: The names of all linear modules in the encoder.
         base: The base model's name.
+        head: The modules of the classifier that make its head.
     """
     return {
         "peft_type": "LORA",
@@ -96,7 +98,7 @@ def config(rank: int, prefix: str, adapted: Collection[str], linears: Collection
         "use_dora": False,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": [HEAD],
+        "modules_to_save": list(head),
         "target_modules": target_modules(prefix, adapted, linears),
     }
 
@@ -112,8 +114,14 @@ def target_modules(prefix: str, adapted: Collection[str], linears: Collection[st
 
 
 def tensors(prefix: str, updates: Mapping[str, Operands], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the content of `adapter_model.safetensors`, with the names that peft expects."""
-    named = {f"base_model.model.{HEAD}.{name}": value for name, value in head.items()}
+    """Return the content of `adapter_model.safetensors`, with the names that peft expects.
+
+    Args:
+        prefix: The name of the encoder within the classifier.
+        updates: A and B of each adapted module, by its name in the encoder.
+        head: The parameters of the head, by their names in the classifier.
+    """
+    named = {f"base_model.model.{name}": value for name, value in head.items()}
     for name, update in updates.items():
         key = f"base_model.model.{prefix}.{name}"
         named[f"{key}.lora_A.weight"], named[f"{key}.lora_B.weight"] = update.A, update.B

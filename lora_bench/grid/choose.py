@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from lora_bench import tasks
-from lora_bench.cell import Cell
+from lora_bench.cell import Cell, Head
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.grid.search import nearest as nearest
 from lora_bench.records.schema import Record
@@ -32,6 +32,7 @@ class SearchedSettings(NamedTuple):
     a: int | None
     b: int | None
     head_lr: float | None
+    head: Head | None
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,14 @@ def _distinguishing(cells: Iterable[Cell]) -> tuple[str, ...]:
 
 
 def _settings(cell: Cell) -> SearchedSettings:
-    return SearchedSettings(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr)
+    return SearchedSettings(cell.method, cell.targets, cell.rank, cell.a, cell.b, cell.head_lr, cell.head)
 
 
 def _sort_key(choice: ChosenRate) -> tuple[object, ...]:
     settings = choice.settings
     sizes = settings.rank or 0, settings.a or 0, settings.b or 0
     further = tuple((value is not None, value) for _, value in choice.further)
-    return settings.method, str(settings.targets), *sizes, further
+    return settings.method, str(settings.targets), *sizes, str(settings.head), further
 
 
 def _best_rate(
@@ -224,6 +225,7 @@ def _block(settings: SearchedSettings, ranks: Sequence[int | None], with_sizes: 
         "a": settings.a if with_sizes else None,
         "b": settings.b if with_sizes else None,
         "head_lr": settings.head_lr,
+        "head": settings.head,
     }
     return {key: value for key, value in block.items() if value is not None}
 

@@ -41,7 +41,7 @@ COLUMNS = (
 )  # fmt: skip
 """The columns that every metrics.csv has. What only some grids need follows where records have it: `FURTHER`, and two
 columns for each metric of tasks from outside of GLUE."""
-FURTHER = ("task_origin", "start", "search")  # `start`: the cell that it continues from; `search`: `SearchInfo.role`
+FURTHER = ("task_origin", "head", "start", "search")  # `search` is `SearchInfo.role`
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
 _RECORD_FIELDS = frozenset({"id", "status", "reason", "metric", "best", "best_epoch", "last", "score", "score_epoch"})

@@ -144,13 +144,12 @@ class RayExecutor:
         return name
 
     def start(self, setup: Setup, driver: Driver) -> None:
-        """Start the workers; jobs are given to those that are ready."""
+        """Begin a run. A worker is started when there is a job for it."""
         self._driver = driver
         driver.view.stage("starting Ray")
-        count, options, _ = self._shares
+        _, options, _ = self._shares
         self._setup = remote.encode_setup(setup, "cuda" if "num_gpus" in options else "cpu")
         self._facts = remote.facts_of(setup.methods)
-        self._devices = [self._new_device(driver.view.on_device(f"worker {number}")) for number in range(1, count + 1)]
 
     def _new_device(self, view: View) -> _Device:
         _, options, threads = self._shares
@@ -160,12 +159,15 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """How many packs train at once, when all workers have started."""
+        """How many packs train at once."""
         return self._shares[0]
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
+        """Take a job; start a worker for it if none is free."""
         self._waiting.append(job)
+        if len(self._waiting) > sum(device.job is None for device in self._devices) and len(self._devices) < self.slots:
+            view = self._driver.view.on_device(f"worker {len(self._devices) + 1}")
+            self._devices.append(self._new_device(view))
 
     def advance(self) -> None:
         """Give jobs to workers that are free, wait for a message, and report it."""
@@ -220,6 +222,7 @@ class RayExecutor:
                 device.is_ready, device.name = True, name
                 device.environment = {**environment.versions(), "device": kind}
                 self._start_deaths = 0
+                device.view.stage(f"ready on {name}")
             case "view", name, *values:
                 cells = {cell.id: cell for cell in device.job.cells} if device.job else {}
                 remote.show(device.view, name, values, cells)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lora_bench import __version__
 from lora_bench.provenance import versions_of
 
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import large libraries in this block: it collects no garbage, which takes an eighth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def versions() -> dict[str, str]:

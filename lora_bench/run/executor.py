@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.run import environment
 from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
 from lora_bench.run.outcome import Outcome
 
@@ -70,7 +71,9 @@ class LocalExecutor:
     def worker(self) -> Worker:
         """What trains packs."""
         if self._worker is None:
-            from lora_bench.run.worker import Training
+            self._driver.view.stage("importing torch and transformers")
+            with environment.quick_imports():
+                from lora_bench.run.worker import Training
 
             self._worker = Training(self._setup, self._driver.view)
         return self._worker

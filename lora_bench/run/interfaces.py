@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from lora_bench.callbacks import Callback
-from lora_bench.cell import Cell
+from lora_bench.cell import Cell, Head
 from lora_bench.records.adapters import Part
 from lora_bench.records.schema import Record
 from lora_bench.run.checkpoints import CheckpointManifest, StoredCheckpoint
@@ -100,6 +100,7 @@ class Setup:
         models: The models by their identity, as cells name them.
         data: The data sources by task and identity, as cells name them.
         targets: By model, the targets of all cells that are to train.
+        heads: By model, the heads of these cells (`Cell.head`).
         methods: The methods of these cells.
         options: Where and how to run. A worker does not touch the results folder.
     """
@@ -107,6 +108,7 @@ class Setup:
     models: Mapping[str, ModelSource]
     data: Mapping[tuple[str, str], DataSource]
     targets: Mapping[str, tuple[str, ...]]
+    heads: Mapping[str, tuple[Head | None, ...]]
     methods: tuple[str, ...]
     options: Options
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench import tasks
-from lora_bench.cell import Cell
+from lora_bench.cell import Cell, Head
 from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Estimate, PackCost, pack_kind
 from lora_bench.forecast.demand import NO_BASES, Bases
@@ -112,12 +112,19 @@ class Plan:
     def setup(self, options: Options) -> Setup:
         """Return what a worker needs to know before it trains packs of this plan."""
         targets: dict[str, set[str]] = {}
+        heads: dict[str, dict[Head | None, None]] = {}
         cells = (*self.todo, *(cell for pack in self.later for cell in pack))
         for cell in cells:
             targets.setdefault(cell.model, set()).update(filter(None, [cell.targets]))
-        in_order = {model: tuple(sorted(names)) for model, names in targets.items()}
-        names = tuple(sorted({cell.method for cell in cells}))
-        return Setup(self.grid.models, self.grid.data, in_order, names, options)
+            heads.setdefault(cell.model, {})[cell.head] = None
+        return Setup(
+            models=self.grid.models,
+            data=self.grid.data,
+            targets={model: tuple(sorted(names)) for model, names in targets.items()},
+            heads={model: tuple(names) for model, names in heads.items()},
+            methods=tuple(sorted({cell.method for cell in cells})),
+            options=options,
+        )
 
     @cached_property
     def recorded(self) -> list[Record]:

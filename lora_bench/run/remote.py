@@ -67,9 +67,10 @@ class RemoteWorker:
                 methods.add_from(plugin)
                 tasks.add_from(plugin)
             facts = facts_of(method_names)
-            import torch
+            with environment.quick_imports():
+                import torch
 
-            from lora_bench.run.worker import Training
+                from lora_bench.run.worker import Training
 
             torch.set_num_threads(self.threads)
             if decoded.options.device != "cpu" and not torch.cuda.is_available():
@@ -95,8 +96,8 @@ class RemoteWorker:
         except BaseException as error:
             self._send(_error_event(error))
         else:
-            told = None if failure is None else (failure.status, failure.reason, dict(failure.environment))
-            self._send(("ended", number, told))
+            sent = None if failure is None else (failure.status, failure.reason, dict(failure.environment))
+            self._send(("ended", number, sent))
 
     def poll(self, seconds: float) -> list[Event]:
         """Return what has happened since the last call; wait for it, but not longer than some seconds."""
@@ -158,6 +159,7 @@ def encode_setup(setup: Setup, device: str) -> str:
             "models": names,
             "data": sources,
             "targets": dict(setup.targets),
+            "heads": dict(setup.heads),
             "methods": setup.methods,
             "device": device,
             "offline": options.offline,
@@ -172,7 +174,7 @@ def encode_setup(setup: Setup, device: str) -> str:
 def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
     """Return a setup, the files to include, and the names of the methods."""
     content = json.loads(text)
-    found = {
+    model_sources = {
         identity: ModelSource(name, location := models.location(name), identity, is_folder(Path(location)))
         for identity, name in content["models"].items()
     }
@@ -188,8 +190,8 @@ def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
         cache=content["cache"] and Path(content["cache"]),
         debug=content["debug"],
     )
-    targets = {model: tuple(names) for model, names in content["targets"].items()}
-    setup = Setup(found, data, targets, tuple(content["methods"]), options)
+    targets, heads = ({model: tuple(names) for model, names in content[kind].items()} for kind in ("targets", "heads"))
+    setup = Setup(model_sources, data, targets, heads, tuple(content["methods"]), options)
     return setup, [Path(path) for path in content["include"]], content["methods"]
 
 
@@ -302,6 +304,6 @@ def show(view: View, name: str, values: Sequence[Any], cells: Mapping[str, Cell]
     elif name == "on_epoch_evaluated":
         view.on_epoch_evaluated(EpochMetrics(*values[:2], *(tuple(part) for part in values[2:])))
     elif name == "on_pack_end":
-        view.on_pack_end(PackEnd(*values))
+        view.on_pack_end(PackEnd(values[0], tuple(values[1])))
     else:
         getattr(view, name)(*values)

@@ -73,7 +73,8 @@ class Runner:
             with self._owner:
                 try:
                     self.store.begin()
-                    self._clean_up()
+                    self.store.recover()
+                    self.store.sweep()
                     with closing(self.executor):
                         self._train_all()
                     self._clean_up()

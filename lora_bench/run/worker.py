@@ -11,6 +11,7 @@ import torch
 from lora_bench import methods, provenance, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
+from lora_bench.engine.encoder import head_forms
 from lora_bench.engine.encoder.targets import resolve
 from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
 from lora_bench.engine.shortage import is_memory
@@ -40,11 +41,13 @@ class Training:
 
         Raises:
             BenchError: Exit code 3 if they cannot be loaded; 2 if targets of any cell of the plan match no weight of
-                the encoder, before anything is trained on it.
+                the encoder, and 3 if it has no head that such a cell asks for, before anything is trained on it.
         """
         backbone = self.loader.backbone(cells[0])
         for targets in self.setup.targets.get(cells[0].model, ()):
             resolve(backbone.linears(), targets)
+        for head in self.setup.heads.get(cells[0].model, ()):
+            head_forms.of_cell(head, backbone.config).activation_of(backbone.config)
         self.loader.tables(cells[0], backbone)
 
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:

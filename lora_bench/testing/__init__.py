@@ -30,12 +30,21 @@ from __future__ import annotations
 
 from lora_bench.testing.cells import make_cell
 from lora_bench.testing.data import TRAIN_ROWS, VALIDATION_ROWS, WORDS, make_data, make_tokens
-from lora_bench.testing.encoders import FAMILIES, PADDING, REFUSED_FAMILIES, make_config, make_encoder, make_model
+from lora_bench.testing.encoders import (
+    FAMILIES,
+    NO_DROPOUT,
+    PADDING,
+    REFUSED_FAMILIES,
+    make_config,
+    make_encoder,
+    make_model,
+)
 from lora_bench.testing.records import make_epochs, make_record
 from lora_bench.testing.runs import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell
 
 __all__ = [
     "FAMILIES",
+    "NO_DROPOUT",
     "PADDING",
     "REFUSED_FAMILIES",
     "TRAIN_ROWS",

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 PADDING = 1  # the id of the padding token
+# The settings of all families that turn dropout off, in the encoder and in the classification head.
+NO_DROPOUT: Mapping[str, Any] = dict.fromkeys((
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
+    "mlp_dropout", "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "pooler_dropout",
+), 0.0)  # fmt: skip
 
 _COMMON: dict[str, Any] = {
     "vocab_size": len(WORDS), "max_position_embeddings": 300, "initializer_range": 0.2, "pad_token_id": PADDING,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from lora_bench.contracts.kit import Workbench, save_encoder
-from tests.contract.contract_kit import Load, Trained
+from tests.contract.contract_kit import BenchOf, Load, Trained
 
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     """The tiny encoder with dropout, and cells trained on it once a session."""
     return Workbench(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def bench_of(tmp_path_factory: pytest.TempPathFactory) -> BenchOf:
+    """The same over an encoder of another type."""
+    return cache(lambda family: Workbench(tmp_path_factory.mktemp(family), family))
 
 
 @pytest.fixture(scope="session")

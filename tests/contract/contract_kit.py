@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from lora_bench.contracts.kit import Run, cell_of
+from lora_bench.contracts.kit import Run, Workbench, cell_of
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.methods import RECIPES
 from lora_bench.methods.recipe import Shape
@@ -18,6 +18,7 @@ SIZED = tuple(name for name in ADAPTING if {"rank", "a", "b"} & RECIPES[name].pa
 
 Load = Callable[[str], Backbone]
 Trained = Callable[[str, str, str], Run]
+BenchOf = Callable[[str], Workbench]
 
 
 def shapes_in(plain: nn.Module, endings: Sequence[str]) -> dict[str, Shape]:

@@ -65,9 +65,9 @@ def test_each_cell_of_a_mixed_pack_is_itself_alone(name: str, mixed_run: Callabl
 
 
 @over_tasks
-def test_loss_is_the_mean_over_a_cells_own_rows(name: str) -> None:
+def test_loss_is_the_mean_over_a_cells_own_rows(name: str, load: Load) -> None:
     task = TASKS[name]
-    labels = table_of(task).labels
+    labels = table_of(load("float32"), task).labels
     logits = torch.randn(3, ROWS, task.num_outputs, generator=torch.Generator().manual_seed(0))
     weights = torch.full((ROWS,), 1 / ROWS)
     for cell, loss in zip(logits, batch_losses(logits, labels, weights), strict=True):

@@ -18,13 +18,26 @@ from lora_bench.contracts.kit import ContractError, Workbench
 from lora_bench.contracts.suite import CONTRACTS, Contract
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
-from tests.contract.contract_kit import ADAPTING, METHODS, Trained
+from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(method: str, contract: Contract, bench: Workbench) -> None:
     contract(method, bench)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("family", "padded"), [("deberta-v2", False), ("megatron-bert", True)])
+def test_the_contracts_hold_on_encoders_that_are_not_fused(
+    family: str, padded: bool, method: str, bench_of: BenchOf
+) -> None:
+    """On windows through transformers' code, and on padded rows; all contracts in one test share what it trains."""
+    bench = bench_of(family)
+    backbone = bench.load("float32")
+    assert (backbone.fused is None, backbone.padded is not None) == (True, padded)
+    for contract in CONTRACTS:
+        contract(method, bench)
 
 
 @pytest.mark.parametrize("method", ADAPTING)

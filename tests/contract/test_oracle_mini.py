@@ -21,11 +21,11 @@ COLA = tasks.get("cola")
 def gradients(pack: Pack, task: Task) -> list[Tensor]:
     """The gradient of every block at the pack's values, through the trainer's own pieces, with dropout."""
     generator = torch.Generator().manual_seed(randomness.seed_of(0, "dropout", 0))
-    table = table_of(task)
+    table = table_of(pack.backbone, task)
     with pack:
         pack.compose()
         batch = next(table.batches([np.arange(len(table))]))
-        masks = pack.backbone.masks(batch.shape).draw(generator, batch.windows, len(batch.rows))
+        masks = pack.masks(batch.shape).draw(generator, batch.windows, len(batch.rows))
         losses = batch_losses(pack.logits(batch, masks), batch.labels, batch.weights)
         return list(torch.autograd.grad(losses.sum(), [block.matrix for block in pack.blocks()]))
 

@@ -219,6 +219,21 @@ def test_layers_on_padded_rows_are_computed_again_for_their_gradients() -> None:
         assert calls == expected
 
 
+def test_a_sequence_that_ends_in_the_last_slot_is_padded_like_any_other() -> None:
+    """Its row on padded rows holds it once, not its last token again and again."""
+    backbone = Backbone(make_encoder("megatron-bert"), CPU, "float64")
+    assert backbone.padded is not None
+    rows = make_tokens([100, 28])
+    batch = one_batch(backbone.table(rows))
+    assert int(batch.segments[-1]) >= 0
+    lengths = backbone.padded.inputs(batch)["attention_mask"].sum(1).tolist()
+    assert sorted(lengths) == [28, 100]
+    together = windowed(backbone, batch)
+    for place in (0, 1):
+        (alone,) = windowed(backbone, one_batch(backbone.table(rows.take(torch.tensor([place]).numpy()))))
+        assert (alone - together[place]).abs().max() < TOLERANCE["megatron-bert"]
+
+
 def test_the_probe_holds_what_can_differ() -> None:
     """Padding within a text, the ends of the vocabulary, ids that the config names, one token and many, pairs."""
     config = make_encoder("bert", mask_token_id=44).config

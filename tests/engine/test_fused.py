@@ -110,7 +110,7 @@ def test_masks_hang_on_the_stream_and_the_batch_alone(windows: int, more: int, f
     sites = [Site("hidden", 6, 0.1), Site("attention", 2, 0.1), Site("hidden", 6, 0.5), Site("hidden", 6, 0.0)]
     drawn = []
     for room in (windows, windows + more):
-        masks = Masks(sites, 4, room, Site("hidden", 6, 0.2), 8, CPU)
+        masks = Masks(sites, 4, room, [Site("hidden", 6, 0.2), Site("hidden", 6, 0.4), Site("hidden", 6, 0.0)], 8, CPU)
         drawn.append(masks.draw(torch.Generator().manual_seed(3), windows, filled))
     small, large = drawn
     for index, site in enumerate(sites):
@@ -119,13 +119,17 @@ def test_masks_hang_on_the_stream_and_the_batch_alone(windows: int, more: int, f
         assert one.scale == pytest.approx(1 / (1 - site.rate))
         assert one.kept.shape[1:] == ((2, 4, 4) if site.kind == "attention" else (4, 6))
     assert small.site_mask(3, windows).kept.all()
-    heads = [masks.head_mask(index) for masks in drawn for index in (0, 1)]
-    assert all(mask is not None for mask in heads)
-    assert torch.equal(heads[0].kept[:filled], heads[2].kept[:filled])  # type: ignore[union-attr]
+    for index in (0, 1):
+        first, second = (masks.head_mask(index, filled) for masks in drawn)
+        assert first is not None
+        assert second is not None
+        assert first.kept.shape == (filled, 6)
+        assert torch.equal(first.kept, second.kept)
+    assert small.head_mask(2, filled) is None
 
 
 def test_a_mask_keeps_as_much_as_it_says() -> None:
-    masks = Masks([Site("hidden", 512, 0.1)], 32, 64, Site("hidden", 8, 0.1), 8, CPU)
+    masks = Masks([Site("hidden", 512, 0.1)], 32, 64, [Site("hidden", 8, 0.1)], 8, CPU)
     mask = masks.draw(torch.Generator().manual_seed(0), 64, 8).site_mask(0, 64)
     assert float(mask.kept.double().mean()) == pytest.approx(0.9, abs=0.002)
     assert float(mask.factor(torch.float64).mean()) == pytest.approx(1.0, abs=0.002)

@@ -124,6 +124,24 @@ def test_full_fine_tuning_goes_on_too(bench: TinyBench, tmp_path: Path) -> None:
     assert equal(bench.run(blocks, **settings), expected)
 
 
+def test_a_models_own_head_goes_on_too(rows: Path, tmp_path: Path) -> None:
+    """Beside cells with the benchmark's head, which are another pack; records and metrics.csv say which is which."""
+    blocks: Blocks = ({"method": ["head", "lora"], "rank": 2, "head": [None, "model"]},)
+    bench = TinyBench(make_model(tmp_path / "bert", "bert"), rows, tmp_path / "results")
+    peace = TinyBench(bench.model, rows, tmp_path / "peace")
+    expected = peace.run(blocks, precision="float32")
+    stopped(bench, blocks, 2, 2, precision="float32")
+    assert {status.state for status in bench.plan(blocks, precision="float32").statuses.values()} == {
+        "interrupted", "planned",
+    }  # fmt: skip
+    found = bench.run(blocks, precision="float32")
+    assert equal(found, expected)
+    assert adapters(bench) == adapters(peace)
+    assert [record.timing.pack_size for record in found if record.timing] == [2] * 4
+    assert sorted(row["head"] for row in bench.csv()) == ["", "", "model", "model"]
+    assert len({(record.cell.method, record.epochs[0].loss) for record in found}) == 4
+
+
 def saved(bench: TinyBench, monkeypatch: pytest.MonkeyPatch, epochs: int = 3) -> list[Path]:
     """The folders of a run that was saved after each epoch and stopped in the last, newest first."""
     monkeypatch.setattr(checkpointing, "EPOCH_INTERVAL", 0.0)

@@ -181,7 +181,15 @@ def test_every_setting_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"model": "other"}, {"data": "other"}, {"select": "last"}, {"split": "test"}, {"start": "mnli"}]
+    "other",
+    [
+        {"model": "other"},
+        {"data": "other"},
+        {"select": "last"},
+        {"split": "test"},
+        {"start": "mnli"},
+        {"head": "model"},
+    ],
 )
 def test_what_cannot_be_compared_is_another_table(other: dict[str, Any]) -> None:
     found = subsets([record(0.5), record(0.9, seed=1, **other)])

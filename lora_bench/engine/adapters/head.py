@@ -1,6 +1,7 @@
-"""RoBERTa's classification head for K cells: dropout, dense, tanh, dropout and projection of the first token.
+"""The classification heads of K cells, all of one form (`encoder.head_forms`).
 
-A row of the matrix is one cell's head. Its start is a function of the seed alone, so cells of one seed start alike.
+A row of the matrix is one cell's head. It starts from the seed, and from the pretrained pooler where the form has one,
+so cells of one seed start alike.
 """
 
 from __future__ import annotations
@@ -13,38 +14,59 @@ from torch import Tensor
 from lora_bench.cell import Cell
 from lora_bench.engine import randomness
 from lora_bench.engine.block import Block
+from lora_bench.engine.encoder import head_forms
+from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.engine.encoder.head_forms import DENSE, OUTPUT
 from lora_bench.engine.masks import Masks
+from lora_bench.errors import MISSING, BenchError
 
-STD = 0.02  # transformers' initializer_range for RoBERTa and BERT
+STD = 0.02  # transformers' initializer_range for the types in `head_forms`, by default and in the published models
 
 
 class Heads:
-    """The heads of K cells: hidden states of first tokens `[K, B, d]` to logits `[K, B, outputs]`."""
+    """The heads of K cells: hidden states of first tokens `[K, B, d]` to logits `[K, B, outputs]`.
 
-    def __init__(
-        self, cells: Sequence[Cell], hidden: int, outputs: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    Args:
+        cells: The cells; their heads have one form.
+        backbone: The encoder.
+        outputs: The number of outputs.
+    """
+
+    def __init__(self, cells: Sequence[Cell], backbone: Backbone, outputs: int) -> None:
+        if len({cell.head for cell in cells}) > 1:
+            raise ValueError("the cells of a pack have heads of one form")
+        self.form = head_forms.of_cell(cells[0].head, backbone.config)
+        self.activation = self.form.activation_of(backbone.config)
+        hidden, device, dtype = backbone.hidden_size, backbone.device, backbone.exact
         self.shapes = {
-            "dense.weight": (hidden, hidden),
-            "dense.bias": (1, hidden),
-            "out_proj.weight": (outputs, hidden),
-            "out_proj.bias": (1, outputs),
+            f"{DENSE}.weight": (hidden, hidden),
+            f"{DENSE}.bias": (1, hidden),
+            f"{OUTPUT}.weight": (outputs, hidden),
+            f"{OUTPUT}.bias": (1, outputs),
         }
-        starts = {seed: self._start(seed).to(device, dtype) for seed in {cell.seed for cell in cells}}
+        pretrained = backbone.pooler if self.form.pooler else {}
+        if not all(value.isfinite().all() for value in pretrained.values()):
+            what = "The model's pooler, from which its head starts, holds numbers that are not finite."
+            raise BenchError(what, "Its weights are damaged: get them again.", MISSING)
+        given = {f"{DENSE}.{kind}": value for kind, value in pretrained.items()}
+        starts = {seed: self._start(seed, given).to(device, dtype) for seed in {cell.seed for cell in cells}}
         start = torch.stack([starts[cell.seed] for cell in cells])
         lrs = torch.tensor([cell.effective_head_lr for cell in cells], device=device, dtype=dtype)
         decays = torch.cat([torch.full((r * c,), float("bias" not in n)) for n, (r, c) in self.shapes.items()])
         positions = torch.arange(len(cells), device=device)
         self.block = Block(positions, start.requires_grad_(), lrs, decays.to(device, dtype))
 
-    def _start(self, seed: int) -> Tensor:
-        """Weights from N(0, 0.02²) and biases zero, as transformers initialises them."""
-        parts = [
-            torch.zeros(rows * cols, dtype=torch.float64)
-            if "bias" in name
-            else torch.from_numpy(randomness.normal(rows, cols, seed, "head", name) * STD).flatten()
-            for name, (rows, cols) in self.shapes.items()
-        ]
+    def _start(self, seed: int, pretrained: dict[str, Tensor]) -> Tensor:
+        """What is pretrained, else weights from N(0, 0.02²) and biases zero, as transformers initialises them."""
+        parts = []
+        for name, (rows, cols) in self.shapes.items():
+            if name in pretrained:
+                parts.append(pretrained[name].flatten().to("cpu", torch.float64))
+            elif "bias" in name:
+                parts.append(torch.zeros(rows * cols, dtype=torch.float64))
+            else:
+                draw = randomness.normal(rows, cols, seed, "head", name)
+                parts.append(torch.from_numpy(draw * STD).flatten())
         return torch.cat(parts)
 
     def parts(self, matrix: Tensor) -> dict[str, Tensor]:
@@ -68,14 +90,14 @@ class Heads:
         """
         parts = self.parts(matrix)
         hidden = _dropout(first.to(matrix.dtype), masks, 0)
-        hidden = torch.baddbmm(parts["dense.bias"], hidden, parts["dense.weight"].mT).tanh()
+        hidden = self.activation(torch.baddbmm(parts[f"{DENSE}.bias"], hidden, parts[f"{DENSE}.weight"].mT))
         hidden = _dropout(hidden, masks, 1)
-        return torch.baddbmm(parts["out_proj.bias"], hidden, parts["out_proj.weight"].mT)
+        return torch.baddbmm(parts[f"{OUTPUT}.bias"], hidden, parts[f"{OUTPUT}.weight"].mT)
 
     @staticmethod
     def is_output(name: str) -> bool:
         """Whether a part belongs to the output layer, whose size is the task's."""
-        return name.startswith("out_proj.")
+        return name.startswith(f"{OUTPUT}.")
 
     def state(self, values: Tensor) -> dict[str, Tensor]:
         """Copies of one cell's parts by name, biases as vectors.
@@ -95,5 +117,5 @@ def _without_row_axis(name: str, value: Tensor) -> Tensor:
 
 
 def _dropout(hidden: Tensor, masks: Masks | None, index: int) -> Tensor:
-    mask = None if masks is None else masks.head_mask(index)
-    return hidden if mask is None else hidden * mask.factor(hidden.dtype)[: hidden.shape[1]]
+    mask = None if masks is None else masks.head_mask(index, hidden.shape[1])
+    return hidden if mask is None else hidden * mask.factor(hidden.dtype)

@@ -20,7 +20,7 @@ from lora_bench.engine.block import Block
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.families import Family
 from lora_bench.engine.encoder.product import Operands
-from lora_bench.engine.encoder.windows import Batch
+from lora_bench.engine.encoder.windows import Batch, Form
 from lora_bench.engine.masks import Masks
 from lora_bench.errors import MISSING, BenchError
 
@@ -78,7 +78,7 @@ class Pack:
             raise ValueError(f"{fully_trained[0].method} trains the backbone: its pack is a pack of one")
         self.whole = WholeBackbone(cells[0], backbone) if fully_trained else None
         self.bank = Bank(self.cells, backbone)
-        self.heads = Heads(self.cells, backbone.hidden_size, outputs, backbone.device, backbone.exact)
+        self.heads = Heads(self.cells, backbone, outputs)
         self.updates: dict[Family, Operands] = {}
         self.by_module: dict[str, Operands] = {}
         self._in_use: Mapping[str, Operands] = {}
@@ -141,6 +141,10 @@ class Pack:
         self.by_module = {} if self.fused else self.bank.by_module(self.updates)
         self._in_use = self.by_module
         self.weights = None if self.whole is None else self.whole.weights(self.whole.block.matrix)
+
+    def masks(self, form: Form) -> Masks:
+        """Room for the dropout masks of batches of this shape."""
+        return self.backbone.masks(form, self.heads.form)
 
     def logits(self, batch: Batch, masks: Masks | None = None) -> Tensor:
         """The logits `[K, B, outputs]`, with dropout if there are masks."""

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from torch.func import functional_call
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_bench.engine.encoder import architectures, attention, padded, probe, weights
+from lora_bench.engine.encoder import architectures, attention, head_forms, padded, probe, weights
 from lora_bench.engine.encoder.attention import ForwardContext
 from lora_bench.engine.encoder.bert import Encoder
 from lora_bench.engine.encoder.families import Family, by_product, by_shape
+from lora_bench.engine.encoder.head_forms import BENCHMARK, HeadForm
 from lora_bench.engine.encoder.padded import PaddedEncoder, UseOperands
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
@@ -41,10 +43,24 @@ class Backbone:
 
     `dtype` is the type of the frozen weights; `precision` the cell's word for it. With `precision="bf16"` the frozen
     weights are bfloat16; weights that are to be trained (`full`) stay float32 and run under autocast.
+
+    Args:
+        model: The encoder.
+        device: Where it runs.
+        precision: `float64`, `float32` or `bf16`.
+        trains: Whether its weights are to be trained.
+        pooler: The `weight` and `bias` of its pretrained pooler, from which some heads start; empty where it has none.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, precision: str, trains: bool = False) -> None:
-        self.precision = precision
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        precision: str,
+        trains: bool = False,
+        pooler: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        self.precision, self.pooler = precision, pooler
         mixed = trains and precision == "bf16"
         self.autocast = False  # not while the model is checked
         self.dtype = torch.float32 if mixed else DTYPES[precision]
@@ -131,10 +147,10 @@ class Backbone:
         tokens = probe.tokens(self.config, self.longest, self.takes_types)
         return next(self.table(tokens).batches([np.arange(len(tokens.labels))]))
 
-    def masks(self, form: Form) -> Masks:
-        """Room for the dropout masks of batches of this shape."""
-        head = Site("hidden", self.hidden_size, _head_dropout(self.config))
-        return Masks(self.sites, form.width, form.windows, head, form.rows, self.device)
+    def masks(self, form: Form, head: HeadForm = BENCHMARK) -> Masks:
+        """Room for the dropout masks of batches of this shape, and of a head of this form."""
+        dropouts = head.dropouts(self.config, self.hidden_size)
+        return Masks(self.sites, form.width, form.windows, dropouts, form.rows, self.device)
 
     def families(self, wanted: Collection[str]) -> list[Family]:
         """These weights as the encoder handles them together."""
@@ -257,14 +273,12 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
     """
     with shortages(f"the model '{location}' was loaded"):
         with watched(location):
-            model = _pretrained(location, offline)
-        if getattr(model, "pooler", None) is not None:
-            model.register_module("pooler", None)  # our head reads the first token
-        return Backbone(model, device, precision, trains)
+            model, fresh = _pretrained(location, offline)
+        return Backbone(model, device, precision, trains, head_forms.take_pooler(model, fresh))
 
 
-def _pretrained(location: str, offline: bool) -> PreTrainedModel:
-    """The model as transformers loads it, checked before and after."""
+def _pretrained(location: str, offline: bool) -> tuple[PreTrainedModel, set[str]]:
+    """The model as transformers loads it, checked before and after, and the parameters that its files do not hold."""
     try:
         with quiet_transformers(), rust_panics():
             if Path(location).is_dir():
@@ -282,7 +296,8 @@ def _pretrained(location: str, offline: bool) -> PreTrainedModel:
         raise
     except Exception as error:  # of many families: a config.json can make any line of transformers fail
         raise unreachable("model", location, error) from error
-    return weights.check_loaded(location, model, info)
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return weights.check_loaded(location, model, info), fresh
 
 
 @contextmanager
@@ -320,12 +335,3 @@ def _padding_idx(model: PreTrainedModel) -> int | None:
             index = getattr(parent, "padding_idx", module.padding_idx)
             return None if module.padding_idx is None or index is None else int(index)
     return None
-
-
-def _head_dropout(config: Any) -> float:
-    """The head's dropout as transformers resolves it: the classifier's own rate, else the hidden one."""
-    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
-        value = getattr(config, name, None)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    return 0.0

@@ -95,8 +95,9 @@ class PaddedEncoder:
         device = batch.slots.device
         sequences = torch.arange(len(batch.first), device=device)
         slots = batch.first[:, None] + torch.arange(batch.longest, device=device)
-        slots = slots.clamp_(max=batch.slots.shape[1] - 1)
-        present = batch.segments[slots] == sequences[:, None]
+        within = slots < len(batch.segments)  # behind a sequence that ends in the last slot there is nothing
+        slots = slots.clamp_(max=len(batch.segments) - 1)
+        present = within & (batch.segments[slots] == sequences[:, None])
         rows = {
             "input_ids": batch.ids[slots].where(present, probe.padding(self.model.config)),
             "attention_mask": present.long(),

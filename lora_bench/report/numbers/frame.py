@@ -22,8 +22,10 @@ SCOPE = ("model", "data", "split", "select", "start")
 # What identifies an entry of a table. The shown variant prints the default start as no start at all.
 ENTRY_FIELDS = ("method", "init", "rank", "a", "b")
 SHOWN_ENTRY_FIELDS = ("method", "start_shown", "rank", "a", "b")
-# The hyperparameters: every other field of a cell except the task, the targets and the seed.
-SETTINGS = tuple(sorted(set(Cell.model_fields) - {*SCOPE, *ENTRY_FIELDS, "task", "task_origin", "targets", "seed"}))
+# The hyperparameters: every other field of a cell except the task, the targets, the seed, and the head, which is told
+# apart by the model's name.
+_NO_SETTINGS = frozenset({*SCOPE, *ENTRY_FIELDS, "task", "task_origin", "targets", "seed", "head"})
+SETTINGS = tuple(sorted(set(Cell.model_fields) - _NO_SETTINGS))
 COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
 
@@ -119,7 +121,7 @@ def cell_frame(records: Iterable[Record]) -> DataFrame:
     frame = pd.DataFrame(
         [[value(record) for value in values] for record in ordered], columns=list(CELL_COLUMNS), dtype=object
     )
-    return _tell_definitions_apart(_shorten_data_names(frame))
+    return _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(frame)))
 
 
 def cells_of(frame: DataFrame) -> list[CellRow]:
@@ -154,6 +156,12 @@ def _tell_definitions_apart(frame: DataFrame) -> DataFrame:
     several = frame.groupby("task")["task_origin"].transform("nunique", dropna=False) > 1
     named = several & frame["task_origin"].notna()
     return frame.assign(task=frame["task"].mask(named, frame["task"] + " (" + frame["task_origin"] + ")"))
+
+
+def _tell_heads_apart(frame: DataFrame) -> DataFrame:
+    """Add to the model's name that its own head was trained: another head is another setup, not a setting to choose."""
+    own = frame["head"] == "model"
+    return frame.assign(model=frame["model"].mask(own, frame["model"] + " (own head)"))
 
 
 def _shorten_data_names(frame: DataFrame) -> DataFrame:
