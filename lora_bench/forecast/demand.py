@@ -190,5 +190,5 @@ def _bases(cell: Cell, geometry: Geometry) -> Iterator[tuple[str, str]]:
                 yield "step", role
             elif decomposition == "joint-svd" and role in JOINED:
                 yield "common", JOINED[0]
-            elif decomposition in ("svd", "balanced-svd", "singular-vectors", "joint-svd"):
+            elif decomposition in ("svd", "balanced-svd", "singular-vectors", "minor-vectors", "joint-svd"):
                 yield "svd", role

@@ -49,7 +49,8 @@ class Geometry:
             return {}
         if targets == "attention+dense":
             return every
-        chosen = {"kv+ffn": ("key", "value", "ffn_down"), "qv": ("query", "value")}.get(targets, JOINED)
+        sets = {"kv+ffn": ("key", "value", "ffn_down"), "qv": ("query", "value"), "ffn-output": ("ffn_down",)}
+        chosen = sets.get(targets, JOINED)
         return {role: every[role] for role in chosen}
 
 
