@@ -32,7 +32,7 @@ class MeLora(Recipe):
     source = "arXiv 2402.17263"
     parameters = frozenset({"rank", "a", "alpha", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "a": 2, "alpha": 16.0, "targets": "attention"}
-    default_lr = 5e-4
+    default_lr = 4e-4
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """`A: [r, in]` and `B: [out, r]` trained, the slices `inputs: [n, in]` and `outputs: [n, out]` frozen."""
