@@ -352,7 +352,8 @@ class Trainer:
         Raises:
             PausedError: A callback asked for a pause.
         """
-        return self._forward(table, lambda logits, _: decide(logits)[None])[0]
+        predictions: NDArray[np.float64] = self._forward(table, lambda logits, _: decide(logits)[None])[0]
+        return predictions
 
     @torch.no_grad()
     def _forward(self, table: Table, reduce: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float64]:

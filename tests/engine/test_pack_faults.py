@@ -150,9 +150,9 @@ def test_what_each_way_of_choosing_chooses(select: str, expected: int) -> None:
     validation, held = iter([0.1, 0.9, 0.9, 0.2]), iter([0.3, 0.4, 0.8, 0.8])
     evaluate, own = made._evaluate, made.evaluation.table
 
-    def scored(cells: Sequence[int], on: Table, parts: Any = None) -> tuple[NDArray[np.float64], list[Scores]]:
-        predictions, scores = evaluate(cells, on, parts)
-        return predictions, [Scores({"accuracy": next(validation if on is own else held)}, scores[0].calibration)]
+    def scored(cells: Sequence[int], table: Table, parts: Any = None) -> tuple[NDArray[np.float64], list[Scores]]:
+        predictions, scores = evaluate(cells, table, parts)
+        return predictions, [Scores({"accuracy": next(validation if table is own else held)}, scores[0].calibration)]
 
     made._evaluate = scored  # type: ignore[method-assign]
     (progress,) = made.run()
