@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from lora_bench import methods
@@ -41,7 +40,7 @@ def make_cell(method: str = "lora", **settings: Any) -> Cell:
     }
     given = {name: value for name, value in settings.items() if name in parameters or name not in {*SIZES, "init"}}
     cell = Cell(**base | parameters | given, method=method)
-    return next((other for other in (cell, *_with_even_sizes(cell)) if _is_accepted(other)), cell)
+    return cell if _is_accepted(cell) else _with_even_sizes(cell)
 
 
 def _is_accepted(cell: Cell) -> bool:
@@ -55,13 +54,14 @@ def _is_accepted(cell: Cell) -> bool:
     return True
 
 
-def _with_even_sizes(cell: Cell) -> Iterator[Cell]:
+def _with_even_sizes(cell: Cell) -> Cell:
     """The cell with other sizes, for a method that divides weights, or weights and rank, evenly.
 
-    a and b become the largest powers of two within them, up to 16, which divide all weights of the tiny encoders; then
-    the rank becomes that many times a: another multiple of a for each rank, so that cells still differ.
+    a and b become the largest powers of two within them, up to 16, which divide all weights of the tiny encoders. The
+    rank becomes that many times a: another multiple of a for each rank, and more than a itself, so that cells of other
+    ranks or other a differ in the order of what the method divides.
     """
     sizes = {name: 2 ** min(4, size.bit_length() - 1) for name in ("a", "b") if (size := getattr(cell, name))}
-    yield cell.model_copy(update=sizes)
     if cell.rank:
-        yield cell.model_copy(update=sizes | {"rank": cell.rank * sizes.get("a", 1)})
+        sizes["rank"] = cell.rank * sizes.get("a", 1)
+    return cell.model_copy(update=sizes)
