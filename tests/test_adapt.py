@@ -48,7 +48,8 @@ START = {"xs": 1e-3}  # how far the start is from the base model where it is not
 
 def settings(method: str) -> dict[str, Any]:
     """Those of the small sizes that the method has."""
-    return {name: value for name, value in SIZES.items() if name in methods.get(method).parameters}
+    cell = make_cell(method, **SIZES)
+    return {name: getattr(cell, name) for name in SIZES if name in methods.get(method).parameters}
 
 
 def moved(adapted: AdaptedModel) -> AdaptedModel:

@@ -27,7 +27,7 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
 from lora_bench.records.schema import Record
-from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_data, make_model
+from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_cell, make_data, make_model
 
 SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
 PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]
@@ -67,8 +67,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     """A trained cell of every method that packs, and two more seeds of LoRA."""
     root = tmp_path_factory.mktemp("export")
     made = TinyBench.create(root)
+    cells = [make_cell(name, **SIZES) for name in PACKED]
     blocks = [
-        {"method": name, **{k: v for k, v in SIZES.items() if k in methods.get(name).parameters}} for name in PACKED
+        {"method": cell.method, **{k: getattr(cell, k) for k in SIZES if k in methods.of(cell).parameters}}
+        for cell in cells
     ]
     made.run(blocks, limit=32, precision="float32", lr=2e-2)
     made.run([block for block in blocks if block["method"] == "lora"], precision="float32", lr=2e-2, seed=[1, 2])
@@ -164,6 +166,7 @@ def test_a_whole_model_that_was_kept_is_merged(bench: TinyBench, tmp_path: Path)
 def test_low_rank_methods_are_loras(loaded: dict[str, np.ndarray]) -> None:
     """Which methods are, follows from their numbers; of these it is known."""
     known = {"lora", "mini", "xs", "cora", "pissa", "vera", "head"}
+    known |= {"moslora", "miss", "mica", "delora", "melora", "gralora"}
     assert {f"{method} peft merged" for method in known} <= loaded.keys()
 
 

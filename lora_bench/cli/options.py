@@ -70,7 +70,7 @@ class Selection:
     ] = None
     targets: Annotated[
         list[str] | None,
-        _grid_option("attention, attention+dense, qv, kv+ffn, or name endings joined by commas (default: by method)."),
+        _grid_option("attention, attention+dense, qv, kv+ffn, ffn-output, or endings of names (default: by method)."),
     ] = None
     seed: Annotated[list[int] | None, _grid_option("Seed (default: 0).")] = None
     lr: Annotated[list[float] | None, _grid_option("Learning rate (default: by method).")] = None

@@ -33,6 +33,8 @@ class Progress:
         epoch_losses: The mean loss of each epoch.
         metrics: The metrics on the evaluation split after each epoch; NaN stays NaN.
         held_out: The metrics on the held-out rows after each epoch, if there are such rows.
+        calibration: The metrics of `engine.calibration` on the evaluation split after each epoch, for a classification.
+        held_out_calibration: The same on the held-out rows.
         diverged: Why the cell has diverged; None if it has not.
         selected: The best epoch so far, from 1.
         state: What was trained after that epoch.
@@ -45,6 +47,8 @@ class Progress:
     epoch_losses: list[float] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
     held_out: list[dict[str, float]] = field(default_factory=list)
+    calibration: list[dict[str, float]] = field(default_factory=list)
+    held_out_calibration: list[dict[str, float]] = field(default_factory=list)
     diverged: str | None = None
     selected: int | None = None
     state: State | None = None
@@ -58,6 +62,16 @@ class Progress:
         if is_bad.any():
             steps = steps[: int(is_bad.argmax()) + 1]
         self.recent_steps = np.concatenate([self.recent_steps, steps])[-RECENT_STEPS:]
+
+    def add_scores(self, metrics: dict[str, float], calibration: dict[str, float] | None) -> None:
+        """Append what an epoch's evaluation gave on the evaluation split; a regression has no calibration."""
+        self.metrics.append(metrics)
+        self.calibration += [] if calibration is None else [calibration]
+
+    def add_held_out_scores(self, metrics: dict[str, float], calibration: dict[str, float] | None) -> None:
+        """Append the same of the held-out rows."""
+        self.held_out.append(metrics)
+        self.held_out_calibration += [] if calibration is None else [calibration]
 
     def records_epoch(self, epoch: int) -> bool:
         """Whether the metrics of this epoch (from 1) are recorded: until the epoch in which the cell diverges."""

@@ -22,6 +22,7 @@ from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
+from lora_bench.engine.evaluation import Scores, decide, evaluated_rows, score_cells
 from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
@@ -309,19 +310,15 @@ class Trainer:
         Raises:
             PausedError: The evaluation was interrupted; nothing has been recorded.
         """
-        predictions = self.predict(self.evaluation.table)
-        held_out_predictions = None if self.held_out is None else self.predict(self.held_out)
         recorded = [k for k, progress in enumerate(self.progress) if progress.records_epoch(epoch)]
-        scores = self._score(predictions[recorded], self.evaluation.table, self.evaluation.parts)
-        held_out_scores = None
-        if held_out_predictions is not None and self.held_out is not None:
-            held_out_scores = self._score(held_out_predictions[recorded], self.held_out)
+        predictions, scores = self._evaluate(recorded, self.evaluation.table, self.evaluation.parts)
+        held_out_scores = None if self.held_out is None else self._evaluate(recorded, self.held_out)[1]
         improved: list[int] = []
         for index, k in enumerate(recorded):
             progress = self.progress[k]
-            progress.metrics.append(scores[index])
+            progress.add_scores(*scores[index])
             if held_out_scores is not None:
-                progress.held_out.append(held_out_scores[index])
+                progress.add_held_out_scores(*held_out_scores[index])
             if progress.diverged is None and not np.isfinite(predictions[k]).all():
                 progress.diverged = f"outputs not finite after epoch {epoch}"
             if progress.diverged is None and progress.improved(self.task.main_metric):
@@ -347,17 +344,18 @@ class Trainer:
         """The task's metrics. `evaluate` takes seconds to import, so only what is evaluated waits for it."""
         return task_metric(self.task)
 
-    def _score(
-        self, predictions: NDArray[np.float64], table: Table, parts: dict[str, slice] | None = None
-    ) -> list[dict[str, float]]:
-        """The metrics of each cell for its predictions, `[K, rows]`, in one call for all cells."""
-        if not len(predictions):
-            return []
-        labels = np.broadcast_to(table.labels.cpu().numpy(), predictions.shape)
-        values = self._metric.compute(predictions=predictions, references=labels, splits=parts)
-        return [dict(zip(values, cell_values, strict=True)) for cell_values in zip(*values.values(), strict=True)]
+    def _evaluate(
+        self, cells: Sequence[int], table: Table, parts: dict[str, slice] | None = None
+    ) -> tuple[NDArray[np.float64], list[Scores]]:
+        """The predictions of all cells for a table, `[K, rows]`, and the scores of those at these positions.
 
-    @torch.no_grad()
+        Raises:
+            PausedError: A callback asked for a pause.
+        """
+        rows = self._forward(table, evaluated_rows)
+        labels = table.labels.cpu().numpy()
+        return rows[0], score_cells(self._metric, rows[:, cells], labels, parts)
+
     def predict(self, table: Table) -> NDArray[np.float64]:
         """The predictions of all cells for a table.
 
@@ -367,17 +365,28 @@ class Trainer:
         Raises:
             PausedError: A callback asked for a pause.
         """
+        predictions: NDArray[np.float64] = self._forward(table, lambda logits, _: decide(logits)[None])[0]
+        return predictions
+
+    @torch.no_grad()
+    def _forward(self, table: Table, reduce: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float64]:
+        """What `reduce` makes of all rows, `[values, K, rows]` in the table's order.
+
+        Args:
+            table: The rows.
+            reduce: Turns logits `[K, B, outputs]` and labels `[B]` into values `[values, K, B]` on the device.
+        """
         self.pack.compose()
         budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
-        predictions = np.empty((len(self.pack.cells), len(table)))
         parts = []
         for batch in table.evaluated(budget):
-            parts.append((batch.rows, _decide(self.pack.logits(batch), self.task.is_regression)))
+            parts.append((batch.rows, reduce(self.pack.logits(batch), batch.labels)))
             if self._should_pause():
                 raise PausedError
-        for rows, decided in parts:  # only now, since the copy waits for the device
-            predictions[:, rows] = decided.cpu().numpy()
-        return predictions
+        values = np.empty((*parts[0][1].shape[:2], len(table)))
+        for rows, part in parts:  # only now, since the copy waits for the device
+            values[:, :, rows] = part.cpu().numpy()
+        return values
 
 
 @cache
@@ -387,11 +396,3 @@ def _stream(device: int) -> torch.cuda.Stream:
     cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
     """
     return torch.cuda.Stream(device)
-
-
-def _decide(logits: Tensor, regression: bool) -> Tensor:
-    """`[K, B]`: the value for regression, else the number of the most likely class; NaN if a logit is not finite."""
-    if regression:
-        return logits[..., 0].double()
-    classes = logits.argmax(-1).double()
-    return classes.masked_fill(~torch.isfinite(logits).all(-1), float("nan"))

@@ -81,7 +81,8 @@ class Geometry:
             every |= {"key_of_distance": square, "query_of_distance": square}
         if targets == "attention+dense":
             return every
-        chosen = {"kv+ffn": ("key", "value", "ffn_down"), "qv": ("query", "value")}.get(targets, tuple(inputs))
+        sets = {"kv+ffn": ("key", "value", "ffn_down"), "qv": ("query", "value"), "ffn-output": ("ffn_down",)}
+        chosen = sets.get(targets, tuple(inputs))
         return {role: every[role] for role in chosen if role in every}
 
 

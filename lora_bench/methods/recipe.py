@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from lora_bench.errors import BenchError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -59,8 +61,20 @@ class Orthonormal:
     std: float
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Start with 1 where the column's number is the row's modulo the number of rows, 0 elsewhere: a sum of parts."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Start with 1 where the column is in the row's slice, 0 elsewhere: equal slices of columns, one for each row."""
+
+
 Side = Literal["input", "output"]
-Decomposition = Literal["svd", "balanced-svd", "singular-vectors", "row-norms", "qr", "joint-svd"]
+Decomposition = Literal[
+    "svd", "balanced-svd", "singular-vectors", "minor-vectors", "row-norms", "column-norms", "qr", "joint-svd"
+]
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,11 @@ class Basis:
     | `svd`              | `(U S)ᵀ`    | `V`                                                        |
     | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
     | `singular-vectors` | `Uᵀ`        | `V`                                                        |
+    | `minor-vectors`    | last of Uᵀ  | last of `V`: the smallest singular values' directions      |
     | `qr`               | rows of `R` | columns of `Q`                                             |
     | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |
     | `row-norms`        | –           | the norms of W's rows, one column                          |
+    | `column-norms`     | of W, 1 row | –                                                          |
     """
 
     decomposition: Decomposition
@@ -100,7 +116,7 @@ class FirstStep:
 
 
 Touch = Literal["gain", "stretch", "shift"]
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Basis | FirstStep
+Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep
 
 
 @dataclass(frozen=True)
@@ -218,6 +234,21 @@ def rank_of(cell: Cell) -> int:
     if cell.rank is None:
         raise ValueError(f"{cell.method} needs a rank")
     return cell.rank
+
+
+def blocks_of(cell: Cell, *sizes: int) -> int:
+    """Return the number of equal blocks, `a`, into which a method divides these sizes.
+
+    Raises:
+        BenchError: Exit code 2 if it does not divide one of them.
+    """
+    if cell.a is None:
+        raise ValueError(f"{cell.method} needs a")
+    for size in sizes:
+        if size % cell.a:
+            what = f"'{cell.method}' needs {cell.a} equal parts (a), which {size} cannot be divided into."
+            raise BenchError(what, "Use an --a that divides the rank and the weights' sides, such as 2.")
+    return cell.a
 
 
 class Unadapted(Recipe):

@@ -29,12 +29,17 @@ class Epoch(_Part):
         loss: The mean training loss of the epoch.
         metrics: The metrics on the evaluation splits.
         held_out: The metrics on the rows held out from the train split; None if there are none.
+        calibration: How well the probabilities are calibrated on all rows of the evaluation splits: `nll`, `ece` (15
+            bins) and `brier`, lower is better. None for a regression, and in records from before they were computed.
+        held_out_calibration: The same on the rows held out from the train split.
     """
 
     epoch: Natural
     loss: Finite | None
     metrics: dict[str, Finite | None]
     held_out: dict[str, Finite | None] | None = None
+    calibration: dict[str, Finite | None] | None = None
+    held_out_calibration: dict[str, Finite | None] | None = None
 
 
 class Counts(_Part):

@@ -39,9 +39,8 @@ COLUMNS = (
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
-"""The columns that every metrics.csv has. What only some grids need follows where records have it: `FURTHER`, and two
-columns for each metric of tasks from outside of GLUE."""
-# `start`: the cell that it continues from; `search`: `SearchInfo.role`
+# Columns that only some grids need: they follow where a record has them, as two for each metric of tasks from outside of
+# GLUE and for `nll`, `ece` and `brier` do. `start`: the cell that it continues from; `search`: `SearchInfo.role`.
 FURTHER = ("task_origin", "head", "start", "search")
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
@@ -318,8 +317,8 @@ def _read_once(results: Path) -> Loaded:
 def row(record: Record) -> dict[str, object]:
     """Return the values of a record by column; None where there is no value.
 
-    `<metric>_best` is the metric at the best epoch of the main metric. Columns beyond `COLUMNS` are there if the record
-    has a value for them.
+    `<metric>_best` is the metric, or `nll`, `ece` or `brier`, at the best epoch of the main metric. Columns beyond
+    `COLUMNS` are there if the record has a value for them.
     """
     values: dict[str, object] = dict(vars(record.cell))
     values |= {name: value for name, value in vars(record).items() if name in _RECORD_FIELDS}
@@ -337,9 +336,11 @@ def _metric_columns(record: Record) -> dict[str, object]:
     if not record.epochs:
         return {}
     best = next((epoch for epoch in record.epochs if epoch.epoch == record.best_epoch), None)
-    values: dict[str, object] = {f"{name}_last": value for name, value in record.epochs[-1].metrics.items()}
-    if best is not None:
-        values |= {f"{name}_best": value for name, value in best.metrics.items()}
+    values: dict[str, object] = {}
+    for which, epoch in (("last", record.epochs[-1]), ("best", best)):
+        # The task's metrics come second: one of a user's task may be named like a value of the calibration.
+        both = {} if epoch is None else (epoch.calibration or {}) | epoch.metrics
+        values |= {f"{name}_{which}": value for name, value in both.items()}
     return values
 
 

@@ -163,6 +163,8 @@ class CellCheckpoint:
             epoch_losses=list(entry.epoch_losses),
             metrics=list(entry.metrics),
             held_out=list(entry.held_out),
+            calibration=list(entry.calibration),
+            held_out_calibration=list(entry.held_out_calibration),
             diverged=entry.diverged,
             selected=entry.selected,
             recent_steps=vectors["recent_steps"].numpy(),
@@ -275,6 +277,8 @@ def _cell_entry(state: TrainingState, position: int, record_times: Mapping[str, 
         epoch_losses=tuple(progress.epoch_losses),
         metrics=tuple(progress.metrics),
         held_out=tuple(progress.held_out),
+        calibration=tuple(progress.calibration),
+        held_out_calibration=tuple(progress.held_out_calibration),
     )
 
 

@@ -46,6 +46,8 @@ class CellEntry(BaseModel):
         epoch_losses: The mean loss of each epoch.
         metrics: The metrics after each epoch; NaN stays NaN.
         held_out: The metrics on the held-out rows after each epoch, if there are such rows.
+        calibration: How well its probabilities are calibrated after each epoch (`engine.calibration`).
+        held_out_calibration: The same on the held-out rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -61,6 +63,8 @@ class CellEntry(BaseModel):
     epoch_losses: tuple[float, ...] = ()
     metrics: tuple[dict[str, float], ...] = ()
     held_out: tuple[dict[str, float], ...] = ()
+    calibration: tuple[dict[str, float], ...] = ()
+    held_out_calibration: tuple[dict[str, float], ...] = ()
 
 
 class CheckpointManifest(BaseModel):

@@ -98,16 +98,25 @@ def _last_steps(progress: Progress) -> tuple[TrainingStep, ...]:
 
 
 def _epochs(progress: Progress) -> tuple[Epoch, ...]:
-    all_held_out: Sequence[Mapping[str, float] | None] = progress.held_out or [None] * len(progress.metrics)
-    columns = zip(progress.epoch_losses, progress.metrics, all_held_out, strict=True)
+    missing = [None] * len(progress.metrics)
+    columns = zip(
+        progress.epoch_losses,
+        progress.metrics,
+        progress.held_out or missing,
+        progress.calibration or missing,
+        progress.held_out_calibration or missing,
+        strict=True,
+    )
     return tuple(
         Epoch(
             epoch=number,
             loss=_finite(loss),
             metrics=_finite_values(metrics),
-            held_out=None if held_out is None else _finite_values(held_out),
+            held_out=_optional_values(held_out),
+            calibration=_optional_values(calibration),
+            held_out_calibration=_optional_values(held_out_calibration),
         )
-        for number, (loss, metrics, held_out) in enumerate(columns, start=1)
+        for number, (loss, metrics, held_out, calibration, held_out_calibration) in enumerate(columns, start=1)
     )
 
 
@@ -124,6 +133,10 @@ def _finite(value: float) -> float | None:
 
 def _finite_values(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in values.items()}
+
+
+def _optional_values(values: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    return None if values is None else _finite_values(values)
 
 
 def _any_float(value: float) -> AnyFloat:

@@ -6,9 +6,12 @@ from typing import Any
 
 from lora_bench import methods
 from lora_bench.cell import Cell
+from lora_bench.errors import BenchError
+from lora_bench.methods.recipe import Shape
 
 # Different from each other and from the widths of the tiny encoders, so that a swapped dimension shows.
 SIZES: dict[str, int | float | str] = {"rank": 4, "a": 9, "b": 6, "alpha": 8.0, "targets": "attention"}
+SHAPES = (Shape(32, 32), Shape(48, 32), Shape(32, 48))  # weights of the tiny encoders
 
 
 def make_cell(method: str = "lora", **settings: Any) -> Cell:
@@ -18,6 +21,7 @@ def make_cell(method: str = "lora", **settings: Any) -> Cell:
         method: The name of the method.
         settings: Fields of `Cell` that replace the defaults. Of a method's parameters (`rank`, `a`, `b`, `alpha`,
             `init`, `targets`) those that this method does not have are left out, so that one call serves all methods.
+            If the method refuses a size, because it divides something evenly, sizes near it are taken that it accepts.
     """
     recipe = methods.get(method)
     parameters = {name: SIZES.get(name, recipe.defaults.get(name)) for name in recipe.parameters}
@@ -35,4 +39,29 @@ def make_cell(method: str = "lora", **settings: Any) -> Cell:
         "precision": "float64",
     }
     given = {name: value for name, value in settings.items() if name in parameters or name not in {*SIZES, "init"}}
-    return Cell(**base | parameters | given, method=method)
+    cell = Cell(**base | parameters | given, method=method)
+    return cell if _is_accepted(cell) else _with_even_sizes(cell)
+
+
+def _is_accepted(cell: Cell) -> bool:
+    """Whether the method does not refuse the cell's sizes."""
+    recipe = methods.of(cell)
+    try:
+        for shape in SHAPES if recipe.adapts else ():
+            recipe.factors(cell, shape)
+    except BenchError:
+        return False
+    return True
+
+
+def _with_even_sizes(cell: Cell) -> Cell:
+    """The cell with other sizes, for a method that divides weights, or weights and rank, evenly.
+
+    a and b become the largest powers of two within them, up to 16, which divide all weights of the tiny encoders. The
+    rank becomes that many times a: another multiple of a for each rank, and more than a itself, so that cells of other
+    ranks or other a differ in the order of what the method divides.
+    """
+    sizes = {name: 2 ** min(4, size.bit_length() - 1) for name in ("a", "b") if (size := getattr(cell, name))}
+    if cell.rank:
+        sizes["rank"] = cell.rank * sizes.get("a", 1)
+    return cell.model_copy(update=sizes)

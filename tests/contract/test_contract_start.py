@@ -86,9 +86,30 @@ def test_rank_beyond_a_basis_is_refused(method: str, load: Load) -> None:
 
 
 def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
-    Pack([cell_of("svft-banded", b=31)], load("float32"), 2)
+    cell = cell_of("svft-banded", b=31)
+    Pack([cell], load("float32"), 2)
     with pytest.raises(BenchError, match="32 diagonals"):
-        Pack([cell_of("svft-banded", b=32)], load("float32"), 2)
+        Pack([cell.model_copy(update={"b": 32})], load("float32"), 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "message"),
+    [
+        ("melora", {"a": 3}, "3 equal parts .* 32"),
+        ("gralora", {"a": 3}, "3 equal parts .* 16"),
+        ("gralora", {"a": 4, "rank": 6}, "4 equal parts .* 6"),
+        ("miss", {"rank": 33}, "32 inputs has no 33 parts"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(method: str, sizes: dict[str, int], message: str, load: Load) -> None:
+    with pytest.raises(BenchError, match=message) as refused:
+        Pack([cell_of(method).model_copy(update=sizes)], load("float32"), 2)
+    assert refused.value.code == 2
+
+
+def test_cells_of_such_a_method_have_sizes_that_divide() -> None:
+    assert [(cell.rank, cell.a) for cell in (cell_of("gralora"), cell_of("gralora", rank=5, a=3))] == [(16, 4), (10, 2)]
+    assert cell_of("melora", rank=5, a=2).rank == 5  # accepted as it is
 
 
 def test_methods_are_found() -> None:

@@ -16,6 +16,7 @@ from lora_bench.cli.app import app
 from lora_bench.contracts import packs, start, training
 from lora_bench.contracts.kit import ContractError, Workbench
 from lora_bench.contracts.suite import CONTRACTS, Contract
+from lora_bench.methods.gralora import GraLora
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
@@ -58,6 +59,7 @@ def test_biases_change_where_outputs_are_scaled_or_shifted(trained: Trained) -> 
     assert {method for method in ADAPTING if trained(method, "cola", "float64").pack.bias_deltas(0)} == {
         "bitfit",
         "ia3",
+        "red",
     }
 
 
@@ -122,6 +124,28 @@ class Understating(Lora):
         return 1
 
 
+class Misordered(GraLora):
+    """Its rows of A are in an order that depends on the largest rank of the pack."""
+
+    name = "misordered"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """Take row j r / k + m for row m k + j."""
+        count = factors["inputs"].shape[-2]
+        a = factors["A"].unflatten(-2, (count, -1)).transpose(-3, -2).flatten(-3, -2)
+        return super().update({**factors, "A": a})
+
+
+class Crowded(GraLora):
+    """Stacks cells with other numbers of blocks, whose rows of A are in other orders."""
+
+    name = "crowded"
+
+    def layout(self, cell: Cell) -> object:
+        """No difference."""
+        return None
+
+
 class Undefaulted(Lora):
     """Has a parameter without a default, and one that no cell has."""
 
@@ -150,6 +174,10 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Mixing, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Mixing, packs.it_loads_among_larger_cells, "differs by"),
     (Leaking, packs.padding_is_trimmed_and_stays_zero, "padding moved"),
+    (Misordered, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Misordered, packs.padding_is_trimmed_and_stays_zero, "padding moved"),
+    (Crowded, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Crowded, packs.it_loads_among_larger_cells, "differs by"),
     (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
     (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),

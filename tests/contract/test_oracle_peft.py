@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TinyLoraConfig, VeraConfig, get_peft_model
+from peft import (
+    DeloraConfig,
+    GraloraConfig,
+    IA3Config,
+    LoraConfig,
+    MissConfig,
+    PeftConfig,
+    PeftModel,
+    TinyLoraConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -52,9 +63,43 @@ def classifier(folder: Path, task: Task, head: dict[str, Tensor], precision: str
     return model
 
 
+Form = Callable[[Tensor, Tensor], Tensor]
+
+
+def mixed_matrices(ours: Tensor, theirs: Tensor) -> Tensor:
+    """TinyLoRA's P, whose matrices have an axis of their own in peft."""
+    unfolded: Tensor = ours.unflatten(0, (theirs.shape[1], theirs.shape[0]))  # torch leaves unflatten untyped
+    return unfolded.transpose(0, 1)
+
+
+def blocks_of_a(ours: Tensor, theirs: Tensor) -> Tensor:
+    """GraLoRA's A: from rows (m, j) and columns (n, i) to `[n, i, (j m)]`."""
+    count = theirs.shape[0]
+    blocks: Tensor = ours.unflatten(0, (-1, count)).unflatten(-1, (count, -1)).permute(2, 3, 1, 0)
+    return blocks.flatten(-2)
+
+
+def blocks_of_b(ours: Tensor, theirs: Tensor) -> Tensor:
+    """GraLoRA's B: from rows (j, o) and columns (m, n) to `[j, (n m), o]`."""
+    count = theirs.shape[0]
+    blocks: Tensor = ours.unflatten(0, (count, -1)).unflatten(-1, (-1, count)).permute(0, 3, 2, 1)
+    return blocks.flatten(1, 2)
+
+
 @dataclass(frozen=True)
 class Peer:
-    """How peft is told to be a method: its config and options of that, what stays frozen, LoRA+'s ratio, targets."""
+    """How peft is told to be a method.
+
+    Attributes:
+        config: peft's class.
+        options: What it is given.
+        freezes: A part of the names that stay frozen.
+        ratio: LoRA+'s ratio of rates.
+        targets: Our targets.
+        modules: The same for peft.
+        sizes: Our settings where they are not those of all.
+        forms: By factor, how ours becomes of the shape of peft's; a view by default.
+    """
 
     config: Callable[..., PeftConfig] = LoraConfig
     options: Mapping[str, Any] = field(default_factory=lambda: {"r": 4, "lora_alpha": 8})
@@ -62,6 +107,12 @@ class Peer:
     ratio: float | None = None
     targets: str = "qv"
     modules: str = r".*\.(query|value)"
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    forms: Mapping[str, Form] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What our cell is given."""
+        return {**SETTINGS, "targets": self.targets, **self.sizes}
 
 
 FFN = r".*layer\.\d+\.output\.dense"
@@ -74,9 +125,28 @@ PEERS = {
     "pissa": Peer(),  # peft starts them in float32 alone, which has a test of its own
     "olora": Peer(),
     "vera": Peer(VeraConfig, {"r": 4, "d_initial": 0.1}),
-    "tinylora": Peer(TinyLoraConfig, {"r": 4, "u": 7}),
+    "tinylora": Peer(TinyLoraConfig, {"r": 4, "u": 7}, forms={"P": mixed_matrices}),
     "dora": Peer(options={"r": 4, "lora_alpha": 8, "use_dora": True}, targets="attention+dense", modules=LINEARS),
     "ia3": Peer(IA3Config, {"feedforward_modules": FFN}, targets="kv+ffn", modules=rf"{FFN}|.*\.(key|value)"),
+    "mica": Peer(freezes=".lora_B.", targets="attention+dense", modules=LINEARS),
+    "delora": Peer(DeloraConfig, {"r": 4, "delora_lambda": 8}, targets="attention+dense", modules=LINEARS),
+    # 5 does not divide the inputs, which peft fills up with zeros.
+    "miss": Peer(
+        MissConfig,
+        {"r": 5},
+        targets="attention+dense",
+        modules=LINEARS,
+        sizes={"rank": 5},
+        forms={"D": lambda ours, _: ours.mT},
+    ),
+    "gralora": Peer(
+        GraloraConfig,
+        {"r": 4, "alpha": 8, "gralora_k": 2},
+        targets="attention+dense",
+        modules=LINEARS,
+        sizes={"a": 2},
+        forms={"A": blocks_of_a, "B": blocks_of_b},
+    ),
 }
 
 
@@ -95,7 +165,7 @@ def peer_of(method: str, model: nn.Module, start: dict[str, Tensor], precision: 
     wrapped = wrapped_by_peft(model, peer).to(DTYPES[precision])
     with torch.no_grad():
         for name, value in peft_factors(wrapped).items():
-            value.copy_(in_their_form(start[name], value))
+            value.copy_(in_their_form(peer, name, start[name], value))
         if RECIPES[method].subtracts_start:
             for name, layer in lora_layers(wrapped).items():
                 weight_of(layer).sub_(8 / 4 * start[f"{name}.B"] @ start[f"{name}.A"])
@@ -134,6 +204,8 @@ def factors_of(pack: Pack) -> dict[str, Tensor]:
 THEIRS = {
     "lora_A": "A", "lora_B": "B", "vera_A": "A", "vera_B": "B", "vera_lambda_d": "d", "vera_lambda_b": "b",
     "lora_magnitude_vector": "m", "ia3_l": "", "tinylora_A": "A", "tinylora_B": "B", "tinylora_P": "P",
+    "delora_A": "A", "delora_B": "B", "delora_lambda": "size", "delora_w_norm": "columns", "miss_block": "D",
+    "gralora_A": "A", "gralora_B": "B",
 }  # fmt: skip
 
 
@@ -149,12 +221,10 @@ def peft_factors(wrapped: nn.Module) -> dict[str, Tensor]:
     return found | {f"{module}.v": value for module, value in zip(modules, mixes, strict=False)}
 
 
-def in_their_form(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Our factor in the shape of peft's, where a vector has one axis and TinyLoRA's matrices have three."""
-    if theirs.dim() < 3:
-        return ours.view_as(theirs)
-    unfolded: Tensor = ours.unflatten(0, (theirs.shape[1], theirs.shape[0]))  # torch leaves unflatten untyped
-    return unfolded.transpose(0, 1)
+def in_their_form(peer: Peer, name: str, ours: Tensor, theirs: Tensor) -> Tensor:
+    """Our factor in the shape of peft's, where a vector has one axis."""
+    form = peer.forms.get(name.rpartition(".")[2])
+    return ours.view_as(theirs) if form is None else form(ours, theirs)
 
 
 def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
@@ -252,7 +322,7 @@ def their_logits(model: nn.Module, task: Task) -> Tensor:
 @pytest.mark.parametrize("method", PEERS)
 def test_method_is_pefts(method: str, name: str, calm_folder: Path) -> None:
     task = tasks.get(name)
-    cell = cell_of(method, name, precision="float64", **SETTINGS | {"targets": PEERS[method].targets})
+    cell = cell_of(method, name, precision="float64", **PEERS[method].settings())
     pack, start, ours = our_run(cell, calm_folder, task)
     model = peer_of(method, classifier(calm_folder, task, start.head, "float64"), start.adapter, "float64")
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -260,7 +330,8 @@ def test_method_is_pefts(method: str, name: str, calm_folder: Path) -> None:
     assert_same(pack, ours, model, task)
     state = factors_of(pack)
     for factor, value in peft_factors(model).items():
-        torch.testing.assert_close(in_their_form(state[factor], value), value.detach(), rtol=0, atol=1e-7)
+        ours_in_form = in_their_form(PEERS[method], factor, state[factor], value)
+        torch.testing.assert_close(ours_in_form, value.detach(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["cola", "stsb"])
@@ -268,8 +339,8 @@ def test_method_is_pefts(method: str, name: str, calm_folder: Path) -> None:
 def test_in_float32_it_is_as_near_to_float64_as_peft(method: str, name: str, calm_folder: Path) -> None:
     task = tasks.get(name)
     # LoRA+'s B at 16 times such a rate is chaotic: one near-zero gradient decides, and on which side it does
-    calm = {"targets": PEERS[method].targets, "lr": SETTINGS["lr"] / (PEERS[method].ratio or 1)}
-    cell = cell_of(method, name, precision="float32", **SETTINGS | calm)
+    calm = {"lr": SETTINGS["lr"] / (PEERS[method].ratio or 1)}
+    cell = cell_of(method, name, precision="float32", **PEERS[method].settings() | calm)
     pack, start, ours = our_run(cell, calm_folder, task)
     losses, logits = {}, {}
     for precision in ("float32", "float64"):

@@ -21,11 +21,9 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
 from tests.contract.test_oracle_peft import (
     PEERS,
-    SETTINGS,
     Peer,
     classifier,
     factors_of,
-    in_their_form,
     lora_layers,
     peft_factors,
     weight_of,
@@ -63,7 +61,7 @@ def reach_of_columns(weight: Tensor, rank: int) -> float:
 def start_of(method: str, folder: Path) -> tuple[Pack, dict[str, Tensor], Backbone]:
     """Our start in float64."""
     backbone = backbones.load(str(folder), torch.device("cpu"), "float64")
-    pack = Pack([cell_of(method, precision="float64", **SETTINGS | {"targets": PEERS[method].targets})], backbone, 2)
+    pack = Pack([cell_of(method, precision="float64", **PEERS[method].settings())], backbone, 2)
     return pack, factors_of(pack), backbone
 
 
@@ -115,12 +113,32 @@ def test_tinyloras_frozen_values_are_pefts(calm_folder: Path) -> None:
         assert_within(*rows, reach, name)
 
 
-def test_doras_first_lengths_are_pefts(calm_folder: Path) -> None:
+@pytest.mark.parametrize(("method", "factor"), [("dora", "m"), ("delora", "columns")])
+def test_lengths_are_pefts(method: str, factor: str, calm_folder: Path) -> None:
     """No decomposition: peft takes them in the model's precision, so float64 is compared with float64."""
-    pack, ours, _ = start_of("dora", calm_folder)
-    found = peft_factors(start_by_peft(pack, calm_folder, PEERS["dora"], "float64"))
-    theirs = {name: value.detach() for name, value in found.items() if name.endswith(".m")}
+    pack, ours, _ = start_of(method, calm_folder)
+    found = peft_factors(start_by_peft(pack, calm_folder, PEERS[method], "float64"))
+    theirs = {name: value.detach() for name, value in found.items() if name.endswith(f".{factor}")}
     assert len(theirs) == len(pack.bank.groups[0].modules)
     for name, value in theirs.items():
         assert value.dtype == torch.float64
-        torch.testing.assert_close(in_their_form(ours[name], value), value, rtol=1e-13, atol=0)
+        torch.testing.assert_close(ours[name].view_as(value), value, rtol=1e-13, atol=0)
+
+
+def test_micas_directions_are_pefts(calm_folder: Path) -> None:
+    """The space that they span, as far as E leaves it: it hangs on the gap between the values that belong and not."""
+    pack, ours, backbone = start_of("mica", calm_folder)
+    peer = Peer(options={"r": 4, "init_lora_weights": "mica"}, modules=PEERS["mica"].modules)
+    layers = lora_layers(start_by_peft(pack, calm_folder, peer, "float32"))
+    assert sorted(layers) == sorted(pack.bank.groups[0].modules)
+    for name, layer in layers.items():
+        their_a, their_b = (part.get_parameter("default.weight") for part in (layer.lora_A, layer.lora_B))
+        assert not their_a.any()
+        b, theirs = ours[f"{name}.B"], their_b.detach().double()
+        values = torch.linalg.svdvals(backbone.linears()[name].weight.detach())
+        moved = BACKWARD * values[0]
+        reach = 2**0.5 * moved / (values[-5] - values[-4] - 2 * moved)
+        apart = torch.linalg.matrix_norm(theirs - b @ (b.mT @ theirs), 2)
+        print(f"{name}: {float(apart / reach):.2g} of what rounding can do, {float(apart):.2g}")
+        assert 0 < reach < 0.05
+        assert apart < reach

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_bench import tasks
@@ -16,7 +18,8 @@ from lora_bench.data.tokens import held_out
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
-from lora_bench.engine.encoder.windows import slices
+from lora_bench.engine.encoder.windows import Table, slices
+from lora_bench.engine.evaluation import Scores
 from lora_bench.engine.trainer import Split, Trainer
 from lora_bench.testing import FAMILIES, make_cell, make_tokens
 from tests.engine.engine_factory import backbone, difference, losses, table, trained, trainer, values
@@ -145,11 +148,12 @@ def test_what_each_way_of_choosing_chooses(select: str, expected: int) -> None:
     """On scores by hand: the first of the best on validation, the first of the best on the slice, the last."""
     made = trainer([make_cell("head", select=select, epochs=4)], backbone(), 8, table(make_tokens(8, 5)))
     validation, held = iter([0.1, 0.9, 0.9, 0.2]), iter([0.3, 0.4, 0.8, 0.8])
-    own = made.evaluation.table
+    evaluate, own = made._evaluate, made.evaluation.table
 
-    def scored(predictions: object, on: object, parts: object = None) -> list[dict[str, float]]:
-        return [{"accuracy": next(validation if on is own else held)}]
+    def scored(cells: Sequence[int], table: Table, parts: Any = None) -> tuple[NDArray[np.float64], list[Scores]]:
+        predictions, scores = evaluate(cells, table, parts)
+        return predictions, [Scores({"accuracy": next(validation if table is own else held)}, scores[0].calibration)]
 
-    made._score = scored  # type: ignore[method-assign, assignment]
+    made._evaluate = scored  # type: ignore[method-assign]
     (progress,) = made.run()
     assert progress.selected == expected

@@ -95,7 +95,7 @@ def test_the_forecast_knows_the_weights_of_every_family(family: str, targets: st
 @pytest.mark.parametrize("method", COUNTED)
 def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
     """Trained, frozen and composed values, and what is done to outputs, of cells of two ranks and two targets."""
-    targets = ("kv+ffn", "attention+dense") if method == "ia3" else ("qv", "attention+dense")
+    targets = ({"ia3": "kv+ffn", "red": "ffn-output"}.get(method, "qv"), "attention+dense")
     cells = [make_cell(method, targets=own, rank=rank) for own in targets for rank in (2, 5)]
     pack = Pack(cells, backbone(), 2)
     forecast = count_adapters(cells, TINY, 2)

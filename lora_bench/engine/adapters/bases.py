@@ -14,6 +14,8 @@ from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.errors import BenchError
 from lora_bench.methods.recipe import Decomposition, Side
 
+ONLY_SIDE: dict[Decomposition, Side] = {"row-norms": "output", "column-norms": "input", "joint-svd": "output"}
+
 
 def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Side, rank: int) -> Tensor:
     """The leading `rank` directions of a weight, as `recipe.Basis` defines them.
@@ -29,10 +31,11 @@ def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Sid
         BenchError: The weight has fewer directions than `rank`.
         ValueError: This decomposition has no such side.
     """
-    if decomposition in ("row-norms", "joint-svd") and side == "input":
-        raise ValueError(f"there is no {decomposition} basis on the input side")
-    if decomposition == "row-norms":
-        norms: Tensor = _weight(backbone, name).square().sum(1, keepdim=True).sqrt()
+    if ONLY_SIDE.get(decomposition, side) != side:
+        raise ValueError(f"there is no {decomposition} basis on the {side} side")
+    if decomposition in ("row-norms", "column-norms"):
+        over = 1 if decomposition == "row-norms" else 0
+        norms: Tensor = _weight(backbone, name).square().sum(over, keepdim=True).sqrt()
         return norms
     if decomposition == "qr":
         q, r = _decomposition(backbone, name, "qr")
@@ -44,12 +47,13 @@ def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Sid
         return vectors[:, :rank]
     left, values, right = _decomposition(backbone, name, "svd")
     require(rank, left.shape[1], name)
-    left, values, right = left[:, :rank], values[:rank], right[:, :rank]
+    chosen = slice(len(values) - rank, None) if decomposition == "minor-vectors" else slice(rank)
+    left, values, right = left[:, chosen], values[chosen], right[:, chosen]
     if decomposition == "balanced-svd":
         return (left * values.sqrt()).mT if side == "input" else right * values.sqrt()
     if side == "output":
         return right
-    return left.mT if decomposition == "singular-vectors" else (left * values).mT
+    return (left * values).mT if decomposition == "svd" else left.mT
 
 
 def require(rank: int, available: int, name: str) -> None:

@@ -27,9 +27,11 @@ from lora_bench.engine.encoder.targets import resolve
 from lora_bench.errors import BenchError
 from lora_bench.methods.recipe import (
     Basis,
+    Blocks,
     Constant,
     Factor,
     FirstStep,
+    Fold,
     Normal,
     Orthonormal,
     Recipe,
@@ -78,6 +80,10 @@ def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
             return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
         case Constant(value):
             return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
+        case Fold() | Blocks():
+            rows, columns = torch.arange(factor.rows)[:, None], torch.arange(factor.cols)
+            is_fold = isinstance(factor.start, Fold)
+            return (rows == (columns % factor.rows if is_fold else columns * factor.rows // factor.cols)).double()
         case Normal(std):
             return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
         case Uniform(bound):

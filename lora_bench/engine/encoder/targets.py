@@ -1,4 +1,4 @@
-"""Which weights are adapted: `attention`, `attention+dense`, `qv`, `kv+ffn`, or a comma-separated list of endings."""
+"""Which weights are adapted: `attention`, `attention+dense`, `qv`, `kv+ffn`, `ffn-output`, or endings of names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
     unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in layer_linears)]
     if unmatched or not chosen:
         short = {within_layer(name) or name for name in layer_linears}
-        sets = {"attention", "attention+dense", "qv", "kv+ffn"}
+        sets = {"attention", "attention+dense", "qv", "kv+ffn", "ffn-output"}
         candidates = short | {name.rsplit(".", 1)[-1] for name in short} | sets
         wrong = unmatched[0] if unmatched else targets
         raise BenchError(f"--targets '{wrong}' matches no weight of this model.", nearest(wrong, candidates - {wrong}))
@@ -71,4 +71,6 @@ def _matches(name: str, ending: str) -> bool:
         return name.rsplit(".", 1)[-1] in QV
     if ending == "kv+ffn":
         return name.rsplit(".", 1)[-1] in KV or within_layer(name) in SECOND_FEED_FORWARD
+    if ending == "ffn-output":
+        return within_layer(name) in SECOND_FEED_FORWARD
     return name == ending or name.endswith(f".{ending}")
