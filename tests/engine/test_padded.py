@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.errors import BenchError
 from lora_bench.testing import PADDING, make_cell, make_config, make_encoder
-from tests.engine.engine_factory import CPU, difference, trained, values
+from tests.engine.engine_factory import CPU, difference, loaded, trained, values
 
 
 @pytest.mark.parametrize("kind", ["xlm", "megatron-bert"])
@@ -55,3 +56,12 @@ def test_gradients_that_are_not_finite_are_refused() -> None:
     Backbone(AutoModel.from_config(config), CPU, "float32")
     with pytest.raises(BenchError, match="gradients are not finite in float64"):
         Backbone(AutoModel.from_config(config), CPU, "float64")
+
+
+def test_a_pooler_that_is_always_called_is_no_hindrance(tmp_path: Path) -> None:
+    """LayoutLM's is; a head reads the first token's state, so no pooler is computed."""
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = AutoConfig.for_model("layoutlm", **{name: getattr(make_config("roberta"), name) for name in names})
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    backbone = loaded(tmp_path)
+    assert not [name for name, _ in backbone.model.named_parameters() if "pooler" in name]
