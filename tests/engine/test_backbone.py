@@ -420,6 +420,24 @@ def test_heads_may_be_left_over(name: str, tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kind", ["deberta", "deberta-v2"])
+def test_debertas_published_files_load(kind: str, tmp_path: Path) -> None:
+    """microsoft/deberta-base and deberta-v3-base: names with a prefix, both heads of pretraining, strings for lists."""
+    path = make_model(tmp_path, kind, type_vocab_size=0)
+    config = json.loads((path / "config.json").read_text()) | {"pos_att_type": "c2p|p2c"}
+    for name in ("legacy", "architectures"):
+        config.pop(name, None)
+    (path / "config.json").write_text(json.dumps(config))
+    heads = ["lm_predictions.lm_head.bias", "lm_predictions.lm_head.dense.weight"]
+    heads += ["mask_predictions.dense.weight", "mask_predictions.classifier.bias"] if kind == "deberta-v2" else []
+    extra = {name: torch.zeros(3) for name in [*heads, "deberta.embeddings.position_embeddings.weight"]}
+    rewritten(path, lambda weights: {f"deberta.{name}": part for name, part in weights.items()} | extra)
+    assert loaded(path).padded is None
+    wrong = "deberta.mask_predictions.dense.weight"
+    rewritten(path, lambda weights: weights | {wrong: torch.zeros(3)})
+    assert wrong in refused(path).what
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks for it
 def test_an_adapter_that_transformers_applies_is_refused(tmp_path: Path) -> None:
     """As from the Hub, where only what was loaded can be asked."""

@@ -123,6 +123,10 @@ class Backbone:
         try:
             self._called = padded.check(self.padded, batch, self.masks(batch.shape), self.linears())
             sees_all = padded.first_token_sees_all(self.padded, batch)
+            if self._called and sees_all:
+                module: nn.Module = model
+                module.to(self.dtype)  # whether gradients are finite may depend on it
+                padded.check_gradients(self.padded, batch, self.masks(batch.shape), self.linears())
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
             if is_shortage(error):
                 raise

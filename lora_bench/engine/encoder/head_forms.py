@@ -240,8 +240,16 @@ def take_pooler(model: Any, missing: Collection[str]) -> dict[str, Tensor]:
             for kind, value in model.get_submodule(form.dense).named_parameters()
             if f"{form.dense}.{kind}" not in missing
         }
-    model.register_module("pooler", None)  # a head reads the first token's state
+    model.register_module("pooler", _NoPooler())  # a head reads the first token's state
     return values if len(values) == 2 else {}
+
+
+class _NoPooler(nn.Module):
+    """In place of a pooler: LayoutLM calls its own without a look at whether there is one."""
+
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the hidden states."""
+        return hidden
 
 
 def _rate(config: Any, names: tuple[str, ...]) -> float:

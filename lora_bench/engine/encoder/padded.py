@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils.hooks import RemovableHandle
 
 from lora_bench.engine.encoder import probe
 from lora_bench.engine.encoder.product import Operands
@@ -27,6 +28,9 @@ from lora_bench.engine.encoder.recompute import Fields, Forward, RecomputedLayer
 from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.masks import Masks
 
+# How far gradients of layers that are computed again may differ from those of layers that are not, relative to the
+# largest (chosen): both are the same operations, except for the order of sums.
+GRADIENTS = {torch.float64: 1e-2, torch.float32: 1e-2, torch.bfloat16: 0.1}
 UseOperands = Callable[[Mapping[str, Operands]], None]
 
 
@@ -127,37 +131,92 @@ def check(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears: Mapping[s
     Raises:
         ValueError: It cannot; the message says why.
     """
-    called: dict[str, None] = {}
-    current: dict[str, Operands] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            called[name] = None
-            return output + (inputs[0] @ current[name].A.mT @ current[name].B.mT).view_as(output)
-
-        return adapt
-
-    zero = {
-        name: Operands(
-            linear.weight.new_zeros(2, 1, linear.in_features), linear.weight.new_zeros(2, linear.out_features, 1)
-        )
-        for name, linear in linears.items()
-    }
-    handles = [linear.register_forward_hook(hook(name)) for name, linear in linears.items()]
-    try:
-        encoder.model.train()
+    with _Adapted(encoder.model, linears) as adapted:
         states = torch.random.get_rng_state(), _device_state(batch.slots.device)
+        operands = adapted.operands(0.0)
         first, second = (
-            encoder.encode(batch, 2, _drawn(masks, batch), zero, current.update, None)[1] for _ in range(2)
+            encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)[1] for _ in range(2)
         )
         drawn = torch.random.get_rng_state(), _device_state(batch.slots.device)
-    finally:
-        for handle in handles:
-            handle.remove()
-        encoder.model.train(False)
     if not torch.equal(first, second) or any(not torch.equal(a, b) for a, b in zip(states, drawn, strict=True)):
         raise ValueError("it draws random numbers that cells cannot share")
-    return set(called)
+    return set(adapted.called)
+
+
+@torch.enable_grad()
+def check_gradients(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears: Mapping[str, nn.Linear]) -> None:
+    """See whether the gradients of adapters on padded rows are sound, by those of two cells for the probe.
+
+    Raises:
+        ValueError: They are not finite, or differ from those without layers that are computed again.
+    """
+    with _Adapted(encoder.model, linears) as adapted:
+        operands = adapted.operands(0.01)
+        values = [value.requires_grad_() for each in operands.values() for value in (each.A, each.B)]
+
+        def gradients() -> list[Tensor]:
+            hidden = encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)
+            loss = hidden[:, :, 0].float().sin().sum()
+            return [part.float() for part in torch.autograd.grad(loss, values, materialize_grads=True)]
+
+        recomputed = gradients()
+        with encoder.layers.paused():
+            kept = gradients()
+    dtype = values[0].dtype
+    if not all(bool(part.isfinite().all()) for part in (*recomputed, *kept)):
+        raise ValueError(f"its gradients are not finite in {str(dtype).removeprefix('torch.')}")
+    most = GRADIENTS[dtype] * max(float(part.abs().max()) for part in kept)
+    if any(float((one - other).abs().max()) > most for one, other in zip(recomputed, kept, strict=True)):
+        raise ValueError("its layers give other numbers when they are computed again")
+
+
+class _Adapted:
+    """While it is entered, a model is in training, with adapters on its linears for two cells.
+
+    Attributes:
+        called: The linears that were called as modules.
+    """
+
+    def __init__(self, model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+        self.called: set[str] = set()
+        self._model, self._linears = model, linears
+        self._in_use: Mapping[str, Operands] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._model.train()
+        self._handles = [linear.register_forward_hook(self._hook(name)) for name, linear in self._linears.items()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._model.train(False)
+
+    def operands(self, value: float) -> dict[str, Operands]:
+        """Adapters of rank 1 whose values are between `-value` and `value`, zero for 0."""
+
+        def vectors(linear: nn.Linear, size: int) -> Tensor:
+            return (value * torch.arange(size).cos()).to(linear.weight).repeat(2, 1)
+
+        return {
+            name: Operands(
+                vectors(linear, linear.in_features)[:, None], vectors(linear, linear.out_features)[..., None]
+            )
+            for name, linear in self._linears.items()
+        }
+
+    def use(self, operands: Mapping[str, Operands]) -> None:
+        """Apply these, of one cell."""
+        self._in_use = operands
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def adapt(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            self.called.add(name)
+            update = self._in_use[name]
+            return output + (inputs[0] @ update.A.mT @ update.B.mT).view_as(output)
+
+        return adapt
 
 
 def _drawn(masks: Masks, batch: Batch) -> Masks:

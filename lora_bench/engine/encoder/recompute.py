@@ -6,6 +6,9 @@ inputs of all cells, `[K, …]`, and runs a vmap over the layer alone, forward a
 
 Dropout masks are the same both times: those that the layer drew in the forward pass are kept. All cells share them, so
 they are small beside the activations.
+
+A layer that is called with an object, such as the cache of keys and values that XLM passes on, may change it, so that a
+second call would compute something else. It is computed once, and its activations are kept.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from lora_bench.engine.masks import DropoutMask, Masks
 
 Fields = Mapping[str, Mapping[str, Tensor]]  # of adapters: the operands of a weight by name, by the weight's name
 Tensors = tuple[Tensor, ...]
+# Of a layer's arguments: what no call can change.
+PLAIN = (Tensor, type(None), bool, int, float, complex, str, torch.dtype, torch.device)
 
 
 class SharedDropouts(TorchFunctionMode):
@@ -78,6 +83,7 @@ class RecomputedLayers:
 
     def __init__(self, model: nn.Module) -> None:
         self._forward: Forward | None = None
+        self._paused = False
         for name, layer in _layers(model):
             override(layer, "forward", self._wrapped(layer.forward, name))
 
@@ -90,14 +96,25 @@ class RecomputedLayers:
         finally:
             self._forward = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Recompute nothing in this block."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def _wrapped(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             current = self._forward
-            if current is None or not torch.is_grad_enabled():
+            if current is None or self._paused or not torch.is_grad_enabled():
                 return call(*args, **kwargs)
             fields = {key: value for key, value in current.fields.items() if key.startswith(f"{name}.")}
             layer = _Layer(call, current.use, current.masks)
             leaves, layer.inputs = pytree.tree_flatten((args, kwargs, fields))
+            if not all(isinstance(leaf, PLAIN) for leaf in leaves):
+                return call(*args, **kwargs)
             tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
             layer.constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
             outputs = _LeaveVmap.apply(layer, *tensors)

@@ -6,8 +6,10 @@ layers would keep transformers busy for minutes before it fails.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -168,7 +170,7 @@ def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
     """Those of the weights that were not used which are neither heads nor poolers nor what can be computed."""
     prefix, buffers = f"{model.base_model_prefix}.", {name for name, _ in model.named_buffers()}
     parts = {name for name, _ in model.named_children()}
-    heads = _heads(model) - parts if unexpected else set()
+    heads = _heads(model, unexpected) - parts if unexpected else set()
     for name in unexpected:
         inner = name.removeprefix(prefix)
         part = inner.partition(".")[0]
@@ -177,14 +179,34 @@ def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
             yield name
 
 
-def _heads(model: PreTrainedModel) -> set[str]:
-    """The names of the parts that transformers' own models of this type have beside the encoder."""
+def _heads(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
+    """The names of the parts that transformers' own models of this type have beside the encoder.
+
+    Those of the weights that were not used are among them where one of these models ignores them by a pattern, as
+    DeBERTa's for masked tokens does with the head of replaced ones.
+    """
     module, heads = sys.modules[type(model).__module__], set[str]()
     for name in getattr(module, "__all__", ()):
         if "For" in name and "ForCausalLM" not in name:  # a decoder's head has the name that the masked one has
-            with suppress(Exception), torch.device("meta"):  # one that this config does not fit has no heads here
-                heads |= {part for part, _ in getattr(module, name)(model.config).named_children()}
+            kind = getattr(module, name)
+            for config in _with_either_head(model.config):
+                with suppress(Exception), torch.device("meta"):  # one that this config does not fit has no heads here
+                    heads |= {part for part, _ in kind(config).named_children()}
+            patterns = set(getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ())
+            patterns -= set(model._keys_to_ignore_on_load_unexpected or ())
+            ignored = [key for key in unexpected if any(re.match(pattern, key) for pattern in patterns)]
+            heads |= {key.partition(".")[0] for key in ignored}
     return heads - {model.base_model_prefix}
+
+
+def _with_either_head(config: Any) -> list[Any]:
+    """The config, and for DeBERTa the other setting of `legacy`: its published files have the head of one, and say
+    nothing in their config, by which transformers builds the other."""
+    if not isinstance(getattr(config, "legacy", None), bool):
+        return [config]
+    other = copy.deepcopy(config)
+    other.legacy = not config.legacy
+    return [config, other]
 
 
 def _first(unused: list[str], kind: object) -> str:
