@@ -39,8 +39,8 @@ COLUMNS = (
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
-# Columns that only some grids need: they follow where a record has them, as two for each metric of tasks from outside of
-# GLUE and for `nll`, `ece` and `brier` do. `start`: the cell that it continues from; `search`: `SearchInfo.role`.
+# They follow where a record has them, as do two columns for each metric of tasks from outside of GLUE, and for `nll`,
+# `ece` and `brier`. `start` is the cell that a cell continues from; `search` is `SearchInfo.role`.
 FURTHER = ("task_origin", "head", "start", "search")
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
