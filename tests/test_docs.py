@@ -116,9 +116,8 @@ def check(words: Words, files: set[str]) -> None:
         assert words[1] != "-m" or importlib.util.find_spec(words[2]) is not None
         assert all(word in files or (ROOT / word).is_file() for word in words if word.endswith(".py"))
     elif program == "sbatch":  # the script gives its options to `run`
-        assert (
-            (ROOT / words[1]).read_text(encoding="utf-8").endswith('lora-bench run --engine ray --address auto "$@"\n')
-        )
+        script = (ROOT / words[1]).read_text(encoding="utf-8")
+        assert script.endswith('lora-bench run --engine ray --address auto "$@"\n')
         commands()["run"].make_context("run", words[2:])
     else:
         assert words[:2] == ["pip", "install"]
