@@ -26,6 +26,27 @@ def test_cells_on_padded_rows_train_as_each_alone(kind: str) -> None:
     assert difference(values(together[cells[1]]), values(alone[cells[1]])) < 1e-8
 
 
+def test_layers_may_be_shared() -> None:
+    """A layer that stands in the list twice has one set of weights, and one adapter of each."""
+    model: Any = make_encoder("megatron-bert")
+    model.encoder.layer[1] = model.encoder.layer[0]
+    backbone = Backbone(model, CPU, "float64")
+    cells = [make_cell("lora", rank=rank, lr=lr, epochs=1) for rank, lr in ((4, 1e-2), (2, 2e-2))]
+    together, alone = trained(cells, backbone), trained(cells[1:], backbone)
+    assert difference(values(together[cells[1]]), values(alone[cells[1]])) < 1e-8
+
+
+@pytest.mark.parametrize("error", [KeyError("no such entry"), AssertionError("not so")])
+def test_a_model_whose_code_fails_is_refused_in_one_line(error: Exception) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    model: Any = make_encoder("megatron-bert")
+    model.encoder.register_forward_pre_hook(fail)
+    with pytest.raises(BenchError, match=str(error.args[0])):
+        Backbone(model, CPU, "float32")
+
+
 class Stateful(torch.nn.Module):
     """A layer that computes something else in every other call with gradients on."""
 

@@ -127,7 +127,7 @@ class Backbone:
                 module: nn.Module = model
                 module.to(self.dtype)  # whether gradients are finite may depend on it
                 padded.check_gradients(self.padded, batch, self.masks(batch.shape), self.linears())
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+        except probe.MODEL_ERRORS as error:
             if is_shortage(error):
                 raise
             raise probe.refusal(self.config, probe.one_line(error)) from error
@@ -251,7 +251,7 @@ class Backbone:
                 float((hidden[start : start + len(rows)] - rows).abs().max() / rows.abs().max())
                 for start, rows in zip(batch.first.tolist(), reference, strict=True)
             )
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+        except probe.MODEL_ERRORS as error:
             if is_shortage(error):  # another way would give other dropout masks: it is no way out of a full device
                 raise
             raise probe.refusal(self.config, f"it does not run {self._way} ({probe.one_line(error)})") from error

@@ -23,6 +23,8 @@ LENGTHS = (5, 23, 11, 256, 1, 3, 64)
 LONG = 2  # sequences that are padded by themselves, to keep the padding of the others short
 PADDED = {2: (0,), 17: (1, 2, 9, 16), 40: (0, 7, 39)}  # lengths of further sequences, and where they hold padding ids
 TOLERANCE = 1e-4
+# What the code of a model raises that cannot be run in some way.
+MODEL_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
 
 Ids = NDArray[np.int32]
 
@@ -104,7 +106,7 @@ def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]
         for rows in (sorted(order[:-LONG]), sorted(order[-LONG:])):
             batch = {name: part.to(device) for name, part in inputs(table, padding(model.config), rows).items()}
             hidden |= dict(zip(rows, model(**batch).last_hidden_state, strict=True))
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+    except MODEL_ERRORS as error:
         raise refusal(model.config, f"it is not an encoder ({one_line(error)})") from error
     states = [hidden[row][:length] for row, length in enumerate(table.lengths)]
     if not torch.isfinite(torch.cat(states)).all():

@@ -125,13 +125,16 @@ class RecomputedLayers:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The elements of the model's outermost lists of modules that have weights to adapt."""
+    """The elements of the model's outermost lists of modules that have weights to adapt; one that several elements
+    share has the name of the first, as its weights have."""
     outermost: list[str] = []
+    seen: set[nn.Module] = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{other}.") for other in outermost):
             outermost.append(name)
             for index, layer in enumerate(module):
-                if any(isinstance(part, nn.Linear) for part in layer.modules()):
+                if layer not in seen and any(isinstance(part, nn.Linear) for part in layer.modules()):
+                    seen.add(layer)
                     yield f"{name}.{index}", layer
 
 
