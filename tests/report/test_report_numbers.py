@@ -208,6 +208,19 @@ def test_learning_rates_are_not_pooled() -> None:
     assert (summary_text(row), row["lr"], row["tried"], row["hidden_lost"]) == ("91.0 ± 1.0 (3)", 1e-3, 3, 3)
 
 
+def test_starts_from_cells_of_other_settings_are_not_pooled() -> None:
+    """The cells are alike but for what the cells were trained with that they continue from."""
+    first, second = (record(0.7, seed=0), record(0.8, seed=1))
+    started = [
+        made.model_copy(
+            update={"protocol": made.protocol.model_copy(update={"start": "mnli", "start_settings": settings})}
+        )
+        for made, settings in ((first, "a"), (second, "b"))
+    ]
+    assert (entry(started)["tried"], entry(started)["n"]) == (2, 1)
+    assert (entry([first, second])["tried"], entry([first, second])["n"]) == (1, 2)
+
+
 def test_a_setting_that_loses_a_seed_is_not_chosen_before_one_that_does_not() -> None:
     sound = [record(0.8, seed=seed) for seed in range(5)]
     lossy = [record(0.9, seed=seed, lr=1e-2) for seed in range(4)]

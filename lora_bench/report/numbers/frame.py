@@ -22,9 +22,9 @@ SCOPE = ("model", "data", "split", "select", "start")
 # What identifies an arm: a method at one size on one set of targets.
 ARM = ("targets", "method", "init", "rank", "a", "b")
 # The hyperparameters: every other field of a cell except the task, the seed, and the head, which is told apart by the
-# model's name.
+# model's name; and those of the cell that it starts from.
 _NO_SETTINGS = frozenset({*SCOPE, *ARM, "task", "task_origin", "seed", "head"})
-SETTINGS = tuple(sorted(set(Cell.model_fields) - _NO_SETTINGS))
+SETTINGS = (*sorted(set(Cell.model_fields) - _NO_SETTINGS), "start_settings")
 COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
 
@@ -110,6 +110,7 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
         CellColumn("metric", attrgetter("metric")),
         CellColumn("split", _split_name),
         CellColumn("start", attrgetter("protocol.start")),
+        CellColumn("start_settings", attrgetter("protocol.start_settings"), "start of"),
         CellColumn("notes", lambda record: "; ".join(record.protocol.notes) or None),
         _score("score", attrgetter("score")),
         _score("best", attrgetter("best")),
