@@ -43,10 +43,11 @@ RUNS_DROPPED = ("as fp16", "bytes", "targets", "lr", "adapter params", "status",
 
 
 def method_text(cell: Cell) -> str:
-    """Return a cell's method with its rank, a and b."""
+    """Return a cell's method with its rank, a and b, and whether it trains the model's own head."""
     rank = "" if cell.rank is None else f" r={cell.rank}"
     inner = "".join(f" {name}={value}" for name, value in (("a", cell.a), ("b", cell.b)) if value is not None)
-    return clean(f"{cell.method}{rank}{inner}")
+    head = "" if cell.head is None else " (own head)"
+    return clean(f"{cell.method}{rank}{inner}{head}")
 
 
 def plan_summary(plan: Plan, results: str, device: str, gpus: int | None = None, saves: bool = True) -> Text:

@@ -47,6 +47,14 @@ def test_a_model_whose_code_fails_is_refused_in_one_line(error: Exception) -> No
         Backbone(model, CPU, "float32")
 
 
+def test_a_model_that_does_not_run_under_autocast_is_refused_where_it_would() -> None:
+    """DeBERTa's code fills scores in bfloat16 with the lowest number of float32 there."""
+    Backbone(make_encoder("deberta", talking_head=True), CPU, "bf16")
+    Backbone(make_encoder("deberta", talking_head=True), CPU, "float32", trains=True)
+    with pytest.raises(BenchError, match="fully trained in bf16"):
+        Backbone(make_encoder("deberta", talking_head=True), CPU, "bf16", trains=True)
+
+
 class Stateful(torch.nn.Module):
     """A layer that computes something else in every other call with gradients on."""
 

@@ -111,6 +111,14 @@ def test_a_terminal_that_goes_away_does_not_stop_a_run_that_outlives_it(tmp_path
     all_done(tmp_path / "out")
 
 
+def test_cells_with_the_models_own_head_are_marked() -> None:
+    from tests.test_store import record
+
+    table = tables.results_table([record(), record(cell={"head": "model"})])
+    ours, theirs = list(table.columns[1].cells)
+    assert theirs == f"{ours} (own head)"
+
+
 def shown(width: int | None) -> list[str]:
     """The committed records of a small search as a terminal of that width shows them, or a pipe (None)."""
     from io import StringIO

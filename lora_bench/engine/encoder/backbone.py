@@ -81,6 +81,8 @@ class Backbone:
         self._called: set[str] | None = None  # the linears that the forward calls as modules, if that was looked at
         self.model = self._prepare(model)
         self.autocast = mixed
+        if mixed:
+            self._check_autocast()
 
     def _prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Find the fastest of the three ways that gives the model's own numbers."""
@@ -96,6 +98,19 @@ class Backbone:
         module.to(self.dtype)
         self.fused = self.fused and Encoder.from_model(model, self.step)  # its joined weights are the model's own again
         return model
+
+    @torch.no_grad()
+    def _check_autocast(self) -> None:
+        """Refuse a model whose code does not run under autocast, as DeBERTa's with talking heads."""
+        try:
+            self.encode(self.probe(), 1)
+        except probe.MODEL_ERRORS as error:
+            if is_shortage(error):
+                raise
+            what = (
+                f"The model type '{self.config.model_type}' cannot be fully trained in bf16: {probe.one_line(error)}."
+            )
+            raise BenchError(what, "Train it with --precision float32.", MISSING) from error
 
     def _run_on_windows(self, model: PreTrainedModel, reference: list[Tensor]) -> None:
         attention.register()
