@@ -288,6 +288,7 @@ def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(
     assert code == 1, said
     records = {record.cell.method: record for record in read_records(tmp_path / "out").records}
     assert {name: record.status for name, record in records.items()} == {"half": "failed", "head": "done"}
+    assert "bad.py', line " in str(records["half"].reason)
     assert "SystemExit" in str(records["half"].reason)
 
 

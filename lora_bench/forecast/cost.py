@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from statistics import NormalDist, median
@@ -41,7 +41,9 @@ HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen
 # Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
 # adapter: from the records of results/minilm.
 RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
-PARTS_OF_A_SHARE = 3  # a run on several devices cuts packs to a third of a device's share (`run.queue`)
+# A run on several devices cuts its longest packs while the last device would end this much later than with even shares
+# (chosen: parts take more time than the pack, and other kernels, so that bf16 rounds otherwise).
+UNEVEN = 1.1
 
 _SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
 _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
@@ -52,18 +54,38 @@ def pack_kind(cells: Sequence[Cell]) -> tuple[object, ...]:
     return (*_SHARED(cells[0]), frozenset(Counter(map(_OWN, cells)).items()))
 
 
+def longest_part(devices: int, packs: Collection[float]) -> float:
+    """Return how long a part of a pack may take at most, so that several devices end at about the same time.
+
+    Args:
+        devices: how many there are.
+        packs: the seconds of each pack, at least one of them not 0.
+    """
+    share, longest = sum(packs) / devices, max(packs)
+    while _end(devices, parts := halved(packs, longest)) > UNEVEN * share:
+        longest = max(parts) / 2
+    return longest
+
+
+def halved(packs: Iterable[float], longest: float) -> list[float]:
+    """Return the seconds of packs, and of even parts of those that take longer than `longest`."""
+    counts = [(second, 2 ** max(0, math.ceil(math.log2(second / longest)))) for second in packs if second]
+    return [second / count for second, count in counts for _ in range(count)]
+
+
 def seconds_on(devices: int, packs: Iterable[float]) -> float:
-    """Return how long packs take on several devices: the largest first, each where a device is free first.
+    """Return how long packs take on several devices: the longest first, each where a device is free first.
 
     Args:
         devices: how many there are.
         packs: the seconds of each pack.
     """
-    seconds = list(packs)
-    largest = sum(seconds) / devices / PARTS_OF_A_SHARE
-    parts = [
-        second / count for second in seconds if second for count in [math.ceil(second / largest)] for _ in range(count)
-    ]
+    seconds = [second for second in packs if second]
+    return _end(devices, halved(seconds, longest_part(devices, seconds))) if seconds else 0.0
+
+
+def _end(devices: int, parts: Iterable[float]) -> float:
+    """When the last of these parts ends."""
     busy = [0.0] * devices
     for part in sorted(parts, reverse=True):
         heapq.heapreplace(busy, busy[0] + part)

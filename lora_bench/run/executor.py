@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lora_bench import plugins
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.run import environment
 from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
@@ -42,12 +43,19 @@ def train_job(
             raise
         if isinstance(error, BenchError) and error.code == MISSING:
             raise
-        reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:LONGEST_REASON]
-        failure = Failure("oom" if worker.is_memory(error) else "failed", reason, worker.environment())
+        failure = Failure("oom" if worker.is_memory(error) else "failed", _reason(error), worker.environment())
     finally:
         context.stopper.release()
     worker.forget()  # outside of the except block, whose traceback keeps the failed pack alive
     return failure
+
+
+def _reason(error: BaseException) -> str:
+    """What a record says of an error: in a user's own file, with its line there."""
+    in_users_file = plugins.blamed(error)
+    if in_users_file is not None:
+        return in_users_file.what[:LONGEST_REASON]
+    return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:LONGEST_REASON]
 
 
 class LocalExecutor:

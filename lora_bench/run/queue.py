@@ -11,13 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lora_bench.cell import Cell
+from lora_bench.forecast.cost import longest_part
 from lora_bench.run.interfaces import Failure
 from lora_bench.run.plan import Plan
 
 PROBES = 3  # cells of a failed pack that are tried alone
-# Chosen: with several devices a pack is cut until it is at most 1/3 of a device's share of the work, so that the last
-# packs end at about the same time, unless its parts would have fewer cells than that.
-SHARE, FEWEST = 1 / 3, 4
+FEWEST = 4  # cells of a part of a pack that is cut for several devices (chosen)
 
 
 @dataclass(eq=False)
@@ -67,7 +66,8 @@ class Queue:
     Args:
         plan: The plan.
         slots: How many packs train at once. For one, packs come in the order of the plan, in which neighbours share
-            tables; for several the largest first, and large ones in parts unless the user has set their size.
+            tables. For several the longest come first, cut into parts where the devices would end at different times
+            otherwise, unless the user has set the size of packs.
     """
 
     def __init__(self, plan: Plan, slots: int) -> None:
@@ -109,8 +109,8 @@ class Queue:
         ]
         if plan.limit is None:
             if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
-                self._largest = SHARE * sum(work.cost for work in works) / self._slots
-            works = _parts(works, self._largest)
+                self._largest = longest_part(self._slots, [work.cost for work in works]) if works else None
+            works = works if self._largest is None else _parts(works, self._largest)
         return sorted(works, key=lambda work: -work.cost)
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:

@@ -77,12 +77,18 @@ def test_several_devices_get_parts_of_even_length_the_largest_first(results: Pat
     while work := queue.take():
         sizes.append(len(work.cells))
         cells |= set(work.cells)
-    assert sizes == [4] * 8
+    assert sizes == [8] * 4
     limited = plans.make(grid(2, range(1, 17)), results, 16)
     assert [len(work.cells) for work in iter(Queue(limited, 4).take, None) if work] == [16, 16]
     assert cells == set(plan.grid.cells)
     assert [work.cells for work in iter(Queue(plan, 1).take, None) if work] == list(plan.packs)
     assert statuses(results) == {}
+
+
+def test_packs_are_not_cut_where_devices_end_together_anyway(results: Path) -> None:
+    """The same packs give the same bits as on one device."""
+    plan = plans.make(grid(4, range(1, 17)), results, None)
+    assert {work.cells for work in iter(Queue(plan, 2).take, None) if work} == set(plan.packs)
 
 
 def test_work_for_the_same_encoder_comes_first(results: Path) -> None:
