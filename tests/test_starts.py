@@ -19,11 +19,19 @@ from lora_bench.run.interfaces import Options
 from lora_bench.run.pack_run import build_trainer
 from lora_bench.run.runner import Runner
 from lora_bench.run.worker import Training
-from lora_bench.testing import QuietView, TinyBench, assert_same_numbers, by_cell
+from lora_bench.testing import QuietView, TinyBench, assert_same_numbers, by_cell, make_cell
 from lora_bench.testing.cells import SIZES
 
 SETTINGS: dict[str, Any] = {"task": "rte", "start": {"rte": "mnli"}, "lr": 4e-3, "epochs": 2, **SIZES}
-ALL: list[dict[str, Any]] = [{"method": name} for name in methods.RECIPES]
+
+
+def block(method: str) -> dict[str, Any]:
+    """A block of a config for a method, with sizes that it does not refuse."""
+    cell = make_cell(method)
+    return {"method": method} | {name: getattr(cell, name) for name in SIZES if getattr(cell, name) is not None}
+
+
+ALL = [block(name) for name in methods.RECIPES]
 FEW: list[dict[str, Any]] = [{"method": name} for name in ("lora", "full", "head")]
 
 
@@ -105,7 +113,7 @@ def test_the_result_does_not_depend_on_the_pack(trained: TinyBench, tmp_path: Pa
         if record.cell.task == "mnli" and record.cell.method != "full":
             shutil.copy(trained.results / "cells" / f"{record.id}.json", tmp_path / "cells")
             shutil.copytree(trained.results / "adapters" / record.id, tmp_path / "adapters" / record.id)
-    blocks = [{"method": name} for name in methods.RECIPES if name != "full"]
+    blocks = [block(name) for name in methods.RECIPES if name != "full"]
     alone = by_cell(bench.run(blocks, limit=1, **SETTINGS))
     together = by_cell(list(read_records(trained.results).records))
     for cell, record in alone.items():

@@ -39,8 +39,7 @@ COLUMNS = (
     "lora_bench", "python", "torch", "transformers", "device", "reason",
     "adapter_bytes_fp16", "head_bytes", "head_bytes_fp16", "origin", "cell",
 )  # fmt: skip
-# They follow where a record has them, as do two columns for each metric of tasks from outside of GLUE, and for `nll`,
-# `ece` and `brier`. `start` is the cell that a cell continues from; `search` is `SearchInfo.role`.
+# They follow where a record has them, then two columns for each metric of other tasks and for `nll`, `ece` and `brier`.
 FURTHER = ("task_origin", "head", "start", "search")
 LABEL = "cell-"  # before an id: some ids, such as 8815219826e9, are numbers to spreadsheets and to pandas
 _ARCHIVED_BYTES = 500  # of a record in an archive, about; chosen
