@@ -63,6 +63,8 @@ class _State:
 
     def __init__(self) -> None:
         self.output: ShieldedStream | None = None
+        # While rich shows bars, `sys.stderr` leads to standard output, which is what may have failed.
+        self.errors: TextIO | None = None
         self.notice: str | None = None
         self.announced = False
 
@@ -74,7 +76,7 @@ class _State:
         if self.failure is not None and self.notice is not None and not self.announced:
             self.announced = True
             reason = self.failure.strerror or type(self.failure).__name__
-            print(clean(f"Standard output cannot be written ({reason}): {self.notice}"), file=sys.stderr, flush=True)
+            print(clean(f"Standard output cannot be written ({reason}): {self.notice}"), file=self.errors, flush=True)
 
 
 _STATE = _State()
@@ -91,7 +93,7 @@ def shield_streams() -> None:
     if isinstance(sys.stdout, ShieldedStream):
         return
     if sys.stderr is not None:
-        sys.stderr = cast(TextIO, ShieldedStream(sys.stderr))
+        sys.stderr = _STATE.errors = cast(TextIO, ShieldedStream(sys.stderr))
     if sys.stdout is not None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
