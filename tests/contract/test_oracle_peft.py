@@ -88,7 +88,7 @@ def blocks_of_b(ours: Tensor, theirs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Peer:
-    """How peft is told to be a method.
+    """The settings of peft for a method.
 
     Attributes:
         config: peft's class.

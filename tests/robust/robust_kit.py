@@ -39,7 +39,7 @@ def lora_bench(*arguments: str) -> Ended:
 
 
 def run(*arguments: str, command: str = "run", **places: str) -> Ended:
-    """Train one small cell, on the sound model and rows unless told otherwise."""
+    """Train one small cell, on the sound model and rows unless others are given."""
     where = PLACES | {f"--{name.replace('_', '-')}": value for name, value in places.items()}
     given = [text for option, value in where.items() if option not in arguments for text in (option, value)]
     offline = ("--offline",) if command == "run" else ()

@@ -68,7 +68,7 @@ def sound(results: Path) -> None:
             assert {row["id"] for row in csv.DictReader(file)} <= {record.id for record in loaded.records}
 
 
-def told(results: Path) -> dict[str, bytes]:
+def contents(results: Path) -> dict[str, bytes]:
     """Every file."""
     paths = [path for path in results.rglob("*") if path.is_file()]
     return {str(path.relative_to(results)): path.read_bytes() for path in paths}
@@ -94,14 +94,14 @@ def fails(number: int, error: int, for_good: bool, results: Path, made: Grid, ex
             assert len(str(raised).splitlines()) == 2
     sound(results)
     assert len(runner(results, made).run()) == 2
-    assert told(results) == expected
+    assert contents(results) == expected
     return fault.came
 
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
 def test_every_operation_fails_in_turn(tmp_path: Path, made: Grid, for_good: bool) -> None:
     runner(tmp_path / "peace", made).run()
-    expected = told(tmp_path / "peace")
+    expected = contents(tmp_path / "peace")
     for number in itertools.count(1):
         errors = ERRORS if THOROUGH else (ERRORS[number % len(ERRORS)],)
         came = [fails(number, error, for_good, tmp_path / f"{number}-{error}", made, expected) for error in errors]
@@ -115,10 +115,10 @@ def test_an_error_harms_no_old_result(tmp_path: Path, made: Grid) -> None:
     """A folder that cannot be written any more keeps what it has, and a wider grid says why it cannot go on."""
     results = tmp_path / "results"
     runner(results, made).run()
-    before = told(results)
+    before = contents(results)
     for error in ERRORS:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files, "os", Failing(1, error, for_good=True))
             with pytest.raises(BenchError, match=os.strerror(error)):
                 runner(results, grid(seeds=2)).run()
-        assert told(results) == before
+        assert contents(results) == before

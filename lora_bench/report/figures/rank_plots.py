@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-MAX_METHODS = 6  # in one figure; chosen so that all can be told apart
+MAX_METHODS = 6  # in one figure; chosen so that their lines can be distinguished
 # A level is written instead of drawn if it lies further below the lines than both of these.
 LOW_POINTS = 25  # of the score ×100
 LOW_HEIGHTS = 2  # multiples of the height that the lines take

@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 SCOPE = ("model", "data", "split", "select", "start")
 # What identifies an arm: a method at one size on one set of targets.
 ARM = ("targets", "method", "init", "rank", "a", "b")
-# The hyperparameters: every other field of a cell except the task, the seed, and the head, which is told apart by the
+# The hyperparameters: every other field of a cell except the task, the seed, and the head, which is part of the
 # model's name; and those of the cell that it starts from.
 _NO_SETTINGS = frozenset({*SCOPE, *ARM, "task", "task_origin", "seed", "head"})
 SETTINGS = (*sorted(set(Cell.model_fields) - _NO_SETTINGS), "start_settings")
