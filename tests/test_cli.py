@@ -175,7 +175,7 @@ def complete(cwd: Path, words: str) -> tuple[list[str], set[str]]:
     [
         ("lora-bench che", ["check"]),
         ("lora-bench run --task s", ["sst2", "stsb"]),
-        ("lora-bench plan --task sst2 --method mini-", ["mini-orth", "mini-shared", "mini-svd"]),
+        ("lora-bench plan --task sst2 --method mini-s", ["mini-shared", "mini-svd"]),
         ("lora-bench run --preset sm", ["smoke"]),
         ("lora-bench list ", ["methods", "tasks", "runs"]),
         ("lora-bench export abc --to ", ["peft", "merged", "glue"]),

@@ -1,7 +1,8 @@
-"""LoRA-Mini's variants: each is `mini` with other outer factors, and these are what its docstring says."""
+"""LoRA-Mini's variants: each is `mini` with one change, and the change is what its docstring says."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_bench import tasks
+from lora_bench import methods, tasks
 from lora_bench.contracts.kit import cell_of, plain_encoder, trainer_of
 from lora_bench.engine.adapters.group import Group
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.families import Family
+from lora_bench.methods.recipe import Factor, Shape
 from tests.contract.contract_kit import Load
 
 COLA = tasks.get("cola")
@@ -82,3 +84,28 @@ def test_layers_share_outer_factors_and_no_inner_ones(load: Load) -> None:
         assert float(pairs[0][0].std()) == pytest.approx(family.shape.inputs**-0.5, rel=0.2)
     inner = [value for name, value in pack.state(0).adapter.items() if name.endswith("A_train")]
     assert len({tuple(value.flatten().tolist()) for value in inner}) == len(inner)
+
+
+@pytest.mark.parametrize(("method", "ratio"), [("mini-plus", 16.0), ("mini-plus4", 4.0)])
+def test_only_the_learning_rate_of_b_differs(method: str, ratio: float, load: Load) -> None:
+    one, plain = (shape_factors(name) for name in (method, "mini"))
+    rates = {factor.name: factor.rate for factor in one}
+    assert rates == {"A_aux": 1.0, "A_train": 1.0, "B_train": ratio, "B_aux": 1.0}
+    assert [replace(factor, rate=1.0) for factor in one] == list(plain)
+    (pack, _), (mini, _) = group_of(method, load), group_of("mini", load)
+    steps = [trainer_of(each, COLA).run()[0].losses for each in (pack, mini)]
+    assert steps[0][0] == steps[1][0]
+    assert steps[0][-1] != steps[1][-1]
+
+
+def test_the_update_is_scaled_by_the_root_of_the_rank(load: Load) -> None:
+    (pack, _) = group_of("mini-rs", load, rank=4, alpha=8.0)
+    (mini, _) = group_of("mini", load, rank=4, alpha=16.0)
+    assert methods.get("mini-rs").scale(pack.cells[0]) == methods.get("mini").scale(mini.cells[0]) == 4.0
+    (one,), (two,) = trainer_of(pack, COLA).run(), trainer_of(mini, COLA).run()
+    assert one.losses == two.losses
+
+
+def shape_factors(method: str) -> tuple[Factor, ...]:
+    """The factors of a weight of 64 × 48."""
+    return methods.get(method).factors(cell_of(method), Shape(64, 48))
