@@ -59,7 +59,8 @@ class Slots:
     """An executor whose jobs end in any order."""
 
     def __init__(self, worker: StubWorker, slots: int, seed: int) -> None:
-        self.worker, self.slots, self._draw = worker, slots, random.Random(seed)
+        self.worker, self.devices, self.slots = worker, slots, slots
+        self._draw = random.Random(seed)
         self.jobs: list[Job] = []
 
     def start(self, setup: Setup, driver: Driver) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,9 @@ from lora_bench.text import clean
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from lora_bench.run.interfaces import Executor
+    from lora_bench.run.plan import Plan
 
 app = typer.Typer(
     name="lora-bench",
@@ -150,25 +154,34 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     Options narrow or override a preset or a config. Models and data come from the Hub, unless folders are given.
     """
     on_ray = execution.check_engine()
-    grid = selection.grid()  # before torch is imported, so that a mistake in the selection is reported at once
+    grid = selection.grid()  # before torch or Ray is started, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
-    from lora_bench.cli import progress, tables
-    from lora_bench.grid.config import keep_comparisons
-    from lora_bench.records import store
-    from lora_bench.run import environment, interfaces, runner
+    from lora_bench.run import environment
     from lora_bench.run import plan as plans
     from lora_bench.run.device import choose_device
+    from lora_bench.run.executor import LocalExecutor
 
-    executor: interfaces.Executor | None = None
+    executor: Executor = LocalExecutor()
     if on_ray:
         from lora_bench.run.cluster import RayExecutor
 
-        executor = RayExecutor(execution.address, execution.gpus, execution.device)
-        device = name = executor.device_name()
-    else:
-        device = choose_device(execution.device)
-        name = environment.device_name(device)
-    plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
+        executor = ray_executor = RayExecutor(execution.address, execution.gpus, execution.device)
+        ray_executor.launch(len(grid.steps))
+    with closing(executor):
+        device = ray_executor.device_name() if on_ray else choose_device(execution.device)
+        name = device if on_ray else environment.device_name(device)
+        plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
+        _run(plan, selection, execution, device, executor)
+
+
+def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: str, executor: Executor) -> None:
+    """Run a plan, and print what is known before and what has come of it."""
+    from lora_bench.cli import progress, tables
+    from lora_bench.grid.config import keep_comparisons
+    from lora_bench.records import store
+    from lora_bench.run import interfaces, runner
+
+    folder = plan.store.results
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
         summary = tables.plan_summary(plan, str(folder), device, execution.gpus, execution.save)

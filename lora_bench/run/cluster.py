@@ -1,5 +1,9 @@
 """Trains packs on Ray: a worker for each GPU of this machine or of a cluster, or for each share of its cores.
 
+Ray and the workers start in a thread while the driver plans, and the workers import torch at once. While they train,
+one more job waits, whose inputs they prepare: the first of them that is free begins it, before the records of what it
+has trained are written.
+
 A worker that dies, with its machine or alone, is replaced, and its job continues from the last checkpoint, which the
 driver has. A job whose workers die again and again has failed as any other job can.
 """
@@ -7,13 +11,14 @@ driver has. A job whose workers die again and again has failed as any other job 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from lora_bench.errors import MISSING, BenchError
@@ -36,6 +41,20 @@ CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address
 LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, to learn its name
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What the workers get: how many there are, what each asks Ray for, and its threads."""
+
+    count: int
+    options: Mapping[str, float]
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """What torch calls a worker's device."""
+        return "cuda" if "num_gpus" in self.options else "cpu"
 
 
 @dataclass(eq=False)
@@ -77,15 +96,39 @@ class RayExecutor:
             raise BenchError(f"--engine ray needs Ray, which cannot be imported ({error}).", hint, MISSING) from None
         self._ray: Any = ray  # its decorators and handles are not typed
         self.address, self.gpus, self.device = address, gpus, device
+        # Ray's processes end with the thread that has started them, which therefore lives until `close`.
+        self._thread = ThreadPoolExecutor(1, "starting Ray")
+        self._opening: Future[_Shares] | None = None
+        self._started: list[Any] = []  # workers that import torch
         self._devices: list[_Device] = []
         self._waiting: list[Job] = []
         self._deaths: dict[int, int] = {}
         self._start_deaths = 0
 
-    @cached_property
-    def _shares(self) -> tuple[int, dict[str, float], int]:
-        """The number of workers, what each asks Ray for, and its threads. Connects to Ray."""
+    def launch(self, most: int) -> None:
+        """Begin to start Ray and its workers, in a thread. `start` waits for them, and raises what went wrong.
+
+        Args:
+            most: The most workers that there will be work for.
+        """
+        self._opening = self._thread.submit(self._open, most)
+
+    def _open(self, most: int) -> _Shares:
+        """Connect to Ray, and start workers."""
         self._connect()
+        shares = self._divide(most)
+        self._started = [self._new_worker(shares) for _ in range(shares.count)]
+        return shares
+
+    @property
+    def _shares(self) -> _Shares:
+        if self._opening is None:
+            self.launch(sys.maxsize)
+        assert self._opening is not None
+        return self._opening.result()
+
+    def _divide(self, most: int) -> _Shares:
+        """Divide the cluster among at most so many workers."""
         resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in resources)
         if (self.gpus is not None and self.gpus > gpus) or (self.device == "cuda" and not gpus):
@@ -94,9 +137,9 @@ class RayExecutor:
             hint = "Ask for fewer, or leave it out for all there are; `lora-bench doctor` shows those of a machine."
             raise BenchError(f"{what}: {where} has {gpus or 'no'} GPU{'s' if gpus > 1 else ''}.", hint, MISSING)
         if gpus and self.device != "cpu":
-            most = max(int(node.get("GPU", 0)) for node in resources)
+            per_node = max(int(node.get("GPU", 0)) for node in resources)
             cores = min(node.get("CPU", 1) for node in resources if node.get("GPU"))
-            return self.gpus or gpus, {"num_gpus": 1, "num_cpus": 0}, max(1, int(cores) // most)
+            return _Shares(min(most, self.gpus or gpus), {"num_gpus": 1, "num_cpus": 0}, max(1, int(cores) // per_node))
         cores_of = [int(node.get("CPU", 0)) for node in resources]
         given = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(given) if given.isdecimal() and int(given) else min(CORES, max(cores_of, default=0))
@@ -104,11 +147,11 @@ class RayExecutor:
         if not count:
             hint = "Start its nodes with more cores (ray start --num-cpus), or set OMP_NUM_THREADS lower."
             raise BenchError("The Ray cluster can never place a worker: it has too few cores.", hint, MISSING)
-        return count, {"num_cpus": threads}, threads
+        return _Shares(min(most, count), {"num_cpus": threads}, threads)
 
     def _shares_left(self) -> bool:
         """Whether the cluster has a machine that a worker fits on, busy or not."""
-        _, options, _ = self._shares
+        options = self._shares.options
         wanted = {"GPU": options.get("num_gpus", 0), "CPU": options.get("num_cpus", 0)}
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in alive)
@@ -116,84 +159,100 @@ class RayExecutor:
     def _connect(self) -> None:
         if self.address is not None:
             _require_answer(self.address)
-        before = signal.getsignal(signal.SIGTERM)
+        # Outside of the main thread Ray leaves SIGTERM alone, whose handler would end the process without saving. It
+        # would say so.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            # What Ray prints goes to standard error: standard output has the results.
-            with contextlib.redirect_stdout(sys.stderr):
-                self._ray.init(
-                    address=self.address or "local",
-                    include_dashboard=None if self.address else False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
+            self._ray.init(
+                address=self.address or "local",
+                include_dashboard=None if self.address else False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             line = " ".join(str(error).split())[:200]
             if self.address is None:
                 raise BenchError(f"Ray does not start: {line}", "See its logs under /tmp/ray.", MISSING) from None
             raise _no_cluster(self.address, line) from None
-        finally:
-            signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without saving
         _print_errors_as_errors(self._ray)
 
     def device_name(self) -> str:
         """Return the name of the devices, as records have it."""
         if self.address is None:
             return environment.named_device(self.device)
-        _, options, _ = self._shares
-        if "num_gpus" not in options:
+        if self._shares.device == "cpu":
             return "cpu"
-        look = self._ray.remote(environment.local_device).options(**options).remote()
+        looks = [worker.device_name.options(concurrency_group="io").remote() for worker in self._started]
+        answers, _ = self._ray.wait(looks, timeout=LOOK_SECONDS)
+        if not answers:  # others use all GPUs
+            return environment.named_device(self.device)
         try:
-            name: str = self._ray.get(look, timeout=LOOK_SECONDS)
-        except self._ray.exceptions.GetTimeoutError:  # others use all GPUs
-            name = environment.named_device(self.device)
+            name: str = self._ray.get(answers[0])
         except self._ray.exceptions.RayError as error:
             raise _cannot_start(str(error)) from None
         return name
 
     def start(self, setup: Setup, driver: Driver) -> None:
-        """Begin a run. A worker is started when there is a job for it."""
+        """Begin a run."""
         self._driver = driver
         driver.view.stage("starting Ray")
-        _, options, _ = self._shares
-        self._setup = remote.encode_setup(setup, "cuda" if "num_gpus" in options else "cpu")
+        self._setup = remote.encode_setup(setup, self._shares.device)
+        self._devices = [
+            self._new_device(worker, driver.view.on_device(f"worker {number}"))
+            for number, worker in enumerate(self._started, start=1)
+        ]
+        self._started = []
+        driver.view.stage("waiting for the workers to import torch and transformers")
         self._facts = remote.facts_of(setup.methods)
 
-    def _new_device(self, view: View) -> _Device:
-        _, options, threads = self._shares
-        kind = self._ray.remote(**options, concurrency_groups={"io": 2}, max_restarts=0)(remote.RemoteWorker)
-        worker = kind.remote(threads)
+    def _new_worker(self, shares: _Shares) -> Any:
+        kind = self._ray.remote(**shares.options, concurrency_groups={"io": 2, "inputs": 1}, max_restarts=0)(
+            remote.RemoteWorker
+        )
+        worker = kind.remote(shares.threads)
+        worker.warm_up.remote(shares.device)
+        return worker
+
+    def _new_device(self, worker: Any, view: View) -> _Device:
         return _Device(worker, worker.start.remote(self._setup), view)
 
     @property
-    def slots(self) -> int:
+    def devices(self) -> int:
         """How many packs train at once."""
-        return self._shares[0]
+        return self._shares.count
+
+    @property
+    def slots(self) -> int:
+        """How many jobs it takes: one for each worker, and one that waits for the first of them that is free."""
+        return self.devices + 1
 
     def submit(self, job: Job) -> None:
-        """Take a job; start a worker for it if none is free."""
+        """Take a job. If no worker is free, those that train prepare its inputs."""
         self._waiting.append(job)
-        if len(self._waiting) > sum(device.job is None for device in self._devices) and len(self._devices) < self.slots:
-            view = self._driver.view.on_device(f"worker {len(self._devices) + 1}")
-            self._devices.append(self._new_device(view))
+        if len(self._waiting) > sum(device.job is None for device in self._devices):
+            cells = remote.encode_cells(job.cells)
+            for device in self._devices:
+                if device.job is not None:
+                    device.worker.prefetch.options(concurrency_group="inputs").remote(cells)
 
     def advance(self) -> None:
         """Give jobs to workers that are free, wait for a message, and report it."""
         self._driver.stopper.hold()
         try:
             for device in self._devices:
-                if device.is_ready and device.job is None and self._waiting:
-                    self._give(device, self._waiting.pop(0))
+                self._give_next(device)
             self._receive(PATIENCE)
             if self._driver.stopper.asked:
                 self._stop()
         finally:
             self._driver.stopper.release()
 
-    def _give(self, device: _Device, job: Job) -> None:
-        device.job = job
-        device.worker.train.remote(job.number, remote.encode_job(job))
-        self._poll(device)
+    def _give_next(self, device: _Device) -> None:
+        """Give a worker the next job, if it is free and there is one."""
+        if device.is_ready and device.job is None and self._waiting and not self._driver.stopper.asked:
+            device.job = job = self._waiting.pop(0)
+            device.worker.train.remote(job.number, remote.encode_job(job))
+            self._poll(device)
 
     def _poll(self, device: _Device) -> None:
         device.call = device.worker.poll.options(concurrency_group="io").remote(POLL)
@@ -218,14 +277,18 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:  # the worker, its machine, or what it said has been lost
             self._replace(device, str(error))
             return
-        device.call = None
+        device.call, job = None, device.job
         events = [answer] if isinstance(answer, tuple) else answer
+        if any(event[0] in ("ended", "stopped") for event in events):
+            device.job = None
+            self._give_next(device)  # before its records are written, which takes a while
         for event in events:
-            self._handle(device, event)
-        if device.job is not None:
+            self._handle(device, job, event)
+        if device.job is not None and device.call is None:
             self._poll(device)
 
-    def _handle(self, device: _Device, event: remote.Event) -> None:
+    def _handle(self, device: _Device, job: Job | None, event: remote.Event) -> None:
+        """See to what a worker says of its job, which may have ended with it."""
         match event:
             case "ready", name, kind, facts:
                 self._refuse_other_versions(name, facts)
@@ -234,20 +297,17 @@ class RayExecutor:
                 self._start_deaths = 0
                 device.view.stage(f"ready on {name}")
             case "view", name, *values:
-                cells = {cell.id: cell for cell in device.job.cells} if device.job else {}
+                cells = {cell.id: cell for cell in job.cells} if job else {}
                 remote.show(device.view, name, values, cells)
             case "save", manifest, tensors:
-                if device.job is not None:
-                    self._deaths.pop(device.job.number, None)
+                if job is not None:
+                    self._deaths.pop(job.number, None)
                 self._driver.save(CheckpointManifest.model_validate_json(manifest), tensors)
             case "publish", outcomes:
                 self._driver.publish(remote.decode_outcomes(outcomes))
             case "ended", _, failure:
-                job, device.job = device.job, None
                 assert job is not None
                 self._driver.finish(job, remote.decode_failure(failure))
-            case "stopped", _:
-                device.job = None
             case "error", what, hint, code:
                 raise BenchError(what, hint, code)
             case "fault", text:
@@ -265,7 +325,8 @@ class RayExecutor:
         job, view = device.job, self._driver.view
         with contextlib.suppress(Exception):
             self._ray.kill(device.worker)
-        self._devices[self._devices.index(device)] = self._new_device(device.view)
+        worker = self._new_worker(self._shares)
+        self._devices[self._devices.index(device)] = self._new_device(worker, device.view)
         if job is None:
             self._start_deaths += not device.is_ready
             if self._start_deaths >= MOST_DEATHS or "No module named" in reason:
@@ -296,12 +357,15 @@ class RayExecutor:
 
     def close(self) -> None:
         """End all workers; without an address, Ray too."""
-        for device in self._devices:
+        if self._opening is not None:
+            self._opening.exception()  # waits; `start` has raised it
+        for worker in [*self._started, *(device.worker for device in self._devices)]:
             with contextlib.suppress(Exception):
-                self._ray.kill(device.worker)
-        self._devices = []
+                self._ray.kill(worker)
+        self._started, self._devices = [], []
         with contextlib.redirect_stdout(sys.stderr):
             self._ray.shutdown()
+        self._thread.shutdown()
 
 
 def _print_errors_as_errors(ray: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from lora_bench import plugins
 from lora_bench.errors import MISSING, BenchError
@@ -10,7 +13,33 @@ from lora_bench.run import environment
 from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
 from lora_bench.run.outcome import Outcome
 
+if TYPE_CHECKING:
+    from lora_bench.run.worker import Training
+
 LONGEST_REASON = 500  # characters of an error that a record keeps
+
+
+def import_training(device: str) -> type[Training]:
+    """Import what trains; while transformers is imported, CUDA starts.
+
+    Args:
+        device: What torch calls the device.
+    """
+    with environment.quick_imports():
+        import torch  # noqa: F401
+
+        if device != "cpu":
+            threading.Thread(target=_start_cuda, args=(device,), name="starting CUDA").start()
+        from lora_bench.run.worker import Training
+    return Training
+
+
+def _start_cuda(device: str) -> None:
+    """Make the context of a GPU, which takes a second or more."""
+    import torch
+
+    with suppress(Exception):  # what is wrong will be wrong again where it can be reported
+        torch.empty(1, device=device)
 
 
 def train_job(
@@ -65,7 +94,7 @@ class LocalExecutor:
         worker: What trains packs; by default `worker.Training`, and torch is imported with the first job.
     """
 
-    slots = 1
+    devices = slots = 1
 
     def __init__(self, worker: Worker | None = None) -> None:
         self._worker = worker
@@ -80,10 +109,7 @@ class LocalExecutor:
         """What trains packs."""
         if self._worker is None:
             self._driver.view.stage("importing torch and transformers")
-            with environment.quick_imports():
-                from lora_bench.run.worker import Training
-
-            self._worker = Training(self._setup, self._driver.view)
+            self._worker = import_training(self._setup.options.device)(self._setup, self._driver.view)
         return self._worker
 
     def submit(self, job: Job) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +47,25 @@ class Prepared:
     info: DataInfo
 
 
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A task's tokens in the memory of the host.
+
+    Attributes:
+        train: Those of the rows to train on.
+        held_out: Those of the rows of the training split that select the epoch, if any.
+        evaluation: Those of the splits to evaluate on, one after another.
+        parts: The rows of each of these splits.
+        notes: What the user should know of the files.
+    """
+
+    train: TokenTable
+    held_out: TokenTable | None
+    evaluation: TokenTable
+    parts: Mapping[str, slice]
+    notes: tuple[str, ...]
+
+
 class Loader:
     """Loads what the cells of a pack have in common, and keeps the backbone and the tables for the next pack.
 
@@ -69,6 +90,8 @@ class Loader:
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._tables: tuple[tuple[object, ...], Prepared] | None = None
         self._warnings: set[str] = set()
+        self._lock = threading.RLock()  # held by what loads: neither tokenizers nor the Hub's settings bear two threads
+        self._next: tuple[tuple[object, ...], Tokens] | None = None
 
     def backbone(self, cell: Cell) -> Backbone:
         """Return the cell's encoder on the device.
@@ -82,7 +105,7 @@ class Loader:
             source = self.models[cell.model]
             self.view.stage(f"loading {source.name}")
             self._backbone = self._tables = None
-            with shortages(f"the model '{source.name}' was loaded"):
+            with self._lock, shortages(f"the model '{source.name}' was loaded"):
                 local_only = source.local_only(self.options.offline)
                 with hub.hub_mode(local_only):
                     backbone = encoders.load(source.location, self.device, cell.precision, trains, local_only)
@@ -97,12 +120,12 @@ class Loader:
         Raises:
             BenchError: The data or the tokenizer is missing, broken, or not for this encoder.
         """
-        key = (cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None)
+        key = _key(cell)
         if self._tables is None or self._tables[0] != key:
             self.view.stage(f"preparing {cell.task}")
             self._tables = None
             is_new = cell.model not in self._tokenizers
-            with shortages(f"the data of {cell.task} were prepared"):
+            with self._lock, shortages(f"the data of {cell.task} were prepared"):
                 self._tables = key, self._prepare(cell, backbone)
             if is_new:
                 self.models[cell.model].require_unchanged()  # its tokenizer was read after its weights
@@ -119,23 +142,41 @@ class Loader:
             self._warnings.add(text)
             self.view.warn(text)
 
-    def _prepare(self, cell: Cell, backbone: Backbone) -> Prepared:
+    def prefetch(self, cell: Cell) -> None:
+        """Tokenize the rows of a pack that may come next, beside the pack that trains.
+
+        What goes wrong here goes wrong again when that pack comes.
+        """
+        key = _key(cell)
+        with self._lock, suppress(Exception):
+            if key not in (self._tables and self._tables[0], self._next and self._next[0]):
+                self._next = None
+                self._next = key, self._tokens(cell)
+
+    def _tokens(self, cell: Cell) -> Tokens:
+        """Read and tokenize the rows of a cell's task."""
         rows = data.load(tasks.of(cell), self.sources[cell.task, cell.data], self.options.offline, planned=cell.data)
-        for note in rows.notes:
-            self._warn_once(note)
         tokenizer = self._tokenizer(cell)
         tokens = {
             split: tokenize(part, tokenizer, cell.max_length, self.options.cache)
             for split, part in {"train": rows.train, **rows.evals}.items()
         }
-        for table in tokens.values():
-            check_fits(table, backbone)
         train, held = tokens.pop("train"), None
         if cell.select == "held-out":
             train, held = held_out(train, cell.seed, HELD_OUT)
-        evaluation = join(list(tokens.values()))
         ends = np.cumsum([len(table) for table in tokens.values()]).tolist()
         parts = {name: slice(end - len(table), end) for (name, table), end in zip(tokens.items(), ends, strict=True)}
+        return Tokens(train, held, join(list(tokens.values())), parts, rows.notes)
+
+    def _prepare(self, cell: Cell, backbone: Backbone) -> Prepared:
+        prefetched, self._next = self._next, None
+        is_known = prefetched is not None and prefetched[0] == _key(cell)
+        tokens = prefetched[1] if prefetched is not None and is_known else self._tokens(cell)
+        for note in tokens.notes:
+            self._warn_once(note)
+        train, held, evaluation = tokens.train, tokens.held_out, tokens.evaluation
+        for table in (train, evaluation) if held is None else (train, held, evaluation):
+            check_fits(table, backbone)
         info = DataInfo(
             source=cell.data,
             train_rows=len(train),
@@ -144,10 +185,15 @@ class Loader:
         )
         return Prepared(
             train=backbone.table(train),
-            evaluation=Split(backbone.table(evaluation), parts),
+            evaluation=Split(backbone.table(evaluation), dict(tokens.parts)),
             held_out=None if held is None else backbone.table(held),
             info=info,
         )
+
+
+def _key(cell: Cell) -> tuple[object, ...]:
+    """What decides the tokens of a cell's task."""
+    return cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None
 
 
 def check_fits(table: TokenTable, backbone: Backbone) -> None:

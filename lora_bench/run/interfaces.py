@@ -231,14 +231,18 @@ class Executor(Protocol):
         """
 
     @property
-    def slots(self) -> int:
+    def devices(self) -> int:
         """How many packs train at once."""
 
+    @property
+    def slots(self) -> int:
+        """How many jobs it takes at a time: those that train, and those that wait for the first device that is free."""
+
     def submit(self, job: Job) -> None:
-        """Take a job; only called while fewer than `slots` are in training."""
+        """Take a job; only called while it has fewer than `slots`."""
 
     def advance(self) -> None:
-        """Work until something has happened, and report it to the driver. Only called while a job is in training."""
+        """Work until something has happened, and report it to the driver. Only called while it has a job."""
 
     def close(self) -> None:
         """End all workers, also in the middle of a job."""

@@ -65,13 +65,13 @@ class Queue:
 
     Args:
         plan: The plan.
-        slots: How many packs train at once. For one, packs come in the order of the plan, in which neighbours share
+        devices: How many packs train at once. For one, packs come in the order of the plan, in which neighbours share
             tables. For several the longest come first, cut into parts where the devices would end at different times
             otherwise, unless the user has set the size of packs.
     """
 
-    def __init__(self, plan: Plan, slots: int) -> None:
-        self._store, self._known, self._slots = plan.store, plan.known, slots
+    def __init__(self, plan: Plan, devices: int) -> None:
+        self._store, self._known, self._devices = plan.store, plan.known, devices
         self._waiting: list[Work] = []
         self._largest: float | None = None
         self.add(plan)
@@ -95,12 +95,12 @@ class Queue:
         self._known = plan.known
         parts = [work for work in self._waiting if work.is_part]
         works = [Work(pack) for pack in plan.packs]
-        if self._slots > 1:
+        if self._devices > 1:
             works = self._balanced(plan)
         self._waiting = [*parts, *works]
 
     def _balanced(self, plan: Plan) -> list[Work]:
-        """The packs of a plan, the largest first, in parts that keep all slots busy to the end."""
+        """The packs of a plan, the largest first, in parts that keep all devices busy to the end."""
         costs = [seconds for seconds, _ in plan.costs]
         is_known = None not in costs
         works = [
@@ -109,7 +109,7 @@ class Queue:
         ]
         if plan.limit is None:
             if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
-                self._largest = longest_part(self._slots, [work.cost for work in works]) if works else None
+                self._largest = longest_part(self._devices, [work.cost for work in works]) if works else None
             works = works if self._largest is None else _parts(works, self._largest)
         return sorted(works, key=lambda work: -work.cost)
 

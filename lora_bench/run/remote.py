@@ -1,7 +1,7 @@
 """A worker in a process of its own, and the form in which jobs and what comes of them travel.
 
 What travels is JSON, bytes of safetensors, numbers and text: a worker that has another version is noticed by its
-answer, never by an object that it cannot unpack. Torch is imported by `RemoteWorker.start`.
+answer, never by an object that it cannot unpack. Torch is imported by `RemoteWorker.warm_up`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lora_bench.records.files import is_folder
 from lora_bench.records.store import parse, record_text
 from lora_bench.run import environment
 from lora_bench.run.checkpoints import CheckpointManifest, SentCheckpoint
-from lora_bench.run.executor import train_job
+from lora_bench.run.executor import import_training, train_job
 from lora_bench.run.interfaces import Failure, Job, Options, RunContext, Setup, View
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.signals import Stopper
@@ -40,7 +40,9 @@ SentJob = tuple[str, list[tuple[str, bytes]], dict[str, dict[Part, bytes]]]
 
 
 class RemoteWorker:
-    """A worker that is called from another process: `train` runs in one thread, `poll` and `stop` in others.
+    """A worker that is called from another process.
+
+    `warm_up`, `start` and `train` run in one thread, in the order in which they are called; the others run beside them.
 
     Args:
         threads: How many threads torch may use.
@@ -53,6 +55,14 @@ class RemoteWorker:
         self._events: deque[Event] = deque()
         self._step: Event | None = None
         self._news = threading.Condition()
+
+    def device_name(self) -> str:
+        """Return the name of this machine's GPU; `cpu` if there is none."""
+        return environment.local_device()
+
+    def warm_up(self, device: str) -> None:
+        """Import what trains, before it is known what that will be. What goes wrong, goes wrong again in `start`."""
+        import_training(device)
 
     def start(self, setup: str) -> Event:
         """Load what trains.
@@ -67,16 +77,14 @@ class RemoteWorker:
                 methods.add_from(plugin)
                 tasks.add_from(plugin)
             facts = facts_of(method_names)
-            with environment.quick_imports():
-                import torch
-
-                from lora_bench.run.worker import Training
+            training = import_training(decoded.options.device)
+            import torch
 
             torch.set_num_threads(self.threads)
             if decoded.options.device != "cpu" and not torch.cuda.is_available():
                 hint = "Look at the driver with nvidia-smi there, or use --device cpu."
                 raise BenchError(f"torch finds no GPU on {platform.node()}.", hint, 3)
-            self._training = Training(decoded, RemoteView(self._send))
+            self._training = training(decoded, RemoteView(self._send))
             self._debug = decoded.options.debug
         except BaseException as error:
             return _error_event(error)
@@ -98,6 +106,10 @@ class RemoteWorker:
         else:
             sent = None if failure is None else (failure.status, failure.reason, dict(failure.environment))
             self._send(("ended", number, sent))
+
+    def prefetch(self, cells: str) -> None:
+        """Prepare the inputs of a pack that may come next, while another trains."""
+        self._training.prefetch(decode_cells(cells))
 
     def poll(self, seconds: float) -> list[Event]:
         """Return what has happened since the last call; wait for it, but not longer than some seconds."""
@@ -195,6 +207,16 @@ def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
     return setup, [Path(path) for path in content["include"]], content["methods"]
 
 
+def encode_cells(cells: Sequence[Cell]) -> str:
+    """Return cells as JSON."""
+    return json.dumps([cell.model_dump(mode="json") for cell in cells])
+
+
+def decode_cells(text: str) -> tuple[Cell, ...]:
+    """Return the cells that `encode_cells` was given."""
+    return tuple(Cell.model_validate(cell) for cell in json.loads(text))
+
+
 def encode_job(job: Job) -> SentJob:
     """Return a job in the form in which it travels. A checkpoint whose tensors are damaged is left out."""
     ids, sent, covered = {cell.id for cell in job.cells}, [], set[str]()
@@ -208,7 +230,7 @@ def encode_job(job: Job) -> SentJob:
             covered |= useful
             sent.append((checkpoint.manifest.model_dump_json(), tensors))
     content = {
-        "cells": [cell.model_dump(mode="json") for cell in job.cells],
+        "cells": encode_cells(job.cells),
         "halved": job.halved,
         "notes": job.notes,
         "record_times": dict(job.record_times),
@@ -224,7 +246,7 @@ def decode_job(number: int, job: SentJob) -> Job:
     content = json.loads(text)
     return Job(
         number=number,
-        cells=tuple(Cell.model_validate(cell) for cell in content["cells"]),
+        cells=decode_cells(content["cells"]),
         halved=content["halved"],
         notes=tuple(content["notes"]),
         record_times=content["record_times"],

@@ -100,7 +100,7 @@ class Runner:
     def _train_all(self) -> None:
         """Train until nothing is left to do."""
         self.executor.start(self.plan.setup(self.options), self)
-        self.queue = Queue(self.plan, self.executor.slots)
+        self.queue = Queue(self.plan, self.executor.devices)
         while self._fill():
             self.executor.advance()
 

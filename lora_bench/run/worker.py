@@ -50,6 +50,10 @@ class Training:
             head_forms.of_cell(head, backbone.config).activation_of(backbone.config)
         self.loader.tables(cells[0], backbone)
 
+    def prefetch(self, cells: tuple[Cell, ...]) -> None:
+        """Read and tokenize what the cells of another pack have in common, beside the pack that trains."""
+        self.loader.prefetch(cells[0])
+
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
         """Train a pack; see `Worker.train`.
 

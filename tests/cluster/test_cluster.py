@@ -142,7 +142,10 @@ def test_whatever_dies_each_cell_is_recorded_once_as_alone(folder: Path, ray_clu
     ended(driver)
     assert recorded(results) < CELLS
 
-    assert ended(start(folder, "shared", *on_ray)) == (DONE, "")
+    code, errors = ended(start(folder, "shared", *on_ray))
+    # Ray notices half a minute later that the machine is gone, and says so to whoever is connected then.
+    assert code == DONE
+    assert not errors or "has been marked dead" in errors
     assert content(results) == expected
 
 

@@ -22,7 +22,7 @@ from tests.robust.stub_worker import QUIET, StubWorker, grid, left, reasons, sta
 class Several:
     """An executor of several slots, in which jobs end in any order."""
 
-    slots = 3
+    devices = slots = 3
 
     def __init__(self, worker: StubWorker, seed: int) -> None:
         self.worker, self.draw, self.jobs, self.most = worker, random.Random(seed), list[Job](), 0
