@@ -153,23 +153,13 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
 
     Options narrow or override a preset or a config. Models and data come from the Hub, unless folders are given.
     """
-    on_ray = execution.check_engine()
+    execution.check_engine()
     grid = selection.grid()  # before torch or Ray is started, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
-    from lora_bench.run import environment
     from lora_bench.run import plan as plans
-    from lora_bench.run.device import choose_device
-    from lora_bench.run.executor import LocalExecutor
 
-    executor: Executor = LocalExecutor()
-    if on_ray:
-        from lora_bench.run.cluster import RayExecutor
-
-        executor = ray_executor = RayExecutor(execution.address, execution.gpus, execution.device)
-        ray_executor.launch(len(grid.steps))
-    with closing(executor):
-        device = ray_executor.device_name() if on_ray else choose_device(execution.device)
-        name = device if on_ray else environment.device_name(device)
+    with closing(execution.executor(len(grid.steps))) as executor:
+        device, name = executor.find_device()
         plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
         _run(plan, selection, execution, device, executor)
 
@@ -184,7 +174,7 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
     folder = plan.store.results
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
-        summary = tables.plan_summary(plan, str(folder), device, execution.gpus, execution.save)
+        summary = tables.plan_summary(plan, str(folder), execution.gpus, execution.save)
         console.print(summary, soft_wrap=True)
         _warn_broken(plan.broken)
         store.prepare(folder)
@@ -225,7 +215,7 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     pack_size, folder = selection.pack_size(), selection.results_folder()
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
-    summary = tables.plan_summary(plan, str(folder), name, execution.gpus, execution.save)
+    summary = tables.plan_summary(plan, str(folder), execution.gpus, execution.save)
     console.print(summary, soft_wrap=True)
     if plan.grid.is_staged:
         tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lora_bench.grid.cells import Grid
     from lora_bench.grid.config import Config
     from lora_bench.methods.recipe import Recipe
+    from lora_bench.run.cluster import RayExecutor
+    from lora_bench.run.executor import LocalExecutor
     from lora_bench.tasks import Task
 
 # Headings of the help text.
@@ -244,6 +246,22 @@ class ExecutionOptions:
         if self.engine == "local" and needs_ray:
             raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
         return self.engine == "ray"
+
+    def executor(self, most: int) -> LocalExecutor | RayExecutor:
+        """Return where packs run; Ray begins to start, if it is there.
+
+        Args:
+            most: The most packs that there can be.
+        """
+        if not self.check_engine():
+            from lora_bench.run.executor import LocalExecutor
+
+            return LocalExecutor(device=self.device)
+        from lora_bench.run.cluster import RayExecutor
+
+        executor = RayExecutor(self.address, self.gpus, self.device)
+        executor.launch(most)
+        return executor
 
 
 def _split(text: str) -> list[str]:

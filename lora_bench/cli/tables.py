@@ -50,13 +50,12 @@ def method_text(cell: Cell) -> str:
     return clean(f"{cell.method}{rank}{inner}{head}")
 
 
-def plan_summary(plan: Plan, results: str, device: str, gpus: int | None = None, saves: bool = True) -> Text:
+def plan_summary(plan: Plan, results: str, gpus: int | None = None, saves: bool = True) -> Text:
     """Return what will run, what it is predicted to cost and where the results go, in a few lines.
 
     Args:
         plan: The plan.
         results: The results folder.
-        device: What the device is called.
         gpus: The number of GPUs that the user asks for; None for one device.
         saves: Whether the trained adapters are saved.
     """
@@ -64,6 +63,7 @@ def plan_summary(plan: Plan, results: str, device: str, gpus: int | None = None,
     cells, blocked = sum(stage.cells for stage in plan.stages), sum(stage.blocked for stage in plan.stages)
     there = cells - total.cells - blocked
     recorded = f", {there} there already" if there else ""
+    device = plan.device_name.partition(",")[0]  # of a processor the kind alone
     to_train = f"{total.cells} to train in {counted(total.packs, 'pack')} on {device}"
     lines = [f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; {to_train}{cost_text(total, gpus)}"]
     if plan.later or blocked:

@@ -11,50 +11,24 @@ driver has. A job whose workers die again and again has failed as any other job 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import socket
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.run import environment, remote
+from lora_bench.run import connection, environment, remote
 from lora_bench.run.checkpoints import CheckpointManifest
+from lora_bench.run.connection import Shares, cannot_start
 from lora_bench.run.interfaces import Driver, Failure, Job, Setup, View
 
-# Before Ray is imported: it sends no statistics and uploads no folder (which it does under `uv run`), and leaves
-# CUDA_VISIBLE_DEVICES alone for workers without a GPU.
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 # All were chosen.
-CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else
 POLL = 0.5  # seconds after which a worker says how far it is, even if nothing has happened
 PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
-CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address
 LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, to learn its name
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """What the workers get: how many there are, what each asks Ray for, and its threads."""
-
-    count: int
-    options: Mapping[str, float]
-    threads: int
-
-    @property
-    def device(self) -> str:
-        """What torch calls a worker's device."""
-        return "cuda" if "num_gpus" in self.options else "cpu"
 
 
 @dataclass(eq=False)
@@ -88,17 +62,11 @@ class RayExecutor:
             raise BenchError(f"--engine ray does not take --device {device}.", hint)
         if device == "cpu" and gpus is not None:
             raise BenchError("--gpus and --device cpu exclude each other.", "Give one of them.")
-        os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
-        try:
-            import ray
-        except ImportError as error:
-            hint = "Install it: pip install 'lora-bench[ray]'."
-            raise BenchError(f"--engine ray needs Ray, which cannot be imported ({error}).", hint, MISSING) from None
-        self._ray: Any = ray  # its decorators and handles are not typed
+        self._ray = connection.import_ray()
         self.address, self.gpus, self.device = address, gpus, device
         # Ray's processes end with the thread that has started them, which therefore lives until `close`.
         self._thread = ThreadPoolExecutor(1, "starting Ray")
-        self._opening: Future[_Shares] | None = None
+        self._opening: Future[Shares] | None = None
         self._started: list[Any] = []  # workers that import torch
         self._devices: list[_Device] = []
         self._waiting: list[Job] = []
@@ -113,71 +81,28 @@ class RayExecutor:
         """
         self._opening = self._thread.submit(self._open, most)
 
-    def _open(self, most: int) -> _Shares:
+    def _open(self, most: int) -> Shares:
         """Connect to Ray, and start workers."""
-        self._connect()
-        shares = self._divide(most)
+        connection.connect(self._ray, self.address)
+        where = "this machine" if self.address is None else "the Ray cluster"
+        shares = connection.divide(self._ray, where, self.gpus, self.device)
+        shares = replace(shares, count=min(most, shares.count))
         self._started = [self._new_worker(shares) for _ in range(shares.count)]
         return shares
 
     @property
-    def _shares(self) -> _Shares:
+    def _shares(self) -> Shares:
         if self._opening is None:
             self.launch(sys.maxsize)
         assert self._opening is not None
         return self._opening.result()
 
-    def _divide(self, most: int) -> _Shares:
-        """Divide the cluster among at most so many workers."""
-        resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        gpus = sum(int(node.get("GPU", 0)) for node in resources)
-        if (self.gpus is not None and self.gpus > gpus) or (self.device == "cuda" and not gpus):
-            what = f"--gpus {self.gpus} can never be met" if self.gpus else "--device cuda can never be met"
-            where = "this machine" if self.address is None else "the Ray cluster"
-            hint = "Ask for fewer, or leave it out for all there are; `lora-bench doctor` shows those of a machine."
-            raise BenchError(f"{what}: {where} has {gpus or 'no'} GPU{'s' if gpus > 1 else ''}.", hint, MISSING)
-        if gpus and self.device != "cpu":
-            per_node = max(int(node.get("GPU", 0)) for node in resources)
-            cores = min(node.get("CPU", 1) for node in resources if node.get("GPU"))
-            return _Shares(min(most, self.gpus or gpus), {"num_gpus": 1, "num_cpus": 0}, max(1, int(cores) // per_node))
-        cores_of = [int(node.get("CPU", 0)) for node in resources]
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(given) if given.isdecimal() and int(given) else min(CORES, max(cores_of, default=0))
-        count = sum(cores // threads for cores in cores_of) if threads else 0
-        if not count:
-            hint = "Start its nodes with more cores (ray start --num-cpus), or set OMP_NUM_THREADS lower."
-            raise BenchError("The Ray cluster can never place a worker: it has too few cores.", hint, MISSING)
-        return _Shares(min(most, count), {"num_cpus": threads}, threads)
+    def find_device(self) -> tuple[str, str]:
+        """Return what torch calls the workers' devices, and their name as records have it; wait for a cluster."""
+        name = self._device_name()
+        return "cpu" if name.startswith("cpu") else "cuda", name
 
-    def _shares_left(self) -> bool:
-        """Whether the cluster has a machine that a worker fits on, busy or not."""
-        options = self._shares.options
-        wanted = {"GPU": options.get("num_gpus", 0), "CPU": options.get("num_cpus", 0)}
-        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        return any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in alive)
-
-    def _connect(self) -> None:
-        if self.address is not None:
-            _require_answer(self.address)
-        # Outside of the main thread Ray leaves SIGTERM alone, whose handler would end the process without saving. It
-        # would say so.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        try:
-            self._ray.init(
-                address=self.address or "local",
-                include_dashboard=None if self.address else False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            line = " ".join(str(error).split())[:200]
-            if self.address is None:
-                raise BenchError(f"Ray does not start: {line}", "See its logs under /tmp/ray.", MISSING) from None
-            raise _no_cluster(self.address, line) from None
-        _print_errors_as_errors(self._ray)
-
-    def device_name(self) -> str:
-        """Return the name of the devices, as records have it."""
+    def _device_name(self) -> str:
         if self.address is None:
             return environment.named_device(self.device)
         if self._shares.device == "cpu":
@@ -189,7 +114,7 @@ class RayExecutor:
         try:
             name: str = self._ray.get(answers[0])
         except self._ray.exceptions.RayError as error:
-            raise _cannot_start(str(error)) from None
+            raise cannot_start(str(error)) from None
         return name
 
     def start(self, setup: Setup, driver: Driver) -> None:
@@ -205,7 +130,7 @@ class RayExecutor:
         driver.view.stage("waiting for the workers to import torch and transformers")
         self._facts = remote.facts_of(setup.methods)
 
-    def _new_worker(self, shares: _Shares) -> Any:
+    def _new_worker(self, shares: Shares) -> Any:
         kind = self._ray.remote(**shares.options, concurrency_groups={"io": 2, "inputs": 1}, max_restarts=0)(
             remote.RemoteWorker
         )
@@ -263,7 +188,7 @@ class RayExecutor:
         if not calls:
             return
         answers, _ = self._ray.wait(list(calls), num_returns=1, timeout=seconds)
-        if not answers and not any(device.is_ready for device in self._devices) and not self._shares_left():
+        if not answers and not any(device.is_ready for device in self._devices) and not self._shares.fit(self._ray):
             raise BenchError("The Ray cluster has lost all machines that could train.", "Start it again.", MISSING)
         more, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for call in dict.fromkeys([*answers, *more]):
@@ -330,7 +255,7 @@ class RayExecutor:
         if job is None:
             self._start_deaths += not device.is_ready
             if self._start_deaths >= MOST_DEATHS or "No module named" in reason:
-                raise _cannot_start(reason)
+                raise cannot_start(reason)
             return
         self._deaths[job.number] = self._deaths.get(job.number, 0) + 1
         if self._deaths[job.number] >= MOST_DEATHS:
@@ -366,39 +291,3 @@ class RayExecutor:
         with contextlib.redirect_stdout(sys.stderr):
             self._ray.shutdown()
         self._thread.shutdown()
-
-
-def _print_errors_as_errors(ray: Any) -> None:
-    """Have Ray print on standard error what its servers report, such as workers that died; it takes standard output."""
-    module = getattr(ray._private, "worker", None)
-    proper = getattr(module, "print_to_stdstream", None)
-    if module is not None and proper is not None:
-        module.print_to_stdstream = lambda data, ignore_prefix: proper({**data, "is_err": True}, ignore_prefix)
-
-
-def _require_answer(address: str) -> None:
-    """Refuse an address at which nothing listens, since Ray would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        raise BenchError(f"'{address}' is not the address of a Ray cluster.", "Write it as HOST:PORT, or auto.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
-
-
-def _no_cluster(address: str, reason: str) -> BenchError:
-    hint = "Start one with `ray start --head`, or leave --address out to use this machine alone."
-    return BenchError(f"No Ray cluster can be joined at '{address}': {reason.rstrip('.')}.", hint, MISSING)
-
-
-def _cannot_start(reason: str) -> BenchError:
-    """Return the error for workers that die while they start."""
-    if "No module named" in reason:
-        hint = "Install lora-bench in the environment of every machine of the cluster."
-        return BenchError("A worker on Ray cannot import lora_bench.", hint, MISSING)
-    line = " ".join(reason.split())[:300]
-    hint = "See Ray's logs under /tmp/ray/session_latest/logs."
-    return BenchError(f"Workers on Ray die while they start: {line}", hint, MISSING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.run.environment import quick_imports
 
 
 def choose_device(name: str) -> str:
@@ -16,7 +17,8 @@ def choose_device(name: str) -> str:
     Raises:
         BenchError: Exit code 2 for another name, 3 if there is no such device.
     """
-    import torch
+    with quick_imports():
+        import torch
 
     available = torch.cuda.is_available()
     if name == "auto":

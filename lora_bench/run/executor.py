@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_bench import plugins
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.run import environment
+from lora_bench.run.device import choose_device
 from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
 from lora_bench.run.outcome import Outcome
 
@@ -92,13 +93,23 @@ class LocalExecutor:
 
     Args:
         worker: What trains packs; by default `worker.Training`, and torch is imported with the first job.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto` for the GPU if there is one.
     """
 
     devices = slots = 1
 
-    def __init__(self, worker: Worker | None = None) -> None:
-        self._worker = worker
+    def __init__(self, worker: Worker | None = None, device: str = "auto") -> None:
+        self._worker, self._device = worker, device
         self._job: Job | None = None
+
+    def find_device(self) -> tuple[str, str]:
+        """Return what torch calls the device, and its name as records have it.
+
+        Raises:
+            BenchError: Exit code 2 for a wrong name, 3 if there is no such device.
+        """
+        device = choose_device(self._device)
+        return device, environment.device_name(device)
 
     def start(self, setup: Setup, driver: Driver) -> None:
         """Begin a run."""

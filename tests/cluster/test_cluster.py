@@ -19,7 +19,7 @@ import pytest
 
 from lora_bench.errors import DONE, INTERRUPTED, MISSING, USAGE, BenchError
 from lora_bench.run import cluster as clusters
-from lora_bench.run import remote
+from lora_bench.run import connection, remote
 from lora_bench.testing import make_data, make_model
 
 pytest.importorskip("ray")
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
     """Two machines with one core each."""
-    os.environ.update(clusters.SETTINGS)
+    os.environ.update(connection.SETTINGS)
     from ray.cluster_utils import Cluster
 
     cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -195,9 +195,9 @@ def test_without_ray_the_engine_says_how_to_install_it(monkeypatch: pytest.Monke
 
 
 def test_workers_that_cannot_start_say_why() -> None:
-    error = clusters._cannot_start("ModuleNotFoundError: No module named 'lora_bench'")
+    error = connection.cannot_start("ModuleNotFoundError: No module named 'lora_bench'")
     assert (error.what, error.code) == ("A worker on Ray cannot import lora_bench.", MISSING)
-    assert clusters._cannot_start("a\n  reason").what == "Workers on Ray die while they start: a reason"
+    assert connection.cannot_start("a\n  reason").what == "Workers on Ray die while they start: a reason"
 
 
 def test_facts_name_each_method() -> None:
