@@ -440,6 +440,13 @@ def test_an_mnli_start_and_a_metric_variant_are_not_comparable() -> None:
     assert "metric variant (Spearman)" in spearman["because"]
 
 
+def test_each_task_is_compared_by_its_own_start() -> None:
+    """LoRA's RTE starts from MNLI and its SST-2 does not; here too."""
+    records = [*lora(0.951), *lora(0.866, task="rte", start="mnli")]
+    assert against(records)["verdict"] == "within"
+    assert against(records, "rte")["verdict"] == "within"
+
+
 def test_the_tables_have_every_value_with_its_protocol() -> None:
     computed = all_statistics(lora(0.951))
     averages, table = published.published_tables(computed)
