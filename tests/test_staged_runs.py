@@ -328,6 +328,25 @@ def test_a_failed_stage_and_what_it_blocks_are_said(inputs: tuple[str, ...], tmp
     assert "; 1 blocked" in planned.out
 
 
+def test_a_rate_at_which_cells_of_a_search_diverge_is_no_failure_of_the_run(
+    inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    """It is listed. The tables say what the cells of the grid started from."""
+    config = tmp_path / "grid.yaml"
+    config.write_text(
+        "name: x\ndefaults: {task: [mnli, rte], method: head, start: {rte: [null, mnli]}}\n"
+        "blocks:\n  - lr: {mnli: 1e-3, rte: {search: [1e-3, 1e300], seeds: [7], extend: false}}\n"
+    )
+    words = ("--config", str(config), "--results", str(tmp_path / "out"), *inputs, "--offline")
+    ended = lora_bench("run", *words)
+    assert (ended.code, ended.out.count("diverged: ")) == (0, 2), ended
+    assert lora_bench("run", *words).code == 0
+    listed = lora_bench("list", "runs", "--results", str(tmp_path / "out"))
+    for shown in (ended.out[ended.out.index("Results") :], listed.out):
+        assert "head from mnli" in shown
+        assert "│ head " in shown
+
+
 CYCLE = "name: x\ndefaults: {method: lora, task: rte, start: {rte: mnli, mnli: rte}}\n"
 LACKS = "name: x\nblocks:\n  - {method: xs, task: rte, start: mnli}\n  - {method: lora, task: mnli}\n"
 

@@ -198,7 +198,9 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
             console.print(Text(line), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
-    if unsuccessful or untrained or plan.broken or grid_run.store.broken:
+    # A rate at which cells of a search diverge is not chosen: that is a result of the search.
+    failed = [record for record in unsuccessful if not (record.is_search and record.status == "diverged")]
+    if failed or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -165,7 +165,12 @@ def group_ids(frame: DataFrame, names: Sequence[str]) -> Series:
 
 def device_prefix(cells: DataFrame) -> str:
     """Return the prefix of "seconds" in headings: `GPU-` or `CPU-`, or nothing if the timed cells used both kinds."""
-    devices = {record.environment.get("device", "") for record in cells["record"][cells["seconds"].notna()]}
+    return device_kind(cells["record"][cells["seconds"].notna()])
+
+
+def device_kind(records: Iterable[Record]) -> str:
+    """Return `GPU-` or `CPU-`, where these records are of, or nothing if they are of both kinds."""
+    devices = {record.environment.get("device", "") for record in records}
     on_cpu = {device.lower().startswith("cpu") for device in devices if device}
     return {frozenset({True}): "CPU-", frozenset({False}): "GPU-"}.get(frozenset(on_cpu), "")
 
