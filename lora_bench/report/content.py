@@ -93,7 +93,7 @@ class Content:
         """The number of cells, and how many have each status."""
         counts = self.cells["status"].value_counts()
         shown = ("done", "failed", "diverged", *(["oom"] if "oom" in counts else []))
-        statuses = ", ".join(f"{counts.get(status, 0)} {status}" for status in shown)
+        statuses = ", ".join(f"{counts.get(status, 0):,} {status}" for status in shown)
         return f"{counted(len(self.cells), 'cell')}: {statuses}."
 
 

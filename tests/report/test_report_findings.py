@@ -271,6 +271,12 @@ def test_the_answer_says_which_is_best_and_whether_the_method_matches() -> None:
     assert "Not tested here: any other encoder, MRPC, QQP, MNLI, QNLI, RTE and WNLI" in rest[1]
 
 
+def test_a_report_on_fewer_than_three_seeds_says_that_nothing_is_compared() -> None:
+    first, *rest = answer(statistics([record(0.5, seed=seed, seconds=9.0) for seed in range(2)]))
+    assert first == "No setting has 3 seeds or more here: nothing is compared."
+    assert "0.3 GPU-minutes of training" in rest[0]
+
+
 @pytest.mark.parametrize(
     ("gap", "spread", "words"),
     [
