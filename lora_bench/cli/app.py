@@ -198,8 +198,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
             console.print(Text(line), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
-    # A rate at which cells of a search diverge is not chosen: that is a result of the search.
-    failed = [record for record in unsuccessful if not (record.is_search and record.status == "diverged")]
+    failed = any(record.is_failure for record in cell_records)
     if failed or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 

@@ -235,6 +235,11 @@ class Record(_Part):
         return self.search is not None and self.search.role != "chosen"
 
     @property
+    def is_failure(self) -> bool:
+        """Whether the cell failed the run: a rate at which cells of a search diverge is a result of the search."""
+        return self.status != "done" and not (self.is_search and self.status == "diverged")
+
+    @property
     def settings(self) -> tuple[Cell, str | None]:
         """What the seeds of one setting have in common: the cell without its seed, and what it starts from."""
         return self.cell.model_copy(update={"seed": 0, "start": None}), self.protocol.start_settings
