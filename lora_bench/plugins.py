@@ -62,9 +62,9 @@ def load_file(path: Path) -> Plugin:
         content = read_file(path)
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or str(error)
-        raise BenchError(f"'{path}' cannot be read ({cause}).", "Give --include a Python file.") from None
+        raise BenchError(f"'{path}' cannot be read ({cause}).", "Give the path of a Python file.") from None
     if path.suffix != ".py":
-        raise BenchError(f"'{path}' is not a Python file.", "Give --include a file that ends with .py.")
+        raise BenchError(f"'{path}' is not a Python file.", "Give a file that ends with .py.")
     origin = origin_of(path, content)
     key = str(path.absolute()), origin
     if key not in _plugins:
@@ -179,7 +179,7 @@ def _execute(path: Path, content: bytes, name: str) -> ModuleType:
     loader = _HashedSource(path, content)
     spec = importlib.util.spec_from_loader(name, loader)
     if spec is None:
-        raise BenchError(f"'{path}' is not a Python file.", "Give --include a file that ends with .py.")
+        raise BenchError(f"'{path}' is not a Python file.", "Give a file that ends with .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up their module there
     try:

@@ -28,8 +28,8 @@ def clean(text: str) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun, `1 cell` or `2 cells`; `plural` is given where it is not the noun with an s."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+    """Return a number with its noun, `1 cell` or `2,000 cells`; `plural` is given if it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def sheet(value: object) -> object:

@@ -27,7 +27,8 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.errors import BenchError
 from lora_bench.export import trained as trains
 from lora_bench.records.schema import Record
-from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_cell, make_data, make_model
+from lora_bench.records.store import write_record
+from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_cell, make_data, make_model, make_record
 
 SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
 PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]
@@ -144,11 +145,39 @@ def test_merged_it_answers_as_the_record_says(method: str, bench: TinyBench, loa
     assert len(record.predictions) == VALIDATION_ROWS
 
 
+def test_the_card_of_a_cell_with_a_start_counts_its_seeds(bench: TinyBench, tmp_path: Path) -> None:
+    """Each seed continues from another cell, so the settings of the seeds differ in more than the seed."""
+    results = TinyBench(bench.model, make_data(tmp_path / "rows", "mnli", "rte"), tmp_path / "results")
+    settings: dict[str, Any] = {"task": ["mnli", "rte"], "start": {"rte": "mnli"}, "seed": [0, 1], "epochs": 1}
+    records = results.run([{"method": "head"}], **settings)
+    (record,) = (record for record in records if (record.cell.task, record.cell.seed) == ("rte", 0))
+    code, said = export(results, tmp_path / "out", record.id, "--to", "peft")
+    assert code == 0, said
+    assert "accuracy over 2 seeds: " in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_data_of_the_hub_are_not_the_bundled_ones_whatever_they_are_called() -> None:
+    for data, is_bundled in (("sample:059284833733", True), ("sampled/rows@0123abcd", False), ("files:0", False)):
+        record = make_record(0.5, cell=make_cell("lora", data=data))
+        nothing: Any = None
+        assert trains.Trained(record, (), nothing, nothing, True).has_bundled_data is is_bundled
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", "oom"])
+def test_a_cell_that_is_not_done_has_nothing_to_export(bench: TinyBench, status: Any, tmp_path: Path) -> None:
+    record = make_record(None, cell=record_of(bench, "lora").cell, status=status, reason="so it was")
+    write_record(tmp_path, record)
+    code, said = export(TinyBench(bench.model, bench.rows, tmp_path), tmp_path / "out", record.id, "--to", "peft")
+    assert (code, len(said.splitlines())) == (3, 2), said
+    assert f"its training ended as {status}: so it was." in said
+    assert f"`run --retry {status}` trains this one again." in said
+
+
 def test_a_whole_model_that_was_kept_is_merged(bench: TinyBench, tmp_path: Path) -> None:
     """`run` keeps none: this one is put in place by hand."""
     (record,) = bench.run([{"method": "full"}], precision="float32", epochs=1, lr=1e-3)
     code, said = export(bench, tmp_path / "none", record.id, "--to", "merged")
-    assert (code, "whole models (`full`) are not" in said) == (3, True), said
+    assert (code, "it trained the whole model, which is not saved" in said) == (3, True), said
     backbone = backbones.load(str(bench.model), torch.device("cpu"), "float32", trains=True)
     state = Pack([record.cell], backbone, 2).state(0)
     moved = {name: value + 0.01 * torch.randn_like(value) for name, value in state.adapter.items()}

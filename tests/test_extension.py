@@ -281,6 +281,8 @@ def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(
     (tmp_path / "bad.py").write_text(MINE + "\nHalf.update = lambda self, factors: exit()\n")
     checked = CliRunner().invoke(app, ["check", "bad.py"])
     assert checked.exit_code == 1
+    assert checked.output.count("- SystemExit") == 1  # one fault that breaks many contracts
+    assert "- the same" in checked.output
     assert "FAIL" in checked.output and "SystemExit" in checked.output
     assert "of 17 contracts are kept" in checked.output
     words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--results", "out"]
@@ -301,6 +303,22 @@ def test_what_runs_is_the_text_that_was_hashed(mine: Path, tmp_path: Path) -> No
     os.utime(mine, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert methods.include(mine).title == "HALF OF LORA"
     assert not (tmp_path / "__pycache__").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "hint"),
+    [
+        ("none.py", "Give the path of a Python file."),
+        ("lorra", "Did you mean 'lora'? A file of your own ends with .py."),
+        ("cole", "Did you mean 'cola'? A file of your own ends with .py."),
+    ],
+)
+def test_a_hint_of_check_names_no_option_that_it_lacks(
+    what: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = here("check", what)
+    assert (code, said.splitlines()[-1]) == (2, hint)
 
 
 def test_what_is_no_file_is_told(tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ class Watched:
 
     def steps(self) -> list[tuple[str, str]]:
         """What was written, flushed and renamed: a temporary name as `~` and what is in it."""
-        told = [(name, Path(path)) for name, path in self.done if name not in ("open", "close")]
+        done = [(name, Path(path)) for name, path in self.done if name not in ("open", "close")]
         return [
-            (name, "/".join("~" if part.startswith(".") else part for part in path.parts[-2:])) for name, path in told
+            (name, "/".join("~" if part.startswith(".") else part for part in path.parts[-2:])) for name, path in done
         ]
 
 

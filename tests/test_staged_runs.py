@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from lora_bench.cell import Cell
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config
 from lora_bench.records.schema import Record
-from lora_bench.records.store import read_records
+from lora_bench.records.store import read_records, write_record
 from lora_bench.run import plan as plans
 from lora_bench.run.executor import LocalExecutor, train_job
 from lora_bench.run.interfaces import Driver, Job, Options, RunContext, Setup, StageProgress
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.runner import Runner
+from lora_bench.run.status import CellStatus
 from lora_bench.testing import QuietView, make_epochs, make_record
 from lora_bench.testing.data import make_data
 from lora_bench.testing.encoders import make_model
@@ -31,6 +32,8 @@ from tests.robust.stub_worker import StubWorker
 
 class Scoring(StubWorker):
     """Says of every cell that it is done with a score that follows from its settings; of some, that it diverged."""
+
+    diverging = 0.1  # the share of cells
 
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
         """End the pack."""
@@ -46,13 +49,19 @@ class Scoring(StubWorker):
 
         draw = random.Random(cell.id)
         environment = {**self.environment(), **provenance.current(cell.method)}
-        if draw.random() < 0.1:
+        if draw.random() < self.diverging:
             return Outcome(make_record(None, cell=cell, status="diverged", reason="nan", environment=environment))
         record = make_record(0.5, cell=cell, epochs=make_epochs(0.5, held_out=[draw.random()]), environment=environment)
         parts: dict[Part, bytes] = {HEAD: cell.id.encode()}
         manifest = AdapterManifest(cell=cell, outputs=2, files=describe(parts))
         files: dict[str, bytes] = {MANIFEST: seal(manifest.model_dump_json()), **{HEAD: cell.id.encode()}}
         return Outcome(record, files if needed else {})
+
+
+class Sound(Scoring):
+    """Says of no cell that it diverged."""
+
+    diverging = 0.0
 
 
 class Slots:
@@ -102,6 +111,19 @@ def run(results: Path, slots: int = 1, seed: int = 0, **defaults: Any) -> tuple[
     executor = Slots(worker, slots, seed) if slots > 1 else LocalExecutor(worker)
     runner = Runner(plan, Options(results), QuietView(), executor=executor)
     return runner, runner.run(), worker
+
+
+def run_chain(results: Path, retry: Sequence[str] = (), **defaults: Any) -> list[str]:
+    """Run LoRA cells of tasks that continue from one another, none of which fails; the ids of those that trained."""
+    plan = plans.make(staged(method=["lora"], lr=1e-3, **defaults), results, 5, retry)
+    worker = Sound(plan)
+    Runner(plan, Options(results), QuietView(), executor=LocalExecutor(worker)).run()
+    return worker.trained
+
+
+def chain_statuses(results: Path, **defaults: Any) -> Mapping[str, CellStatus]:
+    """The statuses of these cells by id."""
+    return plans.make(staged(method=["lora"], lr=1e-3, **defaults), results, 5).statuses
 
 
 def plain(records: Sequence[Record]) -> dict[str, Record]:
@@ -206,6 +228,59 @@ def test_retrying_a_search_chooses_again(tmp_path: Path) -> None:
     assert plain(read_records(tmp_path).records) == plain(records)
 
 
+THREE: dict[str, Any] = {"task": ["mnli", "rte", "mrpc"], "start": {"rte": "mnli", "mrpc": "rte"}}
+
+
+def test_a_cell_is_stale_where_only_its_start_was_trained_again_on_other_data(tmp_path: Path) -> None:
+    """And so is what continues from that cell. All of it trains again with --retry stale."""
+    run_chain(tmp_path, **THREE)
+    assert {status.state for status in chain_statuses(tmp_path, **THREE).values()} == {"done"}
+    records = read_records(tmp_path).records
+    ids = {(record.cell.task, record.cell.seed): record.id for record in records}
+    for record in records:
+        if record.cell.task == "mnli":
+            assert record.data is not None
+            data = record.data.model_copy(update={"fingerprint": "other"})
+            write_record(tmp_path, record.model_copy(update={"data": data}))
+    statuses = chain_statuses(tmp_path, **THREE)
+    for seed in (0, 1):
+        assert statuses[ids["mnli", seed]].state == "done"
+        rte, mrpc = statuses[ids["rte", seed]], statuses[ids["mrpc", seed]]
+        assert (rte.state, rte.will_run, mrpc.state) == ("stale", False, "stale")
+        assert rte.reason.startswith(f"start: {ids['mnli', seed]} was trained again since, with other code, ")
+        assert mrpc.reason.startswith(f"start: {ids['rte', seed]} is stale")
+    assert set(run_chain(tmp_path, ["stale"], **THREE)) == {
+        ids[task, seed] for task in ("rte", "mrpc") for seed in (0, 1)
+    }
+    assert {status.state for status in chain_statuses(tmp_path, **THREE).values()} == {"done"}
+
+
+def test_retrying_a_stale_start_trains_what_continues_from_it_too(tmp_path: Path) -> None:
+    run_chain(tmp_path, seed=[0], **THREE)
+    (start,) = (record for record in read_records(tmp_path).records if record.cell.task == "mnli")
+    write_record(tmp_path, start.model_copy(update={"environment": start.environment | {"torch": "0.1"}}))
+    assert {status.state for status in chain_statuses(tmp_path, seed=[0], **THREE).values()} == {"stale"}
+    assert len(run_chain(tmp_path, ["stale"], seed=[0], **THREE)) == 3
+    assert {status.state for status in chain_statuses(tmp_path, seed=[0], **THREE).values()} == {"done"}
+
+
+def test_a_record_that_does_not_say_what_its_start_was_trained_with_is_not_stale(tmp_path: Path) -> None:
+    run_chain(tmp_path, **THREE)
+    for record in read_records(tmp_path).records:
+        assert (record.protocol.start_trained is None) == (record.cell.task == "mnli")
+        protocol = record.protocol.model_copy(update={"start_trained": None})
+        write_record(tmp_path, record.model_copy(update={"protocol": protocol}))
+    assert {status.state for status in chain_statuses(tmp_path, **THREE).values()} == {"done"}
+
+
+def test_what_a_start_was_trained_with_covers_all_that_makes_a_record_stale() -> None:
+    record = make_record(0.5)
+    for name in provenance.current("lora"):
+        changed = record.model_copy(update={"environment": record.environment | {name: "0.1"}})
+        built = record.model_copy(update={"environment": record.environment | {name: "0.1+cpu"}})
+        assert changed.trained_with == built.trained_with != record.trained_with
+
+
 # ---- the command line
 
 
@@ -252,6 +327,25 @@ def test_a_failed_stage_and_what_it_blocks_are_said(inputs: tuple[str, ...], tmp
     assert len(read_records(tmp_path / "out").records) == 2
     planned = lora_bench("plan", "--config", str(config), "--results", str(tmp_path / "out"), *inputs)
     assert "; 1 blocked" in planned.out
+
+
+def test_a_rate_at_which_cells_of_a_search_diverge_is_no_failure_of_the_run(
+    inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    """It is listed. The tables say what the cells of the grid started from."""
+    config = tmp_path / "grid.yaml"
+    config.write_text(
+        "name: x\ndefaults: {task: [mnli, rte], method: head, start: {rte: [null, mnli]}}\n"
+        "blocks:\n  - lr: {mnli: 1e-3, rte: {search: [1e-3, 1e300], seeds: [7], extend: false}}\n"
+    )
+    words = ("--config", str(config), "--results", str(tmp_path / "out"), *inputs, "--offline")
+    ended = lora_bench("run", *words)
+    assert (ended.code, ended.out.count("diverged: ")) == (0, 2), ended
+    assert lora_bench("run", *words).code == 0
+    listed = lora_bench("list", "runs", "--results", str(tmp_path / "out"))
+    for shown in (ended.out[ended.out.index("Results") :], listed.out):
+        assert "head from mnli" in shown
+        assert "│ head " in shown
 
 
 CYCLE = "name: x\ndefaults: {method: lora, task: rte, start: {rte: mnli, mnli: rte}}\n"

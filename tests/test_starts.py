@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from lora_bench import methods
+from lora_bench import methods, provenance
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import State
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
-from lora_bench.run.interfaces import Options
+from lora_bench.run import checkpointing, checkpoints
+from lora_bench.run.interfaces import Job, Options
 from lora_bench.run.pack_run import build_trainer
 from lora_bench.run.runner import Runner
 from lora_bench.run.worker import Training
 from lora_bench.testing import QuietView, TinyBench, assert_same_numbers, by_cell, make_cell
 from lora_bench.testing.cells import SIZES
+from tests.robust.stub_worker import save_checkpoint
 
 SETTINGS: dict[str, Any] = {"task": "rte", "start": {"rte": "mnli"}, "lr": 4e-3, "epochs": 2, **SIZES}
 
@@ -45,6 +48,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     }
     assert {record.status for record in records} == {"done"}
     return bench
+
+
+def test_a_checkpoint_that_began_from_another_training_is_not_continued(tmp_path: Path) -> None:
+    cell = make_cell("lora", task="rte", start="0" * 12)
+    entry = checkpoints.CellEntry(
+        id=cell.id, position=0, code=provenance.code("lora"), record_time=0, steps=3, steps_taken=3, start="before"
+    )
+    save_checkpoint(tmp_path, "pack", [entry], safetensors.torch.save({"values": torch.zeros(1)}))
+    for trained_with, resumed in (("before", {cell.id}), ("now", set())):
+        starts = {str(cell.start): trained_with}
+        job = Job(1, (cell,), checkpoints=checkpoints.read_all(tmp_path), trained_with=starts)
+        assert set(checkpointing.find(job, {})) == resumed
 
 
 def another(bench: TinyBench, folder: Path) -> TinyBench:

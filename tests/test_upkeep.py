@@ -60,6 +60,17 @@ def test_a_rate_at_which_a_seed_diverged_is_worst_and_of_equal_ones_the_lowest_c
     assert choice.lr == 2e-3
 
 
+def test_rates_are_compared_on_the_same_seeds() -> None:
+    """A search that was run again with more seeds and another rate leaves one that was tried with the first seeds."""
+    scores = {1e-3: (0.60, 0.60, 0.30), 2e-3: (0.55, 0.55, 0.55)}
+    both = [record(lr, score, seed) for lr, by_seed in scores.items() for seed, score in enumerate(by_seed)]
+    earlier = [record(4e-3, 0.9, seed) for seed in (0, 1)]
+    (choice,) = choose.choose_rates([*both, *earlier[:1]])
+    assert (choice.lr, choice.seeds, choice.tried) == (2e-3, 3, (1e-3, 2e-3))
+    (choice,) = choose.choose_rates([*both[:2], *both[3:5], *earlier])
+    assert (choice.lr, choice.seeds, choice.tried) == (4e-3, 2, (1e-3, 2e-3, 4e-3))
+
+
 def test_rates_of_different_heads_are_kept_apart() -> None:
     searched = [record(1e-3, 0.6), record(2e-3, 0.5), record(1e-3, 0.5, head="model"), record(2e-3, 0.7, head="model")]
     blocks = choose.config_blocks(choose.choose_rates(searched))

@@ -54,11 +54,15 @@ def _unset(text: str) -> Any:
     return typer.Option(help=text, show_default=False)
 
 
-def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
+def handle_errors(command: Callable[..., None], interrupted: str = "Interrupted.") -> Callable[..., None]:
     """Decorate a command so that it ends as documented, and expand `~` in the paths that it is given.
 
     An error that the user can fix is printed in two lines and sets the exit code; Ctrl-C ends with 130. Anything else
     is a fault of this program and is raised, as everything is under `--debug`.
+
+    Args:
+        command: The command.
+        interrupted: What is printed after Ctrl-C.
     """
 
     @functools.wraps(command)
@@ -69,10 +73,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **{name: paths.expand_home(value) for name, value in values.items()})
         except KeyboardInterrupt:
-            _console(stderr=True).print(
-                "Interrupted. Finished cells are recorded and unfinished ones are saved; the same command resumes.",
-                soft_wrap=True,
-            )
+            _console(stderr=True).print(interrupted, soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except BaseException as error:
             user_error = _as_user_error(error)
@@ -146,7 +147,10 @@ def root(
 
 
 @app.command()
-@handle_errors
+@functools.partial(
+    handle_errors,
+    interrupted="Interrupted. Finished cells are recorded and unfinished ones are saved; the same command resumes.",
+)
 @selection_options
 def run(selection: Selection, execution: ExecutionOptions) -> None:
     """Train the cells that have no record yet, and write metrics.csv.
@@ -197,7 +201,8 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
             console.print(Text(line), soft_wrap=True)
     if output.failed():
         _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
-    if unsuccessful or untrained or plan.broken or grid_run.store.broken:
+    failed = any(record.is_failure for record in cell_records)
+    if failed or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -240,8 +245,10 @@ def report(
             show_default=False,
         ),
     ] = None,
+    include: export.IncludeOption = None,
 ) -> None:
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
+    including(include)
     from lora_bench import report as reports
     from lora_bench.grid.config import load_comparisons
 

@@ -58,13 +58,12 @@ def export(
     _require_valid_options(ids, to, dtype)  # before torch is imported, so that a wrong option is reported at once
     from lora_bench.data import DataSource
     from lora_bench.export import folders, glue, trained
-    from lora_bench.models import SAMPLE
     from lora_bench.run.device import choose_device
 
     load = partial(trained.load, results=results, model=model, device=choose_device(device), offline=offline)
 
     def test_data(cell: Trained) -> DataSource:
-        return DataSource.parse(data_dir, sample=cell.cell.data.startswith(SAMPLE))
+        return DataSource.parse(data_dir, sample=cell.has_bundled_data)
 
     if to == "glue":
         yield from glue.write([partial(load, cell_id) for cell_id in ids], out, test_data)
@@ -115,17 +114,24 @@ def _names_to_check(what: str) -> tuple[str | None, str | None]:
     if what.endswith(".py"):
         ((recipe, task),) = including([paths.expand_home(Path(what))])
         return None if recipe is None else recipe.name, None if task is None else task.name
-    if what in tasks.TASKS and what not in methods.RECIPES:
-        return None, what
-    return methods.get(what).name, None
+    if what in methods.RECIPES or what in methods.BROKEN:
+        return methods.get(what).name, None
+    if what in tasks.TASKS or what in tasks.BROKEN:
+        return None, tasks.get(what).name
+    error = unknown("method or task", what, [*methods.RECIPES, *tasks.TASKS])
+    raise BenchError(error.what, f"{error.hint} A file of your own ends with .py.", error.code)
 
 
 def _verdict_lines(verdicts: Iterable[Verdict]) -> Generator[str, None, int]:
-    """Yield lines that say which contracts are kept and how the others are broken; return how many are broken."""
-    broken = 0
+    """Yield lines that say which contracts are kept and how the others are broken; return how many are broken.
+
+    A fault that breaks several contracts, as an error of a method does, is written once.
+    """
+    broken, seen = 0, set[str]()
     for verdict in verdicts:
         yield f"{'pass' if verdict.fault is None else 'FAIL'}: {verdict.contract}"
         if verdict.fault is not None:
             broken += 1
-            yield f"- {verdict.fault}"
+            yield "- the same" if verdict.fault in seen else f"- {verdict.fault}"
+            seen.add(verdict.fault)
     return broken

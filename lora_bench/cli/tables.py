@@ -50,6 +50,12 @@ def method_text(cell: Cell) -> str:
     return clean(f"{cell.method}{rank}{inner}{head}")
 
 
+def _record_text(record: Record) -> str:
+    """Return a cell's method as `method_text`, and the task that it started from, if it did."""
+    start = record.protocol.start
+    return method_text(record.cell) + (clean(f" from {start}") if record.cell.start else "")
+
+
 def plan_summary(plan: Plan, results: str, gpus: int | None = None, saves: bool = True) -> Text:
     """Return what will run, what it is predicted to cost and where the results go, in a few lines.
 
@@ -146,7 +152,7 @@ def results_table(records: Sequence[Record]) -> Table:
     numbers = ("lr", "adapter params", "score", "seeds", "seconds")
     table = _new_table("Results", ("task", "method", "targets", *numbers), right=numbers, caption=caption)
     for (cell, _), members in list(by_settings.items())[:MAX_ROWS]:
-        settings = (tasks.of(cell).title, method_text(cell), clean(cell.targets or "–"), f"{cell.lr:g}")
+        settings = (tasks.of(cell).title, _record_text(members[0]), clean(cell.targets or "–"), f"{cell.lr:g}")
         table.add_row(*settings, *_means(members))
     return table
 
@@ -298,7 +304,7 @@ def runs_table(records: Sequence[Record], results: Path) -> Table:
         cell, counts = record.cell, record.counts
         sizes = [counts.adapter_params, counts.adapter_bytes, counts.adapter_bytes_fp16] if counts else [None] * 3
         score = "–" if record.score is None else f"{record.score * 100:.1f}"
-        settings = (clean(cell.task), method_text(cell), clean(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
+        settings = (clean(cell.task), _record_text(record), clean(cell.targets or "–"), str(cell.seed), f"{cell.lr:g}")
         table.add_row(record.id, *settings, record.status, score, *map(_number_text, sizes))
     return table
 

@@ -177,7 +177,7 @@ def _dataset(trained: Trained) -> tuple[str, str]:
     if _is_hub_dataset(trained.cell):
         name = trained.cell.data.partition("@")[0]
         return name, f"GLUE {title}" if name == HUB_ID else title
-    if trained.cell.data.startswith(SAMPLE):
+    if trained.has_bundled_data:
         return "synthetic", f"lora-bench's synthetic sample of {title}"
     return "files", f"local files for {title}"
 

@@ -56,6 +56,11 @@ class Trained:
         """The base model's public name: its id on the Hub, or the name of its directory (never the path)."""
         return self.cell.model.partition("@")[0]
 
+    @property
+    def has_bundled_data(self) -> bool:
+        """Whether it was trained on the bundled data; a dataset of the Hub may have an owner of such a name."""
+        return self.cell.data.startswith(f"{SAMPLE}:")
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the model's tokenizer.
 
@@ -83,11 +88,7 @@ def load(
     record = find_record(results, beginning)
     folder = results / "adapters" / record.id
     if not (folder / "adapter.json").is_file():
-        raise BenchError(
-            f"There is no saved adapter of {record.id} ({record.cell.method}, {record.status}).",
-            "Train it again; adapters are saved unless --no-save is given, whole models (`full`) are not.",
-            MISSING,
-        )
+        raise _no_adapter(record)
     source = find_model(record.cell, model)
     local_only = source.local_only(offline)
     _require_same_definitions(record.cell)
@@ -98,6 +99,20 @@ def load(
     if pack.cells != (record.cell,):
         raise BenchError(f"'{folder}' is the adapter of another cell.", "Train the cell again.", MISSING)
     return Trained(record, _over_seeds(results, record), pack, source, local_only)
+
+
+def _no_adapter(record: Record) -> BenchError:
+    """The error for a cell without a saved adapter: why there is none, and what can be exported."""
+    named = f"{record.id} ({record.cell.method})"
+    if record.status != "done":
+        what = f"{named} has nothing to export, since its training ended as {record.status}: {record.reason}."
+        hint = "Export a cell that is done, as `lora-bench list runs` shows them."
+        return BenchError(what, f"{hint} `run --retry {record.status}` trains this one again.", MISSING)
+    if methods.of(record.cell).trains_backbone:
+        what = f"{named} has nothing to export: it trained the whole model, which is not saved."
+        return BenchError(what, "Export a cell of a method that trains an adapter.", MISSING)
+    hint = "Adapters are saved unless --no-save is given: train it without that, into another --results."
+    return BenchError(f"There is no saved adapter of {named}.", hint, MISSING)
 
 
 def _require_same_definitions(cell: Cell) -> None:
@@ -145,9 +160,6 @@ def is_bundled(cell: Cell) -> bool:
 
 def _over_seeds(results: Path, record: Record) -> tuple[Record, ...]:
     """Return the finished records that differ from this one in the seed alone, this one among them."""
-    settings = record.cell.model_copy(update={"seed": 0})
     return tuple(
-        other
-        for other in read_records(results).records
-        if other.status == "done" and other.cell.model_copy(update={"seed": 0}) == settings
+        other for other in read_records(results).records if other.status == "done" and other.settings == record.settings
     )

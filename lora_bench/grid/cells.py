@@ -102,7 +102,11 @@ class Grid:
         step = self.step_of[record.id]
         changes: dict[str, object] = {}
         if step.draft.start is not None:
-            start = {"start": step.draft.start.cell.task, "start_settings": self.resolver.settings_id(step.draft.start)}
+            start = {
+                "start": step.draft.start.cell.task,
+                "start_settings": self.resolver.settings_id(step.draft.start),
+                "start_trained": self.resolver.trained_with(step.draft.start),
+            }
             changes["protocol"] = record.protocol.model_copy(update=start)
         search = self.resolver.search_info(step)
         if search is not None:

@@ -2,7 +2,9 @@
 
 Rates are compared by the metric on the slice held out of the training split (`select: held-out`): the best epoch of
 each seed, averaged over the seeds. The split that is reported plays no part. A rate at which some seed failed or
-diverged counts as worst. Among equal rates the lowest is chosen.
+diverged counts as worst. Among equal rates the lowest is chosen. In records, rates may have been tried with other
+seeds, since a search was changed between two runs: rates are compared on the same seeds, and a rate that lacks one of
+these is left out.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class ChosenRate:
         metric: Its mean held-out metric over the seeds; -inf if a seed failed at every rate.
         seeds: The number of seeds.
         searched: The settings that were searched: `lr`, and perhaps `head_lr`.
-        means: The mean held-out metric of all rates that were tried, in ascending order.
+        means: The mean held-out metric of all rates that were tried with these seeds, in ascending order.
         further: Other settings in which the searches of these settings for one task differ, with their values.
     """
 
@@ -126,7 +128,7 @@ def choose_rates(records: Iterable[Record]) -> list[ChosenRate]:
     """
     records = list(records)
     trials = [record for record in records if record.search is not None and record.search.role == "trial"]
-    groups: defaultdict[tuple[Cell, str | None, tuple[str, ...]], dict[Rates, list[float]]] = defaultdict(dict)
+    groups: defaultdict[tuple[Cell, str | None, tuple[str, ...]], dict[Rates, dict[int, float]]] = defaultdict(dict)
     starts: dict[str | None, str] = {}
     for record in trials or records:
         searched = ("lr",) if record.search is None else record.search.settings
@@ -135,16 +137,28 @@ def choose_rates(records: Iterable[Record]) -> list[ChosenRate]:
         common = record.cell.model_copy(update={"seed": 0, "start": None, **unset})
         starts[record.protocol.start_settings] = record.protocol.start
         by_rates = groups[common, record.protocol.start_settings, searched]
-        by_rates.setdefault(tuple(values.values()), []).append(held_out_metric(record))
+        by_rates.setdefault(tuple(values.values()), {})[record.cell.seed] = held_out_metric(record)
     further = _distinguishing(cell for cell, *_ in groups)
     with_start = len({start for _, start, _ in groups}) > 1
     chosen = []
     for (cell, start, searched), metrics in groups.items():
         others = {name: getattr(cell, name) for name in further} | ({"start": starts[start]} if with_start else {})
-        chosen.append(_best_rate(cell, searched, metrics, tuple(others.items())))
+        chosen.append(_best_rate(cell, searched, _on_same_seeds(metrics), tuple(others.items())))
     # A task that is not loaded here stands after those that are.
     task_order = [*tasks.TASKS, *(choice.task for choice in chosen if choice.task not in tasks.TASKS)]
     return sorted(chosen, key=lambda choice: (*_sort_key(choice), task_order.index(choice.task)))
+
+
+def _on_same_seeds(metrics: Mapping[Rates, Mapping[int, float]]) -> dict[Rates, list[float]]:
+    """The metrics of the rates that were tried with the same seeds: those seeds for which most cells count."""
+    alternatives = {frozenset(by_seed) for by_seed in metrics.values()}
+    counts = {
+        seeds: len(seeds) * sum(seeds <= by_seed.keys() for by_seed in metrics.values()) for seeds in alternatives
+    }
+    seeds = max(alternatives, key=lambda seeds: (counts[seeds], len(seeds), sorted(seeds)))
+    failed = {rates: [-math.inf] for rates, by_seed in metrics.items() if -math.inf in by_seed.values()}
+    on_seeds = {rates: by_seed for rates, by_seed in metrics.items() if seeds <= by_seed.keys()}
+    return {rates: [by_seed[seed] for seed in sorted(seeds)] for rates, by_seed in on_seeds.items()} | failed
 
 
 def _distinguishing(cells: Iterable[Cell]) -> tuple[str, ...]:

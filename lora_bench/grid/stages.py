@@ -174,6 +174,12 @@ class Resolver:
         start = None if draft.start is None else self.settings_id(draft.start)
         return cell.model_copy(update={"seed": 0, "start": start}).id
 
+    def trained_with(self, draft: Draft) -> str | None:
+        """Return what a cell that has ended was trained with; None if it has not."""
+        cell = self._step(draft).cell
+        record = None if cell is None else self._ended.get(cell.id)
+        return None if record is None else record.trained_with
+
     def search_info(self, step: Step) -> SearchInfo | None:
         """Return what the record of a cell keeps of the search for its rates; None if there was none."""
         draft = step.draft

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# What changes files goes through `os`, not through methods of Path (hence the `noqa: PTH…`): tests put another `os`
+# into this module, which fails or kills the process at any one of these calls.
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # as `temporary` makes names
 _PIECE = 2**30  # bytes of one write: some systems take less than 2 GiB
 

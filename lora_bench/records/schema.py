@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,7 @@ from lora_bench.cell import Cell
 
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
+PROVENANCE = ("code", "torch", "transformers", "tokenizers")  # of the environment: what `provenance.current` has
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 # JSON has no NaN and no infinities: such values are stored as these words. `float()` converts both forms.
 AnyFloat = Finite | Literal["nan", "inf", "-inf"]
@@ -97,6 +99,8 @@ class Protocol(_Part):
         notes: What deviates from the paper.
         start_settings: Where it starts from a cell, a hash of that cell's settings without its seed: the same for the
             seeds of one setting.
+        start_trained: Where it starts from a cell, that cell's `Record.trained_with`. None in records from before it
+            was stored.
     """
 
     split: str
@@ -104,6 +108,7 @@ class Protocol(_Part):
     start: str = "pretrained"
     notes: tuple[str, ...] = ()
     start_settings: str | None = None
+    start_trained: str | None = None
 
 
 class DataInfo(_Part):
@@ -230,6 +235,19 @@ class Record(_Part):
         return self.search is not None and self.search.role != "chosen"
 
     @property
+    def is_failure(self) -> bool:
+        """Whether the cell failed the run: a rate at which cells of a search diverge is a result of the search."""
+        return self.status != "done" and not (self.is_search and self.status == "diverged")
+
+    @property
     def settings(self) -> tuple[Cell, str | None]:
         """What the seeds of one setting have in common: the cell without its seed, and what it starts from."""
         return self.cell.model_copy(update={"seed": 0, "start": None}), self.protocol.start_settings
+
+    @property
+    def trained_with(self) -> str:
+        """A hash of what its numbers depend on besides the cell: code, libraries, data, and the same of its start."""
+        versions = [self.environment.get(name, "").partition("+")[0] for name in PROVENANCE]
+        data = "" if self.data is None else self.data.fingerprint
+        text = "\n".join([*versions, data, self.protocol.start_trained or ""])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

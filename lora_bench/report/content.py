@@ -33,7 +33,7 @@ SCOPE_TABLES: tuple[Callable[[ScopeStatistics], list[ReportTable]], ...] = (
     lambda statistics: [score_tables.best_table(statistics)],
     lambda statistics: score_tables.rank_tables(statistics.scope),
     lambda statistics: epoch_tables(statistics.scope),
-    lambda statistics: symmetry.symmetry_tables(statistics.scope, symmetry.measure_symmetry(statistics.scope)),
+    lambda statistics: symmetry.symmetry_tables(statistics.scope, statistics.symmetry),
     lambda statistics: [score_tables.entries_table(statistics)],
 )
 
@@ -93,7 +93,7 @@ class Content:
         """The number of cells, and how many have each status."""
         counts = self.cells["status"].value_counts()
         shown = ("done", "failed", "diverged", *(["oom"] if "oom" in counts else []))
-        statuses = ", ".join(f"{counts.get(status, 0)} {status}" for status in shown)
+        statuses = ", ".join(f"{counts.get(status, 0):,} {status}" for status in shown)
         return f"{counted(len(self.cells), 'cell')}: {statuses}."
 
 
@@ -134,5 +134,5 @@ def _section(statistics: ScopeStatistics, stem: str) -> Section:
     if not (statistics.scope.entries["n"] > 0).any():
         sentences = ()
     tables = tuple(table for build in SCOPE_TABLES for table in build(statistics))
-    more = symmetry.sentences(symmetry.measure_symmetry(statistics.scope))
+    more = symmetry.sentences(statistics.symmetry)
     return Section(statistics, (*sentences, *more), tables, stem)

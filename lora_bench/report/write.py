@@ -63,10 +63,11 @@ def write(content: Content, out: Path, encoder: FigureEncoder) -> ReportFiles:
         for picture, figure in all_figures(section.statistics, section.stem):
             pictures.setdefault(section.stem, []).append(picture)
             encoded_figures.append((picture.name, encoder.encode(figure)))
-    table_paths = _save(out, _table_files(tables))
+    in_latex = {stem: latex_table(table) for stem, table in tables.items() if not table.is_data}
+    table_paths = _save(out, _table_files(tables, in_latex))
     reports = {
         MARKDOWN: "\n".join(_markdown_lines(content, pictures, sorted(tables))).encode(),
-        LATEX: latex_document("Report", _latex_paragraphs(content), _printed(content.tables)).encode(),
+        LATEX: latex_document("Report", _latex_paragraphs(content), in_latex.values()).encode(),
         JSON: json_report(_json_content(content), content.tables).encode(),
         PAGE: html_page(content).encode(),
     }
@@ -99,10 +100,9 @@ def print_files(files: ReportFiles, console: Console) -> None:
     print_lines([str(files.page)], console, whole=True)
 
 
-def _table_files(tables: Mapping[str, ReportTable]) -> dict[str, bytes]:
+def _table_files(tables: Mapping[str, ReportTable], in_latex: Mapping[str, str]) -> dict[str, bytes]:
     csv_files = {f"tables/{stem}.csv": csv_table(table).encode() for stem, table in tables.items()}
-    printed = {stem: table for stem, table in tables.items() if not table.is_data}
-    return csv_files | {f"tables/{stem}.tex": latex_table(table).encode() for stem, table in printed.items()}
+    return csv_files | {f"tables/{stem}.tex": text.encode() for stem, text in in_latex.items()}
 
 
 def _save(out: Path, files: Mapping[str, bytes]) -> list[Path]:

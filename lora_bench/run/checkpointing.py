@@ -58,7 +58,7 @@ class Checkpointer:
 
     Args:
         context: What keeps checkpoints, and what stops the training.
-        record_times: When the records that some of the cells have were written, in nanoseconds, by id.
+        job: What the pack belongs to.
         fingerprint: What the numbers of all cells depend on besides the cells and their code.
 
     Attributes:
@@ -66,8 +66,8 @@ class Checkpointer:
         began: When the pack began to train, on the monotonic clock, as if it had not been interrupted since.
     """
 
-    def __init__(self, context: RunContext, record_times: Mapping[str, int], fingerprint: Mapping[str, str]) -> None:
-        self.context, self.record_times, self.fingerprint = context, record_times, dict(fingerprint)
+    def __init__(self, context: RunContext, job: Job, fingerprint: Mapping[str, str]) -> None:
+        self.context, self.job, self.fingerprint = context, job, dict(fingerprint)
         self.diverged: list[TrainingState] = []
         self.began = time.monotonic()
         self._last_saved, self._cost = time.monotonic(), 0.0
@@ -108,7 +108,7 @@ class Checkpointer:
             steps=trainer.steps,
             seconds=self.seconds,
             fingerprint=self.fingerprint,
-            cells=tuple(_cell_entry(state, position, self.record_times) for position, state in enumerate(states)),
+            cells=tuple(_cell_entry(state, position, self.job) for position, state in enumerate(states)),
             files=describe({checkpoints.TENSORS: content}),
         )
         self.context.save(manifest, content)
@@ -189,7 +189,7 @@ def find(job: Job, fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
         usable = [
             cell.id
             for cell in job.cells
-            if cell.id not in saved and cell.id in unfinished and _same_fingerprint(checkpoint, cell, fingerprint)
+            if cell.id not in saved and cell.id in unfinished and _same_fingerprint(checkpoint, cell, job, fingerprint)
         ]
         if usable:
             try:
@@ -201,9 +201,14 @@ def find(job: Job, fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
     return saved
 
 
-def _same_fingerprint(checkpoint: StoredCheckpoint, cell: Cell, fingerprint: Mapping[str, str]) -> bool:
-    now = {**fingerprint, "code": provenance.code(cell.method)}
+def _same_fingerprint(checkpoint: StoredCheckpoint, cell: Cell, job: Job, fingerprint: Mapping[str, str]) -> bool:
+    now = {**fingerprint, "code": provenance.code(cell.method), "start": _trained_start(cell, job)}
     return not provenance.differences(checkpoint.fingerprint(cell.id), now)
+
+
+def _trained_start(cell: Cell, job: Job) -> str:
+    """What the cell that a cell continues from was trained with; empty if there is none."""
+    return "" if cell.start is None else job.trained_with[cell.start]
 
 
 def resume(trainer: Trainer, saved: dict[str, CellCheckpoint]) -> float:
@@ -262,14 +267,14 @@ def restore(trainer: Trainer, states: Mapping[str, TrainingState]) -> None:
     optimiser.active.copy_(optimiser.steps_taken == trainer.steps)
 
 
-def _cell_entry(state: TrainingState, position: int, record_times: Mapping[str, int]) -> CellEntry:
+def _cell_entry(state: TrainingState, position: int, job: Job) -> CellEntry:
     """The part of a state that is written as JSON: everything but tensors. `position`: see `_tensors`."""
     progress = state.progress
     return CellEntry(
         id=progress.cell.id,
         position=position,
         code=provenance.code(progress.cell.method),
-        record_time=record_times.get(progress.cell.id, 0),
+        record_time=job.record_times.get(progress.cell.id, 0),
         steps=state.steps,
         steps_taken=state.steps_taken,
         diverged=progress.diverged,
@@ -279,6 +284,7 @@ def _cell_entry(state: TrainingState, position: int, record_times: Mapping[str, 
         held_out=tuple(progress.held_out),
         calibration=tuple(progress.calibration),
         held_out_calibration=tuple(progress.held_out_calibration),
+        start=_trained_start(progress.cell, job),
     )
 
 

@@ -48,6 +48,7 @@ class CellEntry(BaseModel):
         held_out: The metrics on the held-out rows after each epoch, if there are such rows.
         calibration: How well its probabilities are calibrated after each epoch (`engine.calibration`).
         held_out_calibration: The same on the held-out rows.
+        start: What the cell that it continues from was trained with (`Record.trained_with`); empty if there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -65,6 +66,7 @@ class CellEntry(BaseModel):
     held_out: tuple[dict[str, float], ...] = ()
     calibration: tuple[dict[str, float], ...] = ()
     held_out_calibration: tuple[dict[str, float], ...] = ()
+    start: str = ""
 
 
 class CheckpointManifest(BaseModel):
@@ -102,7 +104,8 @@ class StoredCheckpoint(ABC):
 
     def fingerprint(self, cell_id: str) -> dict[str, str]:
         """Return what the numbers of a cell depend on besides its settings."""
-        return {**self.manifest.fingerprint, "code": self.cells[cell_id].code}
+        entry = self.cells[cell_id]
+        return {**self.manifest.fingerprint, "code": entry.code} | ({"start": entry.start} if entry.start else {})
 
     def unfinished(self, record_times: Mapping[str, int]) -> list[str]:
         """Return the ids of the cells that have got no record since the checkpoint was written.

@@ -126,6 +126,7 @@ class Job:
         checkpoints: Checkpoints that hold some of the cells, those with the most steps first.
         predicted_bytes: The predicted peak of memory; None if it is unknown.
         starts: The files of what other cells have trained, by id, for the cells that continue from them.
+        trained_with: What these other cells were trained with (`Record.trained_with`), by id.
         needed: The ids of those cells of the pack that other cells continue from: what they train is kept for these.
     """
 
@@ -137,6 +138,7 @@ class Job:
     checkpoints: Sequence[StoredCheckpoint] = ()
     predicted_bytes: float | None = None
     starts: Mapping[str, Mapping[Part, bytes]] = field(default_factory=dict)
+    trained_with: Mapping[str, str] = field(default_factory=dict)
     needed: frozenset[str] = frozenset()
 
 

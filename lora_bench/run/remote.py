@@ -234,6 +234,7 @@ def encode_job(job: Job) -> SentJob:
         "halved": job.halved,
         "notes": job.notes,
         "record_times": dict(job.record_times),
+        "trained_with": dict(job.trained_with),
         "predicted_bytes": job.predicted_bytes,
         "needed": sorted(job.needed),
     }
@@ -253,6 +254,7 @@ def decode_job(number: int, job: SentJob) -> Job:
         checkpoints=[SentCheckpoint(CheckpointManifest.model_validate_json(text), tensors) for text, tensors in sent],
         predicted_bytes=content["predicted_bytes"],
         starts=starts,
+        trained_with=content["trained_with"],
         needed=frozenset(content["needed"]),
     )
 

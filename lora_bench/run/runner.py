@@ -141,6 +141,7 @@ class Runner:
 
     def _job(self, number: int, work: Work) -> Job:
         record_times, ids = self.store.record_times(), {cell.id for cell in work.cells}
+        starts = self._starts(work.cells)
         return Job(
             number=number,
             cells=work.cells,
@@ -153,7 +154,8 @@ class Runner:
                 if not ids.isdisjoint(checkpoint.unfinished(record_times))
             ],
             predicted_bytes=self.plan.bytes(work.cells),
-            starts=self._starts(work.cells),
+            starts=starts,
+            trained_with={cell_id: self.store.records[cell_id].trained_with for cell_id in starts},
             needed=self.plan.needed & ids,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_bench import provenance
@@ -51,24 +51,22 @@ def cell_statuses(cells: Iterable[Cell], store: RecordStore, retry: Collection[s
     fingerprints = _newest_fingerprints(store)
     statuses: dict[str, CellStatus] = {}
     for cell in cells:
-        record, progress = store.records.get(cell.id), _saved_progress(saved.get(cell.id), cell)
+        record, progress = store.records.get(cell.id), _saved_progress(saved.get(cell.id), cell, store.records)
         if cell.id in store.unreadable:
             status = CellStatus("unreadable", f"{damaged[cell.id]}; it is left alone", will_run=False)
         elif record is None:
             reason = f"its record is damaged ({damaged[cell.id]})" if cell.id in damaged else "no record"
             status = CellStatus("interrupted" if progress else "planned", progress or reason, will_run=True)
         else:
-            status = _status_of_recorded(record, progress, fingerprints, retry)
+            changes = _changes(record, store.records, fingerprints)
+            status = _status_of_recorded(record, progress, changes, retry)
         if holder is not None and cell.id in holder.cells:
             status = CellStatus("running", f"by {holder}", status.will_run)
         statuses[cell.id] = status
     return statuses
 
 
-def _status_of_recorded(
-    record: Record, progress: str, fingerprints: Mapping[_TablesKey, str], retry: Collection[str]
-) -> CellStatus:
-    changes = _changes(record, fingerprints)
+def _status_of_recorded(record: Record, progress: str, changes: Sequence[str], retry: Collection[str]) -> CellStatus:
     state = "stale" if changes and record.status == "done" else record.status
     reason = "; ".join(changes) if state == "stale" else record.reason or "has a record"
     if state in retry:
@@ -77,22 +75,30 @@ def _status_of_recorded(
     return CellStatus(state, reason if state == "done" else f"{reason} (--retry {state})", will_run=False)
 
 
-def _saved_progress(checkpoint: Checkpoint | None, cell: Cell) -> str:
+def _saved_progress(checkpoint: Checkpoint | None, cell: Cell, records: Mapping[str, Record]) -> str:
     """How far the cell was trained when it was saved, in words; empty if it was not."""
     if checkpoint is None:
         return ""
     entry = checkpoint.cells[cell.id]
-    changes = provenance.differences(checkpoint.fingerprint(cell.id), provenance.current(cell.method))
+    start = records.get(cell.start or "")
+    now = provenance.current(cell.method) | ({} if start is None else {"start": start.trained_with})
+    changes = provenance.differences(checkpoint.fingerprint(cell.id), now)
     if changes:
         return f"saved, but begins again: {'; '.join(changes)}"
     return f"saved after {len(entry.metrics)} of {cell.epochs} epochs, {entry.steps} steps"
 
 
-def _changes(record: Record, fingerprints: Mapping[_TablesKey, str]) -> list[str]:
+def _changes(record: Record, records: Mapping[str, Record], fingerprints: Mapping[_TablesKey, str]) -> list[str]:
     """What the record's numbers depend on that has changed since, in words."""
     changes = provenance.differences(record.environment, provenance.current(record.cell.method))
     if record.data is not None and fingerprints[_tables_key(record.cell)] != record.data.fingerprint:
         changes.append("data: newer records were trained on other tokens or labels")
+    start = records.get(record.cell.start or "")
+    if start is not None:
+        if record.protocol.start_trained not in (None, start.trained_with):
+            changes.append(f"start: {start.id} was trained again since, with other code, libraries or data")
+        elif start.status == "done" and _changes(start, records, fingerprints):
+            changes.append(f"start: {start.id} is stale")
     return changes
 
 

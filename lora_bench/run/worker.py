@@ -73,7 +73,7 @@ class Training:
         for steps in sorted(by_steps, reverse=True):
             limit = len(cells) if job.halved else self._cells_that_fit(by_steps[steps], job, build)
             for part in _even_parts(by_steps[steps], limit):
-                checkpointer = Checkpointer(context, job.record_times, fingerprint)
+                checkpointer = Checkpointer(context, job, fingerprint)
                 run = PackRun(backbone, prepared, self.view, checkpointer, starts)
                 ended, timing = run.train(part, checkpoints, job.halved)
                 yield [self._outcome(cell, job, prepared.info, timing) for cell in ended]

@@ -74,7 +74,7 @@ def test_a_job_arrives_as_it_was_with_the_newest_sound_checkpoint_of_each_cell(t
     for steps, entries in ((9, both[:1]), (8, both), (7, both)):
         save_checkpoint(tmp_path, "pack", entries, f"of {steps}".encode(), steps)
     stored = checkpoints.read_all(tmp_path)
-    job = Job(5, CELLS, 2, ("a note",), {CELLS[0].id: 0}, stored, 1e9 / 3)
+    job = Job(5, CELLS, 2, ("a note",), {CELLS[0].id: 0}, stored, 1e9 / 3, trained_with={"an id": "a hash"})
     decoded = remote.decode_job(5, remote.encode_job(job))
     assert [checkpoint.read_tensors() for checkpoint in decoded.checkpoints] == [b"of 9", b"of 8"]
     assert repr([c.manifest for c in decoded.checkpoints]) == repr([c.manifest for c in stored[:2]])

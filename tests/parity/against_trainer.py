@@ -104,8 +104,8 @@ def _table(cells: list[Cell], results: Path, folder: Path) -> None:
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
         mine = [100 * (ours[cell.id].best or 0) for cell in own]
-        told = [json.loads((folder / f"{cell.id}.json").read_text()) for cell in own]
-        peer = [100 * max(entry["values"]) for entry in told]
+        entries = [json.loads((folder / f"{cell.id}.json").read_text()) for cell in own]
+        peer = [100 * max(entry["values"]) for entry in entries]
         error = math.sqrt(stdev(mine) ** 2 / len(mine) + stdev(peer) ** 2 / len(peer))
         gap = fmean(mine) - fmean(peer)
         print(

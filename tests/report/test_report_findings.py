@@ -271,6 +271,12 @@ def test_the_answer_says_which_is_best_and_whether_the_method_matches() -> None:
     assert "Not tested here: any other encoder, MRPC, QQP, MNLI, QNLI, RTE and WNLI" in rest[1]
 
 
+def test_a_report_on_fewer_than_three_seeds_says_that_nothing_is_compared() -> None:
+    first, *rest = answer(statistics([record(0.5, seed=seed, seconds=9.0) for seed in range(2)]))
+    assert first == "No setting has 3 seeds or more here: nothing is compared."
+    assert "0.3 GPU-minutes of training" in rest[0]
+
+
 @pytest.mark.parametrize(
     ("gap", "spread", "words"),
     [
@@ -438,6 +444,13 @@ def test_an_mnli_start_and_a_metric_variant_are_not_comparable() -> None:
     assert "MNLI start there" in against(lora(0.8, task="rte"), "rte")["because"]
     spearman = against(lora(0.9, task="stsb"), "stsb", "LoRA r=8, Spearman")
     assert "metric variant (Spearman)" in spearman["because"]
+
+
+def test_each_task_is_compared_by_its_own_start() -> None:
+    """LoRA's RTE starts from MNLI and its SST-2 does not; here too."""
+    records = [*lora(0.951), *lora(0.866, task="rte", start="mnli")]
+    assert against(records)["verdict"] == "within"
+    assert against(records, "rte")["verdict"] == "within"
 
 
 def test_the_tables_have_every_value_with_its_protocol() -> None:

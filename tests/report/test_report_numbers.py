@@ -261,6 +261,24 @@ def test_what_cannot_be_compared_is_another_scope(other: dict[str, Any]) -> None
     assert all(one.entries["tried"].tolist() == [1] for one in both)
 
 
+def test_tasks_of_which_some_start_from_another_task_share_a_table_and_an_average() -> None:
+    """As in LoRA's protocol; a task with several starts has a table for each of them."""
+    tasks = [record(0.5, task="cola"), record(0.6, task="mrpc", start="mnli"), record(0.7, task="rte", start="mnli")]
+    (joined,) = scopes(tasks)
+    assert [column.task for column in joined.columns] == ["cola", "mrpc", "rte", AVERAGE]
+    assert joined.values["start"] == "pretrained, mnli for mrpc and rte"
+    assert [joined.start_of(column) for column in joined.tasks] == ["pretrained", "mnli", "mnli"]
+    apart = scopes([*tasks, record(0.9, task="rte")])
+    assert {one.values["start"]: [column.task for column in one.tasks] for one in apart} == {
+        "mnli": ["mrpc", "rte"],
+        "pretrained": ["cola", "rte"],
+    }
+    assert [one.values["start"] for one in scopes([*tasks, record(0.9, task="sst2", data="other")])] == [
+        "pretrained, mnli for mrpc and rte",
+        "pretrained",
+    ]
+
+
 def test_models_are_named_without_owner_and_revision_unless_that_is_the_same() -> None:
     assert short_model("FacebookAI/roberta-base@abc") == "roberta-base"
     assert [one.title for one in scopes([record(0.5, model="a/b@1"), record(0.5, model="a/c@1")])] == ["b", "c"]

@@ -55,7 +55,8 @@ def test_a_row_says_what_was_tried_and_chosen_and_how_flat_it_is() -> None:
 
 
 def test_an_edge_and_a_failed_rate_are_said() -> None:
-    (row,) = rows([trial(1e-4, 0.6), trial(1e-3, 0.7), trial(1e-2, 0.9), trial(1e-2, None, 101), trial(1e-3, 0.7, 101)])
+    sound = [trial(rate, score, seed) for rate, score in ((1e-4, 0.6), (1e-3, 0.7)) for seed in (100, 101)]
+    (row,) = rows([*sound, trial(1e-2, 0.9), trial(1e-2, None, 101)])
     assert (row["chosen"], row["edge"], row["failed"]) == ("0.001", None, 1)
     assert row["held_out"] == "60.0, 70.0, failed"
     assert row["over_higher"] is None
@@ -75,12 +76,21 @@ def test_neighbours_are_at_the_chosen_rate_of_the_head() -> None:
     assert (row["chosen"], row["searched"], row["edge"]) == ("0.002 / 0.001", "lr, head_lr", "lr, head_lr")
     assert row["over_lower"] == pytest.approx(0.4)
     assert row["over_second"] == pytest.approx(0.1)
+    (table,) = search_tables(trial(lr, score, search=both, head_lr=head) for (lr, head), score in scores.items())
+    assert "searched\nsettings" in table.heads  # what a pair of rates is of
 
 
 def test_the_table_has_a_row_for_each_search_and_counts_edges() -> None:
     (table,) = search_tables([*SEARCH, trial(1e-4, 0.6, rank=8), trial(1e-3, 0.7, rank=8)])
     assert len(table.rows) == 2
-    assert table.notes[0] == "2 of 2 searches have chosen; 1 of the chosen rates stand at an edge."
+    cells = len(SEARCH) + 2
+    assert table.notes[0] == (
+        f"2 of 2 searches have chosen; 1 of the chosen rates stand at an edge. They took {cells} cells."
+    )
+    assert "searched\nsettings" not in table.heads
+    timed = [trial(rate, 0.6, seed=seed, seconds=90.0, device="cpu") for rate in (1e-4, 1e-3) for seed in (100, 101)]
+    (table,) = search_tables(timed)
+    assert table.notes[0].endswith("They took 4 cells, 6.0 CPU-minutes of training.")
     assert search_tables([record()]) == []
 
 

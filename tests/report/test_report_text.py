@@ -20,7 +20,7 @@ from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.escaping import ascii_only, escape_markdown, file_stems, slug
 from lora_bench.report.formats.html import html_page, html_table
-from lora_bench.report.formats.latex import escape_latex, latex_document
+from lora_bench.report.formats.latex import escape_latex, latex_document, latex_table
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_table
 from lora_bench.report.numbers.tables import ReportTable
 from lora_bench.text import clean, sheet
@@ -199,7 +199,7 @@ def test_json_reads_back_as_it_was() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no TeX here")
 def test_tex_compiles_and_reads_no_file(tmp_path: Path) -> None:
-    (tmp_path / "report.tex").write_text(latex_document(EVIL, [EVIL], printed()), encoding="utf-8")
+    (tmp_path / "report.tex").write_text(latex_document(EVIL, [EVIL], map(latex_table, printed())), encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-recorder", "report.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]

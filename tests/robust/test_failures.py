@@ -97,13 +97,13 @@ def test_what_was_published_before_an_error_counts(results: Path, ended: int) ->
 
 
 def test_only_memory_counts_as_halved_and_what_failed_is_given_back(results: Path) -> None:
-    told: list[tuple[int, int]] = []
+    jobs: list[tuple[int, int]] = []
 
     class Watched(StubWorker):
         forgotten = 0
 
         def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
-            told.append((len(job.cells), job.halved))
+            jobs.append((len(job.cells), job.halved))
             if len(job.cells) > 2:
                 raise MemoryError("all of it")
             if len(job.cells) == 2:
@@ -116,7 +116,7 @@ def test_only_memory_counts_as_halved_and_what_failed_is_given_back(results: Pat
     plan = plans.make(grid(1, range(1, 6)), results, 16)
     worker, view = Watched(plan), QuietView()
     Runner(plan, Options(results), view, None, LocalExecutor(worker)).run()
-    assert told == [(5, 0), (2, 1), (1, 1), (1, 1), (3, 1), (1, 2), (2, 2), (1, 2), (1, 2)]
+    assert jobs == [(5, 0), (2, 1), (1, 1), (1, 1), (3, 1), (1, 2), (2, 2), (1, 2), (1, 2)]
     assert worker.forgotten == 4
     assert set(statuses(results).values()) == {"done"}
     assert sorted(view.ended) == sorted(cell.id for cell in plan.grid.cells)

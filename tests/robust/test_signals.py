@@ -67,9 +67,16 @@ def test_a_run_that_is_ended_saves_and_says_how_to_go_on(
     assert len(errors.splitlines()) == 1
     (folder,) = (tmp_path / "out" / "states").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "state.safetensors"]
-    told, _ = start(tmp_path, "-m", "lora_bench", "plan", *RUN).communicate(timeout=60)
-    assert "interrupted" in told
-    assert "saved after" in told
+    planned, _ = start(tmp_path, "-m", "lora_bench", "plan", *RUN).communicate(timeout=60)
+    assert "interrupted" in planned
+    assert "saved after" in planned
+
+
+def test_a_command_that_saves_no_cells_does_not_say_that_it_does(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    running = start(tmp_path, "-m", "lora_bench", "check", "slow.py")
+    _, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (130, "Interrupted.\n")
 
 
 @pytest.mark.parametrize("signals", [once, hang_up, twice, many])

@@ -81,7 +81,7 @@ class Calls:
         if frame.f_code.co_filename == self.module:
             self.found[frame.f_code.co_qualname.partition(".<locals>")[0]].add(self.now)
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The callers by function, files that call nothing, and the libraries that were loaded."""
         callers = {name: sorted(tests) for name, tests in self.found.items()}
         calling = {test.partition("::")[0] for tests in callers.values() for test in tests}
@@ -113,13 +113,13 @@ class Tree:
 
     def learn(self) -> None:
         """Run the tests on the module as it is: who calls what, how long it takes, what to load before forking."""
-        told, calls, began = self.copy.with_suffix(".json"), Calls(self.module), time.monotonic()
+        path, calls, began = self.copy.with_suffix(".json"), Calls(self.module), time.monotonic()
         self.module.write_text(ast.unparse(ast.parse(self.source)), encoding="utf-8")
-        code = self._forked(list(self.tests), calls, lambda: told.write_text(json.dumps(calls.told())))
+        code = self._forked(list(self.tests), calls, lambda: path.write_text(json.dumps(calls.summary())))
         if code != 0:
             said = self.copy.with_suffix(".log").read_text(errors="replace")[-2000:]
             raise SystemExit(f"{self.module.name}: its tests fail without a change (exit {code})\n{said}")
-        found = json.loads(told.read_text())
+        found = json.loads(path.read_text())
         self.callers, self.elsewhere, self.limit = found["callers"], found["elsewhere"], 20 + time.monotonic() - began
         for name in found["loaded"]:
             with suppress(ImportError):

@@ -117,8 +117,8 @@ def _is_for_types(node: ast.AST) -> bool:
 
 
 def _is_told(node: ast.AST) -> bool:
-    told = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", ".warn"))
-    return told or isinstance(node, ast.Raise)
+    is_message = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", ".warn"))
+    return is_message or isinstance(node, ast.Raise)
 
 
 def _is_checked(node: ast.AST) -> bool:

@@ -103,12 +103,11 @@ def _rank_panel(statistics: ScopeStatistics, column: Column, targets: str) -> Ra
     entries = entries[entries["n"] > 0]
     ranked = entries[entries["rank"].notna() & (entries["targets"] == targets)]
     labels = _drawn_labels(statistics, targets)
-    lines = {}
-    for label in labels:
-        chosen = choose_entries(ranked[ranked["label"] == label], ("rank",)).sort_values("rank")
-        if len(chosen):
-            rows = chosen[["rank", "mean", "low", "high"]].astype(float)
-            lines[label] = [tuple(row) for row in rows.itertuples(index=False, name=None)]
+    chosen = choose_entries(ranked[ranked["label"].isin(labels)], ("label", "rank"))
+    points = chosen[["rank", "mean", "low", "high"]].astype(float)
+    lines: dict[str, list[Point]] = {label: [] for label in labels if (chosen["label"] == label).any()}
+    for label, point in zip(chosen["label"], points.itertuples(index=False, name=None), strict=True):
+        lines[label].append(point)
     levels = {row["label"]: row["mean"] for row in rows_of(entries[entries["method"].isin(LEVEL_STYLES)])}
     banded = frozenset((scope.compare.subject, scope.compare.reference))
     return RankPanel(column, lines, levels if lines else {}, banded)

@@ -44,10 +44,10 @@ def latex_table(table: ReportTable) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def latex_document(title: str, lines: Iterable[str], tables: Iterable[ReportTable]) -> str:
-    """Return a complete document with a title, paragraphs and tables."""
+def latex_document(title: str, lines: Iterable[str], tables: Iterable[str]) -> str:
+    """Return a complete document with a title, paragraphs and tables, as `latex_table` returns these."""
     paragraphs = "\n".join(rf"{escape_latex(line)}\par" for line in lines)
-    body = "\n".join(latex_table(table) for table in tables)
+    body = "\n".join(tables)
     return f"{_PREAMBLE}\\section*{{{escape_latex(title)}}}\n{paragraphs}\n{body}\n\\end{{document}}\n"
 
 

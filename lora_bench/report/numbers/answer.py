@@ -50,7 +50,7 @@ def _best_sentence(statistics: ScopeStatistics) -> str:
     frontier = statistics.frontier
     tested = frontier[frontier["n"] >= MIN_SEEDS] if len(frontier) else frontier
     if tested.empty:
-        return ""
+        return f"No setting has {MIN_SEEDS} seeds or more here: nothing is compared."
     counts = tested["size_class"].value_counts()
     several = [float(size) for size in counts[counts > 1].index.tolist()]
     if not several:
@@ -167,7 +167,8 @@ def _evidence_sentence(statistics: ScopeStatistics) -> str:
     chosen = "held-out training rows" if is_held_out(scope) else "the scores that are shown"
     seconds = scope.cells["seconds"].sum()
     unit = f"{device_prefix(scope.cells)}minutes"
-    time = f"{seconds / 60:,.0f} {unit} of training, without what was searched or tried before; " if seconds else ""
+    minutes = f"{seconds / 60:,.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
+    time = f"{minutes} {unit} of training, without what was searched or tried before; " if seconds else ""
     return (
         f"Evidence: {counted(len(scope.cells), 'cell')} on {scope.title}, {counted(len(entries), 'setting')} on "
         f"{main_name(scope)} with {seeds_text} seed{'' if seeds == [1] else 's'} each{spread}; {time}settings are "

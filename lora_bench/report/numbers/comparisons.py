@@ -29,6 +29,7 @@ from lora_bench.report.numbers.statistics import (
     rank_entries,
     seed_interval,
 )
+from lora_bench.report.numbers.symmetry import measure_symmetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,6 +170,11 @@ class ScopeStatistics:
             if all(len(side) for side in sides):
                 pairs.append([side.index[0] for side in sides])
         return self.compare(column, pd.DataFrame(pairs, columns=["entry", "reference"]), DECLARED)
+
+    @cached_property
+    def symmetry(self) -> DataFrame:
+        """Whether a or b is worth more, by column, method and targets; see `symmetry.measure_symmetry`."""
+        return measure_symmetry(self.scope)
 
     @cached_property
     def frontier(self) -> DataFrame:

@@ -71,6 +71,10 @@ class Scope:
         """The columns without the average."""
         return tuple(column for column in self.columns if column.task != AVERAGE)
 
+    def start_of(self, column: Column) -> str:
+        """Return what the cells of a task start from: `pretrained`, or a task; it is the same for all of them."""
+        return str(self.cells["own_start"][self.cells["task"] == column.task].iloc[0])
+
     def at(self, column: Column) -> DataFrame:
         """Return the entries of a column."""
         return self.entries[self.entries["task"] == column.task]

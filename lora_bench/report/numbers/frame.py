@@ -110,6 +110,7 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
         CellColumn("metric", attrgetter("metric")),
         CellColumn("split", _split_name),
         CellColumn("start", attrgetter("protocol.start")),
+        CellColumn("own_start", attrgetter("protocol.start")),
         CellColumn("start_settings", attrgetter("protocol.start_settings"), "start of"),
         CellColumn("notes", lambda record: "; ".join(record.protocol.notes) or None),
         _score("score", attrgetter("score")),
@@ -145,7 +146,8 @@ def cell_frame(records: Iterable[Record]) -> DataFrame:
         name: pd.Series([column.value(record) for record in ordered], dtype=column.dtype)
         for name, column in CELL_COLUMNS.items()
     }
-    return _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(pd.DataFrame(columns))))
+    frame = _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(pd.DataFrame(columns))))
+    return _join_starts(frame)
 
 
 def rows_of(frame: DataFrame) -> list[Row]:
@@ -163,7 +165,12 @@ def group_ids(frame: DataFrame, names: Sequence[str]) -> Series:
 
 def device_prefix(cells: DataFrame) -> str:
     """Return the prefix of "seconds" in headings: `GPU-` or `CPU-`, or nothing if the timed cells used both kinds."""
-    devices = {record.environment.get("device", "") for record in cells["record"][cells["seconds"].notna()]}
+    return device_kind(cells["record"][cells["seconds"].notna()])
+
+
+def device_kind(records: Iterable[Record]) -> str:
+    """Return `GPU-` or `CPU-`, where these records are of, or nothing if they are of both kinds."""
+    devices = {record.environment.get("device", "") for record in records}
     on_cpu = {device.lower().startswith("cpu") for device in devices if device}
     return {frozenset({True}): "CPU-", frozenset({False}): "GPU-"}.get(frozenset(on_cpu), "")
 
@@ -182,6 +189,32 @@ def _tell_heads_apart(frame: DataFrame) -> DataFrame:
     """Add to the model's name that its own head was trained: another head is another setup, not a setting to choose."""
     own = frame["head"] == "model"
     return frame.assign(model=frame["model"].mask(own, frame["model"] + " (own head)"))
+
+
+def _join_starts(frame: DataFrame) -> DataFrame:
+    """Give the tasks of a protocol one value of `start` wherever each of them has a single start.
+
+    So tasks that start from MNLI share a table, and an average, with those that start from the pretrained model. Where
+    a task has several starts, these are protocols of their own. `own_start` stays the start of the cell.
+    """
+    groups = group_ids(frame, SCOPE[:-1])
+    several = (frame.groupby([groups, "task"])["start"].transform("nunique") > 1).groupby(groups).transform("any")
+    names = {
+        number: _starts_text(dict(zip(members["task"], members["start"], strict=True)))
+        for number, members in frame[~several].groupby(groups)
+    }
+    return frame.assign(start=frame["start"].where(several, groups.map(names)))
+
+
+def _starts_text(starts: Mapping[str, str]) -> str:
+    """Name the start of each task: `pretrained`, or `pretrained, mnli for mrpc and rte`."""
+    if len(set(starts.values())) == 1:
+        return next(iter(starts.values()))
+    tasks: dict[str, list[str]] = {}
+    for task, start in sorted(starts.items(), key=lambda item: (item[1] != "pretrained", item[1], item[0])):
+        tasks.setdefault(start, []).append(task)
+    texts = [f"{start} for {' and '.join(names)}" for start, names in tasks.items() if start != "pretrained"]
+    return ", ".join([*(["pretrained"] if "pretrained" in tasks else []), *texts])
 
 
 def _shorten_data_names(frame: DataFrame) -> DataFrame:

@@ -267,7 +267,7 @@ def _identity(value: PublishedValue) -> dict[str, Any]:
 
 def _incomparable_reasons(value: PublishedValue, scope: Scope, column: Column, row: Row) -> list[str]:
     """Return why a published value and an entry must not be compared; empty if they may be."""
-    here, protocol = scope.values, value.protocol
+    here, protocol, start = scope.values, value.protocol, scope.start_of(column)
     checks = (
         (short_model(here["model"]) != value.model, f"other model ({here['model']})"),
         ({row["most_rows"], row["least_rows"]} != {TASKS[value.task].eval_rows}, "not GLUE's rows"),
@@ -275,8 +275,8 @@ def _incomparable_reasons(value: PublishedValue, scope: Scope, column: Column, r
         (value.rank is not None and row["rank"] != value.rank, f"other rank (r={row['rank']})"),
         (value.targets is not None and _target_names(row) != value.targets, f"other targets ({row['targets']})"),
         (value.start is None, "what it starts from is not found"),
-        (value.start == "mnli" and here["start"] != "mnli", "MNLI start there"),
-        (value.start == "pretrained" and here["start"] != "pretrained", f"other start ({here['start']})"),
+        (value.start == "mnli" and start != "mnli", "MNLI start there"),
+        (value.start == "pretrained" and start != "pretrained", f"other start ({start})"),
         (column.metric != value.metric, f"metric variant ({metric_name(value.metric)})"),
         (protocol["select"] is None, "how its epoch was chosen is not found"),
         (protocol["select"] not in (None, here["select"]), f"{_EPOCH_NAMES.get(str(protocol['select']))} there"),

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from lora_bench.grid.choose import ChosenRate, Rates, choose_rates
 from lora_bench.records.schema import Record
+from lora_bench.report.numbers.frame import device_kind
 from lora_bench.report.numbers.tables import Field, ReportTable
+from lora_bench.text import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +27,7 @@ COLUMNS = {
     "b": "b",
     "targets": "targets",
     "further": "further",
-    "searched": "searched",
+    "searched": "searched\nsettings",
     "seeds": "seeds",
     "tried": "tried",
     "held_out": "held-out\nscores",
@@ -110,14 +112,17 @@ def _rates_text(rates: Rates) -> str:
 
 def search_tables(records: Iterable[Record]) -> list[ReportTable]:
     """Return a table of the searches; none if nothing was searched."""
+    records = list(records)
     frame = search_frame(records)
     if frame.empty:
         return []
-    shown = [name for name in COLUMNS if name != "searched" and frame[name].notna().any()]
+    shown = [name for name in COLUMNS if frame[name].notna().any()]
+    if (frame["searched"] == "lr").all():
+        shown.remove("searched")
     rows = [dict(zip(frame.columns, values, strict=True)) for values in frame.to_numpy()]
     edges = int(frame["edge"].notna().sum())
-    found = int(frame["chosen"].notna().sum())
-    summary = f"{found} of {len(frame)} searches have chosen; {edges} of the chosen rates stand at an edge."
+    finished = int(frame["chosen"].notna().sum())
+    summary = f"{finished} of {len(frame)} searches have chosen; {edges} of the chosen rates stand at an edge."
     return [
         ReportTable(
             name="searches",
@@ -125,10 +130,19 @@ def search_tables(records: Iterable[Record]) -> list[ReportTable]:
             heads=tuple(COLUMNS[name] for name in shown),
             label_columns=2,
             rows=tuple(tuple(_field(name, row[name]) for name in shown) for row in rows),
-            notes=(summary, NOTE),
+            notes=(f"{summary} {_cost_text(records)}", NOTE),
             data=frame,
         )
     ]
+
+
+def _cost_text(records: Iterable[Record]) -> str:
+    """Say how many cells the searches took, and how long these trained."""
+    searches = [record for record in records if record.is_search]
+    timed = [record for record in searches if record.timing is not None]
+    minutes = sum(record.timing.seconds for record in timed if record.timing is not None) / 60
+    unit = f"{device_kind(timed)}minutes"
+    return f"They took {counted(len(searches), 'cell')}" + (f", {minutes:,.1f} {unit} of training." if timed else ".")
 
 
 def _field(name: str, value: object) -> Field:
