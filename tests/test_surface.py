@@ -17,7 +17,7 @@ SELECTION = {
 COMMANDS = {
     "run": SELECTION,
     "plan": SELECTION,
-    "report": {"--results", "--out", "--vs-paper", "--config"},
+    "report": {"--results", "--out", "--vs-paper", "--config", "--against"},
     "list": {"--results", "--include"},
     "show": {"--results"},
     "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include"},

@@ -226,16 +226,14 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
 @outlive_output
 def report(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to (default: the results folder).", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, _unset("Folder to write to (default: the results folder).")] = None,
     vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published numbers.")] = False,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="Config whose `compare` says what is compared (default: compare.yaml of the results folder).",
-            show_default=False,
-        ),
+        _unset("Config whose `compare` says what is compared (default: compare.yaml of the results folder)."),
+    ] = None,
+    against: Annotated[
+        Path | None, _unset("Another results folder: say which cells are in both, and what changed, instead.")
     ] = None,
 ) -> None:
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
@@ -243,6 +241,13 @@ def report(
     from lora_bench.grid.config import load_comparisons
 
     compare = load_comparisons(results, config)
+    if against is not None:
+        from lora_bench.report.against import compare_folders
+
+        if vs_paper:
+            raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
+        compare_folders(results, against, out or results, _console(), compare.margin)
+        return
     built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
     if built.code:
         raise typer.Exit(built.code)

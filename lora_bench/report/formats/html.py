@@ -44,6 +44,19 @@ def html_page(content: Content) -> str:
     return "".join(_fill_template(_asset("page.html"), parts))
 
 
+def plain_page(title: str, answer: Iterable[str], tables: Iterable[ReportTable], notes: Iterable[str]) -> str:
+    """Return a page without scripts: sentences, the printed tables, and how to read them."""
+    printed = [table for table in tables if not table.is_data]
+    parts = {
+        "title": escape_html(title),
+        "style": _asset("page.css"),
+        "answer": "".join(f"<p>{escape_html(sentence)}</p>" for sentence in answer),
+        "tables": "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in printed),
+        "notes": _list(notes),
+    }
+    return "".join(_fill_template(_asset("plain.html"), parts))
+
+
 def escape_html(text: str) -> str:
     """Escape text for an element or an attribute."""
     return escape(clean(text))
