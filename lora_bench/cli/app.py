@@ -237,8 +237,8 @@ def report(
     ] = None,
 ) -> None:
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
-    from lora_bench import report as reports
     from lora_bench.grid.config import load_comparisons
+    from lora_bench.report import build
 
     compare = load_comparisons(results, config)
     if against is not None:
@@ -248,7 +248,7 @@ def report(
             raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
         compare_folders(results, against, out or results, _console(), compare.margin)
         return
-    built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
+    built = build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
     if built.code:
         raise typer.Exit(built.code)
 
