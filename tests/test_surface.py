@@ -20,10 +20,13 @@ COMMANDS = {
     "report": {"--results", "--out", "--vs-paper", "--config", "--against"},
     "list": {"--results", "--include"},
     "show": {"--results"},
-    "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include"},
+    "export": {
+        "--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include",
+        "--push", "--public",
+    },
     "check": set(),
     "choose": {"--results", "--rank", "--method"},
-    "archive": {"--results"},
+    "archive": {"--results", "--push", "--public"},
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

@@ -26,6 +26,13 @@ IncludeOption = Annotated[
     list[Path] | None,
     typer.Option("--include", help="Python file with your own method or task; it is run.", metavar="FILE"),
 ]
+PushOption = Annotated[
+    str | None,
+    typer.Option("--push", help="Push it to this repository of the Hub as well: owner/name.", metavar="REPO"),
+]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="With --push: a new repository is public (default: private).")
+]
 
 
 def export(
@@ -49,13 +56,17 @@ def export(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
     include: IncludeOption = None,
+    push: PushOption = None,
+    public: PublicOption = False,
 ) -> Iterator[str]:
     """Export a trained cell to other tools: as a peft LoRA, a transformers model, or a submission to GLUE.
 
     peft and merged exports are compared with the cell before they are written; every folder has a model card.
     """
     including(include)
-    _require_valid_options(ids, to, dtype)  # before torch is imported, so that a wrong option is reported at once
+    _require_valid_options(
+        ids, to, dtype, push, offline
+    )  # before torch is imported, so that a wrong option is reported at once
     from lora_bench.data import DataSource
     from lora_bench.export import folders, glue, trained
     from lora_bench.models import SAMPLE
@@ -69,11 +80,26 @@ def export(
     if to == "glue":
         yield from glue.write([partial(load, cell_id) for cell_id in ids], out, test_data)
     else:
-        yield folders.WRITERS[to](load(ids[0]), out, dtype)
+        trained_cell = load(ids[0])
+        yield folders.WRITERS[to](trained_cell, out, dtype)
+        if push is not None:
+            yield _push_folder(push, out, trained_cell, public)
     yield str(out)
 
 
-def _require_valid_options(ids: Sequence[str], to: str, dtype: str) -> None:
+def _push_folder(repo: str, folder: Path, trained: Trained, public: bool) -> str:
+    """Push an export; if that fails, say how the folder, which is whole, is pushed without another export."""
+    from lora_bench import push
+
+    try:
+        message = f"{trained.cell.method} on {trained.task.title}, cell {trained.record.id} of lora-bench"
+        return push.push(repo, push.files_of(folder), "model", message, public)
+    except BenchError as error:
+        hint = f"{error.hint} The export is in '{folder}': hf upload {repo} {folder} ."
+        raise BenchError(error.what, hint, error.code) from error
+
+
+def _require_valid_options(ids: Sequence[str], to: str, dtype: str, push: str | None, offline: bool) -> None:
     if to not in FORMS:
         raise unknown("form", to, FORMS)
     if dtype not in DTYPES:
@@ -81,6 +107,12 @@ def _require_valid_options(ids: Sequence[str], to: str, dtype: str) -> None:
     if to != "glue" and len(ids) > 1:
         hint = "Export them one by one, each with its own --out."
         raise BenchError(f"--to {to} takes one id, not {len(ids)}.", hint, USAGE)
+    if push is not None:
+        if to == "glue":
+            raise BenchError("--push takes no submission.", "The leaderboard takes the zip: leave --push out.", USAGE)
+        from lora_bench.push import check_name
+
+        check_name(push, offline)
 
 
 def check(
