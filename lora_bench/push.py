@@ -34,7 +34,7 @@ def check_name(repo: str, offline: bool = False) -> None:
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported, without saying so
 
     if offline or constants.HF_HUB_OFFLINE:
         raise BenchError("--push needs the network.", "Leave --offline and HF_HUB_OFFLINE out.", USAGE)

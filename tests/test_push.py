@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import yaml
-from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
+from huggingface_hub import parse_eval_result_entries
 from typer.testing import CliRunner
 
 from lora_bench.cli.app import app
@@ -53,6 +54,15 @@ def export(bench: TinyBench, out: Path, *words: str) -> tuple[int, str]:
     return invoke("export", record.id, *given)
 
 
+def front_matter(readme: bytes) -> dict[str, Any]:
+    """What stands above a card, for the Hub."""
+    opening, front, _ = readme.decode().split("---", 2)
+    assert not opening
+    content = yaml.safe_load(front)
+    assert isinstance(content, dict)
+    return content
+
+
 @pytest.mark.parametrize("form", ["peft", "merged"])
 def test_an_export_is_pushed_whole(form: str, bench: TinyBench, hub: FakeHub, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -62,7 +72,7 @@ def test_an_export_is_pushed_whole(form: str, bench: TinyBench, hub: FakeHub, tm
     files = hub.repos[f"models/{REPO}"]
     assert files.pop(".gitattributes") == b""
     assert files == {name: path.read_bytes() for name, path in files_of(out).items()}
-    assert ModelCard(files["README.md"].decode()).data.to_dict()["license"] == "other"
+    assert front_matter(files["README.md"])["license"] == "other"
     assert hub.private == {f"models/{REPO}": True} and len(hub.messages) == 1
     code, output = export(bench, tmp_path / "again", "--to", form, "--push", REPO, "--public")
     assert code == DONE and hub.private == {f"models/{REPO}": True}, output
@@ -133,7 +143,7 @@ def test_a_name_that_is_none_is_refused_before_anything_is_done(name: str, hub: 
 
 
 def test_what_cannot_be_pushed_is_refused_at_once(bench: TinyBench, hub: FakeHub, tmp_path: Path) -> None:
-    for words, what in ((("peft", "--offline"), "needs the network"), (("glue",), "takes no submission")):
+    for words, what in ((("peft", "--offline"), "needs the network"), (("glue",), "takes no export")):
         code, output = export(bench, tmp_path / "out", "--to", *words, "--push", REPO)
         assert code == USAGE and what in output, output
     assert not (tmp_path / "out").exists() and hub.repos == {}
@@ -151,7 +161,7 @@ def test_an_archive_is_pushed_with_its_table_and_card(hub: FakeHub, tmp_path: Pa
     assert set(files) == {".gitattributes", "README.md", "metrics.csv", "records.jsonl.gz", "compare.yaml"}
     assert files["records.jsonl.gz"] == archive.path_of(results).read_bytes()
     text = files["README.md"].decode()
-    data = DatasetCard(text).data.to_dict()
+    data = front_matter(files["README.md"])
     assert data["license"] == "other"
     assert data["configs"] == [{"config_name": "default", "data_files": "metrics.csv"}]
     assert "3 cells (3 done)" in text and str(tmp_path) not in text
