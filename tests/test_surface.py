@@ -12,7 +12,7 @@ SELECTION = {
     "--lr", "--head-lr", "--search-lr", "--search-seeds", "--start",
     "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
     "--data-dir", "--results", "--pack", "--retry", "--include", "--device", "--offline", "--save", "--debug",
-    "--engine", "--address", "--gpus",
+    "--engine", "--address", "--gpus", "--track",
 }  # fmt: skip
 COMMANDS = {
     "run": SELECTION,

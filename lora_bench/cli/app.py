@@ -155,7 +155,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.cli import progress, tables
     from lora_bench.grid.config import keep_comparisons
     from lora_bench.records import store
-    from lora_bench.run import environment, interfaces, runner
+    from lora_bench.run import environment, interfaces, runner, tracking
     from lora_bench.run import plan as plans
     from lora_bench.run.device import choose_device
 
@@ -179,11 +179,14 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
         options = interfaces.Options(
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
-        with progress.ProgressView(console, plan, execution.debug) as view:
+        with (
+            progress.ProgressView(console, plan, execution.debug) as shown,
+            tracking.tracked(shown, execution.track or (), folder, execution.offline) as view,
+        ):
             grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
-        results = [record for record in cell_records if not record.is_search]
-        tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)
+        results = tables.results_table([record for record in cell_records if not record.is_search])
+        tables.print_table(console, results, tables.RESULTS_DROPPED)
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:
@@ -239,11 +242,10 @@ def report(
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
     from lora_bench.grid.config import load_comparisons
     from lora_bench.report import build
+    from lora_bench.report.against import compare_folders
 
     compare = load_comparisons(results, config)
     if against is not None:
-        from lora_bench.report.against import compare_folders
-
         if vs_paper:
             raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
         compare_folders(results, against, out or results, _console(), compare.margin)
