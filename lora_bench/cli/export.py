@@ -63,8 +63,9 @@ def export(
 ) -> Iterator[str]:
     """Export trained cells to other tools: as a peft LoRA, a transformers model, a submission to GLUE, or as scores.
 
-    peft and merged exports are compared with the cell before they are written; every folder has a model card. eee is
-    the JSON of Every Eval Ever, a common format of evaluation results.
+    peft and merged exports are compared with the cell before they are written; every folder has a model card.
+
+    eee is the JSON of Every Eval Ever, a common format of evaluation results.
     """
     including(include)
     ids = ids or []

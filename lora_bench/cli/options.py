@@ -248,9 +248,10 @@ class ExecutionOptions:
             BenchError: Exit code 2 for an engine or a tracker that does not exist, or options that the engine does not
                 have; 3 for a tracker that is not installed.
         """
-        from lora_bench.run.tracking import check_trackers
+        if self.track:
+            from lora_bench.run.tracking import check_trackers
 
-        check_trackers(self.track or ())
+            check_trackers(self.track)
         if self.engine not in ("local", "ray"):
             raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
         needs_ray = self.address is not None or (self.gpus is not None and not planning)
