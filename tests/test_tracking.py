@@ -21,7 +21,7 @@ from lora_bench.records.schema import Record
 from lora_bench.run import remote, tracking
 from lora_bench.run.interfaces import Options, View
 from lora_bench.run.runner import Runner
-from lora_bench.run.trackers import FOLDER, LOG, Recorder, encode, label_of
+from lora_bench.run.trackers import FOLDER, LOG, PACKAGES, Recorder, encode, label_of
 from lora_bench.testing import QuietView, TinyBench, make_cell, make_record
 
 # A package that is called like W&B's and behaves as the environment says.
@@ -179,7 +179,7 @@ def test_a_tracker_that_does_not_end_is_ended(bench: TinyBench, stub: Any, monke
 def test_a_tracker_that_is_not_there_is_refused_at_once(
     name: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(tracking.PACKAGES, "mlflow", ("no_such_package",))
+    monkeypatch.setitem(PACKAGES, "mlflow", ("no_such_package",))
     words = ["--model", "sample", "--task", "wnli", "--method", "head", "--results", str(tmp_path / "results")]
     ended = CliRunner().invoke(app, ["run", *words, "--track", name])
     assert ended.exit_code == code and not (tmp_path / "results").exists()
@@ -248,8 +248,8 @@ class FakeTracker:
     all: list[FakeTracker]
 
     def __init__(self, **settings: Any) -> None:
-        self.settings, self.rows, self.is_open = settings, [], True
-        self.rows: list[tuple[int, dict[str, Any]]]
+        self.settings, self.is_open = settings, True
+        self.rows: list[tuple[int, dict[str, Any]]] = []
         self.config: dict[str, Any] = {}
         assert not any(run.is_open for run in self.all), "one at a time"
         self.all.append(self)
