@@ -10,6 +10,9 @@ PIP := $(BIN)/python $(INSTALL) --constraint constraints.txt
 # torch: a looser request brings the CUDA build on Linux, gigabytes that a CPU cannot use.
 HELD ?= torch
 
+# A package of which a test reads a schema alone: never imported, so neither its requirements nor its Python matter.
+SCHEMAS := --no-deps --ignore-requires-python every-eval-ever
+
 # What `make test KERNELS=name` asks of torch, oneDNN, MKL and OpenBLAS: the last digits of a sum depend on it. The middle
 # two are for x86. Without KERNELS the environment stays as it is.
 SETTINGS := native avx2 sse threads
@@ -33,6 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --upgrade pip  # dependency groups need 25.1, and the build backend is pinned with --build-constraint
 	$(PIP) torch
 	$(PIP) --build-constraint constraints.txt --editable . --group dev
+	$(PIP) $(SCHEMAS)
 	@touch $@
 
 demo: smoke  ## a grid on the bundled encoder and data: the table and the figure, no network
@@ -64,6 +68,7 @@ lock:  ## renew constraints.txt: the newest versions that pyproject.toml allows 
 	.lock/bin/python $(INSTALL) --constraint .lock/held.txt --upgrade pip setuptools
 	.lock/bin/python $(INSTALL) --constraint .lock/held.txt torch
 	.lock/bin/python $(INSTALL) --constraint .lock/held.txt --editable . --group dev
+	.lock/bin/python $(INSTALL) --constraint .lock/held.txt $(SCHEMAS)
 	grep '^#' constraints.txt > .lock/constraints.txt
 	.lock/bin/python -m pip freeze --all --exclude-editable | sed 's/+.*//' >> .lock/constraints.txt
 	mv .lock/constraints.txt constraints.txt

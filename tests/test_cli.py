@@ -178,7 +178,8 @@ def complete(cwd: Path, words: str) -> tuple[list[str], set[str]]:
         ("lora-bench plan --task sst2 --method mini-s", ["mini-shared", "mini-svd"]),
         ("lora-bench run --preset sm", ["smoke"]),
         ("lora-bench list ", ["methods", "tasks", "runs"]),
-        ("lora-bench export abc --to ", ["peft", "merged", "glue"]),
+        ("lora-bench export abc --to ", ["peft", "merged", "glue", "eee"]),
+        ("lora-bench run --track t", ["tensorboard", "trackio"]),
     ],
 )
 def test_names_are_completed(words: str, candidates: list[str], tmp_path: Path) -> None:

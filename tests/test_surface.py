@@ -12,18 +12,21 @@ SELECTION = {
     "--lr", "--head-lr", "--search-lr", "--search-seeds", "--start",
     "--epochs", "--batch-size", "--max-length", "--alpha", "--precision", "--model", "--set",
     "--data-dir", "--results", "--pack", "--retry", "--include", "--device", "--offline", "--save", "--debug",
-    "--engine", "--address", "--gpus",
+    "--engine", "--address", "--gpus", "--track",
 }  # fmt: skip
 COMMANDS = {
     "run": SELECTION,
     "plan": SELECTION,
-    "report": {"--results", "--out", "--vs-paper", "--config", "--include"},
+    "report": {"--results", "--out", "--vs-paper", "--config", "--against", "--include"},
     "list": {"--results", "--include"},
     "show": {"--results"},
-    "export": {"--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include"},
+    "export": {
+        "--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include",
+        "--push", "--public",
+    },
     "check": set(),
     "choose": {"--results", "--rank", "--method"},
-    "archive": {"--results"},
+    "archive": {"--results", "--push", "--public"},
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

@@ -3,7 +3,7 @@
 Both train LoRA of rank 16 on the weights that lora-bench adapts, or the whole model (`full`, without peft), with the
 same rows in the same order, the model's dropout, and lora-bench's clipping and schedule. With bf16 the frozen weights
 are bfloat16 and the trained ones float32, under autocast, as in lora-bench: frozen float32 weights would be cast again
-in every step. No other module imports peft and accelerate.
+in every step. No other module imports peft, and only `run/trackers.py` imports accelerate as well.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
     from lora_bench.cli import progress, tables
     from lora_bench.grid.config import keep_comparisons
     from lora_bench.records import store
-    from lora_bench.run import interfaces, runner
+    from lora_bench.run import interfaces, runner, tracking
 
     folder = plan.store.results
     console = _console()
@@ -186,11 +186,14 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
         options = interfaces.Options(
             folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
         )
-        with progress.ProgressView(console, plan, execution.debug) as view:
+        with (
+            progress.ProgressView(console, plan, execution.debug) as shown,
+            tracking.tracked(shown, execution.track or (), folder, execution.offline) as view,
+        ):
             grid_run = runner.Runner(plan, options, view, signals.current(), executor)
             cell_records = grid_run.run()
-        results = [record for record in cell_records if not record.is_search]
-        tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)
+        results = tables.results_table([record for record in cell_records if not record.is_search])
+        tables.print_table(console, results, tables.RESULTS_DROPPED)
         console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:
@@ -234,26 +237,30 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
 @outlive_output
 def report(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to (default: the results folder).", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, _unset("Folder to write to (default: the results folder).")] = None,
     vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published numbers.")] = False,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="Config whose `compare` says what is compared (default: compare.yaml of the results folder).",
-            show_default=False,
-        ),
+        _unset("Config whose `compare` says what is compared (default: compare.yaml of the results folder)."),
+    ] = None,
+    against: Annotated[
+        Path | None, _unset("Another results folder: say which cells are in both, and what changed, instead.")
     ] = None,
     include: export.IncludeOption = None,
 ) -> None:
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
     including(include)
-    from lora_bench import report as reports
     from lora_bench.grid.config import load_comparisons
+    from lora_bench.report import build
+    from lora_bench.report.against import compare_folders
 
     compare = load_comparisons(results, config)
-    built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
+    if against is not None:
+        if vs_paper:
+            raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
+        compare_folders(results, against, out or results, _console(), compare.margin)
+        return
+    built = build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
     if built.code:
         raise typer.Exit(built.code)
 

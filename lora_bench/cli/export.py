@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,25 +19,34 @@ if TYPE_CHECKING:
     from lora_bench.data import DataSource
     from lora_bench.export.trained import Trained
 
-FORMS = ("peft", "merged", "glue")
+FORMS = ("peft", "merged", "glue", "eee")
 DTYPES = ("float32", "float16", "bfloat16")
 
 IncludeOption = Annotated[
     list[Path] | None,
     typer.Option("--include", help="Python file with your own method or task; it is run.", metavar="FILE"),
 ]
+PushOption = Annotated[
+    str | None,
+    typer.Option("--push", help="Push it to this repository of the Hub as well: owner/name.", metavar="REPO"),
+]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="With --push: a new repository is public (default: private).")
+]
 
 
 def export(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="A cell's id, or the beginning of it.")],
     to: Annotated[
         str,
         typer.Option(
-            help="peft, merged or glue (glue takes several ids, one for each task).",
+            help="peft, merged, glue (takes several ids, one for each task) or eee (several ids, or none for all).",
             autocompletion=completion.one_of(*FORMS),
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder to write to.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="A cell's id, or the beginning of it.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
     model: Annotated[Path | None, typer.Option(help="The model's directory, if it is not from the Hub.")] = None,
     data_dir: Annotated[
@@ -49,37 +58,98 @@ def export(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
     include: IncludeOption = None,
+    push: PushOption = None,
+    public: PublicOption = False,
 ) -> Iterator[str]:
-    """Export a trained cell to other tools: as a peft LoRA, a transformers model, or a submission to GLUE.
+    """Export trained cells to other tools: as a peft LoRA, a transformers model, a submission to GLUE, or as scores.
 
     peft and merged exports are compared with the cell before they are written; every folder has a model card.
+
+    eee is the JSON of Every Eval Ever, a common format of evaluation results.
     """
     including(include)
-    _require_valid_options(ids, to, dtype)  # before torch is imported, so that a wrong option is reported at once
-    from lora_bench.data import DataSource
-    from lora_bench.export import folders, glue, trained
-    from lora_bench.run.device import choose_device
+    ids = ids or []
+    # Before torch is imported, so that a wrong option is reported at once.
+    _require_valid_options(ids, to, dtype, push, offline)
+    if to == "eee":
+        yield _write_evaluations(ids, results, out)
+    else:
+        from lora_bench.export import trained
+        from lora_bench.run.device import choose_device
 
-    load = partial(trained.load, results=results, model=model, device=choose_device(device), offline=offline)
+        load = partial(trained.load, results=results, model=model, device=choose_device(device), offline=offline)
+        if to == "glue":
+            yield from _write_submission([partial(load, cell_id) for cell_id in ids], out, data_dir)
+        else:
+            yield from _write_model(load(ids[0]), to, out, dtype, push, public)
+    yield str(out)
+
+
+def _write_submission(cells: Sequence[Callable[[], Trained]], out: Path, data_dir: Path | None) -> Iterator[str]:
+    """Write predictions of test splits."""
+    from lora_bench.data import DataSource
+    from lora_bench.export import glue
 
     def test_data(cell: Trained) -> DataSource:
         return DataSource.parse(data_dir, sample=cell.has_bundled_data)
 
-    if to == "glue":
-        yield from glue.write([partial(load, cell_id) for cell_id in ids], out, test_data)
+    yield from glue.write(cells, out, test_data)
+
+
+def _write_model(cell: Trained, to: str, out: Path, dtype: str, push: str | None, public: bool) -> Iterator[str]:
+    """Write an adapter or a merged model, and push it if that is asked for."""
+    from lora_bench.export import folders
+
+    yield folders.WRITERS[to](cell, out, dtype)
+    if push is not None:
+        yield _push_folder(push, out, cell, public)
+
+
+def _write_evaluations(ids: Sequence[str], results: Path, out: Path) -> str:
+    """Write the scores of the cells, or of all cells that were not trained for a search."""
+    import time
+
+    from lora_bench.export import every_eval_ever
+    from lora_bench.records.store import find_record, read_records
+
+    if ids:
+        records = [find_record(results, cell_id) for cell_id in ids]
     else:
-        yield folders.WRITERS[to](load(ids[0]), out, dtype)
-    yield str(out)
+        loaded = read_records(results)
+        for path, reason in loaded.broken:
+            raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
+        records = [record for record in loaded.records if not record.is_search]
+    return every_eval_ever.write(records, out, int(time.time()))
 
 
-def _require_valid_options(ids: Sequence[str], to: str, dtype: str) -> None:
+def _push_folder(repo: str, folder: Path, trained: Trained, public: bool) -> str:
+    """Push an export; if that fails, say how the folder, which is whole, is pushed without another export."""
+    from lora_bench import push
+
+    try:
+        message = f"{trained.cell.method} on {trained.task.title}, cell {trained.record.id} of lora-bench"
+        return push.push(repo, push.files_of(folder), "model", message, public)
+    except BenchError as error:
+        hint = f"{error.hint} The export is in '{folder}': hf upload {repo} {folder} ."
+        raise BenchError(error.what, hint, error.code) from error
+
+
+def _require_valid_options(ids: Sequence[str], to: str, dtype: str, push: str | None, offline: bool) -> None:
     if to not in FORMS:
         raise unknown("form", to, FORMS)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    if to != "glue" and len(ids) > 1:
+    if not ids and to != "eee":
+        raise BenchError(f"--to {to} needs the id of a cell.", "See `lora-bench list runs --results DIR`.", USAGE)
+    if to not in ("glue", "eee") and len(ids) > 1:
         hint = "Export them one by one, each with its own --out."
         raise BenchError(f"--to {to} takes one id, not {len(ids)}.", hint, USAGE)
+    if push is not None:
+        if to not in ("peft", "merged"):
+            raise BenchError(f"--push takes no export --to {to}.", "Push peft or merged, or leave --push out.", USAGE)
+        from lora_bench.push import check_name
+
+        check_name(push, offline)
 
 
 def check(

@@ -226,20 +226,34 @@ class ExecutionOptions:
     save: Annotated[
         bool, typer.Option(help="Save the trained adapters (whole models never are).", rich_help_panel=EXECUTION_PANEL)
     ] = True
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tracker for the series of each cell: tensorboard, wandb, trackio or mlflow; repeatable.",
+            rich_help_panel=EXECUTION_PANEL,
+            metavar="NAME",
+            autocompletion=completion.one_of("tensorboard", "wandb", "trackio", "mlflow"),
+        ),
+    ] = None
     debug: Annotated[
         bool,
         typer.Option("--debug", help="Stop at the first error, with a traceback.", rich_help_panel=EXECUTION_PANEL),
     ] = False
 
     def check_engine(self, planning: bool = False) -> bool:
-        """Return whether packs run on Ray.
+        """Return whether packs run on Ray, and check the trackers.
 
         Args:
             planning: Whether nothing will run: then --gpus only asks how long so many would take.
 
         Raises:
-            BenchError: Exit code 2 for an engine that does not exist, or options that it does not have.
+            BenchError: Exit code 2 for an engine or a tracker that does not exist, or options that the engine does not
+                have; 3 for a tracker that is not installed.
         """
+        if self.track:
+            from lora_bench.run.tracking import check_trackers
+
+            check_trackers(self.track)
         if self.engine not in ("local", "ray"):
             raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
         needs_ray = self.address is not None or (self.gpus is not None and not planning)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lora_bench.cli import completion
+from lora_bench.cli.export import PublicOption, PushOption
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.text import clean, counted
 
@@ -50,12 +51,19 @@ def choose(
         yield f"# {at_edge} of {counted(len(rates), 'rate')} {verb} the lowest or the highest that was tried"
 
 
-def archive(results: ResultsOption) -> Iterator[str]:
-    """Move all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/."""
+def archive(results: ResultsOption, push: PushOption = None, public: PublicOption = False) -> Iterator[str]:
+    """Move all records into one compressed file, records.jsonl.gz; every command reads it as it reads cells/.
+
+    --push sends it to a dataset repository of the Hub, with metrics.csv, compare.yaml and a card.
+    """
     from lora_bench.records import store
     from lora_bench.run.owner import Owner
     from lora_bench.run.publish import RecordStore
 
+    if push is not None:
+        from lora_bench.push import check_name
+
+        check_name(push)
     _sound_records(results)
     with Owner(results):
         record_store = RecordStore(results)
@@ -68,7 +76,21 @@ def archive(results: ResultsOption) -> Iterator[str]:
         finally:
             record_store.end()
     yield f"{counted(len(records), 'record')}, {path.stat().st_size:,} bytes"
+    if push is not None:
+        yield _push_archive(push, results, path, records, public)
     yield str(path)
+
+
+def _push_archive(repo: str, results: Path, archived: Path, records: Sequence[Record], public: bool) -> str:
+    """Push the archive with what is read beside it; return the repository's address."""
+    from lora_bench import compare
+    from lora_bench import push as hub
+    from lora_bench.records.card import results_card
+    from lora_bench.records.store import CSV
+
+    files: dict[str, Path | bytes] = {"README.md": results_card(records, repo).encode()}
+    files |= {path.name: path for path in (archived, results / CSV, results / compare.NAME) if path.is_file()}
+    return hub.push(repo, files, "dataset", f"{counted(len(records), 'record')} of lora-bench", public, beside=True)
 
 
 def _sound_records(results: Path) -> tuple[Record, ...]:

@@ -10,7 +10,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+    try_to_load_from_cache,
+)
 
 from lora_bench import __version__, tasks
 from lora_bench.cell import Cell
@@ -196,6 +202,30 @@ def _eval_results(trained: Trained) -> list[EvalResult]:
         )
         for metric, value in _metrics(trained.record).items()
     ]
+
+
+def eval_result_files(trained: Trained) -> dict[str, str]:
+    """Return the file of `.eval_results/` that tells the Hub the score, by its name; none for data that are not there.
+
+    The score is the task's main metric, in its own units. The Hub shows it on the leaderboard of a dataset that is
+    registered as a benchmark.
+    """
+    record, task = trained.record, trained.task
+    if not _is_hub_dataset(trained.cell) or record.score is None:
+        return {}
+    dataset, _, revision = trained.cell.data.partition("@")
+    entry = EvalResultEntry(
+        dataset_id=dataset,
+        task_id=task.name,
+        value=round(record.score, 6),
+        dataset_revision=revision,
+        notes=(
+            f"{record.metric}, {record.protocol.split} split; epoch chosen by {record.cell.select}; seed "
+            f"{record.cell.seed}; lora-bench record {record.id}"
+        ),
+    )
+    content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, width=120)
+    return {f".eval_results/{dataset.rpartition('/')[2]}-{task.name}.yaml": content}
 
 
 def _metrics(record: Record) -> dict[str, float]:

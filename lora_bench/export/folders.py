@@ -40,7 +40,7 @@ def write_peft(trained: Trained, out: Path, dtype: str) -> str:
     with complete_folder(out) as folder:
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
-        (folder / "README.md").write_text(card.peft_card(trained, dtype, rank), encoding="utf-8")
+        _write_cards(folder, trained, card.peft_card(trained, dtype, rank))
     return f"a peft LoRA of rank {rank} over {trained.base}; {_difference_text(difference)}"
 
 
@@ -53,11 +53,19 @@ def write_merged(trained: Trained, out: Path, dtype: str) -> str:
     with complete_folder(out) as folder:
         _save(model.to(getattr(torch, dtype)), folder)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card.merged_card(trained, dtype), encoding="utf-8")
+        _write_cards(folder, trained, card.merged_card(trained, dtype))
     return f"{type(model).__name__} with {trained.cell.method} merged; {_difference_text(difference)}"
 
 
 WRITERS: dict[str, Callable[[Trained, Path, str], str]] = {"peft": write_peft, "merged": write_merged}
+
+
+def _write_cards(folder: Path, trained: Trained, text: str) -> None:
+    """Write the model card, and beside it the score in the form that the Hub's leaderboards read."""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    for name, content in card.eval_result_files(trained).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:

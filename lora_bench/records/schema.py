@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from html import escape
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_bench.cell import Cell
+from lora_bench.text import clean
 
 SCHEMA: Literal[1] = 1
 NEWER = "written by a newer lora-bench"
@@ -251,3 +254,29 @@ class Record(_Part):
         data = "" if self.data is None else self.data.fingerprint
         text = "\n".join([*versions, data, self.protocol.start_trained or ""])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the settings, how it ended, and a table of its epochs."""
+        settings = self.cell.model_dump(exclude_none=True)
+        lines = {
+            "status": self.status if self.reason is None else f"{self.status}: {self.reason}",
+            "score": "–" if self.score is None else f"{self.metric} {self.score:.4f} (epoch {self.score_epoch})",
+            "trained values": "–" if self.counts is None else f"{self.counts.adapter_params:,}",
+            "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
+        }
+        definitions = "".join(f"<dt>{name}</dt><dd>{escape(clean(text))}</dd>" for name, text in lines.items())
+        names = list(dict.fromkeys(name for epoch in self.epochs for name in epoch.metrics))
+        heads = _html_row("th", ["epoch", "loss", *names])
+        rows = "".join(
+            _html_row("td", [str(epoch.epoch), *map(_html_number, (epoch.loss, *map(epoch.metrics.get, names)))])
+            for epoch in self.epochs
+        )
+        return f"<p>Cell <code>{escape(clean(self.id))}</code></p><dl>{definitions}</dl><table>{heads}{rows}</table>"
+
+
+def _html_row(tag: str, texts: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(clean(text))}</{tag}>' for text in texts)}</tr>"
+
+
+def _html_number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

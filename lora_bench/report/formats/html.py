@@ -44,6 +44,26 @@ def html_page(content: Content) -> str:
     return "".join(_fill_template(_asset("page.html"), parts))
 
 
+def html_fragment(content: Content) -> str:
+    """Return the answer and the tables, which are closed, for a notebook: no styles, no scripts."""
+    tables = (table for section in content.sections for table in section.tables if not table.is_data)
+    shown = "".join(_details(table, is_open=False) for table in tables)
+    return f"<p>{escape_html(content.status_line)}</p>{_answer(content)}{shown}"
+
+
+def plain_page(title: str, answer: Iterable[str], tables: Iterable[ReportTable], notes: Iterable[str]) -> str:
+    """Return a page without scripts: sentences, the printed tables, and how to read them."""
+    printed = [table for table in tables if not table.is_data]
+    parts = {
+        "title": escape_html(title),
+        "style": _asset("page.css"),
+        "answer": "".join(f"<p>{escape_html(sentence)}</p>" for sentence in answer),
+        "tables": "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in printed),
+        "notes": _list(notes),
+    }
+    return "".join(_fill_template(_asset("plain.html"), parts))
+
+
 def escape_html(text: str) -> str:
     """Escape text for an element or an attribute."""
     return escape(clean(text))

@@ -97,7 +97,7 @@ class ScopeStatistics:
             holm_equivalent=holm_correction(table["p_equivalent"].to_numpy()),
             family_size=len(table),
         )
-        return table.assign(verdict=_verdicts(table))
+        return table.assign(verdict=verdicts(table))
 
     def mean_difference(self, family: DataFrame) -> Contrast:
         """Return the mean of the tested differences of a family of the main column, with its interval."""
@@ -301,7 +301,7 @@ def scope_statistics(scope: Scope) -> ScopeStatistics:
     return ScopeStatistics(scope, {c.task: means_of(scope.at(c), terms.get(c.task)) for c in scope.columns})
 
 
-def _verdicts(table: DataFrame) -> list[str]:
+def verdicts(table: DataFrame) -> list[str]:
     """Say for each comparison what the corrected tests say."""
     rows = zip(table["difference"], table["holm"], table["holm_equivalent"], strict=True)
     return [_verdict(*row) for row in rows]
