@@ -17,7 +17,6 @@ from lora_bench.report.formats.html import html_page
 from lora_bench.report.formats.latex import latex_document, latex_table
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_lines, print_table
 from lora_bench.report.numbers.tables import ReportTable
-from lora_bench.report.numbers.wording import LEGEND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +87,7 @@ def print_report(content: Content, console: Console) -> None:
             print_table(table, console)
     for table in content.other_tables:
         print_table(table, console)
-    print_lines([*content.findings, *LEGEND, ""], console, "dim")
+    print_lines([*content.findings, *content.legend, ""], console, "dim")
 
 
 def print_files(files: ReportFiles, console: Console) -> None:
@@ -126,7 +125,7 @@ def _json_content(content: Content) -> dict[str, object]:
 def _latex_paragraphs(content: Content) -> Iterator[str]:
     """Yield what stands above the tables of the LaTeX document."""
     yield content.status_line
-    yield from LEGEND
+    yield from content.legend
     for section in content.sections:
         yield from (f"{section.scope.title}: {line}" for line in section.protocol)
         yield from section.answer
@@ -141,7 +140,7 @@ def _markdown_lines(content: Content, pictures: Pictures, table_stems: Iterable[
     yield from (markdown_table(table, 2) for table in content.other_tables)
     yield _bullets(content.findings)
     yield "## How to read\n"
-    yield _bullets(LEGEND)
+    yield _bullets(content.legend)
     if content.broken:
         yield "## Records that could not be read\n"
         yield _bullets(f"{path.name}: {reason}" for path, reason in content.broken)
