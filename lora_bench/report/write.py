@@ -90,6 +90,16 @@ def print_report(content: Content, console: Console) -> None:
     print_lines([*content.findings, *content.legend, ""], console, "dim")
 
 
+def print_verdict(content: Content, console: Console) -> None:
+    """Print what a verdict says: the answer and its table; the page has all else."""
+    print_lines([content.status_line, ""], console)
+    for section in content.sections:
+        print_lines([section.scope.title], console, "bold underline")
+        print_lines([*section.answer, ""], console)
+        for table in _printed(section.tables)[:1]:
+            print_table(table, console)
+
+
 def print_files(files: ReportFiles, console: Console) -> None:
     """Print what was written; the last line is the page's path, not wrapped."""
     names = ", ".join(path.name for path in files.reports)

@@ -1,8 +1,8 @@
 """The answer, in plain sentences, from the same numbers as the tables.
 
-In a folder with a verdict (`verdict`), the verdict. Elsewhere, what is best at about 100,000 trained values, and whether
-the method that the report is about matches the reference at equal size. In both, on what evidence, and what was not
-tested.
+In a folder with a verdict (`verdict`), the verdict. Elsewhere, what is best at about 100,000 trained values, and
+whether the method that the report is about matches the reference at equal size. In both, on what evidence, and what was
+not tested.
 """
 
 from __future__ import annotations

@@ -301,9 +301,8 @@ def scope_statistics(scope: Scope) -> ScopeStatistics:
     terms, levels = example_terms(scope), levels_of(scope.compare.looks)
     whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels) for c in scope.columns}
     if scope.compare.over == "seeds":
-        return ScopeStatistics(
-            scope, {task: replace(means, example_terms=None) for task, means in whole.items()}, whole
-        )
+        over_seeds = {task: replace(means, example_terms=None) for task, means in whole.items()}
+        return ScopeStatistics(scope, over_seeds, whole)
     return ScopeStatistics(scope, whole, whole)
 
 

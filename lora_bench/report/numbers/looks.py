@@ -6,8 +6,8 @@ one, the share `1 - (1 - FIRST_SHARE) / t` of it may have been spent. That is le
 follow, so the number of looks need not be known beforehand. The limits are those of normal statistics with independent
 increments (Armitage, McPherson and Rowe, JRSS A 1969). They are applied to Student's tests by their nominal level
 (Jennison and Turnbull, Group Sequential Methods, 2000, section 3.8), and give repeated confidence intervals (Jennison
-and Turnbull, JRSS B 1989): over all looks together, the interval of 95% misses the true difference with a probability of
-5%. Both one-sided tests of equivalence are of this kind too.
+and Turnbull, JRSS B 1989): over all looks together, the interval of 95% misses the true difference with a probability
+of 5%. Both one-sided tests of equivalence are of this kind too.
 
 What is added to the variance by examples is the same at each look; it makes the looks more alike than assumed here, so
 that less than the allowed error is spent.
@@ -57,6 +57,9 @@ class OneLook:
         return p
 
 
+ONE_LOOK = OneLook()
+
+
 @dataclass(frozen=True)
 class RepeatedLooks:
     """Levels at the last of several looks, after which others may follow.
@@ -91,7 +94,7 @@ class RepeatedLooks:
 
 def levels_of(looks: tuple[int, ...]) -> Levels:
     """Return the levels for the numbers of seeds at the looks so far; the ordinary ones if none were declared."""
-    return RepeatedLooks(looks) if looks else OneLook()
+    return RepeatedLooks(looks) if looks else ONE_LOOK
 
 
 def nominal_level(seeds: tuple[int, ...], level: float) -> float:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from lora_bench.report.numbers.looks import TAIL, Levels, OneLook
+from lora_bench.report.numbers.looks import ONE_LOOK, TAIL, Levels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,7 @@ class Means:
     degrees: FloatArray
     pooled: NDArray[np.bool_]
     example_terms: ExampleCovariance | None = None
-    levels: Levels = OneLook()
+    levels: Levels = ONE_LOOK
 
     @property
     def over_seeds(self) -> Means:
@@ -260,7 +260,7 @@ class Means:
         return np.maximum(whole, 0.0)
 
 
-def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None, levels: Levels | None = None) -> Means:
+def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None, levels: Levels = ONE_LOOK) -> Means:
     """Return the means of a column's entries (`entries.Scope.at`), with the seeds' variance pooled over all of them."""
     import numpy as np
     from scipy import stats
@@ -278,7 +278,7 @@ def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None,
     mean = entries["mean"].to_numpy(dtype=float)
     shift = mean - entries["trimmed"].to_numpy(dtype=float)
     pooled_degrees = np.where(separate, degrees, pool_degrees)
-    return Means(mean, shift, n, variance, pooled_degrees, ~separate, example_terms, levels or OneLook())
+    return Means(mean, shift, n, variance, pooled_degrees, ~separate, example_terms, levels)
 
 
 def holm_correction(p_values: FloatArray) -> FloatArray:

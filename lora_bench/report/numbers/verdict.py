@@ -188,11 +188,12 @@ def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
     import pandas as pd
 
     calibration, entries = _calibration(statistics.scope), statistics.scope.entries
+    arms: dict[int, int] = dict(zip(entries.index.tolist(), entries["arm"].tolist(), strict=True))
     sides = []
     for number, row in enumerate(rows, 1):
         for side in ("entry", "reference"):
             entry = entries.loc[row[side]]
-            values = {name: entry[name] for name in (*_SIDE, "seconds")} | calibration.get(entry["arm"], {})
+            values = {name: entry[name] for name in (*_SIDE, "seconds")} | calibration.get(arms[row[side]], {})
             compared = {name: row.get(name) for name in _PAIR} if side == "entry" else {}
             verdict = row["verdict"] if side == "entry" else ""
             role = "subject" if side == "entry" else "reference"
@@ -214,7 +215,10 @@ def _calibration(scope: Scope) -> dict[int, dict[str, float]]:
     ]
     frame = pd.DataFrame(rows, columns=["arm", "task", *_CALIBRATION]).astype(dict.fromkeys(_CALIBRATION, float))
     by_arm = frame.groupby(["arm", "task"])[[*_CALIBRATION]].mean().groupby("arm").mean()
-    return {int(arm): row for arm, row in zip(by_arm.index, by_arm.to_dict("records"), strict=True)}
+    values = by_arm[[*_CALIBRATION]].to_numpy().tolist()
+    return {
+        arm: dict(zip(_CALIBRATION, row, strict=True)) for arm, row in zip(by_arm.index.tolist(), values, strict=True)
+    }
 
 
 def _scored_calibration(record: Record) -> Mapping[str, float | None]:

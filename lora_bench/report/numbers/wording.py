@@ -29,8 +29,8 @@ _POOLED = (
 )
 _LOOKS = (
     "Intervals and tests hold for all looks together, whether or not seeds are added: the allowed error is spent over "
-    f"the looks (Lan and DeMets 1983), at a look with t times the first one's seeds up to 1 - {1 - FIRST_SHARE:.1g} / t "
-    "of it; intervals are repeated confidence intervals (Jennison and Turnbull 1989).",
+    "the looks (Lan and DeMets 1983), at a look with t times the first one's seeds up to "
+    f"1 - {1 - FIRST_SHARE:.1g} / t of it; intervals are repeated confidence intervals (Jennison and Turnbull 1989).",
 )
 _TESTS = (
     "Lost seeds may have been the worst: intervals and tests then reach from the mean without as many of the best "
