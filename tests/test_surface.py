@@ -17,6 +17,12 @@ SELECTION = {
 COMMANDS = {
     "run": SELECTION,
     "plan": SELECTION,
+    "verdict": {
+        "--against", "--model", "--data-dir", "--task", "--targets", "--sizes", "--seeds", "--minutes", "--margin", "--over",
+        "--more", "--dry-run", "--search-lr", "--search-seeds", "--head-lr", "--epochs", "--precision", "--include",
+        "--set", "--results", "--pack", "--retry", "--device", "--engine", "--address", "--gpus", "--offline", "--save",
+        "--debug",
+    },
     "report": {"--results", "--out", "--vs-paper", "--config"},
     "list": {"--results", "--include"},
     "show": {"--results"},

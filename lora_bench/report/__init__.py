@@ -82,7 +82,7 @@ def _build(
     from lora_bench.records.store import read_records
     from lora_bench.report.content import gather
     from lora_bench.report.formats.render import print_lines
-    from lora_bench.report.write import print_files, print_report, print_verdict, write
+    from lora_bench.report.write import print_files, print_frontiers, print_report, print_verdict, write
 
     loaded = read_records(results)
     gc.freeze()  # importing some libraries runs a collection, which need not look through the records
@@ -94,6 +94,8 @@ def _build(
     content = gather(loaded, vs_paper, compare)
     files = write(content, out, encoder)
     (print_verdict if verdict_only else print_report)(content, console)
+    if verdict_only:
+        print_frontiers(files, console)
     print_files(files, console)
     return files
 

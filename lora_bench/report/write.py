@@ -100,6 +100,12 @@ def print_verdict(content: Content, console: Console) -> None:
             print_table(table, console)
 
 
+def print_frontiers(files: ReportFiles, console: Console) -> None:
+    """Print where the figures of score against trained values are."""
+    figures = [path for path in files.figures if path.name.startswith("frontier") and path.suffix == ".png"]
+    print_lines([*(f"Figure: {path}" for path in figures), ""], console, whole=True)
+
+
 def print_files(files: ReportFiles, console: Console) -> None:
     """Print what was written; the last line is the page's path, not wrapped."""
     names = ", ".join(path.name for path in files.reports)
