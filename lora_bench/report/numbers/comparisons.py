@@ -102,7 +102,7 @@ class ScopeStatistics:
         if self.scope.compare.over == "seeds":
             wide = self.means_over_examples[column.task].compare(first, second, margin)
             table = table.assign(examples_low=wide["low"], examples_high=wide["high"])
-        return table.assign(verdict=_verdicts(table))
+        return table.assign(verdict=verdicts(table))
 
     def mean_difference(self, family: DataFrame) -> Contrast:
         """Return the mean of the tested differences of a family of the main column, with its interval."""
@@ -306,7 +306,7 @@ def scope_statistics(scope: Scope) -> ScopeStatistics:
     return ScopeStatistics(scope, whole, whole)
 
 
-def _verdicts(table: DataFrame) -> list[str]:
+def verdicts(table: DataFrame) -> list[str]:
     """Say for each comparison what the corrected tests say."""
     rows = zip(table["difference"], table["holm"], table["holm_equivalent"], strict=True)
     return [_verdict(*row) for row in rows]
