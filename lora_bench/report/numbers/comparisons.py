@@ -100,8 +100,11 @@ class ScopeStatistics:
             family_size=len(table),
         )
         if self.scope.compare.over == "seeds":
-            wide = self.means_over_examples[column.task].compare(first, second, margin)
-            table = table.assign(examples_low=wide["low"], examples_high=wide["high"])
+            wide = self.means_over_examples[column.task]
+            interval = wide.compare(first, second, margin)[["low", "high"]]
+            # Without predictions nothing is known of other examples.
+            known = interval if wide.example_terms is not None else interval * np.nan
+            table = table.assign(examples_low=known["low"], examples_high=known["high"])
         return table.assign(verdict=verdicts(table))
 
     def mean_difference(self, family: DataFrame) -> Contrast:
