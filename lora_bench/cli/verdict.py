@@ -37,7 +37,9 @@ _SETTINGS = frozenset(
     {"task", "targets", "sizes", "seeds", "minutes", "margin", "over", "search_lr", "search_seeds", "head_lr", "epochs"}
     | {"precision", "set_"}
 )
-_DECIDED = frozenset({"model", "task", "method", "rank", "a", "b", "targets", "seed", "lr", "select", "start"})
+_DECIDED = frozenset(
+    {"model", "task", "method", "rank", "a", "b", "targets", "seed", "lr", "epochs", "select", "start"}
+)
 
 
 def _option(text: str, panel: str = QUESTION_PANEL, *names: str, **settings: Any) -> Any:
@@ -102,7 +104,7 @@ class VerdictOptions:
     head_lr: Annotated[
         float | None, _option("The head's learning rate, the same for both (default: 1e-3).", GRID_PANEL)
     ] = None
-    epochs: Annotated[int | None, _option("Epochs of every task (default: by task).", GRID_PANEL)] = None
+    epochs: Annotated[int | None, _option("Epochs of every task (default: by task).", GRID_PANEL, min=1)] = None
     precision: Annotated[
         str | None, _option("float32, bf16 or float64 (default: bf16 on a GPU, else float32).", GRID_PANEL)
     ] = None
@@ -144,10 +146,14 @@ def verdict(options: VerdictOptions, execution: VerdictExecution) -> int:
     from lora_bench.errors import DONE
     from lora_bench.records import store
     from lora_bench.verdict import folder
+    from lora_bench.verdict.question import FILE
 
     execution.check_engine(planning=options.dry_run)
     console = Console(highlight=False, markup=False)
     planner, question = _planner(options, execution)
+    if not options.dry_run and not (planner.results / FILE).exists():
+        _require_sound(question.subject, options.what, console)
+        _require_sound(question.reference, question.reference, console)
     if options.more:
         ready = folder.look_again(question, planner, unchanged=not _gives_settings(options))
     else:
@@ -155,8 +161,6 @@ def verdict(options: VerdictOptions, execution: VerdictExecution) -> int:
     console.print(Text("\n  ".join(map(clean, _cost_lines(ready, planner)))), soft_wrap=True)
     if options.dry_run:
         return DONE
-    _require_sound(question.subject, options.what, console)
-    _require_sound(question.reference, question.reference, console)
     store.prepare(planner.results)
     ready.write(planner.results)
     compare = ready.config.compare
@@ -219,7 +223,7 @@ def _question(options: VerdictOptions, subject: str, sources: Sources, device: s
     from lora_bench import methods, tasks
     from lora_bench.grid.config import parse_alternatives, parse_search, parse_set
     from lora_bench.models import DEFAULT_MODEL
-    from lora_bench.verdict.question import EPOCHS, HEAD_LR, SEARCH_SEEDS, TASKS, Question, check_numbers
+    from lora_bench.verdict.question import EPOCHS, HEAD_LR, OTHER_EPOCHS, SEARCH_SEEDS, TASKS, Question, check_numbers
 
     check_numbers(options.sizes, options.margin, options.seeds, options.minutes)
     reference = methods.get(options.against).name
@@ -227,10 +231,11 @@ def _question(options: VerdictOptions, subject: str, sources: Sources, device: s
         raise BenchError(f"'{subject}' cannot be compared with itself.", "Give another method to --against.")
     if options.over not in ("seeds", "seeds+examples"):
         raise unknown("value of --over", options.over, ("seeds", "seeds+examples"))
-    given = {"head_lr": options.head_lr, "epochs": options.epochs, "precision": options.precision}
+    names = tuple(tasks.get(name).name for name in dict.fromkeys(options.task or TASKS))
+    epochs = {name: options.epochs or EPOCHS.get(name, OTHER_EPOCHS) for name in names}
+    given = {"head_lr": options.head_lr, "precision": options.precision}
     settings: dict[str, Any] = {
         "head_lr": HEAD_LR,
-        "epochs": dict(EPOCHS),
         "precision": "float32" if device.startswith("cpu") else "bf16",
     }
     settings |= {name: parse_alternatives(name, value)[0] for name, value in given.items() if value is not None}
@@ -253,11 +258,12 @@ def _question(options: VerdictOptions, subject: str, sources: Sources, device: s
         reference=reference,
         model=model,
         identity=sources.model(model).identity,
-        tasks=tuple(tasks.get(name).name for name in dict.fromkeys(options.task or TASKS)),
+        tasks=names,
         targets=targets,
         sizes=options.sizes,
         margin=options.margin,
         over=options.over,
+        epochs=epochs,
         settings=settings,
         rates=rates,
         search_seeds=search_seeds,

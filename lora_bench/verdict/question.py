@@ -6,6 +6,7 @@ It stands in the results folder as `verdict.yaml`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from lora_bench.verdict.sizes import Pair, Setting
 FILE = "verdict.yaml"  # the config, in the results folder
 TASKS = ("cola", "mrpc", "stsb", "rte")  # by default: the four small tasks that encoders learn
 # Epochs by task; chosen: a little fewer than in results/minilm, for more seeds in the same time.
-EPOCHS = {"cola": 5, "mrpc": 6, "stsb": 5, "rte": 8, "sst2": 1, "qnli": 1, "qqp": 1, "mnli": 1, "default": 5}
+EPOCHS = {"cola": 5, "mrpc": 6, "stsb": 5, "rte": 8, "sst2": 1, "qnli": 1, "qqp": 1, "mnli": 1}
+OTHER_EPOCHS = 5  # of a task that is not named there
 HEAD_LR = 1e-3  # the same for both methods, so that they differ in the adapter alone; chosen, as in results/minilm
 FACTORS = (
     0.5,
@@ -49,7 +51,8 @@ class Question:
         sizes: at how many sizes.
         margin: methods whose difference is certainly smaller, in points, are equivalent.
         over: what the interval is over, as in `Comparisons`.
-        settings: further settings of all cells, epochs and precision among them.
+        epochs: by task.
+        settings: further settings of all cells, the precision among them.
         rates: the learning rates to search for both methods; None for some around each one's default.
         search_seeds: the seeds that search.
     """
@@ -63,6 +66,7 @@ class Question:
     sizes: int
     margin: float
     over: str
+    epochs: Mapping[str, int]
     settings: Plain
     rates: tuple[float, ...] | None
     search_seeds: tuple[int, ...]
@@ -76,6 +80,7 @@ class Question:
     def description(self) -> str:
         """The whole question in one line: the same for the same question, whatever time and device it is given."""
         rates = "default" if self.rates is None else ", ".join(f"{rate:g}" for rate in self.rates)
+        epochs = ", ".join(f"{task} {count}" for task, count in self.epochs.items())
         settings = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()))
         parts = [
             self.topic,
@@ -83,6 +88,7 @@ class Question:
             f"targets {self.targets}",
             counted(self.sizes, "size"),
             f"margin {self.margin:g} over {self.over}",
+            f"epochs {epochs}",
             settings,
             f"rates {rates} by seeds {', '.join(map(str, self.search_seeds))}",
         ]
@@ -97,9 +103,7 @@ def _named(method: str) -> str:
 
 def config_name(subject: str, reference: str) -> str:
     """Return the name of a verdict's config, which is that of its results folder too."""
-    words = (word for word in (subject, reference))
-    name = "-".join(["verdict", *("".join(c if c.isascii() and c.isalnum() else "-" for c in word) for word in words)])
-    return name[:64]
+    return re.sub("[^A-Za-z0-9]", "-", f"verdict-{subject}-{reference}")[:64]
 
 
 def config_text(question: Question, pairs: Sequence[Pair], tasks: Sequence[str], seeds: int) -> str:
@@ -111,16 +115,14 @@ def config_text(question: Question, pairs: Sequence[Pair], tasks: Sequence[str],
         tasks: the tasks to train, all or some of those asked for.
         seeds: the number of seeds.
     """
-    epochs = question.settings.get("epochs")
-    by_task = {task: epochs.get(task, epochs["default"]) for task in tasks} if isinstance(epochs, Mapping) else epochs
     defaults = {
         "model": question.model,
         "task": list(tasks),
         "targets": question.targets,
         "seed": seeds_without(question.search_seeds, seeds),
         "select": "held-out",
+        "epochs": {task: question.epochs[task] for task in tasks},
         **question.settings,
-        "epochs": by_task,
     }
     sides = [(pair.subject, pair.reference) for pair in pairs]
     settings = dict.fromkeys(setting for side in zip(*sides, strict=True) for setting in side)

@@ -188,16 +188,14 @@ def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
     import pandas as pd
 
     calibration, entries = _calibration(statistics.scope), statistics.scope.entries
-    arms: dict[int, int] = dict(zip(entries.index.tolist(), entries["arm"].tolist(), strict=True))
+    by_index = dict(zip(entries.index.tolist(), rows_of(entries), strict=True))
     sides = []
     for number, row in enumerate(rows, 1):
-        for side in ("entry", "reference"):
-            entry = entries.loc[row[side]]
-            values = {name: entry[name] for name in (*_SIDE, "seconds")} | calibration.get(arms[row[side]], {})
-            compared = {name: row.get(name) for name in _PAIR} if side == "entry" else {}
-            verdict = row["verdict"] if side == "entry" else ""
-            role = "subject" if side == "entry" else "reference"
-            sides.append({**values, **compared, "pair": number, "side": role, "verdict": verdict})
+        for side, role in (("entry", "subject"), ("reference", "reference")):
+            entry = by_index[row[side]]
+            values = {name: entry[name] for name in (*_SIDE, "seconds")} | calibration.get(entry["arm"], {})
+            compared = {name: row.get(name) for name in (*_PAIR, "verdict")} if role == "subject" else {"verdict": ""}
+            sides.append({**values, **compared, "pair": number, "side": role})
     names = [*_SIDE, "seconds", *_CALIBRATION, *_PAIR, "pair", "side", "verdict"]
     return pd.DataFrame(sides, columns=names)
 
