@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,9 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
         ("held-out", 1e-3, seed) for seed in range(3)
     }
     assert not list((results / "adapters").iterdir())
+    # Both methods wait for their searches and then share packs, whichever search ends first.
+    packs = re.findall(r", (\d) cells?, seed \d, epoch 1", ended.out)
+    assert packs == ["2"] * 6
 
     again = lora_bench("verdict", "vera", *TINY, *FAST)
     assert "0 cells to train" in again.out
