@@ -259,11 +259,7 @@ class Plan:
         return replace(plan, packs=tuple(sorted(planned, key=lambda pack: not plan.searches(pack))))
 
     def searches(self, pack: Sequence[Cell]) -> bool:
-        """Whether a pack searches a rate.
-
-        Such packs train first: cells that wait for different searches, and could share a pack, then become ready
-        together. Otherwise the search that ends first would send its cells ahead, in smaller packs.
-        """
+        """Whether a pack searches a rate: such packs come first, so that cells of several searches can share packs."""
         return self.grid.step_of[pack[0].id].stage[0] == "search"
 
     def _resolved(self) -> Plan:

@@ -77,7 +77,9 @@ def comparisons(
     random = np.random.default_rng(1)
     count = REPETITIONS * sizes
     shape = (2, count, first * looks)
-    scores = sum(random.normal(0, deviation, shape) for deviation in DEVIATIONS) / len(DEVIATIONS)
+    scores = np.zeros(shape)
+    for deviation in DEVIATIONS:
+        scores += random.normal(0, deviation, shape) / len(DEVIATIONS)
     scores[0] += difference
     for look in range(1, looks + 1):
         seen = scores[:, :, : first * look]
@@ -105,7 +107,8 @@ def comparisons(
 def said(table: DataFrame, word: str) -> NDArray[np.bool_]:
     """In which repetitions the verdict at some size begins with a word."""
     words = np.array([verdict.startswith(word) for verdict in verdicts(table)])
-    return words.reshape(REPETITIONS, -1).any(axis=1)
+    ever: NDArray[np.bool_] = np.any(words.reshape(REPETITIONS, -1), axis=1)
+    return ever
 
 
 def rates(difference: float, word: str, **settings: int | bool) -> list[float]:
