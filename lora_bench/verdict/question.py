@@ -6,8 +6,9 @@ It stands in the results folder as `verdict.yaml`.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 
 from lora_bench import methods
 from lora_bench.errors import BenchError
+from lora_bench.grid.config import Scalar, Values, parse_config
+from lora_bench.grid.search import Search
 from lora_bench.grid.yaml import read_yaml
 from lora_bench.text import clean, counted
 from lora_bench.verdict.sizes import Pair, Setting
@@ -153,21 +156,28 @@ def add_look(text: str, origin: str) -> str:
     The number does not depend on what was seen, and neither do the limits of the looks.
 
     Args:
-        text: the config as it is.
+        text: the config as it is; it has looks.
         origin: its file, for messages.
     """
-    raw = read_yaml(text, origin)[0]
-    looks = raw["compare"]["looks"]
+    raw, config = read_yaml(text, origin)[0], parse_config(text, origin)
+    looks = config.compare.looks
     seeds = looks[-1] + looks[0]
-    search = raw["blocks"][0]["lr"]["seeds"]
+    settings = (value for block in config.merged() for values in block.values() for value in _flat(values))
+    searched = [seed for value in settings if isinstance(value, Search) for seed in value.seeds]
     return _dump(
         {
             **raw,
-            "defaults": {**raw["defaults"], "seed": seeds_without(search, seeds)},
+            "defaults": {**raw.get("defaults", {}), "seed": seeds_without(searched, seeds)},
             "compare": {**raw["compare"], "looks": [*looks, seeds]},
             "notes": {"all": _note(len(looks) + 1, seeds)},
         }
     )
+
+
+def _flat(values: Values) -> Iterator[Scalar]:
+    """Yield the values of a setting, for whatever tasks they are."""
+    by_task = [values] if isinstance(values, tuple) else values.values()
+    return itertools.chain.from_iterable(by_task)
 
 
 def seeds_without(taken: Iterable[int], count: int) -> list[int]:

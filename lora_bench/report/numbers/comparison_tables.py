@@ -53,8 +53,10 @@ def comparison_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     )
     default = statistics.default
     is_main = default["task"] == scope.main.task
+    # A verdict declares its comparisons at equal size itself.
+    equal = statistics.equal.iloc[:0] if compare.looks else statistics.equal
     families = (
-        (statistics.equal, EQUAL, f"{subject} against {reference} at equal size", equal_note),
+        (equal, EQUAL, f"{subject} against {reference} at equal size", equal_note),
         (statistics.declared, DECLARED, "Declared comparisons", f"On {main}."),
         (default[is_main], DEFAULT, f"Each method against {reference}", default_note),
         (default[~is_main], f"{DEFAULT} by task", f"Each method against {reference}, by task", default_note),
