@@ -81,7 +81,7 @@ class Question:
 
     @property
     def description(self) -> str:
-        """The whole question in one line: the same for the same question, whatever time and device it is given."""
+        """The whole question in one line: the same for the same question, whatever time it is given."""
         rates = "default" if self.rates is None else ", ".join(f"{rate:g}" for rate in self.rates)
         epochs = ", ".join(f"{task} {count}" for task, count in self.epochs.items())
         settings = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()))
