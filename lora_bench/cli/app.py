@@ -1,8 +1,9 @@
 """The command line: parse the options, call the package, print, and end with a documented exit code.
 
-This module, `options`, `completion`, `export` and `records` are loaded by every `--help` and at every press of Tab.
-Therefore they import at their top only the standard library, typer, rich and the light modules of this package, and
-each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported by commands only.
+This module, `options`, `completion`, `export`, `records` and `verdict` are loaded by every `--help` and at every press
+of Tab. Therefore they import at their top only the standard library, typer, rich and the light modules of this package,
+and each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported by commands
+only.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_bench import __version__
-from lora_bench.cli import caches, completion, export, output, paths, records
-from lora_bench.cli.options import ExecutionOptions, Selection, including, options_of, selection_options
-from lora_bench.cli.verdict import VerdictExecution, VerdictOptions, verdict
+from lora_bench.cli import caches, completion, export, output, paths, records, verdict
+from lora_bench.cli.options import ExecutionOptions, Selection, including, selection_options
 from lora_bench.errors import DONE, INTERRUPTED, MISSING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.run import signals
 from lora_bench.text import clean
@@ -150,15 +150,53 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
 
     Options narrow or override a preset or a config. Models and data come from the Hub, unless folders are given.
     """
-    execution.check_engine()
+    on_ray = execution.check_engine()
     grid = selection.grid()  # before torch is imported, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
-    from lora_bench.cli.training import Training
+    from lora_bench.cli import progress, tables
+    from lora_bench.grid.config import keep_comparisons
+    from lora_bench.records import store
+    from lora_bench.run import environment, interfaces, runner
+    from lora_bench.run import plan as plans
+    from lora_bench.run.device import choose_device
 
-    compare = selection.load_config().compare
-    code = Training(grid, folder, compare, pack_size, selection.states_to_retry(), execution).run(_console())
-    if code:
-        raise typer.Exit(code)
+    executor: interfaces.Executor | None = None
+    if on_ray:
+        from lora_bench.run.cluster import RayExecutor
+
+        executor = RayExecutor(execution.address, execution.gpus, execution.device)
+        device = name = executor.device_name()
+    else:
+        device = choose_device(execution.device)
+        name = environment.device_name(device)
+    plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
+    console = _console()
+    with output.optional(f"the run continues without it; its results are in {folder}."):
+        summary = tables.plan_summary(plan, str(folder), device, execution.gpus, execution.save)
+        console.print(summary, soft_wrap=True)
+        _warn_broken(plan.broken)
+        store.prepare(folder)
+        keep_comparisons(folder, selection.load_config().compare)
+        options = interfaces.Options(
+            folder, device, execution.offline, execution.save, caches.cache_folder(), execution.debug
+        )
+        with progress.ProgressView(console, plan, execution.debug) as view:
+            grid_run = runner.Runner(plan, options, view, signals.current(), executor)
+            cell_records = grid_run.run()
+        results = [record for record in cell_records if not record.is_search]
+        tables.print_table(console, tables.results_table(results), tables.RESULTS_DROPPED)
+        console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
+        unsuccessful = [record for record in cell_records if record.status != "done"]
+        for record in unsuccessful:
+            line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
+            console.print(Text(clean(line)), soft_wrap=True)
+        untrained = tables.untrained_lines(grid_run.plan)
+        for line in untrained:
+            console.print(Text(line), soft_wrap=True)
+    if output.failed():
+        _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
+    if unsuccessful or untrained or plan.broken or grid_run.store.broken:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -167,7 +205,6 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
 def plan(selection: Selection, execution: ExecutionOptions) -> None:
     """Show which cells would run, their predicted cost, and which are recorded already; nothing is trained."""
     from lora_bench.cli import tables
-    from lora_bench.cli.training import warn_broken
     from lora_bench.run import environment
     from lora_bench.run import plan as plans
 
@@ -182,7 +219,7 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
         tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)
     tables.print_table(console, tables.packs_table(plan), tables.PACKS_DROPPED)
     tables.print_table(console, tables.status_table(plan), tables.STATUS_DROPPED)
-    warn_broken(plan.broken)
+    _warn_broken(plan.broken)
 
 
 @app.command()
@@ -210,20 +247,6 @@ def report(
     built = reports.build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
     if built.code:
         raise typer.Exit(built.code)
-
-
-@app.command(name="verdict")
-@handle_errors
-@outlive_output
-@options_of(VerdictOptions, VerdictExecution)
-def verdict_(options: VerdictOptions, execution: VerdictExecution) -> None:
-    """Decide whether a method is better than another at the same size: search rates, train seeds, test, report.
-
-    It says the cost first. The same command continues after any interruption; --more adds seeds and tests again.
-    """
-    code = verdict(options, execution)
-    if code:
-        raise typer.Exit(code)
 
 
 @app.command(name="list")
@@ -333,6 +356,7 @@ def bench(
         raise typer.Exit(SOME_FAILED)
 
 
+app.command()(handle_errors(outlive_output(verdict.command(run))))
 app.command()(handle_errors(print_lines(export.check)))
 app.command()(handle_errors(print_lines(records.choose)))
 app.command()(handle_errors(outlive_output(print_lines(export.export))))
@@ -341,12 +365,16 @@ app.command()(handle_errors(outlive_output(print_lines(records.archive))))
 
 def _runs_table(results: Path) -> Table:
     from lora_bench.cli import tables
-    from lora_bench.cli.training import warn_broken
     from lora_bench.records import store
 
     loaded = store.read_records(results)
-    warn_broken(loaded.broken)
+    _warn_broken(loaded.broken)
     return tables.runs_table(loaded.records, results)
+
+
+def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:
+    for path, reason in broken:
+        _console(stderr=True).print(Text(clean(f"Left out: {path} ({reason})"), "yellow"), soft_wrap=True)
 
 
 def main() -> None:

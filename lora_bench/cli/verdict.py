@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -15,14 +15,15 @@ from rich.text import Text
 from lora_bench.cli import caches, completion, paths
 from lora_bench.cli.options import (
     EXECUTION_PANEL,
-    GRID_PANEL,
     PATHS_PANEL,
     ExecutionOptions,
+    Selection,
     including,
+    options_of,
     pack_size,
     split,
 )
-from lora_bench.errors import BenchError, unknown
+from lora_bench.errors import DONE, SOME_FAILED, BenchError, unknown
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from lora_bench.verdict.folder import Ready
     from lora_bench.verdict.question import Question
 
-QUESTION_PANEL = "Question"
+QUESTION_PANEL, SETTINGS_PANEL = "Question", "Settings of all cells"
 # The options that --more need not repeat, and those settings that a verdict decides.
 _SETTINGS = frozenset(
     {"task", "targets", "sizes", "seeds", "minutes", "margin", "over", "search_lr", "search_seeds", "head_lr", "epochs"}
@@ -95,28 +96,29 @@ class VerdictOptions:
     search_lr: Annotated[
         str | None,
         _option(
-            "Learning rates to search for both, joined by commas (default: around each method's default).", GRID_PANEL
+            "Learning rates to search for both, joined by commas (default: around each method's default).",
+            SETTINGS_PANEL,
         ),
     ] = None
     search_seeds: Annotated[
-        str | None, _option("Seeds of the search, joined by commas (default: 100,101).", GRID_PANEL)
+        str | None, _option("Seeds of the search, joined by commas (default: 100,101).", SETTINGS_PANEL)
     ] = None
     head_lr: Annotated[
-        float | None, _option("The head's learning rate, the same for both (default: 1e-3).", GRID_PANEL)
+        float | None, _option("The head's learning rate, the same for both (default: 1e-3).", SETTINGS_PANEL)
     ] = None
-    epochs: Annotated[int | None, _option("Epochs of every task (default: by task).", GRID_PANEL, min=1)] = None
+    epochs: Annotated[int | None, _option("Epochs of every task (default: by task).", SETTINGS_PANEL, min=1)] = None
     precision: Annotated[
-        str | None, _option("float32, bf16 or float64 (default: bf16 on a GPU, else float32).", GRID_PANEL)
+        str | None, _option("float32, bf16 or float64 (default: bf16 on a GPU, else float32).", SETTINGS_PANEL)
     ] = None
     include: Annotated[
         list[Path] | None,
-        _option("Python file with another method or task; it is run.", GRID_PANEL, metavar="FILE"),
+        _option("Python file with another method or task; it is run.", SETTINGS_PANEL, metavar="FILE"),
     ] = None
     set_: Annotated[
         list[str] | None,
         _option(
             "key=value for any other setting.",
-            GRID_PANEL,
+            SETTINGS_PANEL,
             "--set",
             metavar="KEY=VALUE",
             autocompletion=completion.settings,
@@ -139,11 +141,46 @@ class VerdictExecution(ExecutionOptions):
     save: Annotated[bool, typer.Option(help="Save the trained adapters.", rich_help_panel=EXECUTION_PANEL)] = False
 
 
-def verdict(options: VerdictOptions, execution: VerdictExecution) -> int:
-    """Train what a verdict needs, print it, and return the exit code."""
-    from lora_bench import report as reports
-    from lora_bench.cli.training import Training, error_console
-    from lora_bench.errors import DONE
+def command(train: Callable[..., None]) -> Callable[..., None]:
+    """Return the command.
+
+    Args:
+        train: The command `run`.
+    """
+
+    @options_of(VerdictOptions, VerdictExecution)
+    def verdict(options: VerdictOptions, execution: VerdictExecution) -> None:
+        """Decide whether a method is better than another at the same size: search rates, train seeds, test, report.
+
+        It says the cost first. The same command continues after any interruption; --more adds seeds and tests again.
+        """
+        selection = _prepare(options, execution)
+        if options.dry_run:
+            return
+        trained = DONE
+        try:
+            train(**vars(selection), **vars(execution))
+        except typer.Exit as ended:
+            if ended.exit_code != SOME_FAILED:
+                raise
+            trained = SOME_FAILED
+        code = _report(selection.results_folder()) or trained
+        if code:
+            raise typer.Exit(code)
+
+    return verdict
+
+
+def _prepare(options: VerdictOptions, execution: VerdictExecution) -> Selection:
+    """Print what a verdict will cost, write its config, and return what `run` has to be given to train it.
+
+    Args:
+        options: What is asked. With `dry_run` nothing is checked against the contracts, and nothing is written.
+        execution: How cells will be trained.
+
+    Raises:
+        BenchError: Exit code 2 or 3 if there can be no verdict.
+    """
     from lora_bench.records import store
     from lora_bench.verdict import folder
     from lora_bench.verdict.question import FILE
@@ -151,7 +188,8 @@ def verdict(options: VerdictOptions, execution: VerdictExecution) -> int:
     execution.check_engine(planning=options.dry_run)
     console = Console(highlight=False, markup=False)
     planner, question = _planner(options, execution)
-    if not options.dry_run and not (planner.results / FILE).exists():
+    results = planner.results
+    if not options.dry_run and not (results / FILE).exists():
         _require_sound(question.subject, options.what, console)
         _require_sound(question.reference, question.reference, console)
     if options.more:
@@ -159,17 +197,21 @@ def verdict(options: VerdictOptions, execution: VerdictExecution) -> int:
     else:
         ready = folder.begin(question, planner, options.seeds, options.minutes)
     console.print(Text("\n  ".join(map(clean, _cost_lines(ready, planner)))), soft_wrap=True)
-    if options.dry_run:
-        return DONE
-    store.prepare(planner.results)
-    ready.write(planner.results)
-    compare = ready.config.compare
-    training = Training(ready.plan.grid, planner.results, compare, planner.pack_size, planner.retry, execution)
-    code = training.run(console)
-    built = reports.build(
-        planner.results, planner.results, console, error_console(), compare=compare, verdict_only=True
+    if not options.dry_run:
+        store.prepare(results)
+        ready.write(results)
+    return Selection(
+        config=results / FILE, results=results, data_dir=options.data_dir, pack=options.pack, retry=options.retry
     )
-    return code or built.code
+
+
+def _report(results: Path) -> int:
+    """Report on a results folder, print the verdict, and return the exit code."""
+    from lora_bench import report as reports
+    from lora_bench.grid.config import load_comparisons
+
+    console, errors = (Console(stderr=stderr, highlight=False, markup=False) for stderr in (False, True))
+    return reports.build(results, results, console, errors, compare=load_comparisons(results), verdict_only=True).code
 
 
 def _planner(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Planner, Question]:
