@@ -17,12 +17,6 @@ SELECTION = {
 COMMANDS = {
     "run": SELECTION,
     "plan": SELECTION,
-    "verdict": {
-        "--against", "--model", "--data-dir", "--task", "--targets", "--sizes", "--seeds", "--minutes", "--margin",
-        "--over", "--more", "--dry-run", "--search-lr", "--search-seeds", "--head-lr", "--epochs", "--precision",
-        "--include", "--set", "--results", "--pack", "--retry", "--device", "--engine", "--address", "--gpus",
-        "--offline", "--save", "--debug",
-    },
     "report": {"--results", "--out", "--vs-paper", "--config"},
     "list": {"--results", "--include"},
     "show": {"--results"},
@@ -30,6 +24,12 @@ COMMANDS = {
     "check": set(),
     "choose": {"--results", "--rank", "--method"},
     "archive": {"--results"},
+    "verdict": {
+        "--against", "--model", "--data-dir", "--task", "--targets", "--sizes", "--seeds", "--minutes", "--margin",
+        "--over", "--more", "--dry-run", "--search-lr", "--search-seeds", "--head-lr", "--epochs", "--precision",
+        "--include", "--set", "--results", "--pack", "--retry", "--device", "--engine", "--address", "--gpus",
+        "--offline", "--save", "--debug",
+    },
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

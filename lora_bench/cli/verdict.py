@@ -96,7 +96,7 @@ class VerdictOptions:
     search_lr: Annotated[
         str | None,
         _option(
-            "Learning rates to search for both, joined by commas (default: around each method's default).",
+            "Learning rates to search for both, joined by commas (default: around each default).",
             SETTINGS_PANEL,
         ),
     ] = None
