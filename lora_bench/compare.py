@@ -7,7 +7,7 @@ equivalent, which method is the question and which the reference, and single com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -21,6 +21,15 @@ def _known_fields(arm: Arm) -> Arm:
     if unknown or "method" not in arm:
         raise ValueError(f"an arm has a method and may have {', '.join(_ARM_FIELDS[1:])}")
     return arm
+
+
+def _ascending(looks: tuple[int, ...]) -> tuple[int, ...]:
+    if sorted(set(looks)) != list(looks):
+        raise ValueError("the numbers of seeds at the looks ascend")
+    return looks
+
+
+Look = Annotated[int, Field(ge=3, lt=2**31)]  # the report tests nothing with fewer than three seeds
 
 
 class Pair(BaseModel):
@@ -41,6 +50,10 @@ class Comparisons(BaseModel):
         subject: the method that the report is about.
         reference: the method that all others are compared with.
         pairs: comparisons beside the default ones, a family of their own.
+        over: what intervals and tests are over: seeds and examples, or seeds alone, which says nothing of other
+            examples of the same tasks.
+        looks: for a verdict, the number of seeds of each setting at each look so far; intervals and tests then hold for
+            these and all later looks together. Empty: one looks once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,3 +63,5 @@ class Comparisons(BaseModel):
     subject: str = "mini"
     reference: str = "lora"
     pairs: tuple[Pair, ...] = ()
+    over: Literal["seeds", "seeds+examples"] = "seeds+examples"
+    looks: Annotated[tuple[Look, ...], AfterValidator(_ascending)] = ()

@@ -139,6 +139,19 @@ def test_a_staged_grid_runs_to_its_end_and_each_cell_once(tmp_path: Path) -> Non
     assert {record.id for record in again.recorded} == {record.id for record in records}
 
 
+def test_cells_that_wait_for_different_searches_train_together(tmp_path: Path) -> None:
+    """Searches come first, also where one of them adds rates, so that the packs of the grid hold both methods."""
+    packs: list[tuple[Cell, ...]] = []
+    settings = {"task": "mrpc", "method": ["lora", "xs"], "seed": [0, 1, 2], "start": None}
+    plan = plans.make(staged(**settings), tmp_path, 5)
+    worker = Scoring(plan, on_cells=lambda cells: packs.append(tuple(cells)))
+    runner = Runner(plan, Options(tmp_path), QuietView(), executor=LocalExecutor(worker))
+    runner.run()
+    tried = {(cell.method, cell.lr) for pack in packs for cell in pack if cell.seed >= 100}
+    assert len([method for method, _ in tried if method == "lora"]) != len([m for m, _ in tried if m == "xs"])
+    assert [{cell.method for cell in pack} for pack in packs if pack[0].seed < 100] == [{"lora", "xs"}] * 3
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_in_which_devices_end_changes_nothing(tmp_path: Path, seed: int) -> None:
     _, expected, _ = run(tmp_path / "one")

@@ -27,6 +27,12 @@ COMMANDS = {
     "check": set(),
     "choose": {"--results", "--rank", "--method"},
     "archive": {"--results", "--push", "--public"},
+    "verdict": {
+        "--against", "--model", "--data-dir", "--task", "--targets", "--sizes", "--seeds", "--minutes", "--margin",
+        "--over", "--more", "--dry-run", "--search-lr", "--search-seeds", "--head-lr", "--epochs", "--precision",
+        "--include", "--set", "--results", "--pack", "--retry", "--device", "--engine", "--address", "--gpus",
+        "--offline", "--save", "--debug",
+    },
     "doctor": {"--results"},
     "bench": {
         "--quick", "--model", "--data-dir", "--task", "--targets", "--mix", "--pack", "--peers", "--precision",

@@ -1,8 +1,9 @@
 """The command line: parse the options, call the package, print, and end with a documented exit code.
 
-This module, `options`, `completion`, `export` and `records` are loaded by every `--help` and at every press of Tab.
-Therefore they import at their top only the standard library, typer, rich and the light modules of this package, and
-each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported by commands only.
+This module, `options`, `completion`, `export`, `records` and `verdict` are loaded by every `--help` and at every press
+of Tab. Therefore they import at their top only the standard library, typer, rich and the light modules of this package,
+and each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported by commands
+only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_bench import __version__
-from lora_bench.cli import caches, completion, export, output, paths, records
+from lora_bench.cli import caches, completion, export, output, paths, records, verdict
 from lora_bench.cli.options import ExecutionOptions, Selection, including, selection_options
 from lora_bench.errors import DONE, INTERRUPTED, MISSING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.run import signals
@@ -372,6 +373,7 @@ def bench(
         raise typer.Exit(SOME_FAILED)
 
 
+app.command()(handle_errors(outlive_output(verdict.command(run))))
 app.command()(handle_errors(print_lines(export.check)))
 app.command()(handle_errors(print_lines(records.choose)))
 app.command()(handle_errors(outlive_output(print_lines(export.export))))

@@ -1,10 +1,10 @@
-"""The options that select cells and say how to train them, declared once for `run` and `plan`."""
+"""The options that select cells and say how to train them, declared once for the commands that share them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
@@ -165,8 +165,8 @@ class Selection:
                 other = "--lr" if self.search_lr else "--search-seeds"
                 hint = "Give --search-lr the rates to search, as in --search-lr 1e-4,3e-4,1e-3, and no --lr."
                 raise BenchError(f"{other} does not say which rates to search.", hint)
-            raw = {"search": _split(self.search_lr)}
-            seeds = {} if self.search_seeds is None else {"seeds": _split(self.search_seeds)}
+            raw = {"search": split(self.search_lr)}
+            seeds = {} if self.search_seeds is None else {"seeds": split(self.search_seeds)}
             overrides["lr"] = [parse_search("lr", raw | seeds)]
         return overrides
 
@@ -176,15 +176,11 @@ class Selection:
 
     def pack_size(self) -> int | None:
         """Return the largest number of cells in a pack; None for as many as fill the device."""
-        if self.pack == "auto":
-            return None
-        if not self.pack.isdecimal() or int(self.pack) < 1:
-            raise BenchError(f"--pack '{self.pack}' is not a number of cells.", "Use --pack auto or a number from 1.")
-        return int(self.pack)
+        return pack_size(self.pack)
 
     def states_to_retry(self) -> tuple[str, ...]:
         """Return the states of recorded cells that are to be trained again."""
-        return tuple(part.strip() for text in self.retry or () for part in text.split(",") if part.strip())
+        return tuple(part for text in self.retry or () for part in split(text))
 
 
 @dataclass
@@ -278,7 +274,17 @@ class ExecutionOptions:
         return executor
 
 
-def _split(text: str) -> list[str]:
+def pack_size(text: str) -> int | None:
+    """Return the number of cells that `--pack` gives; None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise BenchError(f"--pack '{text}' is not a number of cells.", "Use --pack auto or a number from 1.")
+    return int(text)
+
+
+def split(text: str) -> list[str]:
+    """Return the parts of a text that are joined by commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -309,26 +315,33 @@ def including(files: Sequence[Path] | None) -> list[Included]:
     return included
 
 
-def selection_options(command: Callable[[Selection, ExecutionOptions], None]) -> Callable[..., None]:
-    """Decorate a command with every option of `Selection` and `ExecutionOptions`, which it takes as two objects."""
-    groups = (Selection, ExecutionOptions)
-    options = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for group in groups
-        for hints in [get_type_hints(group, include_extras=True)]
-        for field in fields(group)
-    ]
+def options_of(*groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command every option of some dataclasses; the command takes an object of each."""
 
-    def with_options(**values: Any) -> None:
-        selection, execution = (
-            group(**{field.name: values[field.name] for field in fields(group)}) for group in groups
-        )
-        command(selection, execution)  # type: ignore[arg-type]
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hints[field.name]
+            )
+            for group in groups
+            for hints in [get_type_hints(group, include_extras=True)]
+            for field in fields(group)
+        ]
 
-    with_options.__doc__ = command.__doc__
-    with_options.__name__ = command.__name__
-    with_options.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in options}
-    return with_options
+        def with_options(**values: Any) -> None:
+            command(*(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups))
+
+        with_options.__doc__ = command.__doc__
+        with_options.__name__ = command.__name__
+        with_options.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in options}
+        return with_options
+
+    return decorate
+
+
+def _default(field: Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default
+
+
+selection_options = options_of(Selection, ExecutionOptions)

@@ -177,8 +177,12 @@ def _interned(factor: Factor) -> Factor:
 
 def trained_values(cell: Cell, geometry: Geometry, outputs: int) -> int:
     """Return the values that a cell trains, those of its head among them; without padding and without the encoder's."""
-    trained = _adapter(cell, geometry).trained if methods.of(cell).adapts else 0
-    return geometry.stored_layers * trained + _head_values(geometry, outputs)
+    return adapter_values(cell, geometry) + _head_values(geometry, outputs)
+
+
+def adapter_values(cell: Cell, geometry: Geometry) -> int:
+    """Return the values that a cell's adapter trains, as records count them: without the head."""
+    return geometry.stored_layers * _adapter(cell, geometry).trained if methods.of(cell).adapts else 0
 
 
 def _head_values(geometry: Geometry, outputs: int) -> int:

@@ -42,6 +42,7 @@ def build(
     errors: Console | None = None,
     vs_paper: bool = False,
     compare: Comparisons | None = None,
+    verdict_only: bool = False,
 ) -> ReportFiles:
     """Write the report on a results folder and print its tables.
 
@@ -55,6 +56,7 @@ def build(
         errors: where to name the records that cannot be read; standard error by default.
         vs_paper: whether to compare with the published numbers.
         compare: what is compared; the default comparisons unless given.
+        verdict_only: whether to print the answer and the table of a verdict alone.
 
     Returns:
         What was written.
@@ -70,7 +72,7 @@ def build(
     import_module("numpy")  # loads the library whose threads are limited
     # With one thread the order of a sum, and with it the last digit, is the same whatever the environment asks for.
     with threadpool_limits(1), _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
-        return _build(results, out, console, errors, vs_paper, compare, encoder)
+        return _build(results, out, console, errors, vs_paper, compare, verdict_only, encoder)
 
 
 def _build(
@@ -80,12 +82,13 @@ def _build(
     errors: Console | None,
     vs_paper: bool,
     compare: Comparisons | None,
+    verdict_only: bool,
     encoder: FigureEncoder,
 ) -> ReportFiles:
     from lora_bench.records.store import read_records
     from lora_bench.report.content import gather
     from lora_bench.report.formats.render import print_lines
-    from lora_bench.report.write import print_files, print_report, write
+    from lora_bench.report.write import print_files, print_frontiers, print_report, print_verdict, write
 
     loaded = read_records(results)
     gc.freeze()  # importing some libraries runs a collection, which need not look through the records
@@ -96,7 +99,9 @@ def _build(
         raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
     content = gather(loaded, vs_paper, compare)
     files = write(content, out, encoder)
-    print_report(content, console)
+    (print_verdict if verdict_only else print_report)(content, console)
+    if verdict_only:
+        print_frontiers(files, console)
     print_files(files, console)
     return files
 

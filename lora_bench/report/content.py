@@ -19,7 +19,8 @@ from lora_bench.report.numbers.epochs import epoch_tables
 from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.searches import search_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
-from lora_bench.report.numbers.wording import protocol_sentence
+from lora_bench.report.numbers.verdict import verdict_tables
+from lora_bench.report.numbers.wording import legend, protocol_sentence
 from lora_bench.text import counted
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # The tables of a scope, in their order. A further table is a function of the scope's statistics, and a line here.
 SCOPE_TABLES: tuple[Callable[[ScopeStatistics], list[ReportTable]], ...] = (
+    verdict_tables,
     score_tables.frontier_tables,
     comparison_tables,
     lambda statistics: [score_tables.method_table(statistics)],
@@ -87,6 +89,11 @@ class Content:
     def tables(self) -> tuple[ReportTable, ...]:
         """All tables."""
         return *(table for section in self.sections for table in section.tables), *self.other_tables
+
+    @property
+    def legend(self) -> tuple[str, ...]:
+        """How the numbers are to be read."""
+        return legend(self.sections[0].scope.compare if self.sections else Comparisons())
 
     @property
     def status_line(self) -> str:

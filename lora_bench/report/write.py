@@ -17,7 +17,6 @@ from lora_bench.report.formats.html import html_page
 from lora_bench.report.formats.latex import latex_document, latex_table
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_lines, print_table
 from lora_bench.report.numbers.tables import ReportTable
-from lora_bench.report.numbers.wording import LEGEND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +88,23 @@ def print_report(content: Content, console: Console) -> None:
             print_table(table, console)
     for table in content.other_tables:
         print_table(table, console)
-    print_lines([*content.findings, *LEGEND, ""], console, "dim")
+    print_lines([*content.findings, *content.legend, ""], console, "dim")
+
+
+def print_verdict(content: Content, console: Console) -> None:
+    """Print what a verdict says: the answer and its table; the page has all else."""
+    print_lines([content.status_line, ""], console)
+    for section in content.sections:
+        print_lines([section.scope.title], console, "bold underline")
+        print_lines([*section.answer, ""], console)
+        for table in _printed(section.tables)[:1]:
+            print_table(table, console)
+
+
+def print_frontiers(files: ReportFiles, console: Console) -> None:
+    """Print where the figures of score against trained values are."""
+    figures = [path for path in files.figures if path.name.startswith("frontier") and path.suffix == ".png"]
+    print_lines([*(f"Figure: {path}" for path in figures), ""], console, whole=True)
 
 
 def print_files(files: ReportFiles, console: Console) -> None:
@@ -126,7 +141,7 @@ def _json_content(content: Content) -> dict[str, object]:
 def _latex_paragraphs(content: Content) -> Iterator[str]:
     """Yield what stands above the tables of the LaTeX document."""
     yield content.status_line
-    yield from LEGEND
+    yield from content.legend
     for section in content.sections:
         yield from (f"{section.scope.title}: {line}" for line in section.protocol)
         yield from section.answer
@@ -141,7 +156,7 @@ def _markdown_lines(content: Content, pictures: Pictures, table_stems: Iterable[
     yield from (markdown_table(table, 2) for table in content.other_tables)
     yield _bullets(content.findings)
     yield "## How to read\n"
-    yield _bullets(LEGEND)
+    yield _bullets(content.legend)
     if content.broken:
         yield "## Records that could not be read\n"
         yield _bullets(f"{path.name}: {reason}" for path, reason in content.broken)

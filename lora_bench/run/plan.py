@@ -255,7 +255,12 @@ class Plan:
             for cell_id, status in plan.statuses.items()
             if status.will_run and steps[cell_id].state == "ready" and cell_id not in plan.ended and cell_id not in busy
         }
-        return replace(plan, packs=_planned_packs(plan.grid.cells, todo, self.pack_limit))
+        planned = _planned_packs(plan.grid.cells, todo, self.pack_limit)
+        return replace(plan, packs=tuple(sorted(planned, key=lambda pack: not plan.searches(pack))))
+
+    def searches(self, pack: Sequence[Cell]) -> bool:
+        """Whether a pack searches a rate: such packs come first, so that cells of several searches can share packs."""
+        return self.grid.step_of[pack[0].id].stage[0] == "search"
 
     def _resolved(self) -> Plan:
         """This plan with the grid as the records decide it, and with the statuses of all cells that are known now."""

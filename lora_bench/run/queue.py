@@ -111,7 +111,8 @@ class Queue:
             if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
                 self._largest = longest_part(self._devices, [work.cost for work in works]) if works else None
             works = works if self._largest is None else _parts(works, self._largest)
-        return sorted(works, key=lambda work: -work.cost)
+        works = sorted(works, key=lambda work: -work.cost)
+        return sorted(works, key=lambda work: not plan.searches(work.cells))
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""

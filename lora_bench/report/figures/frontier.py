@@ -7,6 +7,7 @@ without an adapter are horizontal lines. One pooled error bar stands for all.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.figures.drawing import (
@@ -34,6 +35,7 @@ SIZE = (8.4, 5.0)
 _GREY = "#9aa0a6"
 _SUBJECT, _REFERENCE = "#0072B2", "#D55E00"
 _TARGET_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+LEAST_SPAN = 4.0  # of the axis of trained values, as a factor; chosen
 MAX_LEVEL_GAP = 0.25  # of the height of the points; a level further below them is written instead
 
 
@@ -50,7 +52,9 @@ def frontier_figures(statistics: ScopeStatistics) -> list[Figure]:
         figure, (ax,) = new_figure(SIZE, (1, 1))
         handles = _draw_points(ax, statistics, adapters)
         handles |= _draw_levels(ax, entries)
+        _widen(ax, adapters, LEAST_SPAN)
         _draw_error_bar(ax, statistics, handles)
+        _widen(ax, adapters, 1.2 * LEAST_SPAN)  # so that the bar, which is at the right end, is not cut
         set_log_axis(ax)
         name = "average ×100" if scope.main.task == AVERAGE else "score ×100"
         label_axes(ax, "", "trained values of the adapter", name)
@@ -58,6 +62,14 @@ def frontier_figures(statistics: ScopeStatistics) -> list[Figure]:
         figure.suptitle(title)
         legend_below(figure, handles, SIZE, len(title.splitlines()), 60)
     return [figure]
+
+
+def _widen(ax: Axes, entries: DataFrame, span: float) -> None:
+    """Let the axis span a factor at least, so that sizes that are nearly equal look so."""
+    low, high = entries["adapter_params"].min(), entries["adapter_params"].max()
+    if high < LEAST_SPAN * low:
+        middle = math.sqrt(low * high)
+        ax.set_xlim(middle / math.sqrt(span), middle * math.sqrt(span))
 
 
 def _draw_points(ax: Axes, statistics: ScopeStatistics, entries: DataFrame) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from lora_bench.report.content import Content, Section, environment_values
 from lora_bench.report.formats.explorer import page_data, shared_settings
 from lora_bench.report.formats.folding import is_right_aligned
 from lora_bench.report.numbers.tables import Field, ReportTable
-from lora_bench.report.numbers.wording import LEGEND
 from lora_bench.text import clean
 
 _OPEN_ROWS = 60  # tables are open if they are no longer than this
@@ -34,7 +33,7 @@ def html_page(content: Content) -> str:
         "protocol": "".join(_protocol(section) for section in content.sections),
         "settings": _definitions(shared_settings(content.cells)),
         "environment": _definitions(environment),
-        "legend": _list(LEGEND),
+        "legend": _list(content.legend),
         "broken": _broken_records(content),
         # Without `<` no text can end the script element.
         "data": data.replace("<", "\\u003c"),

@@ -1,12 +1,11 @@
 """The answer, in plain sentences, from the same numbers as the tables.
 
-What is best at about 100,000 trained values; whether the method that the report is about matches the reference at equal
-size, and on what evidence; and what was not tested.
+In a folder with a verdict (`verdict`), the verdict. Elsewhere, what is best at about 100,000 trained values, and
+whether the method that the report is about matches the reference at equal size. In both, on what evidence, and what was
+not tested.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.comparison_tables import with_sides
 from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, SAME_SIZE, ScopeStatistics
@@ -21,12 +20,10 @@ from lora_bench.report.numbers.tables import (
     score_interval_text,
     signed_percent,
 )
+from lora_bench.report.numbers.verdict import verdict_sentences
 from lora_bench.report.numbers.wording import counted_points, is_held_out, join_words, main_name, set_text, task_title
 from lora_bench.tasks import TASKS
 from lora_bench.text import counted
-
-if TYPE_CHECKING:
-    pass
 
 ASKED_SIZE = 5.0  # the decimal logarithm of the size that the first sentence is about
 NAMES = {"mini": "LoRA-Mini", "lora": "LoRA", "xs": "LoRA-XS", "cora": "CoRA"}
@@ -36,7 +33,9 @@ _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 def answer(statistics: ScopeStatistics) -> tuple[str, ...]:
     """Return the sentences."""
-    parts = (_best_sentence(statistics), *_match_sentences(statistics), *_chance_sentences(statistics))
+    verdict = verdict_sentences(statistics)
+    first = verdict or [_best_sentence(statistics), *_match_sentences(statistics)]
+    parts = (*first, *_chance_sentences(statistics))
     return (*(part for part in parts if part), _evidence_sentence(statistics), _untested_sentence(statistics))
 
 
@@ -186,8 +185,11 @@ def _untested_sentence(statistics: ScopeStatistics) -> str:
         parts.append(f"{join_words(missing)}")
     if scope.cells.groupby(["task", "method"])["epochs"].nunique().max() == 1:
         parts.append("longer or shorter training")
-    if (scope.entries["tried"] == 1).all():
+    searched = any(record.search is not None for record in scope.cells["record"])
+    if (scope.entries["tried"] == 1).all() and not searched:
         parts.append("other learning rates than the one that each setting was given")
+    if scope.compare.looks:
+        parts.append("other sizes and settings of these methods")
     small = _below_reference(scope)
     parts += [small] if small else []
     return f"Not tested here: {join_words(parts, 'or')}."

@@ -53,8 +53,10 @@ def comparison_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     )
     default = statistics.default
     is_main = default["task"] == scope.main.task
+    # A verdict declares its comparisons at equal size itself.
+    equal = statistics.equal.iloc[:0] if compare.looks else statistics.equal
     families = (
-        (statistics.equal, EQUAL, f"{subject} against {reference} at equal size", equal_note),
+        (equal, EQUAL, f"{subject} against {reference} at equal size", equal_note),
         (statistics.declared, DECLARED, "Declared comparisons", f"On {main}."),
         (default[is_main], DEFAULT, f"Each method against {reference}", default_note),
         (default[~is_main], f"{DEFAULT} by task", f"Each method against {reference}, by task", default_note),
@@ -91,6 +93,7 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
         TableColumn("difference", "difference", lambda row: signed_percent(row["difference"]), numeric=True),
         TableColumn("low", "95%\ninterval", lambda row: difference_interval_text(row["low"], row["high"])),
         TableColumn("seeds_half", "seeds\nalone", lambda row: f"±{percent(row['seeds_half'], 2)}", numeric=True),
+        *_examples_columns(family),
         TableColumn(
             "paired_low",
             "paired\nby seed",
@@ -105,13 +108,25 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
     ]
     sizes = sorted(set(family["family_size"]))
     size_text = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    levels = " Intervals and tests hold for all looks together." if scope.compare.looks else ""
     notes = (
         note,
         f"Holm p: corrected over the {size_text} comparisons of a family; the verdict is at 5%. seeds alone: half the "
         "interval without the examples; paired by seed: Student's, pools nothing. equivalence: that the difference "
-        f"is below {counted_points(scope.compare.margin)}.",
+        f"is below {counted_points(scope.compare.margin)}.{levels}",
     )
     return build_table(name, title, columns, frame, notes, 2)
+
+
+def _examples_columns(family: DataFrame) -> list[TableColumn]:
+    """Return the columns of the interval over seeds and examples, where the comparison is over seeds alone."""
+    if "examples_low" not in family:
+        return []
+
+    def text(row: Row) -> str:
+        return difference_interval_text(row["examples_low"], row["examples_high"])
+
+    return [TableColumn("examples_low", "with\nexamples", text), TableColumn("examples_high")]
 
 
 def with_sides(statistics: ScopeStatistics, family: DataFrame) -> DataFrame:

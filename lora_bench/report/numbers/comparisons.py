@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from lora_bench.compare import Arm
 from lora_bench.report.numbers.entries import STATUS_COLUMNS, Column, Scope, choose_entries, seed_scores
 from lora_bench.report.numbers.examples import example_terms
 from lora_bench.report.numbers.frame import ARM, COUNTS
+from lora_bench.report.numbers.looks import levels_of
 from lora_bench.report.numbers.statistics import (
     SIGNIFICANCE,
     Contrast,
@@ -51,10 +52,12 @@ class ScopeStatistics:
     Attributes:
         scope: the results.
         means: by task, of all entries of the column in their order.
+        means_over_examples: the same with the uncertainty over examples, where `means` is over seeds alone.
     """
 
     scope: Scope
     means: Mapping[str, Means]
+    means_over_examples: Mapping[str, Means]
 
     def positions(self, column: Column, index: Series) -> Series:
         """Return the positions of entries, given by their index, within `means` of their column."""
@@ -71,7 +74,8 @@ class ScopeStatistics:
 
         Returns:
             A row per pair: those indices, the columns of `Means.compare`, half the width of the interval over seeds
-            alone, Student's interval paired by seed, `holm`, `holm_equivalent` and the `verdict`.
+            alone, Student's interval paired by seed, `holm`, `holm_equivalent` and the `verdict`. If the comparison is
+            over seeds alone also `examples_low` and `examples_high`, the interval over seeds and examples.
         """
         import numpy as np
 
@@ -81,8 +85,7 @@ class ScopeStatistics:
         )
         means = self.means[column.task]
         table = means.compare(first, second, margin)
-        seeds_alone = Means(means.mean, means.shift * 0, means.n, means.variance, means.degrees, means.pooled)
-        alone = seeds_alone.compare(first, second, margin)
+        alone = means.over_seeds.compare(first, second, margin)
         paired_low, paired_high = self._paired_intervals(column, pairs)
         table = table.assign(
             family=family,
@@ -97,6 +100,12 @@ class ScopeStatistics:
             holm_equivalent=holm_correction(table["p_equivalent"].to_numpy()),
             family_size=len(table),
         )
+        if self.scope.compare.over == "seeds":
+            wide = self.means_over_examples[column.task]
+            interval = wide.compare(first, second, margin)[["low", "high"]]
+            # Without predictions nothing is known of other examples.
+            known = interval if wide.example_terms is not None else interval * np.nan
+            table = table.assign(examples_low=known["low"], examples_high=known["high"])
         return table.assign(verdict=verdicts(table))
 
     def mean_difference(self, family: DataFrame) -> Contrast:
@@ -119,7 +128,8 @@ class ScopeStatistics:
         for first, second in zip(*arms, strict=True):
             both = [scores.loc[arm] for arm in (first, second)] if {first, second} <= set(scores.index) else []
             differences = (both[0] - both[1]).dropna().tolist() if both else []
-            intervals.append(seed_interval(differences) or (math.nan, math.nan))
+            tail = self.means[column.task].levels.tail
+            intervals.append(seed_interval(differences, tail) or (math.nan, math.nan))
         return [low for low, _ in intervals], [high for _, high in intervals]
 
     @cached_property
@@ -296,9 +306,13 @@ def _method_keys(entries: DataFrame) -> Series:
 
 
 def scope_statistics(scope: Scope) -> ScopeStatistics:
-    """Compute the means of a scope's entries."""
-    terms = example_terms(scope)
-    return ScopeStatistics(scope, {c.task: means_of(scope.at(c), terms.get(c.task)) for c in scope.columns})
+    """Compute the means of a scope's entries, as the comparisons declare it."""
+    terms, levels = example_terms(scope), levels_of(scope.compare.looks)
+    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels) for c in scope.columns}
+    if scope.compare.over == "seeds":
+        over_seeds = {task: replace(means, example_terms=None) for task, means in whole.items()}
+        return ScopeStatistics(scope, over_seeds, whole)
+    return ScopeStatistics(scope, whole, whole)
 
 
 def verdicts(table: DataFrame) -> list[str]:

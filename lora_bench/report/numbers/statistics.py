@@ -9,6 +9,9 @@ read from the same standard error.
 **Lost seeds** (failed or diverged) may have been the worst ones or any. Without them a mean may be too high; without as
 many of the best ones as well (the trimmed mean) it may be too low. Intervals and tests cover both.
 
+**Several looks**: where a config declares at which numbers of seeds one looks at the results, intervals and tests hold
+for all looks together (`looks`).
+
 scipy computes quantiles and tails.
 """
 
@@ -17,8 +20,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from lora_bench.report.numbers.looks import ONE_LOOK, TAIL, Levels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.int64]
 
-LEVEL = 0.95
 SIGNIFICANCE = 0.05
 MIN_SEEDS = 3  # with fewer there is no interval and no test
 _EXCESS = 0.001  # the p-value below which an entry's own variance replaces the pooled one; chosen
@@ -49,19 +53,24 @@ class Contrast(NamedTuple):
     high: float
 
 
-def seed_interval(values: Sequence[float]) -> Interval | None:
-    """Return Student's 95% interval of the mean over all possible seeds; None with fewer than three values."""
+def seed_interval(values: Sequence[float], tail: float = TAIL) -> Interval | None:
+    """Return Student's 95% interval of the mean over all possible seeds; None with fewer than three values.
+
+    Args:
+        values: a value for each seed.
+        tail: the probability beyond each end, where it is not that of a single look.
+    """
     if len(values) < MIN_SEEDS:
         return None
-    mean, half = statistics.fmean(values), half_width(statistics.stdev(values), len(values))
+    mean, half = statistics.fmean(values), half_width(statistics.stdev(values), len(values), tail)
     return Interval(mean - half, mean + half)
 
 
-def half_width(std: float, n: int) -> float:
+def half_width(std: float, n: int, tail: float = TAIL) -> float:
     """Return half the width of Student's 95% interval of a mean, from the sample standard deviation of n values."""
     from scipy import stats
 
-    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / math.sqrt(n)
+    return float(stats.t.isf(tail, n - 1)) * std / math.sqrt(n)
 
 
 class ExampleCovariance(Protocol):
@@ -87,7 +96,8 @@ class Means:
         variance: of one seed.
         degrees: the degrees of freedom of the variance.
         pooled: whether the variance is the pooled one.
-        example_terms: what the examples add; None if it is unknown for all.
+        example_terms: what the examples add; None if it is unknown for all, or not asked for.
+        levels: the levels of intervals and tests, which are others if one looks more than once.
     """
 
     mean: FloatArray
@@ -97,6 +107,12 @@ class Means:
     degrees: FloatArray
     pooled: NDArray[np.bool_]
     example_terms: ExampleCovariance | None = None
+    levels: Levels = ONE_LOOK
+
+    @property
+    def over_seeds(self) -> Means:
+        """The same means with the uncertainty over seeds alone, and without the shifts of lost seeds."""
+        return replace(self, shift=self.shift * 0, example_terms=None)
 
     @property
     def pooled_deviation(self) -> float:
@@ -114,7 +130,7 @@ class Means:
 
         if not self.pooled.any() or not self.degrees[self.pooled][0] or n < 1:
             return float("nan")
-        return float(_quantile(self.degrees[self.pooled][:1])[0] * self.pooled_deviation / np.sqrt(n))
+        return float(self._quantile(self.degrees[self.pooled][:1])[0] * self.pooled_deviation / np.sqrt(n))
 
     def intervals(self) -> tuple[FloatArray, FloatArray]:
         """Return the 95% interval of each mean; NaN with fewer than three seeds."""
@@ -122,7 +138,7 @@ class Means:
 
         everyone = np.arange(len(self.mean))
         error, degrees = self._error(everyone, None)
-        half = _quantile(degrees) * error
+        half = self._quantile(degrees) * error
         unknown = self.n < MIN_SEEDS
         low, high = self.mean - self.shift - half, self.mean + half
         return np.where(unknown, np.nan, low), np.where(unknown, np.nan, high)
@@ -142,11 +158,11 @@ class Means:
         error, degrees = self._error(first, second)
         difference = self.mean[first] - self.mean[second]
         least, most = difference - self.shift[first], difference + self.shift[second]
-        half = _quantile(degrees) * error
+        half = self._quantile(degrees) * error
         nearest = np.where((least <= 0) & (most >= 0), 0.0, np.minimum(np.abs(least), np.abs(most)))
         with np.errstate(divide="ignore", invalid="ignore"):
             # Without any variance, equal means have p = 1 and different ones p = 0.
-            p = 2 * stats.t.sf(np.where(nearest == 0, 0.0, nearest / error), degrees)
+            p = stats.t.sf(np.where(nearest == 0, 0.0, nearest / error), degrees)
             above = stats.t.sf((least + margin) / error, degrees)
             below = stats.t.cdf((most - margin) / error, degrees)
         table = pd.DataFrame(
@@ -156,8 +172,8 @@ class Means:
                 "degrees": degrees,
                 "low": least - half,
                 "high": most + half,
-                "p": p,
-                "p_equivalent": np.maximum(above, below),
+                "p": np.minimum(2 * self.levels.corrected(p), 1.0),
+                "p_equivalent": self.levels.corrected(np.maximum(above, below)),
             }
         )
         tested = (self.n[first] >= MIN_SEEDS) & (self.n[second] >= MIN_SEEDS)
@@ -182,7 +198,8 @@ class Means:
         examples = self.example_terms.examples() if self.example_terms else math.inf
         squared += added**2 / max(examples - 1, 1)
         total = float(parts.sum()) + added
-        half = float(_quantile(np.array([total**2 / squared if squared else 1e9]))[0]) * math.sqrt(total)
+        degrees_of_sum = np.array([total**2 / squared if squared else 1e9])
+        half = float(self._quantile(degrees_of_sum)[0]) * math.sqrt(total)
         shifts = summed * self.shift[used]
         difference = float((summed * self.mean[used]).sum())
         low, high = difference - float(shifts[summed > 0].sum()), difference - float(shifts[summed < 0].sum())
@@ -197,6 +214,13 @@ class Means:
         one, other = (index.reshape(-1) for index in np.meshgrid(np.arange(len(used)), np.arange(len(used))))
         covariance = self.example_terms.covariance(used[one], used[other])
         return max(0.0, float((weights[one] * weights[other] * covariance).sum()))
+
+    def _quantile(self, degrees: FloatArray) -> FloatArray:
+        """Return Student's quantiles at the upper end of an interval."""
+        from scipy import stats
+
+        quantiles: FloatArray = stats.t.isf(self.levels.tail, degrees)
+        return quantiles
 
     def _error(self, first: IntArray, second: IntArray | None) -> tuple[FloatArray, FloatArray]:
         """Return standard errors and Satterthwaite's degrees of freedom of means, or of their differences."""
@@ -236,7 +260,7 @@ class Means:
         return np.maximum(whole, 0.0)
 
 
-def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None) -> Means:
+def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None, levels: Levels = ONE_LOOK) -> Means:
     """Return the means of a column's entries (`entries.Scope.at`), with the seeds' variance pooled over all of them."""
     import numpy as np
     from scipy import stats
@@ -253,7 +277,8 @@ def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None)
         variance = np.where(separate, squares / np.maximum(degrees, 1), pooled_variance)
     mean = entries["mean"].to_numpy(dtype=float)
     shift = mean - entries["trimmed"].to_numpy(dtype=float)
-    return Means(mean, shift, n, variance, np.where(separate, degrees, pool_degrees), ~separate, example_terms)
+    pooled_degrees = np.where(separate, degrees, pool_degrees)
+    return Means(mean, shift, n, variance, pooled_degrees, ~separate, example_terms, levels)
 
 
 def holm_correction(p_values: FloatArray) -> FloatArray:
@@ -302,10 +327,3 @@ def rank_entries(means: Means, positions: IntArray) -> Ranking:
     top = int(np.argmax(mean)) if count else 0
     best = ~better[top] if count else np.zeros(0, dtype=bool)
     return Ranking(1 + better.sum(axis=0), count - better.sum(axis=1), best & np.isfinite(mean))
-
-
-def _quantile(degrees: FloatArray) -> FloatArray:
-    from scipy import stats
-
-    quantiles: FloatArray = stats.t.ppf((1 + LEVEL) / 2, degrees)
-    return quantiles

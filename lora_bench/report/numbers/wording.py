@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lora_bench.compare import Comparisons
 from lora_bench.report.numbers.entries import AVERAGE, HELD_OUT, Column, Scope
+from lora_bench.report.numbers.looks import FIRST_SHARE
 from lora_bench.tasks import TASKS
 
-LEGEND = (
+_LEGEND = (
     "Numbers are ×100: mean ± sample standard deviation over seeds (number of seeds). One seed has no deviation.",
     "(4/5): 4 of 5 seeds have a score, the others failed or diverged; — where none has. Means are of the seeds that "
     "have one; how they would be with lost seeds as 0 is said below the table.",
     "†: fewer than 3 seeds, so no interval and no test.",
     "Average: by seed, the mean over its tasks; over the seeds that have a score at all of them.",
     "Settings are chosen by the held-out score where there is one, never by the score that is shown.",
-    "95% interval: over seeds and examples. The deviation between seeds is pooled over all settings of a column; an "
-    "entry that varies far more (p < 0.001) keeps its own. Examples count for accuracy and Matthews correlation, "
-    "where the records hold predictions; Pearson's and other metrics have intervals over seeds alone.",
+)
+_OVER = {
+    "seeds+examples": "95% interval: over seeds and examples. {pooled} Examples count for accuracy and Matthews "
+    "correlation, where the records hold predictions; Pearson's and other metrics have intervals over seeds alone.",
+    "seeds": "95% interval: over seeds alone, as declared; on other examples of the same tasks the differences may be "
+    "others. {pooled} with examples: the interval over both, for accuracy and Matthews correlation.",
+}
+_POOLED = (
+    "The deviation between seeds is pooled over all settings of a column; an entry that varies far more (p < 0.001) "
+    "keeps its own."
+)
+_LOOKS = (
+    "Intervals and tests hold for all looks together, whether or not seeds are added: the allowed error is spent over "
+    "the looks (Lan and DeMets 1983), at a look with t times the first one's seeds up to "
+    f"1 - {1 - FIRST_SHARE:.1g} / t of it; intervals are repeated confidence intervals (Jennison and Turnbull 1989).",
+)
+_TESTS = (
     "Lost seeds may have been the worst: intervals and tests then reach from the mean without as many of the best "
     "ones to the mean of those left.",
     "Tests: from the same standard error; Holm's correction within each family of comparisons. Equivalent: two "
@@ -37,6 +53,12 @@ _SELECTIONS = {
     "last": "last epoch",
     "held-out": "epoch chosen on held-out training rows",
 }
+
+
+def legend(compare: Comparisons) -> tuple[str, ...]:
+    """Return how the report's numbers are to be read, in sentences."""
+    intervals = _OVER[compare.over].format(pooled=_POOLED)
+    return (*_LEGEND, intervals, *(_LOOKS if compare.looks else ()), *_TESTS)
 
 
 def protocol_sentence(scope: Scope) -> str:

@@ -1,0 +1,236 @@
+"""The verdict on one method against another, at one or more sizes: a sentence and two rows of a table for each size.
+
+The sizes are the declared pairs of a results folder whose `compare` has looks, as `lora-bench verdict` declares them.
+What decides are the declared comparisons, like everywhere in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from lora_bench.report.numbers.comparison_tables import with_sides
+from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, ScopeStatistics
+from lora_bench.report.numbers.entries import AVERAGE, Scope
+from lora_bench.report.numbers.frame import SCOPE, Row, device_prefix, is_missing, rows_of
+from lora_bench.report.numbers.statistics import MIN_SEEDS
+from lora_bench.report.numbers.tables import (
+    DASH,
+    ReportTable,
+    TableColumn,
+    build_table,
+    count_text,
+    difference_interval_text,
+    p_relation,
+    p_text,
+    signed_percent,
+    summary_text,
+)
+from lora_bench.report.numbers.wording import counted_points, join_words, main_name
+from lora_bench.text import counted
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from lora_bench.records.schema import Record
+
+MATCHED = 1.1  # numbers of trained values are called equal up to this factor
+UNDECIDED, UNFINISHED = "not decided", "not finished"
+_CALIBRATION = ("nll", "ece")
+_SIDE = ("size", "targets", "method", "rank", "a", "b", "adapter_params", "adapter_bytes", "mean", "std", "n", "seeds")
+_PAIR = ("difference", "low", "high", "examples_low", "examples_high", "holm", "holm_equivalent")
+
+
+def verdict_sentences(statistics: ScopeStatistics) -> list[str]:
+    """Return a sentence for each declared size and one on the looks; nothing if the folder holds no verdict."""
+    compare = statistics.scope.compare
+    if not compare.looks:
+        return []
+    rows = _rows(statistics)
+    sentences = [_sentence(statistics.scope, row) for row in rows]
+    missing = len(compare.pairs) - len(rows)
+    if missing:
+        sentences.append(
+            f"{counted(missing, 'size')} of {len(compare.pairs)}: {UNFINISHED}, no seed has every task yet."
+        )
+    seeds = join_words([str(count) for count in compare.looks])
+    return [
+        *sentences,
+        f"Look {len(compare.looks)} at this comparison, with {seeds} seeds: the intervals hold for all looks together, "
+        "those that may follow included.",
+    ]
+
+
+def verdict_tables(statistics: ScopeStatistics) -> list[ReportTable]:
+    """Return the table with the two methods of each declared size, one below the other; none without a verdict."""
+    scope = statistics.scope
+    rows = _rows(statistics) if scope.compare.looks else []
+    if not rows:
+        return []
+    frame = _sides(statistics, rows).assign(**scope.values)
+    with_examples = scope.compare.over == "seeds"
+
+    def interval(low: str, high: str) -> TableColumn:
+        heads = {"low": "95%\ninterval", "examples_low": "with\nexamples"}
+        return TableColumn(low, heads[low], lambda row: _of_subject(row, difference_interval_text(row[low], row[high])))
+
+    columns = [
+        TableColumn("size", "setting"),
+        TableColumn("targets", "targets"),
+        TableColumn("adapter_params", "trained\nvalues", lambda row: count_text(row["adapter_params"]), numeric=True),
+        TableColumn("adapter_bytes", "adapter\nbytes", lambda row: count_text(row["adapter_bytes"]), numeric=True),
+        TableColumn("mean", "score", summary_text),
+        *(TableColumn(name, name.upper(), _three_digits(name), numeric=True) for name in _CALIBRATION),
+        TableColumn(
+            "seconds",
+            f"{device_prefix(scope.cells)}seconds\na cell",
+            lambda row: DASH if row["seconds"] is None else f"{row['seconds']:,.1f}",
+            numeric=True,
+        ),
+        TableColumn("difference", "difference", lambda row: _of_subject(row, signed_percent(row["difference"]))),
+        interval("low", "high"),
+        *([interval("examples_low", "examples_high")] if with_examples else []),
+        TableColumn("holm", "Holm\np", lambda row: _of_subject(row, p_text(row["holm"])), numeric=True),
+        TableColumn(
+            "holm_equivalent",
+            "equivalence\nHolm p",
+            lambda row: _of_subject(row, p_text(row["holm_equivalent"])),
+            numeric=True,
+        ),
+        TableColumn("verdict", "verdict", lambda row: _of_subject(row, row["verdict"]), bold=_is_decided),
+        *(TableColumn(name) for name in (*SCOPE, "pair", "side", "high", "examples_high", "method", "rank", "a", "b")),
+        *(TableColumn(name) for name in ("std", "n", "seeds")),
+    ]
+    notes = (
+        f"On {main_name(scope)}; the difference is that of the row to the one below it. NLL and ECE: the mean negative "
+        "log-likelihood and the expected calibration error on the rows that are scored, over the tasks with classes; "
+        f"lower is better. Equivalent: within {counted_points(scope.compare.margin)}.",
+    )
+    name, title = f"verdict {scope.title}", f"{scope.compare.subject} against {scope.compare.reference}: {scope.title}"
+    return [build_table(name, title, columns, frame, notes, 2)]
+
+
+def _rows(statistics: ScopeStatistics) -> list[Row]:
+    """Return the declared comparisons with both sides, and with the verdict in words."""
+    declared = statistics.declared
+    rows = rows_of(with_sides(statistics, declared)) if len(declared) else []
+    indices = zip(declared["entry"], declared["reference"], strict=True) if len(declared) else ()
+    looks = statistics.scope.compare.looks
+    return [
+        {**row, "entry": entry, "reference": reference, "verdict": _verdict(row, looks[-1])}
+        for row, (entry, reference) in zip(rows, indices, strict=True)
+    ]
+
+
+def _verdict(row: Row, seeds: int) -> str:
+    """Return the verdict on a size: unfinished as long as some of the seeds of this look are missing."""
+    if min(row["seeds"], row["reference_seeds"]) < seeds:
+        return UNFINISHED
+    verdict = str(row["verdict"])
+    return verdict if verdict.startswith((ABOVE, BELOW, EQUIVALENT, NOT_TESTED)) else UNDECIDED
+
+
+def _sentence(scope: Scope, row: Row) -> str:
+    """Say what is known at one size."""
+    subject, reference = f"{row['size']}{_targets_text(row)}", str(row["reference_size"])
+    on = f"({_size_text(row)}) on {main_name(scope)}"
+    verdict, margin = row["verdict"], counted_points(scope.compare.margin)
+    done = min(row["seeds"], row["reference_seeds"])
+    if verdict == UNFINISHED:
+        return (
+            f"{subject} against {reference} {on}: {UNFINISHED}, {done} of {scope.compare.looks[-1]} seeds have ended."
+        )
+    if verdict == NOT_TESTED:
+        return f"{subject} against {reference} {on}: {NOT_TESTED}, fewer than {MIN_SEEDS} seeds have a score."
+    interval = difference_interval_text(row["low"], row["high"])
+    difference = f"{signed_percent(row['difference'])} points {interval} over {counted(done, 'seed')}"
+    if verdict == EQUIVALENT:
+        p = f"equivalence p {p_relation(row['holm_equivalent'])}"
+        return f"{subject} is equivalent to {reference} within {margin} {on}: {difference}, {p}.{_other_examples(row)}"
+    if verdict == UNDECIDED:
+        first = f"{subject} against {reference} {on}: {UNDECIDED}. The difference is {difference}"
+        return f"{first}: neither one is certainly better, nor are they certainly within {margin}."
+    word = ABOVE if verdict.startswith(ABOVE) else BELOW
+    within = f", by certainly less than {margin}" if verdict != word else ""
+    p = f"p {p_relation(row['holm'])}"
+    return f"{subject} is {word} than {reference} {on}{within}: {difference}, {p}.{_other_examples(row)}"
+
+
+def _targets_text(row: Row) -> str:
+    return f" on {row['targets']}" if row["targets"] else ""
+
+
+def _size_text(row: Row) -> str:
+    """Name the numbers of trained values of both sides, and say if they are not about equal."""
+    first, second = row["adapter_params"], row["reference_adapter_params"]
+    if first is None or second is None:
+        return "numbers of trained values unknown"
+    if first == second:
+        return f"{first:,} trained values each"
+    texts = f"{first:,} against {second:,} trained values"
+    ratio = max(first, second) / max(min(first, second), 1)
+    return texts if ratio <= MATCHED else f"{texts}, not matched"
+
+
+def _other_examples(row: Row) -> str:
+    """Say whether a difference that is certain over seeds is so on other examples too; nothing if it was not asked."""
+    low, high = row.get("examples_low"), row.get("examples_high")
+    if low is None or high is None or is_missing(low):
+        return ""
+    interval = difference_interval_text(low, high)
+    holds = low > 0 or high < 0 or row["verdict"] == EQUIVALENT
+    certain = "" if holds else ", so it may not hold there"
+    return f" On other examples of the same tasks: {interval}{certain}."
+
+
+def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
+    """Return two rows for each size: the subject with the comparison, and the reference."""
+    import pandas as pd
+
+    calibration, entries = _calibration(statistics.scope), statistics.scope.entries
+    by_index = dict(zip(entries.index.tolist(), rows_of(entries), strict=True))
+    sides = []
+    for number, row in enumerate(rows, 1):
+        for side, role in (("entry", "subject"), ("reference", "reference")):
+            entry = by_index[row[side]]
+            values = {name: entry[name] for name in (*_SIDE, "seconds")} | calibration.get(entry["arm"], {})
+            compared = {name: row.get(name) for name in (*_PAIR, "verdict")} if role == "subject" else {"verdict": ""}
+            sides.append({**values, **compared, "pair": number, "side": role})
+    names = [*_SIDE, "seconds", *_CALIBRATION, *_PAIR, "pair", "side", "verdict"]
+    return pd.DataFrame(sides, columns=names)
+
+
+def _calibration(scope: Scope) -> dict[int, dict[str, float]]:
+    """Return the calibration of each arm at the scored epochs: the mean over its tasks of the means over seeds."""
+    import pandas as pd
+
+    cells = scope.cells[(scope.cells["entry"] >= 0) & scope.cells["score"].notna()]
+    if scope.main.task == AVERAGE:
+        cells = cells[cells["task"].isin(scope.averaged)]
+    rows = [
+        {"arm": arm, "task": task, **_scored_calibration(record)}
+        for arm, task, record in zip(cells["arm"], cells["task"], cells["record"], strict=True)
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "task", *_CALIBRATION]).astype(dict.fromkeys(_CALIBRATION, float))
+    by_arm = frame.groupby(["arm", "task"])[[*_CALIBRATION]].mean().groupby("arm").mean()
+    values = by_arm[[*_CALIBRATION]].to_numpy().tolist()
+    return {
+        arm: dict(zip(_CALIBRATION, row, strict=True)) for arm, row in zip(by_arm.index.tolist(), values, strict=True)
+    }
+
+
+def _scored_calibration(record: Record) -> Mapping[str, float | None]:
+    scored = next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
+    return (scored.calibration if scored is not None else None) or {}
+
+
+def _three_digits(name: str) -> Callable[[Row], str]:
+    return lambda row: DASH if row[name] is None else f"{row[name]:.3f}"
+
+
+def _of_subject(row: Row, text: str) -> str:
+    return text if row["side"] == "subject" else ""
+
+
+def _is_decided(row: Row) -> bool:
+    return str(row["verdict"]).startswith((ABOVE, BELOW, EQUIVALENT))

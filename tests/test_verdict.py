@@ -1,0 +1,279 @@
+"""The command `verdict`: sizes, cost, config, and the whole of it on the bundled sample."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_bench import methods
+from lora_bench.forecast.geometry import Geometry, load_geometry
+from lora_bench.grid.config import load_config
+from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records
+from lora_bench.report.numbers.statistics import half_width
+from lora_bench.testing import make_cell, make_record
+from lora_bench.verdict.precision import ELSEWHERE, HERE, MEASURED, deviations_of
+from lora_bench.verdict.question import FACTORS, add_look, rates_around, seeds_without
+from lora_bench.verdict.sizes import choose_sizes
+from tests.robust.robust_kit import is_clear, lora_bench
+
+ROOT = Path(__file__).parent.parent
+TINY = ("--model", "sample", "--task", "cola", "--task", "wnli", "--targets", "qv", "--sizes", "1", "--seeds", "3")
+FAST = ("--epochs", "1", "--search-lr", "2e-3,8e-3", "--search-seeds", "100", "--set", "max_length=16")
+MPNET = ("--model", "microsoft/mpnet-base", "--device", "H100", "--dry-run")
+
+BROKEN = """
+from lora_bench.methods.recipe import Factor, Recipe, Update, Uniform, Zeros, rank_of
+
+
+class Broken(Recipe):
+    name = "broken"
+    title = "Counts wrongly"
+    source = "a test"
+    default_lr = 1e-3
+
+    def factors(self, cell, shape):
+        rank = rank_of(cell)
+        return Factor("A", rank, shape.inputs, Uniform(0.1)), Factor("B", shape.outputs, rank, Zeros())
+
+    def update(self, factors):
+        return Update(factors["A"], factors["B"])
+
+    def trainable(self, cell, shape):
+        return rank_of(cell)
+
+
+RECIPE = Broken()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, with a device that was never measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def mpnet() -> Geometry:
+    geometry = load_geometry("microsoft/mpnet-base")
+    assert geometry is not None
+    return geometry
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize(
+    ("method", "targets", "count", "pairs"),
+    [
+        ("vera", "qv", 1, ["vera r=768 against lora r=1: 36,864 trained values each"]),
+        ("vera", "qv", 3, ["vera r=768 against lora r=1: 36,864 trained values each"]),
+        ("xs", "qv", 1, ["xs r=40 against lora r=1: 38,400 and 36,864 trained values"]),
+        ("rslora", "qv", 2, ["rslora r=4 against lora r=4: 147,456 trained values each",
+                             "rslora r=16 against lora r=16: 589,824 trained values each"]),
+        ("mini", "attention+dense", 2, ["mini r=12 a=128 b=64 against lora r=1: 165,888 trained values each",
+                                        "mini r=48 a=128 b=64 against lora r=4: 663,552 trained values each"]),
+        ("bitfit", "qv", 2, ["bitfit against lora r=1: 18,432 and 36,864 trained values, not matched: a factor of 2"]),
+    ],
+)  # fmt: skip
+def test_sizes_have_about_as_many_trained_values(
+    method: str, targets: str, count: int, pairs: list[str], mpnet: Geometry
+) -> None:
+    assert list(map(str, choose_sizes(method, "lora", targets, mpnet, count))) == pairs
+
+
+def test_every_adapter_has_a_size_next_to_lora(mpnet: Geometry) -> None:
+    """Those whose numbers cannot match are compared with the nearest one, and say so."""
+    adapters = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and name != "lora"]
+    for method in adapters:
+        for targets in ("qv", "attention+dense"):
+            pairs = choose_sizes(method, "lora", targets, mpnet, 3)
+            sizes = [pair.middle for pair in pairs]
+            assert sizes == sorted(sizes)
+            assert len(pairs) == 1 or all(pair.is_matched for pair in pairs)
+            assert pairs[0].is_matched == ("not matched" not in str(pairs[0]))
+
+
+# ---- what is expected
+
+
+def seeds_of(task: str, scores: list[float], role: str | None = None) -> list[Record]:
+    search = None if role is None else {"role": role, "settings": ("lr",)}
+    return [
+        make_record(score, cell=make_cell("lora", task=task, seed=seed), search=search)
+        for seed, score in enumerate(scores)
+    ]
+
+
+def test_deviations_are_those_of_the_folder_once_there_are_seeds() -> None:
+    """Trials do not count, and a task without seeds leaves the table from elsewhere in force."""
+    cola, rte = seeds_of("cola", [0.5, 0.52, 0.48, 0.5, 0.5]), seeds_of("rte", [0.6, 0.7, 0.65, 0.6, 0.7])
+    assert deviations_of(cola, ["cola", "rte"]).origin == ELSEWHERE
+    here = deviations_of([*cola, *rte], ["cola", "rte"])
+    assert here.origin == HERE
+    assert here.by_task["cola"] == pytest.approx(0.0002**0.5)
+    trials = [*cola, *seeds_of("rte", [0.1, 0.9, 0.1, 0.9, 0.1], "trial")]
+    assert deviations_of(trials, ["cola", "rte"]).origin == ELSEWHERE
+    assert "a guess for mine" in deviations_of([], ["cola", "mine"]).origin
+
+
+def test_the_expected_interval_is_that_of_students_test() -> None:
+    deviations = deviations_of([], ["cola"])
+    half = deviations.half_width(["cola"], (20,), 1)
+    assert half == pytest.approx(half_width(MEASURED["cola"], 39, 0.0175) * (39 / 20 * 2) ** 0.5, rel=1e-3)
+    assert deviations.half_width(["cola"], (20, 40), 1) < half
+    assert deviations.half_width(["cola"], (20, 40), 1) > deviations.half_width(["cola"], (40,), 1)
+
+
+def test_measured_deviations_are_those_of_the_committed_results() -> None:
+    records = read_records(ROOT / "results/minilm").records
+    recomputed = deviations_of(records, tuple(MEASURED))
+    assert {task: round(value, 4) for task, value in recomputed.by_task.items()} == MEASURED
+
+
+# ---- cost
+
+
+def test_the_cost_comes_first_and_nothing_is_written() -> None:
+    ended = lora_bench("verdict", "vera", *MPNET, "--targets", "qv", "--sizes", "1")
+    assert ended.code == 0, ended
+    first, sizes = ended.out.strip().splitlines()[:2]
+    assert "1 size, 4 tasks, 20 seeds: 224 cells to train in 8 stages on H100, about" in first
+    assert "±0.71 points over seeds (by results/minilm, another encoder)" in first
+    assert sizes.strip() == "vera r=768 against lora r=1: 36,864 trained values each"
+    assert list(Path().iterdir()) == []
+
+
+def seeds_and_tasks(*options: str) -> tuple[int, int, str]:
+    ended = lora_bench("verdict", "xs", *MPNET, "--targets", "qv", "--sizes", "1", *options)
+    assert ended.code == 0, ended
+    words = ended.out.split()
+    return int(words[words.index("seeds:") - 1]), int(words[words.index("tasks,") - 1]), ended.out
+
+
+def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
+    few, all_tasks, text = seeds_and_tasks("--minutes", "6")
+    assert all_tasks == 4
+    assert few < 20
+    assert "about 6 min until" in text
+    more, _, _ = seeds_and_tasks("--minutes", "12")
+    assert more > 2 * few
+    _, fewer_tasks, text = seeds_and_tasks("--minutes", "2.5")
+    assert fewer_tasks < 4
+    assert "Left out for want of time: " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--minutes", "0.5"), "0.5 minutes are not enough"),
+        (("--minutes", "9", "--device", "cpu"), "is not known"),
+        (("--minutes", "9", "--seeds", "9"), "exclude each other"),
+        (("--minutes", "nan"), "nan is no time"),
+        (("--seeds", "2"), "--seeds 3"),
+        (("--margin", "0"), "--margin 0"),
+        (("--sizes", "0"), "--sizes 0"),
+        (("--against", "xs"), "cannot be compared with itself"),
+        (("--against", "full"), "trains no adapter"),
+        (("--against", "loora"), "lora"),
+        (("--over", "examples"), "seeds+examples"),
+        (("--task", "colla"), "cola"),
+        (("--set", "lr=1e-3"), "a verdict decides it"),
+        (("--set", "alpha=[1,2]"), "a verdict has one value"),
+        (("--model", "someone/unknown"), "--model a directory"),
+        (("--search-lr", "1e-3"), "only one rate"),
+        (("--more",), "holds no verdict"),
+    ],
+)
+def test_what_cannot_be_asked_ends_in_two_lines(options: tuple[str, ...], words: str) -> None:
+    code = 3 if "--model" in options else 2
+    is_clear(lora_bench("verdict", "xs", *MPNET, *options), code, words)
+
+
+def test_a_method_that_breaks_a_contract_is_not_trained() -> None:
+    Path("broken.py").write_text(BROKEN, encoding="utf-8")
+    with methods.registered():
+        is_clear(lora_bench("verdict", "broken.py", *TINY, *FAST), 2, "lora-bench check broken.py")
+    assert not Path("results").exists()
+
+
+# ---- the config
+
+
+def test_rates_are_searched_around_each_methods_default() -> None:
+    assert rates_around(5e-4) == [2.5e-4, 5e-4, 1e-3, 2e-3]
+    assert len(FACTORS) == 4
+    assert seeds_without([1, 3], 4) == [0, 2, 4, 5]
+
+
+@pytest.mark.timeout(600)
+def test_the_whole_command_on_the_bundled_sample() -> None:
+    """Sizes, searches, seeds, verdict, page; again; one more look; and the same cells by `run --config`."""
+    results = Path("results/verdict-vera-lora")
+    ended = lora_bench("verdict", "vera", *TINY, *FAST)
+    assert ended.code == 0, ended
+    assert "vera against lora: 1 size, 2 tasks, 3 seeds: 20 cells to train in 4 stages on cpu" in ended.out
+    assert "Look 1 at this comparison, with 3 seeds" in ended.out
+    assert ended.out.splitlines()[-1] == str(results / "report.html")
+    config = load_config(results / "verdict.yaml")
+    assert config.compare.looks == (3,)
+    records = [record for record in read_records(results).records if not record.is_search]
+    assert {record.counts.adapter_params for record in records if record.counts} == {1024}
+    assert {(record.cell.select, record.cell.head_lr, record.cell.seed) for record in records} == {
+        ("held-out", 1e-3, seed) for seed in range(3)
+    }
+    assert not list((results / "adapters").iterdir())
+    # Both methods wait for their searches and then share packs, whichever search ends first.
+    packs = re.findall(r", (\d) cells?, seed \d, epoch 1", ended.out)
+    assert packs == ["2"] * 6
+
+    again = lora_bench("verdict", "vera", *TINY, *FAST)
+    assert "0 cells to train" in again.out
+    for other in (("--margin", "2"), ("--seeds", "4")):
+        is_clear(lora_bench("verdict", "vera", *TINY, *FAST, *other), 2, "--results")
+    is_clear(lora_bench("verdict", "xs", *TINY, *FAST, "--results", str(results)), 2, "another verdict")
+
+    more = lora_bench("verdict", "vera", "--model", "sample", "--more")
+    assert more.code == 0, more
+    assert "Look 2: 3 seeds more, 6 in all." in more.out
+    assert "by the seeds so far" in more.out
+    assert "Look 2 at this comparison, with 3 and 6 seeds" in more.out
+    notes = {record.cell.seed: record.protocol.notes[0] for record in read_records(results).records}
+    assert "look 1" in notes[2]
+    assert "look 2" in notes[3]
+
+    before = (results / "metrics.csv").read_bytes()
+    ran = lora_bench("run", "--config", str(results / "verdict.yaml"), "--results", str(results))
+    assert "0 to train" in ran.out
+    assert (results / "metrics.csv").read_bytes() == before
+    reported = lora_bench("report", "--results", str(results))
+    assert "Look 2 at this comparison, with 3 and 6 seeds" in " ".join(reported.out.split())
+
+
+def test_a_look_that_has_not_ended_continues_and_none_is_added() -> None:
+    results = Path("results/verdict-vera-lora")
+    assert lora_bench("verdict", "vera", *TINY, *FAST).code == 0
+    lost = next(record for record in read_records(results).records if record.cell.seed == 2)
+    (results / "cells" / f"{lost.id}.json").unlink()
+    more = lora_bench("verdict", "vera", "--model", "sample", "--more", "--dry-run")
+    assert "1 cell to train" in more.out
+    assert "has not ended: it continues, and no seeds are added" in more.out
+    assert load_config(results / "verdict.yaml").compare.looks == (3,)
+
+
+def test_looks_add_as_many_seeds_as_the_first_one_had() -> None:
+    text = """
+name: x
+defaults: {seed: [0, 1, 2], task: cola}
+blocks: [{method: lora, lr: {search: [1.0e-3, 2.0e-3], seeds: [4, 100]}}]
+compare: {looks: [3]}
+"""
+    twice = add_look(add_look(text, "x"), "x")
+    Path("x.yaml").write_text(twice, encoding="utf-8")
+    config = load_config(Path("x.yaml"))
+    assert config.compare.looks == (3, 6, 9)
+    assert config.defaults["seed"] == (0, 1, 2, 3, 5, 6, 7, 8, 9)
+    assert config.notes["all"] == ("Trained for look 3 of a verdict, at 9 seeds.",)
