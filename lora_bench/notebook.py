@@ -1,4 +1,5 @@
-"""Results for a notebook or a script: `records(DIR)`, `record(DIR, ID)` and `report(DIR)` of `lora_bench`.
+"""Results for a notebook or a script: `load_records(DIR)`, `load_record(DIR, ID)` and `load_report(DIR)` of
+`lora_bench`.
 
 No torch.
 """
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lora_bench.records.store import Loaded
 
 
-def records(results: str | Path) -> DataFrame:
+def load_records(results: str | Path) -> DataFrame:
     """Return the records of a results folder as a frame with a row per cell, sorted by id.
 
     The columns are those of `metrics.csv`, with their types: text, whole numbers and floats, each with `pandas.NA`
@@ -42,7 +43,7 @@ def records(results: str | Path) -> DataFrame:
     return pd.DataFrame(map(row, _load(Path(results).expanduser()).records)).convert_dtypes()
 
 
-def record(results: str | Path, cell_id: str) -> Record:
+def load_record(results: str | Path, cell_id: str) -> Record:
     """Return one record of a results folder.
 
     Args:
@@ -82,7 +83,7 @@ class Report:
         return html_fragment(self.content)
 
 
-def report(results: str | Path) -> Report:
+def load_report(results: str | Path) -> Report:
     """Return the report on a results folder, as `lora-bench report` computes it.
 
     Args:

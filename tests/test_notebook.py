@@ -38,7 +38,7 @@ def some_records() -> list[Record]:
 
 def test_records_are_a_frame_with_types(tmp_path: Path) -> None:
     records = some_records()
-    frame = lora_bench.records(fill(tmp_path, *records))
+    frame = lora_bench.load_records(fill(tmp_path, *records))
     assert isinstance(frame, pd.DataFrame)
     assert set(store.COLUMNS) <= set(frame.columns)
     assert frame["id"].tolist() == sorted(record.id for record in records)
@@ -46,7 +46,7 @@ def test_records_are_a_frame_with_types(tmp_path: Path) -> None:
     assert kinds == {"rank": "Int64", "score": "Float64", "id": "string", "lr": "Float64"}
     assert frame["score"].isna().sum() == frame["rank"].isna().sum() == 1
     assert frame.groupby("rank")["score"].mean().tolist() == pytest.approx([0.81, 0.81])
-    assert lora_bench.records(str(tmp_path)).equals(frame)
+    assert lora_bench.load_records(str(tmp_path)).equals(frame)
 
 
 def test_a_damaged_record_is_left_out_with_a_warning(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_damaged_record_is_left_out_with_a_warning(tmp_path: Path) -> None:
     fill(tmp_path, *some_records())
     record_path(tmp_path, first.id).write_text("{}")
     with pytest.warns(UserWarning, match=f"Left out: .*{first.id}"):
-        frame = lora_bench.records(tmp_path)
+        frame = lora_bench.load_records(tmp_path)
     assert first.id not in set(frame["id"]) and len(frame) == len(some_records()) - 1
 
 
@@ -75,7 +75,7 @@ def test_the_packages_of_these_names_are_still_packages() -> None:
 def test_a_record_as_html(tmp_path: Path) -> None:
     *_, last = some_records()
     fill(tmp_path, *some_records(), make_record(None, status="failed", reason=EVIL))
-    failed = lora_bench.record(tmp_path, make_cell().id[:8])
+    failed = lora_bench.load_record(tmp_path, make_cell().id[:8])
     html = failed._repr_html_()
     assert "&lt;script&gt;alert(1)" in html and "<script" not in html and "\x1b" not in html
     done = some_records()[0]._repr_html_()
@@ -85,7 +85,7 @@ def test_a_record_as_html(tmp_path: Path) -> None:
 
 def test_a_report_as_html_and_frames(tmp_path: Path) -> None:
     records = [*some_records(), make_record(0.5, cell=make_cell(method="mini", rank=4, a=8, b=8, model="m<b>x"))]
-    report = lora_bench.report(fill(tmp_path, *records))
+    report = lora_bench.load_report(fill(tmp_path, *records))
     html = report._repr_html_()
     assert html.startswith(f"<p>{len(records)} cells: {len(records) - 1} done, 1 failed, 0 diverged.</p>")
     assert "<details>" in html and "<script" not in html and "<b>x" not in html

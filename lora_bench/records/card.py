@@ -55,8 +55,8 @@ from huggingface_hub import snapshot_download
 import lora_bench
 
 folder = snapshot_download("{repo}", repo_type="dataset")
-cells = lora_bench.records(folder)
-report = lora_bench.report(folder)
+cells = lora_bench.load_records(folder)
+report = lora_bench.load_report(folder)
 ```
 
 Licence not known: set `license:` above yourself. Models and data have their own.

@@ -7,22 +7,18 @@
     formats/  terminal, Markdown, CSV, JSON, LaTeX and HTML
 
 The files depend on the records only: not on the date, on paths, on the order of files or on the locale.
-
-`lora_bench.report(DIR)` returns the answer and the tables without writing files.
 """
 
 from __future__ import annotations
 
 import gc
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_bench.callable_module import CallableModule
 from lora_bench.errors import NOTHING, BenchError
 
 if TYPE_CHECKING:
@@ -31,8 +27,6 @@ if TYPE_CHECKING:
     from lora_bench.compare import Comparisons
     from lora_bench.report.figures.encoding import FigureEncoder
     from lora_bench.report.write import ReportFiles
-
-sys.modules[__name__].__class__ = CallableModule
 
 
 def build(
