@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import lora_bench
-from lora_bench.cli import caches
+from lora_bench.cli import caches, doctor
 from lora_bench.sample import DATA
 from lora_bench.text import discreet
 
@@ -280,3 +281,15 @@ def test_a_temporary_folder_that_others_may_write_is_not_taken(tmp_path: Path, m
     assert caches.cache_folder().parent.stat().st_mode & 0o777 == 0o700
     assert caches.ensure_cache_home() == ""
     assert discreet("under /some/folder/file") == "under …/file"
+
+
+def test_doctor_says_whether_libraries_stay_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    assert "compiled at every start" in doctor._bytecode().finding
+    for name in ("torch", "transformers"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        compiled = Path(importlib.util.cache_from_source(str(spec.origin)))
+        compiled.parent.mkdir(parents=True)
+        compiled.touch()
+    assert doctor._bytecode() == doctor.Check("start-up", True, "libraries are compiled once")

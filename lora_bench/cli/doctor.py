@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Check(NamedTuple):
 
 def run_checks(results: Path) -> list[Check]:
     """Check versions, the device, the bundled sample, the Hub, and whether `results` can be written."""
-    return [*_versions(), _device(), _sample(), _hub(), _results_folder(results)]
+    return [*_versions(), _device(), _bytecode(), _sample(), _hub(), _results_folder(results)]
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
@@ -53,6 +54,15 @@ def _device() -> Check:
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
     return Check("device", True, f"{count} × {name}, {memory:.0f} GiB, {bf16}")
+
+
+def _bytecode() -> Check:
+    """Whether libraries stay compiled: compiling torch, transformers and Ray anew triples the time of every start."""
+    specs = map(find_spec, ("torch", "transformers"))
+    if all(Path(cache_from_source(spec.origin)).is_file() for spec in specs if spec is not None and spec.origin):
+        return Check("start-up", True, "libraries are compiled once")
+    finding = "libraries are compiled at every start, which triples its time: unset PYTHONDONTWRITEBYTECODE"
+    return Check("start-up", None, f"{finding}, or run `python -m compileall` on site-packages")
 
 
 def _sample() -> Check:
