@@ -73,9 +73,8 @@ def plan_summary(plan: Plan, results: str, device: str, gpus: int | None = None,
     to_train = f"{total.cells:,} to train in {counted(total.packs, 'pack')} on {device}"
     lines = [f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; {to_train}{cost_text(total, gpus)}"]
     if plan.later or blocked:
-        waiting = (
-            f"{len(plan.todo):,} can train now, {sum(map(len, plan.later)):,} when cells that they need have ended"
-        )
+        later = sum(map(len, plan.later))
+        waiting = f"{len(plan.todo):,} can train now, {later:,} when cells that they need have ended"
         lines.append(waiting + (f"; {blocked:,} blocked" if blocked else ""))
     task_titles = ", ".join(dict.fromkeys(tasks.of(step.draft.cell).title for step in plan.grid.steps))
     method_names = ", ".join(dict.fromkeys(step.draft.cell.method for step in plan.grid.steps))
