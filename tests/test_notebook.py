@@ -58,18 +58,11 @@ def test_a_damaged_record_is_left_out_with_a_warning(tmp_path: Path) -> None:
     assert first.id not in set(frame["id"]) and len(frame) == len(some_records()) - 1
 
 
-@pytest.mark.parametrize("read", [lora_bench.records, lora_bench.report])
+@pytest.mark.parametrize("read", [lora_bench.load_records, lora_bench.load_report])
 def test_a_folder_without_records_is_refused(tmp_path: Path, read: type) -> None:
     with pytest.raises(BenchError) as caught:
         read(tmp_path)
     assert caught.value.code == NOTHING
-
-
-def test_the_packages_of_these_names_are_still_packages() -> None:
-    assert sys.modules["lora_bench.records"].store is store
-    assert sys.modules["lora_bench.report"].build is build
-    with pytest.raises(AttributeError):
-        lora_bench.nothing  # noqa: B018
 
 
 def test_a_record_as_html(tmp_path: Path) -> None:

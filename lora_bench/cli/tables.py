@@ -68,13 +68,14 @@ def plan_summary(plan: Plan, results: str, gpus: int | None = None, saves: bool 
     total = totals(plan, saves)
     cells, blocked = sum(stage.cells for stage in plan.stages), sum(stage.blocked for stage in plan.stages)
     there = cells - total.cells - blocked
-    recorded = f", {there} there already" if there else ""
+    recorded = f", {there:,} there already" if there else ""
     device = plan.device_name.partition(",")[0]  # of a processor the kind alone
-    to_train = f"{total.cells} to train in {counted(total.packs, 'pack')} on {device}"
+    to_train = f"{total.cells:,} to train in {counted(total.packs, 'pack')} on {device}"
     lines = [f"{plan.grid.name}: {counted(cells, 'cell')}{recorded}; {to_train}{cost_text(total, gpus)}"]
     if plan.later or blocked:
-        waiting = f"{len(plan.todo)} can train now, {sum(map(len, plan.later))} when cells that they need have ended"
-        lines.append(waiting + (f"; {blocked} blocked" if blocked else ""))
+        later = sum(map(len, plan.later))
+        waiting = f"{len(plan.todo):,} can train now, {later:,} when cells that they need have ended"
+        lines.append(waiting + (f"; {blocked:,} blocked" if blocked else ""))
     task_titles = ", ".join(dict.fromkeys(tasks.of(step.draft.cell).title for step in plan.grid.steps))
     method_names = ", ".join(dict.fromkeys(step.draft.cell.method for step in plan.grid.steps))
     lines += [f"tasks {task_titles}; methods {method_names}", f"results in {results}"]
