@@ -17,7 +17,6 @@ from lora_bench.errors import NOTHING, BenchError
 from lora_bench.records import store
 from lora_bench.records.schema import Record
 from lora_bench.records.store import record_path, write_record
-from lora_bench.report import build
 from lora_bench.testing import make_cell, make_epochs, make_record
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "results.ipynb"

@@ -31,7 +31,7 @@ COMMANDS = {
         "--against", "--model", "--data-dir", "--task", "--targets", "--sizes", "--seeds", "--minutes", "--margin",
         "--over", "--more", "--dry-run", "--search-lr", "--search-seeds", "--head-lr", "--epochs", "--precision",
         "--include", "--set", "--results", "--pack", "--retry", "--device", "--engine", "--address", "--gpus",
-        "--offline", "--save", "--debug",
+        "--offline", "--save", "--debug", "--track",
     },
     "doctor": {"--results"},
     "bench": {

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_bench import __version__
-from lora_bench.cli import caches, completion, export, output, paths, records, verdict
+from lora_bench.cli import caches, completion, export, output, paths, records, report, verdict
 from lora_bench.cli.options import ExecutionOptions, Selection, including, selection_options
 from lora_bench.errors import DONE, INTERRUPTED, MISSING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.run import signals
@@ -233,37 +233,7 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     _warn_broken(plan.broken)
 
 
-@app.command()
-@handle_errors
-@outlive_output
-def report(
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
-    out: Annotated[Path | None, _unset("Folder to write to (default: the results folder).")] = None,
-    vs_paper: Annotated[bool, typer.Option("--vs-paper", help="Compare with the published numbers.")] = False,
-    config: Annotated[
-        Path | None,
-        _unset("Config whose `compare` says what is compared (default: compare.yaml of the results folder)."),
-    ] = None,
-    against: Annotated[
-        Path | None, _unset("Another results folder: say which cells are in both, and what changed, instead.")
-    ] = None,
-    include: export.IncludeOption = None,
-) -> None:
-    """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
-    including(include)
-    from lora_bench.grid.config import load_comparisons
-    from lora_bench.report import build
-    from lora_bench.report.against import compare_folders
-
-    compare = load_comparisons(results, config)
-    if against is not None:
-        if vs_paper:
-            raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
-        compare_folders(results, against, out or results, _console(), compare.margin)
-        return
-    built = build(results, out or results, _console(), _console(stderr=True), vs_paper, compare)
-    if built.code:
-        raise typer.Exit(built.code)
+app.command()(handle_errors(outlive_output(report.report)))
 
 
 @app.command(name="list")
