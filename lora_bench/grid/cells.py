@@ -167,9 +167,10 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
 
 def _split_unlike(cells: Sequence[Cell], min_size: float) -> list[list[Cell]]:
     """Split cells that would make one another slower in a pack: those with gains or shifts from many others."""
-    touching = [cell for cell in cells if methods.of(cell).touches(Shape(1, 1))]
-    others = [cell for cell in cells if cell not in set(touching)]
-    parts = [others, touching] if touching and len(others) >= min_size else [cells]
+    kinds: dict[bool, list[Cell]] = {False: [], True: []}
+    for cell in cells:
+        kinds[bool(methods.of(cell).touches(Shape(1, 1)))].append(cell)
+    parts = kinds.values() if kinds[True] and len(kinds[False]) >= min_size else [cells]
     return [group for part in parts for group in _split_by_targets(part, min_size)]
 
 

@@ -106,6 +106,11 @@ class TrackerProcess:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 if it could not be started."""
+        return 0 if self._process is None else self._process.pid
+
     def send(self, kind: str, *values: Any) -> None:
         """Send an event; it takes no time and never fails."""
         self._events.put({kind: values})

@@ -1,0 +1,75 @@
+"""How much a tracker slows a pack: `python -m tests.tools.tracking_cost [CELLS] [EPOCHS]`.
+
+One pack trains on the bundled sample under TensorBoard, and the process of the trackers is stopped (SIGSTOP) in every
+second epoch: what it could not write then, it writes in the next one. So whatever else the machine does is in both
+halves. The wall time of an epoch, and the processor time of the thread that trains, are compared by their medians.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lora_bench.callbacks import EpochMetrics
+from lora_bench.grid.cells import expand
+from lora_bench.grid.config import Config
+from lora_bench.records import store
+from lora_bench.run import plan as plans
+from lora_bench.run import tracking
+from lora_bench.run.interfaces import Options
+from lora_bench.run.runner import Runner
+from lora_bench.testing import QuietView
+
+START_SECONDS = 15.0  # until the process of the trackers has imported what it needs
+SKIPPED = 2  # epochs at the beginning
+
+
+class AlternatingView(QuietView):
+    """Stops a process in every second epoch, and notes the times of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pid = 0
+        self.is_on = True
+        self.times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        self.last: tuple[float, float] | None = None
+
+    def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
+        """Note the time, and stop the process or let it go on."""
+        wall, processor = time.perf_counter(), time.thread_time()
+        if self.last is not None and metrics.epoch > SKIPPED:
+            self.times[self.is_on].append((wall - self.last[0], processor - self.last[1]))
+        self.is_on = not self.is_on
+        os.kill(self.pid, signal.SIGCONT if self.is_on else signal.SIGSTOP)
+        self.last = time.perf_counter(), time.thread_time()
+
+
+def main(cells: int = 16, epochs: int = 60) -> None:
+    """Measure, and print one line for the wall time and one for the processor time."""
+    base = {"model": "sample", "task": "cola", "method": "lora", "lr": 1e-4}
+    settings: dict[str, Any] = {**base, "rank": list(range(1, cells + 1)), "epochs": epochs}
+    config = Config(name="cost", defaults=settings, blocks=({},))
+    view = AlternatingView()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        store.prepare(results)
+        plan = plans.make(expand(config, {}, plans.sources(), None), results, cells, ())
+        with tracking.tracked(view, ["tensorboard"], results, offline=True) as tracked:
+            assert isinstance(tracked, tracking.Tracking)
+            view.pid = tracked.process.pid
+            time.sleep(START_SECONDS)
+            Runner(plan, Options(results, offline=True, save=False), tracked).run()
+            os.kill(view.pid, signal.SIGCONT)
+    for index, name in enumerate(("wall time", "processor time of the thread that trains")):
+        on, off = (median(times[index] for times in view.times[is_on]) for is_on in (True, False))
+        print(f"{name}: {on:.4f} s an epoch with the tracker, {off:.4f} s without: {100 * (on / off - 1):+.1f}%")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
