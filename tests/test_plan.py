@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench import tasks
-from lora_bench.forecast.cost import Estimate, seconds_on
+from lora_bench.forecast.cost import Estimate, part_counts, seconds_on
 from lora_bench.forecast.demand import trained_values
 from lora_bench.forecast.geometry import load_geometry
 from lora_bench.records.schema import Record
@@ -96,6 +96,14 @@ def test_devices_are_never_faster_than_their_share() -> None:
     for devices in (2, 4, 8):
         assert alone / devices <= seconds_on(devices, packs) <= 1.1 * alone / devices
     assert seconds_on(4, []) == 0
+
+
+def test_as_few_packs_as_possible_are_cut() -> None:
+    """Parts take longer than their pack: two devices share 50 + 25 + 25 + 25 seconds by one cut, of a short pack."""
+    assert part_counts(2, [50, 25, 25, 25]) == [1, 2, 1, 1]
+    assert part_counts(3, [100]) == [3]
+    assert part_counts(2, [30] * 20) == [1] * 20
+    assert part_counts(2, []) == []
 
 
 def test_packs_that_are_alike_are_one_row() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from statistics import NormalDist, median
@@ -44,6 +44,7 @@ RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
 # A run on several devices cuts its longest packs while the last device would end this much later than with even shares
 # (chosen: parts take more time than the pack, and other kernels, so that bf16 rounds otherwise).
 UNEVEN = 1.1
+MOST_CUTS = 8  # cuts for each device, and lengths of parts that are tried for each cut (chosen)
 
 _SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
 _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
@@ -54,23 +55,37 @@ def pack_kind(cells: Sequence[Cell]) -> tuple[object, ...]:
     return (*_SHARED(cells[0]), frozenset(Counter(map(_OWN, cells)).items()))
 
 
-def longest_part(devices: int, packs: Collection[float]) -> float:
-    """Return how long a part of a pack may take at most, so that several devices end at about the same time.
+def part_counts(devices: int, packs: Sequence[float]) -> list[int]:
+    """Return into how many even parts packs are cut, so that several devices end at about the same time.
+
+    As few cuts as possible, since parts take more time than the pack: one after another, always that after which the
+    last device ends first.
 
     Args:
         devices: how many there are.
-        packs: the seconds of each pack, at least one of them not 0.
+        packs: the seconds of each pack.
     """
-    share, longest = sum(packs) / devices, max(packs)
-    while _end(devices, parts := halved(packs, longest)) > UNEVEN * share:
-        longest = max(parts) / 2
-    return longest
+    counts, best = [1] * len(packs), [1] * len(packs)
+    share, soonest = sum(packs) / devices, _end(devices, packs)
+    for _ in range(MOST_CUTS * devices):
+        if soonest <= UNEVEN * share:
+            break
+        lengths: dict[float, int] = {}  # of the packs whose parts are equally long one is enough to try
+        for index in sorted(range(len(packs)), key=lambda index: -packs[index] / counts[index]):
+            lengths.setdefault(packs[index] / counts[index], index)
+            if len(lengths) > MOST_CUTS * devices:
+                break
+        tried = [[*counts[:index], counts[index] + 1, *counts[index + 1 :]] for index in lengths.values()]
+        ends = [_end(devices, parts_of(packs, cut)) for cut in tried]
+        counts = tried[ends.index(min(ends))]
+        if min(ends) < soonest:
+            soonest, best = min(ends), counts
+    return best
 
 
-def halved(packs: Iterable[float], longest: float) -> list[float]:
-    """Return the seconds of packs, and of even parts of those that take longer than `longest`."""
-    counts = [(second, 2 ** max(0, math.ceil(math.log2(second / longest)))) for second in packs if second]
-    return [second / count for second, count in counts for _ in range(count)]
+def parts_of(packs: Iterable[float], counts: Iterable[int]) -> list[float]:
+    """Return the seconds of the even parts of packs."""
+    return [second / count for second, count in zip(packs, counts, strict=True) for _ in range(count)]
 
 
 def seconds_on(devices: int, packs: Iterable[float]) -> float:
@@ -81,7 +96,7 @@ def seconds_on(devices: int, packs: Iterable[float]) -> float:
         packs: the seconds of each pack.
     """
     seconds = [second for second in packs if second]
-    return _end(devices, halved(seconds, longest_part(devices, seconds))) if seconds else 0.0
+    return _end(devices, parts_of(seconds, part_counts(devices, seconds))) if seconds else 0.0
 
 
 def _end(devices: int, parts: Iterable[float]) -> float:

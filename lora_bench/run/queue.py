@@ -7,11 +7,13 @@ halved until the cell at fault is alone. Any number of packs may be in training 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from lora_bench.cell import Cell
-from lora_bench.forecast.cost import longest_part
+from lora_bench.forecast.cost import part_counts
 from lora_bench.run.interfaces import Failure
 from lora_bench.run.plan import Plan
 
@@ -73,7 +75,7 @@ class Queue:
     def __init__(self, plan: Plan, devices: int) -> None:
         self._store, self._known, self._devices = plan.store, plan.known, devices
         self._waiting: list[Work] = []
-        self._largest: float | None = None
+        self._longest: float | None = None
         self.add(plan)
 
     def busy(self, running: Iterable[Work]) -> set[str]:
@@ -108,11 +110,20 @@ class Queue:
             for pack, seconds in zip(plan.packs, costs, strict=True)
         ]
         if plan.limit is None:
-            if self._largest is None:  # by all that can train now, so that later packs are not cut smaller and smaller
-                self._largest = longest_part(self._devices, [work.cost for work in works]) if works else None
-            works = works if self._largest is None else _parts(works, self._largest)
+            works = self._cut(works)
         works = sorted(works, key=lambda work: -work.cost)
         return sorted(works, key=lambda work: not plan.searches(work.cells))
+
+    def _cut(self, works: Sequence[Work]) -> list[Work]:
+        """The work in parts: at first so that devices end together, later none longer than the longest one then."""
+        if self._longest is None:
+            counts = part_counts(self._devices, [work.cost for work in works])
+        else:
+            counts = [math.ceil(work.cost / self._longest) for work in works]
+        parts = [part for work, count in zip(works, counts, strict=True) for part in _parts(work, count)]
+        if self._longest is None and parts:
+            self._longest = max(part.cost for part in parts)
+        return parts
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""
@@ -193,14 +204,8 @@ class Queue:
         return None
 
 
-def _parts(works: Sequence[Work], largest: float) -> list[Work]:
-    """The work in parts of at most this cost."""
-    undecided, parts = list(reversed(works)), list[Work]()
-    while undecided:
-        work = undecided.pop()
-        middle = len(work.cells) // 2
-        if work.cost > largest and middle >= FEWEST:
-            undecided += [Work(half, cost=work.cost / 2) for half in (work.cells[middle:], work.cells[:middle])]
-        else:
-            parts.append(work)
-    return parts
+def _parts(work: Work, count: int) -> list[Work]:
+    """The work in so many even parts, as far as it has cells enough."""
+    count = max(1, min(count, len(work.cells) // FEWEST))
+    bounds = [len(work.cells) * index // count for index in range(count + 1)]
+    return [Work(work.cells[begin:end], cost=work.cost / count) for begin, end in pairwise(bounds)]
