@@ -17,7 +17,11 @@ from lora_bench.forecast.families import Family
 from lora_bench.forecast.geometry import Geometry
 
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
-LIBRARY_BYTES = 2**27  # of device memory that libraries keep; chosen
+LIBRARY_BYTES = 2**27  # cuBLAS keeps 64 MiB for the stream of the training, and 64 for the default stream
+# What a process takes on a card beside its tensors: the context of CUDA and the code of kernels (chosen; about as much
+# on cards of the last years).
+CONTEXT_BYTES = 2**29
+MASK_WINDOWS = 8  # windows in whose multiples the trainer allocates dropout masks
 # Several cells on padded rows launch a step's kernels this many times as long as one cell: each layer runs a second
 # time in the backward pass (measured with MegatronBERT: 131 ms a step of four cells, 72 ms of one).
 RECOMPUTED_LAUNCHES = 1.8
@@ -167,6 +171,7 @@ class Demand:
         bases = demand.basis_values(adapters.bases | kept, geometry)
         # A trained value takes 20 bytes: five in float32, among them the value, its gradient and AdamW's two moments.
         permanent = geometry.weights * self.item_bytes + self.values * 20 + FLOAT32_BYTES * (adapters.frozen + bases)
+        permanent += self._mask_bytes
         # The kernels of the fused form recompute the attention weights in bf16; elsewhere they are kept.
         is_recomputed = self.family.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]
         width = self.longest if self.family.way == "padded" else self.window
@@ -180,6 +185,17 @@ class Demand:
         # A step holds two of each operand (the operand, and its gradient or that of the last step) beside the
         # activations; when those are freed, it holds four while the gradients are converted to float32.
         return LIBRARY_BYTES + permanent + self.item_bytes * max(training, evaluation, 4 * adapters.operands)
+
+    @property
+    def _mask_bytes(self) -> int:
+        """The dropout masks of the largest batch, which all cells share: of hidden states and of attention weights."""
+        if self.family.way == "padded":  # there they are made where they are needed
+            return 0
+        geometry = self.geometry
+        hidden = (2 * geometry.layers + 1) * geometry.hidden
+        attention = geometry.layers * geometry.heads * self.window
+        windows = math.ceil(self.largest_slots / self.window / MASK_WINDOWS) * MASK_WINDOWS
+        return windows * self.window * (hidden + attention)
 
     def _tape_values(self, attention: float) -> float:
         """Return the values per slot that a training step holds at its peak.

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from lora_bench.forecast import families
 from lora_bench.forecast.cost import pack_kind, seconds_on
+from lora_bench.forecast.demand import FLOAT32_BYTES
 from lora_bench.forecast.geometry import load_geometry
+from lora_bench.forecast.pack import CONTEXT_BYTES
 from lora_bench.run.plan import Plan
 
 _RUNS = {"fused": "fused", "windows": "on windows", "padded": "on padded rows"}
@@ -23,7 +25,8 @@ class Totals:
         packs: in how many packs.
         seconds: the predicted seconds of the packs whose time can be predicted.
         start: the seconds before the first pack.
-        peak: the bytes of memory that the largest pack takes on a GPU; None if that is unknown.
+        peak: the bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
+            None if they are unknown.
         disk: the bytes of records and adapters; None if they are unknown.
         guesses: what makes these numbers a guess or unknown, in a sentence each.
     """
@@ -49,17 +52,23 @@ def totals(plan: Plan, saves: bool = True) -> Totals:
         saves: Whether the trained adapters are saved.
     """
     costs = [*plan.costs, *plan.later_costs]
-    sizes = [size for _, size in costs if size is not None]
     packs = [*plan.packs, *plan.later]
     return Totals(
         cells=sum(map(len, packs)),
         packs=len(packs),
         seconds=tuple(seconds for seconds, _ in costs if seconds is not None),
         start=plan.estimate.start_seconds,
-        peak=max(sizes) if sizes and not plan.device_name.startswith("cpu") else None,
+        peak=None if plan.device_name.startswith("cpu") else _peak(plan),
         disk=_disk(plan, saves),
         guesses=(*_about_device(plan), *_about_models(plan)),
     )
+
+
+def _peak(plan: Plan) -> float | None:
+    packs = [size for _, size in (*plan.costs, *plan.later_costs) if size is not None]
+    models = {plan.model_name(pack) for pack in (*plan.packs, *plan.later)}
+    loaded = [geometry.weights * FLOAT32_BYTES for model in models if (geometry := load_geometry(model)) is not None]
+    return CONTEXT_BYTES + max([*packs, *loaded]) if packs else None
 
 
 def _disk(plan: Plan, saves: bool) -> float | None:
@@ -80,8 +89,8 @@ def _about_device(plan: Plan) -> Iterator[str]:
     elif device is not None and device.scaled_from is not None:
         scaled = f"it is scaled from {device.scaled_from} by the cards' rates and bandwidths"
         yield f"The time is a guess: {name} was not measured; {scaled}."
-    peaks = [size for _, size in (*plan.costs, *plan.later_costs) if size is not None]
-    if device is not None and device.memory is not None and peaks and max(peaks) > device.memory:
+    peak = _peak(plan)
+    if device is not None and device.memory is not None and peak is not None and peak > device.memory:
         yield f"Some packs need more memory than the {device.memory / 2**30:.0f} GiB there: they train in parts."
 
 
