@@ -364,7 +364,7 @@ def test_a_card_that_was_not_measured_is_scaled_from_the_nearest(tmp_path: Path)
     assert a100.scaled_from == "NVIDIA H100 80GB HBM3"
     assert a100.memory == 80e9
     ratios = {term: a100.coefficients[term] / h100.coefficients[term] for term in ("flop", "byte", "layer", "start")}
-    assert ratios == pytest.approx({"flop": 989 / 312, "byte": 3.35 / 1.935, "layer": 1.0, "start": 1.0})
+    assert ratios == pytest.approx({"flop": 989 / 312, "byte": 3.35 / 2.039, "layer": 1.0, "start": 1.0})
     assert t4 is not None
     assert t4.coefficients["flop"] > 10 * a100.coefficients["flop"]
     assert b200 is not None

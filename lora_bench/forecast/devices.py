@@ -4,7 +4,8 @@
 this machine's. The H200's were fitted to 139 packs. The H100's are the H200's with everything that memory binds 1.14
 times as slow, which was fitted to the four packs that were measured on both (off by 5% at most). `cards.json` holds the
 makers' data sheets: the dense rate in bf16 and the rate in float32 of the cores without tensor units (TFLOP/s), the
-bandwidth (TB/s) and the memory (GB). The T4 and the V100 have no bf16: products take as long as in float32.
+bandwidth (TB/s), the memory (GB), and the pages that they were compared with; `unchecked` numbers are from memory. The
+T4 and the V100 have no bf16: products take as long as in float32. Each of the two dies of an MI250 is a device.
 
 A card that was not measured takes the coefficients of the measured card that is most like it. What is bound by
 operations is scaled by the rate, what is bound by memory by the bandwidth, and what the processor does is left.
@@ -56,12 +57,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Card:
-    """The data sheet of a card: rates in TFLOP/s, bandwidth in TB/s, memory in GB."""
+    """The data sheet of a card: rates in TFLOP/s, bandwidth in TB/s, memory in GB, and where they were checked."""
 
     bf16: float
     float32: float
     bandwidth: float
     memory: float
+    source: str
 
     def rate(self, precision: str) -> float:
         """Return the rate of products."""
