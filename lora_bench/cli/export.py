@@ -38,7 +38,7 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder to write to.")],
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+    results: paths.ResultsOption = None,
     model: Annotated[Path | None, typer.Option(help="The model's directory, if it is not from the Hub.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="glue: folder with <task>/test.parquet, .jsonl, .csv or .tsv.")
@@ -61,7 +61,8 @@ def export(
     from lora_bench.models import SAMPLE
     from lora_bench.run.device import choose_device
 
-    load = partial(trained.load, results=results, model=model, device=choose_device(device), offline=offline)
+    folder = paths.results_folder(results)
+    load = partial(trained.load, results=folder, model=model, device=choose_device(device), offline=offline)
 
     def test_data(cell: Trained) -> DataSource:
         return DataSource.parse(data_dir, sample=cell.cell.data.startswith(SAMPLE))
