@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import lora_bench
-from lora_bench.cli import caches, doctor
+from lora_bench.cli import caches, doctor, paths
+from lora_bench.errors import NOTHING, BenchError
 from lora_bench.sample import DATA
 from lora_bench.text import discreet
 
@@ -105,7 +106,8 @@ def test_without_a_network_it_ends_soon_and_says_the_ways_out(tmp_path: Path) ->
         (("run", "--preset", "smoke", "--data-dir", "nowhere"), 3, "nowhere"),
         (("run", "--preset", "smoke", "--device", "cuda:9"), 3, "CUDA"),
         (("list", "method"), 2, "methods"),
-        (("show", "abc"), 4, "list runs"),
+        (("show", "abc"), 4, "no results under 'results'"),
+        (("show", "abc", "--results", "nothing"), 4, "list runs"),
         (("report", "--results", "nothing"), 4, "lora-bench run"),
         (("nonsense",), 2, "nonsense"),
     ],
@@ -293,3 +295,21 @@ def test_doctor_says_whether_libraries_stay_compiled(tmp_path: Path, monkeypatch
         compiled.parent.mkdir(parents=True)
         compiled.touch()
     assert doctor._bytecode() == doctor.Check("start-up", True, "libraries are compiled once")
+
+
+def test_the_newest_results_are_read_where_none_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BenchError, match="There are no results under 'results'") as caught:
+        paths.results_folder(None)
+    assert caught.value.code == NOTHING
+    for number, name in enumerate(("smoke", "adhoc", "paper")):
+        (tmp_path / "results" / name / "cells").mkdir(parents=True)
+        os.utime(tmp_path / "results" / name / "cells", (number, number))
+    (tmp_path / "results" / "notes").mkdir()
+    (tmp_path / "results" / "adhoc" / "metrics.csv").touch()
+    assert paths.results_folder(None) == Path("results/adhoc")
+    assert "Reading results/adhoc (the newest" in capsys.readouterr().err
+    assert paths.results_folder(Path("other")) == Path("other")
+    assert capsys.readouterr().err == ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench import tasks
+from lora_bench.errors import DONE, MISSING
 from lora_bench.forecast.cost import Estimate, part_counts, seconds_on
 from lora_bench.forecast.demand import trained_values
 from lora_bench.forecast.geometry import load_geometry
@@ -53,6 +54,13 @@ def test_the_paper_on_cards_of_all_kinds() -> None:
         cells = rf"paper: ([\d,]+) cells; \1 to train in \d+ packs on {card}"
         pattern = f"{cells}: about .*, .* GiB of memory at most, .* on disk"
         assert re.fullmatch(pattern, line), line
+
+
+def test_a_head_that_cannot_be_trained_is_refused_as_by_run() -> None:
+    options = ("--task", "rte", "--method", "lora", "--set", "head=model", "--device", "H100", "--model")
+    refused = lora_bench("plan", *options, "answerdotai/ModernBERT-base")
+    is_clear(refused, MISSING, "head=model: the classification head of 'modernbert' cannot be trained here.")
+    assert lora_bench("plan", *options, "FacebookAI/roberta-base").code == DONE
 
 
 def test_a_card_that_was_not_measured_is_a_guess() -> None:

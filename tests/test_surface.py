@@ -68,6 +68,21 @@ def test_completion_offers_every_setting_and_the_words_that_it_takes() -> None:
     assert [parse_set(candidate)[1] for candidate in complete] == [(text.partition("=")[2],) for text in complete]
 
 
+def test_completion_offers_what_options_take() -> None:
+    """Every word that is offered is taken."""
+    from lora_bench.cell import Cell
+    from lora_bench.cli import completion
+    from lora_bench.engine.encoder.targets import resolve
+    from lora_bench.run.status import RETRY
+
+    layer = ("attention.self.query", "attention.self.key", "attention.self.value", "output.dense")
+    linears = [f"encoder.layer.0.{name}" for name in layer]
+    assert all(resolve(linears, name) for name in completion.target_sets())
+    assert tuple(completion.retried_states()) == RETRY
+    for precision in completion.precisions():
+        Cell.model_validate({"model": "m", "data": "d", "task": "rte", "method": "head", "precision": precision})
+
+
 def test_columns_begin_as_documented() -> None:
     """The columns that others may rely on come first, in this order."""
     assert ",".join(store.COLUMNS).startswith(COLUMNS + ",")

@@ -242,7 +242,7 @@ def list_(
     what: Annotated[
         str, typer.Argument(help="methods, tasks or runs", autocompletion=completion.one_of("methods", "tasks", "runs"))
     ],
-    results: Annotated[Path, typer.Option(help="The results folder, for runs.")] = Path("results/smoke"),
+    results: paths.ResultsOption = None,
     include: export.IncludeOption = None,
 ) -> None:
     """List the methods, the tasks, or the runs of a results folder."""
@@ -252,7 +252,7 @@ def list_(
     kinds: dict[str, tuple[Callable[[], Table], tuple[str, ...]]] = {
         "methods": (tables.methods_table, tables.METHODS_DROPPED),
         "tasks": (tables.tasks_table, tables.TASKS_DROPPED),
-        "runs": (lambda: _runs_table(results), tables.RUNS_DROPPED),
+        "runs": (lambda: _runs_table(paths.results_folder(results)), tables.RUNS_DROPPED),
     }
     if what not in kinds:
         raise unknown("list", what, kinds)
@@ -264,13 +264,13 @@ def list_(
 @handle_errors
 def show(
     cell_id: Annotated[str, typer.Argument(metavar="ID", help="A cell's id, or the beginning of it.")],
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+    results: paths.ResultsOption = None,
 ) -> None:
     """Print the record of a cell as JSON; for a diverged cell also its last steps and what they show."""
     from lora_bench.cli.record_json import record_as_json
     from lora_bench.records.store import find_record
 
-    print(record_as_json(find_record(results, cell_id)))
+    print(record_as_json(find_record(paths.results_folder(results), cell_id)))
 
 
 @app.command()

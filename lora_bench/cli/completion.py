@@ -52,6 +52,27 @@ def settings() -> list[str]:
     return candidates
 
 
+def precisions() -> list[str]:
+    """Return the precisions."""
+    from lora_bench.cell import Precision
+
+    return list(get_args(Precision))
+
+
+def target_sets() -> list[str]:
+    """Return the named sets of targets."""
+    from lora_bench.forecast.geometry import TARGET_SETS
+
+    return list(TARGET_SETS)
+
+
+def retried_states() -> list[str]:
+    """Return the states whose cells can be trained again."""
+    from lora_bench.run.status import RETRY
+
+    return list(RETRY)
+
+
 def one_of(*names: str) -> Callable[[], list[str]]:
     """Return a completion function for a fixed set of names."""
     return lambda: list(names)

@@ -47,7 +47,7 @@ def export(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID...", help="A cell's id, or the beginning of it.")
     ] = None,
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+    results: paths.ResultsOption = None,
     model: Annotated[Path | None, typer.Option(help="The model's directory, if it is not from the Hub.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="glue: folder with <task>/test.parquet, .jsonl, .csv or .tsv.")
@@ -68,16 +68,16 @@ def export(
     eee is the JSON of Every Eval Ever, a common format of evaluation results.
     """
     including(include)
-    ids = ids or []
+    ids, folder = ids or [], paths.results_folder(results)
     # Before torch is imported, so that a wrong option is reported at once.
     _require_valid_options(ids, to, dtype, push, offline)
     if to == "eee":
-        yield _write_evaluations(ids, results, out)
+        yield _write_evaluations(ids, folder, out)
     else:
         from lora_bench.export import trained
         from lora_bench.run.device import choose_device
 
-        load = partial(trained.load, results=results, model=model, device=choose_device(device), offline=offline)
+        load = partial(trained.load, results=folder, model=model, device=choose_device(device), offline=offline)
         if to == "glue":
             yield from _write_submission([partial(load, cell_id) for cell_id in ids], out, data_dir)
         else:

@@ -72,7 +72,10 @@ class Selection:
     ] = None
     targets: Annotated[
         list[str] | None,
-        _grid_option("attention, attention+dense, qv, kv+ffn, ffn-output, or endings of names (default: by method)."),
+        _grid_option(
+            "attention, attention+dense, qv, kv+ffn, ffn-output, or endings of names (default: by method).",
+            autocompletion=completion.target_sets,
+        ),
     ] = None
     seed: Annotated[list[int] | None, _grid_option("Seed (default: 0).")] = None
     lr: Annotated[list[float] | None, _grid_option("Learning rate (default: by method).")] = None
@@ -96,7 +99,10 @@ class Selection:
     max_length: Annotated[list[int] | None, _grid_option("Longest sequence, in tokens (default: 128).")] = None
     alpha: Annotated[list[float] | None, _grid_option("The update is scaled by alpha / r (default: 16).")] = None
     precision: Annotated[
-        list[str] | None, _grid_option("float32, bf16 (fast on a GPU) or float64 (default: float32).")
+        list[str] | None,
+        _grid_option(
+            "float32, bf16 (fast on a GPU) or float64 (default: float32).", autocompletion=completion.precisions
+        ),
     ] = None
     model: Annotated[
         list[str] | None,
@@ -126,7 +132,10 @@ class Selection:
     pack: Annotated[str, _path_option("Cells trained together: auto or a number.")] = "auto"
     retry: Annotated[
         list[str] | None,
-        _path_option("Train again the failed, diverged, oom or stale cells (joined by commas, or repeated)."),
+        _path_option(
+            "Train again the failed, diverged, oom or stale cells (joined by commas, or repeated).",
+            autocompletion=completion.retried_states,
+        ),
     ] = None
 
     def load_config(self) -> Config:
@@ -199,6 +208,7 @@ class ExecutionOptions:
         typer.Option(
             help="local: this process, one device. ray: all GPUs of this machine or of a Ray cluster.",
             rich_help_panel=EXECUTION_PANEL,
+            autocompletion=completion.one_of("local", "ray"),
         ),
     ] = "local"
     address: Annotated[

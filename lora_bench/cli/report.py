@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lora_bench.cli import paths
 from lora_bench.cli.export import IncludeOption
 from lora_bench.cli.options import including
 from lora_bench.errors import BenchError
 
 
 def report(
-    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results/smoke"),
+    results: paths.ResultsOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to (default: the results folder).", show_default=False)
     ] = None,
@@ -41,12 +42,13 @@ def report(
     from lora_bench.report.against import compare_folders
 
     console, errors = (Console(stderr=stderr, highlight=False, markup=False) for stderr in (False, True))
-    compare = load_comparisons(results, config)
+    folder = paths.results_folder(results)
+    compare = load_comparisons(folder, config)
     if against is not None:
         if vs_paper:
             raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
-        compare_folders(results, against, out or results, console, compare.margin)
+        compare_folders(folder, against, out or folder, console, compare.margin)
         return
-    built = build(results, out or results, console, errors, vs_paper, compare)
+    built = build(folder, out or folder, console, errors, vs_paper, compare)
     if built.code:
         raise typer.Exit(built.code)

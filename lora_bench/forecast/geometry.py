@@ -21,6 +21,7 @@ JOINED = ("query", "key", "value")  # the engine computes them by one product
 # first weight has twice the outputs.
 ONE_QKV_WEIGHT = frozenset({"modernbert", "deberta"})
 GATED = frozenset({"modernbert"})
+TARGET_SETS = ("attention", "attention+dense", "qv", "kv+ffn", "ffn-output")
 ROTARY = frozenset({"modernbert"})  # model types without a table of positions
 
 

@@ -19,10 +19,10 @@ from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
 from lora_bench.records.adapters import read_of_cell
 from lora_bench.records.schema import Record
+from lora_bench.run.grid_facts import require_heads, sample_rows
 from lora_bench.run.interfaces import Options, Setup, StageProgress
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.status import HELD_UP, RETRY, CellStatus, cell_statuses
-from lora_bench.sample import DATA
 
 if TYPE_CHECKING:
     from lora_bench.data import DataSource
@@ -352,17 +352,18 @@ def make(
 
     Raises:
         BenchError: Exit code 2 for a state that cannot be retried; 3 if the folder cannot be read, or holds records
-            of a newer version that would be replaced.
+            of a newer version that would be replaced, or if a model's own head cannot be trained.
     """
     retried = frozenset(retry)
     if retried - set(RETRY):
         raise BenchError(f"--retry takes {', '.join(RETRY)}.", "Separate several by commas.")
+    require_heads(grid)
     store = RecordStore(results)
     loaded = store.loaded()
     known = {record.id: record for record in loaded.records}
     precision = grid.cells[0].precision if grid.cells else "float32"
     known_device = find_device(device, precision, measured)
-    estimate = Estimate(None if known_device is None else known_device.coefficients, rows=_sample_rows(grid))
+    estimate = Estimate(None if known_device is None else known_device.coefficients, rows=sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
     def pack_limit(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
@@ -387,14 +388,3 @@ def _planned_packs(
     grouped = {cell.id for pack in whole for cell in pack}
     rest = [cell for cell in cells if cell.id in todo and cell.id not in grouped]
     return (*whole, *packs(rest, limit))
-
-
-def _sample_rows(grid: Grid) -> dict[tuple[str, str], tuple[int, int]]:
-    """The rows of the bundled data's splits, which are not the official ones."""
-    rows = {}
-    for (task, identity), source in grid.data.items():
-        if source.kind == "sample":
-            lines = {path.stem: path.read_bytes().count(b"\n") for path in sorted((DATA / task).glob("*.jsonl"))}
-            train = lines.pop("train", 0)
-            rows[identity, task] = train, sum(lines.values())
-    return rows

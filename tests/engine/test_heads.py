@@ -19,6 +19,7 @@ from lora_bench.engine.encoder import head_forms, probe
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.masks import Masks
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.run.grid_facts import HEAD_TYPES
 from lora_bench.testing import FAMILIES, make_cell, make_config, make_model
 from tests.engine.engine_factory import CPU, backbone, difference, loaded, losses, start, trained, trainer, values
 
@@ -74,6 +75,10 @@ def probe_inputs(on: Backbone) -> dict[str, Tensor]:
     """The probe sequences as transformers takes them; short ones, so that all fit every model."""
     tokens = probe.tokens(on.config, probe.SHORT, on.takes_types)
     return probe.inputs(tokens, probe.padding(on.config))
+
+
+def test_plan_knows_the_same_types_without_torch() -> None:
+    assert set(TYPES) == HEAD_TYPES
 
 
 def test_every_family_of_the_issue_has_a_head() -> None:
