@@ -1,9 +1,9 @@
 """The command line: parse the options, call the package, print, and end with a documented exit code.
 
-This module, `options`, `completion`, `export`, `records` and `verdict` are loaded by every `--help` and at every press
-of Tab. Therefore they import at their top only the standard library, typer, rich and the light modules of this package,
-and each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported by commands
-only.
+This module, `options`, `completion`, `export`, `records`, `report` and `verdict` are loaded by every `--help` and at
+every press of Tab. Therefore they import at their top only the standard library, typer, rich and the light modules of
+this package, and each command imports what it needs inside its function. `tables`, `progress` and `doctor` are imported
+by commands only.
 """
 
 from __future__ import annotations
