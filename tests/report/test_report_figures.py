@@ -168,7 +168,7 @@ def test_methods_differ_in_colour_marker_and_line() -> None:
 
 
 def test_many_methods_all_look_different() -> None:
-    styles = method_styles([*RECIPES, *(f"other-{number}" for number in range(8))])
+    styles = method_styles([*RECIPES, *(f"other-{number}" for number in range(100))])
     assert len({(style.colour, style.marker, str(style.dashes)) for style in styles.values()}) == len(styles) > 20
 
 

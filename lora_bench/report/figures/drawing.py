@@ -99,13 +99,15 @@ def _natural_key(label: str) -> list[tuple[bool, int, str]]:
 def _curve_style(index: int) -> MethodStyle:
     """Return the style of the n-th method.
 
-    After each round of colours the markers and dashes are shifted, so that no two methods look the same.
+    After each round of colours the markers and dashes are shifted, and the dashes once more when all pairs of a colour
+    and a marker are used, so that no two methods look the same.
     """
-    count, shift = len(_CURVE_STYLES), index // len(_CURVE_STYLES)
+    count = len(_CURVE_STYLES)
+    shift, further = index // count, index // count**2
     return MethodStyle(
         _CURVE_STYLES[index % count][0],
         _CURVE_STYLES[(index + shift) % count][1],
-        _CURVE_STYLES[(index + 2 * shift) % count][2],
+        _CURVE_STYLES[(index + 2 * shift + further) % count][2],
     )
 
 
