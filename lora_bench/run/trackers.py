@@ -75,7 +75,7 @@ class Recorder:
         names: The trackers.
         results: The results folder.
         offline: Whether no network may be used.
-        report: What is told the name of a tracker that has failed, and why.
+        report: Called with the name of a tracker that has failed, and why.
     """
 
     def __init__(self, names: Sequence[str], results: Path, offline: bool, report: Callable[[str, str], None]) -> None:

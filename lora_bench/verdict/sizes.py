@@ -18,7 +18,7 @@ from lora_bench.forecast.geometry import Geometry
 from lora_bench.methods.recipe import Recipe
 from lora_bench.report.numbers.verdict import MATCHED
 
-APART = 4.0  # the factor between two sizes; chosen: less can hardly be told apart
+APART = 4.0  # the factor between two sizes; chosen: sizes that are nearer can hardly be distinguished
 _NEAREST = 2.0  # sizes that are nearer than this factor count as one
 _EXACT = 1.02  # up to this factor a better match is not worth an odd setting
 _STEPS = (-3, -2, -1, 0, 1, 2, 3)  # powers of two by which a and b may differ from the method's defaults
