@@ -4,8 +4,8 @@
 this machine's. The H200's were fitted to 139 packs. The H100's are the H200's with everything that memory binds 1.14
 times as slow, which was fitted to the four packs that were measured on both (off by 5% at most). `cards.json` holds the
 makers' data sheets: the dense rate in bf16 and the rate in float32 of the cores without tensor units (TFLOP/s), the
-bandwidth (TB/s), the memory (GB), and the pages that they were compared with; `unchecked` numbers are from memory. The
-T4 and the V100 have no bf16: products take as long as in float32. Each of the two dies of an MI250 is a device.
+bandwidth (TB/s) and the memory (GB). All but the `unchecked` numbers were compared with pages that quote the sheets.
+The T4 and the V100 have no bf16: products take as long as in float32. Each of the two dies of an MI250 is a device.
 
 A card that was not measured takes the coefficients of the measured card that is most like it. What is bound by
 operations is scaled by the rate, what is bound by memory by the bandwidth, and what the processor does is left.
@@ -57,13 +57,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Card:
-    """The data sheet of a card: rates in TFLOP/s, bandwidth in TB/s, memory in GB, and where they were checked."""
+    """The data sheet of a card: rates in TFLOP/s, bandwidth in TB/s, memory in GB, and which were not compared."""
 
     bf16: float
     float32: float
     bandwidth: float
     memory: float
-    source: str
+    unchecked: tuple[str, ...] = ()
 
     def rate(self, precision: str) -> float:
         """Return the rate of products."""
@@ -83,7 +83,7 @@ def shipped_coefficients() -> dict[str, dict[str, dict[str, float]]]:
 def cards() -> dict[str, Card]:
     """Return the data sheets by the name of the card."""
     content = json.loads(Path(__file__).with_name("cards.json").read_text(encoding="utf-8"))
-    return {name: Card(**sheet) for name, sheet in content.items()}
+    return {name: Card(**sheet | {"unchecked": tuple(sheet.get("unchecked", ()))}) for name, sheet in content.items()}
 
 
 def find_card(name: str) -> str | None:
