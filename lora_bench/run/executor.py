@@ -27,7 +27,7 @@ def import_training(device: str) -> type[Training]:
         device: What torch calls the device.
     """
     with environment.quick_imports():
-        import torch  # noqa: F401
+        import torch  # noqa: F401 (only its import is wanted)
 
         if device != "cpu":
             threading.Thread(target=_start_cuda, args=(device,), name="starting CUDA").start()

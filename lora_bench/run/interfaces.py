@@ -54,7 +54,7 @@ class View(Callback):
     Every method does nothing unless it is overridden.
     """
 
-    def on_device(self, name: str) -> View:  # noqa: ARG002
+    def on_device(self, name: str) -> View:  # noqa: ARG002 (for those that show several)
         """Return what shows the packs of one of several devices; by default, the view itself."""
         return self
 

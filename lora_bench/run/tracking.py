@@ -89,7 +89,7 @@ class TrackerProcess:
         try:
             (results / FOLDER).mkdir(parents=True, exist_ok=True)
             with (results / FOLDER / LOG).open("a", encoding="utf-8") as log:
-                self._process = subprocess.Popen(  # noqa: S603
+                self._process = subprocess.Popen(  # noqa: S603 (our own module)
                     [sys.executable, "-m", "lora_bench.run.trackers", str(results), _mode(offline), *names],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
