@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -125,7 +126,14 @@ class ProgressView(PackProgress):
         return PackProgress(self, name)
 
     def done(self, records: Sequence[Record]) -> None:
-        """Show that cells have ended."""
+        """Show that cells have ended, and why some have failed."""
+        reasons = Counter(
+            (record.cell.method, tasks.of(record.cell).title, record.status, record.reason or "no reason is known")
+            for record in records
+            if record.is_failure
+        )
+        for (method, task, status, reason), count in reasons.items():
+            self.warn(f"{counted(count, 'cell')} of {method} on {task}: {status} ({reason}).")
         self.ended += len(records)
         self.progress.update(self.grid_bar, completed=self.ended)
         if not self.bars:

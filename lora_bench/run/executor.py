@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench import plugins
@@ -17,6 +19,7 @@ from lora_bench.run.outcome import Outcome
 if TYPE_CHECKING:
     from lora_bench.run.worker import Training
 
+PACKAGE = Path(__file__).resolve().parents[1]
 LONGEST_REASON = 500  # characters of an error that a record keeps
 
 
@@ -81,11 +84,17 @@ def train_job(
 
 
 def _reason(error: BaseException) -> str:
-    """What a record says of an error: in a user's own file, with its line there."""
+    """Describe an error for a record: its type, its message, and the innermost line of a user's file, else of ours."""
     in_users_file = plugins.blamed(error)
     if in_users_file is not None:
         return in_users_file.what[:LONGEST_REASON]
-    return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))[:LONGEST_REASON]
+    message = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+    if isinstance(error, BenchError):  # its message says where to look
+        return message[:LONGEST_REASON]
+    lines = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [(path, line) for path, line in lines if PACKAGE in path.parents and path != Path(__file__)]
+    where = f" ({ours[-1][0].relative_to(PACKAGE.parent)}:{ours[-1][1]})" if ours else ""
+    return message[: LONGEST_REASON - len(where)] + where
 
 
 class LocalExecutor:
