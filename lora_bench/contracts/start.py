@@ -43,6 +43,7 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
     for shape in SHAPES:
         yield "factors", recipe.factors(cell, shape)
         yield "trainable", recipe.trainable(cell, shape)
+        yield "once", recipe.once(cell, {shape})
         yield "touches", recipe.touches(shape)
         yield "width", recipe.width(cell, shape)
 
@@ -70,15 +71,17 @@ def _first_logits(method: str, task: str, bench: Workbench) -> Tensor:
 
 
 def its_count_is_that_of_its_factors(method: str, bench: Workbench) -> None:
-    """`trainable` counts the trained factors' values, whatever rank and shape"""
+    """`trainable` counts the trained factors' values, and `once` the shared ones', whatever rank and shape"""
     recipe = methods.get(method)
     for shape in SHAPES:
         for rank in (1, 4, 8):
             cell = cell_of(method, rank=rank)
             factors = recipe.factors(cell, shape)
-            counted, stated = sum(f.rows * f.cols for f in factors if f.trainable), recipe.trainable(cell, shape)
+            sizes = [(f.shared, f.rows * f.cols) for f in factors if f.trainable]
+            counted, stated = sum(size for shared, size in sizes if not shared), recipe.trainable(cell, shape)
             require(counted == stated, f"rank {rank}, {shape}: {counted} values train, the formula says {stated}")
-            require(not any(f.shared and f.trainable for f in factors), "a factor that trains cannot be shared")
+            counted, stated = sum(size for shared, size in sizes if shared), recipe.once(cell, {shape})
+            require(counted == stated, f"rank {rank}, {shape}: {counted} values are shared, `once` says {stated}")
 
 
 def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
@@ -91,7 +94,8 @@ def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
         shapes = [
             family.shape for group in pack.bank.groups for family, modules in group.families.items() for _ in modules
         ]
-        stated = sum(methods.get(method).trainable(cell, shape) for shape in shapes)
+        recipe = methods.get(method)
+        stated = sum(recipe.trainable(cell, shape) for shape in shapes) + recipe.once(cell, set(shapes))
         count = pack.adapter_params(0)
         require(count == stated > 0, f"{targets}: {count} values train, the formula says {stated}")
 

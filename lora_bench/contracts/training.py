@@ -109,6 +109,9 @@ def its_file_holds_what_trains_alone(method: str, bench: Workbench) -> None:
     factors = {f.name: f for shape in shapes for f in run.recipe.factors(run.cell, shape)}
     stored = {name.rsplit(".", 1)[-1] for name in values}
     require(stored == {name for name, factor in factors.items() if factor.saved}, f"the file holds {sorted(stored)}")
+    count = sum(value.numel() for name, value in values.items() if name.rsplit(".", 1)[-1] in trained_names(run.cell))
+    trained = run.pack.adapter_params(0)
+    require(count == trained, f"the file holds {count} trained values, {trained} train: what is shared is stored once")
 
 
 def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:

@@ -119,6 +119,7 @@ class _Adapter:
         remakes: whether every step recomputes its operands by products with matrices as large as weights.
         bases: the decompositions that it starts from.
         trained: the values of a layer that train.
+        once: the values that all weights train together.
     """
 
     storage: tuple[str, ...]
@@ -130,6 +131,7 @@ class _Adapter:
     remakes: bool
     bases: Bases
     trained: int
+    once: int
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def _adapter_of(settings: _Settings, geometry: Geometry) -> _Adapter:
         remakes=multiplies_bases or recipe.normalises,
         bases=frozenset(_bases(factors)),
         trained=sum(trained for trained, _ in counts),
+        once=recipe.once(cell, set(shapes.values())),
     )
 
 
@@ -177,8 +180,11 @@ def _interned(factor: Factor) -> Factor:
 
 def trained_values(cell: Cell, geometry: Geometry, outputs: int) -> int:
     """Return the values that a cell trains, those of its head among them; without padding and without the encoder's."""
-    trained = _adapter(cell, geometry).trained if methods.of(cell).adapts else 0
-    return geometry.stored_layers * trained + _head_values(geometry, outputs)
+    head = _head_values(geometry, outputs)
+    if not methods.of(cell).adapts:
+        return head
+    adapter = _adapter(cell, geometry)
+    return geometry.stored_layers * adapter.trained + adapter.once + head
 
 
 def _head_values(geometry: Geometry, outputs: int) -> int:
@@ -229,11 +235,17 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
     """
     first, cells = next(iter(members))[0], sum(members.values())
     recipe, trained, frozen, drawn = first.recipe, 0, 0, 0
+    counted: set[tuple[object, ...]] = set()  # the shared factors that train, which several products may have
     for product, shape in {_product(role): shape for role, shape in first.shapes.items()}.items():
         weights = geometry.stored_layers * sum(_product(role) == product for role in first.shapes)
         # The same factor of all cells of the group.
         for factors in zip(*(adapter.factors[product] for adapter, _ in members), strict=True):
             one = factors[0]
+            if one.shared and one.trainable:
+                key = (one.name, *((factor.rows, factor.cols) for factor in factors))
+                if key in counted:
+                    continue
+                counted.add(key)
             count = 1 if one.shared else weights
             size = count * max(factor.rows for factor in factors) * max(factor.cols for factor in factors)
             # A frozen basis that is the same for all cells is stored once.

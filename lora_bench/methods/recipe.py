@@ -9,7 +9,7 @@ and every weight of one shape. Nothing here imports torch: `update` uses operato
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -130,7 +130,8 @@ class Factor:
         start: How it starts.
         trainable: Whether it trains.
         rate: What the cell's learning rate is multiplied by; the same for all cells of a method.
-        shared: Whether all weights share it. Such a factor is frozen, and drawn as a function of seed, size and factor.
+        shared: Whether all weights share it for which it has one size. It is drawn as a function of seed, size and
+            factor. If it trains, it is one matrix, counted and saved once, and the weights' gradients are summed.
         decays: Whether weight decay applies; the same for all cells of a method.
     """
 
@@ -201,7 +202,16 @@ class Recipe(ABC):
 
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """Return how many values train for a weight of this shape, by the published formula."""
+        """Return how many values train for a weight of this shape alone, by the published formula."""
+
+    def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
+        """Return how many values weights train together, by the published formula; counted once for a cell.
+
+        Args:
+            cell: The cell.
+            shapes: The shapes of the weights that it adapts, each once.
+        """
+        return 0
 
     def scale(self, cell: Cell) -> float:
         """Return the factor s of B A: alpha / rank, or 1 for a method that lacks one of them."""

@@ -53,6 +53,7 @@ _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "update": ("an Update", lambda value: isinstance(value, Update)),
     "trainable": ("a number of values", _is_count),
+    "once": ("a number of values", _is_count),
     "scale": ("a number", _is_number),
     "touches": (f"a tuple of some of {', '.join(sorted(_TOUCHES))}", _are_touches),
     "update_rank": ("a rank or None", lambda value: value is None or _is_count(value)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,8 +47,9 @@ class StackedFactor:
 
     Attributes:
         name: The factor's name in the recipe.
-        family: The family of the adapted weights.
-        modules: The adapted weights, each with a matrix of its own.
+        families: The families whose weights have it; more than one only if it is shared.
+        copies: How many matrices there are: one for each weight, or one for all of them if it is shared.
+        shared: Whether all weights share one matrix.
         rows: Rows of each matrix, with the padding.
         cols: Columns of each matrix, with the padding.
         lr_multiplier: What the cell's learning rate is multiplied by.
@@ -56,8 +57,9 @@ class StackedFactor:
     """
 
     name: str
-    family: Family
-    modules: tuple[str, ...]
+    families: tuple[Family, ...]
+    copies: int
+    shared: bool
     rows: int
     cols: int
     lr_multiplier: float
@@ -66,7 +68,7 @@ class StackedFactor:
     @property
     def size(self) -> int:
         """Values per cell."""
-        return len(self.modules) * self.rows * self.cols
+        return self.copies * self.rows * self.cols
 
 
 def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
@@ -159,18 +161,45 @@ class Group:
     def _build(self, backbone: Backbone) -> Tensor:
         """Draw all factors: the frozen ones go to `frozen`, the trained ones make up the matrix that is returned."""
         columns: list[Tensor] = []
+        shared: dict[tuple[object, ...], int] = {}  # the position in `trained` of what several weights train together
         for family, modules in self.families.items():
             by_cell = [self.recipe.factors(cell, family.shape) for cell in self.cells]
             for versions in zip(*by_cell, strict=True):  # one factor as each cell has it
-                values, factor = self._stack(versions, modules, backbone), versions[0]
-                if factor.trainable:
-                    rows, cols = values.shape[2:]
-                    stacked = StackedFactor(factor.name, family, modules, rows, cols, factor.rate, factor.decays)
-                    self.trained.append(stacked)
-                    columns.append(values.flatten(1))
-                else:
+                factor = versions[0]
+                key = (factor.name, *((version.rows, version.cols) for version in versions))
+                if factor.trainable and factor.shared and key in shared:
+                    known = self.trained[shared[key]]
+                    self.trained[shared[key]] = replace(known, families=(*known.families, family))
+                    continue
+                values = self._stack(versions, modules, backbone)
+                if not factor.trainable:
                     self.frozen[family, factor.name] = values
+                    continue
+                values = values[:, :1] if factor.shared else values
+                shared.setdefault(key, len(self.trained))
+                sizes = values.shape[1:]
+                self.trained.append(
+                    StackedFactor(
+                        factor.name, (family,), sizes[0], factor.shared, *sizes[1:], factor.rate, factor.decays
+                    )
+                )
+                columns.append(values.flatten(1))
+        self._require_equal_ties()
         return torch.cat(columns, dim=1)
+
+    def _require_equal_ties(self) -> None:
+        """Refuse cells of which some, but not all, have one size of a shared factor for two shapes of weights.
+
+        Such a factor would be one or several, depending on the pack. The recipe's `layout` can keep the cells apart.
+        """
+        for row in range(len(self.cells)):
+            sizes = {(f.name, f.rows, f.cols) for stack in self.trained if stack.shared for f in [self._of(row, stack)]}
+            if len(sizes) < sum(stack.shared for stack in self.trained):
+                raise ValueError(f"{self.recipe.name}: cells of one layout share factors among different weights")
+
+    def _of(self, row: int, stack: StackedFactor) -> Factor:
+        """A trained factor as the recipe describes it for one cell."""
+        return next(factor for factor in self.factors_of(row, stack.families[0]) if factor.name == stack.name)
 
     def _by_column(self, matrix: Tensor, values: Sequence[float]) -> Tensor | None:
         """`[values]`, from one number per trained factor; None if all are 1."""
@@ -208,10 +237,20 @@ class Group:
         factors: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
         for (family, name), values in self.frozen.items():
             factors[family][name] = values
-        for stacked, part in zip(self.trained, matrix.split([f.size for f in self.trained], dim=1), strict=True):
-            shape = len(stacked.modules), stacked.rows, stacked.cols
-            factors[stacked.family][stacked.name] = part.unflatten(1, shape)
+        for stack, values in self.stacks(matrix):
+            for family in stack.families:
+                # Gradients of a shared factor are summed over its weights by the backward pass of `expand`.
+                count = len(self.families[family])
+                factors[family][stack.name] = values.expand(-1, count, -1, -1) if stack.shared else values
         return factors
+
+    def stacks(self, matrix: Tensor) -> list[tuple[StackedFactor, Tensor]]:
+        """The trained factors with their values `[cells, copies, rows, cols]`, as views of `matrix`."""
+        parts = matrix.split([stack.size for stack in self.trained], dim=1)
+        return [
+            (stack, part.unflatten(1, (stack.copies, stack.rows, stack.cols)))
+            for stack, part in zip(self.trained, parts, strict=True)
+        ]
 
     def updates(self) -> dict[Family, Operands]:
         """The update of each family, `[cells, modules, …]`, B without the scale."""
@@ -244,6 +283,8 @@ class Group:
     def state(self, row: int, values: Tensor) -> dict[str, Tensor]:
         """What a saved adapter of a cell holds, without padding: `module.factor` → `[rows, cols]` on the CPU.
 
+        A trained factor that weights share is held once, as `shared.<rows>x<cols>.<factor>`.
+
         Args:
             row: The cell's row in the group.
             values: The row `[1, values]` of the matrix, or of another tensor of its shape.
@@ -257,12 +298,8 @@ class Group:
 
     def params(self, row: int) -> int:
         """How many values one cell trains."""
-        return sum(
-            factor.rows * factor.cols * len(modules)
-            for family, modules in self.families.items()
-            for factor in self.factors_of(row, family)
-            if factor.trainable
-        )
+        factors = [(stack, self._of(row, stack)) for stack in self.trained]
+        return sum(factor.rows * factor.cols * stack.copies for stack, factor in factors)
 
     def factors_of(self, row: int, family: Family) -> tuple[Factor, ...]:
         """One cell's factors of a family, as the recipe describes them."""
@@ -270,16 +307,21 @@ class Group:
 
     def _saved_views(self, row: int, values: Tensor) -> list[tuple[str, Tensor]]:
         """The factors of one cell that are saved, by name, as views without padding."""
-        views: list[tuple[str, Tensor]] = []
+        views: dict[str, Tensor] = {}
         factors = self.factors(values)
         for family, modules in self.families.items():
             for factor in self.factors_of(row, family):
                 if factor.saved:
                     # `values` has the cell's row alone, but frozen factors have the rows of all cells.
                     padded = factors[family][factor.name][0 if factor.trainable else row]
-                    for index, module in enumerate(modules):
-                        views.append((f"{module}.{factor.name}", padded[index, : factor.rows, : factor.cols]))
-        return views
+                    for index, module in enumerate(names_of(factor, modules)):
+                        views[f"{module}.{factor.name}"] = padded[index, : factor.rows, : factor.cols]
+        return list(views.items())
+
+
+def names_of(factor: Factor, modules: Sequence[str]) -> Sequence[str]:
+    """Under which names a saved adapter holds a factor of these weights: theirs, or one for what they all train."""
+    return [f"shared.{factor.rows}x{factor.cols}"] if factor.trainable and factor.shared else modules
 
 
 def targets_of(cell: Cell, backbone: Backbone) -> tuple[str, ...]:
