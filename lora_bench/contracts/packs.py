@@ -30,8 +30,8 @@ def padding_is_trimmed_and_stays_zero(method: str, bench: Workbench) -> None:
         for group in pack.bank.groups:
             for family, modules in group.families.items():
                 for factor in recipe.factors(cell, family.shape):
-                    names = names_of(factor, modules) if factor.saved else ()
-                    shapes = {tuple(state[f"{name}.{factor.name}"].shape) for name in names}
+                    holders = names_of(factor, modules) if factor.saved else ()
+                    shapes = {tuple(state[f"{holder}.{factor.name}"].shape) for holder in holders}
                     require(shapes <= {(factor.rows, factor.cols)}, f"{factor.name} is saved with shapes {shapes}")
     names = trained_names(cells[0])
     for group in pack.bank.groups:

@@ -39,6 +39,9 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
     yield "layout", recipe.layout(cell)
     if not recipe.adapts:
         return
+    for function in ("penalty_weight", "remembers", "meets_budget"):
+        yield function, getattr(recipe, function)(cell, 1, 6)
+    yield "cut", recipe.cut(cell, 1, 6, 24)
     yield "update_rank", recipe.update_rank(cell)
     for shape in SHAPES:
         yield "factors", recipe.factors(cell, shape)

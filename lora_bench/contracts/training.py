@@ -51,8 +51,9 @@ def what_trains_moves(method: str, bench: Workbench) -> None:
             if not run.recipe.trains_backbone and part not in trained_names(run.cell):
                 continue
             still = value == before.adapter[name]
-            # One value may return to its start by chance.
-            idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1
+            # One value may return to its start by chance, and a rank schedule may return a gate to it.
+            may_stay = run.recipe.trains_backbone or part == run.recipe.gate
+            idle = bool(still.all()) if may_stay else int(still.sum()) > 1
             is_key_bias = part == "bias" and module.rpartition(".")[2] in KEY  # softmax ignores a shift of all keys
             stuck += [name] if idle and not is_key_bias else []
         require(not stuck, f"{task}: {', '.join(stuck)} stayed, at least in part")
@@ -156,7 +157,22 @@ def its_change_has_the_rank_it_states(method: str, bench: Workbench) -> None:
             stated = run.recipe.update_rank(run.cell)
             bound = min(delta.shape) if stated is None else stated
             rank_measured = int(torch.linalg.matrix_rank(delta, rtol=RANK_TOLERANCE))
-            require(min(1, bound) <= rank_measured <= bound, f"{name}: rank {rank_measured}, stated {bound}")
+            least = 0 if run.recipe.gate else min(1, bound)  # a rank schedule may leave a weight nothing
+            require(least <= rank_measured <= bound, f"{name}: rank {rank_measured}, stated {bound}")
+
+
+def its_schedule_ends_with_its_budget(method: str, bench: Workbench) -> None:
+    """a rank schedule leaves as many entries of the gate as it states, and those alone"""
+    run = bench.trained(method, "cola", "float64")
+    recipe, gate = run.recipe, run.recipe.gate
+    if not gate or not recipe.memory:
+        return
+    gates = [value for name, value in run.pack.state(0).adapter.items() if name.rpartition(".")[2] == gate]
+    require(bool(gates), f"there is no factor {gate}")
+    entries, steps = sum(value.numel() for value in gates), len(run.progress[0].losses)
+    zeros, stated = sum(int((value == 0).sum()) for value in gates), recipe.cut(run.cell, steps, steps, entries)
+    require(0 < stated < entries, f"{stated} of {entries} entries are cut in the end")
+    require(zeros == stated, f"{zeros} entries of {gate} are zero, stated {stated}")
 
 
 def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:

@@ -252,6 +252,7 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
             is_same = all(factor is one for factor in factors)
             stored_once = isinstance(one.start, Basis) and not one.trainable and is_same
             trained += size * cells if one.trainable else 0
+            frozen += size * cells * sum(factor == one.name for factor in recipe.memory.values())
             frozen += 0 if one.trainable and not recipe.subtracts_start else size * (1 if stored_once else cells)
             distinct = {(id(factor), seed): factor for factor, (_, seed) in zip(factors, members, strict=True)}
             drawn += count * sum(map(_drawn_values, distinct.values()))

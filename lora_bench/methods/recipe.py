@@ -179,6 +179,10 @@ class Recipe(ABC):
         subtracts_start: Whether the layer's update is B A minus its value at the start.
         normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
         full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
+        penalty_mean: Whether the penalty is the mean over the weights, not the sum.
+        gate: The factor `[rank, 1]` whose entries a rank schedule sets to zero; "" without one.
+        memory: What the schedule remembers between steps, by name, each with the unshared trained factor whose sizes
+            it has; zero before the first step.
     """
 
     name: ClassVar[str]
@@ -191,6 +195,9 @@ class Recipe(ABC):
     subtracts_start: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     full_width: ClassVar[bool] = False
+    penalty_mean: ClassVar[bool] = False
+    gate: ClassVar[str] = ""
+    memory: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -232,6 +239,63 @@ class Recipe(ABC):
     def layout(self, cell: Cell) -> object:
         """Return what cells must have in common, besides method and targets, to be stacked and padded to one size."""
         return None
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """Return what is added to a cell's loss for each weight, `[cells, modules]`; times `penalty_weight`.
+
+        Args:
+            factors: The factors by name, `[cells, modules, rows, cols]`, zero where smaller cells are padded.
+            real: For trained factors 1 where they have values and 0 where they are padded, `[cells, 1, rows, cols]`.
+        """
+        raise NotImplementedError
+
+    def penalty_weight(self, cell: Cell, step: int, steps: int) -> float:
+        """Return the weight of the penalty at a step (from 1) of so many."""
+        return 1.0
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the method adds a penalty to the loss."""
+        return type(self).penalty is not Recipe.penalty
+
+    def shrink(self, gate: Tensor) -> Tensor:
+        """Return the gate `[cells, modules, rank, 1]` as it is after each step of the optimiser."""
+        return gate
+
+    def remember(
+        self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Return the memory after a step.
+
+        Args:
+            factors: The factors after the step.
+            gradients: The clipped gradients of the trained ones, from before it.
+            memory: The memory before.
+        """
+        return memory
+
+    def remembers(self, cell: Cell, step: int, steps: int) -> bool:
+        """Return whether a step (from 1) of so many is remembered."""
+        return True
+
+    def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return how much each entry of the gate matters, `[cells, modules, rank]`."""
+        raise NotImplementedError
+
+    def cut(self, cell: Cell, step: int, steps: int, components: int) -> int:
+        """Return how many entries of the gates are set to zero after a step (from 1) of so many, by their scores.
+
+        Args:
+            cell: The cell.
+            step: The step.
+            steps: All steps of the training.
+            components: The entries of all gates of the cell.
+        """
+        return 0
+
+    def meets_budget(self, cell: Cell, step: int, steps: int) -> bool:
+        """Return whether the cell is as small after this step as it is in the end; else its epoch is not selected."""
+        return True
 
     @property
     def adapts(self) -> bool:

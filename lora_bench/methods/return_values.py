@@ -58,6 +58,10 @@ _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "touches": (f"a tuple of some of {', '.join(sorted(_TOUCHES))}", _are_touches),
     "update_rank": ("a rank or None", lambda value: value is None or _is_count(value)),
     "width": ("a number of rows", _is_count),
+    "penalty_weight": ("a number", _is_number),
+    "remembers": ("True or False", lambda value: isinstance(value, bool)),
+    "cut": ("a number of entries", _is_count),
+    "meets_budget": ("True or False", lambda value: isinstance(value, bool)),
     "layout": ("something that can be hashed, like a number or a tuple", lambda value: isinstance(value, Hashable)),
 }
 

@@ -18,6 +18,7 @@ from lora_bench.contracts.kit import ContractError, Workbench, cell_of
 from lora_bench.contracts.suite import CONTRACTS, Contract
 from lora_bench.engine.adapters.group import names_of
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.methods.dora_dyn import DoraDyn
 from lora_bench.methods.gralora import GraLora
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
@@ -180,6 +181,50 @@ class Entangled(TiedLora):
         return (*super().factors(cell, shape), Factor("C", size, 1, Normal(1.0), shared=True))
 
 
+class Diluted(DoraDyn):
+    """Takes the padding of its components for components."""
+
+    name = "diluted"
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """The mean over padded rows."""
+        return factors["A"].var(dim=-1).mean(-1)
+
+
+class Rivalling(DoraDyn):
+    """Scores components by what those of other cells are worth."""
+
+    name = "rivalling"
+
+    def remember(
+        self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """In parts of the pack's mean."""
+        return {"score": (factors["c"].abs() - factors["c"].abs().mean(0, keepdim=True)).abs()}
+
+
+class Indifferent(DoraDyn):
+    """Has one score for all components, so that a threshold cuts all."""
+
+    name = "indifferent"
+
+    def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
+        """Zero."""
+        return memory["score"][..., 0] * 0
+
+
+class Unmasked(Lora):
+    """Wants the rows of A orthonormal, those of padding too."""
+
+    name = "unmasked"
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """The norm of A Aᵀ - I, whose root passes what padding adds on to all rows."""
+        square = factors["A"] @ factors["A"].mT
+        eye = real["A"].new_ones(square.shape[-1]).diag()
+        return (square - eye).square().sum((-2, -1)).sqrt()
+
+
 class Undefaulted(Lora):
     """Has a parameter without a default, and one that no cell has."""
 
@@ -214,6 +259,10 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Crowded, packs.it_loads_among_larger_cells, "differs by"),
     (Uncounted, start.its_count_is_that_of_its_factors, "`once` says 0"),
     (Recounted, start.its_pack_trains_as_many, "the formula says"),
+    (Diluted, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Rivalling, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Indifferent, training.its_schedule_ends_with_its_budget, "entries of c are zero, stated"),
+    (Unmasked, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
     (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),

@@ -118,6 +118,7 @@ class Group:
         row_norms: By family, for methods that train the norms of rows.
         block: What trains.
         start: The update at the start, for methods that subtract it; else None.
+        memory: What the method remembers between steps, `[cells, values]`; without values if it remembers nothing.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Group:
         self.block = Block(positions, matrix.requires_grad_(), lrs, decays, lr_multipliers)
         self.unbiased = frozenset(name for name in self.modules if linears[name].bias is None)
         self.start = self._compose(matrix.detach().clone()) if recipe.subtracts_start else None
+        self.memory = matrix.new_zeros(len(cells), sum(stack.size for _, stack in self._remembered()))
 
     @property
     def positions(self) -> range:
@@ -177,11 +179,9 @@ class Group:
                     continue
                 values = values[:, :1] if factor.shared else values
                 shared.setdefault(key, len(self.trained))
-                sizes = values.shape[1:]
+                copies, rows, cols = values.shape[1:]
                 self.trained.append(
-                    StackedFactor(
-                        factor.name, (family,), sizes[0], factor.shared, *sizes[1:], factor.rate, factor.decays
-                    )
+                    StackedFactor(factor.name, (family,), copies, factor.shared, rows, cols, factor.rate, factor.decays)
                 )
                 columns.append(values.flatten(1))
         self._require_equal_ties()
@@ -251,6 +251,38 @@ class Group:
             (stack, part.unflatten(1, (stack.copies, stack.rows, stack.cols)))
             for stack, part in zip(self.trained, parts, strict=True)
         ]
+
+    def _remembered(self) -> list[tuple[str, StackedFactor]]:
+        """What the method remembers by name, with the trained factor whose sizes it has, in the order of `memory`."""
+        pairs = self.recipe.memory.items()
+        return [(name, stack) for stack in self.trained for name, factor in pairs if factor == stack.name]
+
+    def memories(self) -> dict[Family, dict[str, Tensor]]:
+        """What the method remembers `[cells, modules, rows, cols]` by family and name, as views of `memory`."""
+        memories: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
+        remembered = self._remembered()
+        parts = self.memory.split([stack.size for _, stack in remembered], dim=1) if remembered else ()
+        for (name, stack), part in zip(remembered, parts, strict=True):
+            memories[stack.families[0]][name] = part.unflatten(1, (stack.copies, stack.rows, stack.cols))
+        return memories
+
+    def memory_views(self, row: int) -> list[Tensor]:
+        """What the method remembers of one cell, as views without padding, `[modules, rows, cols]` each."""
+        memories = self.memories()
+        factors = [(name, stack, self._of(row, stack)) for name, stack in self._remembered()]
+        return [memories[stack.families[0]][name][row, :, : of.rows, : of.cols] for name, stack, of in factors]
+
+    def real(self) -> dict[Family, dict[str, Tensor]]:
+        """1 where a trained factor has values, 0 where it is padded: `[cells, 1, rows, cols]` by family and name."""
+        real: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
+        for stack in self.trained:
+            mask = self.scales.new_zeros(len(self.cells), 1, stack.rows, stack.cols)
+            for row in range(len(self.cells)):
+                factor = self._of(row, stack)
+                mask[row, 0, : factor.rows, : factor.cols] = 1
+            for family in stack.families:
+                real[family][stack.name] = mask
+        return real
 
     def updates(self) -> dict[Family, Operands]:
         """The update of each family, `[cells, modules, …]`, B without the scale."""

@@ -1,0 +1,154 @@
+"""Methods with penalties and rank schedules, against the formulas of their authors' code, by autograd in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_bench import tasks
+from lora_bench.contracts.kit import cell_of
+from lora_bench.engine.adapters.pack import Pack, State
+from tests.contract.test_oracle_authors import frozen_classifier, trained_values
+from tests.contract.test_oracle_peft import SETTINGS, STEPS, Extra, assert_same, our_run
+
+over_tasks = pytest.mark.parametrize("name", ["cola", "stsb"])
+
+
+class Branch(nn.Module):
+    """A frozen linear layer plus `scale · B diag(c) A x`, with parameters that are named as ours."""
+
+    def __init__(self, linear: nn.Linear, parts: dict[str, Tensor], scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale = linear, scale
+        for name, value in parts.items():
+            self.register_parameter(name, nn.Parameter(value.clone()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """W x + bias + ΔW x."""
+        hidden = inputs @ self.get_parameter("A").T
+        if "c" in self._parameters:
+            hidden = hidden * self.get_parameter("c")[:, 0]
+        output: Tensor = self.linear(inputs) + self.scale * (hidden @ self.get_parameter("B").T)
+        return output
+
+
+def branched(folder: Path, task: str, start: State, pack: Pack, trained: str, scale: float) -> nn.Module:
+    """transformers' classifier with a branch at every adapted linear layer."""
+    model = frozen_classifier(folder, task, start.head)
+    for module in pack.bank.groups[0].modules:
+        parent, _, child = f"roberta.{module}".rpartition(".")
+        linear = model.get_submodule(f"roberta.{module}")
+        assert isinstance(linear, nn.Linear)
+        branch = Branch(linear, {name: start.adapter[f"{module}.{name}"] for name in trained}, scale)
+        setattr(model.get_submodule(parent), child, branch)
+    assert trained_values(model) == pack.adapter_params(0) + pack.head_params()
+    return model
+
+
+def branches(model: nn.Module) -> list[Branch]:
+    """The branches in the model's order."""
+    return [module for module in model.modules() if isinstance(module, Branch)]
+
+
+class Distribution(Extra):
+    """The pruning and the penalty of DoRA with dynamic rank, component by component."""
+
+    def __init__(self, model: nn.Module, rank: int, interval: int) -> None:
+        self.branches, self.rank, self.interval = branches(model), rank, interval
+        self.start = self.branches[0].get_parameter("A").shape[0]
+        self.averages = [torch.zeros(self.start, dtype=torch.float64) for _ in self.branches]
+        self.masks: list[Tensor] | None = None
+        self.pruned: list[int] = []
+
+    def progress(self, step: int) -> tuple[int, int]:
+        """How long the pruning has lasted, and how long it lasts."""
+        return int(step - STEPS * 0.15), int(STEPS * (1 - 0.15 - 0.5))
+
+    def penalty(self, step: int) -> Tensor | float:
+        """0.1 times the mean variance."""
+        now, last = self.progress(step)
+        if now > last:
+            return 0.0
+        rows = [b.get_parameter("A").var(dim=1) for b in self.branches]
+        columns = [b.get_parameter("B").var(dim=0) for b in self.branches]
+        return 0.1 * torch.cat(rows + columns).mean()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Average the scores; prune what has the lowest."""
+        now, last = self.progress(step)
+        if now <= last:
+            for average, branch in zip(self.averages, self.branches, strict=True):
+                a, b, c = (branch.get_parameter(name) for name in "ABc")
+                parts = torch.stack([c[i] * torch.outer(b[:, i], a[i]) for i in range(self.start)])
+                average.mul_(0.9).add_(0.1 * parts.flatten(1).norm(dim=1) / (parts.sum(0).norm() + 1e-8))
+            if now < 0 or (now % self.interval and now != last):
+                return
+            scores = torch.cat(self.averages)
+            count = int(len(scores) * ((self.start - self.rank) / self.start * (now / last) ** 3))
+            threshold = torch.kthvalue(scores, max(count, 1)).values
+            self.pruned.append(max(count, 1))
+            masks = [average <= threshold for average in self.averages]
+            self.masks = masks if now == last else None
+        else:
+            assert self.masks is not None
+            masks = self.masks
+        for branch, mask in zip(self.branches, masks, strict=True):
+            branch.get_parameter("c")[mask] = 0
+
+
+@over_tasks
+@pytest.mark.parametrize(("interval", "events"), [(2, 5), (100, 2)])
+def test_dora_dyn_distributes_ranks_as_its_authors(
+    interval: int, events: int, name: str, calm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where components that were cut grow again, and are cut again."""
+    monkeypatch.setattr("lora_bench.methods.dora_dyn.INTERVAL", interval)
+    task = tasks.get(name)
+    settings = SETTINGS | {"targets": "attention+dense", "rank": 4}
+    cell = cell_of("dora-dyn", name, precision="float64", **settings)
+    pack, start, ours = our_run(cell, calm_folder, task)
+    model = branched(calm_folder, name, start, pack, "AcB", 8 / 6)
+    extra = Distribution(model, 4, interval)
+    assert_same(pack, ours, model, task, extra)
+    state = pack.state(0).adapter
+    gates = torch.cat([state[f"{module}.c"] for module in pack.bank.groups[0].modules])
+    assert len(extra.pruned) == events
+    assert int((gates == 0).sum()) == extra.pruned[-1] == len(gates) // 3
+    for module in pack.bank.groups[0].modules:
+        branch = model.get_submodule(f"roberta.{module}")
+        torch.testing.assert_close(state[f"{module}.c"], branch.get_parameter("c").detach(), rtol=0, atol=1e-10)
+
+
+class Subspaces(Extra):
+    """CLoRA's penalty, weight by weight."""
+
+    def __init__(self, model: nn.Module, start: State, modules: tuple[str, ...]) -> None:
+        self.parts = [
+            (model.get_submodule(f"roberta.{m}"), start.adapter[f"{m}.V"], start.adapter[f"{m}.U"]) for m in modules
+        ]
+
+    def penalty(self, step: int) -> Tensor | float:
+        """The sum over the weights."""
+        sides = [(b.get_parameter("A") @ v, b.get_parameter("B").T @ u) for b, v, u in self.parts]
+        return torch.stack([torch.linalg.matrix_norm(side) ** 2 / 2 for pair in sides for side in pair]).sum()
+
+
+@over_tasks
+@pytest.mark.parametrize("count", [7, 40])
+def test_clora_holds_a_and_b_out_of_subspaces(count: int, name: str, calm_folder: Path) -> None:
+    """40 is more than some weights have inputs: there the rows are orthonormal, not the columns."""
+    task = tasks.get(name)
+    cell = cell_of("clora", name, precision="float64", **SETTINGS | {"targets": "attention+dense", "a": count})
+    pack, start, ours = our_run(cell, calm_folder, task)
+    modules = pack.bank.groups[0].modules
+    for module in modules:
+        for factor in "VU":
+            value = start.adapter[f"{module}.{factor}"]
+            square = value.T @ value if value.shape[0] >= value.shape[1] else value @ value.T
+            torch.testing.assert_close(square, torch.eye(len(square), dtype=torch.float64))
+    model = branched(calm_folder, name, start, pack, "AB", 8 / 4)
+    assert_same(pack, ours, model, task, Subspaces(model, start, modules))
