@@ -127,7 +127,8 @@ def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:
             plain = plain_encoder(bench.folder)(input_ids=ids, attention_mask=mask).last_hidden_state
         alike(by_hand, logits_of(run.pack, run.task)[0], 1e-5, f"{task}: a logit of the merged model")
         changes = run.recipe.adapts or run.recipe.trains_backbone
-        require(not changes or bool((hidden - plain).abs().max() > 1e-2), f"{task}: training changed nothing")
+        # Ten times the tolerance above: small as it is with a gate from zero between small factors, it is no rounding.
+        require(not changes or bool((hidden - plain).abs().max() > 1e-4), f"{task}: training changed nothing")
 
 
 @torch.no_grad()

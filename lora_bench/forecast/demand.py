@@ -279,5 +279,12 @@ def _bases(factors: Mapping[str, Iterable[Factor]]) -> Iterator[tuple[str, str]]
                 yield "step", role
             elif decomposition == "joint-svd" and role in JOINED:
                 yield "common", JOINED[0]
-            elif decomposition in ("svd", "balanced-svd", "singular-vectors", "minor-vectors", "joint-svd"):
+            elif decomposition in (
+                "svd",
+                "balanced-svd",
+                "singular-vectors",
+                "minor-svd",
+                "minor-vectors",
+                "joint-svd",
+            ):
                 yield "svd", role

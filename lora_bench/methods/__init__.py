@@ -148,7 +148,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, Mapping) and all(isinstance(word, str) for word in (*value, *value.values())),
     ),
     **dict.fromkeys(
-        ("trains_backbone", "subtracts_start", "normalises", "full_width", "penalty_mean"),
+        ("trains_backbone", "starts_as_base", "subtracts_start", "normalises", "full_width", "penalty_mean"),
         ("True or False", lambda value: isinstance(value, bool)),
     ),
 }

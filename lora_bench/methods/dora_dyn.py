@@ -22,7 +22,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Factor, Recipe, Shape, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.gated import Gated
+from lora_bench.methods.recipe import Factor, Shape, Uniform, Zeros, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ BETA, EPSILON = 0.9, 1e-8
 PENALTY = 0.1
 
 
-class DoraDyn(Recipe):
+class DoraDyn(Gated):
     """Trains more components than the rank, and distributes the rank over the weights."""
 
     name = "dora-dyn"
@@ -44,7 +45,6 @@ class DoraDyn(Recipe):
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "alpha": 8.0, "targets": "attention"}
     default_lr = 2e-4
     penalty_mean = True
-    gate = "c"
     memory: ClassVar[Mapping[str, str]] = {"score": "c"}
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -59,28 +59,6 @@ class DoraDyn(Recipe):
     def components(self, cell: Cell) -> int:
         """Return r₀: the components of a weight at the start."""
         return math.ceil(1.5 * rank_of(cell))
-
-    def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """Scale the rows of A by c."""
-        return Update(factors["c"] * factors["A"], factors["B"])
-
-    def scale(self, cell: Cell) -> float:
-        """Return alpha / r₀."""
-        if cell.alpha is None:
-            raise ValueError(f"{self.name} needs alpha")
-        return cell.alpha / self.components(cell)
-
-    def trainable(self, cell: Cell, shape: Shape) -> int:
-        """Return r₀ (in + out + 1)."""
-        return self.components(cell) * (shape.inputs + shape.outputs + 1)
-
-    def update_rank(self, cell: Cell) -> int:
-        """Return r₀: one weight may keep all of its components."""
-        return self.components(cell)
-
-    def width(self, cell: Cell, shape: Shape) -> int:
-        """Return r₀."""
-        return self.components(cell)
 
     def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
         """Return the mean variance of the rows of A and the columns of B; those of padding are zero."""

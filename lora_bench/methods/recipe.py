@@ -73,7 +73,15 @@ class Blocks:
 
 Side = Literal["input", "output"]
 Decomposition = Literal[
-    "svd", "balanced-svd", "singular-vectors", "minor-vectors", "row-norms", "column-norms", "qr", "joint-svd"
+    "svd",
+    "balanced-svd",
+    "singular-vectors",
+    "minor-svd",
+    "minor-vectors",
+    "row-norms",
+    "column-norms",
+    "qr",
+    "joint-svd",
 ]
 
 
@@ -89,6 +97,7 @@ class Basis:
     | `svd`              | `(U S)ᵀ`    | `V`                                                        |
     | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
     | `singular-vectors` | `Uᵀ`        | `V`                                                        |
+    | `minor-svd`        | last of `(U S)ᵀ` | last of `V`: the parts of the smallest singular values |
     | `minor-vectors`    | last of Uᵀ  | last of `V`: the smallest singular values' directions      |
     | `qr`               | rows of `R` | columns of `Q`                                             |
     | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |
@@ -176,6 +185,7 @@ class Recipe(ABC):
         defaults: Their default values.
         default_lr: The default learning rate.
         trains_backbone: Whether the encoder itself trains.
+        starts_as_base: Whether the model without training is the pretrained one.
         subtracts_start: Whether the layer's update is B A minus its value at the start.
         normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
         full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
@@ -192,6 +202,7 @@ class Recipe(ABC):
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
+    starts_as_base: ClassVar[bool] = True
     subtracts_start: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     full_width: ClassVar[bool] = False

@@ -225,6 +225,13 @@ class Unmasked(Lora):
         return (square - eye).square().sum((-2, -1)).sqrt()
 
 
+class Bold(Lora):
+    """Says that it starts away from the base model, and does not."""
+
+    name = "bold"
+    starts_as_base = False
+
+
 class Undefaulted(Lora):
     """Has a parameter without a default, and one that no cell has."""
 
@@ -259,6 +266,7 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Crowded, packs.it_loads_among_larger_cells, "differs by"),
     (Uncounted, start.its_count_is_that_of_its_factors, "`once` says 0"),
     (Recounted, start.its_pack_trains_as_many, "the formula says"),
+    (Bold, start.it_starts_as_the_base_model, "step 0 is the base model"),
     (Diluted, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Rivalling, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Indifferent, training.its_schedule_ends_with_its_budget, "entries of c are zero, stated"),

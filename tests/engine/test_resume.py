@@ -32,6 +32,8 @@ MIXED: Blocks = (
     {"method": "vera", "rank": 4},
     {"method": "tied-lora", "rank": 3},
     {"method": "dora-dyn", "rank": [2, 4]},
+    {"method": "adalora", "rank": 4},
+    {"method": "sora", "rank": 4},
     {"method": "clora", "rank": 2, "a": 5},
 )
 STEPS = 5  # an epoch
