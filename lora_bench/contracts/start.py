@@ -47,6 +47,7 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
         yield "factors", recipe.factors(cell, shape)
         yield "trainable", recipe.trainable(cell, shape)
         yield "once", recipe.once(cell, {shape})
+        yield "compact_bytes", recipe.compact_bytes(cell, shape)
         yield "touches", recipe.touches(shape)
         yield "width", recipe.width(cell, shape)
 

@@ -120,6 +120,7 @@ class _Adapter:
         bases: the decompositions that it starts from.
         trained: the values of a layer that train.
         once: the values that all weights train together.
+        compact_bytes: the bytes of a layer in a saved adapter.
     """
 
     storage: tuple[str, ...]
@@ -132,6 +133,7 @@ class _Adapter:
     bases: Bases
     trained: int
     once: int
+    compact_bytes: int
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def _adapter_of(settings: _Settings, geometry: Geometry) -> _Adapter:
         bases=frozenset(_bases(factors)),
         trained=sum(trained for trained, _ in counts),
         once=recipe.once(cell, set(shapes.values())),
+        compact_bytes=sum(recipe.compact_bytes(cell, shape) for shape in shapes.values()),
     )
 
 
@@ -178,13 +181,13 @@ def _interned(factor: Factor) -> Factor:
     return factor
 
 
-def trained_values(cell: Cell, geometry: Geometry, outputs: int) -> int:
-    """Return the values that a cell trains, those of its head among them; without padding and without the encoder's."""
-    head = _head_values(geometry, outputs)
+def saved_bytes(cell: Cell, geometry: Geometry, outputs: int) -> int:
+    """Return the bytes of the values in a saved adapter and its head, in float32; without the encoder's."""
+    head = FLOAT32_BYTES * _head_values(geometry, outputs)
     if not methods.of(cell).adapts:
         return head
     adapter = _adapter(cell, geometry)
-    return geometry.stored_layers * adapter.trained + adapter.once + head
+    return geometry.stored_layers * adapter.compact_bytes + FLOAT32_BYTES * adapter.once + head
 
 
 def _head_values(geometry: Geometry, outputs: int) -> int:

@@ -142,6 +142,7 @@ class Factor:
         shared: Whether all weights share it for which it has one size. It is drawn as a function of seed, size and
             factor. If it trains, it is one matrix, counted and saved once, and the weights' gradients are summed.
         decays: Whether weight decay applies; the same for all cells of a method.
+        is_sparse: Whether only some of its values get a gradient at a time, so that others may never move.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Factor:
     rate: float = 1.0
     shared: bool = False
     decays: bool = True
+    is_sparse: bool = False
 
     @property
     def saved(self) -> bool:
@@ -250,6 +252,18 @@ class Recipe(ABC):
     def layout(self, cell: Cell) -> object:
         """Return what cells must have in common, besides method and targets, to be stacked and padded to one size."""
         return None
+
+    def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
+        """Return what a saved adapter holds of a factor, by kind; `{"": value}` is the factor as it is."""
+        return {"": value}
+
+    def restore(self, cell: Cell, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the factor of which `compact` has returned these parts, for the same update."""
+        return parts[""]
+
+    def compact_bytes(self, cell: Cell, shape: Shape) -> int:
+        """Return how many bytes a saved adapter holds of a weight, without what weights share, in float32."""
+        return 4 * self.trainable(cell, shape)
 
     def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
         """Return what is added to a cell's loss for each weight, `[cells, modules]`; times `penalty_weight`.

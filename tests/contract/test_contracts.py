@@ -23,6 +23,7 @@ from lora_bench.methods.gralora import GraLora
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
 from lora_bench.methods.tied_lora import TiedLora
+from lora_bench.methods.vb_lora import VbLora
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
 
 
@@ -232,6 +233,17 @@ class Bold(Lora):
     starts_as_base = False
 
 
+class Halving(VbLora):
+    """Stores one vector of each piece where there are two."""
+
+    name = "halving"
+
+    def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
+        """The larger logit alone."""
+        parts = super().compact(cell, name, value)
+        return parts if name == "bank" else {kind: part[..., :1].contiguous() for kind, part in parts.items()}
+
+
 class Undefaulted(Lora):
     """Has a parameter without a default, and one that no cell has."""
 
@@ -267,6 +279,7 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Uncounted, start.its_count_is_that_of_its_factors, "`once` says 0"),
     (Recounted, start.its_pack_trains_as_many, "the formula says"),
     (Bold, start.it_starts_as_the_base_model, "step 0 is the base model"),
+    (Halving, training.it_comes_back_as_it_was_saved, "a logit of what was loaded differs"),
     (Diluted, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Rivalling, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Indifferent, training.its_schedule_ends_with_its_budget, "entries of c are zero, stated"),

@@ -237,10 +237,10 @@ def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
     return {value: group["lr"] for group in made.param_groups for value in group["params"]}
 
 
-def optimiser_for(model: nn.Module, cell: Cell) -> torch.optim.AdamW:
+def optimiser_for(model: nn.Module, cell: Cell, rates: Mapping[Tensor, float]) -> torch.optim.AdamW:
     """AdamW in groups as transformers' Trainer makes them, and the head with its own rate."""
     groups = []
-    adapters = adapter_rates(model, cell)
+    adapters = {**adapter_rates(model, cell), **rates}
     for name, value in model.named_parameters():
         if value.requires_grad:
             decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else cell.weight_decay
@@ -257,7 +257,14 @@ def batches(cell: Cell, rows: int) -> Iterator[list[int]]:
 
 
 class Extra:
-    """What a method adds to the loop; nothing here."""
+    """What a method adds to the loop; nothing here.
+
+    Args:
+        rates: The rates of parameters that are not the cell's.
+    """
+
+    def __init__(self, rates: Mapping[Tensor, float] | None = None) -> None:
+        self.rates = rates or {}
 
     def penalty(self, step: int) -> Tensor | float:
         """What is added to the loss of a step (from 1)."""
@@ -270,7 +277,7 @@ class Extra:
 def their_losses(model: nn.Module, cell: Cell, table: TokenTable, extra: Extra | None = None) -> list[float]:
     """The loop that transformers' Trainer runs, without dropout; the loss of every step."""
     extra = extra or Extra()
-    optimiser = optimiser_for(model, cell)
+    optimiser = optimiser_for(model, cell, extra.rates)
     schedule = get_linear_schedule_with_warmup(optimiser, WARM, STEPS)
     parameters = [value for value in model.parameters() if value.requires_grad]
     losses = []

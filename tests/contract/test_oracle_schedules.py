@@ -66,6 +66,7 @@ class Distribution(Extra):
     """The pruning and the penalty of DoRA with dynamic rank, component by component."""
 
     def __init__(self, model: nn.Module, rank: int, interval: int) -> None:
+        super().__init__()
         self.branches, self.rank, self.interval = branches(model), rank, interval
         self.start = self.branches[0].part("A").shape[0]
         self.averages = [torch.zeros(self.start, dtype=torch.float64) for _ in self.branches]
@@ -137,6 +138,7 @@ class Subspaces(Extra):
     """CLoRA's penalty, weight by weight."""
 
     def __init__(self, model: nn.Module, start: State, modules: tuple[str, ...]) -> None:
+        super().__init__()
         frozen = [(start.adapter[f"{module}.V"], start.adapter[f"{module}.U"]) for module in modules]
         adapted = [model.get_submodule(f"roberta.{module}") for module in modules]
         self.parts = [(b, v, u) for b, (v, u) in zip(adapted, frozen, strict=True) if isinstance(b, Branch)]
@@ -168,6 +170,7 @@ class Allocation(Extra):
     """peft's own allocation of ranks, which counts steps from 0."""
 
     def __init__(self, model: AdaLoraModel) -> None:
+        super().__init__()
         self.model = model
 
     def after_step(self, step: int) -> None:
@@ -218,6 +221,7 @@ class Sparsity(Extra):
     """SoRA's penalty, and what its authors' optimiser does to the gate after its step."""
 
     def __init__(self, model: nn.Module, threshold: float) -> None:
+        super().__init__()
         self.branches, self.threshold, self.zeros = branches(model), threshold, 0
 
     def penalty(self, step: int) -> Tensor | float:
@@ -258,6 +262,7 @@ class Orthonormality(Extra):
     """KaSA's penalty, weight by weight."""
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.branches = branches(model)
 
     def penalty(self, step: int) -> Tensor | float:

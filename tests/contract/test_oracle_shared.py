@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from peft import VBLoRAConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lora_bench import tasks
-from lora_bench.contracts.kit import cell_of
+from lora_bench.contracts.kit import Workbench, cell_of
+from lora_bench.engine.adapters import saved
+from lora_bench.methods.vb_lora import VbLora
 from tests.contract.test_oracle_authors import frozen_classifier, trained_values
-from tests.contract.test_oracle_peft import SETTINGS, assert_same, our_run
+from tests.contract.test_oracle_peft import LINEARS, SETTINGS, Extra, Peer, assert_same, our_run, wrapped_by_peft
 
 
 class Tied(nn.Module):
@@ -50,3 +55,46 @@ def test_tied_lora_trains_one_a_and_one_b_for_all_weights(name: str, targets: st
     assert len(shared) == (2 if targets == "qv" else 4)
     assert trained_values(model) == pack.adapter_params(0) + pack.head_params()
     assert_same(pack, ours, model, task)
+
+
+@pytest.mark.parametrize("name", ["cola", "stsb"])
+def test_vb_lora_mixes_vectors_of_one_bank_as_peft(name: str, calm_folder: Path) -> None:
+    """With the two rates of its authors, and no decay."""
+    task = tasks.get(name)
+    sizes = {"rank": 3, "a": 9, "b": 16, "targets": "attention+dense", "lr": 4e-3, "weight_decay": 0.0}
+    cell = cell_of("vb-lora", name, precision="float64", **SETTINGS | sizes)
+    pack, start, ours = our_run(cell, calm_folder, task)
+    peer = Peer(VBLoRAConfig, {"r": 3, "num_vectors": 9, "vector_length": 16, "topk": 2}, modules=LINEARS)
+    model = wrapped_by_peft(frozen_classifier(calm_folder, name, start.head), peer).double()
+    theirs = dict(model.named_parameters())
+    modules, bank = pack.bank.groups[0].modules, model.get_parameter("base_model.vblora_vector_bank.default")
+
+    def their_form(ours: Tensor, like: Tensor) -> Tensor:
+        return ours.reshape(like.shape)  # the logits of A are in the order (r, piece, h), those of B in (piece, r, h)
+
+    with torch.no_grad():
+        bank.copy_(start.adapter[f"{modules[0]}.bank"])
+        for module, letter in itertools.product(modules, "AB"):
+            value = theirs[f"base_model.model.roberta.{module}.vblora_logits_{letter}.default"]
+            value.copy_(their_form(start.adapter[f"{module}.{letter}_logits"], value))
+    assert trained_values(model) == pack.adapter_params(0) + pack.head_params()
+    assert_same(pack, ours, model, task, Extra({p: cell.lr * 10 for n, p in theirs.items() if "logits" in n}))
+    state = pack.state(0).adapter
+    torch.testing.assert_close(state["shared.9x16.bank"], bank.detach(), rtol=0, atol=1e-9)
+    for module, letter in itertools.product(modules, "AB"):
+        value = theirs[f"base_model.model.roberta.{module}.vblora_logits_{letter}.default"].detach()
+        torch.testing.assert_close(their_form(state[f"{module}.{letter}_logits"], value), value, rtol=0, atol=1e-9)
+
+
+def test_vb_lora_stores_the_bank_and_two_numbers_and_logits_of_each_piece(bench: Workbench) -> None:
+    run = bench.trained("vb-lora", "cola", "float32")
+    _, count, length = VbLora().sizes(run.cell)
+    assert run.cell.rank is not None
+    stored = saved.compacted(run.cell, run.pack.state(0).adapter)
+    pieces = sum(
+        run.cell.rank * (family.shape.inputs + family.shape.outputs) // length * len(modules)
+        for family, modules in run.pack.bank.groups[0].families.items()
+    )
+    assert sum(value.numel() * value.element_size() for value in stored.values()) == 4 * count * length + 10 * pieces
+    trained = sum(value.numel() for value in run.pack.state(0).adapter.values())
+    assert trained == count * length + count * pieces == run.pack.adapter_params(0)

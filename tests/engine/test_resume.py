@@ -31,6 +31,7 @@ MIXED: Blocks = (
     {"method": "mini", "rank": 4, "a": 8, "b": 6},
     {"method": "vera", "rank": 4},
     {"method": "tied-lora", "rank": 3},
+    {"method": "vb-lora", "rank": 2, "a": [5, 6], "b": 16},
     {"method": "dora-dyn", "rank": [2, 4]},
     {"method": "adalora", "rank": 4},
     {"method": "sora", "rank": 4},
