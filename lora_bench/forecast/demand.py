@@ -18,7 +18,7 @@ from operator import attrgetter
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.forecast.geometry import JOINED, Geometry
-from lora_bench.methods.recipe import Basis, Factor, FirstStep, Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.recipe import Assigned, Basis, Factor, FirstStep, Normal, Orthonormal, Recipe, Shape, Uniform
 
 ITEM_BYTES = {"bf16": 2, "float32": 4, "float64": 8}
 FLOAT32_BYTES = 4  # frozen factors and bases are kept in float32, whatever the model's precision
@@ -255,6 +255,8 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
             is_same = all(factor is one for factor in factors)
             stored_once = isinstance(one.start, Basis) and not one.trainable and is_same
             trained += size * cells if one.trainable else 0
+            # The assignment is an int64, and a step has the value and its entry in a table beside it: as four values.
+            frozen += 3 * size * cells if isinstance(one.start, Assigned) else 0
             frozen += size * cells * sum(factor == one.name for factor in recipe.memory.values())
             frozen += 0 if one.trainable and not recipe.subtracts_start else size * (1 if stored_once else cells)
             distinct = {(id(factor), seed): factor for factor, (_, seed) in zip(factors, members, strict=True)}
@@ -265,7 +267,7 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
 
 def _drawn_values(factor: Factor) -> int:
     """Return the random values to draw for a factor of one weight."""
-    draws = {Normal: 1, Uniform: 1, Orthonormal: QR_DRAWS}.get(type(factor.start), 0)
+    draws = {Normal: 1, Uniform: 1, Assigned: 1, Orthonormal: QR_DRAWS}.get(type(factor.start), 0)
     return draws * factor.rows * factor.cols
 
 

@@ -121,7 +121,8 @@ def distance_from_orthonormal(factors: Mapping[str, Tensor], real: Tensor) -> Te
     eye = real * real.new_ones(real.shape[-2]).diag()
     squares = factors["A"] @ factors["A"].mT, factors["B"].mT @ factors["B"]
     one, other = ((square - eye).norm(dim=(-2, -1)) for square in squares)
-    return one + other
+    total: Tensor = one + other  # torch leaves `norm` untyped
+    return total
 
 
 def _last(steps: int) -> int:

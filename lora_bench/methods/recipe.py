@@ -124,8 +124,19 @@ class FirstStep:
     gain: float = 1.0
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """Entries of the trained factor `to` `[1, d]`, which all weights share, over the root of how often each is used.
+
+    Which entry each is, is drawn from the seed, over all weights of a cell: each is used equally often, or once more.
+    Such a factor does not train itself, and its values follow those of the other.
+    """
+
+    to: str
+
+
 Touch = Literal["gain", "stretch", "shift"]
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep
+Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep | Assigned
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.engine import randomness
-from lora_bench.engine.adapters.bases import basis
+from lora_bench.engine.adapters.assigned import AssignedFactor, Assignment
+from lora_bench.engine.adapters.draw import draw
 from lora_bench.engine.adapters.row_norms import RowNorms
 from lora_bench.engine.block import Block
 from lora_bench.engine.encoder.backbone import Backbone
@@ -25,20 +25,7 @@ from lora_bench.engine.encoder.families import Family
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.targets import resolve
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import (
-    Basis,
-    Blocks,
-    Constant,
-    Factor,
-    FirstStep,
-    Fold,
-    Normal,
-    Orthonormal,
-    Recipe,
-    Uniform,
-    Update,
-    Zeros,
-)
+from lora_bench.methods.recipe import Assigned, Basis, Factor, Recipe, Update
 
 
 @dataclass(frozen=True)
@@ -71,34 +58,6 @@ class StackedFactor:
         return self.copies * self.rows * self.cols
 
 
-def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
-    """A factor's first value, `[rows, cols]` in float64 on the CPU.
-
-    A function of the cell's seed, the module and the factor's name; of a shared factor, the seed, its size and name.
-    """
-    key = (seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
-    match factor.start:
-        case Zeros() | FirstStep():  # the first step's values are written when the training begins
-            return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
-        case Constant(value):
-            return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
-        case Fold() | Blocks():
-            rows, columns = torch.arange(factor.rows)[:, None], torch.arange(factor.cols)
-            is_fold = isinstance(factor.start, Fold)
-            return (rows == (columns % factor.rows if is_fold else columns * factor.rows // factor.cols)).double()
-        case Normal(std):
-            return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
-        case Uniform(bound):
-            return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
-        case Orthonormal(std):
-            # A unit vector of n entries has entries of size 1 / √n.
-            longer = max(factor.rows, factor.cols)
-            return torch.from_numpy(randomness.orthonormal(factor.rows, factor.cols, *key) * (std * longer**0.5))
-        case Basis(decomposition, side, gain):
-            count = factor.rows if side == "input" else factor.cols
-            return basis(backbone, module, decomposition, side, count).double().cpu() * gain
-
-
 class Group:
     """The cells of one method and target set.
 
@@ -114,6 +73,7 @@ class Group:
         indices: For each of these families the `index` of `bank._expand`.
         trained: The trained factors in the order of the matrix's columns.
         frozen: The frozen factors `[cells, modules, rows, cols]`, by family and name.
+        assigned: The factors that consist of a trained factor's entries, if there are any.
         scales: The scale of each cell's update, `[cells]`.
         row_norms: By family, for methods that train the norms of rows.
         block: What trains.
@@ -131,6 +91,7 @@ class Group:
         self.indices = {f: _index_in_group(modules, f, backbone.device) for f, modules in self.families.items()}
         self.trained: list[StackedFactor] = []
         self.frozen: dict[tuple[Family, str], Tensor] = {}
+        self.assigned: Assignment | None = None
         linears = backbone.linears()
         scales = [recipe.scale(cell) for cell in cells]
         self.scales = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
@@ -163,11 +124,15 @@ class Group:
     def _build(self, backbone: Backbone) -> Tensor:
         """Draw all factors: the frozen ones go to `frozen`, the trained ones make up the matrix that is returned."""
         columns: list[Tensor] = []
+        assigned: list[AssignedFactor] = []
         shared: dict[tuple[object, ...], int] = {}  # the position in `trained` of what several weights train together
         for family, modules in self.families.items():
             by_cell = [self.recipe.factors(cell, family.shape) for cell in self.cells]
             for versions in zip(*by_cell, strict=True):  # one factor as each cell has it
                 factor = versions[0]
+                if isinstance(factor.start, Assigned):
+                    assigned.append(AssignedFactor(family, modules, versions))
+                    continue
                 key = (factor.name, *((version.rows, version.cols) for version in versions))
                 if factor.trainable and factor.shared and key in shared:
                     known = self.trained[shared[key]]
@@ -185,7 +150,16 @@ class Group:
                 )
                 columns.append(values.flatten(1))
         self._require_equal_ties()
+        if assigned:
+            source = [self._of(row, self._source(assigned[0].versions[0])) for row in range(len(self.cells))]
+            order = [name for name in backbone.linears() if name in self.modules]
+            self.assigned = Assignment(source, assigned, self.cells, order, self.scales)
         return torch.cat(columns, dim=1)
+
+    def _source(self, factor: Factor) -> StackedFactor:
+        """The trained factor whose entries this one consists of."""
+        assert isinstance(factor.start, Assigned)
+        return next(stack for stack in self.trained if stack.name == factor.start.to)
 
     def _require_equal_ties(self) -> None:
         """Refuse cells of which some, but not all, have one size of a shared factor for two shapes of weights.
@@ -234,6 +208,16 @@ class Group:
 
     def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
         """All factors `[cells, modules, rows, cols]` by family and name, the trained ones as views of `matrix`."""
+        factors = self._stored_factors(matrix)
+        if self.assigned is not None:
+            source = self._source(self.assigned.factors[0].versions[0])
+            theta = next(values for stack, values in self.stacks(matrix) if stack is source)
+            for assigned, values in self.assigned.values(theta[:, 0, 0]):
+                factors[assigned.family][assigned.name] = values
+        return factors
+
+    def _stored_factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
+        """The trained and the frozen factors; `matrix` may have the row of one cell alone."""
         factors: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
         for (family, name), values in self.frozen.items():
             factors[family][name] = values
@@ -340,7 +324,7 @@ class Group:
     def _saved_views(self, row: int, values: Tensor) -> list[tuple[str, Tensor]]:
         """The factors of one cell that are saved, by name, as views without padding."""
         views: dict[str, Tensor] = {}
-        factors = self.factors(values)
+        factors = self._stored_factors(values)
         for family, modules in self.families.items():
             for factor in self.factors_of(row, family):
                 if factor.saved:
