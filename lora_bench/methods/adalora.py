@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.methods.gated import Gated
+from lora_bench.methods.orthonormality import distance_from_orthonormal
 from lora_bench.methods.recipe import Factor, Normal, Shape, Zeros, rank_of
 
 if TYPE_CHECKING:
@@ -109,20 +110,6 @@ class AdaLora(Gated):
     def meets_budget(self, cell: Cell, step: int, steps: int) -> bool:
         """Return whether the last components have been cut."""
         return step - 1 >= _last(steps)
-
-
-def distance_from_orthonormal(factors: Mapping[str, Tensor], real: Tensor) -> Tensor:
-    """Return ‖A Aᵀ - I‖ + ‖Bᵀ B - I‖ of each weight, `[cells, modules]`, with zeros in I where components are padding.
-
-    Args:
-        factors: A and B.
-        real: 1 for the components of each cell and 0 for padding, `[cells, 1, n, 1]`.
-    """
-    eye = real * real.new_ones(real.shape[-2]).diag()
-    squares = factors["A"] @ factors["A"].mT, factors["B"].mT @ factors["B"]
-    one, other = ((square - eye).norm(dim=(-2, -1)) for square in squares)
-    total: Tensor = one + other  # torch leaves `norm` untyped
-    return total
 
 
 def _last(steps: int) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.adalora import distance_from_orthonormal
+from lora_bench.methods.orthonormality import distance_from_orthonormal
 from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Shape, Uniform, Update, Zeros, rank_of
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from peft import AdaLoraConfig, AdaLoraModel, PeftModel
 from torch import Tensor, nn
 
 from lora_bench import tasks
-from lora_bench.api import get_adapted_model
 from lora_bench.callbacks import Callback, EpochMetrics
-from lora_bench.contracts.kit import Workbench, cell_of, plain_encoder, trainer_of
+from lora_bench.contracts.kit import Workbench, cell_of, trainer_of
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.errors import BenchError
 from tests.contract.test_oracle_authors import frozen_classifier, trained_values
 from tests.contract.test_oracle_peft import LINEARS, SETTINGS, STEPS, Extra, Peer, assert_same, our_run, wrapped_by_peft
 
@@ -288,13 +286,6 @@ def test_kasa_trains_over_a_weight_without_its_least_parts(name: str, calm_folde
         left, values, right = torch.linalg.svd(branch.linear.weight.detach(), full_matrices=False)
         branch.linear.weight.data = (left[:, :-4] * values[:-4]) @ right[:-4]
     assert_same(pack, ours, model, task, Orthonormality(model))
-
-
-@pytest.mark.parametrize("method", ["dora-dyn", "adalora", "sora", "kasa", "clora"])
-def test_your_own_loop_is_told_what_it_would_leave_out(method: str, calm_folder: Path) -> None:
-    """A saved adapter of such a method can be loaded: only its training needs the benchmark's loop."""
-    with pytest.raises(BenchError, match=f"'{method}' .*, which your loop would leave out"):
-        get_adapted_model(plain_encoder(calm_folder), method)
 
 
 @pytest.mark.parametrize("method", ["dora-dyn", "adalora"])
