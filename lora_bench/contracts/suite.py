@@ -29,6 +29,7 @@ CONTRACTS: tuple[Contract, ...] = (
     training.another_task_continues_from_it,
     training.merged_it_is_the_same_model,
     training.its_change_has_the_rank_it_states,
+    training.its_schedule_ends_with_its_budget,
     training.the_same_seed_gives_the_same,
     packs.padding_is_trimmed_and_stays_zero,
     packs.it_loads_among_larger_cells,

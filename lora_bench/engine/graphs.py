@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -135,6 +136,15 @@ class StepGraphs:
         draw_masks(recorded.masks)
         recorded.graph.replay()
         return recorded.output.clone()  # the next replay overwrites it
+
+
+@cache
+def training_stream(device: int) -> torch.cuda.Stream:
+    """The stream that all trainers of a process use.
+
+    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
+    """
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

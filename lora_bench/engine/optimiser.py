@@ -81,7 +81,7 @@ class PackedAdamW:
         norms = self.norms(gradients)
         self.active.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
         self.steps_taken += self.active
-        clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + CLIP_EPSILON)).clamp(max=1)
+        clip = self.clipping(norms)
         # Rows are selected by a tensor: a CUDA graph would record a Python number as a constant.
         multiplier, corrections = (
             table.index_select(0, self.count)[0] for table in (self.lr_multipliers, self.corrections)
@@ -92,6 +92,10 @@ class PackedAdamW:
             by_row = by_row._replace(lr=by_row.lr * block.lrs)  # here the learning rate is applied
             self._update(block, gradient, (self.first[index], self.second[index]), by_row, corrections)
         return norms
+
+    def clipping(self, norms: Tensor) -> Tensor:
+        """What each cell's gradient is multiplied by to clip its norm, `[K]`, at most 1."""
+        return torch.ones_like(norms) if self.clips is None else (self.clips / (norms + CLIP_EPSILON)).clamp(max=1)
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """The 2-norm of the gradient of all that each cell trains, `[K]`."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -16,18 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_bench import methods
 from lora_bench.callbacks import Callback, EpochMetrics, PackEnd, PackStart, StepBlock
+from lora_bench.cell import Cell
 from lora_bench.data.windows import EVAL_SLOTS
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
 from lora_bench.engine.evaluation import Scores, decide, evaluated_rows, score_cells
-from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
+from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes, training_stream
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.progress import Progress
+from lora_bench.engine.rules import Rules
 from lora_bench.engine.schedule import lr_multipliers
 from lora_bench.tasks.metrics import task_metric
 from lora_bench.tasks.task import Task
@@ -91,6 +94,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
         self.optimiser = PackedAdamW(self.blocks, pack.cells, self.total_steps)
+        self.rules = Rules(pack.bank.groups, self.total_steps)
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
         self.graphs = StepGraphs()
@@ -99,7 +103,7 @@ class Trainer:
         self._mask_buffers: dict[int, tuple[Form, Masks]] = {}
         self._callbacks: tuple[Callback, ...] = ()
         on_gpu = self.device.type == "cuda"
-        self._stream = _stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
+        self._stream = training_stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
         if any(first_step.starts_from_first_step(group) for group in pack.bank.groups):
             (batch,) = table.batches([self.batch_rows(1)[0]])
             with self._on_stream():
@@ -252,6 +256,7 @@ class Trainer:
         """The part of a step that a CUDA graph can record: everything but drawing masks."""
         losses, gradients = self._gradients(batch, masks)
         norms = self.optimiser.step(gradients, losses)
+        self.rules.after_step(self.optimiser, gradients, norms)
         # One tensor, so that a replayed graph's output is copied by one kernel, and an epoch's by one transfer.
         return torch.stack([losses, norms])
 
@@ -262,6 +267,7 @@ class Trainer:
         """
         self.pack.compose()
         losses = batch_losses(self.pack.logits(batch, masks), batch.labels, batch.weights)
+        losses = self.rules.penalised(losses, self.optimiser.count)
         gradients = torch.autograd.grad(losses.sum(), [block.matrix for block in self.blocks])
         return losses.detach(), gradients
 
@@ -321,7 +327,8 @@ class Trainer:
                 progress.add_held_out_scores(*held_out_scores[index])
             if progress.diverged is None and not np.isfinite(predictions[k]).all():
                 progress.diverged = f"outputs not finite after epoch {epoch}"
-            if progress.diverged is None and progress.improved(self.task.main_metric):
+            is_candidate = progress.diverged is None and self._meets_budget(progress.cell)
+            if is_candidate and progress.improved(self.task.main_metric):
                 improved.append(k)
         for k, state in zip(improved, self.pack.states(improved), strict=True):
             progress = self.progress[k]
@@ -338,6 +345,10 @@ class Trainer:
         )
         for callback in self._callbacks:
             callback.on_epoch_evaluated(metrics)
+
+    def _meets_budget(self, cell: Cell) -> bool:
+        """Whether the cell is as small after this step as its method states: an epoch before is not to be selected."""
+        return methods.of(cell).meets_budget(cell, self.steps, self.total_steps)
 
     @cached_property
     def _metric(self) -> evaluate.Metric:
@@ -387,12 +398,3 @@ class Trainer:
         for rows, part in parts:  # only now, since the copy waits for the device
             values[:, :, rows] = part.cpu().numpy()
         return values
-
-
-@cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """The stream that all trainers of a process use.
-
-    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
-    """
-    return torch.cuda.Stream(device)

@@ -19,13 +19,12 @@ from lora_bench.cell import Cell
 from lora_bench.data import windows
 from lora_bench.forecast import families
 from lora_bench.forecast.demand import (
-    FLOAT32_BYTES,
     ITEM_BYTES,
     NO_BASES,
     Bases,
     count_adapters,
     lasting_bases,
-    trained_values,
+    saved_bytes,
 )
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import Coefficients, Demand
@@ -236,8 +235,8 @@ class Estimate:
         _, eval_rows = self._rows(cells[0]) or UNKNOWN_ROWS
         record = RECORD_BYTES + EPOCH_BYTES * cells[0].epochs + PREDICTION_BYTES * eval_rows
         saved = [cell for cell in cells if saves and not methods.of(cell).trains_backbone]
-        values = sum(trained_values(cell, geometry, task.num_outputs) for cell in saved)
-        return len(cells) * record + len(saved) * ADAPTER_BYTES + values * FLOAT32_BYTES
+        values = sum(saved_bytes(cell, geometry, task.num_outputs) for cell in saved)
+        return len(cells) * record + len(saved) * ADAPTER_BYTES + values
 
     def cells_per_pack(self, cell: Cell, kind: str, model: str) -> int:
         """Return how many cells fill a device.

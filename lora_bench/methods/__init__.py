@@ -142,8 +142,13 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         "a mapping of parameters to values",
         lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
     ),
+    "gate": ("the name of a factor, or ''", lambda value: isinstance(value, str)),
+    "memory": (
+        "a mapping of names to factors",
+        lambda value: isinstance(value, Mapping) and all(isinstance(word, str) for word in (*value, *value.values())),
+    ),
     **dict.fromkeys(
-        ("trains_backbone", "subtracts_start", "normalises", "full_width"),
+        ("trains_backbone", "starts_as_base", "subtracts_start", "normalises", "full_width", "penalty_mean"),
         ("True or False", lambda value: isinstance(value, bool)),
     ),
 }

@@ -9,7 +9,7 @@ and every weight of one shape. Nothing here imports torch: `update` uses operato
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -73,7 +73,15 @@ class Blocks:
 
 Side = Literal["input", "output"]
 Decomposition = Literal[
-    "svd", "balanced-svd", "singular-vectors", "minor-vectors", "row-norms", "column-norms", "qr", "joint-svd"
+    "svd",
+    "balanced-svd",
+    "singular-vectors",
+    "minor-svd",
+    "minor-vectors",
+    "row-norms",
+    "column-norms",
+    "qr",
+    "joint-svd",
 ]
 
 
@@ -89,6 +97,7 @@ class Basis:
     | `svd`              | `(U S)ᵀ`    | `V`                                                        |
     | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
     | `singular-vectors` | `Uᵀ`        | `V`                                                        |
+    | `minor-svd`        | last of `(U S)ᵀ` | last of `V`: the parts of the smallest singular values |
     | `minor-vectors`    | last of Uᵀ  | last of `V`: the smallest singular values' directions      |
     | `qr`               | rows of `R` | columns of `Q`                                             |
     | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |
@@ -115,8 +124,19 @@ class FirstStep:
     gain: float = 1.0
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """Entries of the trained factor `to` `[1, d]`, which all weights share, over the root of how often each is used.
+
+    Which entry each is, is drawn from the seed, over all weights of a cell: each is used equally often, or once more.
+    Such a factor does not train itself, and its values follow those of the other.
+    """
+
+    to: str
+
+
 Touch = Literal["gain", "stretch", "shift"]
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep
+Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep | Assigned
 
 
 @dataclass(frozen=True)
@@ -130,8 +150,10 @@ class Factor:
         start: How it starts.
         trainable: Whether it trains.
         rate: What the cell's learning rate is multiplied by; the same for all cells of a method.
-        shared: Whether all weights share it. Such a factor is frozen, and drawn as a function of seed, size and factor.
+        shared: Whether all weights share it for which it has one size. It is drawn as a function of seed, size and
+            factor. If it trains, it is one matrix, counted and saved once, and the weights' gradients are summed.
         decays: Whether weight decay applies; the same for all cells of a method.
+        is_sparse: Whether only some of its values get a gradient at a time, so that others may never move.
     """
 
     name: str
@@ -142,6 +164,7 @@ class Factor:
     rate: float = 1.0
     shared: bool = False
     decays: bool = True
+    is_sparse: bool = False
 
     @property
     def saved(self) -> bool:
@@ -175,9 +198,14 @@ class Recipe(ABC):
         defaults: Their default values.
         default_lr: The default learning rate.
         trains_backbone: Whether the encoder itself trains.
+        starts_as_base: Whether the model without training is the pretrained one.
         subtracts_start: Whether the layer's update is B A minus its value at the start.
         normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
         full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
+        penalty_mean: Whether the penalty is the mean over the weights, not the sum.
+        gate: The factor `[rank, 1]` whose entries a rank schedule sets to zero; "" without one.
+        memory: What the schedule remembers between steps, by name, each with the unshared trained factor whose sizes
+            it has; zero before the first step.
     """
 
     name: ClassVar[str]
@@ -187,9 +215,13 @@ class Recipe(ABC):
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
+    starts_as_base: ClassVar[bool] = True
     subtracts_start: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     full_width: ClassVar[bool] = False
+    penalty_mean: ClassVar[bool] = False
+    gate: ClassVar[str] = ""
+    memory: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -201,7 +233,16 @@ class Recipe(ABC):
 
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """Return how many values train for a weight of this shape, by the published formula."""
+        """Return how many values train for a weight of this shape alone, by the published formula."""
+
+    def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
+        """Return how many values weights train together, by the published formula; counted once for a cell.
+
+        Args:
+            cell: The cell.
+            shapes: The shapes of the weights that it adapts, each once.
+        """
+        return 0
 
     def scale(self, cell: Cell) -> float:
         """Return the factor s of B A: alpha / rank, or 1 for a method that lacks one of them."""
@@ -222,6 +263,75 @@ class Recipe(ABC):
     def layout(self, cell: Cell) -> object:
         """Return what cells must have in common, besides method and targets, to be stacked and padded to one size."""
         return None
+
+    def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
+        """Return what a saved adapter holds of a factor, by kind; `{"": value}` is the factor as it is."""
+        return {"": value}
+
+    def restore(self, cell: Cell, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the factor of which `compact` has returned these parts, for the same update."""
+        return parts[""]
+
+    def compact_bytes(self, cell: Cell, shape: Shape) -> int:
+        """Return how many bytes a saved adapter holds of a weight, without what weights share, in float32."""
+        return 4 * self.trainable(cell, shape)
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """Return what is added to a cell's loss for each weight, `[cells, modules]`; times `penalty_weight`.
+
+        Args:
+            factors: The factors by name, `[cells, modules, rows, cols]`, zero where smaller cells are padded.
+            real: For trained factors 1 where they have values and 0 where they are padded, `[cells, 1, rows, cols]`.
+        """
+        raise NotImplementedError
+
+    def penalty_weight(self, cell: Cell, step: int, steps: int) -> float:
+        """Return the weight of the penalty at a step (from 1) of so many."""
+        return 1.0
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the method adds a penalty to the loss."""
+        return type(self).penalty is not Recipe.penalty
+
+    def shrink(self, gate: Tensor) -> Tensor:
+        """Return the gate `[cells, modules, rank, 1]` as it is after each step of the optimiser."""
+        return gate
+
+    def remember(
+        self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Return the memory after a step.
+
+        Args:
+            factors: The factors after the step.
+            gradients: The clipped gradients of the trained ones, from before it.
+            memory: The memory before.
+        """
+        return memory
+
+    def remembers(self, cell: Cell, step: int, steps: int) -> bool:
+        """Return whether a step (from 1) of so many is remembered."""
+        return True
+
+    def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return how much each entry of the gate matters, `[cells, modules, rank]`."""
+        raise NotImplementedError
+
+    def cut(self, cell: Cell, step: int, steps: int, components: int) -> int:
+        """Return how many entries of the gates are set to zero after a step (from 1) of so many, by their scores.
+
+        Args:
+            cell: The cell.
+            step: The step.
+            steps: All steps of the training.
+            components: The entries of all gates of the cell.
+        """
+        return 0
+
+    def meets_budget(self, cell: Cell, step: int, steps: int) -> bool:
+        """Return whether the cell is as small after this step as it is in the end; else its epoch is not selected."""
+        return True
 
     @property
     def adapts(self) -> bool:

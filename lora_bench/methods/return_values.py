@@ -16,7 +16,7 @@ from typing import Any, get_args
 from lora_bench.errors import BenchError
 from lora_bench.methods.recipe import Factor, Recipe, Start, Touch, Update
 
-_FLAGS = ("trainable", "shared", "decays")
+_FLAGS = ("trainable", "shared", "decays", "is_sparse")
 _TOUCHES = frozenset(get_args(Touch))
 
 
@@ -53,10 +53,16 @@ _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "update": ("an Update", lambda value: isinstance(value, Update)),
     "trainable": ("a number of values", _is_count),
+    "once": ("a number of values", _is_count),
+    "compact_bytes": ("a number of bytes", _is_count),
     "scale": ("a number", _is_number),
     "touches": (f"a tuple of some of {', '.join(sorted(_TOUCHES))}", _are_touches),
     "update_rank": ("a rank or None", lambda value: value is None or _is_count(value)),
     "width": ("a number of rows", _is_count),
+    "penalty_weight": ("a number", _is_number),
+    "remembers": ("True or False", lambda value: isinstance(value, bool)),
+    "cut": ("a number of entries", _is_count),
+    "meets_budget": ("True or False", lambda value: isinstance(value, bool)),
     "layout": ("something that can be hashed, like a number or a tuple", lambda value: isinstance(value, Hashable)),
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_bench.engine.adapters.pack import Pack
-from lora_bench.engine.adapters.saved import stored_bytes
+from lora_bench.engine.adapters.saved import compacted, stored_bytes
 from lora_bench.engine.progress import Progress
 from lora_bench.records.schema import AnyFloat, Counts, DataInfo, Epoch, Record, Timing, TrainingStep
 from lora_bench.run.outcome import protocol
@@ -38,12 +38,13 @@ def collect(pack: Pack, index: int, progress: Progress) -> EndedCell:
         progress: The cell's progress.
     """
     state = progress.state if progress.state is not None else pack.state(index)
+    stored = compacted(progress.cell, state.adapter)
     counts = Counts(
         adapter_params=pack.adapter_params(index),
         head_params=pack.head_params(),
-        adapter_bytes=stored_bytes(state.adapter),
+        adapter_bytes=stored_bytes(stored),
         modules=pack.modules(index),
-        adapter_bytes_fp16=stored_bytes(state.adapter, torch.float16),
+        adapter_bytes_fp16=stored_bytes(stored, torch.float16),
         head_bytes=stored_bytes(state.head),
         head_bytes_fp16=stored_bytes(state.head, torch.float16),
     )

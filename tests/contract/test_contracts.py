@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +14,16 @@ from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.cli.app import app
 from lora_bench.contracts import packs, start, training
-from lora_bench.contracts.kit import ContractError, Workbench
+from lora_bench.contracts.kit import ContractError, Workbench, cell_of
 from lora_bench.contracts.suite import CONTRACTS, Contract
+from lora_bench.engine.adapters.group import names_of
+from lora_bench.engine.adapters.pack import Pack
+from lora_bench.methods.dora_dyn import DoraDyn
 from lora_bench.methods.gralora import GraLora
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
+from lora_bench.methods.tied_lora import TiedLora
+from lora_bench.methods.vb_lora import VbLora
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
 
 
@@ -50,7 +55,7 @@ def test_every_weight_has_every_trainable_factor(method: str, trained: Trained) 
         for family, modules in group.families.items()
         for factor in run.recipe.factors(run.cell, family.shape)
         if factor.saved
-        for module in modules
+        for module in names_of(factor, modules)
     }
     assert {name: tuple(value.shape) for name, value in run.pack.state(0).adapter.items()} == expected
 
@@ -146,6 +151,99 @@ class Crowded(GraLora):
         return None
 
 
+class Uncounted(TiedLora):
+    """Does not count what its weights share."""
+
+    name = "uncounted"
+
+    def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
+        """Nothing."""
+        return 0
+
+
+class Recounted(TiedLora):
+    """Counts what its weights share for each of their shapes."""
+
+    name = "recounted"
+
+    def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
+        """The sum over the shapes."""
+        return sum(super(Recounted, self).once(cell, {shape}) for shape in shapes)
+
+
+class Entangled(TiedLora):
+    """Shares a factor between weights of two shapes if the rank happens to be theirs."""
+
+    name = "entangled"
+
+    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
+        """A second shared factor, which has one size for all weights only where the rank is 5."""
+        size = 5 if cell.rank == 5 else shape.outputs
+        return (*super().factors(cell, shape), Factor("C", size, 1, Normal(1.0), shared=True))
+
+
+class Diluted(DoraDyn):
+    """Takes the padding of its components for components."""
+
+    name = "diluted"
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """The mean over padded rows."""
+        return factors["A"].var(dim=-1).mean(-1)
+
+
+class Rivalling(DoraDyn):
+    """Scores components by what those of other cells are worth."""
+
+    name = "rivalling"
+
+    def remember(
+        self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """In parts of the pack's mean."""
+        return {"score": (factors["c"].abs() - factors["c"].abs().mean(0, keepdim=True)).abs()}
+
+
+class Indifferent(DoraDyn):
+    """Has one score for all components, so that a threshold cuts all."""
+
+    name = "indifferent"
+
+    def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
+        """Zero."""
+        return memory["score"][..., 0] * 0
+
+
+class Unmasked(Lora):
+    """Wants the rows of A orthonormal, those of padding too."""
+
+    name = "unmasked"
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """The norm of A Aᵀ - I, whose root passes what padding adds on to all rows."""
+        square = factors["A"] @ factors["A"].mT
+        eye = real["A"].new_ones(square.shape[-1]).diag()
+        return (square - eye).square().sum((-2, -1)).sqrt()
+
+
+class Bold(Lora):
+    """Says that it starts away from the base model, and does not."""
+
+    name = "bold"
+    starts_as_base = False
+
+
+class Halving(VbLora):
+    """Stores one vector of each piece where there are two."""
+
+    name = "halving"
+
+    def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
+        """The larger logit alone."""
+        parts = super().compact(cell, name, value)
+        return parts if name == "bank" else {kind: part[..., :1].contiguous() for kind, part in parts.items()}
+
+
 class Undefaulted(Lora):
     """Has a parameter without a default, and one that no cell has."""
 
@@ -178,6 +276,14 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Misordered, packs.padding_is_trimmed_and_stays_zero, "padding moved"),
     (Crowded, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Crowded, packs.it_loads_among_larger_cells, "differs by"),
+    (Uncounted, start.its_count_is_that_of_its_factors, "`once` says 0"),
+    (Recounted, start.its_pack_trains_as_many, "the formula says"),
+    (Bold, start.it_starts_as_the_base_model, "step 0 is the base model"),
+    (Halving, training.it_comes_back_as_it_was_saved, "a logit of what was loaded differs"),
+    (Diluted, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Rivalling, packs.it_does_not_depend_on_its_pack, "differs by"),
+    (Indifferent, training.its_schedule_ends_with_its_budget, "entries of c are zero, stated"),
+    (Unmasked, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
     (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),
@@ -191,6 +297,14 @@ def test_a_method_that_breaks_it_is_found_out(
     broken = recipe()
     with methods.registered(broken), pytest.raises(ContractError, match=why):
         contract(broken.name, bench)
+
+
+def test_cells_that_share_a_factor_among_other_weights_are_refused_in_one_group(bench: Workbench) -> None:
+    broken = Entangled()
+    with methods.registered(broken):
+        cells = [cell_of(broken.name, rank=rank) for rank in (4, 5)]
+        with pytest.raises(ValueError, match="cells of one layout share factors among different weights"):
+            Pack(cells, bench.load("float32"), 2)
 
 
 def test_check_tells_each_contract_and_ends_with_one_where_one_is_broken(

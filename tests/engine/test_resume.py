@@ -30,6 +30,12 @@ MIXED: Blocks = (
     {"method": "lora", "rank": [4, 2]},
     {"method": "mini", "rank": 4, "a": 8, "b": 6},
     {"method": "vera", "rank": 4},
+    {"method": "tied-lora", "rank": 3},
+    {"method": "vb-lora", "rank": 2, "a": [5, 6], "b": 16},
+    {"method": "dora-dyn", "rank": [2, 4]},
+    {"method": "adalora", "rank": 4},
+    {"method": "sora", "rank": 4},
+    {"method": "clora", "rank": 2, "a": 5},
 )
 STEPS = 5  # an epoch
 

@@ -203,6 +203,21 @@ class Pack:
                 row = position - group.offset
                 group.load(row, state.adapter, matrix[row : row + 1])
 
+    def memory(self, position: int) -> Tensor:
+        """What the method of a cell remembers between steps, as one vector on the CPU; it may be empty."""
+        views = [view.flatten().cpu() for view in self._memory_views(position)]
+        return torch.cat(views) if views else torch.empty(0)
+
+    def load_memory(self, position: int, values: Tensor) -> None:
+        """Overwrite what the method of a cell remembers with what `memory` has returned."""
+        views = self._memory_views(position)
+        for view, part in zip(views, values.split([view.numel() for view in views]) if views else (), strict=True):
+            view.copy_(part.view(view.shape))
+
+    def _memory_views(self, position: int) -> list[Tensor]:
+        groups = [group for group in self.bank.groups if position in group.positions]
+        return [view for group in groups for view in group.memory_views(position - group.offset)]
+
     def continue_from(self, position: int, earlier: State) -> None:
         """Let a cell begin with what a cell of another task has trained.
 
