@@ -356,6 +356,13 @@ class Trainer:
         labels = table.labels.cpu().numpy()
         return rows[0], score_cells(self._metric, rows[:, cells], labels, parts)
 
+    def score_probabilities(self, probabilities: Tensor, split: Split) -> Scores:
+        """The scores of one cell's probabilities `[rows, classes]` for a table, in its order."""
+        logits = probabilities.log().clamp(min=-700.0)[None]  # exp(-700) is about the smallest normal number
+        rows = evaluated_rows(logits, split.table.labels).cpu().numpy()
+        (scores,) = score_cells(self._metric, rows, split.table.labels.cpu().numpy(), split.parts)
+        return scores
+
     def predict(self, table: Table) -> NDArray[np.float64]:
         """The predictions of all cells for a table.
 

@@ -192,8 +192,31 @@ class Estimate:
         demand = self.demand(cells, geometry)
         seconds = None
         if self.coefficients is not None and None not in (self.mean_tokens(cells[0]), self._rows(cells[0])):
-            seconds = self.time_factor * demand.seconds(self.coefficients, kept)
+            seconds = demand.seconds(self.coefficients, kept) + self._posterior_seconds(cells, geometry)
+            seconds *= self.time_factor
         return PackCost(seconds, self.memory_factor * demand.bytes(kept), lasting_bases(demand.adapters.bases))
+
+    def _posterior_seconds(self, cells: Sequence[Cell], geometry: Geometry) -> float:
+        """Return the time of fitting and averaging over the posteriors of a pack's cells, one cell after another.
+
+        A fit is a pass over the training rows, an evaluation one over the evaluated rows, in batches of training. A
+        pass is a forward and, where factors are uncertain, a backward for each class: a half step each.
+        """
+        outputs = tasks.of(cells[0]).num_outputs
+        counts = Counter((cell.method, cell.rank, cell.targets) for cell in cells if methods.of(cell).posterior)
+        if outputs == 1 or self.coefficients is None or not counts:
+            return 0.0
+        holds_out = cells[0].select == "held-out"
+        rows, eval_rows = self._rows(cells[0], holds_out) or UNKNOWN_ROWS
+        batches = (rows * (1 + (HELD_OUT_FRACTION if holds_out else 0)) + eval_rows) / cells[0].batch_size
+        seconds = 0.0
+        for cell in {(cell.method, cell.rank, cell.targets): cell for cell in cells}.values():
+            posterior = methods.of(cell).posterior
+            if posterior is not None:
+                step = self.demand([cell], geometry).step_seconds(self.coefficients)
+                halves = 1 + (outputs if posterior.over == "factors" else 0)
+                seconds += counts[cell.method, cell.rank, cell.targets] * batches * halves / 2 * step
+        return seconds
 
     def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
         """Return the time of a pack; None if the device, the model or the length of the data is not known."""

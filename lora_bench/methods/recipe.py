@@ -149,6 +149,21 @@ class Factor:
         return self.trainable or isinstance(self.start, FirstStep)
 
 
+@dataclass(frozen=True)
+class FisherPosterior:
+    """A Gaussian around what a cell has trained, from the Fisher information on its training rows.
+
+    The information of a matrix is a Kronecker product of two factors, and the prior is a Gaussian around zero whose
+    precision has the largest marginal likelihood.
+
+    Attributes:
+        over: Which matrices are uncertain: A and B of every adapted weight, which must be the trained factors
+            themselves, or weight and bias of the output layer of the head.
+    """
+
+    over: Literal["factors", "output-layer"]
+
+
 class Update(NamedTuple):
     """How a method changes `W x + bias`: to `gain ⊙ (W z + s · B A z + bias) + shift` with `z = stretch ⊙ x`.
 
@@ -162,6 +177,9 @@ class Update(NamedTuple):
     gain: Tensor | None = None
     stretch: Tensor | None = None
     shift: Tensor | None = None
+
+
+Posterior = FisherPosterior
 
 
 class Recipe(ABC):
@@ -178,6 +196,8 @@ class Recipe(ABC):
         subtracts_start: Whether the layer's update is B A minus its value at the start.
         normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
         full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
+        posterior: What is uncertain after the training of a classification; probabilities are then averaged over it.
+            None for a method that trains a point.
     """
 
     name: ClassVar[str]
@@ -190,6 +210,7 @@ class Recipe(ABC):
     subtracts_start: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     full_width: ClassVar[bool] = False
+    posterior: ClassVar[Posterior | None] = None
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:

@@ -316,8 +316,10 @@ def _read_once(results: Path) -> Loaded:
 def row(record: Record) -> dict[str, object]:
     """Return the values of a record by column; None where there is no value.
 
-    `<metric>_best` is the metric, or `nll`, `ece` or `brier`, at the best epoch of the main metric. Columns beyond
-    `COLUMNS` are there if the record has a value for them.
+    `<metric>_best` is the metric, or `nll`, `ece` or `brier`, at the best epoch of the main metric. For a method with a
+    posterior, `<name>_posterior` is each of them with averaged probabilities at the epoch of the score, and
+    `nll_score`, `ece_score` and `brier_score` are those before. Columns beyond `COLUMNS` are there if the record has a
+    value for them.
     """
     values: dict[str, object] = dict(vars(record.cell))
     values |= {name: value for name, value in vars(record).items() if name in _RECORD_FIELDS}
@@ -340,6 +342,12 @@ def _metric_columns(record: Record) -> dict[str, object]:
         # The task's metrics come second: one of a user's task may be named like a value of the calibration.
         both = {} if epoch is None else (epoch.calibration or {}) | epoch.metrics
         values |= {f"{name}_{which}": value for name, value in both.items()}
+    if record.posterior is not None:
+        averaged = record.posterior
+        values |= {f"{name}_score": value for name, value in averaged.before.items()}
+        both = averaged.calibration | averaged.metrics
+        values |= {f"{name}_posterior": value for name, value in both.items()}
+        values["prior_precision"] = averaged.prior_precision
     return values
 
 

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.cli.app import app
-from lora_bench.contracts import packs, start, training
+from lora_bench.contracts import packs, posteriors, start, training
 from lora_bench.contracts.kit import ContractError, Workbench
 from lora_bench.contracts.suite import CONTRACTS, Contract
 from lora_bench.methods.gralora import GraLora
+from lora_bench.methods.laplace_lora import LaplaceLora
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
@@ -166,6 +167,16 @@ class Forgetful(Lora):
         return Factor(a.name, a.rows, a.cols, Normal(len(self.calls))), b
 
 
+class Elsewhere(LaplaceLora):
+    """Has a posterior over factors that are not A and B of the update."""
+
+    name = "elsewhere"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """Twice A."""
+        return Update(2 * factors["A"], factors["B"])
+
+
 CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Miscounting, start.its_count_is_that_of_its_factors, "the formula says"),
     (Miscounting, start.its_pack_trains_as_many, "the formula says"),
@@ -180,6 +191,7 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Crowded, packs.it_loads_among_larger_cells, "differs by"),
     (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
     (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
+    (Elsewhere, posteriors.its_posterior_averages_probabilities, "the A of its update is not"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),
 ]
 
