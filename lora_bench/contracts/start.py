@@ -37,6 +37,7 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
     """Yield what a recipe's functions return for a cell, with their names; the forecast and the packs rely on it."""
     yield "scale", recipe.scale(cell)
     yield "layout", recipe.layout(cell)
+    yield "weights", recipe.weights(cell)
     if not recipe.adapts:
         return
     yield "update_rank", recipe.update_rank(cell)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lora_bench.contracts import own_loop, packs, posteriors, start, task_contracts, training
+from lora_bench.contracts import own_loop, packs, posteriors, start, task_contracts, training, weight_rules
 from lora_bench.contracts.kit import Workbench
 from lora_bench.contracts.task_contracts import TaskBench
 
@@ -34,6 +34,8 @@ CONTRACTS: tuple[Contract, ...] = (
     packs.it_loads_among_larger_cells,
     packs.it_does_not_depend_on_its_pack,
     own_loop.your_own_loop_trains_the_same,
+    weight_rules.it_trains_by_its_rule,
+    weight_rules.it_goes_on_after_a_pause,
     posteriors.its_posterior_averages_probabilities,
     posteriors.its_posterior_does_not_depend_on_its_pack,
 )

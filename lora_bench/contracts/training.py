@@ -50,6 +50,8 @@ def what_trains_moves(method: str, bench: Workbench) -> None:
             module, _, part = name.rpartition(".")
             if not run.recipe.trains_backbone and part not in trained_names(run.cell):
                 continue
+            if run.pack.whole is not None and not run.pack.whole.trains(name):
+                continue
             still = value == before.adapter[name]
             # One value may return to its start by chance.
             idle = bool(still.all()) if run.recipe.trains_backbone else int(still.sum()) > 1
@@ -168,5 +170,6 @@ def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
 
 
 def sized(method: str) -> bool:
-    """Return whether cells of the method can differ in size."""
-    return bool({"rank", "a", "b"} & methods.get(method).parameters)
+    """Return whether cells of the method can differ in size within a pack."""
+    recipe = methods.get(method)
+    return bool({"rank", "a", "b"} & recipe.parameters) and not recipe.trains_backbone

@@ -12,9 +12,10 @@ from lora_bench import methods
 from lora_bench.engine import fisher
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.windows import Table
-from lora_bench.engine.evaluation import Scores
+from lora_bench.engine.evaluation import Scores, evaluated_rows, score_cells
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.tasks.metrics import task_metric
 
 Predict = Callable[[Table], Tensor]
 
@@ -51,10 +52,10 @@ def evaluate(trainer: Trainer, progress: Progress) -> PosteriorScores | None:
     pack = Pack([progress.cell], trainer.pack.backbone, trainer.task.num_outputs, hooked=True)
     pack.load(0, progress.state)
     predict, precision = predictor(pack, trainer.table)
-    scores = trainer.score_probabilities(predict(trainer.evaluation.table), trainer.evaluation)
+    scores = _score(trainer, predict(trainer.evaluation.table), trainer.evaluation)
     held_out = None
     if trainer.held_out is not None:
-        held_out = trainer.score_probabilities(predict(trainer.held_out), Split(trainer.held_out))
+        held_out = _score(trainer, predict(trainer.held_out), Split(trainer.held_out))
     return PosteriorScores(scores, held_out, precision, time.monotonic() - begun)
 
 
@@ -71,3 +72,11 @@ def predictor(pack: Pack, table: Table) -> tuple[Predict, float | None]:
     over = recipe.posterior.over
     posterior = fisher.fit(pack, over, table)
     return lambda rows: fisher.probabilities(pack, over, posterior, rows), posterior.precision
+
+
+def _score(trainer: Trainer, probabilities: Tensor, split: Split) -> Scores:
+    """The scores of one cell's probabilities `[rows, classes]` for a table, in its order."""
+    logits = probabilities.log().clamp(min=-700.0)[None]  # exp(-700) is about the smallest normal number
+    rows = evaluated_rows(logits, split.table.labels).cpu().numpy()
+    (scores,) = score_cells(task_metric(trainer.task), rows, split.table.labels.cpu().numpy(), split.parts)
+    return scores

@@ -26,8 +26,8 @@ from lora_bench.engine.evaluation import Scores, decide, evaluated_rows, score_c
 from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
-from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.progress import Progress
+from lora_bench.engine.ruled_optimiser import optimiser_of
 from lora_bench.engine.schedule import lr_multipliers
 from lora_bench.tasks.metrics import task_metric
 from lora_bench.tasks.task import Task
@@ -90,7 +90,7 @@ class Trainer:
         self.seed, self.epochs, self.batch_size = cell.seed, cell.epochs, cell.batch_size
         self.steps_per_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
-        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.total_steps)
+        self.optimiser = optimiser_of(pack, self.total_steps, lambda: table.batches(self.batch_rows(1)))
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
         self.graphs = StepGraphs()
@@ -194,7 +194,8 @@ class Trainer:
         forms = Counter(self.table.layout(rows).form for rows in batches)
         mean = sum(form.slots * count for form, count in forms.items()) / len(batches)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        if self._stream is not None and self.pack.backbone.fused is not None and work <= MAX_WORK:
+        is_recordable = self.pack.backbone.fused is not None and self.optimiser.is_recordable
+        if self._stream is not None and is_recordable and work <= MAX_WORK:
             share = (steps or self.total_steps) / len(batches)
             self.graphs.forms = choose_shapes({form: round(count * share) for form, count in forms.items()})
 
@@ -355,13 +356,6 @@ class Trainer:
         rows = self._forward(table, evaluated_rows)
         labels = table.labels.cpu().numpy()
         return rows[0], score_cells(self._metric, rows[:, cells], labels, parts)
-
-    def score_probabilities(self, probabilities: Tensor, split: Split) -> Scores:
-        """The scores of one cell's probabilities `[rows, classes]` for a table, in its order."""
-        logits = probabilities.log().clamp(min=-700.0)[None]  # exp(-700) is about the smallest normal number
-        rows = evaluated_rows(logits, split.table.labels).cpu().numpy()
-        (scores,) = score_cells(self._metric, rows, split.table.labels.cpu().numpy(), split.parts)
-        return scores
 
     def predict(self, table: Table) -> NDArray[np.float64]:
         """The predictions of all cells for a table.

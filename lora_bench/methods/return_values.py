@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, get_args
 
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import Factor, Recipe, Start, Touch, Update
+from lora_bench.methods.recipe import Factor, Recipe, Start, Touch, Update, WeightRule
 
 _FLAGS = ("trainable", "shared", "decays")
 _TOUCHES = frozenset(get_args(Touch))
@@ -46,6 +46,18 @@ def _are_touches(value: Any) -> bool:
     return all(isinstance(touch, str) and touch in _TOUCHES for touch in value)
 
 
+def _is_rule(value: Any) -> bool:
+    if not isinstance(value, WeightRule):
+        return value is None
+    projection, layers = value.projection, value.layers
+    return (
+        (projection is None or (_is_count(projection.rank, 1) and _is_count(projection.gap, 1)))
+        and (projection is None or _is_number(projection.scale))
+        and (layers is None or (_is_count(layers.count, 1) and _is_count(layers.interval, 1)))
+        and _is_number(value.epsilon)
+    )
+
+
 _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "factors": (
         "a tuple of Factors, each with a name, positive numbers of rows and cols, and a start",
@@ -57,6 +69,7 @@ _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "touches": (f"a tuple of some of {', '.join(sorted(_TOUCHES))}", _are_touches),
     "update_rank": ("a rank or None", lambda value: value is None or _is_count(value)),
     "width": ("a number of rows", _is_count),
+    "weights": ("a WeightRule with positive counts and sizes, or None", _is_rule),
     "layout": ("something that can be hashed, like a number or a tuple", lambda value: isinstance(value, Hashable)),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
@@ -34,6 +34,7 @@ COST_FACTOR = 20  # both are at least this many times what the last checkpoint t
 
 # The names in the file of what `TrainingState.states` holds: the values, and Adam's first and second moments.
 KINDS = ("now", "first", "second")
+FURTHER = "further"  # before the names of what else the optimiser's next step depends on
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class TrainingState:
         steps: How many steps its pack has taken.
         steps_taken: How many of them updated the cell: fewer, if it has diverged.
         states: What it trains, and the first and second moments of that.
+        further: What else the optimiser's next step depends on (`PackedAdamW.further_state`).
     """
 
     progress: Progress
     steps: int
     steps_taken: int
     states: tuple[State, State, State]
+    further: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Checkpointer:
@@ -173,7 +176,9 @@ class CellCheckpoint:
             progress.state = like(tensors.get(f"{entry.position}.best", vectors["now"]))
             progress.predictions = tensors[f"{entry.position}.predictions"].numpy()
         values, first, second = (like(vectors[kind]) for kind in KINDS)
-        return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second))
+        prefix = f"{entry.position}.{FURTHER}."
+        further = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second), further)
 
 
 def find(job: Job, fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
@@ -234,9 +239,9 @@ def copy_states(trainer: Trainer) -> list[TrainingState]:
     values, first, second = (
         trainer.pack.states(positions, matrices) for matrices in (None, optimiser.first, optimiser.second)
     )
-    steps_taken = optimiser.steps_taken.tolist()
+    steps_taken, further = optimiser.steps_taken.tolist(), optimiser.further_state()
     return [
-        TrainingState(progress, trainer.steps, steps_taken[k], (values[k], first[k], second[k]))
+        TrainingState(progress, trainer.steps, steps_taken[k], (values[k], first[k], second[k]), further)
         for k, progress in enumerate(trainer.progress)
     ]
 
@@ -255,6 +260,7 @@ def restore(trainer: Trainer, states: Mapping[str, TrainingState]) -> None:
         for matrices, state in zip((None, optimiser.first, optimiser.second), cell_state.states, strict=True):
             trainer.pack.load(position, state, matrices)
         trainer.progress[position] = cell_state.progress
+        optimiser.load_further_state(cell_state.further)
     (trainer.steps,) = {state.steps for state in in_order}
     trainer.epoch = max(len(state.progress.metrics) for state in in_order)
     optimiser.count.fill_(trainer.steps)
@@ -288,6 +294,7 @@ def _tensors(states: Sequence[TrainingState]) -> dict[str, Tensor]:
     for position, cell_state in enumerate(states):
         progress = cell_state.progress
         vectors = {kind: state.flat() for kind, state in zip(KINDS, cell_state.states, strict=True)}
+        vectors |= {f"{FURTHER}.{name}": value for name, value in cell_state.further.items()}
         vectors["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
         vectors["recent_steps"] = torch.from_numpy(progress.recent_steps)
         if progress.state is not None and progress.predictions is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +14,14 @@ from typer.testing import CliRunner
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.cli.app import app
-from lora_bench.contracts import packs, posteriors, start, training
+from lora_bench.contracts import packs, posteriors, start, training, weight_rules
 from lora_bench.contracts.kit import ContractError, Workbench
 from lora_bench.contracts.suite import CONTRACTS, Contract
+from lora_bench.methods.galore import GaLore
 from lora_bench.methods.gralora import GraLora
 from lora_bench.methods.laplace_lora import LaplaceLora
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
+from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update, WeightRule
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
 
 
@@ -177,6 +179,25 @@ class Elsewhere(LaplaceLora):
         return Update(2 * factors["A"], factors["B"])
 
 
+class Still(GaLore):
+    """Its projected weights never move."""
+
+    name = "still"
+
+    def weights(self, cell: Cell) -> WeightRule:
+        """Take changes back times 0."""
+        rule = super().weights(cell)
+        assert rule.projection is not None
+        return replace(rule, projection=replace(rule.projection, scale=0.0))
+
+
+class Unruled(GaLore):
+    """Has a rule, but does not train the encoder."""
+
+    name = "unruled"
+    trains_backbone = False
+
+
 CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Miscounting, start.its_count_is_that_of_its_factors, "the formula says"),
     (Miscounting, start.its_pack_trains_as_many, "the formula says"),
@@ -192,6 +213,8 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
     (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
     (Elsewhere, posteriors.its_posterior_averages_probabilities, "the A of its update is not"),
+    (Still, training.what_trains_moves, r"query\.weight"),
+    (Unruled, weight_rules.it_trains_by_its_rule, "trains_backbone"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),
 ]
 

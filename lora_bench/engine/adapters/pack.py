@@ -233,7 +233,7 @@ class Pack:
     def adapter_params(self, position: int) -> int:
         """How many values the cell trains outside its head."""
         if self.whole is not None:
-            return sum(self.whole.sizes)
+            return self.whole.trained_values
         return sum(group.params(position - group.offset) for group in self.bank.groups if position in group.positions)
 
     def head_params(self) -> int:
