@@ -24,6 +24,7 @@ from lora_bench.engine.encoder import head_forms
 from lora_bench.engine.encoder.families import Family, by_shape
 from lora_bench.errors import BenchError, unknown
 from lora_bench.methods.recipe import FirstStep
+from lora_bench.methods.rules import SampledPosterior
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,6 +78,9 @@ class AdaptedModel(nn.Module):
         super().__init__()
         if methods.of(cell).trains_backbone:
             raise BenchError(f"'{cell.method}' adapts nothing: it trains the whole model.", "Train the model as it is.")
+        if isinstance(methods.of(cell).posterior, SampledPosterior):
+            what = f"'{cell.method}' draws noise and takes a second step in training, which another loop does not know."
+            raise BenchError(what, "Train it by `lora-bench run`.")
         self.model, self.cell = model, cell
         pack = self._create_pack()  # before the model is changed, as it may refuse the cell
         self._grad = {name: value.requires_grad for name, value in self.encoder.named_parameters()}

@@ -12,6 +12,7 @@ from lora_bench.engine import posterior
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.backbone import Backbone
+from lora_bench.methods.rules import FisherPosterior
 
 AVERAGED = 1e-9  # probabilities that differ by less from those of the trained point are averaged over nothing (chosen)
 
@@ -67,7 +68,7 @@ def _averaged(cell: Cell, state: State, backbone: Backbone) -> Tensor:
 def _require_own_factors(method: str, bench: Workbench) -> None:
     """Require that the update's A and B are factors that train, where the posterior is of these."""
     recipe = methods.get(method)
-    if recipe.posterior is None or recipe.posterior.over != "factors":
+    if not isinstance(recipe.posterior, FisherPosterior) or recipe.posterior.over != "factors":
         return
     (group,) = Pack([cell_of(method)], bench.load("float32"), 2).bank.groups
     trained = {factor.name for factor in group.trained}

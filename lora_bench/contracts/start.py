@@ -12,7 +12,7 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.methods.recipe import Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.recipe import Fresh, LogUniform, Normal, Orthonormal, Recipe, Shape, Uniform
 from lora_bench.methods.return_values import fault
 
 TINY_START = 1e-3  # a trained factor that starts from noise with a smaller std starts close to zero (chosen)
@@ -120,5 +120,5 @@ def _drawn(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
         for group in Pack([cell], bench.load("float32"), 2).bank.groups
         for family in group.families
         for factor in methods.get(method).factors(cell, family.shape)
-        if isinstance(factor.start, Normal | Uniform | Orthonormal)
+        if isinstance(factor.start, Normal | Uniform | Orthonormal | LogUniform | Fresh)
     }

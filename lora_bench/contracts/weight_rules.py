@@ -33,7 +33,9 @@ def it_trains_by_its_rule(method: str, bench: Workbench) -> None:
         moved |= changed
         if rule.layers is not None:
             require(len(layers) <= rule.layers.count, f"{len(layers)} layers changed in a step")
-        for name in changed & whole.linears if rule.projection is not None else ():
+        if rule.projection is None:
+            continue
+        for name in changed & whole.linears:
             rank = int(torch.linalg.matrix_rank(after[name] - before[name], rtol=RANK_TOLERANCE))
             require(rank <= rule.projection.rank, f"{name} changed by a matrix of rank {rank}")
     frozen = sorted(name for name in moved if not whole.trains(name))

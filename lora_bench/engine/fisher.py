@@ -63,7 +63,7 @@ class Linearised:
 
     Args:
         pack: A pack of one.
-        over: See `recipe.FisherPosterior`.
+        over: See `rules.FisherPosterior`.
     """
 
     def __init__(self, pack: Pack, over: str) -> None:
@@ -162,7 +162,7 @@ def fit(pack: Pack, over: str, table: Table) -> Gaussian:
 
     Args:
         pack: The cell as a pack of one.
-        over: See `recipe.FisherPosterior`.
+        over: See `rules.FisherPosterior`.
         table: The rows.
     """
     model = Linearised(pack, over)

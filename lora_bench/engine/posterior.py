@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from lora_bench import methods
 from lora_bench.engine import fisher
 from lora_bench.engine.adapters.pack import Pack
-from lora_bench.engine.encoder.windows import Table
+from lora_bench.engine.encoder.windows import Table, slices
 from lora_bench.engine.evaluation import Scores, evaluated_rows, score_cells
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.tasks.metrics import task_metric
 
 Predict = Callable[[Table], Tensor]
@@ -67,11 +70,28 @@ def predictor(pack: Pack, table: Table) -> tuple[Predict, float | None]:
         table: The rows that it was trained on.
     """
     recipe = methods.of(pack.cells[0])
-    if recipe.posterior is None:
-        raise ValueError(f"{recipe.name} has no posterior")
-    over = recipe.posterior.over
-    posterior = fisher.fit(pack, over, table)
-    return lambda rows: fisher.probabilities(pack, over, posterior, rows), posterior.precision
+    match recipe.posterior:
+        case FisherPosterior(over):
+            posterior = fisher.fit(pack, over, table)
+            return lambda rows: fisher.probabilities(pack, over, posterior, rows), posterior.precision
+        case SampledPosterior(draws):
+            return lambda rows: _mean_of_draws(pack, draws, rows), None
+    raise ValueError(f"{recipe.name} has no posterior")
+
+
+@torch.no_grad()
+def _mean_of_draws(pack: Pack, draws: int, table: Table) -> Tensor:
+    """The mean probabilities of one cell over draws of its noise, `[rows, classes]` in float64."""
+    groups = slices(np.arange(len(table)), pack.cells[0].batch_size)
+    means: list[Tensor] = []
+    with pack:
+        for draw in range(draws):
+            pack.draw_noise("prediction", draw)
+            pack.compose()
+            logits = [pack.logits(batch)[0, : len(batch.rows)] for batch in table.batches(groups)]
+            means.append(torch.cat(logits).double().softmax(-1) / draws)
+        pack.draw_noise()
+    return torch.stack(means).sum(0)
 
 
 def _score(trainer: Trainer, probabilities: Tensor, split: Split) -> Scores:

@@ -22,7 +22,7 @@ from lora_bench.engine.block import Block, ByRow
 from lora_bench.engine.encoder.targets import layer_of
 from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.optimiser import BETA1, BETA2, CLIP_EPSILON, PackedAdamW
-from lora_bench.methods.recipe import LayerDraws
+from lora_bench.methods.rules import LayerDraws
 
 NO_SHARE = 1e-9  # of a layer without outliers: it is drawn when no other is left (chosen; the weights then are alike)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,10 @@ from lora_bench.data.windows import EVAL_SLOTS
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
 from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.divergence import DivergenceSteps
 from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
 from lora_bench.engine.evaluation import Scores, decide, evaluated_rows, score_cells
-from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
+from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes, training_stream
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.progress import Progress
@@ -91,6 +92,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
         self.optimiser = optimiser_of(pack, self.total_steps, lambda: table.batches(self.batch_rows(1)))
+        self.divergence = DivergenceSteps(pack, self.total_steps, len(table))
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
         self.graphs = StepGraphs()
@@ -99,7 +101,7 @@ class Trainer:
         self._mask_buffers: dict[int, tuple[Form, Masks]] = {}
         self._callbacks: tuple[Callback, ...] = ()
         on_gpu = self.device.type == "cuda"
-        self._stream = _stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
+        self._stream = training_stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
         if any(first_step.starts_from_first_step(group) for group in pack.bank.groups):
             (batch,) = table.batches([self.batch_rows(1)[0]])
             with self._on_stream():
@@ -242,6 +244,7 @@ class Trainer:
             `[2, K]`: the losses before the update, and the norms of the gradients before clipping.
         """
         self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
+        self.pack.draw_noise("step", self.steps)
         self.steps += 1
 
         def draw_masks(masks: Masks) -> None:
@@ -253,6 +256,7 @@ class Trainer:
         """The part of a step that a CUDA graph can record: everything but drawing masks."""
         losses, gradients = self._gradients(batch, masks)
         norms = self.optimiser.step(gradients, losses)
+        self.divergence.step(self.optimiser)
         # One tensor, so that a replayed graph's output is copied by one kernel, and an epoch's by one transfer.
         return torch.stack([losses, norms])
 
@@ -377,6 +381,7 @@ class Trainer:
             table: The rows.
             reduce: Turns logits `[K, B, outputs]` and labels `[B]` into values `[values, K, B]` on the device.
         """
+        self.pack.draw_noise()
         self.pack.compose()
         budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
         parts = []
@@ -388,12 +393,3 @@ class Trainer:
         for rows, part in parts:  # only now, since the copy waits for the device
             values[:, :, rows] = part.cpu().numpy()
         return values
-
-
-@cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """The stream that all trainers of a process use.
-
-    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
-    """
-    return torch.cuda.Stream(device)

@@ -29,6 +29,7 @@ from lora_bench.forecast.demand import (
 )
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import Coefficients, Demand
+from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.records.schema import Record
 
 SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
@@ -172,6 +173,7 @@ class Estimate:
             geometry=geometry,
             item_bytes=ITEM_BYTES[first.precision],
             trains_backbone=methods.of(first).trains_backbone,
+            directions=_renewed_directions(first, steps * first.epochs, geometry),
             window=_window_size(first, slots_per_row * SLOT_FILL, task.token_spread),
             longest=_longest(first, slots_per_row * SLOT_FILL, task.token_spread, batch),
             rows=batch,
@@ -208,14 +210,20 @@ class Estimate:
             return 0.0
         holds_out = cells[0].select == "held-out"
         rows, eval_rows = self._rows(cells[0], holds_out) or UNKNOWN_ROWS
-        batches = (rows * (1 + (HELD_OUT_FRACTION if holds_out else 0)) + eval_rows) / cells[0].batch_size
+        evaluated = (rows * (HELD_OUT_FRACTION if holds_out else 0) + eval_rows) / cells[0].batch_size
+        batches = rows / cells[0].batch_size + evaluated
         seconds = 0.0
         for cell in {(cell.method, cell.rank, cell.targets): cell for cell in cells}.values():
             posterior = methods.of(cell).posterior
             if posterior is not None:
                 step = self.demand([cell], geometry).step_seconds(self.coefficients)
-                halves = 1 + (outputs if posterior.over == "factors" else 0)
-                seconds += counts[cell.method, cell.rank, cell.targets] * batches * halves / 2 * step
+                halves, passes = 1, batches
+                match posterior:
+                    case FisherPosterior(over):
+                        halves += outputs if over == "factors" else 0
+                    case SampledPosterior(draws):
+                        passes = draws * evaluated
+                seconds += counts[cell.method, cell.rank, cell.targets] * passes * halves / 2 * step
         return seconds
 
     def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
@@ -299,6 +307,16 @@ class Estimate:
             time_factor=median(time_ratios) if time_ratios else 1.0,
             memory_factor=median(memory_ratios) if memory_ratios else 1.0,
         )
+
+
+def _renewed_directions(cell: Cell, steps: int, geometry: Geometry) -> float:
+    """Return the singular directions of gradients that are computed in all steps, where a rule projects them."""
+    rule = methods.of(cell).weights(cell)
+    if rule is None or rule.projection is None:
+        return 0.0
+    active = 1.0 if rule.layers is None else min(1.0, rule.layers.count / geometry.layers)
+    renewals = 1 + (steps * active) // rule.projection.gap
+    return renewals * geometry.stored_layers * geometry.hidden * len(geometry.adapted("attention+dense"))
 
 
 def _window_size(cell: Cell, mean: float, spread: float) -> int:

@@ -26,8 +26,9 @@ from pydantic import ValidationError
 from lora_bench import plugins
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
-from lora_bench.methods.recipe import Posterior, Recipe
+from lora_bench.methods.recipe import Recipe
 from lora_bench.methods.return_values import check_returns
+from lora_bench.methods.rules import Posterior
 from lora_bench.plugins import Plugin
 
 GROUP = "lora_bench.methods"
@@ -146,7 +147,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         ("trains_backbone", "subtracts_start", "normalises", "full_width"),
         ("True or False", lambda value: isinstance(value, bool)),
     ),
-    "posterior": ("a posterior of methods.recipe, or None", lambda value: isinstance(value, Posterior | None)),
+    "posterior": ("a posterior of methods.rules, or None", lambda value: isinstance(value, Posterior | None)),
 }
 
 

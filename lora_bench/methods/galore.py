@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.recipe import Projection, Unadapted, WeightRule, rank_of
+from lora_bench.methods.recipe import Unadapted, rank_of
+from lora_bench.methods.rules import Projection, WeightRule
 
 EPSILON = 1e-6  # the default of the authors' GaLoreAdamW
 

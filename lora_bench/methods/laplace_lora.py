@@ -16,7 +16,7 @@ adapter and the training rows. A regression has no posterior here: the reference
 from __future__ import annotations
 
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import FisherPosterior
+from lora_bench.methods.rules import FisherPosterior
 
 
 class LaplaceLora(Lora):

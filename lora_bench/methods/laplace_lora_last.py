@@ -7,7 +7,7 @@ reference's option `last_layer` in its script for RoBERTa. The information of th
 from __future__ import annotations
 
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import FisherPosterior
+from lora_bench.methods.rules import FisherPosterior
 
 
 class LaplaceLoraLast(Lora):

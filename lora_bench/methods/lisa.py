@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.recipe import LayerDraws, Unadapted, WeightRule
+from lora_bench.methods.recipe import Unadapted
+from lora_bench.methods.rules import LayerDraws, WeightRule
 
 
 class Lisa(Unadapted):

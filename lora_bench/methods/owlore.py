@@ -18,7 +18,8 @@ from typing import ClassVar
 
 from lora_bench.cell import Cell
 from lora_bench.methods.galore import EPSILON
-from lora_bench.methods.recipe import LayerDraws, Projection, Unadapted, WeightRule, rank_of
+from lora_bench.methods.recipe import Unadapted, rank_of
+from lora_bench.methods.rules import LayerDraws, Projection, WeightRule
 
 OUTLIERS, GAP, SCALE = 13.0, 100, 1.0
 

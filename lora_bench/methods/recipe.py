@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from lora_bench.errors import BenchError
+from lora_bench.methods.rules import Posterior, WeightRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,34 @@ class Blocks:
     """Start with 1 where the column is in the row's slice, 0 elsewhere: equal slices of columns, one for each row."""
 
 
+@dataclass(frozen=True)
+class LogUniform:
+    """Start from the logarithms of U(low, high). The draw is a function of seed, module and factor."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Start from the singular value decomposition of a fresh linear layer, U(±1/√columns) `[rows, columns]`.
+
+    `directions`: the right singular vectors as rows; `log-values`: the logarithms of the singular values, one column.
+    Both are of one draw, a function of seed and module.
+    """
+
+    part: Literal["directions", "log-values"]
+    columns: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """N(0, 1), drawn anew for every step as a function of seed, step, module and factor; 0 outside of training.
+
+    For a frozen factor, which is not saved.
+    """
+
+
 Side = Literal["input", "output"]
 Decomposition = Literal[
     "svd", "balanced-svd", "singular-vectors", "minor-vectors", "row-norms", "column-norms", "qr", "joint-svd"
@@ -116,7 +145,9 @@ class FirstStep:
 
 
 Touch = Literal["gain", "stretch", "shift"]
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep
+Start = (
+    Zeros | Constant | Normal | Uniform | Orthonormal | LogUniform | Fresh | Noise | Fold | Blocks | Basis | FirstStep
+)
 
 
 @dataclass(frozen=True)
@@ -149,77 +180,6 @@ class Factor:
         return self.trainable or isinstance(self.start, FirstStep)
 
 
-@dataclass(frozen=True)
-class Projection:
-    """The gradient of each linear weight of the layers is projected on leading singular directions of its own.
-
-    With `G: [out, in]`, P is the first `rank` right singular vectors of G if out >= in, else the left ones; Adam runs
-    on `G Pᵀ` or `Pᵀ G`, and what it gives is taken back by P, times `scale`. Moments stay as they are at a new P.
-
-    Attributes:
-        rank: The number of directions; all of them where the weight has fewer.
-        scale: What the change is multiplied by.
-        gap: P is computed again after so many steps in which the weight trains.
-        is_factor: Whether this stands for a trained factor B of `W + scale · B P`, with P frozen and B merged into W
-            and back at zero at each new P. Then Adam sees the gradient of B, which is also what clipping measures, a
-            batch that gives a new P makes no step, weight decay does not apply, and of the rest of the encoder the
-            biases of these weights alone train.
-    """
-
-    rank: int
-    scale: float
-    gap: int
-    is_factor: bool = False
-
-
-@dataclass(frozen=True)
-class LayerDraws:
-    """Only some layers train at a time, drawn anew at intervals; what is in no layer always trains.
-
-    Attributes:
-        count: How many layers.
-        interval: For how many steps.
-        outliers: If given, a layer is drawn in proportion to how many of its `|W[i, j]| · ‖x[j]‖` are this many times
-            larger than their mean in the layer, with x the inputs of each weight; else all layers are alike.
-    """
-
-    count: int
-    interval: int
-    outliers: float | None = None
-
-
-@dataclass(frozen=True)
-class WeightRule:
-    """How the encoder's weights train, where it is not by the cell's AdamW on all of them.
-
-    Attributes:
-        projection: What is done to gradients.
-        layers: Which layers train.
-        epsilon: Adam's; the head has that of the cells' optimiser.
-        is_early: Whether epsilon is added to the root of the second moment before its bias is corrected.
-    """
-
-    projection: Projection | None = None
-    layers: LayerDraws | None = None
-    epsilon: float = 1e-8
-    is_early: bool = False
-
-
-@dataclass(frozen=True)
-class FisherPosterior:
-    """A Gaussian around what a cell has trained, from the Fisher information on its training rows.
-
-    The information of a matrix is a Kronecker product of two factors, and the prior is a Gaussian around zero whose
-    precision has the largest marginal likelihood.
-
-    Attributes:
-        over: Which matrices are uncertain: A and B of every adapted weight, which must be the trained factors
-            themselves, or weight and bias of the output layer of the head.
-    """
-
-    over: Literal["factors", "output-layer"]
-
-
 class Update(NamedTuple):
     """How a method changes `W x + bias`: to `gain ⊙ (W z + s · B A z + bias) + shift` with `z = stretch ⊙ x`.
 
@@ -233,9 +193,6 @@ class Update(NamedTuple):
     gain: Tensor | None = None
     stretch: Tensor | None = None
     shift: Tensor | None = None
-
-
-Posterior = FisherPosterior
 
 
 class Recipe(ABC):
@@ -303,6 +260,25 @@ class Recipe(ABC):
     def weights(self, cell: Cell) -> WeightRule | None:
         """Return how the encoder's weights train; None for the cell's AdamW on all of them, or if they are frozen."""
         return None
+
+    def divergence(self, factors: Mapping[str, Tensor]) -> Tensor:
+        """Return the divergence of each weight's factors from their prior, `[cells, modules]`, for `divergence_rate`.
+
+        Entries that pad a factor are no matter: what this says of them is left out.
+        """
+        raise TypeError(f"{self.name} has no divergence")
+
+    def divergence_rate(self, step: int, rows: int, batch_size: int) -> float:
+        """Return the rate of a second, plain gradient step, on the sum of `divergence`; 0 at all steps for none.
+
+        The schedule multiplies it, as the learning rate.
+
+        Args:
+            step: The step, from 0.
+            rows: The training rows.
+            batch_size: The rows of a batch.
+        """
+        return 0.0
 
     @property
     def adapts(self) -> bool:

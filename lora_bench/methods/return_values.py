@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, get_args
 
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import Factor, Recipe, Start, Touch, Update, WeightRule
+from lora_bench.methods.recipe import Factor, Recipe, Start, Touch, Update
+from lora_bench.methods.rules import WeightRule
 
 _FLAGS = ("trainable", "shared", "decays")
 _TOUCHES = frozenset(get_args(Touch))
@@ -70,6 +71,7 @@ _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "update_rank": ("a rank or None", lambda value: value is None or _is_count(value)),
     "width": ("a number of rows", _is_count),
     "weights": ("a WeightRule with positive counts and sizes, or None", _is_rule),
+    "divergence_rate": ("a number", _is_number),
     "layout": ("something that can be hashed, like a number or a tuple", lambda value: isinstance(value, Hashable)),
 }
 

@@ -21,7 +21,9 @@ from lora_bench.methods.galore import GaLore
 from lora_bench.methods.gralora import GraLora
 from lora_bench.methods.laplace_lora import LaplaceLora
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update, WeightRule
+from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
+from lora_bench.methods.rules import WeightRule
+from lora_bench.methods.scalabl import ScalaBL
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
 
 
@@ -198,6 +200,37 @@ class Unruled(GaLore):
     trains_backbone = False
 
 
+class Quiet(ScalaBL):
+    """Has a posterior of draws that it does not use."""
+
+    name = "quiet"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """Without noise."""
+        return super().update({**factors, "noise": 0 * factors["noise"]})
+
+
+class Lively(ScalaBL):
+    """Takes large steps on the divergence from the first one on, where ScalaBL's begin with 2^-43 of its rate."""
+
+    name = "lively"
+
+    def divergence_rate(self, step: int, rows: int, batch_size: int) -> float:
+        """Small, as the divergence is steep where the spreads are: its slope is about ρ⁻²."""
+        return 1e-5
+
+
+class Diverging(Lively):
+    """The divergence of a cell grows with its pack."""
+
+    name = "diverging"
+
+    def divergence(self, factors: Mapping[str, Tensor]) -> Tensor:
+        """Of all cells, for each cell."""
+        each = super().divergence(factors)
+        return each.sum(0).expand_as(each)
+
+
 CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Miscounting, start.its_count_is_that_of_its_factors, "the formula says"),
     (Miscounting, start.its_pack_trains_as_many, "the formula says"),
@@ -215,8 +248,19 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Elsewhere, posteriors.its_posterior_averages_probabilities, "the A of its update is not"),
     (Still, training.what_trains_moves, r"query\.weight"),
     (Unruled, weight_rules.it_trains_by_its_rule, "trains_backbone"),
+    (Quiet, posteriors.its_posterior_averages_probabilities, "are those of the point"),
+    (Diverging, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),
 ]
+
+
+KEPT = (packs.padding_is_trimmed_and_stays_zero, packs.it_does_not_depend_on_its_pack, training.what_trains_moves)
+
+
+@pytest.mark.parametrize("contract", KEPT, ids=lambda contract: contract.__name__)
+def test_large_steps_on_a_divergence_keep_to_their_cell(contract: Contract, bench: Workbench) -> None:
+    with methods.registered(Lively()):
+        contract("lively", bench)
 
 
 @pytest.mark.parametrize(("recipe", "contract", "why"), CAUGHT, ids=lambda each: getattr(each, "__name__", ""))

@@ -20,7 +20,7 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import quiet_transformers
 from lora_bench.methods import RECIPES
-from lora_bench.methods.recipe import FisherPosterior
+from lora_bench.methods.rules import FisherPosterior
 
 RANK = 2
 METHODS = [name for name, recipe in RECIPES.items() if isinstance(recipe.posterior, FisherPosterior)]
@@ -128,7 +128,7 @@ def test_the_posterior_is_that_of_dense_matrices(
 ) -> None:
     monkeypatch.setattr(fisher, "DRAWS", 500)
     recipe = RECIPES[method]
-    assert recipe.posterior is not None
+    assert isinstance(recipe.posterior, FisherPosterior)
     run = trained(calm_folder, method, task)
     table, rows = table_of(run.pack.backbone, run.task), tokens(run.task)
     pack = Pack([run.cell], run.pack.backbone, run.task.num_outputs, hooked=True)

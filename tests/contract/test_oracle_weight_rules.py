@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from lora_bench import tasks
-from lora_bench.contracts.kit import CPU, cell_of, padded, plain_classifier, tokens, trainer_of
+from lora_bench.contracts.kit import CPU, cell_of, padded, plain_classifier, plain_encoder, tokens, trainer_of
 from lora_bench.engine import layer_outliers
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
@@ -52,8 +52,10 @@ class Adam:
         self.first, self.second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         one, two = 1 - 0.9**self.steps, 1 - 0.999**self.steps
         if self.is_early:  # as GaLoreAdamW writes it
-            return self.first / (self.second.sqrt() + self.epsilon) * math.sqrt(two) / one
-        return self.first / one / ((self.second / two).sqrt() + self.epsilon)
+            early: Tensor = self.first / (self.second.sqrt() + self.epsilon) * math.sqrt(two) / one
+            return early
+        change: Tensor = self.first / one / ((self.second / two).sqrt() + self.epsilon)
+        return change
 
 
 def svd_part(gradient: Tensor, rank: int) -> Tensor:
@@ -279,7 +281,7 @@ def test_layers_are_drawn_by_the_measure_of_owl(calm_folder: Path) -> None:
     table = backbone.table(tokens(tasks.get("cola"), ROWS))
     measured = layer_outliers.shares(backbone, table.batches([np.arange(ROWS)]), 3.0)
     ids, mask = padded(tokens(tasks.get("cola"), ROWS), range(ROWS))
-    plain = plain_classifier(calm_folder, 2, torch.float32).base_model
+    plain = plain_encoder(calm_folder)
     inputs: dict[str, Tensor] = {}
     for name, module in plain.named_modules():
         if isinstance(module, nn.Linear) and within_layer(name):

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,9 @@ from lora_bench.methods.recipe import (
     Factor,
     FirstStep,
     Fold,
+    Fresh,
+    LogUniform,
+    Noise,
     Normal,
     Orthonormal,
     Recipe,
@@ -76,7 +80,7 @@ def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
     """
     key = (seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
     match factor.start:
-        case Zeros() | FirstStep():  # the first step's values are written when the training begins
+        case Zeros() | FirstStep() | Noise():  # the first step's values are written when the training begins
             return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
         case Constant(value):
             return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
@@ -88,6 +92,13 @@ def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
             return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
         case Uniform(bound):
             return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
+        case LogUniform(low, high):
+            unit = torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) + 1) / 2
+            return torch.log(low + (high - low) * unit)
+        case Fresh(part, columns):
+            layer = torch.from_numpy(randomness.uniform(factor.rows, columns, seed, module, "fresh") * columns**-0.5)
+            _, values, directions = torch.linalg.svd(layer, full_matrices=False)
+            return directions if part == "directions" else values.log()[:, None]
         case Orthonormal(std):
             # A unit vector of n entries has entries of size 1 / √n.
             longer = max(factor.rows, factor.cols)
@@ -112,6 +123,7 @@ class Group:
         indices: For each of these families the `index` of `bank._expand`.
         trained: The trained factors in the order of the matrix's columns.
         frozen: The frozen factors `[cells, modules, rows, cols]`, by family and name.
+        noise: Those of the frozen factors that are noise.
         scales: The scale of each cell's update, `[cells]`.
         row_norms: By family, for methods that train the norms of rows.
         block: What trains.
@@ -128,6 +140,7 @@ class Group:
         self.indices = {f: _index_in_group(modules, f, backbone.device) for f, modules in self.families.items()}
         self.trained: list[StackedFactor] = []
         self.frozen: dict[tuple[Family, str], Tensor] = {}
+        self.noise: dict[tuple[Family, str], Tensor] = {}
         linears = backbone.linears()
         scales = [recipe.scale(cell) for cell in cells]
         self.scales = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
@@ -170,6 +183,8 @@ class Group:
                     columns.append(values.flatten(1))
                 else:
                     self.frozen[family, factor.name] = values
+                    if isinstance(factor.start, Noise):
+                        self.noise[family, factor.name] = values
         return torch.cat(columns, dim=1)
 
     def _by_column(self, matrix: Tensor, values: Sequence[float]) -> Tensor | None:
@@ -212,6 +227,29 @@ class Group:
             shape = len(stacked.modules), stacked.rows, stacked.cols
             factors[stacked.family][stacked.name] = part.unflatten(1, shape)
         return factors
+
+    def draw_noise(self, *key: str | int) -> None:
+        """Write standard normals into the noise, a function of this key, the cell's seed and sizes, and the module."""
+        for (family, name), values in self.noise.items():
+            drawn: dict[tuple[int, int, int], Tensor] = {}
+            for row, cell in enumerate(self.cells):
+                (factor,) = (each for each in self.factors_of(row, family) if each.name == name)
+                size = factor.rows, factor.cols, cell.seed
+                if size not in drawn:
+                    parts = [randomness.normal(*size[:2], cell.seed, m, name, *key) for m in self.families[family]]
+                    drawn[size] = torch.from_numpy(np.stack(parts)).to(values)
+                values[row, :, : factor.rows, : factor.cols] = drawn[size]
+
+    def real_entries(self) -> Tensor:
+        """`[cells, values]`: 1 for the entries of the matrix that a cell has, 0 for those that pad it."""
+        entries = torch.zeros_like(self.block.matrix.detach())
+        for row in range(len(self.cells)):
+            factors = self.factors(entries[row : row + 1])
+            for family in self.families:
+                for factor in self.factors_of(row, family):
+                    if factor.trainable:
+                        factors[family][factor.name][:, :, : factor.rows, : factor.cols] = 1
+        return entries
 
     def updates(self) -> dict[Family, Operands]:
         """The update of each family, `[cells, modules, …]`, B without the scale."""

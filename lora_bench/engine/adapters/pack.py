@@ -145,6 +145,15 @@ class Pack:
         self._in_use = self.by_module
         self.weights = None if self.whole is None else self.whole.weights(self.whole.block.matrix)
 
+    def draw_noise(self, *key: str | int) -> None:
+        """Draw the noise factors of all cells by this key; without one they are zero."""
+        for group in self.bank.groups:
+            if key:
+                group.draw_noise(*key)
+            else:
+                for values in group.noise.values():
+                    values.zero_()
+
     def masks(self, form: Form) -> Masks:
         """Room for the dropout masks of batches of this shape."""
         return self.backbone.masks(form, self.heads.form)
