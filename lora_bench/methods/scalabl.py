@@ -8,7 +8,8 @@ summed over the weights, with rate 0.2 π: π = 2^i / (2^(M + 1) - 1) for i = st
 for N training rows. This is the divergence of the code, KL(prior ‖ posterior), where the evidence bound has the roles
 exchanged. Probabilities are the mean of 10 draws; the record has the calibration of the point (ε = 0) and of the mean.
 
-Deviations: each draw for prediction is one for all rows, theirs one for each batch; AdamW has the benchmark's epsilon
+Deviations: the prior is N(1e-8, 1), as their code writes it down; as it runs, its mean is ρ's first value and its
+deviation 1 more than that, since `z` shares memory with the parameter that is filled after it. Each draw for prediction is one for all rows, theirs one for each batch; AdamW has the benchmark's epsilon
 1e-8 for 1e-6; evaluations after epochs, which select the epoch, are of the point. Neither GLUE settings nor rates for
 encoders were found: the default rate is LoRA's. A regression has no probabilities: it is scored as the point.
 """

@@ -111,8 +111,13 @@ def test_it_trains_and_predicts_as_the_formula(
     calm_folder: Path, is_short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cycle = int(100 * ROWS ** (math.pi / 8) / 8)
-    published = lambda step: 0.2 * 2 ** (step % cycle + 1) / (2 ** (cycle + 1) - 1)
-    short = lambda step: 1e-5 * (1 + step % 2)
+
+    def published(step: int) -> float:
+        return 0.2 * float(2 ** (step % cycle + 1) / (2 ** (cycle + 1) - 1))
+
+    def short(step: int) -> float:
+        return 1e-5 * (1 + step % 2)
+
     if is_short:  # the published cycle is so long here that all steps on the divergence are tiny
         monkeypatch.setattr(ScalaBL, "divergence_rate", lambda *values: short(values[1]))
     cell = cell_of(

@@ -61,7 +61,8 @@ class Adam:
 def svd_part(gradient: Tensor, rank: int) -> Tensor:
     """GaLoreProjector's `std`: right directions of tall gradients, left ones of wide ones."""
     left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-    return right[:rank] if gradient.shape[0] >= gradient.shape[1] else left[:, :rank]
+    part: Tensor = right[:rank] if gradient.shape[0] >= gradient.shape[1] else left[:, :rank]
+    return part
 
 
 class Loop:
@@ -269,7 +270,7 @@ def test_owlore(ours: Callable[..., Trainer], calm_folder: Path, monkeypatch: py
 
 
 def test_loqt(ours: Callable[..., Trainer], calm_folder: Path) -> None:
-    trainer = ours("loqt", rank=3, alpha=2.0, b=7)
+    trainer = ours("loqt", rank=3, alpha=6.0, b=7)
     loop = Loop(trainer, calm_folder)
     loqt_loop(loop, 3, 2.0, 7)
     require_equal(trainer, loop)
@@ -291,7 +292,7 @@ def test_layers_are_drawn_by_the_measure_of_owl(calm_folder: Path) -> None:
     for layer, share in measured.items():
         values = torch.cat(
             [
-                (plain.get_submodule(name).weight.abs() * x.norm(dim=0)).flatten()
+                (plain.get_parameter(f"{name}.weight").abs() * x.norm(dim=0)).flatten()
                 for name, x in inputs.items()
                 if layer_of(name) == layer
             ]

@@ -94,11 +94,12 @@ def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
             return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
         case LogUniform(low, high):
             unit = torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) + 1) / 2
-            return torch.log(low + (high - low) * unit)
+            return torch.log(unit * (high - low) + low)
         case Fresh(part, columns):
             layer = torch.from_numpy(randomness.uniform(factor.rows, columns, seed, module, "fresh") * columns**-0.5)
             _, values, directions = torch.linalg.svd(layer, full_matrices=False)
-            return directions if part == "directions" else values.log()[:, None]
+            start: Tensor = directions if part == "directions" else values.log()[:, None]
+            return start
         case Orthonormal(std):
             # A unit vector of n entries has entries of size 1 / √n.
             longer = max(factor.rows, factor.cols)
