@@ -8,8 +8,8 @@ bias correction, and decay comes after the step: all as in `GaLoreAdamW`. Everyt
 
 Deviations: the head trains by the benchmark's AdamW (epsilon 1e-8); biases and norms do not decay; gradients are
 clipped as in every method, by the norm before the projection. Moments of a projection lie in the space of the whole
-weight's, so memory is that of full fine-tuning: what is reproduced is the training, not its saving of memory. Singular vectors
-are computed in the cell's type, theirs in float32.
+weight's, so memory is that of full fine-tuning: what is reproduced is the training, not its saving of memory. Singular
+vectors are computed in the cell's type, theirs in float32.
 """
 
 from __future__ import annotations

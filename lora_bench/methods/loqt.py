@@ -2,16 +2,17 @@
 
 Read: the authors' code (sebulo/LoQT 375b41a) and GLUE scripts, not the paper's text. Every linear weight of the layers
 is `W + (alpha / rank) B P`: P is the leading singular directions, `rank` of them, of the gradient of W on one batch,
-frozen; B starts at zero and trains. After `b` batches B is merged into W, and P is found again; that batch makes no step, and
-Adam's moments stay. The biases of these weights train, everything else of the encoder is frozen. Defaults: rank 32
-and alpha 64 (the scripts' factor of 2, which they do not divide by the rank), gaps of 2,400 batches (static, as in the
-GLUE scripts), rate 1e-4.
+frozen; B starts at zero and trains. After `b` batches B is merged into W, and P is found again; that batch makes no
+step, and Adam's moments stay. The biases of these weights train, everything else of the encoder is frozen. Defaults:
+rank 32 and alpha 64 (the scripts' factor of 2, which they do not divide by the rank), gaps of 2,400 batches (static, as
+in the GLUE scripts), rate 1e-4.
 
 The factor is never formed: a step of Adam on B is a step of W within P, and merging changes nothing.
 
 Deviations: not quantised, as that needs bitsandbytes' NF4 on a GPU; gaps are static (the paper's growing ones are not
-offered); the schedule counts the batches that give P; singular vectors are computed in the cell's type, theirs in float32; weight decay, 0 in the scripts, does not apply to B and biases.
-Clipping measures the gradients of B, the biases and the head. W is a copy per cell, saved whole.
+offered); the schedule counts the batches that give P; singular vectors are computed in the cell's type, theirs in
+float32; weight decay, 0 in the scripts, does not apply to B and biases. Clipping measures the gradients of B, the
+biases and the head. W is a copy per cell, saved whole.
 """
 
 from __future__ import annotations

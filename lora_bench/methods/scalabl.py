@@ -1,17 +1,18 @@
 """ScalaBL (Samplawski et al. 2025, arXiv 2506.21408): LoRA whose r inner scales are uncertain, learnt while training.
 
 `y = W x + bias + (alpha / r) B ((σ + ρ ⊙ ε) ⊙ V x)`: σ = exp(log_scale), ρ = exp(log_spread), V and B train; ε is one
-standard normal a weight and step. Read: the authors' code (SRI-CSL/BayesAdapt 3843000), not the paper's text.
-Start: V and σ from the singular value decomposition of a fresh linear layer, ρ from U(0.05 / √2, 0.05), B zero. After
-each step of AdamW comes one of plain gradient descent on the divergence `Σ log ρ + (1 + (σ - 1e-8)²) / (2 ρ²) - ½`,
-summed over the weights, with rate 0.2 π: π = 2^i / (2^(M + 1) - 1) for i = step mod M + 1, M = ⌊100 N^(π/8) / batch⌋
-for N training rows. This is the divergence of the code, KL(prior ‖ posterior), where the evidence bound has the roles
-exchanged. Probabilities are the mean of 10 draws; the record has the calibration of the point (ε = 0) and of the mean.
+standard normal a weight and step. Read: the authors' code (SRI-CSL/BayesAdapt 3843000), not the paper's text. Start: V
+and σ from the singular value decomposition of a fresh linear layer, ρ from U(0.05 / √2, 0.05), B zero. After each step
+of AdamW comes one of plain gradient descent on the divergence `Σ log ρ + (1 + (σ - 1e-8)²) / (2 ρ²) - ½`, summed over
+the weights, with rate 0.2 π: π = 2^i / (2^(M + 1) - 1) for i = step mod M + 1, M = ⌊100 N^(π/8) / batch⌋ for N training
+rows. This is the divergence of the code, KL(prior ‖ posterior), where the evidence bound has the roles exchanged.
+Probabilities are the mean of 10 draws; the record has the calibration of the point (ε = 0) and of the mean.
 
 Deviations: the prior is N(1e-8, 1), as their code writes it down; as it runs, its mean is ρ's first value and its
-deviation 1 more than that, since `z` shares memory with the parameter that is filled after it. Each draw for prediction is one for all rows, theirs one for each batch; AdamW has the benchmark's epsilon
-1e-8 for 1e-6; evaluations after epochs, which select the epoch, are of the point. Neither GLUE settings nor rates for
-encoders were found: the default rate is LoRA's. A regression has no probabilities: it is scored as the point.
+deviation 1 more than that, since `z` shares memory with the parameter that is filled after it. Each draw for prediction
+is one for all rows, theirs one for each batch; AdamW has the benchmark's epsilon 1e-8 for 1e-6; evaluations after
+epochs, which select the epoch, are of the point. Neither GLUE settings nor rates for encoders were found: the default
+rate is LoRA's. A regression has no probabilities: it is scored as the point.
 """
 
 from __future__ import annotations
