@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.galore import EPSILON
 from lora_bench.methods.recipe import Unadapted, rank_of
 from lora_bench.methods.rules import LayerDraws, Projection, WeightRule
 
 OUTLIERS, GAP, SCALE = 13.0, 100, 1.0
+EPSILON = 1e-6  # the default of GaLoreAdamW
 
 
 class OwLore(Unadapted):
