@@ -247,7 +247,7 @@ def get_adapted_model(
 
     Raises:
         BenchError: exit code 2 for an unknown method or setting, targets that the model lacks, or a method that starts
-            from data (LoRA-SB), has a penalty or a rank schedule.
+            from data (LoRA-SB), has a penalty or a rank schedule, or draws noise.
     """
     recipe = methods.get(method)
     for name in settings:
@@ -261,9 +261,9 @@ def get_adapted_model(
     except ValidationError as error:
         first = error.errors()[0]
         raise BenchError(f"{first['loc'][0]}: {first['input']!r} is not allowed.", f"{first['msg']}.") from None
-    if recipe.has_penalty or recipe.gate:
-        what = "adds a penalty to the loss" if recipe.has_penalty else "changes factors after each step"
-        raise BenchError(f"'{method}' {what}, which your loop would leave out.", "Train it with `lora-bench run`.")
+    if recipe.beyond_the_loss:
+        what = f"'{method}' {recipe.beyond_the_loss}, which your loop would leave out."
+        raise BenchError(what, "Train it with `lora-bench run`.")
     if _starts_from_data(model, cell):
         raise BenchError(
             f"'{method}' starts from a gradient of the benchmark's data.", "Train it with `lora-bench run`."

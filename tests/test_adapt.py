@@ -24,7 +24,7 @@ from lora_bench.errors import BenchError
 from lora_bench.testing import FAMILIES, TinyBench, make_cell, make_config, make_data, make_model
 from tests.contract.contract_kit import made_of_data
 
-REFUSED = [name for name, recipe in methods.RECIPES.items() if recipe.has_penalty or recipe.gate]
+REFUSED = [name for name, recipe in methods.RECIPES.items() if recipe.beyond_the_loss]
 ADAPTING = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and not made_of_data(name)]
 METHODS = [name for name in ADAPTING if name not in REFUSED]
 SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}

@@ -21,8 +21,9 @@ from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
+from lora_bench.engine.evaluation import Split
 from lora_bench.engine.progress import Progress
-from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.trainer import Trainer
 from lora_bench.methods.recipe import Factor, Recipe, Shape
 from lora_bench.tasks import TASKS, Task
 from lora_bench.testing import NO_DROPOUT, WORDS, make_cell, make_model

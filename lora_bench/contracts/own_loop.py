@@ -43,7 +43,7 @@ MOVED = 1e-3  # a smaller largest change means that nothing was trained, and not
 def your_own_loop_trains_the_same(method: str, bench: Workbench) -> None:
     """in your own loop (`get_adapted_model`, torch's AdamW with decay) it ends as in a pack (float64)"""
     recipe = methods.get(method)
-    if recipe.trains_backbone or recipe.has_penalty or recipe.gate:  # the API refuses the latter two
+    if recipe.trains_backbone or recipe.beyond_the_loss:  # the API refuses both
         return
     for name in KINDS:
         task = get(name)

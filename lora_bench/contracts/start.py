@@ -12,9 +12,11 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.methods.recipe import Assigned, Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.recipe import Assigned, Fresh, LogUniform, Normal, Orthonormal, Recipe, Shape, Uniform
 from lora_bench.methods.return_values import fault
+from lora_bench.methods.rules import Step
 
+DRAWN = Normal | Uniform | Orthonormal | LogUniform | Fresh | Assigned
 TINY_START = 1e-3  # a trained factor that starts from noise with a smaller std starts close to zero (chosen)
 SHAPES = (Shape(32, 32), Shape(64, 32), Shape(32, 64))
 
@@ -37,11 +39,13 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
     """Yield what a recipe's functions return for a cell, with their names; the forecast and the packs rely on it."""
     yield "scale", recipe.scale(cell)
     yield "layout", recipe.layout(cell)
+    yield "weights", recipe.weights(cell)
     if not recipe.adapts:
         return
+    step = Step(1, 6, 24)
     for function in ("penalty_weight", "remembers", "meets_budget"):
-        yield function, getattr(recipe, function)(cell, 1, 6)
-    yield "cut", recipe.cut(cell, 1, 6, 24)
+        yield function, getattr(recipe, function)(cell, step)
+    yield "cut", recipe.cut(cell, step, 24)
     yield "update_rank", recipe.update_rank(cell)
     for shape in SHAPES:
         yield "factors", recipe.factors(cell, shape)
@@ -131,5 +135,5 @@ def _drawn(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
         for group in Pack([cell], bench.load("float32"), 2).bank.groups
         for family in group.families
         for factor in methods.get(method).factors(cell, family.shape)
-        if isinstance(factor.start, Normal | Uniform | Orthonormal | Assigned)
+        if isinstance(factor.start, DRAWN)
     }

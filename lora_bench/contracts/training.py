@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lora_bench import methods, tasks
 from lora_bench.contracts.kit import (
     KINDS,
+    ROWS,
     Run,
     Workbench,
     alike,
@@ -27,6 +28,7 @@ from lora_bench.contracts.kit import (
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.targets import KEY
+from lora_bench.methods.rules import Step
 
 # Singular values below this part of the largest one count as zero when the rank of a float64 matrix is computed.
 # Rounding is far below it, and what training adds is far above.
@@ -51,6 +53,8 @@ def what_trains_moves(method: str, bench: Workbench) -> None:
         for name, value in after.adapter.items():
             module, _, part = name.rpartition(".")
             if not run.recipe.trains_backbone and part not in trained_names(run.cell):
+                continue
+            if run.pack.whole is not None and not run.pack.whole.trains(name):
                 continue
             still = value == before.adapter[name]
             # One value may return to its start by chance, and a rank schedule may return a gate to it.
@@ -180,7 +184,8 @@ def its_schedule_ends_with_its_budget(method: str, bench: Workbench) -> None:
     gates = [value for name, value in run.pack.state(0).adapter.items() if name.rpartition(".")[2] == gate]
     require(bool(gates), f"there is no factor {gate}")
     entries, steps = sum(value.numel() for value in gates), len(run.progress[0].losses)
-    zeros, stated = sum(int((value == 0).sum()) for value in gates), recipe.cut(run.cell, steps, steps, entries)
+    zeros = sum(int((value == 0).sum()) for value in gates)
+    stated = recipe.cut(run.cell, Step(steps, steps, ROWS), entries)
     require(0 < stated < entries, f"{stated} of {entries} entries are cut in the end")
     require(zeros == stated, f"{zeros} entries of {gate} are zero, stated {stated}")
 
@@ -197,5 +202,6 @@ def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
 
 
 def sized(method: str) -> bool:
-    """Return whether cells of the method can differ in size."""
-    return bool({"rank", "a", "b"} & methods.get(method).parameters)
+    """Return whether cells of the method can differ in size within a pack."""
+    recipe = methods.get(method)
+    return bool({"rank", "a", "b"} & recipe.parameters) and not recipe.trains_backbone

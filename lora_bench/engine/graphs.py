@@ -138,15 +138,6 @@ class StepGraphs:
         return recorded.output.clone()  # the next replay overwrites it
 
 
-@cache
-def training_stream(device: int) -> torch.cuda.Stream:
-    """The stream that all trainers of a process use.
-
-    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
-    """
-    return torch.cuda.Stream(device)
-
-
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Keep the garbage collector from freeing device memory during a recording, which would make it fail."""
@@ -156,3 +147,12 @@ def _no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@cache
+def training_stream(device: int) -> torch.cuda.Stream:
+    """The stream that all trainers of a process use.
+
+    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
+    """
+    return torch.cuda.Stream(device)

@@ -28,6 +28,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
 from lora_bench.methods.recipe import Recipe
 from lora_bench.methods.return_values import check_returns
+from lora_bench.methods.rules import Posterior
 from lora_bench.plugins import Plugin
 
 GROUP = "lora_bench.methods"
@@ -148,9 +149,18 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, Mapping) and all(isinstance(word, str) for word in (*value, *value.values())),
     ),
     **dict.fromkeys(
-        ("trains_backbone", "starts_as_base", "subtracts_start", "normalises", "full_width", "penalty_mean"),
+        (
+            "trains_backbone",
+            "starts_as_base",
+            "subtracts_start",
+            "normalises",
+            "full_width",
+            "penalty_mean",
+            "penalty_steps",
+        ),
         ("True or False", lambda value: isinstance(value, bool)),
     ),
+    "posterior": ("a posterior of methods.rules, or None", lambda value: isinstance(value, Posterior | None)),
 }
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lora_bench.methods.gated import Gated
 from lora_bench.methods.orthonormality import distance_from_orthonormal
 from lora_bench.methods.recipe import Factor, Normal, Shape, Zeros, rank_of
+from lora_bench.methods.rules import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,7 @@ class AdaLora(Gated):
         """Return the mean of the two distances from orthonormal rows and columns."""
         return distance_from_orthonormal(factors, real["c"]) / 2
 
-    def penalty_weight(self, cell: Cell, step: int, steps: int) -> float:
+    def penalty_weight(self, cell: Cell, step: Step) -> float:
         """Return γ."""
         return PENALTY
 
@@ -87,29 +88,29 @@ class AdaLora(Gated):
             updated[f"spread.{name}"] = BETA * memory[f"spread.{name}"] + (1 - BETA) * (sensitivity - mean).abs()
         return updated
 
-    def remembers(self, cell: Cell, step: int, steps: int) -> bool:
+    def remembers(self, cell: Cell, step: Step) -> bool:
         """Return whether the pruning has not ended."""
-        return step - 1 < _last(steps)
+        return step.number - 1 < _last(step.total)
 
     def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
         """Return the importance of c, plus the means of those of A's rows and B's columns."""
         a, c, b = (memory[f"mean.{name}"] * memory[f"spread.{name}"] for name in "AcB")
         return c[..., 0] + a.mean(-1) + b.mean(-2)
 
-    def cut(self, cell: Cell, step: int, steps: int, components: int) -> int:
+    def cut(self, cell: Cell, step: Step, components: int) -> int:
         """Return what the budget leaves out; after the pruning the last number, for the same scores."""
-        now, first, last = step - 1, int(START * steps), _last(steps)  # peft counts steps from 0
+        now, first, last = step.number - 1, int(START * step.total), _last(step.total)  # peft counts steps from 0
         target = components // self.components(cell) * rank_of(cell)
         if now >= last:
             return components - target
-        if now <= first or now % max(1, steps // INTERVALS):
+        if now <= first or now % max(1, step.total // INTERVALS):
             return 0
         left = 1 - (now - first) / (last - first)
         return components - int((components - target) * left**3 + target)
 
-    def meets_budget(self, cell: Cell, step: int, steps: int) -> bool:
+    def meets_budget(self, cell: Cell, step: Step) -> bool:
         """Return whether the last components have been cut."""
-        return step - 1 >= _last(steps)
+        return step.number - 1 >= _last(step.total)
 
 
 def _last(steps: int) -> int:

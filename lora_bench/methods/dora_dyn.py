@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.methods.gated import Gated
 from lora_bench.methods.recipe import Factor, Shape, Uniform, Zeros, rank_of
+from lora_bench.methods.rules import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +66,9 @@ class DoraDyn(Gated):
         variances = factors["A"].var(dim=-1).sum(-1) + factors["B"].var(dim=-2).sum(-1)
         return variances / (2 * real["c"].sum((-2, -1)))
 
-    def penalty_weight(self, cell: Cell, step: int, steps: int) -> float:
+    def penalty_weight(self, cell: Cell, step: Step) -> float:
         """Return 0.1 until the end of the pruning, then 0."""
-        now, last = _progress(step, steps)
+        now, last = _progress(step)
         return PENALTY if now <= last else 0.0
 
     def remember(
@@ -81,33 +82,33 @@ class DoraDyn(Gated):
         share = (shares / (norm + EPSILON)[..., None])[..., None]
         return {"score": BETA * memory["score"] + (1 - BETA) * share}
 
-    def remembers(self, cell: Cell, step: int, steps: int) -> bool:
+    def remembers(self, cell: Cell, step: Step) -> bool:
         """Return whether the pruning has not ended before."""
-        now, last = _progress(step, steps)
+        now, last = _progress(step)
         return now <= last
 
     def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
         """Return the average shares."""
         return memory["score"][..., 0]
 
-    def cut(self, cell: Cell, step: int, steps: int, components: int) -> int:
+    def cut(self, cell: Cell, step: Step, components: int) -> int:
         """Return a number that grows with the cube of the time; after the pruning the last one, for the same scores."""
-        now, last = _progress(step, steps)
+        now, last = _progress(step)
         if now < 0 or (now < last and now % INTERVAL):
             return 0
         count = self.components(cell)
         time = min(now / last, 1.0) if last else 1.0
         return max(int(components * ((count - rank_of(cell)) / count * time**3)), 1)
 
-    def meets_budget(self, cell: Cell, step: int, steps: int) -> bool:
+    def meets_budget(self, cell: Cell, step: Step) -> bool:
         """Return whether the last components have been cut."""
-        now, last = _progress(step, steps)
+        now, last = _progress(step)
         return now >= last
 
 
-def _progress(step: int, steps: int) -> tuple[int, int]:
+def _progress(step: Step) -> tuple[int, int]:
     """The steps since the pruning began, and those that it takes; rounded as in the authors' code."""
-    return int(step - steps * START), int(steps * (1 - START - END))
+    return int(step.number - step.total * START), int(step.total * (1 - START - END))
 
 
 RECIPE = DoraDyn()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from lora_bench.errors import BenchError
+from lora_bench.methods.rules import TrainingRules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,34 @@ class Fold:
 @dataclass(frozen=True)
 class Blocks:
     """Start with 1 where the column is in the row's slice, 0 elsewhere: equal slices of columns, one for each row."""
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Start from the logarithms of U(low, high). The draw is a function of seed, module and factor."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Start from the singular value decomposition of a fresh linear layer, U(±1/√columns) `[rows, columns]`.
+
+    `directions`: the right singular vectors as rows; `log-values`: the logarithms of the singular values, one column.
+    Both are of one draw, a function of seed and module.
+    """
+
+    part: Literal["directions", "log-values"]
+    columns: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """N(0, 1), drawn anew for every step as a function of seed, step, module and factor; 0 outside of training.
+
+    For a frozen factor, which is not saved.
+    """
 
 
 Side = Literal["input", "output"]
@@ -136,7 +165,21 @@ class Assigned:
 
 
 Touch = Literal["gain", "stretch", "shift"]
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep | Assigned
+Start = (
+    Zeros
+    | Constant
+    | Normal
+    | Uniform
+    | Orthonormal
+    | LogUniform
+    | Fresh
+    | Noise
+    | Fold
+    | Blocks
+    | Basis
+    | FirstStep
+    | Assigned
+)
 
 
 @dataclass(frozen=True)
@@ -187,8 +230,8 @@ class Update(NamedTuple):
     shift: Tensor | None = None
 
 
-class Recipe(ABC):
-    """A method. There is one instance of each method, without state.
+class Recipe(TrainingRules, ABC):
+    """A method. There is one instance of each method, without state. `TrainingRules` has what few methods need.
 
     Attributes:
         name: The name in commands, configs and records.
@@ -202,10 +245,6 @@ class Recipe(ABC):
         subtracts_start: Whether the layer's update is B A minus its value at the start.
         normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
         full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
-        penalty_mean: Whether the penalty is the mean over the weights, not the sum.
-        gate: The factor `[rank, 1]` whose entries a rank schedule sets to zero; "" without one.
-        memory: What the schedule remembers between steps, by name, each with the unshared trained factor whose sizes
-            it has; zero before the first step.
     """
 
     name: ClassVar[str]
@@ -219,9 +258,6 @@ class Recipe(ABC):
     subtracts_start: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     full_width: ClassVar[bool] = False
-    penalty_mean: ClassVar[bool] = False
-    gate: ClassVar[str] = ""
-    memory: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
@@ -275,63 +311,6 @@ class Recipe(ABC):
     def compact_bytes(self, cell: Cell, shape: Shape) -> int:
         """Return how many bytes a saved adapter holds of a weight, without what weights share, in float32."""
         return 4 * self.trainable(cell, shape)
-
-    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
-        """Return what is added to a cell's loss for each weight, `[cells, modules]`; times `penalty_weight`.
-
-        Args:
-            factors: The factors by name, `[cells, modules, rows, cols]`, zero where smaller cells are padded.
-            real: For trained factors 1 where they have values and 0 where they are padded, `[cells, 1, rows, cols]`.
-        """
-        raise NotImplementedError
-
-    def penalty_weight(self, cell: Cell, step: int, steps: int) -> float:
-        """Return the weight of the penalty at a step (from 1) of so many."""
-        return 1.0
-
-    @property
-    def has_penalty(self) -> bool:
-        """Whether the method adds a penalty to the loss."""
-        return type(self).penalty is not Recipe.penalty
-
-    def shrink(self, gate: Tensor) -> Tensor:
-        """Return the gate `[cells, modules, rank, 1]` as it is after each step of the optimiser."""
-        return gate
-
-    def remember(
-        self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
-    ) -> Mapping[str, Tensor]:
-        """Return the memory after a step.
-
-        Args:
-            factors: The factors after the step.
-            gradients: The clipped gradients of the trained ones, from before it.
-            memory: The memory before.
-        """
-        return memory
-
-    def remembers(self, cell: Cell, step: int, steps: int) -> bool:
-        """Return whether a step (from 1) of so many is remembered."""
-        return True
-
-    def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
-        """Return how much each entry of the gate matters, `[cells, modules, rank]`."""
-        raise NotImplementedError
-
-    def cut(self, cell: Cell, step: int, steps: int, components: int) -> int:
-        """Return how many entries of the gates are set to zero after a step (from 1) of so many, by their scores.
-
-        Args:
-            cell: The cell.
-            step: The step.
-            steps: All steps of the training.
-            components: The entries of all gates of the cell.
-        """
-        return 0
-
-    def meets_budget(self, cell: Cell, step: int, steps: int) -> bool:
-        """Return whether the cell is as small after this step as it is in the end; else its epoch is not selected."""
-        return True
 
     @property
     def adapts(self) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.methods.gated import Gated
 from lora_bench.methods.recipe import Factor, Normal, Shape, Uniform, Zeros, rank_of
+from lora_bench.methods.rules import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,7 @@ class SoRa(Gated):
         """Return the mean size of the gate's entries."""
         return factors["c"].abs().sum((-2, -1)) / real["c"].sum((-2, -1))
 
-    def penalty_weight(self, cell: Cell, step: int, steps: int) -> float:
+    def penalty_weight(self, cell: Cell, step: Step) -> float:
         """Return λ₁."""
         return PENALTY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +14,19 @@ from typer.testing import CliRunner
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.cli.app import app
-from lora_bench.contracts import packs, start, training
+from lora_bench.contracts import packs, posteriors, start, training, weight_rules
 from lora_bench.contracts.kit import ContractError, Workbench, cell_of
 from lora_bench.contracts.suite import CONTRACTS, Contract
 from lora_bench.engine.adapters.group import names_of
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.methods.dora_dyn import DoraDyn
+from lora_bench.methods.galore import GaLore
 from lora_bench.methods.gralora import GraLora
+from lora_bench.methods.laplace_lora import LaplaceLora
 from lora_bench.methods.lora import Lora
 from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Update
+from lora_bench.methods.rules import Step, WeightRule
+from lora_bench.methods.scalabl import ScalaBL
 from lora_bench.methods.tied_lora import TiedLora
 from lora_bench.methods.vb_lora import VbLora
 from tests.contract.contract_kit import ADAPTING, METHODS, BenchOf, Trained
@@ -264,6 +269,66 @@ class Forgetful(Lora):
         return Factor(a.name, a.rows, a.cols, Normal(len(self.calls))), b
 
 
+class Elsewhere(LaplaceLora):
+    """Has a posterior over factors that are not A and B of the update."""
+
+    name = "elsewhere"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """Twice A."""
+        return Update(2 * factors["A"], factors["B"])
+
+
+class Still(GaLore):
+    """Its projected weights never move."""
+
+    name = "still"
+
+    def weights(self, cell: Cell) -> WeightRule:
+        """Take changes back times 0."""
+        rule = super().weights(cell)
+        assert rule.projection is not None
+        return replace(rule, projection=replace(rule.projection, scale=0.0))
+
+
+class Unruled(GaLore):
+    """Has a rule, but does not train the encoder."""
+
+    name = "unruled"
+    trains_backbone = False
+
+
+class Quiet(ScalaBL):
+    """Has a posterior of draws that it does not use."""
+
+    name = "quiet"
+
+    def update(self, factors: Mapping[str, Tensor]) -> Update:
+        """Without noise."""
+        return super().update({**factors, "noise": 0 * factors["noise"]})
+
+
+class Lively(ScalaBL):
+    """Takes large steps on its penalty from the first one on, where ScalaBL's begin with 2^-43 of its rate."""
+
+    name = "lively"
+
+    def penalty_weight(self, cell: Cell, step: Step) -> float:
+        """Small, as the penalty is steep where the spreads are: its slope is about ρ⁻²."""
+        return 1e-5
+
+
+class Diverging(Lively):
+    """The penalty of a cell grows with its pack."""
+
+    name = "diverging"
+
+    def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """Of all cells, for each cell."""
+        values = super().penalty(factors, real)
+        return values.sum(0).expand_as(values)
+
+
 CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Miscounting, start.its_count_is_that_of_its_factors, "the formula says"),
     (Miscounting, start.its_pack_trains_as_many, "the formula says"),
@@ -286,8 +351,22 @@ CAUGHT: list[tuple[Callable[[], Recipe], Contract, str]] = [
     (Unmasked, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Understating, training.its_change_has_the_rank_it_states, "stated 1"),
     (Undefaulted, start.its_settings_are_complete, "no cell has the parameter depth"),
+    (Elsewhere, posteriors.its_posterior_averages_probabilities, "the A of its update is not"),
+    (Still, training.what_trains_moves, r"query\.weight"),
+    (Unruled, weight_rules.it_trains_by_its_rule, "trains_backbone"),
+    (Quiet, posteriors.its_posterior_averages_probabilities, "are those of the point"),
+    (Diverging, packs.it_does_not_depend_on_its_pack, "differs by"),
     (Forgetful, start.its_draws_hang_on_seed_and_module, "the same seed gives other values"),
 ]
+
+
+KEPT = (packs.padding_is_trimmed_and_stays_zero, packs.it_does_not_depend_on_its_pack, training.what_trains_moves)
+
+
+@pytest.mark.parametrize("contract", KEPT, ids=lambda contract: contract.__name__)
+def test_large_steps_on_a_penalty_keep_to_their_cell(contract: Contract, bench: Workbench) -> None:
+    with methods.registered(Lively()):
+        contract("lively", bench)
 
 
 @pytest.mark.parametrize(("recipe", "contract", "why"), CAUGHT, ids=lambda each: getattr(each, "__name__", ""))

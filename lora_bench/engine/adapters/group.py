@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters.assigned import AssignedFactor, Assignment
-from lora_bench.engine.adapters.draw import draw
+from lora_bench.engine.adapters.draw import draw_stack
+from lora_bench.engine.adapters.noise import NoiseFactor
 from lora_bench.engine.adapters.row_norms import RowNorms
 from lora_bench.engine.block import Block
 from lora_bench.engine.encoder.backbone import Backbone
@@ -25,7 +26,7 @@ from lora_bench.engine.encoder.families import Family
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.targets import resolve
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import Assigned, Basis, Factor, Recipe, Update
+from lora_bench.methods.recipe import Assigned, Factor, Noise, Recipe, Update
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class Group:
         trained: The trained factors in the order of the matrix's columns.
         frozen: The frozen factors `[cells, modules, rows, cols]`, by family and name.
         assigned: The factors that consist of a trained factor's entries, if there are any.
+        noise: Those of the frozen factors that are drawn anew for every step.
         scales: The scale of each cell's update, `[cells]`.
         row_norms: By family, for methods that train the norms of rows.
         block: What trains.
         start: The update at the start, for methods that subtract it; else None.
-        memory: What the method remembers between steps, `[cells, values]`; without values if it remembers nothing.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Group:
         self.trained: list[StackedFactor] = []
         self.frozen: dict[tuple[Family, str], Tensor] = {}
         self.assigned: Assignment | None = None
+        self.noise: list[NoiseFactor] = []
         linears = backbone.linears()
         scales = [recipe.scale(cell) for cell in cells]
         self.scales = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
@@ -109,7 +111,6 @@ class Group:
         self.block = Block(positions, matrix.requires_grad_(), lrs, decays, lr_multipliers)
         self.unbiased = frozenset(name for name in self.modules if linears[name].bias is None)
         self.start = self._compose(matrix.detach().clone()) if recipe.subtracts_start else None
-        self.memory = matrix.new_zeros(len(cells), sum(stack.size for _, stack in self._remembered()))
 
     @property
     def positions(self) -> range:
@@ -138,7 +139,9 @@ class Group:
                     known = self.trained[shared[key]]
                     self.trained[shared[key]] = replace(known, families=(*known.families, family))
                     continue
-                values = self._stack(versions, modules, backbone)
+                values = draw_stack(versions, self.cells, modules, backbone)
+                if isinstance(factor.start, Noise):
+                    self.noise.append(NoiseFactor(modules, self.cells, versions, values))
                 if not factor.trainable:
                     self.frozen[family, factor.name] = values
                     continue
@@ -151,7 +154,7 @@ class Group:
                 columns.append(values.flatten(1))
         self._require_equal_ties()
         if assigned:
-            source = [self._of(row, self._source(assigned[0].versions[0])) for row in range(len(self.cells))]
+            source = [self.factor_of(row, self._source(assigned[0].versions[0])) for row in range(len(self.cells))]
             order = [name for name in backbone.linears() if name in self.modules]
             self.assigned = Assignment(source, assigned, self.cells, order, self.scales)
         return torch.cat(columns, dim=1)
@@ -167,11 +170,13 @@ class Group:
         Such a factor would be one or several, depending on the pack. The recipe's `layout` can keep the cells apart.
         """
         for row in range(len(self.cells)):
-            sizes = {(f.name, f.rows, f.cols) for stack in self.trained if stack.shared for f in [self._of(row, stack)]}
+            sizes = {
+                (f.name, f.rows, f.cols) for stack in self.trained if stack.shared for f in [self.factor_of(row, stack)]
+            }
             if len(sizes) < sum(stack.shared for stack in self.trained):
                 raise ValueError(f"{self.recipe.name}: cells of one layout share factors among different weights")
 
-    def _of(self, row: int, stack: StackedFactor) -> Factor:
+    def factor_of(self, row: int, stack: StackedFactor) -> Factor:
         """A trained factor as the recipe describes it for one cell."""
         return next(factor for factor in self.factors_of(row, stack.families[0]) if factor.name == stack.name)
 
@@ -180,31 +185,6 @@ class Group:
         if set(values) == {1.0}:
             return None
         return torch.cat([matrix.new_full((f.size,), v) for f, v in zip(self.trained, values, strict=True)])
-
-    def _stack(self, versions: Sequence[Factor], modules: Sequence[str], backbone: Backbone) -> Tensor:
-        """The first values of one factor for all cells and modules, zero-padded to the largest.
-
-        Args:
-            versions: The factor as each cell has it.
-            modules: The weights.
-            backbone: The encoder.
-
-        Returns:
-            `[cells, modules, rows, cols]`. What is the same for all modules, or for all cells, lies in memory once
-            (with stride 0).
-        """
-        rows, cols = max(f.rows for f in versions), max(f.cols for f in versions)
-        drawn_modules = modules[:1] if versions[0].shared else modules
-        same_for_all = isinstance(versions[0].start, Basis) and not versions[0].trainable and len(set(versions)) == 1
-        drawn_cells = self.cells[:1] if same_for_all else self.cells
-        rows_of: dict[tuple[Factor, int], list[int]] = {}  # cells with one factor and seed share one draw
-        for row, (cell, factor) in enumerate(zip(drawn_cells, versions, strict=False)):
-            rows_of.setdefault((factor, cell.seed), []).append(row)
-        stack = torch.zeros(len(drawn_cells), len(drawn_modules), rows, cols, dtype=backbone.exact)
-        for index, module in enumerate(drawn_modules):
-            for (factor, seed), sharing in rows_of.items():
-                stack[sharing, index, : factor.rows, : factor.cols] = draw(factor, seed, module, backbone).to(stack)
-        return stack.to(backbone.device).expand(len(versions), len(modules), -1, -1)
 
     def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
         """All factors `[cells, modules, rows, cols]` by family and name, the trained ones as views of `matrix`."""
@@ -236,33 +216,13 @@ class Group:
             for stack, part in zip(self.trained, parts, strict=True)
         ]
 
-    def _remembered(self) -> list[tuple[str, StackedFactor]]:
-        """What the method remembers by name, with the trained factor whose sizes it has, in the order of `memory`."""
-        pairs = self.recipe.memory.items()
-        return [(name, stack) for stack in self.trained for name, factor in pairs if factor == stack.name]
-
-    def memories(self) -> dict[Family, dict[str, Tensor]]:
-        """What the method remembers `[cells, modules, rows, cols]` by family and name, as views of `memory`."""
-        memories: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
-        remembered = self._remembered()
-        parts = self.memory.split([stack.size for _, stack in remembered], dim=1) if remembered else ()
-        for (name, stack), part in zip(remembered, parts, strict=True):
-            memories[stack.families[0]][name] = part.unflatten(1, (stack.copies, stack.rows, stack.cols))
-        return memories
-
-    def memory_views(self, row: int) -> list[Tensor]:
-        """What the method remembers of one cell, as views without padding, `[modules, rows, cols]` each."""
-        memories = self.memories()
-        factors = [(name, stack, self._of(row, stack)) for name, stack in self._remembered()]
-        return [memories[stack.families[0]][name][row, :, : of.rows, : of.cols] for name, stack, of in factors]
-
     def real(self) -> dict[Family, dict[str, Tensor]]:
         """1 where a trained factor has values, 0 where it is padded: `[cells, 1, rows, cols]` by family and name."""
         real: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
         for stack in self.trained:
             mask = self.scales.new_zeros(len(self.cells), 1, stack.rows, stack.cols)
             for row in range(len(self.cells)):
-                factor = self._of(row, stack)
+                factor = self.factor_of(row, stack)
                 mask[row, 0, : factor.rows, : factor.cols] = 1
             for family in stack.families:
                 real[family][stack.name] = mask
@@ -314,7 +274,7 @@ class Group:
 
     def params(self, row: int) -> int:
         """How many values one cell trains."""
-        factors = [(stack, self._of(row, stack)) for stack in self.trained]
+        factors = [(stack, self.factor_of(row, stack)) for stack in self.trained]
         return sum(factor.rows * factor.cols * stack.copies for stack, factor in factors)
 
     def factors_of(self, row: int, family: Family) -> tuple[Factor, ...]:
