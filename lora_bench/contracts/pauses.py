@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lora_bench import methods, tasks
 from lora_bench.contracts.kit import Workbench, cell_of, require, trainer_of
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.windows import Ints
 from lora_bench.engine.trainer import Trainer
 from lora_bench.run import checkpointing
 
@@ -17,13 +20,18 @@ def it_goes_on_after_a_pause(method: str, bench: Workbench) -> None:
     """stopped and resumed within an epoch it ends the same to the bit"""
     whole, paused, resumed = (trainer_of_rule(method, bench) for _ in range(3))
     batches = [rows for epoch in range(1, EPOCHS + 1) for rows in whole.batch_rows(epoch)]
-    whole.train(batches)
-    paused.train(batches[:PAUSE])
+    _train(whole, batches)
+    _train(paused, batches[:PAUSE])
     (state,) = checkpointing.copy_states(paused)
     checkpointing.restore(resumed, {resumed.pack.cells[0].id: state})
-    resumed.train(batches[PAUSE:])
+    _train(resumed, batches[PAUSE:])
     expected, actual = whole.pack.state(0), resumed.pack.state(0)
     require(torch.equal(expected.flat(), actual.flat()), "it ends with other values")
+
+
+def _train(trainer: Trainer, batches: Sequence[Ints]) -> None:
+    with trainer.pack:
+        trainer.train(batches)
 
 
 def trainer_of_rule(method: str, bench: Workbench) -> Trainer:

@@ -44,6 +44,7 @@ class AdaLora(Gated):
     name = "adalora"
     title = "AdaLoRA"
     source = "arXiv 2303.10512"
+    kind = "rank schedules"
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "alpha": 32.0, "targets": "attention"}
     default_lr = 1e-3
     penalty_mean = True

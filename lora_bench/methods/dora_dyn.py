@@ -43,6 +43,7 @@ class DoraDyn(Gated):
     name = "dora-dyn"
     title = "DoRA (dynamic rank)"
     source = "arXiv 2405.17357"
+    kind = "rank schedules"
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "alpha": 8.0, "targets": "attention"}
     default_lr = 2e-4
     penalty_mean = True

@@ -29,6 +29,7 @@ class GaLore(Unadapted):
     name = "galore"
     title = "GaLore"
     source = "arXiv 2403.03507"
+    kind = "whole weights"
     parameters = frozenset({"rank", "alpha", "b"})
     defaults: ClassVar = {"rank": 8, "alpha": 16.0, "b": 500}
     default_lr = 2e-5  # among those of the paper's Table 7

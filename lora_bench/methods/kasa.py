@@ -33,6 +33,7 @@ class KaSa(Recipe):
     name = "kasa"
     title = "KaSA"
     source = "arXiv 2412.06071"
+    kind = "low-rank pairs"
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "alpha": 16.0, "targets": "attention"}
     default_lr = 4e-4
     starts_as_base = False

@@ -25,6 +25,7 @@ class LaplaceLora(Lora):
     name = "laplace-lora"
     title = "Laplace-LoRA"
     source = "arXiv 2308.13111"
+    kind = "posteriors"
     posterior = FisherPosterior("factors")
 
 

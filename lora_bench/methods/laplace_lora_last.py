@@ -16,6 +16,7 @@ class LaplaceLoraLast(Lora):
     name = "laplace-lora-last"
     title = "Laplace-LoRA (last layer)"
     source = "arXiv 2308.13111"
+    kind = "posteriors"
     posterior = FisherPosterior("output-layer")
 
 

@@ -24,6 +24,7 @@ class Lisa(Unadapted):
     name = "lisa"
     title = "LISA"
     source = "arXiv 2403.17919"
+    kind = "whole weights"
     parameters = frozenset({"a", "b"})
     defaults: ClassVar = {"a": 2, "b": 20}
     default_lr = 2e-5

@@ -30,6 +30,7 @@ class LoQT(Unadapted):
     name = "loqt"
     title = "LoQT (unquantised)"
     source = "arXiv 2405.16528"
+    kind = "whole weights"
     parameters = frozenset({"rank", "alpha", "b"})
     defaults: ClassVar = {"rank": 32, "alpha": 64.0, "b": 2400}
     default_lr = 1e-4

@@ -30,6 +30,7 @@ class OwLore(Unadapted):
     name = "owlore"
     title = "OwLore"
     source = "arXiv 2405.18380"
+    kind = "whole weights"
     parameters = frozenset({"rank", "a", "b"})
     defaults: ClassVar = {"rank": 256, "a": 5, "b": 50}
     default_lr = 2e-5

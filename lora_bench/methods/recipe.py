@@ -230,6 +230,20 @@ class Update(NamedTuple):
     shift: Tensor | None = None
 
 
+# What methods change, in the order of lists.
+Kind = Literal[
+    "low-rank pairs",
+    "inside frozen factors",
+    "shared factors",
+    "rank schedules",
+    "scales and shifts",
+    "whole weights",
+    "posteriors",
+    "controls",
+    "other methods",
+]
+
+
 class Recipe(TrainingRules, ABC):
     """A method. There is one instance of each method, without state. `TrainingRules` has what few methods need.
 
@@ -237,6 +251,7 @@ class Recipe(TrainingRules, ABC):
         name: The name in commands, configs and records.
         title: The name in tables.
         source: Where the method was published.
+        kind: What the method changes; lists are grouped by it.
         parameters: The fields of a cell that the method has.
         defaults: Their default values.
         default_lr: The default learning rate.
@@ -250,6 +265,7 @@ class Recipe(TrainingRules, ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
+    kind: ClassVar[Kind] = "other methods"
     parameters: ClassVar[frozenset[str]] = frozenset({"rank", "alpha", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]

@@ -37,6 +37,7 @@ class ScalaBL(Recipe):
     name = "scalabl"
     title = "ScalaBL"
     source = "arXiv 2506.21408"
+    kind = "posteriors"
     defaults: ClassVar = {"rank": 8, "alpha": 16.0, "targets": "attention"}
     default_lr = 5e-4
     penalty_steps = True

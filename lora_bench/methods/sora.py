@@ -35,6 +35,7 @@ class SoRa(Gated):
     name = "sora"
     title = "SoRA"
     source = "arXiv 2311.11696"
+    kind = "rank schedules"
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "alpha": 16.0, "targets": "attention"}
     default_lr = 8e-4
     penalty_mean = True

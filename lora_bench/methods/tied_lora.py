@@ -30,6 +30,7 @@ class TiedLora(Recipe):
     name = "tied-lora"
     title = "Tied-LoRA"
     source = "arXiv 2311.09578"
+    kind = "shared factors"
     default_lr = 2e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:

@@ -29,6 +29,7 @@ class UniLora(Recipe):
     name = "uni-lora"
     title = "Uni-LoRA"
     source = "arXiv 2506.00799"
+    kind = "shared factors"
     parameters = frozenset({"rank", "a", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 4, "a": 23040, "targets": "attention"}
     default_lr = 5e-3

@@ -39,6 +39,7 @@ class VbLora(Recipe):
     name = "vb-lora"
     title = "VB-LoRA"
     source = "arXiv 2405.15179"
+    kind = "shared factors"
     parameters = frozenset({"rank", "a", "b", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 4, "a": 90, "b": 256, "targets": "attention"}
     default_lr = 1e-3
