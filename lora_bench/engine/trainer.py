@@ -130,6 +130,11 @@ class Trainer:
         return self.steps_per_epoch * self.epochs
 
     @property
+    def last_step(self) -> Step:
+        """The step that was taken last, as methods see it."""
+        return Step(self.steps, self.total_steps, len(self.table))
+
+    @property
     def finished(self) -> bool:
         """Whether no cell has an epoch left."""
         return self.epoch == self.epochs or all(progress.diverged for progress in self.progress)
@@ -341,7 +346,7 @@ class Trainer:
 
     def _meets_budget(self, cell: Cell) -> bool:
         """Whether the cell is as small after this step as its method states: an epoch before is not to be selected."""
-        return methods.of(cell).meets_budget(cell, Step(self.steps, self.total_steps, len(self.table)))
+        return methods.of(cell).meets_budget(cell, self.last_step)
 
     @cached_property
     def _metric(self) -> evaluate.Metric:
