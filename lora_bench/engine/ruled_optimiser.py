@@ -8,7 +8,9 @@ other moments. The head trains as in every pack.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,20 @@ from lora_bench.engine.optimiser import BETA1, BETA2, CLIP_EPSILON, PackedAdamW
 from lora_bench.methods.rules import LayerDraws
 
 NO_SHARE = 1e-9  # of a layer without outliers: it is drawn when no other is left (chosen; the weights then are alike)
+
+
+class _Entries(NamedTuple):
+    """What a step does to each entry of the matrix `[1, values]`.
+
+    Attributes:
+        trained: Whether it belongs to a parameter that trains.
+        updated: Whether Adam's moments at this place are updated: of a projected weight, those in its directions.
+        decay: The weight decay.
+    """
+
+    trained: Tensor
+    updated: Tensor
+    decay: Tensor
 
 
 class RuledAdamW(PackedAdamW):
@@ -60,6 +76,8 @@ class RuledAdamW(PackedAdamW):
         self.bases: dict[str, Tensor] = {}
         self.taken = dict.fromkeys(whole.shapes, 0)
         self.layers = list(dict.fromkeys(layer for name in whole.shapes if (layer := layer_of(name))))
+        self._sizes = torch.tensor(whole.sizes, device=self.blocks[0].matrix.device)
+        self._entries: tuple[tuple[str, ...], _Entries] | None = None
         self.weights_of_layers = _log_weights(self.rule.layers, self.layers, shares)
 
     def active_layers(self, step: int) -> frozenset[str]:
@@ -86,15 +104,17 @@ class RuledAdamW(PackedAdamW):
         self.active.logical_and_(finite)
         is_active = bool(self.active)  # the host waits here: what follows depends on it
         renewed = is_active and self._renew_bases({name: by_name[name] for name in names})
-        low = {name: self._project(name, by_name[name]) for name in names}
-        is_factor = self._is_factor
-        measured = [low[name] if is_factor else by_name[name] for name in names]
-        norm = torch.stack([head_norm, *(torch.linalg.vector_norm(value) for value in measured)]).square().sum().sqrt()
+        entries = self._entries_of(names)
+        seen = torch.where(entries.updated, gradients[0], 0)
+        for name, low in self._slots(seen, names).items():
+            low.copy_(self._project(name, by_name[name]))
+        measured = seen if self._is_factor else torch.where(entries.trained, gradients[0], 0)
+        norm = torch.stack([head_norm, torch.linalg.vector_norm(measured)]).square().sum().sqrt()
         self.count += 1
         self.steps_taken += self.active
-        if is_active and not (is_factor and renewed):
+        if is_active and not (self._is_factor and renewed):
             clip = (self.clip / (norm + CLIP_EPSILON)).clamp(max=1) if self.clip else torch.ones_like(norm)
-            self._step_weights({name: low[name] * clip for name in names}, step)
+            self._step_weights(seen * clip, names, entries, step)
             self._step_head(gradients[1], clip, step)
         return norm[None]
 
@@ -125,37 +145,74 @@ class RuledAdamW(PackedAdamW):
         return int(self.count) if self._is_factor else self.taken[name]
 
     def _project(self, name: str, gradient: Tensor) -> Tensor:
-        """The gradient that Adam sees."""
-        if name not in self.bases:
-            return gradient
+        """The gradient that Adam sees of a projected weight."""
         basis, (out, inputs) = self.bases[name], gradient.shape
         low = gradient @ basis.mT if out >= inputs else basis.mT @ gradient
         return low * self.rule.projection.scale if self._is_factor and self.rule.projection else low
 
-    def _step_weights(self, gradients: Mapping[str, Tensor], step: int) -> None:
-        """Adam on each of these, with its own count of steps; then weight decay."""
-        (lr,) = self.lr_multipliers[step] * self.blocks[0].lrs
-        values = self.whole.weights(self.blocks[0].matrix.detach())
-        first, second = self.whole.weights(self.first[0]), self.whole.weights(self.second[0])
-        for name, gradient in gradients.items():
+    def _low_shape(self, name: str) -> tuple[int, int]:
+        """The shape of a projected weight's gradient: `[out, rank]` or `[rank, in]`."""
+        out, inputs = self.whole.shapes[name]
+        return (out, len(self.bases[name])) if out >= inputs else (self.bases[name].shape[1], inputs)
+
+    def _slots(self, matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Where a tensor of the matrix's shape holds what projected weights have in their directions, as views."""
+        values = self.whole.weights(matrix)
+        shapes = {name: self._low_shape(name) for name in names if name in self.bases}
+        return {name: values[name].flatten()[: math.prod(shape)].view(shape) for name, shape in shapes.items()}
+
+    def _entries_of(self, names: Sequence[str]) -> _Entries:
+        """What a step on these parameters does to each entry of the matrix; kept while they are the same."""
+        key = tuple(names)
+        if self._entries is None or self._entries[0] != key:
+            trained = torch.zeros_like(self.blocks[0].matrix, dtype=torch.bool)
+            updated = trained.clone()
+            decay = torch.zeros_like(self.blocks[0].matrix)
+            parts = [self.whole.weights(tensor) for tensor in (trained, updated, decay)]
+            slots = self._slots(updated, names)
+            for name in names:
+                parts[0][name].fill_(True)
+                slots.get(name, parts[1][name]).fill_(True)
+                decays_too = decays(name, parts[2][name]) and not (self._is_factor and name in self.bases)
+                parts[2][name].fill_(self.weight_decay if decays_too else 0.0)
+            self._entries = key, _Entries(trained, updated, decay)
+        return self._entries[1]
+
+    def _step_weights(self, gradient: Tensor, names: Sequence[str], entries: _Entries, step: int) -> None:
+        """Adam on these parameters, each with its own count of steps; then weight decay.
+
+        All of them at once, as one kernel for each parameter and operation would take longer than the rest of the step.
+        """
+        for name in names:
             self.taken[name] += 1
-            corrections = 1 - BETA1 ** self.taken[name], 1 - BETA2 ** self.taken[name]
-            one, two = (part[name].flatten()[: gradient.numel()].view_as(gradient) for part in (first, second))
-            one.lerp_(gradient, 1 - BETA1)
-            two.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            epsilon = self.rule.epsilon / (corrections[1] ** 0.5 if self.rule.is_early else 1.0)
-            change = self._back(name, one / corrections[0] / ((two / corrections[1]).sqrt_().add_(epsilon)))
-            decay = 0.0 if name in self.bases and self._is_factor else self.weight_decay * decays(name, values[name])
-            values[name].sub_(lr * change)
-            if decay:
-                values[name].sub_(lr * decay * values[name])
+        counts = [max(self.taken[name], 1) for name in self.whole.shapes]
+        corrections = [self._by_entry([1 - beta**count for count in counts]) for beta in (BETA1, BETA2)]
+        first, second, matrix = self.first[0], self.second[0], self.blocks[0].matrix.detach()
+        first.lerp_(gradient, torch.where(entries.updated, 1 - BETA1, torch.zeros_like(first)))
+        second.mul_(torch.where(entries.updated, BETA2, torch.ones_like(second)))
+        second.addcmul_(gradient, gradient, value=1 - BETA2)  # zero where nothing is updated
+        root = (second / corrections[1]).sqrt_()
+        root += self.rule.epsilon / corrections[1].sqrt() if self.rule.is_early else self.rule.epsilon
+        change = torch.where(entries.updated, first / corrections[0] / root, 0)
+        by_name = self.whole.weights(change)
+        for name, low in self._slots(change, names).items():
+            by_name[name].copy_(self._back(name, low))
+        (lr,) = self.lr_multipliers[step] * self.blocks[0].lrs
+        matrix.sub_(lr * change)
+        if self.weight_decay:
+            matrix.sub_(lr * entries.decay * matrix)
+
+    def _by_entry(self, values: Sequence[float]) -> Tensor:
+        """`[1, values]`, from one number for each parameter."""
+        matrix = self.blocks[0].matrix
+        by_parameter = torch.tensor(values, dtype=torch.float64).to(matrix.device, matrix.dtype)
+        return by_parameter.repeat_interleave(self._sizes, output_size=matrix.shape[1])[None]
 
     def _back(self, name: str, low: Tensor) -> Tensor:
-        """The change of a weight from that of its projection."""
-        if name not in self.bases or self.rule.projection is None:
-            return low
+        """The change of a projected weight from that in its directions."""
         basis, (out, inputs) = self.bases[name], self.whole.shapes[name]
-        return (low @ basis if out >= inputs else basis @ low) * self.rule.projection.scale
+        scale = 1.0 if self.rule.projection is None else self.rule.projection.scale
+        return (low @ basis if out >= inputs else basis @ low) * scale
 
     def _step_head(self, gradient: Tensor, clip: Tensor, step: int) -> None:
         block = self.blocks[1]
@@ -176,7 +233,7 @@ class RuledAdamW(PackedAdamW):
 
     def load_memory(self, memory: Mapping[str, Tensor]) -> None:
         """Go on with these."""
-        matrix = self.blocks[0].matrix
+        matrix, self._entries = self.blocks[0].matrix, None
         self.taken = dict(zip(self.whole.shapes, memory["taken"].tolist(), strict=True))
         self.bases = {
             name.removeprefix("basis."): value.to(matrix) for name, value in memory.items() if name != "taken"
