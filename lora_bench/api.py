@@ -70,7 +70,8 @@ class AdaptedModel(nn.Module):
     Attributes:
         model: The model that was adapted.
         cell: The settings of the adapter.
-        factors: The trained factors, `[1, weights, rows, cols]` for all weights of one shape.
+        factors: The trained factors, `[1, weights, rows, cols]` for all weights of one shape; `[1, 1, rows, cols]` for
+            one that the weights share.
     """
 
     def __init__(self, model: nn.Module, cell: Cell) -> None:
@@ -109,7 +110,7 @@ class AdaptedModel(nn.Module):
         Returns:
             One group for each factor, then one for the head's matrices and one for its vectors, if it has any.
         """
-        stacks = {_key(stack.name, stack.family): stack for stack in self._stacks()}
+        stacks = {_key(stack): stack for stack in self._stacks()}
         groups = [
             _group([value], lr * stacks[name].lr_multiplier, stacks[name].decays)
             for name, value in self.factors.items()
@@ -175,14 +176,13 @@ class AdaptedModel(nn.Module):
     def _pack_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield copies of the pack's trained factors, with their names in `factors`."""
         for group in self._pack.bank.groups:
-            values = group.factors(group.block.matrix.detach())
-            for stack in group.trained:
-                yield _key(stack.name, stack.family), nn.Parameter(values[stack.family][stack.name].clone())
+            for stack, values in group.stacks(group.block.matrix.detach()):
+                yield _key(stack), nn.Parameter(values.clone())
 
     def _write_factors(self) -> None:
         """Write the factors into the pack."""
         for group in self._pack.bank.groups:
-            values = [self.factors[_key(stack.name, stack.family)].flatten(1) for stack in group.trained]
+            values = [self.factors[_key(stack)].flatten(1) for stack in group.trained]
             group.block.matrix = torch.cat(values, dim=1)
 
     def _compose(self) -> None:
@@ -247,7 +247,7 @@ def get_adapted_model(
 
     Raises:
         BenchError: exit code 2 for an unknown method or setting, targets that the model lacks, or a method that starts
-            from data (LoRA-SB).
+            from data (LoRA-SB), has a penalty or a rank schedule, or draws noise.
     """
     recipe = methods.get(method)
     for name in settings:
@@ -261,6 +261,9 @@ def get_adapted_model(
     except ValidationError as error:
         first = error.errors()[0]
         raise BenchError(f"{first['loc'][0]}: {first['input']!r} is not allowed.", f"{first['msg']}.") from None
+    if recipe.beyond_the_loss:
+        what = f"'{method}' {recipe.beyond_the_loss}, which your loop would leave out."
+        raise BenchError(what, "Train it with `lora-bench run`.")
     if _starts_from_data(model, cell):
         raise BenchError(
             f"'{method}' starts from a gradient of the benchmark's data.", "Train it with `lora-bench run`."
@@ -307,5 +310,5 @@ def _group(params: list[nn.Parameter], lr: float, decays: bool) -> dict[str, Any
     return {"params": params, "lr": lr} | ({} if decays else {"weight_decay": 0.0})
 
 
-def _key(factor: str, family: Family) -> str:
-    return f"{factor}_{family.name}"
+def _key(stack: StackedFactor) -> str:
+    return f"{stack.name}_{stack.families[0].name}"

@@ -24,7 +24,9 @@ from lora_bench.errors import BenchError
 from lora_bench.testing import FAMILIES, TinyBench, make_cell, make_config, make_data, make_model
 from tests.contract.contract_kit import made_of_data
 
-METHODS = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and not made_of_data(name)]
+REFUSED = [name for name, recipe in methods.RECIPES.items() if recipe.beyond_the_loss]
+ADAPTING = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and not made_of_data(name)]
+METHODS = [name for name in ADAPTING if name not in REFUSED]
 SIZES: dict[str, Any] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention"}
 IDS = torch.tensor([[0, 5, 9, 11, 2, 1], [0, 33, 40, 2, 1, 1], [0, 7, 2, 1, 1, 1]])
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 1).long()}
@@ -77,7 +79,7 @@ def test_the_start_is_the_packed_trainers(method: str, folder: Path, tmp_path: P
     adapted.save(tmp_path)
     own = make_cell(method, seed=3, precision="float64", **settings(method))
     pack = Pack([own], backbones.load(str(folder), torch.device("cpu"), "float64", offline=True), 2)
-    expected = pack.state(0).adapter
+    expected = saved_adapters.restored(own, saved_adapters.compacted(own, pack.state(0).adapter))
     saved = saved_adapters.read(tmp_path)[2].adapter
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
@@ -90,7 +92,8 @@ def test_trains_saves_loads_and_merges(method: str, folder: Path, tmp_path: Path
     before = {name: value.clone() for name, value in plain.base_model.state_dict().items()}
     untouched = logits(plain)
     adapted = get_adapted_model(plain, method, **settings(method))
-    torch.testing.assert_close(logits(adapted), untouched, rtol=0, atol=START.get(method, NEAR))
+    if methods.get(method).starts_as_base:
+        torch.testing.assert_close(logits(adapted), untouched, rtol=0, atol=START.get(method, NEAR))
     trainable = {name for name, value in adapted.named_parameters() if value.requires_grad}
     assert all(name.startswith(("factors.", "model.classifier.")) for name in trainable)
     moved(adapted)
@@ -104,6 +107,13 @@ def test_trains_saves_loads_and_merges(method: str, folder: Path, tmp_path: Path
     assert merged is plain
     torch.testing.assert_close(logits(merged), trained, rtol=0, atol=NEAR)
     assert all(value.requires_grad for value in merged.parameters())
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_a_loop_that_would_leave_something_out_is_refused(method: str, folder: Path) -> None:
+    """A penalty of the loss, or a schedule of ranks. Saved adapters of such methods are loaded like others."""
+    with pytest.raises(BenchError, match=f"'{re.escape(method)}' .*, which your loop would leave out"):
+        get_adapted_model(classifier(folder), method)
 
 
 def test_a_benchmarks_adapter_is_loaded(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import yaml
 
 from lora_bench import methods
 from lora_bench.errors import BenchError
+from lora_bench.forecast.demand import adapter_values
+from lora_bench.forecast.geometry import load_geometry
 from lora_bench.grid import presets as preset_files
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import load_config
@@ -20,7 +22,7 @@ from tests.fake_sources import fake_sources
 
 SOURCES = fake_sources(lambda location: location, lambda location, task: location)
 NAMES = ["lora", "paper", "quick", "smoke", "xs"]
-OURS = ["base", "base-x3", "minilm", "minilm-rates", "minilm-sweep"]  # no setting of theirs is a paper's
+OURS = ["base", "base-x3", "methods", "minilm", "minilm-rates", "minilm-sweep"]  # no setting of theirs is a paper's
 
 
 def shipped(name: str) -> Grid:
@@ -128,6 +130,23 @@ def test_tasks_that_the_paper_starts_from_mnli_say_so(name: str) -> None:
     for cell in grid.cells:
         said = any("MNLI-tuned" in note for note in grid.notes_for(cell))
         assert said == (cell.task in {"mrpc", "rte", "stsb"})
+
+
+GIVEN_SIZES = {"tinylora", "vera", "svft", "bitfit", "ia3", "red"}
+
+
+def test_methods_has_every_method_at_the_size_that_it_declares() -> None:
+    """On 6 layers of 384: LoRA's 165,888 values at rank 4, or near; rank schedules begin with half as many more."""
+    geometry = load_geometry("sentence-transformers/all-MiniLM-L6-v2")
+    assert geometry is not None
+    trials = shipped("methods").cells
+    assert {cell.method for cell in trials} == set(methods.RECIPES)
+    assert len(shipped("methods").steps) == 3 * (len(methods.RECIPES) + 1) * (3 * 2 + 5)  # Uni-LoRA has two sizes
+    for cell in trials:
+        if not methods.of(cell).adapts or cell.method in GIVEN_SIZES or cell.a == 23040:
+            continue
+        declared = 165_888 * (1.5 if methods.of(cell).memory else 1)
+        assert adapter_values(cell, geometry) == pytest.approx(declared, rel=0.13), cell.method
 
 
 # ---- presets and files

@@ -27,6 +27,7 @@ import typer.main
 import yaml
 
 import lora_bench
+from lora_bench import methods
 from lora_bench.cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -227,3 +228,17 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_the_citation_is_yaml() -> None:
     assert {"cff-version", "title", "authors"} <= yaml.safe_load((ROOT / "CITATION.cff").read_text()).keys()
+
+
+def test_every_method_has_a_row_in_the_table_of_its_kind_and_one_on_its_source() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    table, sources = page.partition("## Table")[2].split("## Sources and deviations")
+    kinds: dict[str, set[str]] = {}
+    for first in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE):
+        if first.startswith("**"):
+            names = kinds.setdefault(first.strip("*").lower(), set())
+        elif kinds:
+            names |= set(re.findall(r"`([\w-]+)`", first))
+    assert kinds == {kind: {recipe.name for recipe in recipes} for kind, recipes in methods.by_kind().items()}
+    described = {name for first in re.findall(r"^\| (`[^|]+) \|", sources, re.MULTILINE) for name in first.split(", ")}
+    assert {f"`{name}`" for name in methods.RECIPES} - described == {"`full`", "`head`"}

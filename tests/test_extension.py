@@ -284,7 +284,7 @@ def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(
     assert checked.output.count("- SystemExit") == 1  # one fault that breaks many contracts
     assert "- the same" in checked.output
     assert "FAIL" in checked.output and "SystemExit" in checked.output
-    assert "of 17 contracts are kept" in checked.output
+    assert "of 22 contracts are kept" in checked.output
     words = ["--model", "sample", "--task", "wnli", "--epochs", "1", "--rank", "4", "--results", "out"]
     code, said = here("run", *words, "--method", "half", "--method", "head", "--include", "bad.py")
     assert code == 1, said

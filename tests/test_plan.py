@@ -12,7 +12,7 @@ import pytest
 from lora_bench import tasks
 from lora_bench.errors import DONE, MISSING
 from lora_bench.forecast.cost import Estimate, part_counts, seconds_on
-from lora_bench.forecast.demand import trained_values
+from lora_bench.forecast.demand import FLOAT32_BYTES, saved_bytes
 from lora_bench.forecast.geometry import load_geometry
 from lora_bench.records.schema import Record
 from lora_bench.testing.data import make_data
@@ -154,7 +154,7 @@ def test_what_is_saved_is_what_records_counted(records: list[Record]) -> None:
         assert record.counts is not None
         counted = record.counts.adapter_params + record.counts.head_params
         if record.cell.method != "full":
-            assert trained_values(record.cell, sizes, tasks.of(record.cell).num_outputs) == counted
+            assert saved_bytes(record.cell, sizes, tasks.of(record.cell).num_outputs) == FLOAT32_BYTES * counted
 
 
 def test_disk_space_is_that_of_the_records_and_the_adapters(records: list[Record]) -> None:

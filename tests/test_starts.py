@@ -35,6 +35,7 @@ def block(method: str) -> dict[str, Any]:
 
 
 ALL = [block(name) for name in methods.RECIPES]
+WHOLE = [name for name, recipe in methods.RECIPES.items() if recipe.trains_backbone]
 FEW: list[dict[str, Any]] = [{"method": name} for name in ("lora", "full", "head")]
 
 
@@ -74,14 +75,14 @@ def state_of(bench: TinyBench, cell_id: str) -> State:
 def test_a_cell_begins_with_what_the_earlier_one_trained_to_the_bit(trained: TinyBench) -> None:
     """All methods in one pack; the head's output layer is that of a cell without a start."""
     plan = trained.plan(ALL, **SETTINGS)
-    cells = [cell for cell in plan.grid.cells if cell.start is not None and cell.method != "full"]
+    cells = [cell for cell in plan.grid.cells if cell.start is not None and cell.method not in WHOLE]
     worker = Training(plan.setup(Options(trained.results, offline=True)), QuietView())
     backbone = worker.loader.backbone(cells[0])
     prepared = worker.loader.tables(cells[0], backbone)
     starts = {str(cell.start): state_of(trained, str(cell.start)) for cell in cells}
     trainer = build_trainer(cells, backbone, prepared, starts)
     fresh = build_trainer([cells[0].model_copy(update={"start": None})], backbone, prepared, {}).pack.state(0)
-    assert len(cells) == len(methods.RECIPES) - 1
+    assert len(cells) == len(methods.RECIPES) - len(WHOLE)
     for position, cell in enumerate(trainer.pack.cells):
         state, earlier = trainer.pack.state(position), starts[str(cell.start)]
         assert state.adapter.keys() == earlier.adapter.keys()
@@ -90,10 +91,13 @@ def test_a_cell_begins_with_what_the_earlier_one_trained_to_the_bit(trained: Tin
             assert torch.equal(value, (fresh if name.startswith("out_proj") else earlier).head[name])
 
 
-def test_full_begins_with_all_weights_of_the_earlier_one(trained: TinyBench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_whole_encoder_begins_with_all_weights_of_the_earlier_one(
+    method: str, trained: TinyBench, tmp_path: Path
+) -> None:
     bench = another(trained, tmp_path)
-    (mnli,) = bench.run([{"method": "full"}], **SETTINGS | {"task": "mnli", "start": None})
-    plan = bench.plan([{"method": "full"}], **SETTINGS)
+    (mnli,) = bench.run([block(method)], **SETTINGS | {"task": "mnli", "start": None})
+    plan = bench.plan([block(method)], **SETTINGS)
     (cell,) = [cell for cell in plan.grid.cells if cell.task == "rte"]
     assert cell.start == mnli.id
     worker = Training(plan.setup(Options(tmp_path, offline=True)), QuietView())
@@ -105,7 +109,7 @@ def test_full_begins_with_all_weights_of_the_earlier_one(trained: TinyBench, tmp
     begun = build_trainer([cell], backbone, worker.loader.tables(cell, backbone), {mnli.id: earlier})
     state = begun.pack.state(0)
     assert all(torch.equal(state.adapter[name], value) for name, value in earlier.adapter.items())
-    (record,) = [record for record in bench.run([{"method": "full"}], **SETTINGS) if record.cell == cell]
+    (record,) = [record for record in bench.run([block(method)], **SETTINGS) if record.cell == cell]
     begun.run()
     assert [epoch.metrics for epoch in record.epochs] == begun.progress[0].metrics
 
@@ -125,10 +129,10 @@ def test_the_result_does_not_depend_on_the_pack(trained: TinyBench, tmp_path: Pa
     for folder in ("cells", "adapters"):
         (tmp_path / folder).mkdir()
     for record in read_records(trained.results).records:
-        if record.cell.task == "mnli" and record.cell.method != "full":
+        if record.cell.task == "mnli" and record.cell.method not in WHOLE:
             shutil.copy(trained.results / "cells" / f"{record.id}.json", tmp_path / "cells")
             shutil.copytree(trained.results / "adapters" / record.id, tmp_path / "adapters" / record.id)
-    blocks = [block(name) for name in methods.RECIPES if name != "full"]
+    blocks = [block(name) for name in methods.RECIPES if name not in WHOLE]
     alone = by_cell(bench.run(blocks, limit=1, **SETTINGS))
     together = by_cell(list(read_records(trained.results).records))
     for cell, record in alone.items():
@@ -159,7 +163,7 @@ def kept(bench: TinyBench) -> set[tuple[str, str]]:
 
 
 def test_weights_of_full_are_kept_until_nothing_waits_for_them(trained: TinyBench) -> None:
-    assert kept(trained) == {(name, task) for name in methods.RECIPES if name != "full" for task in ("mnli", "rte")}
+    assert kept(trained) == {(name, task) for name in methods.RECIPES if name not in WHOLE for task in ("mnli", "rte")}
 
 
 def test_a_run_that_keeps_nothing_keeps_what_others_wait_for(trained: TinyBench, tmp_path: Path) -> None:

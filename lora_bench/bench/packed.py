@@ -13,7 +13,8 @@ from lora_bench.bench.workload import Workload
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
-from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.evaluation import Split
+from lora_bench.engine.trainer import Trainer
 from lora_bench.forecast.cost import Estimate
 
 # A CUDA graph may be recorded whenever a shape of batches first occurs, so the warm-up is long.

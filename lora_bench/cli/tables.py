@@ -266,13 +266,16 @@ def status_table(plan: Plan) -> Table:
 
 
 def methods_table() -> Table:
-    """Return the methods with their sources, parameters and default learning rates."""
+    """Return the methods by what they change, with their sources, parameters and default learning rates."""
     table = _new_table("Methods", ("method", "what", "source", "parameters", "lr"), right=("lr",))
     for name, reason in methods.BROKEN.items():
         table.add_row(Text(name), Text(f"cannot be loaded: {reason}"), "–", "–", "–")
-    for recipe in methods.RECIPES.values():
-        parameters = ", ".join(sorted(recipe.parameters)) or "–"
-        table.add_row(recipe.name, recipe.title, recipe.source, parameters, f"{recipe.default_lr:g}")
+    for kind, recipes in methods.by_kind().items():
+        table.add_section()
+        table.add_row(Text(kind, style="bold"))
+        for recipe in recipes:
+            parameters = ", ".join(sorted(recipe.parameters)) or "–"
+            table.add_row(recipe.name, recipe.title, recipe.source, parameters, f"{recipe.default_lr:g}")
     return table
 
 

@@ -21,9 +21,10 @@ from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
+from lora_bench.engine.evaluation import Split
 from lora_bench.engine.progress import Progress
-from lora_bench.engine.trainer import Split, Trainer
-from lora_bench.methods.recipe import Recipe, Shape
+from lora_bench.engine.trainer import Trainer
+from lora_bench.methods.recipe import Factor, Recipe, Shape
 from lora_bench.tasks import TASKS, Task
 from lora_bench.testing import NO_DROPOUT, WORDS, make_cell, make_model
 
@@ -154,9 +155,17 @@ def train(cells: Sequence[Cell], backbone: Backbone, task: Task, rows: int = ROW
 
 def trained_names(cell: Cell) -> frozenset[str]:
     """Return the names of the factors that the cell trains."""
-    shapes = Shape(32, 32), Shape(32, 64)
+    return frozenset(factor.name for factor in _factors(cell) if factor.trainable)
+
+
+def sparse_names(cell: Cell) -> frozenset[str]:
+    """Return the names of the factors of which only some values get a gradient."""
+    return frozenset(factor.name for factor in _factors(cell) if factor.is_sparse)
+
+
+def _factors(cell: Cell) -> list[Factor]:
     recipe = methods.of(cell)
-    return frozenset(factor.name for shape in shapes for factor in recipe.factors(cell, shape) if factor.trainable)
+    return [factor for shape in (Shape(32, 32), Shape(32, 64)) for factor in recipe.factors(cell, shape)]
 
 
 def frozen_of(pack: Pack) -> dict[str, Tensor]:

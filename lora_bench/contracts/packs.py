@@ -9,6 +9,7 @@ import torch
 from lora_bench import methods, tasks
 from lora_bench.contracts.kit import Workbench, alike, cell_of, logits_of, require, train, trained_names
 from lora_bench.contracts.training import sized
+from lora_bench.engine.adapters.group import names_of
 from lora_bench.engine.adapters.pack import Pack
 
 SMALL: dict[str, Any] = {"rank": 2, "a": 3, "b": 4}
@@ -29,7 +30,8 @@ def padding_is_trimmed_and_stays_zero(method: str, bench: Workbench) -> None:
         for group in pack.bank.groups:
             for family, modules in group.families.items():
                 for factor in recipe.factors(cell, family.shape):
-                    shapes = {tuple(state[f"{m}.{factor.name}"].shape) for m in modules} if factor.saved else set()
+                    holders = names_of(factor, modules) if factor.saved else ()
+                    shapes = {tuple(state[f"{holder}.{factor.name}"].shape) for holder in holders}
                     require(shapes <= {(factor.rows, factor.cols)}, f"{factor.name} is saved with shapes {shapes}")
     names = trained_names(cells[0])
     for group in pack.bank.groups:

@@ -12,9 +12,11 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.contracts.kit import KINDS, PARAMETERS, TARGETS, Workbench, alike, cell_of, logits_of, require
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.methods.recipe import Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.recipe import Assigned, Fresh, LogUniform, Normal, Orthonormal, Recipe, Shape, Uniform
 from lora_bench.methods.return_values import fault
+from lora_bench.methods.rules import Step
 
+DRAWN = Normal | Uniform | Orthonormal | LogUniform | Fresh | Assigned
 TINY_START = 1e-3  # a trained factor that starts from noise with a smaller std starts close to zero (chosen)
 SHAPES = (Shape(32, 32), Shape(64, 32), Shape(32, 64))
 
@@ -37,20 +39,31 @@ def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
     """Yield what a recipe's functions return for a cell, with their names; the forecast and the packs rely on it."""
     yield "scale", recipe.scale(cell)
     yield "layout", recipe.layout(cell)
+    yield "weights", recipe.weights(cell)
     if not recipe.adapts:
         return
+    step = Step(1, 6, 24)
+    for function in ("penalty_weight", "remembers", "meets_budget"):
+        yield function, getattr(recipe, function)(cell, step)
+    yield "cut", recipe.cut(cell, step, 24)
     yield "update_rank", recipe.update_rank(cell)
     for shape in SHAPES:
         yield "factors", recipe.factors(cell, shape)
         yield "trainable", recipe.trainable(cell, shape)
+        yield "once", recipe.once(cell, {shape})
+        yield "compact_bytes", recipe.compact_bytes(cell, shape)
         yield "touches", recipe.touches(shape)
         yield "width", recipe.width(cell, shape)
 
 
 def it_starts_as_the_base_model(method: str, bench: Workbench) -> None:
-    """before the first step the logits are the base model's"""
+    """before the first step the logits are the base model's, or others if it says so"""
     for task in KINDS:
         logits, base = (_first_logits(name, task, bench) for name in (method, "head"))
+        if not methods.get(method).starts_as_base:
+            difference = float((logits - base).abs().max())
+            require(difference > 1e-12, f"{task}: step 0 is the base model, though starts_as_base is False")
+            continue
         alike(logits, base, _start_tolerance(method), f"{task}: a logit at step 0")
 
 
@@ -70,15 +83,17 @@ def _first_logits(method: str, task: str, bench: Workbench) -> Tensor:
 
 
 def its_count_is_that_of_its_factors(method: str, bench: Workbench) -> None:
-    """`trainable` counts the trained factors' values, whatever rank and shape"""
+    """`trainable` counts the trained factors' values, and `once` the shared ones', whatever rank and shape"""
     recipe = methods.get(method)
     for shape in SHAPES:
         for rank in (1, 4, 8):
             cell = cell_of(method, rank=rank)
             factors = recipe.factors(cell, shape)
-            counted, stated = sum(f.rows * f.cols for f in factors if f.trainable), recipe.trainable(cell, shape)
+            sizes = [(f.shared, f.rows * f.cols) for f in factors if f.trainable]
+            counted, stated = sum(size for shared, size in sizes if not shared), recipe.trainable(cell, shape)
             require(counted == stated, f"rank {rank}, {shape}: {counted} values train, the formula says {stated}")
-            require(not any(f.shared and f.trainable for f in factors), "a factor that trains cannot be shared")
+            counted, stated = sum(size for shared, size in sizes if shared), recipe.once(cell, {shape})
+            require(counted == stated, f"rank {rank}, {shape}: {counted} values are shared, `once` says {stated}")
 
 
 def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
@@ -91,7 +106,8 @@ def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
         shapes = [
             family.shape for group in pack.bank.groups for family, modules in group.families.items() for _ in modules
         ]
-        stated = sum(methods.get(method).trainable(cell, shape) for shape in shapes)
+        recipe = methods.get(method)
+        stated = sum(recipe.trainable(cell, shape) for shape in shapes) + recipe.once(cell, set(shapes))
         count = pack.adapter_params(0)
         require(count == stated > 0, f"{targets}: {count} values train, the formula says {stated}")
 
@@ -119,5 +135,5 @@ def _drawn(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
         for group in Pack([cell], bench.load("float32"), 2).bank.groups
         for family in group.families
         for factor in methods.get(method).factors(cell, family.shape)
-        if isinstance(factor.start, Normal | Uniform | Orthonormal)
+        if isinstance(factor.start, DRAWN)
     }

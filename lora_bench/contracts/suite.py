@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lora_bench.contracts import own_loop, packs, start, task_contracts, training
+from lora_bench.contracts import own_loop, packs, pauses, posteriors, start, task_contracts, training, weight_rules
 from lora_bench.contracts.kit import Workbench
 from lora_bench.contracts.task_contracts import TaskBench
 
@@ -29,11 +29,16 @@ CONTRACTS: tuple[Contract, ...] = (
     training.another_task_continues_from_it,
     training.merged_it_is_the_same_model,
     training.its_change_has_the_rank_it_states,
+    training.its_schedule_ends_with_its_budget,
     training.the_same_seed_gives_the_same,
+    pauses.it_goes_on_after_a_pause,
     packs.padding_is_trimmed_and_stays_zero,
     packs.it_loads_among_larger_cells,
     packs.it_does_not_depend_on_its_pack,
     own_loop.your_own_loop_trains_the_same,
+    weight_rules.it_trains_by_its_rule,
+    posteriors.its_posterior_averages_probabilities,
+    posteriors.its_posterior_does_not_depend_on_its_pack,
 )
 
 TaskContract = Callable[[TaskBench], None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,10 +11,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_bench.data.windows import EVAL_SLOTS
+from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.calibration import calibration, row_values
+from lora_bench.engine.encoder.windows import Table
 
 if TYPE_CHECKING:
     import evaluate  # type: ignore[import-untyped, unused-ignore]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows to evaluate on.
+
+    Attributes:
+        table: The rows.
+        parts: For a task with several evaluation splits (MNLI), the rows of each by name.
+    """
+
+    table: Table
+    parts: dict[str, slice] | None = None
+
+
+class PausedError(Exception):
+    """An evaluation was interrupted by a pause, and has to be done again."""
 
 
 class Scores(NamedTuple):
@@ -46,6 +67,35 @@ def evaluated_rows(logits: Tensor, labels: Tensor) -> Tensor:
     """
     predictions = decide(logits)[None]
     return predictions if logits.shape[-1] == 1 else torch.cat([predictions, row_values(logits, labels)])
+
+
+@torch.no_grad()
+def reduce_rows(
+    pack: Pack, table: Table, reduce: Callable[[Tensor, Tensor], Tensor], should_pause: Callable[[], bool]
+) -> NDArray[np.float64]:
+    """What `reduce` makes of all rows, `[values, K, rows]` in the table's order.
+
+    Args:
+        pack: The cells.
+        table: The rows.
+        reduce: Turns logits `[K, B, outputs]` and labels `[B]` into values `[values, K, B]` on the device.
+        should_pause: Called after each batch.
+
+    Raises:
+        PausedError: `should_pause` returned True.
+    """
+    pack.draw_noise()
+    pack.compose()
+    budget = max(1, EVAL_SLOTS[table.device.type] // len(pack.cells))
+    parts = []
+    for batch in table.evaluated(budget):
+        parts.append((batch.rows, reduce(pack.logits(batch), batch.labels)))
+        if should_pause():
+            raise PausedError
+    values = np.empty((*parts[0][1].shape[:2], len(table)))
+    for rows, part in parts:  # only now, since the copy waits for the device
+        values[:, :, rows] = part.cpu().numpy()
+    return values
 
 
 def score_cells(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -146,3 +147,12 @@ def _no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@cache
+def training_stream(device: int) -> torch.cuda.Stream:
+    """The stream that all trainers of a process use.
+
+    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
+    """
+    return torch.cuda.Stream(device)

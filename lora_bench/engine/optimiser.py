@@ -7,7 +7,8 @@ The update is torch's AdamW, the schedule transformers' linear one (`schedule.lr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,7 +51,10 @@ class PackedAdamW:
         steps_taken: How many updates each cell has taken, `[K]`.
         first, second: Adam's moments of each block.
         count: How many steps have been taken, `[1]`. It is on the device, so that a CUDA graph can count.
+        is_recordable: Whether a step does the same whatever its number, so that a CUDA graph can hold it.
     """
+
+    is_recordable: ClassVar[bool] = True
 
     def __init__(self, blocks: Sequence[Block], cells: Sequence[Cell], total_steps: int) -> None:
         self.blocks = list(blocks)
@@ -81,7 +85,7 @@ class PackedAdamW:
         norms = self.norms(gradients)
         self.active.logical_and_(torch.isfinite(losses) & torch.isfinite(norms))
         self.steps_taken += self.active
-        clip = torch.ones_like(norms) if self.clips is None else (self.clips / (norms + CLIP_EPSILON)).clamp(max=1)
+        clip = self.clipping(norms)
         # Rows are selected by a tensor: a CUDA graph would record a Python number as a constant.
         multiplier, corrections = (
             table.index_select(0, self.count)[0] for table in (self.lr_multipliers, self.corrections)
@@ -92,6 +96,17 @@ class PackedAdamW:
             by_row = by_row._replace(lr=by_row.lr * block.lrs)  # here the learning rate is applied
             self._update(block, gradient, (self.first[index], self.second[index]), by_row, corrections)
         return norms
+
+    def clipping(self, norms: Tensor) -> Tensor:
+        """What each cell's gradient is multiplied by to clip its norm, `[K]`, at most 1."""
+        return torch.ones_like(norms) if self.clips is None else (self.clips / (norms + CLIP_EPSILON)).clamp(max=1)
+
+    def memory(self) -> dict[str, Tensor]:
+        """What the next step depends on beside values, moments and counts, by name, on the CPU; for packs of one."""
+        return {}
+
+    def load_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Overwrite it with what `memory` has returned."""
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """The 2-norm of the gradient of all that each cell trains, `[K]`."""

@@ -6,8 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -16,19 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_bench import methods
 from lora_bench.callbacks import Callback, EpochMetrics, PackEnd, PackStart, StepBlock
-from lora_bench.data.windows import EVAL_SLOTS
+from lora_bench.cell import Cell
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters import first_step
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Batch, Form, Ints, Table, slices
-from lora_bench.engine.evaluation import Scores, decide, evaluated_rows, score_cells
-from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes
+from lora_bench.engine.evaluation import PausedError, Scores, Split, decide, evaluated_rows, reduce_rows, score_cells
+from lora_bench.engine.graphs import MAX_WORK, StepGraphs, choose_shapes, training_stream
 from lora_bench.engine.losses import batch_losses
 from lora_bench.engine.masks import Masks
-from lora_bench.engine.optimiser import PackedAdamW
 from lora_bench.engine.progress import Progress
+from lora_bench.engine.ruled_optimiser import optimiser_of
 from lora_bench.engine.schedule import lr_multipliers
+from lora_bench.engine.step_rules import StepRules
+from lora_bench.methods.rules import Step
 from lora_bench.tasks.metrics import task_metric
 from lora_bench.tasks.task import Task
 
@@ -36,23 +38,6 @@ if TYPE_CHECKING:
     import evaluate  # type: ignore[import-untyped, unused-ignore]
 
 MASK_WINDOWS = 8  # mask buffers grow by multiples of this many windows (chosen), so that they are seldom replaced
-
-
-@dataclass(frozen=True)
-class Split:
-    """The rows to evaluate on.
-
-    Attributes:
-        table: The rows.
-        parts: For a task with several evaluation splits (MNLI), the rows of each by name.
-    """
-
-    table: Table
-    parts: dict[str, slice] | None = None
-
-
-class PausedError(Exception):
-    """An evaluation was interrupted by a pause, and has to be done again."""
 
 
 class Trainer:
@@ -90,7 +75,8 @@ class Trainer:
         self.seed, self.epochs, self.batch_size = cell.seed, cell.epochs, cell.batch_size
         self.steps_per_epoch = math.ceil(len(table) / cell.batch_size)
         self.blocks = pack.blocks()
-        self.optimiser = PackedAdamW(self.blocks, pack.cells, self.total_steps)
+        self.optimiser = optimiser_of(pack, self.total_steps, lambda: table.batches(self.batch_rows(1)))
+        self.rules = StepRules(pack.bank.groups, self.total_steps, len(table))
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
         self.graphs = StepGraphs()
@@ -99,7 +85,7 @@ class Trainer:
         self._mask_buffers: dict[int, tuple[Form, Masks]] = {}
         self._callbacks: tuple[Callback, ...] = ()
         on_gpu = self.device.type == "cuda"
-        self._stream = _stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
+        self._stream = training_stream(torch.empty(0, device=self.device).get_device()) if on_gpu else None
         if any(first_step.starts_from_first_step(group) for group in pack.bank.groups):
             (batch,) = table.batches([self.batch_rows(1)[0]])
             with self._on_stream():
@@ -142,6 +128,11 @@ class Trainer:
     def total_steps(self) -> int:
         """The number of steps of the whole training."""
         return self.steps_per_epoch * self.epochs
+
+    @property
+    def last_step(self) -> Step:
+        """The step that was taken last, as methods see it."""
+        return Step(self.steps, self.total_steps, len(self.table))
 
     @property
     def finished(self) -> bool:
@@ -194,7 +185,8 @@ class Trainer:
         forms = Counter(self.table.layout(rows).form for rows in batches)
         mean = sum(form.slots * count for form, count in forms.items()) / len(batches)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        if self._stream is not None and self.pack.backbone.fused is not None and work <= MAX_WORK:
+        is_recordable = self.pack.backbone.fused is not None and self.optimiser.is_recordable
+        if self._stream is not None and is_recordable and work <= MAX_WORK:
             share = (steps or self.total_steps) / len(batches)
             self.graphs.forms = choose_shapes({form: round(count * share) for form, count in forms.items()})
 
@@ -215,6 +207,15 @@ class Trainer:
                 if should_pause is not None and should_pause(step):
                     break
             return torch.stack(values)
+
+    def memory(self, position: int) -> dict[str, Tensor]:
+        """What a cell's next step depends on beside values, moments and counts, by name; empty for most methods."""
+        return self.rules.memory(position) | self.optimiser.memory()
+
+    def load_memory(self, position: int, memory: Mapping[str, Tensor]) -> None:
+        """Overwrite it with what `memory` has returned."""
+        self.rules.load_memory(position, memory)
+        self.optimiser.load_memory(memory)
 
     def probe_memory(self) -> None:
         """Take a step on the largest batch of the first epoch that updates nothing, to see how much memory it takes."""
@@ -241,6 +242,7 @@ class Trainer:
             `[2, K]`: the losses before the update, and the norms of the gradients before clipping.
         """
         self.generator.manual_seed(randomness.seed_of(self.seed, "dropout", self.steps))
+        self.pack.draw_noise("step", self.steps)
         self.steps += 1
 
         def draw_masks(masks: Masks) -> None:
@@ -252,6 +254,7 @@ class Trainer:
         """The part of a step that a CUDA graph can record: everything but drawing masks."""
         losses, gradients = self._gradients(batch, masks)
         norms = self.optimiser.step(gradients, losses)
+        self.rules.after_step(self.optimiser, gradients, norms)
         # One tensor, so that a replayed graph's output is copied by one kernel, and an epoch's by one transfer.
         return torch.stack([losses, norms])
 
@@ -262,6 +265,7 @@ class Trainer:
         """
         self.pack.compose()
         losses = batch_losses(self.pack.logits(batch, masks), batch.labels, batch.weights)
+        losses = self.rules.penalised(losses, self.optimiser.count)
         gradients = torch.autograd.grad(losses.sum(), [block.matrix for block in self.blocks])
         return losses.detach(), gradients
 
@@ -321,7 +325,8 @@ class Trainer:
                 progress.add_held_out_scores(*held_out_scores[index])
             if progress.diverged is None and not np.isfinite(predictions[k]).all():
                 progress.diverged = f"outputs not finite after epoch {epoch}"
-            if progress.diverged is None and progress.improved(self.task.main_metric):
+            is_candidate = progress.diverged is None and self._meets_budget(progress.cell)
+            if is_candidate and progress.improved(self.task.main_metric):
                 improved.append(k)
         for k, state in zip(improved, self.pack.states(improved), strict=True):
             progress = self.progress[k]
@@ -339,6 +344,10 @@ class Trainer:
         for callback in self._callbacks:
             callback.on_epoch_evaluated(metrics)
 
+    def _meets_budget(self, cell: Cell) -> bool:
+        """Whether the cell is as small after this step as its method states: an epoch before is not to be selected."""
+        return methods.of(cell).meets_budget(cell, self.last_step)
+
     @cached_property
     def _metric(self) -> evaluate.Metric:
         """The task's metrics. `evaluate` takes seconds to import, so only what is evaluated waits for it."""
@@ -352,7 +361,7 @@ class Trainer:
         Raises:
             PausedError: A callback asked for a pause.
         """
-        rows = self._forward(table, evaluated_rows)
+        rows = reduce_rows(self.pack, table, evaluated_rows, self._should_pause)
         labels = table.labels.cpu().numpy()
         return rows[0], score_cells(self._metric, rows[:, cells], labels, parts)
 
@@ -365,34 +374,6 @@ class Trainer:
         Raises:
             PausedError: A callback asked for a pause.
         """
-        predictions: NDArray[np.float64] = self._forward(table, lambda logits, _: decide(logits)[None])[0]
+        rows = reduce_rows(self.pack, table, lambda logits, _: decide(logits)[None], self._should_pause)
+        predictions: NDArray[np.float64] = rows[0]
         return predictions
-
-    @torch.no_grad()
-    def _forward(self, table: Table, reduce: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float64]:
-        """What `reduce` makes of all rows, `[values, K, rows]` in the table's order.
-
-        Args:
-            table: The rows.
-            reduce: Turns logits `[K, B, outputs]` and labels `[B]` into values `[values, K, B]` on the device.
-        """
-        self.pack.compose()
-        budget = max(1, EVAL_SLOTS[table.device.type] // len(self.pack.cells))
-        parts = []
-        for batch in table.evaluated(budget):
-            parts.append((batch.rows, reduce(self.pack.logits(batch), batch.labels)))
-            if self._should_pause():
-                raise PausedError
-        values = np.empty((*parts[0][1].shape[:2], len(table)))
-        for rows, part in parts:  # only now, since the copy waits for the device
-            values[:, :, rows] = part.cpu().numpy()
-        return values
-
-
-@cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """The stream that all trainers of a process use.
-
-    cuBLAS allocates a workspace of 64 MiB for every stream that it sees, and never frees it.
-    """
-    return torch.cuda.Stream(device)

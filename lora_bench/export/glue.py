@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from lora_bench.data import DataSource
 from lora_bench.data.tokens import tokenize
-from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.evaluation import Split
+from lora_bench.engine.trainer import Trainer
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
 from lora_bench.export.folders import complete_folder

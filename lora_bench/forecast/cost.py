@@ -19,16 +19,16 @@ from lora_bench.cell import Cell
 from lora_bench.data import windows
 from lora_bench.forecast import families
 from lora_bench.forecast.demand import (
-    FLOAT32_BYTES,
     ITEM_BYTES,
     NO_BASES,
     Bases,
     count_adapters,
     lasting_bases,
-    trained_values,
+    saved_bytes,
 )
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import Coefficients, Demand
+from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.records.schema import Record
 
 SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
@@ -187,6 +187,7 @@ class Estimate:
             geometry=geometry,
             item_bytes=ITEM_BYTES[first.precision],
             trains_backbone=methods.of(first).trains_backbone,
+            directions=_renewed_directions(first, steps * first.epochs, geometry),
             window=_window_size(first, slots_per_row * SLOT_FILL, task.token_spread),
             longest=_longest(first, slots_per_row * SLOT_FILL, task.token_spread, batch),
             rows=batch,
@@ -207,8 +208,37 @@ class Estimate:
         demand = self.demand(cells, geometry)
         seconds = None
         if self.coefficients is not None and None not in (self.mean_tokens(cells[0]), self._rows(cells[0])):
-            seconds = self.time_factor * demand.seconds(self.coefficients, kept)
+            seconds = demand.seconds(self.coefficients, kept) + self._posterior_seconds(cells, geometry)
+            seconds *= self.time_factor
         return PackCost(seconds, self.memory_factor * demand.bytes(kept), lasting_bases(demand.adapters.bases))
+
+    def _posterior_seconds(self, cells: Sequence[Cell], geometry: Geometry) -> float:
+        """Return the time of fitting and averaging over the posteriors of a pack's cells, one cell after another.
+
+        A fit is a pass over the training rows, an evaluation one over the evaluated rows, in batches of training. A
+        pass is a forward and, where factors are uncertain, a backward for each class: a half step each.
+        """
+        outputs = tasks.of(cells[0]).num_outputs
+        counts = Counter((cell.method, cell.rank, cell.targets) for cell in cells if methods.of(cell).posterior)
+        if outputs == 1 or self.coefficients is None or not counts:
+            return 0.0
+        holds_out = cells[0].select == "held-out"
+        rows, eval_rows = self._rows(cells[0], holds_out) or UNKNOWN_ROWS
+        evaluated = (rows * (HELD_OUT_FRACTION if holds_out else 0) + eval_rows) / cells[0].batch_size
+        batches = rows / cells[0].batch_size + evaluated
+        seconds = 0.0
+        for cell in {(cell.method, cell.rank, cell.targets): cell for cell in cells}.values():
+            posterior = methods.of(cell).posterior
+            if posterior is not None:
+                step = self.demand([cell], geometry).step_seconds(self.coefficients)
+                halves, passes = 1, batches
+                match posterior:
+                    case FisherPosterior(over):
+                        halves += outputs if over == "factors" else 0
+                    case SampledPosterior(draws):
+                        passes = draws * evaluated
+                seconds += counts[cell.method, cell.rank, cell.targets] * passes * halves / 2 * step
+        return seconds
 
     def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
         """Return the time of a pack; None if the device, the model or the length of the data is not known."""
@@ -236,8 +266,8 @@ class Estimate:
         _, eval_rows = self._rows(cells[0]) or UNKNOWN_ROWS
         record = RECORD_BYTES + EPOCH_BYTES * cells[0].epochs + PREDICTION_BYTES * eval_rows
         saved = [cell for cell in cells if saves and not methods.of(cell).trains_backbone]
-        values = sum(trained_values(cell, geometry, task.num_outputs) for cell in saved)
-        return len(cells) * record + len(saved) * ADAPTER_BYTES + values * FLOAT32_BYTES
+        values = sum(saved_bytes(cell, geometry, task.num_outputs) for cell in saved)
+        return len(cells) * record + len(saved) * ADAPTER_BYTES + values
 
     def cells_per_pack(self, cell: Cell, kind: str, model: str) -> int:
         """Return how many cells fill a device.
@@ -291,6 +321,16 @@ class Estimate:
             time_factor=median(time_ratios) if time_ratios else 1.0,
             memory_factor=median(memory_ratios) if memory_ratios else 1.0,
         )
+
+
+def _renewed_directions(cell: Cell, steps: int, geometry: Geometry) -> float:
+    """Return the singular directions of gradients that are computed in all steps, where a rule projects them."""
+    rule = methods.of(cell).weights(cell)
+    if rule is None or rule.projection is None:
+        return 0.0
+    active = 1.0 if rule.layers is None else min(1.0, rule.layers.count / geometry.layers)
+    renewals = 1 + (steps * active) // rule.projection.gap
+    return renewals * geometry.stored_layers * geometry.hidden * len(geometry.adapted("attention+dense"))
 
 
 def _window_size(cell: Cell, mean: float, spread: float) -> int:

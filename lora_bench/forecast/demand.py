@@ -18,7 +18,7 @@ from operator import attrgetter
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.forecast.geometry import JOINED, Geometry
-from lora_bench.methods.recipe import Basis, Factor, FirstStep, Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.recipe import Assigned, Basis, Factor, FirstStep, Normal, Orthonormal, Recipe, Shape, Uniform
 
 ITEM_BYTES = {"bf16": 2, "float32": 4, "float64": 8}
 FLOAT32_BYTES = 4  # frozen factors and bases are kept in float32, whatever the model's precision
@@ -119,6 +119,8 @@ class _Adapter:
         remakes: whether every step recomputes its operands by products with matrices as large as weights.
         bases: the decompositions that it starts from.
         trained: the values of a layer that train.
+        once: the values that all weights train together.
+        compact_bytes: the bytes of a layer in a saved adapter.
     """
 
     storage: tuple[str, ...]
@@ -130,6 +132,8 @@ class _Adapter:
     remakes: bool
     bases: Bases
     trained: int
+    once: int
+    compact_bytes: int
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,8 @@ def _adapter_of(settings: _Settings, geometry: Geometry) -> _Adapter:
         remakes=multiplies_bases or recipe.normalises,
         bases=frozenset(_bases(factors)),
         trained=sum(trained for trained, _ in counts),
+        once=recipe.once(cell, set(shapes.values())),
+        compact_bytes=sum(recipe.compact_bytes(cell, shape) for shape in shapes.values()),
     )
 
 
@@ -175,14 +181,21 @@ def _interned(factor: Factor) -> Factor:
     return factor
 
 
-def trained_values(cell: Cell, geometry: Geometry, outputs: int) -> int:
-    """Return the values that a cell trains, those of its head among them; without padding and without the encoder's."""
-    return adapter_values(cell, geometry) + _head_values(geometry, outputs)
-
-
 def adapter_values(cell: Cell, geometry: Geometry) -> int:
     """Return the values that a cell's adapter trains, as records count them: without the head."""
-    return geometry.stored_layers * _adapter(cell, geometry).trained if methods.of(cell).adapts else 0
+    if not methods.of(cell).adapts:
+        return 0
+    adapter = _adapter(cell, geometry)
+    return geometry.stored_layers * adapter.trained + adapter.once
+
+
+def saved_bytes(cell: Cell, geometry: Geometry, outputs: int) -> int:
+    """Return the bytes of the values in a saved adapter and its head, in float32; without the encoder's."""
+    head = FLOAT32_BYTES * _head_values(geometry, outputs)
+    if not methods.of(cell).adapts:
+        return head
+    adapter = _adapter(cell, geometry)
+    return geometry.stored_layers * adapter.compact_bytes + FLOAT32_BYTES * adapter.once + head
 
 
 def _head_values(geometry: Geometry, outputs: int) -> int:
@@ -233,17 +246,26 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
     """
     first, cells = next(iter(members))[0], sum(members.values())
     recipe, trained, frozen, drawn = first.recipe, 0, 0, 0
+    counted: set[tuple[object, ...]] = set()  # the shared factors that train, which several products may have
     for product, shape in {_product(role): shape for role, shape in first.shapes.items()}.items():
         weights = geometry.stored_layers * sum(_product(role) == product for role in first.shapes)
         # The same factor of all cells of the group.
         for factors in zip(*(adapter.factors[product] for adapter, _ in members), strict=True):
             one = factors[0]
+            if one.shared and one.trainable:
+                key = (one.name, *((factor.rows, factor.cols) for factor in factors))
+                if key in counted:
+                    continue
+                counted.add(key)
             count = 1 if one.shared else weights
             size = count * max(factor.rows for factor in factors) * max(factor.cols for factor in factors)
             # A frozen basis that is the same for all cells is stored once.
             is_same = all(factor is one for factor in factors)
             stored_once = isinstance(one.start, Basis) and not one.trainable and is_same
             trained += size * cells if one.trainable else 0
+            # The assignment is an int64, and a step has the value and its entry in a table beside it: as four values.
+            frozen += 3 * size * cells if isinstance(one.start, Assigned) else 0
+            frozen += size * cells * sum(factor == one.name for factor in recipe.memory.values())
             frozen += 0 if one.trainable and not recipe.subtracts_start else size * (1 if stored_once else cells)
             distinct = {(id(factor), seed): factor for factor, (_, seed) in zip(factors, members, strict=True)}
             drawn += count * sum(map(_drawn_values, distinct.values()))
@@ -253,7 +275,7 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
 
 def _drawn_values(factor: Factor) -> int:
     """Return the random values to draw for a factor of one weight."""
-    draws = {Normal: 1, Uniform: 1, Orthonormal: QR_DRAWS}.get(type(factor.start), 0)
+    draws = {Normal: 1, Uniform: 1, Assigned: 1, Orthonormal: QR_DRAWS}.get(type(factor.start), 0)
     return draws * factor.rows * factor.cols
 
 
@@ -270,5 +292,12 @@ def _bases(factors: Mapping[str, Iterable[Factor]]) -> Iterator[tuple[str, str]]
                 yield "step", role
             elif decomposition == "joint-svd" and role in JOINED:
                 yield "common", JOINED[0]
-            elif decomposition in ("svd", "balanced-svd", "singular-vectors", "minor-vectors", "joint-svd"):
+            elif decomposition in (
+                "svd",
+                "balanced-svd",
+                "singular-vectors",
+                "minor-svd",
+                "minor-vectors",
+                "joint-svd",
+            ):
                 yield "svd", role

@@ -47,6 +47,7 @@ class Demand:
         geometry: the encoder's sizes.
         item_bytes: bytes of a value in the pack's precision.
         trains_backbone: whether the encoder's own weights train.
+        directions: singular directions of gradients that a rule computes in all steps.
         window: slots of the windows that most batches have.
         longest: the tokens of the longest sequence of a usual batch: the width of its padded rows.
         rows: sequences of a batch.
@@ -64,6 +65,7 @@ class Demand:
     geometry: Geometry
     item_bytes: int
     trains_backbone: bool
+    directions: float
     window: int
     longest: float
     rows: int
@@ -159,7 +161,7 @@ class Demand:
     def _setup_seconds(self, coefficients: Coefficients, kept: Bases) -> float:
         directions = demand.singular_directions(self.adapters.bases - kept, self.geometry)
         drawing = coefficients.get("draw", 0.0) * self.adapters.drawn
-        return coefficients["setup"] + drawing + coefficients.get("direction", 0.0) * directions
+        return coefficients["setup"] + drawing + coefficients.get("direction", 0.0) * (directions + self.directions)
 
     def bytes(self, kept: Bases = NO_BASES) -> float:
         """Return the peak of device memory: what is always there, and a training step or an evaluation.

@@ -19,15 +19,16 @@ from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from lora_bench import plugins
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
-from lora_bench.methods.recipe import Recipe
+from lora_bench.methods.recipe import Kind, Recipe
 from lora_bench.methods.return_values import check_returns
+from lora_bench.methods.rules import Posterior
 from lora_bench.plugins import Plugin
 
 GROUP = "lora_bench.methods"
@@ -53,6 +54,14 @@ def get(name: str) -> Recipe:
         raise BenchError(f"The method '{name}' cannot be loaded: {_broken[name]}.", hint, MISSING)
     error = unknown("method", name, _recipes)
     raise BenchError(error.what, f"{error.hint} A method of your own: --include FILE.")
+
+
+def by_kind() -> dict[Kind, list[Recipe]]:
+    """Return the recipes by what they change, in the order of `Kind`; kinds without a method are left out."""
+    kinds: dict[Kind, list[Recipe]] = {kind: [] for kind in get_args(Kind)}
+    for recipe in _recipes.values():
+        kinds[recipe.kind].append(recipe)
+    return {kind: recipes for kind, recipes in kinds.items() if recipes}
 
 
 def of(cell: Cell) -> Recipe:
@@ -130,6 +139,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a word", lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,100}", value) is not None),
     "title": ("a text", lambda value: isinstance(value, str)),
     "source": ("a text", lambda value: isinstance(value, str)),
+    "kind": (f"one of {', '.join(get_args(Kind))}", lambda value: value in get_args(Kind)),
     "default_lr": (
         "a positive number",
         lambda value: type(value) in (int, float) and 0 < value < math.inf,
@@ -142,10 +152,24 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         "a mapping of parameters to values",
         lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
     ),
+    "gate": ("the name of a factor, or ''", lambda value: isinstance(value, str)),
+    "memory": (
+        "a mapping of names to factors",
+        lambda value: isinstance(value, Mapping) and all(isinstance(word, str) for word in (*value, *value.values())),
+    ),
     **dict.fromkeys(
-        ("trains_backbone", "subtracts_start", "normalises", "full_width"),
+        (
+            "trains_backbone",
+            "starts_as_base",
+            "subtracts_start",
+            "normalises",
+            "full_width",
+            "penalty_mean",
+            "penalty_steps",
+        ),
         ("True or False", lambda value: isinstance(value, bool)),
     ),
+    "posterior": ("a posterior of methods.rules, or None", lambda value: isinstance(value, Posterior | None)),
 }
 
 

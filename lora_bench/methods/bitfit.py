@@ -25,6 +25,7 @@ class BitFit(Recipe):
     name = "bitfit"
     title = "BitFit (linear layers)"
     source = "arXiv 2106.10199"
+    kind = "scales and shifts"
     parameters = frozenset({"targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"targets": "attention+dense"}
     default_lr = 2e-3

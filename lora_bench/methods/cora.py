@@ -24,6 +24,7 @@ class Cora(Recipe):
     name = "cora"
     title = "CoRA, frozen basis (our port)"
     source = "arXiv 2409.02119, strategy 1"
+    kind = "low-rank pairs"
     default_lr = 1e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:

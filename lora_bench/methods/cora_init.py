@@ -22,6 +22,7 @@ class CoraInit(Recipe):
     name = "cora-init"
     title = "CoRA, basis as start (our port)"
     source = "arXiv 2409.02119, strategy 2"
+    kind = "low-rank pairs"
     default_lr = 5e-4
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:

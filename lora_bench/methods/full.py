@@ -11,6 +11,7 @@ class Full(Unadapted):
     name = "full"
     title = "Full fine-tuning"
     source = "the usual baseline"
+    kind = "whole weights"
     default_lr = 2e-5
     trains_backbone = True
 

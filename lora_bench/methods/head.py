@@ -13,6 +13,7 @@ class Head(Unadapted):
     name = "head"
     title = "Head only (control)"
     source = "control row, ours"
+    kind = "controls"
     default_lr = 1e-3
 
 

@@ -27,6 +27,7 @@ class IA3(Recipe):
     name = "ia3"
     title = "(IA)³"
     source = "arXiv 2205.05638"
+    kind = "scales and shifts"
     parameters = frozenset({"targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"targets": "kv+ffn"}
     default_lr = 5e-3

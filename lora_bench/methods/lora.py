@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Factor, Recipe, Shape, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import Factor, Kind, Recipe, Shape, Uniform, Update, Zeros, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,7 @@ class Lora(Recipe):
     name = "lora"
     title = "LoRA"
     source = "arXiv 2106.09685"
+    kind: ClassVar[Kind] = "low-rank pairs"
     default_lr = 5e-4
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:

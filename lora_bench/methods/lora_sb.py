@@ -34,6 +34,7 @@ class LoraSB(Recipe):
     name = "lora-sb"
     title = "LoRA-SB"
     source = "arXiv 2411.19557"
+    kind = "inside frozen factors"
     parameters = frozenset({"rank", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "targets": "attention"}
     default_lr = 1e-3

@@ -30,6 +30,7 @@ class MeLora(Recipe):
     name = "melora"
     title = "MELoRA"
     source = "arXiv 2402.17263"
+    kind = "low-rank pairs"
     parameters = frozenset({"rank", "a", "alpha", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 8, "a": 2, "alpha": 16.0, "targets": "attention"}
     default_lr = 4e-4

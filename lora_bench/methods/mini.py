@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Start, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import Factor, Kind, Normal, Recipe, Shape, Start, Uniform, Update, Zeros, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ class Mini(Recipe):
     name = "mini"
     title = "LoRA-Mini"
     source = "arXiv 2411.15804"
+    kind: ClassVar[Kind] = "inside frozen factors"
     parameters = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {**Recipe.defaults, "a": 64, "b": 64, "init": "default"}
     default_lr = 2e-3

@@ -21,6 +21,7 @@ class MiniPlus(MiniVariant):
 
     name = "mini-plus"
     title = "LoRA-Mini, B at 16 × (ours)"
+    kind = "controls"
     default_lr = 5e-4
     ratio: ClassVar[float] = 16.0
 

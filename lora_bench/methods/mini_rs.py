@@ -21,6 +21,7 @@ class MiniRs(MiniVariant):
 
     name = "mini-rs"
     title = "LoRA-Mini, alpha / √r (ours)"
+    kind = "controls"
     default_lr = 1e-3
 
     def scale(self, cell: Cell) -> float:

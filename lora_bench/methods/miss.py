@@ -26,6 +26,7 @@ class Miss(Recipe):
     name = "miss"
     title = "MiSS"
     source = "arXiv 2409.15371"
+    kind = "low-rank pairs"
     parameters = frozenset({"rank", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "targets": "attention"}
     default_lr = 1e-3

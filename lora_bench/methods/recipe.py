@@ -9,11 +9,12 @@ and every weight of one shape. Nothing here imports torch: `update` uses operato
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from lora_bench.errors import BenchError
+from lora_bench.methods.rules import TrainingRules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,9 +72,45 @@ class Blocks:
     """Start with 1 where the column is in the row's slice, 0 elsewhere: equal slices of columns, one for each row."""
 
 
+@dataclass(frozen=True)
+class LogUniform:
+    """Start from the logarithms of U(low, high). The draw is a function of seed, module and factor."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Start from the singular value decomposition of a fresh linear layer, U(±1/√columns) `[rows, columns]`.
+
+    `directions`: the right singular vectors as rows; `log-values`: the logarithms of the singular values, one column.
+    Both are of one draw, a function of seed and module.
+    """
+
+    part: Literal["directions", "log-values"]
+    columns: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """N(0, 1), drawn anew for every step as a function of seed, step, module and factor; 0 outside of training.
+
+    For a frozen factor, which is not saved.
+    """
+
+
 Side = Literal["input", "output"]
 Decomposition = Literal[
-    "svd", "balanced-svd", "singular-vectors", "minor-vectors", "row-norms", "column-norms", "qr", "joint-svd"
+    "svd",
+    "balanced-svd",
+    "singular-vectors",
+    "minor-svd",
+    "minor-vectors",
+    "row-norms",
+    "column-norms",
+    "qr",
+    "joint-svd",
 ]
 
 
@@ -89,6 +126,7 @@ class Basis:
     | `svd`              | `(U S)ᵀ`    | `V`                                                        |
     | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
     | `singular-vectors` | `Uᵀ`        | `V`                                                        |
+    | `minor-svd`        | last of `(U S)ᵀ` | last of `V`: the parts of the smallest singular values |
     | `minor-vectors`    | last of Uᵀ  | last of `V`: the smallest singular values' directions      |
     | `qr`               | rows of `R` | columns of `Q`                                             |
     | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |
@@ -115,8 +153,33 @@ class FirstStep:
     gain: float = 1.0
 
 
+@dataclass(frozen=True)
+class Assigned:
+    """Entries of the trained factor `to` `[1, d]`, which all weights share, over the root of how often each is used.
+
+    Which entry each is, is drawn from the seed, over all weights of a cell: each is used equally often, or once more.
+    Such a factor does not train itself, and its values follow those of the other.
+    """
+
+    to: str
+
+
 Touch = Literal["gain", "stretch", "shift"]
-Start = Zeros | Constant | Normal | Uniform | Orthonormal | Fold | Blocks | Basis | FirstStep
+Start = (
+    Zeros
+    | Constant
+    | Normal
+    | Uniform
+    | Orthonormal
+    | LogUniform
+    | Fresh
+    | Noise
+    | Fold
+    | Blocks
+    | Basis
+    | FirstStep
+    | Assigned
+)
 
 
 @dataclass(frozen=True)
@@ -130,8 +193,10 @@ class Factor:
         start: How it starts.
         trainable: Whether it trains.
         rate: What the cell's learning rate is multiplied by; the same for all cells of a method.
-        shared: Whether all weights share it. Such a factor is frozen, and drawn as a function of seed, size and factor.
+        shared: Whether all weights share it for which it has one size. It is drawn as a function of seed, size and
+            factor. If it trains, it is one matrix, counted and saved once, and the weights' gradients are summed.
         decays: Whether weight decay applies; the same for all cells of a method.
+        is_sparse: Whether only some of its values get a gradient at a time, so that others may never move.
     """
 
     name: str
@@ -142,6 +207,7 @@ class Factor:
     rate: float = 1.0
     shared: bool = False
     decays: bool = True
+    is_sparse: bool = False
 
     @property
     def saved(self) -> bool:
@@ -164,17 +230,33 @@ class Update(NamedTuple):
     shift: Tensor | None = None
 
 
-class Recipe(ABC):
-    """A method. There is one instance of each method, without state.
+# What methods change, in the order of lists.
+Kind = Literal[
+    "low-rank pairs",
+    "inside frozen factors",
+    "shared factors",
+    "rank schedules",
+    "scales and shifts",
+    "whole weights",
+    "posteriors",
+    "controls",
+    "other methods",
+]
+
+
+class Recipe(TrainingRules, ABC):
+    """A method. There is one instance of each method, without state. `TrainingRules` has what few methods need.
 
     Attributes:
         name: The name in commands, configs and records.
         title: The name in tables.
         source: Where the method was published.
+        kind: What the method changes; lists are grouped by it.
         parameters: The fields of a cell that the method has.
         defaults: Their default values.
         default_lr: The default learning rate.
         trains_backbone: Whether the encoder itself trains.
+        starts_as_base: Whether the model without training is the pretrained one.
         subtracts_start: Whether the layer's update is B A minus its value at the start.
         normalises: Whether `gain` is the norm of the rows of W + s B A; the bias is then left as it is.
         full_width: Whether A and B are as large as the weight. Such cells have packs of their own.
@@ -183,10 +265,12 @@ class Recipe(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
+    kind: ClassVar[Kind] = "other methods"
     parameters: ClassVar[frozenset[str]] = frozenset({"rank", "alpha", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 16, "alpha": 16.0, "targets": "attention"}
     default_lr: ClassVar[float]
     trains_backbone: ClassVar[bool] = False
+    starts_as_base: ClassVar[bool] = True
     subtracts_start: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     full_width: ClassVar[bool] = False
@@ -201,7 +285,16 @@ class Recipe(ABC):
 
     @abstractmethod
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """Return how many values train for a weight of this shape, by the published formula."""
+        """Return how many values train for a weight of this shape alone, by the published formula."""
+
+    def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
+        """Return how many values weights train together, by the published formula; counted once for a cell.
+
+        Args:
+            cell: The cell.
+            shapes: The shapes of the weights that it adapts, each once.
+        """
+        return 0
 
     def scale(self, cell: Cell) -> float:
         """Return the factor s of B A: alpha / rank, or 1 for a method that lacks one of them."""
@@ -222,6 +315,18 @@ class Recipe(ABC):
     def layout(self, cell: Cell) -> object:
         """Return what cells must have in common, besides method and targets, to be stacked and padded to one size."""
         return None
+
+    def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
+        """Return what a saved adapter holds of a factor, by kind; `{"": value}` is the factor as it is."""
+        return {"": value}
+
+    def restore(self, cell: Cell, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the factor of which `compact` has returned these parts, for the same update."""
+        return parts[""]
+
+    def compact_bytes(self, cell: Cell, shape: Shape) -> int:
+        """Return how many bytes a saved adapter holds of a weight, without what weights share, in float32."""
+        return 4 * self.trainable(cell, shape)
 
     @property
     def adapts(self) -> bool:

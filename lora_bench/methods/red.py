@@ -28,6 +28,7 @@ class Red(Recipe):
     name = "red"
     title = "RED"
     source = "arXiv 2402.15179"
+    kind = "scales and shifts"
     parameters = frozenset({"targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"targets": "ffn-output"}
     default_lr = 5e-3

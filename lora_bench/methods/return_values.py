@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 from lora_bench.errors import BenchError
 from lora_bench.methods.recipe import Factor, Recipe, Start, Touch, Update
+from lora_bench.methods.rules import WeightRule
 
-_FLAGS = ("trainable", "shared", "decays")
+_FLAGS = ("trainable", "shared", "decays", "is_sparse")
 _TOUCHES = frozenset(get_args(Touch))
 
 
@@ -46,6 +47,18 @@ def _are_touches(value: Any) -> bool:
     return all(isinstance(touch, str) and touch in _TOUCHES for touch in value)
 
 
+def _is_rule(value: Any) -> bool:
+    if not isinstance(value, WeightRule):
+        return value is None
+    projection, layers = value.projection, value.layers
+    return (
+        (projection is None or (_is_count(projection.rank, 1) and _is_count(projection.gap, 1)))
+        and (projection is None or _is_number(projection.scale))
+        and (layers is None or (_is_count(layers.count, 1) and _is_count(layers.interval, 1)))
+        and _is_number(value.epsilon)
+    )
+
+
 _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "factors": (
         "a tuple of Factors, each with a name, positive numbers of rows and cols, and a start",
@@ -53,10 +66,17 @@ _RETURNS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "update": ("an Update", lambda value: isinstance(value, Update)),
     "trainable": ("a number of values", _is_count),
+    "once": ("a number of values", _is_count),
+    "compact_bytes": ("a number of bytes", _is_count),
     "scale": ("a number", _is_number),
     "touches": (f"a tuple of some of {', '.join(sorted(_TOUCHES))}", _are_touches),
     "update_rank": ("a rank or None", lambda value: value is None or _is_count(value)),
     "width": ("a number of rows", _is_count),
+    "penalty_weight": ("a number", _is_number),
+    "remembers": ("True or False", lambda value: isinstance(value, bool)),
+    "cut": ("a number of entries", _is_count),
+    "meets_budget": ("True or False", lambda value: isinstance(value, bool)),
+    "weights": ("a WeightRule with positive counts and sizes, or None", _is_rule),
     "layout": ("something that can be hashed, like a number or a tuple", lambda value: isinstance(value, Hashable)),
 }
 

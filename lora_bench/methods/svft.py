@@ -28,6 +28,7 @@ class Svft(Recipe):
     name = "svft"
     title = "SVFT, plain"
     source = "arXiv 2405.19597"
+    kind = "inside frozen factors"
     parameters = frozenset({"targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"targets": "attention"}
     default_lr = 1e-2

@@ -27,6 +27,7 @@ class TinyLora(Recipe):
     name = "tinylora"
     title = "TinyLoRA"
     source = "arXiv 2602.04118"
+    kind = "inside frozen factors"
     parameters = frozenset({"rank", "a", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 2, "a": 64, "targets": "attention"}
     default_lr = 5e-4

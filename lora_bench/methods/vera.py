@@ -25,6 +25,7 @@ class Vera(Recipe):
     name = "vera"
     title = "VeRA"
     source = "arXiv 2310.11454"
+    kind = "inside frozen factors"
     parameters = frozenset({"rank", "targets"})
     defaults: ClassVar[Mapping[str, int | float | str]] = {"rank": 256, "targets": "attention"}
     default_lr = 1e-2

@@ -29,6 +29,7 @@ class XS(Recipe):
     name = "xs"
     title = "LoRA-XS"
     source = "arXiv 2405.17604"
+    kind = "inside frozen factors"
     default_lr = 1e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:

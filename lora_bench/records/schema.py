@@ -183,6 +183,28 @@ class SearchInfo(_Part):
     edges: tuple[str, ...] = ()
 
 
+class PosteriorInfo(_Part):
+    """What averaging over a posterior gives, at the epoch of the score, for a method that has one.
+
+    Attributes:
+        metrics: The metrics on the evaluation splits, from averaged probabilities.
+        calibration: `nll`, `ece` and `brier` of the averaged probabilities on the evaluation splits.
+        before: The same of what was trained, without the posterior.
+        held_out: The metrics on the rows held out from the train split; None if there are none.
+        held_out_calibration: The calibration on these rows.
+        prior_precision: The precision of the Gaussian prior, where it was fitted.
+        seconds: The time of the cell's fit and evaluation.
+    """
+
+    metrics: dict[str, Finite | None]
+    calibration: dict[str, Finite | None]
+    before: dict[str, Finite | None]
+    held_out: dict[str, Finite | None] | None = None
+    held_out_calibration: dict[str, Finite | None] | None = None
+    prior_precision: Finite | None = None
+    seconds: Finite
+
+
 class Record(_Part):
     """A finished cell.
 
@@ -209,6 +231,7 @@ class Record(_Part):
             gradient norm was not finite (or the last step of the epoch after which the outputs were not finite). None
             for other cells, and in records from before these were stored.
         search: The search for its rates; None if they were given.
+        posterior: What averaging over a posterior gives; None for a method without one, and for a regression.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -231,6 +254,7 @@ class Record(_Part):
     environment: dict[str, str] = {}
     last_steps: tuple[TrainingStep, ...] | None = None
     search: SearchInfo | None = None
+    posterior: PosteriorInfo | None = None
 
     @property
     def is_search(self) -> bool:

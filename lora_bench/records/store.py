@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from lora_bench.errors import MISSING, NOTHING, SOME_FAILED, USAGE, BenchError, of_the_system
 from lora_bench.records import archive
 from lora_bench.records.files import read_file, write_atomically
+from lora_bench.records.metric_columns import metric_columns
 from lora_bench.records.schema import NEWER, SCHEMA, Record
 from lora_bench.records.seal import seal, unseal
 from lora_bench.text import clean, counted, sheet
@@ -316,31 +317,21 @@ def _read_once(results: Path) -> Loaded:
 def row(record: Record) -> dict[str, object]:
     """Return the values of a record by column; None where there is no value.
 
-    `<metric>_best` is the metric, or `nll`, `ece` or `brier`, at the best epoch of the main metric. Columns beyond
-    `COLUMNS` are there if the record has a value for them.
+    `<metric>_best` is the metric, or `nll`, `ece` or `brier`, at the best epoch of the main metric. For a method with a
+    posterior, `<name>_posterior` is each of them with averaged probabilities at the epoch of the score, and
+    `nll_score`, `ece_score` and `brier_score` are those before. Columns beyond `COLUMNS` are there if the record has a
+    value for them.
     """
     values: dict[str, object] = dict(vars(record.cell))
     values |= {name: value for name, value in vars(record).items() if name in _RECORD_FIELDS}
     for part in (record.counts, record.timing, record.data):
         values |= vars(part) if part is not None else {}
-    metrics = _metric_columns(record)
+    metrics = metric_columns(record)
     values |= record.environment | metrics
     values["cell"] = f"{LABEL}{record.id}"
     values["search"] = None if record.search is None else record.search.role
     further = [name for name in (*FURTHER, *metrics) if name not in COLUMNS and values.get(name) is not None]
     return {column: values.get(column) for column in (*COLUMNS, *further)}
-
-
-def _metric_columns(record: Record) -> dict[str, object]:
-    if not record.epochs:
-        return {}
-    best = next((epoch for epoch in record.epochs if epoch.epoch == record.best_epoch), None)
-    values: dict[str, object] = {}
-    for which, epoch in (("last", record.epochs[-1]), ("best", best)):
-        # The task's metrics come second: one of a user's task may be named like a value of the calibration.
-        both = {} if epoch is None else (epoch.calibration or {}) | epoch.metrics
-        values |= {f"{name}_{which}": value for name, value in both.items()}
-    return values
 
 
 def metrics_frame(records: Iterable[Record]) -> DataFrame:

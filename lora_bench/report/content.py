@@ -17,6 +17,7 @@ from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statist
 from lora_bench.report.numbers.entries import Scope, comparable_scopes
 from lora_bench.report.numbers.epochs import epoch_tables
 from lora_bench.report.numbers.frame import cell_frame
+from lora_bench.report.numbers.posteriors import posterior_tables
 from lora_bench.report.numbers.searches import search_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
 from lora_bench.report.numbers.verdict import verdict_tables
@@ -121,7 +122,7 @@ def gather(loaded: Loaded, vs_paper: bool = False, compare: Comparisons | None =
     return Content(
         cells,
         sections,
-        (*tables, *search_tables(loaded.records), *missing_score_tables(cells)),
+        (*tables, *posterior_tables(cells), *search_tables(loaded.records), *missing_score_tables(cells)),
         tuple(findings),
         loaded.broken,
     )

@@ -34,6 +34,7 @@ COST_FACTOR = 20  # both are at least this many times what the last checkpoint t
 
 # The names in the file of what `TrainingState.states` holds: the values, and Adam's first and second moments.
 KINDS = ("now", "first", "second")
+MEMORY = "memory"  # before the names of what `TrainingState.memory` holds
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class TrainingState:
         steps: How many steps its pack has taken.
         steps_taken: How many of them updated the cell: fewer, if it has diverged.
         states: What it trains, and the first and second moments of that.
+        memory: What its method and its optimiser remember between steps beside these, by name (`Trainer.memory`).
     """
 
     progress: Progress
     steps: int
     steps_taken: int
     states: tuple[State, State, State]
+    memory: Mapping[str, Tensor]
 
 
 class Checkpointer:
@@ -173,7 +176,11 @@ class CellCheckpoint:
             progress.state = like(tensors.get(f"{entry.position}.best", vectors["now"]))
             progress.predictions = tensors[f"{entry.position}.predictions"].numpy()
         values, first, second = (like(vectors[kind]) for kind in KINDS)
-        return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second))
+        prefix = f"{entry.position}.{MEMORY}."
+        memory = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if any(memory[name].shape != value.shape for name, value in fresh.memory.items()):
+            raise ValueError("the checkpoint remembers another number of values")
+        return TrainingState(progress, entry.steps, entry.steps_taken, (values, first, second), memory)
 
 
 def find(job: Job, fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
@@ -241,7 +248,7 @@ def copy_states(trainer: Trainer) -> list[TrainingState]:
     )
     steps_taken = optimiser.steps_taken.tolist()
     return [
-        TrainingState(progress, trainer.steps, steps_taken[k], (values[k], first[k], second[k]))
+        TrainingState(progress, trainer.steps, steps_taken[k], (values[k], first[k], second[k]), trainer.memory(k))
         for k, progress in enumerate(trainer.progress)
     ]
 
@@ -259,6 +266,7 @@ def restore(trainer: Trainer, states: Mapping[str, TrainingState]) -> None:
     for position, cell_state in enumerate(in_order):
         for matrices, state in zip((None, optimiser.first, optimiser.second), cell_state.states, strict=True):
             trainer.pack.load(position, state, matrices)
+        trainer.load_memory(position, cell_state.memory)
         trainer.progress[position] = cell_state.progress
     (trainer.steps,) = {state.steps for state in in_order}
     trainer.epoch = max(len(state.progress.metrics) for state in in_order)
@@ -294,6 +302,7 @@ def _tensors(states: Sequence[TrainingState]) -> dict[str, Tensor]:
     for position, cell_state in enumerate(states):
         progress = cell_state.progress
         vectors = {kind: state.flat() for kind, state in zip(KINDS, cell_state.states, strict=True)}
+        vectors |= {f"{MEMORY}.{name}": value for name, value in cell_state.memory.items()}
         vectors["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
         vectors["recent_steps"] = torch.from_numpy(progress.recent_steps)
         if progress.state is not None and progress.predictions is not None:

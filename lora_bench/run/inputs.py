@@ -19,8 +19,8 @@ from lora_bench.data.tokens import TokenTable, held_out, join, tokenize
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
+from lora_bench.engine.evaluation import Split
 from lora_bench.engine.shortage import shortages
-from lora_bench.engine.trainer import Split
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.forecast import geometry
 from lora_bench.records.schema import DataInfo

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
+from lora_bench.engine import posterior
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.memory import forget_peak, peak_bytes
@@ -93,7 +94,8 @@ class PackRun:
         trainer.run([self.view, CheckpointCallback(self.checkpointer, trainer)])
         for position, progress in enumerate(trainer.progress):
             if trainer.finished or progress.diverged:
-                self.ended.append(recording.collect(trainer.pack, position, progress))
+                averaged = posterior.evaluate(trainer, progress)
+                self.ended.append(recording.collect(trainer.pack, position, progress, averaged))
         return trainer.finished
 
     def _split_off_diverged(self, trainer: Trainer) -> list[TrainingState]:

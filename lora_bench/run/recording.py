@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from lora_bench.engine.adapters.pack import Pack
-from lora_bench.engine.adapters.saved import stored_bytes
+from lora_bench.engine.adapters.saved import compacted, stored_bytes
+from lora_bench.engine.posterior import PosteriorScores
 from lora_bench.engine.progress import Progress
-from lora_bench.records.schema import AnyFloat, Counts, DataInfo, Epoch, Record, Timing, TrainingStep
+from lora_bench.records.schema import AnyFloat, Counts, DataInfo, Epoch, PosteriorInfo, Record, Timing, TrainingStep
 from lora_bench.run.outcome import protocol
 from lora_bench.tasks import Task
 
@@ -23,31 +24,35 @@ class EndedCell:
     Attributes:
         progress: Its losses, metrics and predictions.
         counts: The numbers of its trained parameters.
+        posterior: What its posterior gives, if it has one.
     """
 
     progress: Progress
     counts: Counts
+    posterior: PosteriorScores | None = None
 
 
-def collect(pack: Pack, index: int, progress: Progress) -> EndedCell:
+def collect(pack: Pack, index: int, progress: Progress, posterior: PosteriorScores | None = None) -> EndedCell:
     """Return what a record needs of the pack, which can be freed afterwards.
 
     Args:
         pack: The pack.
         index: The position of the cell in it.
         progress: The cell's progress.
+        posterior: What its posterior gives, if it has one.
     """
     state = progress.state if progress.state is not None else pack.state(index)
+    stored = compacted(progress.cell, state.adapter)
     counts = Counts(
         adapter_params=pack.adapter_params(index),
         head_params=pack.head_params(),
-        adapter_bytes=stored_bytes(state.adapter),
+        adapter_bytes=stored_bytes(stored),
         modules=pack.modules(index),
-        adapter_bytes_fp16=stored_bytes(state.adapter, torch.float16),
+        adapter_bytes_fp16=stored_bytes(stored, torch.float16),
         head_bytes=stored_bytes(state.head),
         head_bytes_fp16=stored_bytes(state.head, torch.float16),
     )
-    return EndedCell(progress, counts)
+    return EndedCell(progress, counts, posterior)
 
 
 def build_record(
@@ -87,6 +92,24 @@ def build_record(
         data=info,
         environment=dict(environment),
         last_steps=_last_steps(progress) if progress.diverged else None,
+        posterior=_posterior(ended),
+    )
+
+
+def _posterior(ended: EndedCell) -> PosteriorInfo | None:
+    """The part of the record on the posterior, with the calibration before it at the same epoch."""
+    averaged, progress = ended.posterior, ended.progress
+    if averaged is None or progress.selected is None:
+        return None
+    held_out = averaged.held_out
+    return PosteriorInfo(
+        metrics=_finite_values(averaged.scores.metrics),
+        calibration=_finite_values(averaged.scores.calibration or {}),
+        before=_finite_values(progress.calibration[progress.selected - 1]),
+        held_out=None if held_out is None else _finite_values(held_out.metrics),
+        held_out_calibration=None if held_out is None else _optional_values(held_out.calibration),
+        prior_precision=None if averaged.prior_precision is None else _finite(averaged.prior_precision),
+        seconds=averaged.seconds,
     )
 
 

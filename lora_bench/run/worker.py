@@ -64,7 +64,8 @@ class Training:
         prepared = self.loader.tables(cells[0], backbone)
         fingerprint = self._fingerprint(prepared.info)
         checkpoints = checkpointing.find(job, fingerprint)
-        starts = {cell_id: saved.decode(parts) for cell_id, parts in job.starts.items()}
+        continuing = {cell.start: cell for cell in job.cells}
+        starts = {cell_id: saved.decode(continuing[cell_id], parts) for cell_id, parts in job.starts.items()}
         build = lambda sample: build_trainer(sample, backbone, prepared, starts)
         by_steps: dict[int, list[Cell]] = {}
         for cell in cells:

@@ -34,3 +34,9 @@ def made_of_data(method: str) -> bool:
     """Whether the method saves frozen factors that cannot be made again without the data."""
     factors = RECIPES[method].factors(cell_of(method), Shape(32, 32))
     return any(factor.saved and not factor.trainable for factor in factors)
+
+
+def starts_from_the_base_loss(method: str) -> bool:
+    """Whether the first loss of training is the pretrained model's: no other start, and no penalty beside it."""
+    recipe = RECIPES[method]
+    return recipe.starts_as_base and not made_of_data(method) and not recipe.has_penalty

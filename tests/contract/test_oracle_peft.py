@@ -237,10 +237,10 @@ def adapter_rates(model: nn.Module, cell: Cell) -> dict[Tensor, float]:
     return {value: group["lr"] for group in made.param_groups for value in group["params"]}
 
 
-def optimiser_for(model: nn.Module, cell: Cell) -> torch.optim.AdamW:
+def optimiser_for(model: nn.Module, cell: Cell, rates: Mapping[Tensor, float]) -> torch.optim.AdamW:
     """AdamW in groups as transformers' Trainer makes them, and the head with its own rate."""
     groups = []
-    adapters = adapter_rates(model, cell)
+    adapters = {**adapter_rates(model, cell), **rates}
     for name, value in model.named_parameters():
         if value.requires_grad:
             decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else cell.weight_decay
@@ -256,19 +256,39 @@ def batches(cell: Cell, rows: int) -> Iterator[list[int]]:
         yield from (order[begin : begin + cell.batch_size] for begin in range(0, rows, cell.batch_size))
 
 
-def their_losses(model: nn.Module, cell: Cell, table: TokenTable) -> list[float]:
+class Extra:
+    """What a method adds to the loop; nothing here.
+
+    Args:
+        rates: The rates of parameters that are not the cell's.
+    """
+
+    def __init__(self, rates: Mapping[Tensor, float] | None = None) -> None:
+        self.rates = rates or {}
+
+    def penalty(self, step: int) -> Tensor | float:
+        """What is added to the loss of a step (from 1)."""
+        return 0.0
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser's step, before gradients are cleared."""
+
+
+def their_losses(model: nn.Module, cell: Cell, table: TokenTable, extra: Extra | None = None) -> list[float]:
     """The loop that transformers' Trainer runs, without dropout; the loss of every step."""
-    optimiser = optimiser_for(model, cell)
+    extra = extra or Extra()
+    optimiser = optimiser_for(model, cell, extra.rates)
     schedule = get_linear_schedule_with_warmup(optimiser, WARM, STEPS)
     parameters = [value for value in model.parameters() if value.requires_grad]
     losses = []
-    for rows in batches(cell, len(table)):
-        loss = model(**inputs(table, rows, parameters[0].dtype)).loss
+    for step, rows in enumerate(batches(cell, len(table)), 1):
+        loss = model(**inputs(table, rows, parameters[0].dtype)).loss + extra.penalty(step)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, cell.clip)
         optimiser.step()
         schedule.step()
+        extra.after_step(step)
         losses.append(loss.item())
     return losses
 
@@ -294,10 +314,10 @@ def our_run(cell: Cell, folder: Path, task: Task) -> tuple[Pack, State, list[flo
     return pack, start, progress.losses
 
 
-def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task) -> None:
+def assert_same(pack: Pack, ours: list[float], model: nn.Module, task: Task, extra: Extra | None = None) -> None:
     """Losses of every step and logits after the last agree with the other model's training, in float64."""
     cell = pack.cells[0]
-    theirs = their_losses(model, cell, tokens(task, ROWS))
+    theirs = their_losses(model, cell, tokens(task, ROWS), extra)
     worst = farthest(ours, theirs)
     print(f"{cell.method} {task.name}: largest difference of a loss {worst:.2g} of the largest")
     assert worst < TOLERANCE

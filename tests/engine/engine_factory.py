@@ -16,8 +16,9 @@ from lora_bench.data.tokens import TokenTable
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone, load
 from lora_bench.engine.encoder.windows import Table
+from lora_bench.engine.evaluation import Split
 from lora_bench.engine.progress import Progress
-from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.trainer import Trainer
 from lora_bench.testing import PADDING, make_encoder, make_tokens
 
 CPU = torch.device("cpu")

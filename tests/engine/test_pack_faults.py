@@ -19,8 +19,8 @@ from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table, slices
-from lora_bench.engine.evaluation import Scores
-from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.evaluation import Scores, Split
+from lora_bench.engine.trainer import Trainer
 from lora_bench.testing import FAMILIES, make_cell, make_tokens
 from tests.engine.engine_factory import backbone, difference, losses, table, trained, trainer, values
 

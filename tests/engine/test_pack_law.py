@@ -15,6 +15,7 @@ from lora_bench.engine.encoder.attention import SharedDropout
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.progress import Progress
 from lora_bench.methods.recipe import Shape
+from lora_bench.methods.rules import FisherPosterior
 from lora_bench.testing import make_cell
 from tests.engine.engine_factory import backbone, difference, losses, start, trained, values
 
@@ -134,11 +135,13 @@ def test_the_adapters_have_moved_and_count(exact: Backbone, packed: Found) -> No
             assert max(adapter) == 0
         else:
             assert min(adapter) > 1e-4, each
-            assert abs(progress.losses[-1] - head[-1]) > 1e-4, each
+            assert abs(progress.losses[-1] - head[-1]) > 1e-6, each  # Uni-LoRA's few values change little
 
 
 def test_cells_differ_from_each_other(packed: Found) -> None:
-    last = sorted(progress.losses[-1] for progress in packed.values())
+    """But for those that train as LoRA, and have a posterior afterwards."""
+    distinct = {one: p for one, p in packed.items() if not isinstance(methods.of(one).posterior, FisherPosterior)}
+    last = sorted(progress.losses[-1] for progress in distinct.values())
     assert min(high - low for low, high in pairwise(last)) > 1e-9
 
 

@@ -16,10 +16,12 @@ from lora_bench.engine.adapters.bases import basis, svd
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.targets import resolve
+from lora_bench.engine.step_rules import RankSchedule
 from lora_bench.forecast import families
 from lora_bench.forecast.demand import PASSES, count_adapters
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.methods.recipe import Shape
+from lora_bench.methods.rules import Step
 from lora_bench.testing import make_cell
 from lora_bench.testing.encoders import FAMILIES, make_encoder
 from tests.engine.engine_factory import backbone
@@ -105,7 +107,11 @@ def test_the_forecast_counts_what_the_engine_makes(method: str) -> None:
     frozen = [value for group in pack.bank.groups for value in group.frozen.values()]
     frozen += [part for group in pack.bank.groups for own in (group.start or {}).values() for part in (own.A, own.B)]
     frozen += [norms.weight for group in pack.bank.groups for norms in group.row_norms.values()]
-    assert forecast.frozen == numbers(frozen)
+    schedules = [RankSchedule(group, [Step(1, 1, 8)]) for group in pack.bank.groups if group.recipe.gate]
+    remembered = sum(schedule.memory.numel() for schedule in schedules)
+    # The index is of int64, and a step has the values and a table of them beside it: as four values of float32.
+    assigned = sum(4 * group.assigned.index.numel() for group in pack.bank.groups if group.assigned is not None)
+    assert forecast.frozen == numbers(frozen) + remembered + assigned
     kept = sum(update.gain.numel() for update in updates.values() if update.gain is not None)
     assert forecast.kept_outputs * len(cells) == kept
     done = {what: getattr(u, what) for u in updates.values() for what in PASSES if getattr(u, what) is not None}

@@ -17,8 +17,9 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
+from lora_bench.engine.evaluation import Split
 from lora_bench.engine.progress import Progress
-from lora_bench.engine.trainer import Split, Trainer
+from lora_bench.engine.trainer import Trainer
 from lora_bench.models import location
 
 FOLDER = os.environ.get("LORA_BENCH_MODEL", location("sample"))

@@ -13,6 +13,7 @@ from typing import IO, Any
 import pytest
 from rich.console import Console
 
+from lora_bench import methods
 from lora_bench.cli import tables
 from lora_bench.cli.tables import RUNS_DROPPED, runs_table
 from lora_bench.records.store import read_records
@@ -146,3 +147,15 @@ def test_a_list_of_runs_fits(width: int | None, headers: str) -> None:
     assert heads == [name.replace("_", " ") for name in headers.split()]
     assert any("1c5ac4067df0" in line for line in lines)
     assert width is None or max(map(len, lines)) <= width
+
+
+def test_the_list_of_methods_is_grouped_and_has_a_line_a_method_on_80_columns() -> None:
+    from io import StringIO
+
+    out = StringIO()
+    console = Console(file=out, width=80, force_terminal=True, no_color=True)
+    tables.print_table(console, tables.methods_table(), tables.METHODS_DROPPED)
+    cells = [line.split("│")[1].strip() for line in out.getvalue().splitlines() if line.startswith("│")]
+    expected = [name for kind, recipes in methods.by_kind().items() for name in (kind, *(r.name for r in recipes))]
+    assert [re.sub(r"\x1b\[[0-9;]*m", "", cell).strip() for cell in cells] == expected
+    assert all(recipe.kind != "other methods" for recipe in methods.RECIPES.values())

@@ -47,13 +47,13 @@ def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Sid
         return vectors[:, :rank]
     left, values, right = _decomposition(backbone, name, "svd")
     require(rank, left.shape[1], name)
-    chosen = slice(len(values) - rank, None) if decomposition == "minor-vectors" else slice(rank)
+    chosen = slice(len(values) - rank, None) if decomposition in ("minor-vectors", "minor-svd") else slice(rank)
     left, values, right = left[:, chosen], values[chosen], right[:, chosen]
     if decomposition == "balanced-svd":
         return (left * values.sqrt()).mT if side == "input" else right * values.sqrt()
     if side == "output":
         return right
-    return (left * values).mT if decomposition == "svd" else left.mT
+    return (left * values).mT if decomposition in ("svd", "minor-svd") else left.mT
 
 
 def require(rank: int, available: int, name: str) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.engine import randomness
-from lora_bench.engine.adapters.bases import basis
+from lora_bench.engine.adapters.assigned import AssignedFactor, Assignment
+from lora_bench.engine.adapters.draw import draw_stack
+from lora_bench.engine.adapters.noise import NoiseFactor
 from lora_bench.engine.adapters.row_norms import RowNorms
 from lora_bench.engine.block import Block
 from lora_bench.engine.encoder.backbone import Backbone
@@ -25,20 +26,7 @@ from lora_bench.engine.encoder.families import Family
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.targets import resolve
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import (
-    Basis,
-    Blocks,
-    Constant,
-    Factor,
-    FirstStep,
-    Fold,
-    Normal,
-    Orthonormal,
-    Recipe,
-    Uniform,
-    Update,
-    Zeros,
-)
+from lora_bench.methods.recipe import Assigned, Factor, Noise, Recipe, Update
 
 
 @dataclass(frozen=True)
@@ -47,8 +35,9 @@ class StackedFactor:
 
     Attributes:
         name: The factor's name in the recipe.
-        family: The family of the adapted weights.
-        modules: The adapted weights, each with a matrix of its own.
+        families: The families whose weights have it; more than one only if it is shared.
+        copies: How many matrices there are: one for each weight, or one for all of them if it is shared.
+        shared: Whether all weights share one matrix.
         rows: Rows of each matrix, with the padding.
         cols: Columns of each matrix, with the padding.
         lr_multiplier: What the cell's learning rate is multiplied by.
@@ -56,8 +45,9 @@ class StackedFactor:
     """
 
     name: str
-    family: Family
-    modules: tuple[str, ...]
+    families: tuple[Family, ...]
+    copies: int
+    shared: bool
     rows: int
     cols: int
     lr_multiplier: float
@@ -66,35 +56,7 @@ class StackedFactor:
     @property
     def size(self) -> int:
         """Values per cell."""
-        return len(self.modules) * self.rows * self.cols
-
-
-def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
-    """A factor's first value, `[rows, cols]` in float64 on the CPU.
-
-    A function of the cell's seed, the module and the factor's name; of a shared factor, the seed, its size and name.
-    """
-    key = (seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
-    match factor.start:
-        case Zeros() | FirstStep():  # the first step's values are written when the training begins
-            return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
-        case Constant(value):
-            return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
-        case Fold() | Blocks():
-            rows, columns = torch.arange(factor.rows)[:, None], torch.arange(factor.cols)
-            is_fold = isinstance(factor.start, Fold)
-            return (rows == (columns % factor.rows if is_fold else columns * factor.rows // factor.cols)).double()
-        case Normal(std):
-            return torch.from_numpy(randomness.normal(factor.rows, factor.cols, *key) * std)
-        case Uniform(bound):
-            return torch.from_numpy(randomness.uniform(factor.rows, factor.cols, *key) * bound)
-        case Orthonormal(std):
-            # A unit vector of n entries has entries of size 1 / √n.
-            longer = max(factor.rows, factor.cols)
-            return torch.from_numpy(randomness.orthonormal(factor.rows, factor.cols, *key) * (std * longer**0.5))
-        case Basis(decomposition, side, gain):
-            count = factor.rows if side == "input" else factor.cols
-            return basis(backbone, module, decomposition, side, count).double().cpu() * gain
+        return self.copies * self.rows * self.cols
 
 
 class Group:
@@ -112,6 +74,8 @@ class Group:
         indices: For each of these families the `index` of `bank._expand`.
         trained: The trained factors in the order of the matrix's columns.
         frozen: The frozen factors `[cells, modules, rows, cols]`, by family and name.
+        assigned: The factors that consist of a trained factor's entries, if there are any.
+        noise: Those of the frozen factors that are drawn anew for every step.
         scales: The scale of each cell's update, `[cells]`.
         row_norms: By family, for methods that train the norms of rows.
         block: What trains.
@@ -128,6 +92,8 @@ class Group:
         self.indices = {f: _index_in_group(modules, f, backbone.device) for f, modules in self.families.items()}
         self.trained: list[StackedFactor] = []
         self.frozen: dict[tuple[Family, str], Tensor] = {}
+        self.assigned: Assignment | None = None
+        self.noise: list[NoiseFactor] = []
         linears = backbone.linears()
         scales = [recipe.scale(cell) for cell in cells]
         self.scales = torch.tensor(scales, device=backbone.device, dtype=backbone.exact)
@@ -159,18 +125,60 @@ class Group:
     def _build(self, backbone: Backbone) -> Tensor:
         """Draw all factors: the frozen ones go to `frozen`, the trained ones make up the matrix that is returned."""
         columns: list[Tensor] = []
+        assigned: list[AssignedFactor] = []
+        shared: dict[tuple[object, ...], int] = {}  # the position in `trained` of what several weights train together
         for family, modules in self.families.items():
             by_cell = [self.recipe.factors(cell, family.shape) for cell in self.cells]
             for versions in zip(*by_cell, strict=True):  # one factor as each cell has it
-                values, factor = self._stack(versions, modules, backbone), versions[0]
-                if factor.trainable:
-                    rows, cols = values.shape[2:]
-                    stacked = StackedFactor(factor.name, family, modules, rows, cols, factor.rate, factor.decays)
-                    self.trained.append(stacked)
-                    columns.append(values.flatten(1))
-                else:
+                factor = versions[0]
+                if isinstance(factor.start, Assigned):
+                    assigned.append(AssignedFactor(family, modules, versions))
+                    continue
+                key = (factor.name, *((version.rows, version.cols) for version in versions))
+                if factor.trainable and factor.shared and key in shared:
+                    known = self.trained[shared[key]]
+                    self.trained[shared[key]] = replace(known, families=(*known.families, family))
+                    continue
+                values = draw_stack(versions, self.cells, modules, backbone)
+                if isinstance(factor.start, Noise):
+                    self.noise.append(NoiseFactor(modules, self.cells, versions, values))
+                if not factor.trainable:
                     self.frozen[family, factor.name] = values
+                    continue
+                values = values[:, :1] if factor.shared else values
+                shared.setdefault(key, len(self.trained))
+                copies, rows, cols = values.shape[1:]
+                self.trained.append(
+                    StackedFactor(factor.name, (family,), copies, factor.shared, rows, cols, factor.rate, factor.decays)
+                )
+                columns.append(values.flatten(1))
+        self._require_equal_ties()
+        if assigned:
+            source = [self.factor_of(row, self._source(assigned[0].versions[0])) for row in range(len(self.cells))]
+            order = [name for name in backbone.linears() if name in self.modules]
+            self.assigned = Assignment(source, assigned, self.cells, order, self.scales)
         return torch.cat(columns, dim=1)
+
+    def _source(self, factor: Factor) -> StackedFactor:
+        """The trained factor whose entries this one consists of."""
+        assert isinstance(factor.start, Assigned)
+        return next(stack for stack in self.trained if stack.name == factor.start.to)
+
+    def _require_equal_ties(self) -> None:
+        """Refuse cells of which some, but not all, have one size of a shared factor for two shapes of weights.
+
+        Such a factor would be one or several, depending on the pack. The recipe's `layout` can keep the cells apart.
+        """
+        for row in range(len(self.cells)):
+            sizes = {
+                (f.name, f.rows, f.cols) for stack in self.trained if stack.shared for f in [self.factor_of(row, stack)]
+            }
+            if len(sizes) < sum(stack.shared for stack in self.trained):
+                raise ValueError(f"{self.recipe.name}: cells of one layout share factors among different weights")
+
+    def factor_of(self, row: int, stack: StackedFactor) -> Factor:
+        """A trained factor as the recipe describes it for one cell."""
+        return next(factor for factor in self.factors_of(row, stack.families[0]) if factor.name == stack.name)
 
     def _by_column(self, matrix: Tensor, values: Sequence[float]) -> Tensor | None:
         """`[values]`, from one number per trained factor; None if all are 1."""
@@ -178,40 +186,47 @@ class Group:
             return None
         return torch.cat([matrix.new_full((f.size,), v) for f, v in zip(self.trained, values, strict=True)])
 
-    def _stack(self, versions: Sequence[Factor], modules: Sequence[str], backbone: Backbone) -> Tensor:
-        """The first values of one factor for all cells and modules, zero-padded to the largest.
-
-        Args:
-            versions: The factor as each cell has it.
-            modules: The weights.
-            backbone: The encoder.
-
-        Returns:
-            `[cells, modules, rows, cols]`. What is the same for all modules, or for all cells, lies in memory once
-            (with stride 0).
-        """
-        rows, cols = max(f.rows for f in versions), max(f.cols for f in versions)
-        drawn_modules = modules[:1] if versions[0].shared else modules
-        same_for_all = isinstance(versions[0].start, Basis) and not versions[0].trainable and len(set(versions)) == 1
-        drawn_cells = self.cells[:1] if same_for_all else self.cells
-        rows_of: dict[tuple[Factor, int], list[int]] = {}  # cells with one factor and seed share one draw
-        for row, (cell, factor) in enumerate(zip(drawn_cells, versions, strict=False)):
-            rows_of.setdefault((factor, cell.seed), []).append(row)
-        stack = torch.zeros(len(drawn_cells), len(drawn_modules), rows, cols, dtype=backbone.exact)
-        for index, module in enumerate(drawn_modules):
-            for (factor, seed), sharing in rows_of.items():
-                stack[sharing, index, : factor.rows, : factor.cols] = draw(factor, seed, module, backbone).to(stack)
-        return stack.to(backbone.device).expand(len(versions), len(modules), -1, -1)
-
     def factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
         """All factors `[cells, modules, rows, cols]` by family and name, the trained ones as views of `matrix`."""
+        factors = self._stored_factors(matrix)
+        if self.assigned is not None:
+            source = self._source(self.assigned.factors[0].versions[0])
+            theta = next(values for stack, values in self.stacks(matrix) if stack is source)
+            for assigned, values in self.assigned.values(theta[:, 0, 0]):
+                factors[assigned.family][assigned.name] = values
+        return factors
+
+    def _stored_factors(self, matrix: Tensor) -> dict[Family, dict[str, Tensor]]:
+        """The trained and the frozen factors; `matrix` may have the row of one cell alone."""
         factors: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
         for (family, name), values in self.frozen.items():
             factors[family][name] = values
-        for stacked, part in zip(self.trained, matrix.split([f.size for f in self.trained], dim=1), strict=True):
-            shape = len(stacked.modules), stacked.rows, stacked.cols
-            factors[stacked.family][stacked.name] = part.unflatten(1, shape)
+        for stack, values in self.stacks(matrix):
+            for family in stack.families:
+                # Gradients of a shared factor are summed over its weights by the backward pass of `expand`.
+                count = len(self.families[family])
+                factors[family][stack.name] = values.expand(-1, count, -1, -1) if stack.shared else values
         return factors
+
+    def stacks(self, matrix: Tensor) -> list[tuple[StackedFactor, Tensor]]:
+        """The trained factors with their values `[cells, copies, rows, cols]`, as views of `matrix`."""
+        parts = matrix.split([stack.size for stack in self.trained], dim=1)
+        return [
+            (stack, part.unflatten(1, (stack.copies, stack.rows, stack.cols)))
+            for stack, part in zip(self.trained, parts, strict=True)
+        ]
+
+    def real(self) -> dict[Family, dict[str, Tensor]]:
+        """1 where a trained factor has values, 0 where it is padded: `[cells, 1, rows, cols]` by family and name."""
+        real: dict[Family, dict[str, Tensor]] = {family: {} for family in self.families}
+        for stack in self.trained:
+            mask = self.scales.new_zeros(len(self.cells), 1, stack.rows, stack.cols)
+            for row in range(len(self.cells)):
+                factor = self.factor_of(row, stack)
+                mask[row, 0, : factor.rows, : factor.cols] = 1
+            for family in stack.families:
+                real[family][stack.name] = mask
+        return real
 
     def updates(self) -> dict[Family, Operands]:
         """The update of each family, `[cells, modules, …]`, B without the scale."""
@@ -244,6 +259,8 @@ class Group:
     def state(self, row: int, values: Tensor) -> dict[str, Tensor]:
         """What a saved adapter of a cell holds, without padding: `module.factor` → `[rows, cols]` on the CPU.
 
+        A trained factor that weights share is held once, as `shared.<rows>x<cols>.<factor>`.
+
         Args:
             row: The cell's row in the group.
             values: The row `[1, values]` of the matrix, or of another tensor of its shape.
@@ -257,12 +274,8 @@ class Group:
 
     def params(self, row: int) -> int:
         """How many values one cell trains."""
-        return sum(
-            factor.rows * factor.cols * len(modules)
-            for family, modules in self.families.items()
-            for factor in self.factors_of(row, family)
-            if factor.trainable
-        )
+        factors = [(stack, self.factor_of(row, stack)) for stack in self.trained]
+        return sum(factor.rows * factor.cols * stack.copies for stack, factor in factors)
 
     def factors_of(self, row: int, family: Family) -> tuple[Factor, ...]:
         """One cell's factors of a family, as the recipe describes them."""
@@ -270,16 +283,21 @@ class Group:
 
     def _saved_views(self, row: int, values: Tensor) -> list[tuple[str, Tensor]]:
         """The factors of one cell that are saved, by name, as views without padding."""
-        views: list[tuple[str, Tensor]] = []
-        factors = self.factors(values)
+        views: dict[str, Tensor] = {}
+        factors = self._stored_factors(values)
         for family, modules in self.families.items():
             for factor in self.factors_of(row, family):
                 if factor.saved:
                     # `values` has the cell's row alone, but frozen factors have the rows of all cells.
                     padded = factors[family][factor.name][0 if factor.trainable else row]
-                    for index, module in enumerate(modules):
-                        views.append((f"{module}.{factor.name}", padded[index, : factor.rows, : factor.cols]))
-        return views
+                    for index, module in enumerate(names_of(factor, modules)):
+                        views[f"{module}.{factor.name}"] = padded[index, : factor.rows, : factor.cols]
+        return list(views.items())
+
+
+def names_of(factor: Factor, modules: Sequence[str]) -> Sequence[str]:
+    """Under which names a saved adapter holds a factor of these weights: theirs, or one for what they all train."""
+    return [f"shared.{factor.rows}x{factor.cols}"] if factor.trainable and factor.shared else modules
 
 
 def targets_of(cell: Cell, backbone: Backbone) -> tuple[str, ...]:

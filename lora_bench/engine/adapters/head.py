@@ -89,10 +89,15 @@ class Heads:
             `[K, B, outputs]`.
         """
         parts = self.parts(matrix)
+        hidden = self.features(matrix, first, masks)
+        return torch.baddbmm(parts[f"{OUTPUT}.bias"], hidden, parts[f"{OUTPUT}.weight"].mT)
+
+    def features(self, matrix: Tensor, first: Tensor, masks: Masks | None) -> Tensor:
+        """What the output layer reads, `[K, B, d]`; see `logits`."""
+        parts = self.parts(matrix)
         hidden = _dropout(first.to(matrix.dtype), masks, 0)
         hidden = self.activation(torch.baddbmm(parts[f"{DENSE}.bias"], hidden, parts[f"{DENSE}.weight"].mT))
-        hidden = _dropout(hidden, masks, 1)
-        return torch.baddbmm(parts[f"{OUTPUT}.bias"], hidden, parts[f"{OUTPUT}.weight"].mT)
+        return _dropout(hidden, masks, 1)
 
     @staticmethod
     def is_output(name: str) -> bool:

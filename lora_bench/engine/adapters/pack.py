@@ -69,10 +69,13 @@ class Pack:
         cells: The cells; `Pack.cells` has them in the pack's order.
         backbone: The encoder.
         outputs: The outputs of the classification heads.
+        hooked: Whether the encoder is to run through transformers' own code even if it has a hand-written form, so that
+            hooks see what its weights read and give.
     """
 
-    def __init__(self, cells: Sequence[Cell], backbone: Backbone, outputs: int) -> None:
+    def __init__(self, cells: Sequence[Cell], backbone: Backbone, outputs: int, hooked: bool = False) -> None:
         self.cells, self.backbone = arrange(cells), backbone
+        self._hooked = hooked
         fully_trained = [cell for cell in cells if methods.of(cell).trains_backbone]
         if fully_trained and len(cells) > 1:
             raise ValueError(f"{fully_trained[0].method} trains the backbone: its pack is a pack of one")
@@ -88,7 +91,7 @@ class Pack:
     @property
     def fused(self) -> bool:
         """Whether the encoder runs in its hand-written form."""
-        return self.backbone.fused is not None and self.whole is None
+        return self.backbone.fused is not None and self.whole is None and not self._hooked
 
     def __enter__(self) -> Self:
         if not self.fused:
@@ -141,6 +144,12 @@ class Pack:
         self.by_module = {} if self.fused else self.bank.by_module(self.updates)
         self._in_use = self.by_module
         self.weights = None if self.whole is None else self.whole.weights(self.whole.block.matrix)
+
+    def draw_noise(self, *key: str | int) -> None:
+        """Draw the noise factors of all cells by this key; without one they are zero."""
+        for group in self.bank.groups:
+            for factor in group.noise:
+                factor.draw(*key)
 
     def masks(self, form: Form) -> Masks:
         """Room for the dropout masks of batches of this shape."""
@@ -230,7 +239,7 @@ class Pack:
     def adapter_params(self, position: int) -> int:
         """How many values the cell trains outside its head."""
         if self.whole is not None:
-            return sum(self.whole.sizes)
+            return self.whole.trained_values
         return sum(group.params(position - group.offset) for group in self.bank.groups if position in group.positions)
 
     def head_params(self) -> int:

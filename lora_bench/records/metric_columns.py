@@ -1,0 +1,24 @@
+"""The columns of metrics.csv that hold metrics."""
+
+from __future__ import annotations
+
+from lora_bench.records.schema import Record
+
+
+def metric_columns(record: Record) -> dict[str, object]:
+    """Return the values of a record that are metrics, by column (`store.row`)."""
+    if not record.epochs:
+        return {}
+    best = next((epoch for epoch in record.epochs if epoch.epoch == record.best_epoch), None)
+    values: dict[str, object] = {}
+    for which, epoch in (("last", record.epochs[-1]), ("best", best)):
+        # The task's metrics come second: one of a user's task may be named like a value of the calibration.
+        both = {} if epoch is None else (epoch.calibration or {}) | epoch.metrics
+        values |= {f"{name}_{which}": value for name, value in both.items()}
+    if record.posterior is not None:
+        averaged = record.posterior
+        values |= {f"{name}_score": value for name, value in averaged.before.items()}
+        both = averaged.calibration | averaged.metrics
+        values |= {f"{name}_posterior": value for name, value in both.items()}
+        values["prior_precision"] = averaged.prior_precision
+    return values
