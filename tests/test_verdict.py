@@ -127,10 +127,10 @@ def test_deviations_are_those_of_the_folder_once_there_are_seeds() -> None:
 
 def test_the_expected_interval_is_that_of_students_test() -> None:
     deviations = deviations_of([], ["cola"])
-    half = deviations.half_width(["cola"], (20,), 1)
+    half = deviations.half_width(["cola"], (20,))
     assert half == pytest.approx(half_width(MEASURED["cola"], 39, 0.0175) * (39 / 20 * 2) ** 0.5, rel=1e-3)
-    assert deviations.half_width(["cola"], (20, 40), 1) < half
-    assert deviations.half_width(["cola"], (20, 40), 1) > deviations.half_width(["cola"], (40,), 1)
+    assert deviations.half_width(["cola"], (20, 40)) < half
+    assert deviations.half_width(["cola"], (20, 40)) > deviations.half_width(["cola"], (40,))
 
 
 def test_measured_deviations_are_those_of_the_committed_results() -> None:

@@ -49,7 +49,7 @@ class Ready:
     def half_width(self) -> float:
         """Half the width that the interval is expected to have at this look, over seeds and in points."""
         compare = self.config.compare
-        return 100 * self.deviations.half_width(compare.average, compare.looks, len(compare.pairs))
+        return 100 * self.deviations.half_width(compare.average, compare.looks)
 
     def write(self, results: Path, warn: Callable[[str], None] | None = None) -> None:
         """Write the config into the results folder, if it is not there already.

@@ -322,7 +322,8 @@ def _method_keys(entries: DataFrame) -> Series:
 def scope_statistics(scope: Scope) -> ScopeStatistics:
     """Compute the means of a scope's entries, as the comparisons declare it."""
     terms, levels = example_terms(scope), levels_of(scope.compare.looks)
-    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels) for c in scope.columns}
+    pools = not scope.compare.looks
+    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels, pools) for c in scope.columns}
     if scope.compare.over == "seeds":
         over_seeds = {task: replace(means, example_terms=None) for task, means in whole.items()}
         return ScopeStatistics(scope, over_seeds, whole)
