@@ -172,18 +172,23 @@ def test_one_method_may_vary_more_than_the_other(first: int, ratio: float) -> No
     assert np.logical_or.reduce(by_look).mean() <= 0.05 + NOISE
 
 
-def test_a_p_value_and_an_interval_are_of_the_same_test() -> None:
+@pytest.mark.parametrize("looks", LOOKS)
+def test_a_p_value_and_an_interval_are_of_the_same_test(looks: tuple[int, ...]) -> None:
     """At every look p is 5% where the interval ends at no difference."""
-    for looks in LOOKS:
-        n = float(looks[-1])
-        half = Means(
-            *(np.full(2, value) for value in (0.0, 0.0, n, 1e-4, n - 1)), np.zeros(2, bool), levels=levels_of(looks)
-        ).compare(np.array([0]), np.array([1]), MARGIN)["high"]
-        mean = np.array([half[0], 0.0])
-        means = Means(mean, *(np.full(2, value) for value in (0.0, n, 1e-4, n - 1)), np.zeros(2, bool))
-        table = replace(means, levels=levels_of(looks)).compare(np.array([0]), np.array([1]), MARGIN)
-        assert table["low"][0] == pytest.approx(0, abs=1e-12)
-        assert table["p"][0] == pytest.approx(0.05, rel=1e-3)
+    one, other = np.array([0]), np.array([1])
+    equal = Means(
+        mean=np.zeros(2),
+        shift=np.zeros(2),
+        n=np.full(2, float(looks[-1])),
+        variance=np.full(2, 1e-4),
+        degrees=np.full(2, looks[-1] - 1.0),
+        pooled=np.zeros(2, dtype=bool),
+        levels=levels_of(looks),
+    )
+    half = float(equal.compare(one, other, MARGIN)["high"].iloc[0])
+    table = replace(equal, mean=np.array([half, 0.0])).compare(one, other, MARGIN)
+    assert table["low"].iloc[0] == pytest.approx(0, abs=1e-12)
+    assert table["p"].iloc[0] == pytest.approx(0.05, rel=1e-3)
 
 
 def test_several_sizes_are_one_family() -> None:
