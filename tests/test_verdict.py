@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from lora_bench import methods
+from lora_bench.errors import BenchError
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.grid.config import load_config
+from lora_bench.grid.cells import expand
+from lora_bench.grid.config import load_config, parse_config
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.report.numbers.statistics import half_width
-from lora_bench.testing import make_cell, make_record
+from lora_bench.run import plan as plans
+from lora_bench.run.owner import Owner
+from lora_bench.testing import make_cell, make_data, make_record
+from lora_bench.verdict.folder import Ready
 from lora_bench.verdict.precision import ELSEWHERE, HERE, MEASURED, deviations_of
 from lora_bench.verdict.question import FACTORS, add_look, rates_around, seeds_without
 from lora_bench.verdict.sizes import choose_sizes
@@ -122,10 +127,10 @@ def test_deviations_are_those_of_the_folder_once_there_are_seeds() -> None:
 
 def test_the_expected_interval_is_that_of_students_test() -> None:
     deviations = deviations_of([], ["cola"])
-    half = deviations.half_width(["cola"], (20,), 1)
+    half = deviations.half_width(["cola"], (20,))
     assert half == pytest.approx(half_width(MEASURED["cola"], 39, 0.0175) * (39 / 20 * 2) ** 0.5, rel=1e-3)
-    assert deviations.half_width(["cola"], (20, 40), 1) < half
-    assert deviations.half_width(["cola"], (20, 40), 1) > deviations.half_width(["cola"], (40,), 1)
+    assert deviations.half_width(["cola"], (20, 40)) < half
+    assert deviations.half_width(["cola"], (20, 40)) > deviations.half_width(["cola"], (40,))
 
 
 def test_measured_deviations_are_those_of_the_committed_results() -> None:
@@ -186,6 +191,8 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
         (("--model", "someone/unknown"), "--model a directory"),
         (("--search-lr", "1e-3"), "only one rate"),
         (("--more",), "holds no verdict"),
+        (("--more", "--seeds", "5"), "Leave --seeds and --minutes out"),
+        (("--targets", "q,v"), "attention+dense"),
     ],
 )
 def test_what_cannot_be_asked_ends_in_two_lines(options: tuple[str, ...], words: str) -> None:
@@ -262,6 +269,63 @@ def test_a_look_that_has_not_ended_continues_and_none_is_added() -> None:
     assert "1 cell to train" in more.out
     assert "has not ended: it continues, and no seeds are added" in more.out
     assert load_config(results / "verdict.yaml").compare.looks == (3,)
+
+
+def test_what_is_in_the_folder_must_be_of_the_same_verdict() -> None:
+    """Other results, other data, another text of the method; a look that cannot end gets no seeds."""
+    results = Path("results/verdict-vera-lora")
+    assert lora_bench("verdict", "vera", *TINY, *FAST).code == 0
+
+    folder = make_data(Path("data"), "cola", "wnli")
+    other_data = lora_bench("verdict", "vera", "--model", "sample", "--more", "--data-dir", str(folder))
+    is_clear(other_data, 2, "Give the same --model and --data-dir as then")
+
+    (results / "verdict.yaml").unlink()
+    is_clear(lora_bench("verdict", "vera", *TINY, *FAST, "--margin", "2", "--epochs", "2"), 2, "12 cells that are not")
+    assert not (results / "verdict.yaml").exists()
+    assert "0 cells to train" in lora_bench("verdict", "vera", *TINY, *FAST, "--dry-run").out
+
+
+def test_a_verdict_that_has_trained_nothing_is_planned_anew() -> None:
+    results = Path("results/verdict-vera-lora")
+    results.mkdir(parents=True)
+    (results / "verdict.yaml").write_text("name: x\nblocks: [{method: lora}]\n", encoding="utf-8")
+    planned = lora_bench("verdict", "vera", *TINY, *FAST, "--dry-run")
+    assert planned.code == 0, planned
+    assert "20 cells to train" in planned.out
+
+
+def test_a_look_that_cannot_end_gets_no_seeds() -> None:
+    """Where every rate of a search fails, its cells are blocked, and so is every later look."""
+    rates = ("--epochs", "1", "--search-lr", "1e25,2e25", "--search-seeds", "100", "--set", "max_length=16")
+    ended = lora_bench("verdict", "vera", *TINY, *rates)
+    assert ended.code == 1, ended
+    assert "vera r=64 on qv against lora r=1: not finished" in ended.out
+    is_clear(lora_bench("verdict", "vera", "--model", "sample", "--more"), 2, "--retry failed,diverged,oom")
+    assert load_config(Path("results/verdict-vera-lora/verdict.yaml")).compare.looks == (3,)
+
+
+def test_two_processes_that_begin_at_once_cannot_mix_their_configs() -> None:
+    """What was planned is written only if nobody has begun or continued meanwhile, and nobody owns the folder."""
+    results = Path("results")
+    config = parse_config("name: x\nblocks: [{method: lora, model: sample, task: cola}]\n", "x")
+    plan = plans.make(expand(config, {}, plans.sources(), None), results, None)
+    first, second = (Ready(f"text {number}", config, plan, (), None) for number in (1, 2))
+    with Owner(results), pytest.raises(BenchError, match="in use"):
+        first.write(results)
+    first.write(results)
+    with pytest.raises(BenchError, match="Another process has begun"):
+        second.write(results)
+    assert (results / "verdict.yaml").read_text(encoding="utf-8") == "text 1"
+
+
+def test_the_reference_may_be_a_file() -> None:
+    text = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", "rank_of(cell) * (shape.inputs + shape.outputs)\n\n\nRECIPE")
+    Path("mine.py").write_text(text.replace('"broken"', '"mine"'), encoding="utf-8")
+    with methods.registered():
+        planned = lora_bench("verdict", "vera", *TINY, *FAST, "--against", "mine.py", "--dry-run")
+    assert planned.code == 0, planned
+    assert planned.out.startswith("vera against mine: 1 size")
 
 
 def test_looks_add_as_many_seeds_as_the_first_one_had() -> None:

@@ -60,7 +60,10 @@ class VerdictOptions:
         ),
     ]
     against: Annotated[
-        str, _option("The method that it is compared with (default: lora).", autocompletion=completion.method_names)
+        str,
+        _option(
+            "The method that it is compared with, or its file (default: lora).", autocompletion=completion.method_names
+        ),
     ] = "lora"
     model: Annotated[
         str | None, _option("Hub id, directory, or `sample`, the bundled one (default: FacebookAI/roberta-base).")
@@ -186,12 +189,15 @@ def _prepare(options: VerdictOptions, execution: VerdictExecution) -> Selection:
     from lora_bench.verdict.question import FILE
 
     execution.check_engine(planning=options.dry_run)
-    console = Console(highlight=False, markup=False)
+    console, errors = (Console(stderr=stderr, highlight=False, markup=False) for stderr in (False, True))
+    if options.more and (options.seeds is not None or options.minutes is not None):
+        what = "--more adds as many seeds as the first look had: the number must not depend on what was seen."
+        raise BenchError(what, "Leave --seeds and --minutes out.")
     planner, question = _planner(options, execution)
     results = planner.results
-    if not options.dry_run and not (results / FILE).exists():
+    if not options.dry_run and not options.more and not folder.is_begun(results):
         _require_sound(question.subject, options.what, console)
-        _require_sound(question.reference, question.reference, console)
+        _require_sound(question.reference, options.against, console)
     if options.more:
         ready = folder.look_again(question, planner, unchanged=not _gives_settings(options))
     else:
@@ -199,7 +205,7 @@ def _prepare(options: VerdictOptions, execution: VerdictExecution) -> Selection:
     console.print(Text("\n  ".join(map(clean, _cost_lines(ready, planner)))), soft_wrap=True)
     if not options.dry_run:
         store.prepare(results)
-        ready.write(results)
+        ready.write(results, lambda text: errors.print(Text(clean(text)), soft_wrap=True))
     return Selection(
         config=results / FILE, results=results, data_dir=options.data_dir, pack=options.pack, retry=options.retry
     )
@@ -222,11 +228,12 @@ def _planner(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Plan
     from lora_bench.verdict.budget import Planner
     from lora_bench.verdict.question import config_name
 
-    subject = _load_method(options)
+    including(options.include)
+    subject, reference = _load_method(options.what), _load_method(options.against)
     looked_up = plans.sources()
     sources = Sources(cache(looked_up.model), cache(looked_up.data))
     device = environment.named_device(execution.device)
-    question = _question(options, subject, sources, device)
+    question = _question(options, subject, reference, sources, device)
     results = options.results or Path("results") / config_name(subject, question.reference)
     retry = tuple(part for text in options.retry or () for part in split(text))
     planner = Planner(
@@ -242,21 +249,20 @@ def _planner(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Plan
     return planner, question
 
 
-def _load_method(options: VerdictOptions) -> str:
-    """Load the files that the command names, and return the name of the method in question."""
+def _load_method(what: str) -> str:
+    """Return the name of a method that is given by its name or by its file, which is loaded."""
     from lora_bench import methods
 
-    including(options.include)
-    if not options.what.endswith(".py"):
-        return methods.get(options.what).name
-    path = paths.expand_home(Path(options.what))
+    if not what.endswith(".py"):
+        return methods.get(what).name
+    path = paths.expand_home(Path(what))
     ((recipe, _),) = including([path])
     if recipe is None:
         raise BenchError(f"'{path}' defines no RECIPE.", "End it with `RECIPE = YourMethod()`, a Recipe.")
     return recipe.name
 
 
-def _question(options: VerdictOptions, subject: str, sources: Sources, device: str) -> Question:
+def _question(options: VerdictOptions, subject: str, reference: str, sources: Sources, device: str) -> Question:
     """Return the question of a command.
 
     Raises:
@@ -268,7 +274,6 @@ def _question(options: VerdictOptions, subject: str, sources: Sources, device: s
     from lora_bench.verdict.question import EPOCHS, HEAD_LR, OTHER_EPOCHS, SEARCH_SEEDS, TASKS, Question, check_numbers
 
     check_numbers(options.sizes, options.margin, options.seeds, options.minutes)
-    reference = methods.get(options.against).name
     if reference == subject:
         raise BenchError(f"'{subject}' cannot be compared with itself.", "Give another method to --against.")
     if options.over not in ("seeds", "seeds+examples"):
@@ -290,7 +295,8 @@ def _question(options: VerdictOptions, subject: str, sources: Sources, device: s
     rates: tuple[float, ...] | None = None
     search_seeds: tuple[int, ...] = SEARCH_SEEDS
     if options.search_seeds is not None:
-        search_seeds = tuple(int(str(seed)) for seed in parse_alternatives("seed", split(options.search_seeds)))
+        given_seeds = parse_alternatives("seed", split(options.search_seeds))
+        search_seeds = tuple(dict.fromkeys(int(str(seed)) for seed in given_seeds))
     if options.search_lr is not None:
         rates = parse_search("lr", {"search": split(options.search_lr)}).rates
     model = options.model or DEFAULT_MODEL
@@ -325,7 +331,7 @@ def _cost_lines(ready: Ready, planner: Planner) -> Iterator[str]:
     compare, plan = ready.config.compare, ready.plan
     total, seconds = totals(plan), planner.seconds(plan)
     packs = "" if not total.packs else f" in {counted(len(plan.stages), 'stage')}"
-    unknown_time = "time unknown (`lora-bench bench --calibrate` measures this device)"
+    unknown_time = "time unknown (`lora-bench bench --calibrate` measures this device, with --quick in a minute)"
     time = unknown_time if seconds is None else f"about {duration_text(seconds)} until the page is there"
     yield (
         f"{compare.subject} against {compare.reference}: {counted(len(compare.pairs), 'size')}, "
@@ -354,4 +360,4 @@ def _require_sound(method: str, what: str, console: Console) -> None:
         first = broken[0]
         kept = f"{len(broken)} of {counted(len(suite.CONTRACTS), 'contract')}"
         hint = f"`lora-bench check {what}` shows all of them."
-        raise BenchError(f"'{method}' breaks {kept}. {first.contract} {first.fault}", hint)
+        raise BenchError(f"'{method}' breaks {kept}. {first.contract}: {first.fault}", hint)

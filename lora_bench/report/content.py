@@ -20,7 +20,7 @@ from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.posteriors import posterior_tables
 from lora_bench.report.numbers.searches import search_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
-from lora_bench.report.numbers.verdict import verdict_tables
+from lora_bench.report.numbers.verdict import sentences_without_results, verdict_tables
 from lora_bench.report.numbers.wording import legend, protocol_sentence
 from lora_bench.text import counted
 
@@ -119,6 +119,7 @@ def gather(loaded: Loaded, vs_paper: bool = False, compare: Comparisons | None =
     sections = tuple(_section(scoped, stem) for scoped, stem in zip(statistics, stems, strict=True))
     tables = published.published_tables(statistics) if vs_paper else []
     findings = published.sentences(published.compare_with_published(statistics)) if vs_paper else []
+    findings += sentences_without_results(compare) if not statistics else []
     return Content(
         cells,
         sections,

@@ -99,6 +99,7 @@ def print_verdict(content: Content, console: Console) -> None:
         print_lines([*section.answer, ""], console)
         for table in _printed(section.tables)[:1]:
             print_table(table, console)
+    print_lines([*content.findings, ""] if content.findings else [], console)
 
 
 def print_frontiers(files: ReportFiles, console: Console) -> None:

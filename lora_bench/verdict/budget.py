@@ -79,7 +79,7 @@ def fit(
         if predicted is None:
             raise BenchError(
                 f"How long a cell takes on {planner.device} with this model and these data is not known.",
-                "Measure the device once (lora-bench bench --calibrate), or give --seeds instead of --minutes.",
+                "Measure it once (lora-bench bench --calibrate, or --calibrate --quick), or give --seeds instead.",
             )
         return predicted
 

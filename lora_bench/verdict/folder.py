@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from lora_bench.forecast.geometry import load_geometry
 from lora_bench.grid.config import Config, load_config, parse_config
 from lora_bench.grid.yaml import decode
 from lora_bench.records.files import read_file, write_atomically
+from lora_bench.records.store import count_records
+from lora_bench.run.owner import Owner
 from lora_bench.run.plan import Plan
 from lora_bench.text import counted
 from lora_bench.verdict.budget import Planner, fit
@@ -28,12 +31,14 @@ class Ready:
         config: The config.
         plan: What is left to train.
         notes: What the user should know of how it came about, in sentences.
+        before: The config that stood in the results folder when this was planned; None if there was none.
     """
 
     text: str
     config: Config
     plan: Plan
     notes: tuple[str, ...]
+    before: str | None
 
     @property
     def deviations(self) -> Deviations:
@@ -44,11 +49,30 @@ class Ready:
     def half_width(self) -> float:
         """Half the width that the interval is expected to have at this look, over seeds and in points."""
         compare = self.config.compare
-        return 100 * self.deviations.half_width(compare.average, compare.looks, len(compare.pairs))
+        return 100 * self.deviations.half_width(compare.average, compare.looks)
 
-    def write(self, results: Path) -> None:
-        """Write the config into the results folder."""
-        write_atomically(results / FILE, self.text.encode())
+    def write(self, results: Path, warn: Callable[[str], None] | None = None) -> None:
+        """Write the config into the results folder, if it is not there already.
+
+        Args:
+            results: The results folder.
+            warn: Warns the user that the process waits for another one's lease to end.
+
+        Raises:
+            BenchError: Exit code 3 if another process owns the folder, or has changed the config since it was read.
+        """
+        if self.text == self.before:
+            return
+        with Owner(results, warn):
+            if _read(results / FILE) != self.before:
+                what = f"Another process has begun or continued a verdict in '{results}'."
+                raise BenchError(what, "Give the same command again, or another --results.", MISSING)
+            write_atomically(results / FILE, self.text.encode())
+
+
+def is_begun(results: Path) -> bool:
+    """Whether a results folder holds a verdict that has trained something; one that has not is planned anew."""
+    return (results / FILE).exists() and count_records(results) > 0
 
 
 def begin(question: Question, planner: Planner, seeds: int | None, minutes: float | None) -> Ready:
@@ -61,20 +85,21 @@ def begin(question: Question, planner: Planner, seeds: int | None, minutes: floa
         minutes: The time, if it is given.
 
     Raises:
-        BenchError: Exit code 2 if the folder holds another verdict, or the time is not enough; 3 if the encoder's sizes
-            are not known.
+        BenchError: Exit code 2 if the folder holds another verdict or other results, or the time is not enough; 3 if
+            the encoder's sizes are not known.
     """
     path = planner.results / FILE
-    if path.exists():
+    before = _read(path)
+    if before is not None and is_begun(planner.results):
         config = load_config(path)
         _require_same(question, config, path)
         first = config.compare.looks[0]
         if seeds is not None and seeds != first:
             hint = f"--more adds {first}; or give another --results."
             raise BenchError(f"'{planner.results}' holds this verdict with {first} seeds, not {seeds}.", hint)
-        return Ready(
-            _read(path), config, planner.plan(config), ("It was begun before, and continues as it was planned.",)
-        )
+        plan = planner.plan(config)
+        _require_same_data(plan)
+        return Ready(before, config, plan, ("It was begun before, and continues as it was planned.",), before)
     pairs = _pairs(question)
 
     def config_of(tasks: Sequence[str], count: int) -> Config:
@@ -92,7 +117,9 @@ def begin(question: Question, planner: Planner, seeds: int | None, minutes: floa
         notes.append(f"Left out for want of time: {', '.join(left_out)}.")
     text = config_text(question, pairs, tasks, count)
     config = parse_config(text, FILE)
-    return Ready(text, config, planner.plan(config), tuple(notes))
+    plan = planner.plan(config)
+    _require_nothing_else(plan)
+    return Ready(text, config, plan, tuple(notes), before)
 
 
 def look_again(question: Question, planner: Planner, unchanged: bool) -> Ready:
@@ -104,36 +131,81 @@ def look_again(question: Question, planner: Planner, unchanged: bool) -> Ready:
         unchanged: Whether the command gives no settings; then those of the first look need not be repeated.
 
     Raises:
-        BenchError: Exit code 2 if the folder holds no verdict, another one, or cells that were trained with other code.
+        BenchError: Exit code 2 if the folder holds no verdict, another one, cells that were trained with other code or
+            data, or a look that cannot end.
     """
     path = planner.results / FILE
-    if not path.exists():
+    before = _read(path)
+    if before is None:
         hint = "Leave --more out: the first look comes first. Or give --results its folder."
         raise BenchError(f"'{planner.results}' holds no verdict.", hint)
     config = load_config(path)
     _require_same(question, config, path, topic_only=unchanged)
-    text, plan = _read(path), planner.plan(config)
+    plan = planner.plan(config)
+    _require_same_data(plan)
     if plan.todo or plan.later:
-        return Ready(text, config, plan, ("The last look has not ended: it continues, and no seeds are added.",))
+        note = "The last look has not ended: it continues, and no seeds are added."
+        return Ready(before, config, plan, (note,), before)
+    _require_no_blocked(plan)
     stale = sum(status.state == "stale" for status in plan.statuses.values())
     if stale:
         what = f"{counted(stale, 'cell')} of the last look were trained with other code, libraries or data."
         raise BenchError(what, "Train them again (--retry stale), or go back to what they were trained with.")
-    text = add_look(text, str(path))
+    text = add_look(before, str(path))
     config = parse_config(text, str(path))
     first = config.compare.looks[0]
     note = f"Look {len(config.compare.looks)}: {counted(first, 'seed')} more, {config.compare.looks[-1]} in all."
-    return Ready(text, config, planner.plan(config), (note,))
+    return Ready(text, config, planner.plan(config), (note,), before)
+
+
+def _require_nothing_else(plan: Plan) -> None:
+    """Refuse a folder with results that are not of a new verdict: they could be taken for its settings or seeds."""
+    cells = set(plan.grid.cells)
+    others = sum(not record.is_search and record.cell not in cells for record in plan.known.values())
+    if others:
+        what = f"'{plan.store.results}' holds {counted(others, 'cell')} that are not of this verdict."
+        raise BenchError(what, "Give a new folder (--results): the verdict must not mix them with its own.")
+
+
+def _require_same_data(plan: Plan) -> None:
+    """Refuse a command whose model or data are not those that the folder's cells were trained on."""
+    cells = {(cell.task, cell.model, cell.data) for cell in plan.grid.cells}
+    tasks = {task for task, _, _ in cells}
+    for record in plan.known.values():
+        cell = record.cell
+        if cell.task in tasks and (cell.task, cell.model, cell.data) not in cells:
+            here = next((model, data) for task, model, data in cells if task == cell.task)
+            what = (
+                f"'{plan.store.results}' holds cells of {cell.task} on {cell.model} and the data {cell.data}; this "
+                f"command is on {here[0]} and {here[1]}."
+            )
+            raise BenchError(what, "Give the same --model and --data-dir as then, or another --results.")
+
+
+def _require_no_blocked(plan: Plan) -> None:
+    """Refuse to add seeds to a look that cannot end, since cells that others need have failed."""
+    blocked = [step for step in plan.grid.steps if step.state == "blocked"]
+    if blocked:
+        what = f"The last look cannot end: {counted(len(blocked), 'cell')} cannot be trained ({blocked[0].reason})."
+        hint = (
+            "Train what has failed again (--retry failed,diverged,oom), or other rates in another folder (--search-lr)."
+        )
+        raise BenchError(what, hint)
 
 
 def _require_same(question: Question, config: Config, path: Path, topic_only: bool = False) -> None:
     """Refuse a folder that holds a verdict on another question, or no verdict at all."""
     if not config.compare.looks:
         raise BenchError(f"'{path}' is not what `lora-bench verdict` wrote.", "Give another --results.")
-    topic = config.description.partition("; ")[0]
-    if topic != question.topic or not (topic_only or config.description == question.description):
-        hint = "Give the same options as then, or another --results."
-        raise BenchError(f"'{path.parent}' holds another verdict: {config.description}.", hint)
+    there, here = config.description.split("; "), question.description.split("; ")
+    compared = 1 if topic_only else max(len(there), len(here))
+    differing = [
+        pair for pair in itertools.zip_longest(there[:compared], here[:compared], fillvalue="–") if len(set(pair)) > 1
+    ]
+    if differing:
+        first, second = ("; ".join(parts) for parts in zip(*differing, strict=True))
+        hint = "Ask the same as then (a method's file is part of it), or give another --results."
+        raise BenchError(f"'{path.parent}' holds another verdict: {first}. This command asks: {second}.", hint)
 
 
 def _pairs(question: Question) -> list[Pair]:
@@ -144,5 +216,6 @@ def _pairs(question: Question) -> list[Pair]:
     return choose_sizes(question.subject, question.reference, question.targets, geometry, question.sizes)
 
 
-def _read(path: Path) -> str:
-    return decode(read_file(path), str(path))
+def _read(path: Path) -> str | None:
+    """Return the text of a file; None if there is none."""
+    return decode(read_file(path), str(path)) if path.exists() else None

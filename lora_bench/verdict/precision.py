@@ -35,17 +35,16 @@ class Deviations:
         """Return the standard deviation of one seed's average over tasks, which vary independently of one another."""
         return math.sqrt(sum(self.by_task[task] ** 2 for task in tasks)) / len(tasks)
 
-    def half_width(self, tasks: Sequence[str], looks: tuple[int, ...], sizes: int) -> float:
+    def half_width(self, tasks: Sequence[str], looks: tuple[int, ...]) -> float:
         """Return half the width that the interval of a difference of averages is expected to have, over seeds.
 
         Args:
             tasks: the tasks of the average.
             looks: the seeds at each look, the one in question last.
-            sizes: at how many sizes both methods are trained; their deviations are pooled.
         """
         from scipy import stats
 
-        quantile = float(stats.t.isf(levels_of(looks).tail, 2 * sizes * (looks[-1] - 1)))
+        quantile = float(stats.t.isf(levels_of(looks).tail, 2 * (looks[-1] - 1)))
         return quantile * self.of_average(tasks) * math.sqrt(2 / looks[-1])
 
 

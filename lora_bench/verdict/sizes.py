@@ -14,7 +14,7 @@ from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
 from lora_bench.forecast.demand import adapter_values
-from lora_bench.forecast.geometry import Geometry
+from lora_bench.forecast.geometry import TARGET_SETS, Geometry
 from lora_bench.methods.recipe import Recipe
 from lora_bench.report.numbers.verdict import MATCHED
 
@@ -74,8 +74,12 @@ class Pair:
     def __str__(self) -> str:
         first, second = self.subject.values, self.reference.values
         values = f"{first:,} trained values each" if first == second else f"{first:,} and {second:,} trained values"
-        matched = "" if self.is_matched else f", not matched: a factor of {self.ratio:.2g}"
+        matched = "" if self.is_matched else f", not matched: a factor of {_factor_text(self.ratio)}"
         return f"{self.subject} against {self.reference}: {values}{matched}"
+
+
+def _factor_text(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
 
 
 def choose_sizes(subject: str, reference: str, targets: str, geometry: Geometry, count: int) -> list[Pair]:
@@ -92,7 +96,8 @@ def choose_sizes(subject: str, reference: str, targets: str, geometry: Geometry,
         count: how many sizes are wanted. There are fewer where the methods have not as many in common.
 
     Raises:
-        BenchError: Exit code 2 if one of them trains no adapter, or cannot be applied to these targets.
+        BenchError: Exit code 2 if one of them trains no adapter, or cannot be applied to these targets; or if these are
+            names of modules, whose sizes are not known without the model.
     """
     subjects, references = (settings_of(name, targets, geometry) for name in (subject, reference))
     pairs = [Pair(one, other) for one, other in itertools.product(subjects, references)]
@@ -122,6 +127,9 @@ def settings_of(method: str, targets: str, geometry: Geometry) -> list[Setting]:
     recipe = methods.get(method)
     if not recipe.adapts:
         raise BenchError(f"'{method}' trains no adapter: there is no size to match.", "Compare two adapters.")
+    if targets not in TARGET_SETS:  # the geometry does not know the modules' names
+        what = f"How many values are trained on --targets '{targets}' is not known beforehand."
+        raise BenchError(what, f"Give one of {', '.join(TARGET_SETS)}.")
     fitting: list[Setting] = []
     refusal: BenchError | None = None
     for sizes, cost in _grid(recipe, geometry):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -67,10 +68,11 @@ DEVIATIONS = np.array([0.0142, 0.0103, 0.0033, 0.0250])
 
 
 def comparisons(
-    difference: float, first: int = SEEDS, looks: int = 6, sizes: int = 1, declared: bool = True
+    difference: float, first: int = SEEDS, looks: int = 6, sizes: int = 1, declared: bool = True, ratio: float = 1
 ) -> Iterator[DataFrame]:
     """At each look, a comparison of averages for each repetition; the subject is better by `difference`.
 
+    The subject's deviation is `ratio` times the reference's. Each side has its own variance, as verdicts have.
     Two methods at each of `sizes` sizes; Holm's correction is over the sizes of a repetition, whose rows follow one
     another.
     """
@@ -80,19 +82,18 @@ def comparisons(
     scores = np.zeros(shape)
     for deviation in DEVIATIONS:
         scores += random.normal(0, deviation, shape) / len(DEVIATIONS)
+    scores[0] *= ratio
     scores[0] += difference
     for look in range(1, looks + 1):
         seen = scores[:, :, : first * look]
-        variance = seen.var(axis=2, ddof=1)
-        pooled = variance.reshape(2, REPETITIONS, sizes).mean(axis=(0, 2)).repeat(sizes)
         levels = levels_of(tuple(accumulate([first] * look)) if declared else ())
         means = Means(
             mean=seen.mean(axis=2).ravel(),
             shift=np.zeros(2 * count),
             n=np.full(2 * count, float(first * look)),
-            variance=np.concatenate([pooled, pooled]),
-            degrees=np.full(2 * count, 2.0 * sizes * (first * look - 1)),
-            pooled=np.ones(2 * count, dtype=bool),
+            variance=seen.var(axis=2, ddof=1).ravel(),
+            degrees=np.full(2 * count, first * look - 1.0),
+            pooled=np.zeros(2 * count, dtype=bool),
             levels=levels,
         )
         table = means.compare(np.arange(count), count + np.arange(count), MARGIN)
@@ -162,6 +163,32 @@ def test_few_seeds_a_look_are_enough(first: int) -> None:
     """The limits are those of normal statistics; with Student's tests they hold from three seeds on."""
     by_look = [said(table, "better") | said(table, "worse") for table in comparisons(0, first=first)]
     assert np.logical_or.reduce(by_look).mean() <= 0.05 + NOISE
+
+
+@pytest.mark.parametrize(("first", "ratio"), [(5, 3), (20, 3), (5, 20)])
+def test_one_method_may_vary_more_than_the_other(first: int, ratio: float) -> None:
+    """A new method may be unstable: with a pooled variance this would be called a difference in 6 to 8%."""
+    by_look = [said(table, "better") | said(table, "worse") for table in comparisons(0, first=first, ratio=ratio)]
+    assert np.logical_or.reduce(by_look).mean() <= 0.05 + NOISE
+
+
+@pytest.mark.parametrize("looks", LOOKS)
+def test_a_p_value_and_an_interval_are_of_the_same_test(looks: tuple[int, ...]) -> None:
+    """At every look p is 5% where the interval ends at no difference."""
+    one, other = np.array([0]), np.array([1])
+    equal = Means(
+        mean=np.zeros(2),
+        shift=np.zeros(2),
+        n=np.full(2, float(looks[-1])),
+        variance=np.full(2, 1e-4),
+        degrees=np.full(2, looks[-1] - 1.0),
+        pooled=np.zeros(2, dtype=bool),
+        levels=levels_of(looks),
+    )
+    half = float(equal.compare(one, other, MARGIN)["high"].iloc[0])
+    table = replace(equal, mean=np.array([half, 0.0])).compare(one, other, MARGIN)
+    assert table["low"].iloc[0] == pytest.approx(0, abs=1e-12)
+    assert table["p"].iloc[0] == pytest.approx(0.05, rel=1e-3)
 
 
 def test_several_sizes_are_one_family() -> None:

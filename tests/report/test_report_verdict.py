@@ -15,7 +15,7 @@ from lora_bench import report as reports
 from lora_bench.compare import Comparisons
 from lora_bench.errors import BenchError
 from lora_bench.grid.config import keep_comparisons, load_comparisons
-from lora_bench.records.schema import Epoch, Record
+from lora_bench.records.schema import Epoch, Record, SearchInfo
 from lora_bench.report.numbers.answer import answer
 from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
 from lora_bench.report.numbers.entries import comparable_scopes
@@ -121,9 +121,94 @@ def test_there_is_no_verdict_before_all_seeds_of_a_look_have_ended(
 
 
 def test_a_size_without_a_complete_seed_is_named() -> None:
-    statistics = computed(cells(0.03, missing=10))
-    assert verdict_sentences(statistics)[0] == "1 size of 1: not finished, no seed has every task yet."
+    statistics = computed(cells(0.03, missing=10), average=("cola", "stsb"))
+    expected = "vera r=64 on qv against lora r=1: not finished, no seed of both has ended on CoLA and STS-B."
+    assert verdict_sentences(statistics)[0] == expected
     assert verdict_tables(statistics) == []
+
+
+@pytest.mark.parametrize("average", [("cola", "stsb"), ("cola", "mrpc", "stsb")])
+def test_there_is_no_verdict_on_some_of_the_tasks(average: tuple[str, ...]) -> None:
+    """A look may be interrupted between two tasks, or the search of one may have failed."""
+    done = [one for one in cells(0.03) if one.cell.task == "cola" or len(average) == 3]
+    statistics = computed(iter(done), average=average)
+    assert "not finished, no seed of both has ended on CoLA" in verdict_sentences(statistics)[0]
+    assert verdict_tables(statistics) == []
+    assert statistics.declared.empty
+
+
+def test_a_verdict_is_on_its_task_whatever_else_was_run() -> None:
+    """The main column is that of the only declared task, not the last one of GLUE's order."""
+    statistics = computed(cells(0.03), average=("cola",))
+    first = verdict_sentences(statistics)[0]
+    assert "is better than lora r=1 (1,000 trained values each) on CoLA (Matthews): " in first
+    assert statistics.scope.main.task == "cola"
+
+
+def test_no_table_decides_before_all_seeds_of_a_look_have_ended() -> None:
+    statistics = computed(cells(0.03, missing=2), average=("cola", "stsb"))
+    assert set(statistics.declared["verdict"]) == {"not finished"}
+    of_stsb = statistics.default[statistics.default["task"] == "stsb"]
+    assert set(of_stsb["verdict"]) == {"not finished"}
+
+
+def test_lost_seeds_are_named_beside_the_difference() -> None:
+    lost = [
+        record(None, status="diverged", params=(1000, 10), task=task, method="vera", rank=64, targets="qv", seed=10)
+        for task in LEVELS
+    ]
+    names = {"cola": "matthews", "stsb": "pearson"}
+    lost = [one.model_copy(update={"metric": names[one.cell.task]}) for one in lost]
+    kept = [one for one in cells(0.03, seeds=11) if not (one.cell.method == "vera" and one.cell.seed == 10)]
+    first = verdict_sentences(computed(iter([*kept, *lost]), looks=(11,)))[0]
+    assert "over 11 seeds (failed or diverged: 1 of vera r=64), p" in first
+
+
+def test_an_interval_that_excludes_no_difference_does_not_contradict_not_decided() -> None:
+    """With several sizes the test is corrected and the interval is not: the sentence says which decides."""
+    pairs = [
+        {"arm": {"method": "vera", "rank": rank, "targets": "qv"}, "against": {"method": "lora", "rank": other}}
+        for rank, other in ((64, 1), (128, 2))
+    ]
+    records = []
+    for score, method, rank in ((0.516, "vera", 64), (0.5, "lora", 1), (0.501, "vera", 128), (0.5, "lora", 2)):
+        draw = random.Random(rank)
+        noise = [draw.gauss(0, 0.02) for _ in range(20)]
+        level = score - sum(noise) / len(noise)
+        settings: dict[str, Any] = {"task": "cola", "method": method, "rank": rank, "targets": "qv"}
+        records += [record(level + shift, seed=seed, **settings) for seed, shift in enumerate(noise)]
+    statistics = computed(iter(records), looks=(20,), pairs=pairs, average=("cola",))
+    row = statistics.declared.iloc[0]
+    assert row["low"] > 0
+    assert row["holm"] > 0.05 > row["p"]
+    assert "over 2 sizes (Holm's p = 0.0" in verdict_sentences(statistics)[0]
+    assert "Holm" not in verdict_sentences(statistics)[1]
+
+
+def test_tasks_on_which_nothing_was_learnt_are_named() -> None:
+    """Equal constant answers are equivalent over seeds, and say nothing of the methods."""
+    records = [
+        record(0.5, task="rte", method=method, rank=rank, targets="qv", seed=seed, predictions=(answer_given,) * 8)
+        for method, rank in (("vera", 64), ("lora", 1))
+        for seed, answer_given in enumerate((0.0, 1.0, 1.0))
+    ]
+    sentences = answer(computed(iter(records), looks=(3,), average=("rte",)))
+    assert any(sentence.startswith("On RTE every cell gives all examples the same answer") for sentence in sentences)
+    learnt = [*records[1:], records[0].model_copy(update={"predictions": (0.0, 1.0) * 4})]
+    assert not any("same answer" in one for one in answer(computed(iter(learnt), looks=(3,), average=("rte",))))
+
+
+def test_a_folder_without_any_cell_of_the_grid_has_a_sentence_too(fill: Fill, console: Console) -> None:
+    """Where every rate of a search has failed, nothing else is trained."""
+    failed = record(None, status="diverged", task="cola", method="vera", rank=64, targets="qv", seed=100)
+    search = SearchInfo(role="trial", settings=("lr",))
+    results = fill([failed.model_copy(update={"search": search})])
+    declared = {"subject": "vera", "pairs": PAIRS, "over": "seeds", "looks": [10], "average": ["cola"]}
+    compare = Comparisons.model_validate(declared)
+    reports.build(results, results, console, compare=compare, verdict_only=True)
+    expected = "vera r=64 on qv against lora r=1: not finished, no seed of both has ended on CoLA."
+    assert expected in shown(console)
+    assert expected in (results / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_table_has_both_methods_with_costs_and_calibration() -> None:

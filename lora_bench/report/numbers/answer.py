@@ -35,7 +35,7 @@ def answer(statistics: ScopeStatistics) -> tuple[str, ...]:
     """Return the sentences."""
     verdict = verdict_sentences(statistics)
     first = verdict or [_best_sentence(statistics), *_match_sentences(statistics)]
-    parts = (*first, *_chance_sentences(statistics))
+    parts = (*first, *_chance_sentences(statistics), *_constant_sentences(statistics.scope))
     return (*(part for part in parts if part), _evidence_sentence(statistics), _untested_sentence(statistics))
 
 
@@ -153,6 +153,24 @@ def _chance_sentences(statistics: ScopeStatistics) -> list[str]:
     return [
         f"No method is distinguishable from training the head alone on {set_text(unlearnt)}: this says nothing of them."
     ]
+
+
+def _constant_sentences(scope: Scope) -> list[str]:
+    """Name the tasks on which no cell has learnt anything: each gives all examples one answer."""
+    tasks = [column.task for column in scope.tasks if _is_constant(scope, column.task)]
+    if not tasks:
+        return []
+    return [
+        f"On {set_text(tasks)} every cell gives all examples the same answer: nothing was learnt there, and scores say "
+        "nothing of the methods."
+    ]
+
+
+def _is_constant(scope: Scope, task: str) -> bool:
+    """Whether each cell of a task predicts one value only; false if the records hold no predictions."""
+    cells = scope.cells[(scope.cells["entry"] >= 0) & scope.cells["score"].notna() & (scope.cells["task"] == task)]
+    predictions = [record.predictions for record in cells["record"]]
+    return bool(predictions) and all(len(values) > 1 and min(values) == max(values) for values in predictions)
 
 
 def _evidence_sentence(statistics: ScopeStatistics) -> str:

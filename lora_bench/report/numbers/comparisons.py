@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.int64]
 
 DEFAULT, EQUAL, DECLARED = "default", "equal size", "declared"
 ABOVE, BELOW, EQUIVALENT, UNDECIDED, NOT_TESTED = "better", "worse", "equivalent", "not distinguishable", "not tested"
+UNFINISHED = "not finished"  # where looks are declared: some seeds of the last one have not ended
 SAME_SIZE = 1.4  # two numbers of trained values are called equal up to this factor
 CLASSES_PER_DECADE = 2  # size classes of the frontier: around 10,000, 32,000, 100,000 …
 
@@ -106,7 +108,14 @@ class ScopeStatistics:
             # Without predictions nothing is known of other examples.
             known = interval if wide.example_terms is not None else interval * np.nan
             table = table.assign(examples_low=known["low"], examples_high=known["high"])
-        return table.assign(verdict=verdicts(table))
+        return table.assign(verdict=self._verdicts(column, first, second, table))
+
+    def _verdicts(self, column: Column, first: IntArray, second: IntArray, table: DataFrame) -> list[str]:
+        """Return the verdict on each pair, given by positions; none as long as seeds of the last look are missing."""
+        seeds = self.scope.at(column)["seeds"].to_numpy(dtype=float)
+        needed = max(self.scope.compare.looks, default=0)
+        rows = zip(seeds[first], seeds[second], verdicts(table), strict=True)
+        return [UNFINISHED if min(one, other) < needed else verdict for one, other, verdict in rows]
 
     def mean_difference(self, family: DataFrame) -> Contrast:
         """Return the mean of the tested differences of a family of the main column, with its interval."""
@@ -170,16 +179,21 @@ class ScopeStatistics:
 
     @cached_property
     def declared(self) -> DataFrame:
-        """The declared pairs that were run."""
+        """The declared pairs that were run, with their number in `pair`, from 1.
+
+        None where looks are declared and there is no score on all declared tasks: on fewer of them there is no verdict.
+        """
         import pandas as pd
 
-        column = self.scope.main
+        column, compare = self.scope.main, self.scope.compare
+        declared = compare.pairs if self.scope.has_declared_tasks or not compare.looks else ()
         pairs = []
-        for pair in self.scope.compare.pairs:
+        for number, pair in enumerate(declared, 1):
             sides = [self._matching(column, arm) for arm in (pair.arm, pair.against)]
             if all(len(side) for side in sides):
-                pairs.append([side.index[0] for side in sides])
-        return self.compare(column, pd.DataFrame(pairs, columns=["entry", "reference"]), DECLARED)
+                pairs.append([number, *(side.index[0] for side in sides)])
+        frame = pd.DataFrame(pairs, columns=["pair", "entry", "reference"])
+        return self.compare(column, frame, DECLARED).assign(pair=frame["pair"])
 
     @cached_property
     def symmetry(self) -> DataFrame:
@@ -308,7 +322,8 @@ def _method_keys(entries: DataFrame) -> Series:
 def scope_statistics(scope: Scope) -> ScopeStatistics:
     """Compute the means of a scope's entries, as the comparisons declare it."""
     terms, levels = example_terms(scope), levels_of(scope.compare.looks)
-    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels) for c in scope.columns}
+    pools = not scope.compare.looks
+    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels, pools) for c in scope.columns}
     if scope.compare.over == "seeds":
         over_seeds = {task: replace(means, example_terms=None) for task, means in whole.items()}
         return ScopeStatistics(scope, over_seeds, whole)

@@ -63,8 +63,15 @@ class Scope:
 
     @property
     def main(self) -> Column:
-        """The column that says most: the average, or the only task."""
-        return self.columns[-1]
+        """The column that says most: the average, the only task of it, or where it has none the last task."""
+        averaged = [column for column in self.columns if column.task in self.averaged]
+        return averaged[0] if len(averaged) == 1 else self.columns[-1]
+
+    @property
+    def has_declared_tasks(self) -> bool:
+        """Whether the main column is on all tasks that the comparisons declare."""
+        is_average = self.main.task == AVERAGE or len(self.averaged) == 1
+        return is_average and set(self.compare.average) <= set(self.averaged)
 
     @property
     def tasks(self) -> tuple[Column, ...]:

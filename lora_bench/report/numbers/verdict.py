@@ -10,8 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.comparison_tables import with_sides
-from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, ScopeStatistics
-from lora_bench.report.numbers.entries import AVERAGE, Scope
+from lora_bench.report.numbers.comparisons import (
+    ABOVE,
+    BELOW,
+    EQUIVALENT,
+    NOT_TESTED,
+    UNFINISHED,
+    ScopeStatistics,
+)
+from lora_bench.report.numbers.entries import AVERAGE, Scope, size_text
 from lora_bench.report.numbers.frame import SCOPE, Row, device_prefix, is_missing, rows_of
 from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.report.numbers.tables import (
@@ -26,16 +33,17 @@ from lora_bench.report.numbers.tables import (
     signed_percent,
     summary_text,
 )
-from lora_bench.report.numbers.wording import counted_points, join_words, main_name
+from lora_bench.report.numbers.wording import counted_points, join_words, main_name, set_text
 from lora_bench.text import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from lora_bench.compare import Arm, Comparisons
     from lora_bench.records.schema import Record
 
 MATCHED = 1.1  # numbers of trained values are called equal up to this factor
-UNDECIDED, UNFINISHED = "not decided", "not finished"
+UNDECIDED = "not decided"
 _CALIBRATION = ("nll", "ece")
 _SIDE = ("size", "targets", "method", "rank", "a", "b", "adapter_params", "adapter_bytes", "mean", "std", "n", "seeds")
 _PAIR = ("difference", "low", "high", "examples_low", "examples_high", "holm", "holm_equivalent")
@@ -46,19 +54,34 @@ def verdict_sentences(statistics: ScopeStatistics) -> list[str]:
     compare = statistics.scope.compare
     if not compare.looks:
         return []
-    rows = _rows(statistics)
-    sentences = [_sentence(statistics.scope, row) for row in rows]
-    missing = len(compare.pairs) - len(rows)
-    if missing:
-        sentences.append(
-            f"{counted(missing, 'size')} of {len(compare.pairs)}: {UNFINISHED}, no seed has every task yet."
-        )
+    by_pair = {row["pair"]: _sentence(statistics.scope, row) for row in _rows(statistics)}
+    without_seeds = _sentences_without_seeds(compare)
     seeds = join_words([str(count) for count in compare.looks])
     return [
-        *sentences,
+        *(by_pair.get(number, sentence) for number, sentence in enumerate(without_seeds, 1)),
         f"Look {len(compare.looks)} at this comparison, with {seeds} seeds: the intervals hold for all looks together, "
         "those that may follow included.",
     ]
+
+
+def sentences_without_results(compare: Comparisons | None) -> list[str]:
+    """Return a sentence for each declared size of a folder without any cell of the grid; nothing without a verdict."""
+    return _sentences_without_seeds(compare) if compare is not None and compare.looks else []
+
+
+def _sentences_without_seeds(compare: Comparisons) -> list[str]:
+    """Return a sentence for each declared size, as if no seed of it had ended on all tasks."""
+    where = f"on {set_text(compare.average)}" if compare.average else "on every task"
+    sentences = []
+    for pair in compare.pairs:
+        sides = f"{_arm_text(pair.arm)}{_targets_text(pair.arm)} against {_arm_text(pair.against)}"
+        sentences.append(f"{sides}: {UNFINISHED}, no seed of both has ended {where}.")
+    return sentences
+
+
+def _arm_text(arm: Arm) -> str:
+    """Name a declared arm as the rows of the table are named."""
+    return size_text({"label": arm["method"], **{name: arm.get(name) for name in ("rank", "a", "b")}})
 
 
 def verdict_tables(statistics: ScopeStatistics) -> list[ReportTable]:
@@ -115,19 +138,16 @@ def _rows(statistics: ScopeStatistics) -> list[Row]:
     declared = statistics.declared
     rows = rows_of(with_sides(statistics, declared)) if len(declared) else []
     indices = zip(declared["entry"], declared["reference"], strict=True) if len(declared) else ()
-    looks = statistics.scope.compare.looks
     return [
-        {**row, "entry": entry, "reference": reference, "verdict": _verdict(row, looks[-1])}
+        {**row, "entry": entry, "reference": reference, "verdict": _verdict(row)}
         for row, (entry, reference) in zip(rows, indices, strict=True)
     ]
 
 
-def _verdict(row: Row, seeds: int) -> str:
-    """Return the verdict on a size: unfinished as long as some of the seeds of this look are missing."""
-    if min(row["seeds"], row["reference_seeds"]) < seeds:
-        return UNFINISHED
+def _verdict(row: Row) -> str:
     verdict = str(row["verdict"])
-    return verdict if verdict.startswith((ABOVE, BELOW, EQUIVALENT, NOT_TESTED)) else UNDECIDED
+    known = (ABOVE, BELOW, EQUIVALENT, NOT_TESTED, UNFINISHED)
+    return verdict if verdict.startswith(known) else UNDECIDED
 
 
 def _sentence(scope: Scope, row: Row) -> str:
@@ -143,21 +163,38 @@ def _sentence(scope: Scope, row: Row) -> str:
     if verdict == NOT_TESTED:
         return f"{subject} against {reference} {on}: {NOT_TESTED}, fewer than {MIN_SEEDS} seeds have a score."
     interval = difference_interval_text(row["low"], row["high"])
-    difference = f"{signed_percent(row['difference'])} points {interval} over {counted(done, 'seed')}"
+    seeds = counted(done, "seed") + _lost_text(row)
+    difference = f"{signed_percent(row['difference'])} points {interval} over {seeds}"
     if verdict == EQUIVALENT:
         p = f"equivalence p {p_relation(row['holm_equivalent'])}"
         return f"{subject} is equivalent to {reference} within {margin} {on}: {difference}, {p}.{_other_examples(row)}"
     if verdict == UNDECIDED:
         first = f"{subject} against {reference} {on}: {UNDECIDED}. The difference is {difference}"
-        return f"{first}: neither one is certainly better, nor are they certainly within {margin}."
+        # The interval is that of this size alone; what decides is corrected for the number of sizes.
+        excludes_zero = row["low"] > 0 or row["high"] < 0
+        tested = f"over {counted(len(scope.compare.pairs), 'size')} (Holm's p {p_relation(row['holm'])}) "
+        return (
+            f"{first}: {tested if excludes_zero else ''}neither one is certainly better, nor are they certainly within "
+            f"{margin}."
+        )
     word = ABOVE if verdict.startswith(ABOVE) else BELOW
     within = f", by certainly less than {margin}" if verdict != word else ""
     p = f"p {p_relation(row['holm'])}"
     return f"{subject} is {word} than {reference} {on}{within}: {difference}, {p}.{_other_examples(row)}"
 
 
+def _lost_text(row: Row) -> str:
+    """Say how many seeds of each side have no score; nothing if all have one."""
+    lost = {
+        str(row["size"]): row["seeds"] - row["n"],
+        str(row["reference_size"]): row["reference_seeds"] - row["reference_n"],
+    }
+    texts = [f"{count} of {size}" for size, count in lost.items() if count]
+    return f" (failed or diverged: {join_words(texts)})" if texts else ""
+
+
 def _targets_text(row: Row) -> str:
-    return f" on {row['targets']}" if row["targets"] else ""
+    return f" on {row['targets']}" if row.get("targets") else ""
 
 
 def _size_text(row: Row) -> str:
@@ -190,12 +227,12 @@ def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
     calibration, entries = _calibration(statistics.scope), statistics.scope.entries
     by_index = dict(zip(entries.index.tolist(), rows_of(entries), strict=True))
     sides = []
-    for number, row in enumerate(rows, 1):
+    for row in rows:
         for side, role in (("entry", "subject"), ("reference", "reference")):
             entry = by_index[row[side]]
             values = {name: entry[name] for name in (*_SIDE, "seconds")} | calibration.get(entry["arm"], {})
             compared = {name: row.get(name) for name in (*_PAIR, "verdict")} if role == "subject" else {"verdict": ""}
-            sides.append({**values, **compared, "pair": number, "side": role})
+            sides.append({**values, **compared, "pair": row["pair"], "side": role})
     names = [*_SIDE, "seconds", *_CALIBRATION, *_PAIR, "pair", "side", "verdict"]
     return pd.DataFrame(sides, columns=names)
 

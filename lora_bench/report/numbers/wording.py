@@ -27,6 +27,7 @@ _POOLED = (
     "The deviation between seeds is pooled over all settings of a column; an entry that varies far more (p < 0.001) "
     "keeps its own."
 )
+_NOT_POOLED = "Each setting has the deviation between its own seeds (Welch's test)."
 _LOOKS = (
     "Intervals and tests hold for all looks together, whether or not seeds are added: the allowed error is spent over "
     "the looks (Lan and DeMets 1983), at a look with t times the first one's seeds up to "
@@ -57,7 +58,7 @@ _SELECTIONS = {
 
 def legend(compare: Comparisons) -> tuple[str, ...]:
     """Return how the report's numbers are to be read, in sentences."""
-    intervals = _OVER[compare.over].format(pooled=_POOLED)
+    intervals = _OVER[compare.over].format(pooled=_NOT_POOLED if compare.looks else _POOLED)
     return (*_LEGEND, intervals, *(_LOOKS if compare.looks else ()), *_TESTS)
 
 
