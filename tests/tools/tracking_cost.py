@@ -62,7 +62,8 @@ def main(cells: int = 16, epochs: int = 60) -> None:
         plan = plans.make(expand(config, {}, plans.sources(), None), results, cells, ())
         with tracking.tracked(view, ["tensorboard"], results, offline=True) as tracked:
             assert isinstance(tracked, tracking.Tracking)
-            view.pid = tracked.process.pid
+            tracked.stage("starting")
+            view.pid = tracked.processes[0].pid
             time.sleep(START_SECONDS)
             Runner(plan, Options(results, offline=True, save=False), tracked).run()
             os.kill(view.pid, signal.SIGCONT)
