@@ -114,7 +114,7 @@ def _write_evaluations(ids: Sequence[str], results: Path, out: Path) -> str:
     from lora_bench.records.store import find_record, read_records
 
     if ids:
-        records = [find_record(results, cell_id) for cell_id in ids]
+        records = list({(record := find_record(results, cell_id)).id: record for cell_id in ids}.values())
     else:
         loaded = read_records(results)
         for path, reason in loaded.broken:
