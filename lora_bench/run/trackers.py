@@ -39,6 +39,7 @@ FOLDER = "tracking"  # in the results folder: what trackers keep on disk
 LOG = "trackers.log"  # in that folder: what they print
 MAX_LOG = 1_000_000  # bytes of it from one run (chosen): a tracker that prints endlessly must not fill the disk
 FINISH_SECONDS = 60.0  # that what is late may take when training has ended; chosen
+ORPHAN_SECONDS = 600.0  # the same after a run that was killed, for which nobody waits; chosen
 PROJECT = "lora-bench"  # what holds the runs: W&B's and trackio's project, MLflow's experiment
 # The trackers, each with the modules of which one must be there.
 PACKAGES = {
@@ -255,8 +256,6 @@ def main() -> None:
 
     The arguments are the tracker, the results folder, `offline` or `online`, and the process that sends the events.
     """
-    with suppress(OSError):
-        os.nice(19)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run decides: it ends when its input does
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, args=(int(sys.argv[4]),), daemon=True).start()
@@ -274,9 +273,12 @@ def main() -> None:
 
 def _record(events: Iterable[str], name: str, results: Path, offline: bool) -> None:
     """Write events to a tracker, to the last one."""
+    from accelerate import tracking  # noqa: F401 (what takes long)
     from accelerate.state import PartialState
 
     PartialState(cpu=True)  # the trackers ask which process they are in; no device is touched
+    with suppress(OSError):  # not before: while the run imports the same, and on a busy machine it would take minutes
+        os.nice(19)
     recorder = Recorder(name, results, offline, _log_limit())
     for line in events:
         recorder.handle(json.loads(line))
@@ -315,10 +317,10 @@ def _to_nowhere(*descriptors: int) -> None:
 
 
 def _end_with_the_run(parent: int) -> None:
-    """In a thread of its own: end this process some time after the run has ended, even where the tracker hangs."""
+    """In a thread of its own: end this process some time after the run was killed, even where the tracker hangs."""
     while os.getppid() == parent:
         time.sleep(5)
-    time.sleep(FINISH_SECONDS)
+    time.sleep(ORPHAN_SECONDS)
     os._exit(1)
 
 

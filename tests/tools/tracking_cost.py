@@ -2,12 +2,14 @@
 
 One pack trains on the bundled sample under TensorBoard, and the process of the trackers is stopped (SIGSTOP) in every
 second epoch: what it could not write then, it writes in the next one. So whatever else the machine does is in both
-halves. The wall time of an epoch, and the processor time of the thread that trains, are compared by their medians.
+halves. The wall time of an epoch, and the processor time of the thread that trains, are compared pair by pair: the
+median of the ratios of neighbouring epochs, with the 95% interval that their order gives, whatever their distribution.
 What that thread does to send the values is in both halves; it is timed by itself.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -70,8 +72,15 @@ def main(cells: int = 16, epochs: int = 60) -> None:
             Runner(plan, Options(results, offline=True, save=False), tracked).run()
             os.kill(view.pid, signal.SIGCONT)
     for index, name in enumerate(("wall time", "processor time of the thread that trains")):
-        on, off = (median(times[index] for times in view.times[is_on]) for is_on in (True, False))
-        print(f"{name}: {on:.4f} s an epoch with the tracker, {off:.4f} s without: {100 * (on / off - 1):+.1f}%")
+        on, off = ([times[index] for times in view.times[is_on]] for is_on in (True, False))
+        ratios = sorted(100 * (one / other - 1) for one, other in zip(on, off, strict=False))
+        reach = math.ceil(0.98 * math.sqrt(len(ratios)))  # 1.96 standard deviations of a count with p = 1/2
+        middle = len(ratios) // 2
+        low, high = ratios[max(0, middle - reach)], ratios[min(len(ratios) - 1, middle + reach)]
+        print(
+            f"{name}: {median(on):.4f} s an epoch with the tracker, {median(off):.4f} s without: "
+            f"{median(ratios):+.1f}% [{low:+.1f}%, {high:+.1f}%] over {len(ratios)} pairs of epochs"
+        )
     epoch = median(wall for wall, _ in view.times[False])
     sent = sum(seconds) / epochs
     print(f"sending, in the thread that trains: {1000 * sent:.2f} ms an epoch: {100 * sent / epoch:+.2f}%")
