@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -68,7 +69,26 @@ class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
 
     def do_GET(self) -> None:
-        self._answer(b"")
+        if "/resolve/" in self.path:
+            self._file()
+        else:
+            self._answer(b"")
+
+    def do_HEAD(self) -> None:
+        self._file()
+
+    def _file(self) -> None:
+        """Answer with a file of a dataset."""
+        key, _, name = self.path.lstrip("/").partition("/resolve/")
+        commit, _, name = name.partition("/")
+        data = self.hub.repos[key][name]
+        self.send_response(200)
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit, "Content-Length": len(data)}
+        for header, value in headers.items():
+            self.send_header(header, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
 
     def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from lora_bench.cli.app import app
 from lora_bench.errors import DONE, NOTHING, USAGE
-from lora_bench.export.every_eval_ever import evaluation, path_of
+from lora_bench.export.every_eval_ever import evaluation, path_of, write
 from lora_bench.records.schema import Record, SearchInfo
 from lora_bench.records.store import write_record
 from lora_bench.tasks import TASKS
@@ -48,6 +48,15 @@ def test_every_task_is_valid(task: str, data: str, schema: Any) -> None:
     content = evaluation(record_of(task, data), NOW)
     jsonschema.Draft7Validator(schema).validate(content)
     assert content["schema_version"] == schema["version"]
+
+
+@pytest.mark.parametrize("name", ["m" * 280, "模" * 280, "../..", "a b\u202e|<script>"])
+def test_any_models_name_gives_a_file(name: str, tmp_path: Path, schema: Any) -> None:
+    record = record_of("sst2", model=name)
+    write([record], tmp_path / "out", NOW)
+    (path,) = (tmp_path / "out").rglob("*.json")
+    assert path == tmp_path / "out" / path_of(record) and path.is_relative_to(tmp_path / "out" / "data")
+    jsonschema.Draft7Validator(schema).validate(json.loads(path.read_text(encoding="utf-8")))
 
 
 def test_numbers_and_settings_are_those_of_the_record(schema: Any) -> None:

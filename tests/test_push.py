@@ -30,7 +30,9 @@ REPO = "me/adapter"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     """The stub, with a token that it accepts."""
     with serving() as fake:
+        template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", fake.address)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdefghij")
         yield fake
@@ -101,6 +103,12 @@ def test_what_the_hub_refuses(status: int, what: str, hub: FakeHub) -> None:
     assert hub.repos == {f"models/{REPO}": {".gitattributes": b""}}
 
 
+def test_the_hubs_own_words_are_shown(hub: FakeHub) -> None:
+    hub.refuse = ("/commit/", 400)
+    with pytest.raises(BenchError, match=r"The push broke off: refused\."):
+        push(REPO, {"a": b"1"}, "model", "one")
+
+
 def test_a_token_that_is_refused_at_once(hub: FakeHub) -> None:
     hub.refuse = ("", 401)
     with pytest.raises(BenchError, match="accepts no token") as caught:
@@ -124,8 +132,19 @@ def test_a_push_that_breaks_off_leaves_the_export_and_says_how_to_go_on(
     out = tmp_path / "out"
     code, output = export(bench, out, "--to", "peft", "--push", REPO)
     assert code == MISSING and "The push broke off" in output, output
-    assert f"hf upload {REPO} {out} ." in output and (out / "adapter_config.json").is_file()
+    # Where the repository is not there, `hf upload` alone would make a public one.
+    assert f"hf upload --private -- {REPO} {out} ." in output and (out / "adapter_config.json").is_file()
     assert hub.repos == {f"models/{REPO}": {".gitattributes": b""}}
+    code, output = export(bench, tmp_path / "a name", "--to", "peft", "--push", REPO, "--public")
+    assert code == MISSING and f"hf upload -- {REPO} '{tmp_path / 'a name'}' ." in output, output
+
+
+def test_what_is_refused_since_other_files_are_there_is_not_advised(
+    bench: TinyBench, hub: FakeHub, tmp_path: Path
+) -> None:
+    push(REPO, {"model.safetensors": b""}, "model", "one")
+    code, output = export(bench, tmp_path / "out", "--to", "peft", "--push", REPO)
+    assert code == MISSING and "holds other files already" in output and "hf upload" not in output, output
 
 
 def test_no_hub_at_all(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +168,13 @@ def test_what_cannot_be_pushed_is_refused_at_once(bench: TinyBench, hub: FakeHub
     assert not (tmp_path / "out").exists() and hub.repos == {}
 
 
+def test_public_without_push_is_refused(bench: TinyBench, tmp_path: Path) -> None:
+    code, output = export(bench, tmp_path / "out", "--to", "peft", "--public")
+    assert code == USAGE and "Give --push" in output and not (tmp_path / "out").exists(), output
+    code, output = invoke("archive", "--results", bench.results, "--public")
+    assert code == USAGE and "Give --push" in output and not archive.path_of(bench.results).exists(), output
+
+
 def test_an_archive_is_pushed_with_its_table_and_card(hub: FakeHub, tmp_path: Path) -> None:
     results = tmp_path / "results"
     for seed in range(3):
@@ -168,6 +194,23 @@ def test_an_archive_is_pushed_with_its_table_and_card(hub: FakeHub, tmp_path: Pa
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "records.jsonl.gz").write_bytes(files["records.jsonl.gz"])
     assert read_records(tmp_path / "copy").records == read_records(results).records
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub: FakeHub, tmp_path: Path) -> None:
+    """The card itself asks for it: a licence is set there."""
+    write_record(tmp_path, make_record(0.9, cell=make_cell(seed=0)))
+    words = ("archive", "--results", tmp_path, "--push", "me/results")
+    assert invoke(*words)[0] == DONE
+    files = hub.repos["datasets/me/results"]
+    first = files["README.md"]
+    write_record(tmp_path, make_record(0.9, cell=make_cell(seed=1)))
+    code, output = invoke(*words)
+    assert code == DONE and "is kept" not in output and b"2 cells" in files["README.md"] != first
+    files["README.md"] = edited = files["README.md"].replace(b"license: other", b"license: mit").replace(b"\n", b"\r\n")
+    write_record(tmp_path, make_record(0.9, cell=make_cell(seed=2)))
+    code, output = invoke(*words)
+    assert code == DONE and "its README.md was edited there, and is kept" in output, output
+    assert files["README.md"] == edited and files["records.jsonl.gz"] == archive.path_of(tmp_path).read_bytes()
 
 
 def test_an_archive_that_cannot_be_pushed_is_there_all_the_same(hub: FakeHub, tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +28,16 @@ from lora_bench.run.runner import Runner
 from lora_bench.run.trackers import FOLDER, LOG, PACKAGES, Recorder, encode, label_of
 from lora_bench.testing import QuietView, TinyBench, make_cell, make_record
 
+EVIL = "\x1b[31mred\x1b[0m\nof /home/me hf_0123456789abcdefghij"
 # A package that is called like W&B's and behaves as the environment says.
 STUB = """
-import json, os, sys, time
+import json, os, subprocess, sys, threading, time
 mode = os.environ["STUB"]
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("cannot be printed")
+class Base(BaseException):
+    pass
 class Run:
     def __init__(self, values):
         self.name, self.logged = values["name"], 0
@@ -43,9 +53,21 @@ class Run:
             sys.exit("bye")
         if mode == "crash" and self.logged > 2:
             os._exit(9)
+        if mode == "mute":
+            raise Mute
+        if mode == "base":
+            raise Base("not an Exception")
+        if mode == "evil":
+            raise ValueError(os.environ["STUB_TEXT"])
+        if mode == "ask":
+            input("Your key: ")
+        if mode == "flood":
+            os.write(2, b"many words " * 50_000)
         self.write("log", [step, values])
     def finish(self):
         if mode == "hang":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            self.write("child", child.pid)
             time.sleep(600)
         self.write("finish", None)
 def init(**values):
@@ -67,7 +89,14 @@ class Tracker:
         self.run.log(values, step)
     def finish(self):
         self.run.finish()
-LOGGER_TYPE_TO_CLASS = {"wandb": Tracker}
+class Other(Tracker):
+    def start(self):
+        self.run = wandb.Run(self.settings)
+    def store_init_configuration(self, values):
+        pass
+    def finish(self):
+        self.run.write("end of another", None)
+LOGGER_TYPE_TO_CLASS = {"wandb": Tracker, "trackio": Other}
 """
 
 
@@ -97,13 +126,13 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Cal
     (light / "__init__.py").write_text("")
     (light / "state.py").write_text("def PartialState(cpu): pass\n")
     (light / "tracking.py").write_text(LIGHT)
-    path = [str(tmp_path / "stub"), str(Path(lora_bench.__file__).parent.parent)]
 
     def use(mode: str) -> Callable[[], list[Any]]:
-        used = os.pathsep.join(path if mode == "work" else [str(light.parent), *path])
-        values = {"STUB": mode, "STUB_FILE": str(tmp_path / "calls"), "PYTHONPATH": used}
-        for name, value in values.items():
+        used = [*([] if mode == "work" else [str(light.parent)]), str(tmp_path / "stub"), *sys.path]
+        monkeypatch.setattr(tracking, "import_path", lambda: used)
+        for name, value in {"STUB": mode, "STUB_FILE": str(tmp_path / "calls"), "STUB_TEXT": EVIL}.items():
             monkeypatch.setenv(name, value)
+        (tmp_path / "calls").touch()
         return lambda: [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
 
     return use
@@ -157,8 +186,12 @@ def test_results_are_the_same_with_a_tracker(bench: TinyBench, stub: Any, tmp_pa
     [
         ("refuse", "wandb tracks no more (ConnectionError: no network); training continues."),
         ("raise", "wandb tracks no more (ValueError: the disk of …/wandb is full); training continues."),
-        ("exit", "Trackers have failed (exit code 1; see tracking/trackers.log); training continues."),
-        ("crash", "Trackers have failed (exit code 9; see tracking/trackers.log); training continues."),
+        ("exit", "wandb tracks no more (SystemExit: bye); training continues."),
+        ("crash", "wandb tracks no more (exit code 9; see tracking/trackers.log); training continues."),
+        ("mute", "wandb tracks no more (Mute); training continues."),
+        ("base", "wandb tracks no more (Base: not an Exception); training continues."),
+        ("evil", "wandb tracks no more (ValueError: red of …/me hf_…); training continues."),
+        ("ask", "wandb tracks no more (EOFError: EOF when reading a line); training continues."),
     ],
 )
 def test_a_tracker_that_fails_fails_no_run(mode: str, what: str, bench: TinyBench, stub: Any) -> None:
@@ -167,12 +200,130 @@ def test_a_tracker_that_fails_fails_no_run(mode: str, what: str, bench: TinyBenc
     assert {record.status for record in records} == {"done"} and warnings == [what]
 
 
-def test_a_tracker_that_does_not_end_is_ended(bench: TinyBench, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub("hang")
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 4.0)
-    records, warnings = train(bench, "wandb")
+def test_a_tracker_that_hangs_is_ended_and_harms_no_other(
+    bench: TinyBench, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stub("hang")
+    wait = tracking.TrackerProcess.wait
+
+    def wait_shortly(process: tracking.TrackerProcess, deadline: float) -> None:
+        """Wait for the one that hangs until it does; for the other one as long as it takes."""
+        if process.name == "wandb":
+            until(lambda: any(kind == "child" for _, kind, _ in calls()))
+            wait(process, time.monotonic() + 0.1)
+        else:
+            wait(process, deadline + 120)
+
+    monkeypatch.setattr(tracking.TrackerProcess, "wait", wait_shortly)
+    records, warnings = train(bench, "wandb", "trackio")
     assert {record.status for record in records} == {"done"}
-    assert warnings == ["Trackers did not end within 4 s; some values are not tracked."]
+    assert warnings == ["wandb did not end within 60 s and was ended; some of its values may be missing."]
+    names = {label_of(record.cell) for record in records}
+    assert {name for name, kind, _ in calls() if kind == "end of another"} == names
+    (child,) = [values for _, kind, values in calls() if kind == "child"]
+    until(lambda: not is_running(child))  # what it had started ends with it
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until a condition holds; fail if it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and is not one that has ended and that nobody has asked about."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_tracker_that_prints_endlessly_fills_no_disk(
+    bench: TinyBench, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stub("flood")
+    records, warnings = train(bench, "wandb")
+    assert not warnings and len([kind for _, kind, _ in calls() if kind == "finish"]) == len(records)
+    log = (bench.results / FOLDER / LOG).read_text()
+    assert "The log is full" in log and len(log) < 3_000_000
+
+
+def test_a_tracker_that_takes_nothing_is_given_up(tmp_path: Path, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub("work")
+    warnings: list[str] = []
+    monkeypatch.setattr(tracking, "MAX_PENDING", 10_000_000)
+    process = tracking.TrackerProcess("wandb", tmp_path, True, warnings.append)
+    process.start()
+    os.kill(process.pid, signal.SIGSTOP)
+    for _ in range(20):
+        process.send("steps", [], 1, 1.0, "A" * 1_000_000)
+    assert warnings == ["wandb tracks no more (it is too far behind); training continues."]
+    assert process._events.qsize() < 12 and not process.is_tracking
+    process.close()
+
+
+def test_a_tracker_that_hangs_ends_some_time_after_a_run_that_was_killed() -> None:
+    hanging = (
+        "import os, sys, threading, time\n"
+        "from lora_bench.run import trackers\n"
+        "trackers.ORPHAN_SECONDS = 0.1\n"
+        "threading.Thread(target=trackers._end_with_the_run, args=(int(sys.argv[1]),), daemon=True).start()\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(600)"
+    )
+    program = (
+        "import os, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())])\n"
+        "time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(lora_bench.__file__).parent.parent)}
+    words = [sys.executable, "-c", program, hanging]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        run.kill()
+        assert run.stdout.read() == ""  # it is closed when both have ended
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "log"])
+def test_a_folder_that_cannot_be_used(kind: str, bench: TinyBench, tmp_path: Path) -> None:
+    bench.results.mkdir(exist_ok=True)
+    folder, elsewhere = bench.results / FOLDER, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if kind == "file":
+        folder.write_text("mine")
+    elif kind == "link":
+        folder.symlink_to(elsewhere)
+    else:
+        (folder / LOG).mkdir(parents=True)
+    records, warnings = train(bench, "tensorboard")
+    assert {record.status for record in records} == {"done"} and len(warnings) == 1
+    assert warnings[0].startswith("tensorboard tracks no more (") and "tracking" in warnings[0]
+    assert not list(elsewhere.iterdir())
+
+
+def test_nothing_to_train_starts_nothing(bench: TinyBench, stub: Any) -> None:
+    stub("work")
+    train(bench)
+    records, warnings = train(bench, "wandb")
+    assert len(records) == 2 and not warnings and not (bench.results / FOLDER).exists()
+
+
+def test_files_of_the_current_folder_are_not_imported(
+    bench: TinyBench, stub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = stub("hide")
+    monkeypatch.chdir(tmp_path)
+    for name in ("random.py", "accelerate.py", "wandb.py"):
+        (tmp_path / name).write_text("raise RuntimeError('a file of the user')")
+    path = [entry for entry in tracking.import_path() if entry]
+    monkeypatch.setattr(tracking, "import_path", lambda: path)
+    _, warnings = train(bench, "wandb")
+    assert not warnings and calls()
 
 
 @pytest.mark.parametrize(("name", "code"), [("tensorbord", USAGE), ("mlflow", MISSING)])
@@ -201,6 +352,10 @@ class FakeProcess:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
 
     def send(self, kind: str, *values: Any) -> None:
         self.events.append((kind, json.loads(json.dumps(values))))
@@ -209,14 +364,14 @@ class FakeProcess:
 def test_everything_is_passed_on() -> None:
     """A method that the view gets later must be passed on as well."""
     names = {name for kind in (View, Callback) for name in vars(kind) if not name.startswith("_")}
-    assert names == {name for name in vars(tracking.Tracking) if not name.startswith("_")} - {"view", "process"}
+    assert names == {name for name in vars(tracking.Tracking) if not name.startswith("_")} - {"view", "processes"}
 
     class Noting(QuietView):
         def should_pause(self) -> bool:
             return True
 
     view = Noting()
-    tracked = tracking.Tracking(view, FakeProcess())  # type: ignore[arg-type]
+    tracked = tracking.Tracking(view, [FakeProcess()])  # type: ignore[list-item]
     tracked.warn("look")
     tracked.on_pack_start(PackStart((make_cell(),), 1, 1, 0))
     assert (view.warnings, view.packs, tracked.should_pause()) == (["look"], 1, True)
@@ -225,7 +380,7 @@ def test_everything_is_passed_on() -> None:
 def test_what_workers_on_ray_send_is_tracked_by_the_driver() -> None:
     cells = {cell.id: cell for cell in (make_cell(seed=0), make_cell(seed=1))}
     process = FakeProcess()
-    run = tracking.Tracking(QuietView(), process)  # type: ignore[arg-type]
+    run = tracking.Tracking(QuietView(), [process])  # type: ignore[list-item]
     sent: list[tuple[Any, ...]] = []
     view = remote.RemoteView(sent.append)
     view.on_pack_start(PackStart(tuple(cells.values()), 2, 1, 0))
@@ -274,7 +429,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
 
     FakeTracker.all = []
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "mlflow", FakeTracker)
-    return Recorder(["mlflow"], tmp_path, False, lambda name, reason: pytest.fail(f"{name}: {reason}"))
+    return Recorder("mlflow", tmp_path, False)
 
 
 def steps(ids: Sequence[str], losses: Any, seconds: float = 1e6, first: int = 1) -> dict[str, Any]:

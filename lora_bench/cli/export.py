@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def export(
     including(include)
     ids, folder = ids or [], paths.results_folder(results)
     # Before torch is imported, so that a wrong option is reported at once.
-    _require_valid_options(ids, to, dtype, push, offline)
+    _require_valid_options(ids, to, dtype, push, public, offline)
     if to == "eee":
         yield _write_evaluations(ids, folder, out)
     else:
@@ -113,7 +114,7 @@ def _write_evaluations(ids: Sequence[str], results: Path, out: Path) -> str:
     from lora_bench.records.store import find_record, read_records
 
     if ids:
-        records = [find_record(results, cell_id) for cell_id in ids]
+        records = list({(record := find_record(results, cell_id)).id: record for cell_id in ids}.values())
     else:
         loaded = read_records(results)
         for path, reason in loaded.broken:
@@ -129,12 +130,18 @@ def _push_folder(repo: str, folder: Path, trained: Trained, public: bool) -> str
     try:
         message = f"{trained.cell.method} on {trained.task.title}, cell {trained.record.id} of lora-bench"
         return push.push(repo, push.files_of(folder), "model", message, public)
+    except push.OtherFilesError as error:
+        raise BenchError(error.what, f"{error.hint} The export is in '{folder}'.", error.code) from error
     except BenchError as error:
-        hint = f"{error.hint} The export is in '{folder}': hf upload {repo} {folder} ."
-        raise BenchError(error.what, hint, error.code) from error
+        words = ["hf", "upload", *([] if public else ["--private"]), "--", repo, str(folder), "."]
+        raise BenchError(
+            error.what, f"{error.hint} The export is in '{folder}': {shlex.join(words)}", error.code
+        ) from error
 
 
-def _require_valid_options(ids: Sequence[str], to: str, dtype: str, push: str | None, offline: bool) -> None:
+def _require_valid_options(
+    ids: Sequence[str], to: str, dtype: str, push: str | None, public: bool, offline: bool
+) -> None:
     if to not in FORMS:
         raise unknown("form", to, FORMS)
     if dtype not in DTYPES:
@@ -144,12 +151,11 @@ def _require_valid_options(ids: Sequence[str], to: str, dtype: str, push: str | 
     if to not in ("glue", "eee") and len(ids) > 1:
         hint = "Export them one by one, each with its own --out."
         raise BenchError(f"--to {to} takes one id, not {len(ids)}.", hint, USAGE)
-    if push is not None:
-        if to not in ("peft", "merged"):
-            raise BenchError(f"--push takes no export --to {to}.", "Push peft or merged, or leave --push out.", USAGE)
-        from lora_bench.push import check_name
+    if push is not None and to not in ("peft", "merged"):
+        raise BenchError(f"--push takes no export --to {to}.", "Push peft or merged, or leave --push out.", USAGE)
+    from lora_bench.push import check_options
 
-        check_name(push, offline)
+    check_options(push, public, offline)
 
 
 def check(

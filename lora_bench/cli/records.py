@@ -56,14 +56,12 @@ def archive(results: ResultsOption, push: PushOption = None, public: PublicOptio
 
     --push sends it to a dataset repository of the Hub, with metrics.csv, compare.yaml and a card.
     """
+    from lora_bench.push import check_options
     from lora_bench.records import store
     from lora_bench.run.owner import Owner
     from lora_bench.run.publish import RecordStore
 
-    if push is not None:
-        from lora_bench.push import check_name
-
-        check_name(push)
+    check_options(push, public)
     _sound_records(results)
     with Owner(results):
         record_store = RecordStore(results)
@@ -88,7 +86,7 @@ def _push_archive(repo: str, results: Path, archived: Path, records: Sequence[Re
     from lora_bench.records.card import results_card
     from lora_bench.records.store import CSV
 
-    files: dict[str, Path | bytes] = {"README.md": results_card(records, repo).encode()}
+    files: dict[str, Path | bytes] = {hub.CARD: hub.sealed_card(results_card(records, repo)).encode()}
     files |= {path.name: path for path in (archived, results / CSV, results / compare.NAME) if path.is_file()}
     return hub.push(repo, files, "dataset", f"{counted(len(records), 'record')} of lora-bench", public, beside=True)
 

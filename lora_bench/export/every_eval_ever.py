@@ -21,6 +21,7 @@ from lora_bench.text import clean, counted
 
 SCHEMA = "0.3.0"  # the version of the format
 COLLECTION = "lora-bench"
+LONGEST_NAME = 100  # bytes of a model or a method: both are in the name of a folder, which has 255 at most
 # The range of each metric, and whether a lower value is better. Others, of users' tasks, have no known range.
 _BOUNDED = {
     **dict.fromkeys(("accuracy", "f1", "macro_f1"), (0.0, 1.0, False)),
@@ -106,7 +107,8 @@ def _base(record: Record) -> str:
 
 def _model_id(record: Record) -> str:
     """Name the trained model: not as its base, whose score this is not."""
-    return f"lora-bench/{_base(record)}-{record.cell.method}-{record.id}"
+    names = (name.encode()[:LONGEST_NAME].decode(errors="ignore") for name in (_base(record), record.cell.method))
+    return f"lora-bench/{'-'.join(names)}-{record.id}"
 
 
 def _model(record: Record) -> dict[str, object]:

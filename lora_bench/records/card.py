@@ -59,7 +59,7 @@ cells = lora_bench.load_records(folder)
 report = lora_bench.load_report(folder)
 ```
 
-Licence not known: set `license:` above yourself. Models and data have their own.
+Licence not known: set `license:` above yourself; a card that was edited is kept. Models and data have their own.
 """
 
 

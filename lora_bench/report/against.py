@@ -22,7 +22,7 @@ from lora_bench.report.numbers.changes import TaskChanges, all_changes
 from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, UNDECIDED
 from lora_bench.report.numbers.entries import Column, size_text
 from lora_bench.report.numbers.frame import Row
-from lora_bench.report.numbers.matching import Match, match, scored
+from lora_bench.report.numbers.matching import METRIC_OF, Match, match, scored
 from lora_bench.report.numbers.tables import (
     DASH,
     ReportTable,
@@ -171,7 +171,10 @@ def _answer(matched: Match, changes: Sequence[TaskChanges], new: str, old: str, 
         }
         text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         yield f"{counted(len(verdicts), 'setting')} in {new} after Holm's correction on each task: {text}."
-    facts = [name for name in matched.facts if not name.startswith("rows of ")]
+    metrics = [(name, sides) for name, sides in matched.facts.items() if name.startswith(METRIC_OF)]
+    for name, (of_new, of_old) in metrics:
+        yield f"The {name} is {of_new} in {new}, {of_old} in {old}; different metrics are not compared."
+    facts = [name for name in matched.facts if not name.startswith(("rows of ", METRIC_OF))]
     if facts:
         yield f"Recorded otherwise: {', '.join(facts)} (table below)."
     if any(name.startswith("rows of ") for name in matched.facts):

@@ -4,7 +4,7 @@ Each cell is a run of its own in a tracker: its settings; by step the training l
 learning rate; by epoch the metrics; at the end the score. All of it leaves the trainer through callbacks anyway, so
 results are the same with and without a tracker. The driver tracks, also for workers on Ray.
 
-Trackers run in a process of their own (`trackers`). Whatever happens to it, training continues, after one warning.
+Each tracker runs in a process of its own (`trackers`). Whatever happens to it, training continues, after one warning.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,10 +27,16 @@ from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart, StepBlock
 from lora_bench.errors import MISSING, BenchError, unknown
 from lora_bench.records.schema import Record
 from lora_bench.run.interfaces import StageProgress, View
-from lora_bench.run.trackers import FOLDER, LOG, PACKAGES, encode
+from lora_bench.run.trackers import FINISH_SECONDS, FOLDER, LOG, PACKAGES, encode
 from lora_bench.text import clean
 
-FINISH_SECONDS = 60.0  # that what is late may take when training has ended; chosen
+MAX_PENDING = (
+    2**26
+)  # characters of events that wait for a tracker, such as one that hangs, before it is given up; chosen
+# The process imports what this one imports: not what happens to lie in the current folder, as with `-m`.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from lora_bench.run import trackers; trackers.main()"
+)
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -63,34 +70,75 @@ def tracked(view: View, names: Sequence[str], results: Path, offline: bool = Fal
     if not names:
         yield view
         return
-    process = TrackerProcess(tuple(dict.fromkeys(names)), results, offline, view.warn)
+    processes = [TrackerProcess(name, results, offline, view.warn) for name in dict.fromkeys(names)]
     try:
-        yield Tracking(view, process)
+        yield Tracking(view, processes)
     finally:
-        process.close()
+        _close(processes, view)
+
+
+def import_path() -> list[str]:
+    """Return where the process of a tracker looks for modules."""
+    return list(map(str, sys.path))
+
+
+def _close(processes: Sequence[TrackerProcess], view: View) -> None:
+    """Have the processes write what is late and end; end those that take too long."""
+    try:
+        for process in processes:
+            process.send_end()
+        deadline = time.monotonic() + FINISH_SECONDS
+        for process in processes:
+            if process.is_tracking:
+                view.stage(f"waiting for {process.name}")
+                process.wait(deadline)
+    finally:  # also after Ctrl-C
+        for process in processes:
+            process.close()
 
 
 class TrackerProcess:
-    """The process of the trackers, and two threads: one sends it events, one shows what it reports.
+    """The process of a tracker, and two threads: one sends it events, one shows what it reports.
 
     Args:
-        names: The trackers.
+        name: The tracker.
         results: The results folder.
         offline: Whether no network may be used.
         warn: What shows a warning.
     """
 
-    def __init__(self, names: Sequence[str], results: Path, offline: bool, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-        self._closing = self._has_failed = False
+    def __init__(self, name: str, results: Path, offline: bool, warn: Callable[[str], None]) -> None:
+        self.name, self._results, self._offline, self._warn = name, results, offline, warn
+        self._events: SimpleQueue[tuple[int, dict[str, Any]] | None] = SimpleQueue()
+        self._pending = 0  # characters in the queue
+        self._is_closing = self._has_failed = False
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 if it was not started, or could not be."""
+        return 0 if self._process is None else self._process.pid
+
+    @property
+    def is_tracking(self) -> bool:
+        """Whether it was started and has not failed."""
+        return self._process is not None and not self._has_failed
+
+    def start(self) -> None:
+        """Start the process, unless it was started before."""
+        if self._process is not None or self._has_failed:
+            return
+        folder = self._results / FOLDER
         try:
-            (results / FOLDER).mkdir(parents=True, exist_ok=True)
-            with (results / FOLDER / LOG).open("a", encoding="utf-8") as log:
+            if folder.is_symlink():
+                raise OSError(f"'{FOLDER}' is a link, which is not followed")
+            folder.mkdir(parents=True, exist_ok=True)
+            words = [self.name, str(self._results), "offline" if self._offline else "online", str(os.getpid())]
+            with (folder / LOG).open("a", encoding="utf-8") as log:
                 self._process = subprocess.Popen(  # noqa: S603 (our own module)
-                    [sys.executable, "-m", "lora_bench.run.trackers", str(results), _mode(offline), *names],
+                    [sys.executable, "-P", "-c", _PROGRAM, json.dumps(import_path()), *words],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -100,56 +148,78 @@ class TrackerProcess:
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                 )
         except OSError as error:
-            self._give_up(error.strerror or type(error).__name__)
+            self._give_up(f"{FOLDER}: {error.strerror}" if error.strerror else str(error))
             return
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._listen)]
         for thread in self._threads:
             thread.start()
 
-    @property
-    def pid(self) -> int:
-        """The process's id; 0 if it could not be started."""
-        return 0 if self._process is None else self._process.pid
-
     def send(self, kind: str, *values: Any) -> None:
         """Send an event; it takes no time and never fails."""
-        self._events.put({kind: values})
+        if self._has_failed:
+            return
+        size = sum(len(value) for value in values if isinstance(value, str))
+        with self._lock:
+            is_behind = self._pending > MAX_PENDING
+            self._pending += size
+        if is_behind:
+            self._give_up("it is too far behind")
+            self._kill()
+        else:
+            self._events.put((size, {kind: values}))
+
+    def send_end(self) -> None:
+        """Say that no event follows."""
+        self._is_closing = True
+        self._events.put(None)
+
+    def wait(self, deadline: float) -> None:
+        """Wait for the process to end, until a moment of `time.monotonic`."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            late = f"{self.name} did not end within {FINISH_SECONDS:.0f} s and was ended"
+            self._warn(f"{late}; some of its values may be missing.")
+            return
+        self._threads[1].join(1)  # it may have reported more than the code
+        if code:
+            self._give_up(f"exit code {code}; see {FOLDER}/{LOG}")
 
     def close(self) -> None:
-        """Have the process write what is late and end; end it if that takes too long."""
-        self._closing = True
-        if self._process is None:
-            return
-        self._events.put(None)
-        try:
-            code = self._process.wait(FINISH_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        """End the process if it has not ended."""
+        if self._process is not None:
+            self._kill()
             self._process.wait()
-            self._warn(f"Trackers did not end within {FINISH_SECONDS:.0f} s; some values are not tracked.")
-        else:
-            if code:
-                self._give_up(f"exit code {code}")
-        for thread in self._threads:
-            thread.join(1)
+            for thread in self._threads:
+                thread.join(1)
+
+    def _kill(self) -> None:
+        """End the process, and those that it has started."""
+        if self._process is not None and self._process.poll() is None:
+            with suppress(OSError):  # it has ended meanwhile
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _send(self) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         with suppress(OSError), self._process.stdin as stream:  # OSError: it is gone, which `_listen` sees
-            while (event := self._events.get()) is not None:
+            while (item := self._events.get()) is not None:
+                size, event = item
                 stream.write(json.dumps(event) + "\n")
                 stream.flush()
+                with self._lock:
+                    self._pending -= size
 
     def _listen(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         with self._process.stdout as stream:
             for line in stream:
-                name, reason = json.loads(line)
-                self._warn(f"{name} tracks no more ({reason}); training continues.")
-        if not self._closing:
-            self._give_up(f"exit code {self._process.wait()}")
+                with suppress(ValueError):  # it has ended in the middle of a line
+                    self._give_up(json.loads(line))
+        if not self._is_closing:
+            self._give_up(f"exit code {self._process.wait()}; see {FOLDER}/{LOG}")
 
     def _give_up(self, reason: str) -> None:
         """Say once that nothing is tracked any more."""
@@ -157,23 +227,21 @@ class TrackerProcess:
             if self._has_failed:
                 return
             self._has_failed = True
-        self._warn(clean(f"Trackers have failed ({reason}; see {FOLDER}/{LOG}); training continues."))
-
-
-def _mode(offline: bool) -> str:
-    return "offline" if offline else "online"
+        self._warn(clean(f"{self.name} tracks no more ({reason}); training continues."))
 
 
 class Tracking(View):
-    """A view that sends what it sees to the process of the trackers, and passes it on.
+    """A view that sends what it sees to the processes of the trackers, and passes it on.
+
+    The first sign of work starts them: not a run that has nothing to train, or may not have the results folder.
 
     Args:
         view: What shows the run.
-        process: The process of the trackers.
+        processes: The processes of the trackers.
     """
 
-    def __init__(self, view: View, process: TrackerProcess) -> None:
-        self.view, self.process = view, process
+    def __init__(self, view: View, processes: Sequence[TrackerProcess]) -> None:
+        self.view, self.processes = view, processes
         self._start = PackStart((), 1, 1, 0)
         self._ids: tuple[str, ...] = ()
         self._steps: dict[str, int] = {}
@@ -184,8 +252,9 @@ class Tracking(View):
         return _OfDevice(self.view.on_device(name), self)
 
     def stage(self, text: str) -> None:
-        """Pass it on."""
+        """Start the trackers, which import what they need while the run does."""
         self.view.stage(text)
+        self._start_all()
 
     def warn(self, text: str) -> None:
         """Pass it on."""
@@ -200,14 +269,15 @@ class Tracking(View):
         self.view.done(records)
         for record in records:
             status = record.status if record.reason is None else f"{record.status}: {record.reason}"
-            self.process.send("end", (record.id, self._steps.pop(record.id, 0), record.score, clean(status)))
+            self._send("end", (record.id, self._steps.pop(record.id, 0), record.score, clean(status)))
 
     def on_pack_start(self, start: PackStart) -> None:
         """Note the cells of the pack."""
         self.view.on_pack_start(start)
+        self._start_all()
         self._start, self._last = start, time.monotonic()
         self._ids = tuple(cell.id for cell in start.cells)
-        self.process.send("open", *(cell.model_dump(mode="json", exclude_none=True) for cell in start.cells))
+        self._send("open", *(cell.model_dump(mode="json", exclude_none=True) for cell in start.cells))
 
     def on_step_issued(self, epoch: int, step: int) -> None:
         """Pass it on."""
@@ -220,7 +290,7 @@ class Tracking(View):
         seconds, self._last = now - self._last, now
         self._steps.update(dict.fromkeys(self._ids, block.first_step + len(block.losses) - 1))
         arrays = map(encode, (block.losses, block.grad_norms, block.lrs))
-        self.process.send("steps", self._ids, block.first_step, seconds, *arrays)
+        self._send("steps", self._ids, block.first_step, seconds, *arrays)
 
     def on_safe_point(self) -> None:
         """Pass it on."""
@@ -230,7 +300,7 @@ class Tracking(View):
         """Track the metrics."""
         self.view.on_epoch_evaluated(metrics)
         step = metrics.epoch * self._start.steps_per_epoch
-        self.process.send("epoch", self._ids, metrics.epoch, step, metrics.metrics, metrics.held_out)
+        self._send("epoch", self._ids, metrics.epoch, step, metrics.metrics, metrics.held_out)
 
     def on_pack_end(self, end: PackEnd) -> None:
         """Pass it on."""
@@ -240,10 +310,18 @@ class Tracking(View):
         """Pass it on."""
         return self.view.should_pause()
 
+    def _start_all(self) -> None:
+        for process in self.processes:
+            process.start()
+
+    def _send(self, kind: str, *values: Any) -> None:
+        for process in self.processes:
+            process.send(kind, *values)
+
 
 class _OfDevice(Tracking):
     """The view of one of several devices; the steps of its cells are known to the view of the run, which ends them."""
 
     def __init__(self, view: View, run: Tracking) -> None:
-        super().__init__(view, run.process)
+        super().__init__(view, run.processes)
         self._steps = run._steps

@@ -64,6 +64,29 @@ def test_the_same_grid_twice_is_the_same() -> None:
     assert "36 of 36 have the same losses, metrics and predictions to the last bit" in text_of(small(), small())
 
 
+def test_scores_in_different_metrics_are_not_compared() -> None:
+    new = grid()
+    old = [
+        each.model_copy(
+            update={
+                "metric": "f1",
+                "epochs": [epoch.model_copy(update={"metrics": {"f1": 0.5}}) for epoch in each.epochs],
+            }
+        )
+        if each.cell.rank == 4
+        else each
+        for each in grid()
+    ]
+    matched = match(new, old)
+    assert (len(matched.pairs), len(matched.only_new), len(matched.only_old)) == (8, 4, 4)
+    (changes,) = all_changes(matched, 0.01)
+    assert (changes.metric, len(changes.pairs), set(changes.settings["rank"])) == (new[0].metric, 8, {8, 16})
+    text = text_of(new, old)
+    task, metric = new[0].cell.task, new[0].metric
+    assert f"The metric of {task} is {metric} in A, {metric}; f1 in B; different metrics are not compared." in text
+    assert "metric of" not in text_of(new, [*new, *grid(task="mrpc")])
+
+
 def test_what_is_in_one_folder_only_is_counted() -> None:
     new, old = grid(seeds=(0, 1, 2)), grid(seeds=(1, 2, 3, 4))
     matched = match(new, old)

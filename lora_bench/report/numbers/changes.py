@@ -71,7 +71,7 @@ class TaskChanges:
 
 
 def all_changes(matched: Match, margin: float) -> tuple[TaskChanges, ...]:
-    """Return the differences on each task that both folders have.
+    """Return the differences on each task, with its main metric, that both folders have.
 
     The columns of the settings are what identifies them (`label`, `size`, `varying` and the fields of a cell),
     `pairing`, `seeds` (pairs, or scores of both folders as text), `new` and `old` (the means), `difference`, `low`,
@@ -82,17 +82,16 @@ def all_changes(matched: Match, margin: float) -> tuple[TaskChanges, ...]:
         margin: a difference that is certainly smaller counts as equivalent.
     """
     new, old = matched.records
-    others = {record.cell.task for record in old}
-    tasks = dict.fromkeys(record.cell.task for record in sorted(new, key=cell_order) if record.cell.task in others)
-    return tuple(_task_changes(matched, task, margin) for task in tasks)
+    others = {(record.cell.task, record.metric) for record in old}
+    tasks = dict.fromkeys((record.cell.task, record.metric) for record in sorted(new, key=cell_order))
+    return tuple(_task_changes(matched, *task, margin) for task in tasks if task in others)
 
 
-def _task_changes(matched: Match, task: str, margin: float) -> TaskChanges:
+def _task_changes(matched: Match, task: str, metric: str, margin: float) -> TaskChanges:
     import pandas as pd
 
-    pairs = tuple(pair for pair in matched.pairs if pair.new.cell.task == task)
-    metric = next(record.metric for record in matched.records[0] if record.cell.task == task)
-    samples = _samples(matched, task)
+    pairs = tuple(pair for pair in matched.pairs if (pair.new.cell.task, pair.new.metric) == (task, metric))
+    samples = _samples(matched, task, metric)
     groups = [[sample for sample in samples if sample.paired], [sample for sample in samples if not sample.paired]]
     compared = [_compare(group, margin) for group in groups if group]
     if not compared:
@@ -110,13 +109,13 @@ def _task_changes(matched: Match, task: str, margin: float) -> TaskChanges:
     return TaskChanges(task, metric, rows.reset_index(drop=True), compared[0][1], pairs)
 
 
-def _samples(matched: Match, task: str) -> list[Sample]:
+def _samples(matched: Match, task: str, metric: str) -> list[Sample]:
     """Return the settings that have scores in both folders."""
     sides: list[dict[Key, dict[int, Record]]] = []
     for records in matched.records:
         by_setting: dict[Key, dict[int, Record]] = {}
-        for (_, seed, key), record in by_key(records, matched.fields).items():
-            if record.cell.task == task and scored(record) is not None:
+        for (*column, seed, key), record in by_key(records, matched.fields).items():
+            if column == [task, metric] and scored(record) is not None:
                 by_setting.setdefault(key, {})[seed] = record
         sides.append(by_setting)
     new, old = sides

@@ -2,7 +2,8 @@
 
 Cells are matched by their settings. A field in which the folders differ altogether (all cells of one have bf16, say,
 all of the other float32) is left out of the match and named instead, so that two encoders or two versions of the data
-can be compared as well as two runs of the same grid.
+can be compared as well as two runs of the same grid. Scores in different metrics are never compared: these are
+different cells, and `facts` names the metrics.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lora_bench.text import clean
 
 # Fields that never say what a folder is about: the task matches, and a start is an id that depends on all settings.
 _NO_DIFFERENCE = frozenset({"task", "seed", "start"})
+METRIC_OF = "metric of "  # a task
 Key = tuple[object, ...]
 
 
@@ -76,11 +78,12 @@ class Match:
 
     @cached_property
     def facts(self) -> Mapping[str, tuple[str, str]]:
-        """What else differs: versions, devices, code, splits and data, with the values of each folder as text."""
+        """What else differs: versions, devices, code, splits, metrics, data; the values of each folder as text."""
         new, old = (_facts(records) for records in self.records)
         names = sorted({*new, *old})
         values = {name: (_joined(new.get(name, ())), _joined(old.get(name, ()))) for name in names}
-        return {name: sides for name, sides in values.items() if sides[0] != sides[1]}
+        one_sided = {name for name, sides in values.items() if name.startswith(METRIC_OF) and not all(sides)}
+        return {name: sides for name, sides in values.items() if sides[0] != sides[1] and name not in one_sided}
 
 
 def scored(record: Record) -> float | None:
@@ -124,16 +127,17 @@ def _differing_fields(new: Sequence[Record], old: Sequence[Record]) -> Mapping[s
     return differing
 
 
-def by_key(records: Iterable[Record], fields: Mapping[str, object]) -> dict[tuple[str, int, Key], Record]:
-    """Return records by their task, seed and other settings; records that have the same ones are left out.
+def by_key(records: Iterable[Record], fields: Mapping[str, object]) -> dict[tuple[str, str, int, Key], Record]:
+    """Return records by task, main metric, seed and other settings; records that have the same ones are left out.
 
     Args:
         records: the records.
         fields: the fields in which the folders differ altogether, which are left out of the settings.
     """
-    alike: dict[tuple[str, int, Key], list[Record]] = {}
+    alike: dict[tuple[str, str, int, Key], list[Record]] = {}
     for record in records:
-        alike.setdefault((record.cell.task, record.cell.seed, _setting_key(record, fields)), []).append(record)
+        key = (record.cell.task, record.metric, record.cell.seed, _setting_key(record, fields))
+        alike.setdefault(key, []).append(record)
     return {key: same[0] for key, same in alike.items() if len(same) == 1}
 
 
@@ -170,6 +174,7 @@ def _facts(records: Iterable[Record]) -> dict[str, set[str]]:
             facts.setdefault(name, set()).add(value)
         facts.setdefault("split", set()).add(record.protocol.split)
         facts.setdefault("start", set()).add(record.protocol.start)
+        facts.setdefault(f"{METRIC_OF}{record.cell.task}", set()).add(record.metric)
         if record.data is not None:
             facts.setdefault(f"rows of {record.cell.task}", set()).add(
                 f"{record.data.train_rows} + {record.data.eval_rows}, {record.data.fingerprint}"
