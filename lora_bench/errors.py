@@ -1,4 +1,4 @@
-"""The error that users see: one line that says what is wrong, and one that says how to fix it; and the stop by signal."""
+"""The error that users see, one line that says what is wrong and one that says how to fix it; the stop by a signal."""
 
 from __future__ import annotations
 

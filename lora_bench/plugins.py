@@ -209,7 +209,8 @@ class _RaisedInterruptError(Exception):
 def _without_interrupts() -> Iterator[None]:
     """Turn a KeyboardInterrupt that the block raises itself into `_RaisedInterruptError`; one by a signal stays.
 
-    A stop that an import has made another error of, as compiled modules do, is raised as the stop again. Signal handlers run in the main thread only. In other threads every KeyboardInterrupt stays.
+    A stop that an import has turned into another error, as compiled modules do, is raised as the stop again. Signal
+    handlers run in the main thread only. In other threads every KeyboardInterrupt stays.
     """
     signals: list[int] = []
     before = signal.getsignal(signal.SIGINT)
