@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,11 @@ from lora_bench.errors import DONE, MISSING
 from lora_bench.forecast.cost import Estimate, part_counts, seconds_on
 from lora_bench.forecast.demand import trained_values
 from lora_bench.forecast.geometry import load_geometry
+from lora_bench.grid.cells import expand
+from lora_bench.grid.config import Config
 from lora_bench.records.schema import Record
+from lora_bench.run import plan as plans
+from lora_bench.run.totals import totals
 from lora_bench.testing.data import make_data
 from lora_bench.testing.encoders import make_model
 from tests.robust.robust_kit import is_clear, lora_bench
@@ -166,3 +171,25 @@ def test_disk_space_is_that_of_the_records_and_the_adapters(records: list[Record
         assert kept == pytest.approx(len(record.model_dump_json()), rel=0.25)
         values = 0 if record.cell.method == "full" else record.counts.adapter_params + record.counts.head_params
         assert saved - kept == pytest.approx(4 * values, rel=0.05)
+
+
+def test_disk_space_holds_what_other_cells_continue_from(records: list[Record], tmp_path: Path) -> None:
+    """The weights of `full` and, with --no-save, the adapters; each only where a cell continues from it."""
+    for record in records:
+        assert record.counts is not None
+        values = record.counts.adapter_params + record.counts.head_params
+        kept, also_saved = (Estimate().disk_of_starts(record.cell, MINILM, saves) for saves in (False, True))
+        assert kept == pytest.approx(4 * values, rel=0.05, abs=3000)
+        assert also_saved == (kept if record.cell.method == "full" else 0)
+
+    def disk(**defaults: Any) -> float:
+        settings: dict[str, Any] = {"model": "roberta-base", "task": ["mnli", "rte"], "method": "full", "lr": 1e-5}
+        config = Config(name="disk", defaults=settings | defaults, blocks=({},))
+        size = totals(plans.make(expand(config, {}, plans.sources()), tmp_path, None)).disk
+        assert size is not None
+        return size
+
+    weights = 4 * 124.6e6
+    assert disk(start={"rte": "mnli"}) - disk() == pytest.approx(weights, rel=0.01)
+    seeds = {"seed": [0, 1]}
+    assert disk(start={"rte": "mnli"}, **seeds) - disk(**seeds) == pytest.approx(2 * weights, rel=0.01)

@@ -230,14 +230,26 @@ class Estimate:
             model: the model's location.
             saves: whether the trained adapters are saved.
         """
-        geometry, task = load_geometry(model), tasks.of(cells[0])
+        geometry = load_geometry(model)
         if geometry is None:
             return None
         _, eval_rows = self._rows(cells[0]) or UNKNOWN_ROWS
         record = RECORD_BYTES + EPOCH_BYTES * cells[0].epochs + PREDICTION_BYTES * eval_rows
         saved = [cell for cell in cells if saves and not methods.of(cell).trains_backbone]
-        values = sum(trained_values(cell, geometry, task.num_outputs) for cell in saved)
-        return len(cells) * record + len(saved) * ADAPTER_BYTES + values * FLOAT32_BYTES
+        return len(cells) * record + sum(_saved_bytes(cell, geometry) for cell in saved)
+
+    def disk_of_starts(self, cell: Cell, model: str, saves: bool) -> float:
+        """Return the bytes that a cell takes beyond `disk` while others continue from it; 0 for an unknown model.
+
+        Args:
+            cell: the cell.
+            model: the model's location.
+            saves: whether the trained adapters are saved.
+        """
+        geometry, is_whole = load_geometry(model), methods.of(cell).trains_backbone
+        if geometry is None or (saves and not is_whole):
+            return 0.0
+        return _saved_bytes(cell, geometry) + is_whole * geometry.weights * FLOAT32_BYTES
 
     def cells_per_pack(self, cell: Cell, kind: str, model: str) -> int:
         """Return how many cells fill a device.
@@ -291,6 +303,11 @@ class Estimate:
             time_factor=median(time_ratios) if time_ratios else 1.0,
             memory_factor=median(memory_ratios) if memory_ratios else 1.0,
         )
+
+
+def _saved_bytes(cell: Cell, geometry: Geometry) -> float:
+    """Return the bytes of a saved adapter with its head."""
+    return ADAPTER_BYTES + trained_values(cell, geometry, tasks.of(cell).num_outputs) * FLOAT32_BYTES
 
 
 def _window_size(cell: Cell, mean: float, spread: float) -> int:

@@ -274,8 +274,10 @@ class RayExecutor:
             return
         self._deaths[job.number] = self._deaths.get(job.number, 0) + 1
         if self._deaths[job.number] >= MOST_DEATHS:
-            reason = f"the process that trained it died {MOST_DEATHS} times (a lack of memory?)"
-            self._driver.finish(job, Failure("failed", reason, device.environment))
+            is_oom = connection.is_low_memory(reason)
+            cause = "its machine has too little memory" if is_oom else "a lack of memory?"
+            reason = f"the process that trained it died {MOST_DEATHS} times ({cause})"
+            self._driver.finish(job, Failure("oom" if is_oom else "failed", reason, device.environment))
             return
         view.warn(f"A worker on {device.name} has died; its pack continues from the last checkpoint.")
         renewed = self._driver.renewed(job)

@@ -160,5 +160,13 @@ def cannot_start(reason: str) -> BenchError:
         hint = "Install lora-bench in the environment of every machine of the cluster."
         return BenchError("A worker on Ray cannot import lora_bench.", hint, MISSING)
     line = " ".join(reason.split())[:300]
+    if is_low_memory(reason):
+        hint = "Free some there, or start fewer workers: with --gpus, or with OMP_NUM_THREADS higher on CPUs."
+        return BenchError(f"Ray ends the workers, since a machine has too little memory: {line}", hint, MISSING)
     hint = "See Ray's logs under /tmp/ray/session_latest/logs."
     return BenchError(f"Workers on Ray die while they start: {line}", hint, MISSING)
+
+
+def is_low_memory(reason: str) -> bool:
+    """Whether Ray has ended a worker since its machine had too little memory, by what Ray says of its death."""
+    return "low on memory" in reason

@@ -208,7 +208,17 @@ class Plan:
 
     @cached_property
     def needed(self) -> frozenset[str]:
-        """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from.
+        """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from."""
+        return frozenset(step.cell.id for step in self._needed if step.cell is not None)
+
+    @cached_property
+    def needed_cells(self) -> tuple[Cell, ...]:
+        """The cells that others will continue from. Of an unknown cell, the rates are the lowest."""
+        return tuple(dict.fromkeys(step.draft.cell if step.cell is None else step.cell for step in self._needed))
+
+    @cached_property
+    def _needed(self) -> list[Step]:
+        """The steps that others continue or may continue from.
 
         Where the rate of such a cell is still being searched, it may become each cell of the search with its seed.
         """
@@ -229,7 +239,7 @@ class Plan:
             for trial in step_of[start].needs
             if trial.cell.seed == start.cell.seed and trial.cell.task == start.cell.task
         ]
-        return frozenset(step.cell.id for step in needed if step.cell is not None)
+        return needed
 
     def _has_ended(self, step: Step) -> bool:
         return step.cell is not None and step.cell.id in self.ended

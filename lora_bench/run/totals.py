@@ -27,7 +27,8 @@ class Totals:
         start: the seconds before the first pack.
         peak: the bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
             None if they are unknown.
-        disk: the bytes of records and adapters; None if they are unknown.
+        disk: the bytes of records and adapters, and of what is kept while other cells continue from it; None if they
+            are unknown.
         guesses: what makes these numbers a guess or unknown, in a sentence each.
     """
 
@@ -78,7 +79,10 @@ def _disk(plan: Plan, saves: bool) -> float | None:
     known = [
         (size, count) for kind, count in Counter(map(pack_kind, packs)).items() if (size := sizes[kind]) is not None
     ]
-    return sum(size * count for size, count in known) if len(known) == len(sizes) else None
+    if len(known) < len(sizes):
+        return None
+    starts = sum(plan.estimate.disk_of_starts(cell, plan.model_name([cell]), saves) for cell in plan.needed_cells)
+    return starts + sum(size * count for size, count in known)
 
 
 def _about_device(plan: Plan) -> Iterator[str]:

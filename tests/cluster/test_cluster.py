@@ -239,14 +239,17 @@ def test_workers_that_cannot_start_say_why() -> None:
     error = connection.cannot_start("ModuleNotFoundError: No module named 'lora_bench'")
     assert (error.what, error.code) == ("A worker on Ray cannot import lora_bench.", MISSING)
     assert connection.cannot_start("a\n  reason").what == "Workers on Ray die while they start: a reason"
+    low = connection.cannot_start("1 worker(s) were killed due to the node running low on memory. Memory on")
+    assert "a machine has too little memory" in low.what
 
 
-def test_facts_name_each_method_and_the_users_files(tmp_path: Path) -> None:
+def test_facts_name_each_method_and_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = remote.facts_of(["lora", "xs"], ["sst2"])
     assert {"lora_bench", "python", "torch", "the code of lora", "the code of xs"} <= facts.keys()
     mine = tmp_path / "mine.py"
     mine.write_text("from lora_bench.methods.lora import Lora\nRECIPE = type('M', (Lora,), {'name': 'mine'})()\n")
-    with methods.registered(), plugins.restored(plugins._plugins):
+    monkeypatch.setattr(plugins, "_plugins", {})
+    with methods.registered():
         methods.include(mine)
         with_file = remote.facts_of(["lora", "mine", "xs"], ["sst2"])
     assert with_file.keys() - facts.keys() == {"the code of mine", "the file of mine"}
