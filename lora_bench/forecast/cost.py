@@ -5,7 +5,6 @@ What is counted is in `pack.py` and `demand.py`. Finished cells refine it (`Esti
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from lora_bench.forecast.demand import (
 )
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import Coefficients, Demand
+from lora_bench.forecast.schedule import PackTime
 from lora_bench.records.schema import Record
 
 SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
@@ -41,10 +41,6 @@ HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen
 # Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
 # adapter: from the records of results/minilm.
 RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
-# A run on several devices cuts its longest packs while the last device would end this much later than with even shares
-# (chosen: parts take more time than the pack, and other kernels, so that bf16 rounds otherwise).
-UNEVEN = 1.1
-MOST_CUTS = 8  # cuts for each device, and lengths of parts that are tried for each cut (chosen)
 
 _SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
 _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
@@ -53,58 +49,6 @@ _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "selec
 def pack_kind(cells: Sequence[Cell]) -> tuple[object, ...]:
     """Return what a pack's costs depend on: packs of one kind cost the same."""
     return (*_SHARED(cells[0]), frozenset(Counter(map(_OWN, cells)).items()))
-
-
-def part_counts(devices: int, packs: Sequence[float]) -> list[int]:
-    """Return into how many even parts packs are cut, so that several devices end at about the same time.
-
-    As few cuts as possible, since parts take more time than the pack: one after another, always that after which the
-    last device ends first.
-
-    Args:
-        devices: how many there are.
-        packs: the seconds of each pack.
-    """
-    counts, best = [1] * len(packs), [1] * len(packs)
-    share, soonest = sum(packs) / devices, _end(devices, packs)
-    for _ in range(MOST_CUTS * devices):
-        if soonest <= UNEVEN * share:
-            break
-        lengths: dict[float, int] = {}  # of the packs whose parts are equally long one is enough to try
-        for index in sorted(range(len(packs)), key=lambda index: -packs[index] / counts[index]):
-            lengths.setdefault(packs[index] / counts[index], index)
-            if len(lengths) > MOST_CUTS * devices:
-                break
-        tried = [[*counts[:index], counts[index] + 1, *counts[index + 1 :]] for index in lengths.values()]
-        ends = [_end(devices, parts_of(packs, cut)) for cut in tried]
-        counts = tried[ends.index(min(ends))]
-        if min(ends) < soonest:
-            soonest, best = min(ends), counts
-    return best
-
-
-def parts_of(packs: Iterable[float], counts: Iterable[int]) -> list[float]:
-    """Return the seconds of the even parts of packs."""
-    return [second / count for second, count in zip(packs, counts, strict=True) for _ in range(count)]
-
-
-def seconds_on(devices: int, packs: Iterable[float]) -> float:
-    """Return how long packs take on several devices: the longest first, each where a device is free first.
-
-    Args:
-        devices: how many there are.
-        packs: the seconds of each pack.
-    """
-    seconds = [second for second in packs if second]
-    return _end(devices, parts_of(seconds, part_counts(devices, seconds))) if seconds else 0.0
-
-
-def _end(devices: int, parts: Iterable[float]) -> float:
-    """When the last of these parts ends."""
-    busy = [0.0] * devices
-    for part in sorted(parts, reverse=True):
-        heapq.heapreplace(busy, busy[0] + part)
-    return max(busy)
 
 
 class PackCost(NamedTuple):
@@ -213,6 +157,21 @@ class Estimate:
     def seconds(self, cells: Sequence[Cell], model: str, kept: Bases = NO_BASES) -> float | None:
         """Return the time of a pack; None if the device, the model or the length of the data is not known."""
         return self.cost(cells, model, kept).seconds
+
+    def time(self, cells: Sequence[Cell], seconds: float, model: str) -> PackTime:
+        """Return how a pack's time divides among its parts.
+
+        Args:
+            cells: the pack.
+            seconds: its time.
+            model: the model's location.
+        """
+        middle = len(cells) // 2
+        parts = (cells, cells[:middle], cells[middle:]) if middle else ()
+        known = [time for part in parts if (time := self.seconds(part, model)) is not None]
+        if len(known) < 3:
+            return PackTime(len(cells), seconds)
+        return PackTime(len(cells), seconds, min(seconds, max(0.0, sum(known[1:]) - known[0])))
 
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """Return the bases that a pack leaves in memory for later packs."""

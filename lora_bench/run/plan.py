@@ -14,6 +14,7 @@ from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Estimate, PackCost, pack_kind
 from lora_bench.forecast.demand import NO_BASES, Bases
 from lora_bench.forecast.devices import Device, find_device
+from lora_bench.forecast.schedule import PackTime
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
@@ -100,6 +101,20 @@ class Plan:
             # Only one encoder is in memory: those of the pack before are gone.
             bases = {(model, precision): present | cost.bases}
         return costs
+
+    def times(self, packs: Iterable[Sequence[Cell]], costs: Iterable[Cost]) -> list[PackTime | None]:
+        """Return how the predicted times of packs divide among parts of them; None where they are unknown."""
+        known: dict[object, PackTime] = {}  # packs of one kind divide alike
+        times: list[PackTime | None] = []
+        for pack, (seconds, _) in zip(packs, costs, strict=True):
+            if not seconds:
+                times.append(None)
+                continue
+            key = pack_kind(pack), seconds
+            if key not in known:
+                known[key] = self.estimate.time(pack, seconds, self.model_name(pack))
+            times.append(known[key])
+        return times
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
         """Return how much of a GPU's memory these cells will take at their peak, if that can be predicted."""
