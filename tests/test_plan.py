@@ -133,8 +133,14 @@ def test_packs_are_cut_by_what_their_parts_take() -> None:
 
 
 def test_the_time_of_parts_is_what_they_are_predicted_to_take(tmp_path: Path) -> None:
-    settings = {"model": "roberta-base", "task": "mrpc", "targets": "qv", "lr": 1e-3, "precision": "bf16"}
-    blocks = ({"method": "lora", "rank": list(range(1, 15))},)
+    settings: dict[str, Any] = {
+        "model": "roberta-base",
+        "task": "mrpc",
+        "targets": "qv",
+        "lr": 1e-3,
+        "precision": "bf16",
+    }
+    blocks: Any = ({"method": "lora", "rank": list(range(1, 15))},)
     grid = expand(Config(name="parts", defaults=settings, blocks=blocks), {}, plans.sources())
     plan = plans.make(grid, tmp_path, None, device="NVIDIA H200")
     (pack,), (time,) = plan.packs, plan.times(plan.packs, plan.costs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from statistics import NormalDist, median
@@ -41,6 +41,8 @@ HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen
 # Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
 # adapter: from the records of results/minilm.
 RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
+
+Cost = tuple[float | None, float | None]  # seconds and peak bytes, None where they cannot be predicted
 
 _SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
 _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
@@ -158,20 +160,55 @@ class Estimate:
         """Return the time of a pack; None if the device, the model or the length of the data is not known."""
         return self.cost(cells, model, kept).seconds
 
-    def time(self, cells: Sequence[Cell], seconds: float, model: str) -> PackTime:
-        """Return how a pack's time divides among its parts.
+    def costs(self, packs: Iterable[Sequence[Cell]], model_of: Callable[[Sequence[Cell]], str]) -> list[Cost]:
+        """Return what packs take, one after another.
+
+        A basis is computed once and stays in memory as long as its encoder does.
 
         Args:
-            cells: the pack.
-            seconds: its time.
-            model: the model's location.
+            packs: the packs.
+            model_of: returns the location of a pack's model.
         """
+        bases: dict[tuple[str, str], Bases] = {}
+        known: dict[object, PackCost] = {}  # packs of one kind cost the same
+        costs = []
+        for pack in packs:
+            model, precision = model_of(pack), pack[0].precision
+            present = bases.get((model, precision), NO_BASES)
+            key = (pack_kind(pack), present)
+            cost = known.get(key) or known.setdefault(key, self.cost(pack, model, present))
+            costs.append((cost.seconds, cost.bytes))
+            # Only one encoder is in memory: those of the pack before are gone.
+            bases = {(model, precision): present | cost.bases}
+        return costs
+
+    def times(
+        self,
+        packs: Iterable[Sequence[Cell]],
+        seconds: Iterable[float | None],
+        model_of: Callable[[Sequence[Cell]], str],
+    ) -> list[PackTime | None]:
+        """Return how the times of packs divide among parts of them; None where they are not known.
+
+        Args:
+            packs: the packs.
+            seconds: their times.
+            model_of: returns the location of a pack's model.
+        """
+        fixed: dict[object, float] = {}
+        times: list[PackTime | None] = []
+        for pack, whole in zip(packs, seconds, strict=True):
+            if whole is not None and (kind := pack_kind(pack)) not in fixed:
+                fixed[kind] = self._fixed_seconds(pack, model_of(pack))
+            times.append(None if whole is None else PackTime(len(pack), whole, min(whole, fixed[kind])))
+        return times
+
+    def _fixed_seconds(self, cells: Sequence[Cell], model: str) -> float:
+        """Return the seconds of a pack that do not depend on how many cells it has: what its halves take beyond it."""
         middle = len(cells) // 2
-        parts = (cells, cells[:middle], cells[middle:]) if middle else ()
+        parts = (cells[:middle], cells[middle:], cells) if middle else ()
         known = [time for part in parts if (time := self.seconds(part, model)) is not None]
-        if len(known) < 3:
-            return PackTime(len(cells), seconds)
-        return PackTime(len(cells), seconds, min(seconds, max(0.0, sum(known[1:]) - known[0])))
+        return max(0.0, known[0] + known[1] - known[2]) if len(known) == 3 else 0.0
 
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """Return the bases that a pack leaves in memory for later packs."""

@@ -54,7 +54,8 @@ def part_sizes(devices: int, packs: Sequence[PackTime]) -> list[Sizes]:
         devices: how many there are.
         packs: the packs.
     """
-    whole = sizes = best = [(pack.cells,) for pack in packs]
+    whole: list[Sizes] = [(pack.cells,) for pack in packs]
+    sizes = best = whole
     uncut = soonest = _end(devices, part_seconds(packs, sizes))
     share = sum(pack.seconds for pack in packs) / devices
     for _ in range(MOST_CUTS * devices):

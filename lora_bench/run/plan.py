@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from lora_bench import tasks
 from lora_bench.cell import Cell, Head
 from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import Estimate, PackCost, pack_kind
-from lora_bench.forecast.demand import NO_BASES, Bases
+from lora_bench.forecast.cost import Cost, Estimate
 from lora_bench.forecast.devices import Device, find_device
 from lora_bench.forecast.schedule import PackTime
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
@@ -28,8 +27,6 @@ from lora_bench.run.status import HELD_UP, RETRY, CellStatus, cell_statuses
 if TYPE_CHECKING:
     from lora_bench.data import DataSource
 
-
-Cost = tuple[float | None, float | None]  # seconds and peak bytes, None where they cannot be predicted
 NO_VALUES = "has a record, but what it trained is not there, and other cells continue from it"
 
 
@@ -82,39 +79,11 @@ class Plan:
     @cached_property
     def costs(self) -> list[Cost]:
         """What each pack is predicted to take."""
-        return self.costs_of(self.packs)
+        return self.estimate.costs(self.packs, self.model_name)
 
-    def costs_of(self, planned: Iterable[Sequence[Cell]]) -> list[Cost]:
-        """Return what packs are predicted to take, one after another.
-
-        A basis is computed once and stays in memory as long as its encoder does.
-        """
-        bases: dict[tuple[str, str], Bases] = {}
-        known: dict[object, PackCost] = {}  # packs of one kind cost the same
-        costs = []
-        for pack in planned:
-            model, precision = self.model_name(pack), pack[0].precision
-            present = bases.get((model, precision), NO_BASES)
-            key = (pack_kind(pack), present)
-            cost = known.get(key) or known.setdefault(key, self.estimate.cost(pack, model, present))
-            costs.append((cost.seconds, cost.bytes))
-            # Only one encoder is in memory: those of the pack before are gone.
-            bases = {(model, precision): present | cost.bases}
-        return costs
-
-    def times(self, packs: Iterable[Sequence[Cell]], costs: Iterable[Cost]) -> list[PackTime | None]:
+    def times(self, packs: Sequence[Sequence[Cell]], costs: Sequence[Cost]) -> list[PackTime | None]:
         """Return how the predicted times of packs divide among parts of them; None where they are unknown."""
-        known: dict[object, PackTime] = {}  # packs of one kind divide alike
-        times: list[PackTime | None] = []
-        for pack, (seconds, _) in zip(packs, costs, strict=True):
-            if not seconds:
-                times.append(None)
-                continue
-            key = pack_kind(pack), seconds
-            if key not in known:
-                known[key] = self.estimate.time(pack, seconds, self.model_name(pack))
-            times.append(known[key])
-        return times
+        return self.estimate.times(packs, [seconds for seconds, _ in costs], self.model_name)
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
         """Return how much of a GPU's memory these cells will take at their peak, if that can be predicted."""
@@ -219,7 +188,7 @@ class Plan:
     @cached_property
     def later_costs(self) -> list[Cost]:
         """What the packs of cells that wait are predicted to take."""
-        return self.costs_of(self.later)
+        return self.estimate.costs(self.later, self.model_name)
 
     @cached_property
     def needed(self) -> frozenset[str]:
