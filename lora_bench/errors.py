@@ -1,4 +1,4 @@
-"""The error that users see: one line that says what is wrong, and one that says how to fix it."""
+"""The error that users see, one line that says what is wrong and one that says how to fix it; the stop by a signal."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ class BenchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.hint}"
+
+
+class StopRequested(KeyboardInterrupt):
+    """A signal has asked to stop (`run.signals.Stopper`)."""
+
+
+def stop_within(error: BaseException) -> StopRequested | None:
+    """Return the stop that an exception is, or that it was raised in place of; None if there is none."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if isinstance(link, StopRequested):
+            return link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+    return None
 
 
 _AGAIN = "then give the same command again."

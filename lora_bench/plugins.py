@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from lora_bench.errors import BenchError
+from lora_bench.errors import BenchError, stop_within
 from lora_bench.records.files import read_file
 from lora_bench.text import clean
 
@@ -209,7 +209,8 @@ class _RaisedInterruptError(Exception):
 def _without_interrupts() -> Iterator[None]:
     """Turn a KeyboardInterrupt that the block raises itself into `_RaisedInterruptError`; one by a signal stays.
 
-    Signal handlers run in the main thread only. In other threads every KeyboardInterrupt stays.
+    A stop that an import has turned into another error, as compiled modules do, is raised as the stop again. Signal
+    handlers run in the main thread only. In other threads every KeyboardInterrupt stays.
     """
     signals: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -227,8 +228,11 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, note)
     try:
         yield
-    except KeyboardInterrupt as error:
-        if signals or not (handles_signals or is_ignored):
+    except BaseException as error:
+        stop = stop_within(error)
+        if stop is not None:
+            raise stop from None
+        if not isinstance(error, KeyboardInterrupt) or signals or not (handles_signals or is_ignored):
             raise
         raise _RaisedInterruptError(error) from error
     finally:

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from lora_bench import methods, plugins
 from lora_bench.cli.app import app
 from lora_bench.contracts.start import its_settings_are_complete
-from lora_bench.errors import BenchError
+from lora_bench.errors import BenchError, StopRequested
 from lora_bench.records.store import read_records
+from lora_bench.run.signals import Stopper
 
 MINE = '''
 """LoRA whose factors share a size: A trains, B is random."""
@@ -272,6 +273,18 @@ def test_an_interrupt_by_a_signal_stays_one(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         methods.include(path)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("ending", ["", "except BaseException as error:\n    raise ImportError('broken') from error\n"])
+def test_no_file_is_to_blame_for_a_signal_that_comes_while_it_is_loaded(
+    number: signal.Signals, ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "slow.py"
+    stop = f"os.kill(os.getpid(), {int(number)})"
+    path.write_text(f"import os\n{f'try:{chr(10)}    {stop}{chr(10)}{ending}' if ending else stop}\n")
+    with pytest.raises(StopRequested), Stopper():
+        methods.include(path)
 
 
 def test_a_method_that_exits_while_it_is_checked_or_trains_fails_and_no_more(

@@ -6,15 +6,21 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_bench import tasks
 from lora_bench.errors import DONE, MISSING
-from lora_bench.forecast.cost import Estimate, part_counts, seconds_on
+from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.demand import FLOAT32_BYTES, saved_bytes
 from lora_bench.forecast.geometry import load_geometry
+from lora_bench.forecast.schedule import FEWEST, PackTime, part_seconds, part_sizes, seconds_on
+from lora_bench.grid.cells import expand
+from lora_bench.grid.config import Config
 from lora_bench.records.schema import Record
+from lora_bench.run import plan as plans
+from lora_bench.run.totals import totals
 from lora_bench.testing.data import make_data
 from lora_bench.testing.encoders import make_model
 from tests.robust.robust_kit import is_clear, lora_bench
@@ -98,7 +104,7 @@ def test_several_gpus_share_the_time() -> None:
 
 
 def test_devices_are_never_faster_than_their_share() -> None:
-    packs = [100.0, 80.0, 7.0, 3.0]
+    packs = [PackTime(40, 100.0), PackTime(30, 80.0), PackTime(4, 7.0), PackTime(4, 3.0)]
     alone = seconds_on(1, packs)
     assert alone == pytest.approx(190)
     for devices in (2, 4, 8):
@@ -107,11 +113,41 @@ def test_devices_are_never_faster_than_their_share() -> None:
 
 
 def test_as_few_packs_as_possible_are_cut() -> None:
-    """Parts take longer than their pack: two devices share 50 + 25 + 25 + 25 seconds by one cut, of a short pack."""
-    assert part_counts(2, [50, 25, 25, 25]) == [1, 2, 1, 1]
-    assert part_counts(3, [100]) == [3]
-    assert part_counts(2, [30] * 20) == [1] * 20
-    assert part_counts(2, []) == []
+    assert part_sizes(3, [PackTime(12, 100)]) == [(4, 4, 4)]
+    assert part_sizes(2, [PackTime(8, 30)] * 20) == [(8,)] * 20
+    assert part_sizes(2, []) == []
+    assert part_sizes(2, [PackTime(7, 100)]) == [(7,)]  # a part would be too small
+    assert part_sizes(2, [PackTime(20, 100, 96)]) == [(20,)]  # both parts would take as long as the pack
+
+
+def test_packs_are_cut_by_what_their_parts_take() -> None:
+    """Measured on H100s: packs of 13 cells in parts of 6 and 7 took 14% longer than whole."""
+    packs = [PackTime(40, 40.7, 5.3), PackTime(13, 24.6, 3.1), PackTime(14, 26.1, 3.1), PackTime(13, 24.3, 3.1)]
+    sizes = part_sizes(2, packs)
+    assert sum(map(len, sizes)) == len(packs) + 1
+    assert [sum(parts) for parts in sizes] == [pack.cells for pack in packs]
+    assert min(min(parts) for parts in sizes) >= FEWEST
+    seconds = part_seconds(packs, sizes)
+    assert sum(seconds) > 115.7
+    assert sum(seconds) / 2 <= seconds_on(2, packs) < 60.5  # 64.9 uncut, 63.5 with a pack cut in the middle
+
+
+def test_the_time_of_parts_is_what_they_are_predicted_to_take(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "model": "roberta-base",
+        "task": "mrpc",
+        "targets": "qv",
+        "lr": 1e-3,
+        "precision": "bf16",
+    }
+    blocks: Any = ({"method": "lora", "rank": list(range(1, 15))},)
+    grid = expand(Config(name="parts", defaults=settings, blocks=blocks), {}, plans.sources())
+    plan = plans.make(grid, tmp_path, None, device="NVIDIA H200")
+    (pack,), (time,) = plan.packs, plan.times(plan.packs, plan.costs)
+    assert time is not None
+    for part in (pack[:7], pack[:4], pack[4:]):
+        assert time.of_part(len(part)) == pytest.approx(plan.estimate.seconds(part, "roberta-base"), rel=0.05)
+    assert time.of_part(7) > 1.05 * time.seconds / 2
 
 
 def test_packs_that_are_alike_are_one_row() -> None:
@@ -166,3 +202,25 @@ def test_disk_space_is_that_of_the_records_and_the_adapters(records: list[Record
         assert kept == pytest.approx(len(record.model_dump_json()), rel=0.25)
         values = 0 if record.cell.method == "full" else record.counts.adapter_params + record.counts.head_params
         assert saved - kept == pytest.approx(4 * values, rel=0.05)
+
+
+def test_disk_space_holds_what_other_cells_continue_from(records: list[Record], tmp_path: Path) -> None:
+    """The weights of `full` and, with --no-save, the adapters; each only where a cell continues from it."""
+    for record in records:
+        assert record.counts is not None
+        values = record.counts.adapter_params + record.counts.head_params
+        kept, also_saved = (Estimate().disk_of_starts(record.cell, MINILM, saves) for saves in (False, True))
+        assert kept == pytest.approx(4 * values, rel=0.05, abs=3000)
+        assert also_saved == (kept if record.cell.method == "full" else 0)
+
+    def disk(**defaults: Any) -> float:
+        settings: dict[str, Any] = {"model": "roberta-base", "task": ["mnli", "rte"], "method": "full", "lr": 1e-5}
+        config = Config(name="disk", defaults=settings | defaults, blocks=({},))
+        size = totals(plans.make(expand(config, {}, plans.sources()), tmp_path, None)).disk
+        assert size is not None
+        return size
+
+    weights = 4 * 124.6e6
+    assert disk(start={"rte": "mnli"}) - disk() == pytest.approx(weights, rel=0.01)
+    seeds = {"seed": [0, 1]}
+    assert disk(start={"rte": "mnli"}, **seeds) - disk(**seeds) == pytest.approx(2 * weights, rel=0.01)

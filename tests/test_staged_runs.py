@@ -327,6 +327,24 @@ def test_search_and_grid_in_one_command(inputs: tuple[str, ...], tmp_path: Path)
     assert ",cell,search," in header
 
 
+def test_a_cell_of_a_search_that_a_grid_asks_for_later_is_a_result(inputs: tuple[str, ...], tmp_path: Path) -> None:
+    """It is not trained again, and its adapter stays; the other cells of the search stay what they are."""
+    command = ("--task", "rte", "--method", "lora", "--rank", "2", "--results", str(tmp_path), "--offline", *inputs)
+    assert lora_bench("run", *command, "--search-lr", "1e-3,3e-3", "--search-seeds", "7").code == 0
+    before = {record.id: record for record in read_records(tmp_path).records}
+    (asked,) = [r for r in before.values() if r.cell.seed == 7 and r.cell.lr == pytest.approx(1e-3)]
+    assert asked.is_search
+    adapters = {path: path.read_bytes() for path in (tmp_path / "adapters").rglob("*") if path.is_file()}
+    ended = lora_bench("run", *command, "--lr", "1e-3", "--seed", "7", "--set", "select=held-out")
+    assert ended.code == 0
+    assert "0 to train" in ended.out and "lora r=2" in ended.out
+    after = {record.id: record for record in read_records(tmp_path).records}
+    assert after == before | {asked.id: asked.model_copy(update={"search": None})}
+    assert adapters == {path: path.read_bytes() for path in (tmp_path / "adapters").rglob("*") if path.is_file()}
+    assert lora_bench("run", *command, "--search-lr", "1e-3,3e-3", "--search-seeds", "7").code == 0
+    assert {record.id: record for record in read_records(tmp_path).records} == after
+
+
 def test_a_failed_stage_and_what_it_blocks_are_said(inputs: tuple[str, ...], tmp_path: Path) -> None:
     config = tmp_path / "grid.yaml"
     config.write_text(

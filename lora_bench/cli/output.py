@@ -92,13 +92,17 @@ def shield_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, ShieldedStream):
         return
-    if sys.stderr is not None:
-        sys.stderr = _STATE.errors = cast(TextIO, ShieldedStream(sys.stderr))
-    if sys.stdout is not None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")
-        _STATE.output = ShieldedStream(sys.stdout)
-        sys.stdout = cast(TextIO, _STATE.output)
+    # Python has no stream for a descriptor that was closed, which libraries do not expect.
+    sys.stderr = _STATE.errors = cast(TextIO, ShieldedStream(sys.stderr or _stream(2)))
+    stdout = sys.stdout or _stream(1)
+    if hasattr(stdout, "reconfigure"):
+        stdout.reconfigure(errors="replace")
+    _STATE.output = ShieldedStream(stdout)
+    sys.stdout = cast(TextIO, _STATE.output)
+
+
+def _stream(descriptor: int) -> TextIO:
+    return open(descriptor, "w", encoding="utf-8", closefd=False)
 
 
 @contextmanager
@@ -130,9 +134,8 @@ def final_flush() -> BenchError | None:
         The error of a command whose purpose was the output that was lost, else None. A reader that has closed its pipe
         has seen enough: that is no error.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     failure = _STATE.failure
     if failure is None or failure.errno == errno.EPIPE or _STATE.announced:
         return None

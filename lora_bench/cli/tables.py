@@ -100,7 +100,7 @@ def cost_text(total: Totals, gpus: int | None = None) -> str:
     parts = []
     alone = total.seconds_on(1)
     if alone is not None:
-        unknown = total.packs - len(total.seconds)
+        unknown = total.packs - len(total.times)
         missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
         together = None if gpus is None else total.seconds_on(gpus)
         shared = f" ({_hours_text(together)} on {counted(gpus, 'GPU')})" if gpus and together is not None else ""

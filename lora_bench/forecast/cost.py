@@ -5,10 +5,9 @@ What is counted is in `pack.py` and `demand.py`. Finished cells refine it (`Esti
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from statistics import NormalDist, median
@@ -19,6 +18,7 @@ from lora_bench.cell import Cell
 from lora_bench.data import windows
 from lora_bench.forecast import families
 from lora_bench.forecast.demand import (
+    FLOAT32_BYTES,
     ITEM_BYTES,
     NO_BASES,
     Bases,
@@ -28,6 +28,7 @@ from lora_bench.forecast.demand import (
 )
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import Coefficients, Demand
+from lora_bench.forecast.schedule import PackTime
 from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.records.schema import Record
 
@@ -41,10 +42,8 @@ HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen
 # Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
 # adapter: from the records of results/minilm.
 RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
-# A run on several devices cuts its longest packs while the last device would end this much later than with even shares
-# (chosen: parts take more time than the pack, and other kernels, so that bf16 rounds otherwise).
-UNEVEN = 1.1
-MOST_CUTS = 8  # cuts for each device, and lengths of parts that are tried for each cut (chosen)
+
+Cost = tuple[float | None, float | None]  # seconds and peak bytes, None where they cannot be predicted
 
 _SHARED = attrgetter("model", "data", "task", "batch_size", "epochs", "max_length", "precision")
 _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "select")
@@ -53,58 +52,6 @@ _OWN = attrgetter("method", "rank", "a", "b", "alpha", "init", "targets", "selec
 def pack_kind(cells: Sequence[Cell]) -> tuple[object, ...]:
     """Return what a pack's costs depend on: packs of one kind cost the same."""
     return (*_SHARED(cells[0]), frozenset(Counter(map(_OWN, cells)).items()))
-
-
-def part_counts(devices: int, packs: Sequence[float]) -> list[int]:
-    """Return into how many even parts packs are cut, so that several devices end at about the same time.
-
-    As few cuts as possible, since parts take more time than the pack: one after another, always that after which the
-    last device ends first.
-
-    Args:
-        devices: how many there are.
-        packs: the seconds of each pack.
-    """
-    counts, best = [1] * len(packs), [1] * len(packs)
-    share, soonest = sum(packs) / devices, _end(devices, packs)
-    for _ in range(MOST_CUTS * devices):
-        if soonest <= UNEVEN * share:
-            break
-        lengths: dict[float, int] = {}  # of the packs whose parts are equally long one is enough to try
-        for index in sorted(range(len(packs)), key=lambda index: -packs[index] / counts[index]):
-            lengths.setdefault(packs[index] / counts[index], index)
-            if len(lengths) > MOST_CUTS * devices:
-                break
-        tried = [[*counts[:index], counts[index] + 1, *counts[index + 1 :]] for index in lengths.values()]
-        ends = [_end(devices, parts_of(packs, cut)) for cut in tried]
-        counts = tried[ends.index(min(ends))]
-        if min(ends) < soonest:
-            soonest, best = min(ends), counts
-    return best
-
-
-def parts_of(packs: Iterable[float], counts: Iterable[int]) -> list[float]:
-    """Return the seconds of the even parts of packs."""
-    return [second / count for second, count in zip(packs, counts, strict=True) for _ in range(count)]
-
-
-def seconds_on(devices: int, packs: Iterable[float]) -> float:
-    """Return how long packs take on several devices: the longest first, each where a device is free first.
-
-    Args:
-        devices: how many there are.
-        packs: the seconds of each pack.
-    """
-    seconds = [second for second in packs if second]
-    return _end(devices, parts_of(seconds, part_counts(devices, seconds))) if seconds else 0.0
-
-
-def _end(devices: int, parts: Iterable[float]) -> float:
-    """When the last of these parts ends."""
-    busy = [0.0] * devices
-    for part in sorted(parts, reverse=True):
-        heapq.heapreplace(busy, busy[0] + part)
-    return max(busy)
 
 
 class PackCost(NamedTuple):
@@ -244,6 +191,56 @@ class Estimate:
         """Return the time of a pack; None if the device, the model or the length of the data is not known."""
         return self.cost(cells, model, kept).seconds
 
+    def costs(self, packs: Iterable[Sequence[Cell]], model_of: Callable[[Sequence[Cell]], str]) -> list[Cost]:
+        """Return what packs take, one after another.
+
+        A basis is computed once and stays in memory as long as its encoder does.
+
+        Args:
+            packs: the packs.
+            model_of: returns the location of a pack's model.
+        """
+        bases: dict[tuple[str, str], Bases] = {}
+        known: dict[object, PackCost] = {}  # packs of one kind cost the same
+        costs = []
+        for pack in packs:
+            model, precision = model_of(pack), pack[0].precision
+            present = bases.get((model, precision), NO_BASES)
+            key = (pack_kind(pack), present)
+            cost = known.get(key) or known.setdefault(key, self.cost(pack, model, present))
+            costs.append((cost.seconds, cost.bytes))
+            # Only one encoder is in memory: those of the pack before are gone.
+            bases = {(model, precision): present | cost.bases}
+        return costs
+
+    def times(
+        self,
+        packs: Iterable[Sequence[Cell]],
+        seconds: Iterable[float | None],
+        model_of: Callable[[Sequence[Cell]], str],
+    ) -> list[PackTime | None]:
+        """Return how the times of packs divide among parts of them; None where they are not known.
+
+        Args:
+            packs: the packs.
+            seconds: their times.
+            model_of: returns the location of a pack's model.
+        """
+        fixed: dict[object, float] = {}
+        times: list[PackTime | None] = []
+        for pack, whole in zip(packs, seconds, strict=True):
+            if whole is not None and (kind := pack_kind(pack)) not in fixed:
+                fixed[kind] = self._fixed_seconds(pack, model_of(pack))
+            times.append(None if whole is None else PackTime(len(pack), whole, min(whole, fixed[kind])))
+        return times
+
+    def _fixed_seconds(self, cells: Sequence[Cell], model: str) -> float:
+        """Return the seconds of a pack that do not depend on how many cells it has: what its halves take beyond it."""
+        middle = len(cells) // 2
+        parts = (cells[:middle], cells[middle:], cells) if middle else ()
+        known = [time for part in parts if (time := self.seconds(part, model)) is not None]
+        return max(0.0, known[0] + known[1] - known[2]) if len(known) == 3 else 0.0
+
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """Return the bases that a pack leaves in memory for later packs."""
         return self.cost(cells, model).bases
@@ -260,14 +257,26 @@ class Estimate:
             model: the model's location.
             saves: whether the trained adapters are saved.
         """
-        geometry, task = load_geometry(model), tasks.of(cells[0])
+        geometry = load_geometry(model)
         if geometry is None:
             return None
         _, eval_rows = self._rows(cells[0]) or UNKNOWN_ROWS
         record = RECORD_BYTES + EPOCH_BYTES * cells[0].epochs + PREDICTION_BYTES * eval_rows
         saved = [cell for cell in cells if saves and not methods.of(cell).trains_backbone]
-        values = sum(saved_bytes(cell, geometry, task.num_outputs) for cell in saved)
-        return len(cells) * record + len(saved) * ADAPTER_BYTES + values
+        return len(cells) * record + sum(_adapter_bytes(cell, geometry) for cell in saved)
+
+    def disk_of_starts(self, cell: Cell, model: str, saves: bool) -> float:
+        """Return the bytes that a cell takes beyond `disk` while others continue from it; 0 for an unknown model.
+
+        Args:
+            cell: the cell.
+            model: the model's location.
+            saves: whether the trained adapters are saved.
+        """
+        geometry, is_whole = load_geometry(model), methods.of(cell).trains_backbone
+        if geometry is None or (saves and not is_whole):
+            return 0.0
+        return _adapter_bytes(cell, geometry) + is_whole * geometry.weights * FLOAT32_BYTES
 
     def cells_per_pack(self, cell: Cell, kind: str, model: str) -> int:
         """Return how many cells fill a device.
@@ -331,6 +340,11 @@ def _renewed_directions(cell: Cell, steps: int, geometry: Geometry) -> float:
     active = 1.0 if rule.layers is None else min(1.0, rule.layers.count / geometry.layers)
     renewals = 1 + (steps * active) // rule.projection.gap
     return renewals * geometry.stored_layers * geometry.hidden * len(geometry.adapted("attention+dense"))
+
+
+def _adapter_bytes(cell: Cell, geometry: Geometry) -> float:
+    """Return the bytes of a saved adapter with its head."""
+    return ADAPTER_BYTES + saved_bytes(cell, geometry, tasks.of(cell).num_outputs)
 
 
 def _window_size(cell: Cell, mean: float, spread: float) -> int:

@@ -11,9 +11,11 @@ driver has. A job whose workers die again and again has failed as any other job 
 from __future__ import annotations
 
 import contextlib
+import platform
 import sys
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +28,7 @@ from lora_bench.run.interfaces import Driver, Failure, Job, Setup, View
 # All were chosen.
 POLL = 0.5  # seconds after which a worker says how far it is, even if nothing has happened
 PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
+JOIN_SECONDS = 60.0  # to join a cluster, after which whoever answers at its address is none
 LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, to learn its name
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
@@ -64,9 +67,8 @@ class RayExecutor:
             raise BenchError("--gpus and --device cpu exclude each other.", "Give one of them.")
         self._ray = connection.import_ray()
         self.address, self.gpus, self.device = address, gpus, device
-        # Ray's processes end with the thread that has started them, which therefore lives until `close`.
-        self._thread = ThreadPoolExecutor(1, "starting Ray")
         self._opening: Future[Shares] | None = None
+        self._closed = threading.Event()
         self._started: list[Any] = []  # workers that import torch
         self._devices: list[_Device] = []
         self._waiting: list[Job] = []
@@ -79,23 +81,35 @@ class RayExecutor:
         Args:
             most: The most workers that there will be work for.
         """
-        self._opening = self._thread.submit(self._open, most)
+        self._opening = opening = Future[Shares]()
+        # A daemon: the process may end while Ray starts, or waits for a cluster that never answers.
+        self._thread = threading.Thread(target=self._open, args=(most, opening), name="starting Ray", daemon=True)
+        self._thread.start()
 
-    def _open(self, most: int) -> Shares:
+    def _open(self, most: int, opening: Future[Shares]) -> None:
         """Connect to Ray, and start workers."""
-        connection.connect(self._ray, self.address)
-        where = "this machine" if self.address is None else "the Ray cluster"
-        shares = connection.divide(self._ray, where, self.gpus, self.device)
-        shares = replace(shares, count=min(most, shares.count))
-        self._started = [self._new_worker(shares) for _ in range(shares.count)]
-        return shares
+        try:
+            connection.connect(self._ray, self.address)
+            where = "this machine" if self.address is None else "the Ray cluster"
+            shares = connection.divide(self._ray, where, self.gpus, self.device)
+            shares = replace(shares, count=min(most, shares.count))
+            self._started = [self._new_worker(shares) for _ in range(shares.count)]
+            opening.set_result(shares)
+        except BaseException as error:
+            opening.set_exception(error)
+        self._closed.wait()  # Ray's processes end with the thread that has started them
+        self._leave()  # where `close` has not waited
 
     @property
     def _shares(self) -> Shares:
         if self._opening is None:
             self.launch(sys.maxsize)
         assert self._opening is not None
-        return self._opening.result()
+        try:
+            return self._opening.result(None if self.address is None else JOIN_SECONDS)
+        except TimeoutError:
+            reason = f"what answers there is no cluster, or does not let this machine join within {JOIN_SECONDS:.0f} s"
+            raise connection.no_cluster(self.address or "", reason) from None
 
     def find_device(self) -> tuple[str, str]:
         """Return what torch calls the workers' devices, and their name as records have it; wait for a cluster."""
@@ -128,7 +142,7 @@ class RayExecutor:
         ]
         self._started = []
         driver.view.stage("waiting for the workers to import torch and transformers")
-        self._facts = remote.facts_of(setup.methods)
+        self._facts = remote.facts_of(setup.methods, [task for task, _ in setup.data])
 
     def _new_worker(self, shares: Shares) -> Any:
         kind = self._ray.remote(**shares.options, concurrency_groups={"io": 2, "inputs": 1}, max_restarts=0)(
@@ -233,17 +247,18 @@ class RayExecutor:
             case "ended", _, failure:
                 assert job is not None
                 self._driver.finish(job, remote.decode_failure(failure))
-            case "error", what, hint, code:
-                raise BenchError(what, hint, code)
-            case "fault", text:
-                raise RuntimeError(f"A worker on {device.name or 'Ray'} failed:\n{text}")
+            case "error", name, what, hint, code:
+                raise BenchError(what if name == platform.node() else f"On {name}: {what}", hint, code)
+            case "fault", name, text:
+                raise RuntimeError(f"A worker on {name} failed:\n{text}")
 
     def _refuse_other_versions(self, name: str, facts: dict[str, str]) -> None:
         keys = [key for key, value in self._facts.items() if facts.get(key) != value]
-        differences = [f"{key} {facts.get(key)} there, {self._facts[key]} here" for key in keys]
+        differences = [f"{key} {facts.get(key, 'missing')} there, {self._facts[key]} here" for key in keys]
         if differences:
             what = f"The worker on {name} has other versions: {'; '.join(differences)}."
-            raise BenchError(what, "Install the same versions on every machine of the cluster.", MISSING)
+            hint = "Have the same versions, and the same files for --include, on every machine of the cluster."
+            raise BenchError(what, hint, MISSING)
 
     def _replace(self, device: _Device, reason: str) -> None:
         """Start another worker for one that has died, and have its job continued."""
@@ -259,8 +274,10 @@ class RayExecutor:
             return
         self._deaths[job.number] = self._deaths.get(job.number, 0) + 1
         if self._deaths[job.number] >= MOST_DEATHS:
-            reason = f"the process that trained it died {MOST_DEATHS} times (a lack of memory?)"
-            self._driver.finish(job, Failure("failed", reason, device.environment))
+            is_oom = connection.is_low_memory(reason)
+            cause = "its machine has too little memory" if is_oom else "a lack of memory?"
+            reason = f"the process that trained it died {MOST_DEATHS} times ({cause})"
+            self._driver.finish(job, Failure("oom" if is_oom else "failed", reason, device.environment))
             return
         view.warn(f"A worker on {device.name} has died; its pack continues from the last checkpoint.")
         renewed = self._driver.renewed(job)
@@ -281,13 +298,18 @@ class RayExecutor:
             self._waiting.clear()
 
     def close(self) -> None:
-        """End all workers; without an address, Ray too."""
-        if self._opening is not None:
-            self._opening.exception()  # waits; `start` has raised it
+        """End all workers; without an address, Ray too. Ray that is still starting ends when it has, or with us."""
+        has_started = self._opening is not None and self._opening.done()
+        if has_started:
+            self._leave()
+        self._closed.set()
+        if has_started:
+            self._thread.join()
+
+    def _leave(self) -> None:
         for worker in [*self._started, *(device.worker for device in self._devices)]:
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
         self._started, self._devices = [], []
         with contextlib.redirect_stdout(sys.stderr):
             self._ray.shutdown()
-        self._thread.shutdown()

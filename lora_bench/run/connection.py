@@ -59,7 +59,7 @@ def connect(ray: Any, address: str | None) -> None:
         line = " ".join(str(error).split())[:200]
         if address is None:
             raise BenchError(f"Ray does not start: {line}", "See its logs under /tmp/ray.", MISSING) from None
-        raise _no_cluster(address, line) from None
+        raise no_cluster(address, line) from None
     _print_errors_as_errors(ray)
 
 
@@ -136,17 +136,20 @@ def _print_errors_as_errors(ray: Any) -> None:
 def _require_answer(address: str) -> None:
     """Refuse an address at which nothing listens, since Ray would try for minutes."""
     if address == "auto":
-        return
+        address = os.environ.get("RAY_ADDRESS", "")  # which Ray reads then; without it, what was started here
+        if ":" not in address or "/" in address:
+            return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise BenchError(f"'{address}' is not the address of a Ray cluster.", "Write it as HOST:PORT, or auto.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+        raise no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
 
 
-def _no_cluster(address: str, reason: str) -> BenchError:
+def no_cluster(address: str, reason: str) -> BenchError:
+    """Return the error for an address at which no cluster can be joined."""
     hint = "Start one with `ray start --head`, or leave --address out to use this machine alone."
     return BenchError(f"No Ray cluster can be joined at '{address}': {reason.rstrip('.')}.", hint, MISSING)
 
@@ -157,5 +160,13 @@ def cannot_start(reason: str) -> BenchError:
         hint = "Install lora-bench in the environment of every machine of the cluster."
         return BenchError("A worker on Ray cannot import lora_bench.", hint, MISSING)
     line = " ".join(reason.split())[:300]
+    if is_low_memory(reason):
+        hint = "Free some there, or start fewer workers: with --gpus, or with OMP_NUM_THREADS higher on CPUs."
+        return BenchError(f"Ray ends the workers, since a machine has too little memory: {line}", hint, MISSING)
     hint = "See Ray's logs under /tmp/ray/session_latest/logs."
     return BenchError(f"Workers on Ray die while they start: {line}", hint, MISSING)
+
+
+def is_low_memory(reason: str) -> bool:
+    """Whether Ray has ended a worker since its machine had too little memory, by what Ray says of its death."""
+    return "low on memory" in reason

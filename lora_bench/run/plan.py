@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from lora_bench import tasks
 from lora_bench.cell import Cell, Head
 from lora_bench.errors import BenchError
-from lora_bench.forecast.cost import Estimate, PackCost, pack_kind
-from lora_bench.forecast.demand import NO_BASES, Bases
+from lora_bench.forecast.cost import Cost, Estimate
 from lora_bench.forecast.devices import Device, find_device
+from lora_bench.forecast.schedule import PackTime
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
@@ -27,8 +27,6 @@ from lora_bench.run.status import HELD_UP, RETRY, CellStatus, cell_statuses
 if TYPE_CHECKING:
     from lora_bench.data import DataSource
 
-
-Cost = tuple[float | None, float | None]  # seconds and peak bytes, None where they cannot be predicted
 NO_VALUES = "has a record, but what it trained is not there, and other cells continue from it"
 
 
@@ -81,25 +79,11 @@ class Plan:
     @cached_property
     def costs(self) -> list[Cost]:
         """What each pack is predicted to take."""
-        return self.costs_of(self.packs)
+        return self.estimate.costs(self.packs, self.model_name)
 
-    def costs_of(self, planned: Iterable[Sequence[Cell]]) -> list[Cost]:
-        """Return what packs are predicted to take, one after another.
-
-        A basis is computed once and stays in memory as long as its encoder does.
-        """
-        bases: dict[tuple[str, str], Bases] = {}
-        known: dict[object, PackCost] = {}  # packs of one kind cost the same
-        costs = []
-        for pack in planned:
-            model, precision = self.model_name(pack), pack[0].precision
-            present = bases.get((model, precision), NO_BASES)
-            key = (pack_kind(pack), present)
-            cost = known.get(key) or known.setdefault(key, self.estimate.cost(pack, model, present))
-            costs.append((cost.seconds, cost.bytes))
-            # Only one encoder is in memory: those of the pack before are gone.
-            bases = {(model, precision): present | cost.bases}
-        return costs
+    def times(self, packs: Sequence[Sequence[Cell]], costs: Sequence[Cost]) -> list[PackTime | None]:
+        """Return how the predicted times of packs divide among parts of them; None where they are unknown."""
+        return self.estimate.times(packs, [seconds for seconds, _ in costs], self.model_name)
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
         """Return how much of a GPU's memory these cells will take at their peak, if that can be predicted."""
@@ -204,11 +188,21 @@ class Plan:
     @cached_property
     def later_costs(self) -> list[Cost]:
         """What the packs of cells that wait are predicted to take."""
-        return self.costs_of(self.later)
+        return self.estimate.costs(self.later, self.model_name)
 
     @cached_property
     def needed(self) -> frozenset[str]:
-        """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from.
+        """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from."""
+        return frozenset(step.cell.id for step in self._needed if step.cell is not None)
+
+    @cached_property
+    def needed_cells(self) -> tuple[Cell, ...]:
+        """The cells that others will continue from. Of an unknown cell, the rates are the lowest."""
+        return tuple(dict.fromkeys(step.draft.cell if step.cell is None else step.cell for step in self._needed))
+
+    @cached_property
+    def _needed(self) -> list[Step]:
+        """The steps that others continue or may continue from.
 
         Where the rate of such a cell is still being searched, it may become each cell of the search with its seed.
         """
@@ -229,7 +223,7 @@ class Plan:
             for trial in step_of[start].needs
             if trial.cell.seed == start.cell.seed and trial.cell.task == start.cell.task
         ]
-        return frozenset(step.cell.id for step in needed if step.cell is not None)
+        return needed
 
     def _has_ended(self, step: Step) -> bool:
         return step.cell is not None and step.cell.id in self.ended

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from lora_bench.cell import Cell
-from lora_bench.forecast.cost import part_counts
+from lora_bench.forecast.schedule import PackTime, Sizes, even_sizes, part_sizes
 from lora_bench.run.interfaces import Failure
 from lora_bench.run.plan import Plan
 
 PROBES = 3  # cells of a failed pack that are tried alone
-FEWEST = 4  # cells of a part of a pack that is cut for several devices (chosen)
 
 
 @dataclass(eq=False)
@@ -96,31 +95,26 @@ class Queue:
         """
         self._known = plan.known
         parts = [work for work in self._waiting if work.is_part]
-        works = [Work(pack) for pack in plan.packs]
-        if self._devices > 1:
-            works = self._balanced(plan)
+        works = self._balanced(plan) if self._devices > 1 else [Work(pack) for pack in plan.packs]
         self._waiting = [*parts, *works]
 
     def _balanced(self, plan: Plan) -> list[Work]:
         """The packs of a plan, the largest first, in parts that keep all devices busy to the end."""
-        costs = [seconds for seconds, _ in plan.costs]
-        is_known = None not in costs
-        works = [
-            Work(pack, cost=seconds if is_known and seconds else float(len(pack) * pack[0].epochs))
-            for pack, seconds in zip(plan.packs, costs, strict=True)
-        ]
-        if plan.limit is None:
-            works = self._cut(works)
+        times = plan.times(plan.packs, plan.costs)
+        if None in times:
+            times = [PackTime(len(pack), float(len(pack) * pack[0].epochs)) for pack in plan.packs]
+        packs = [(pack, time) for pack, time in zip(plan.packs, times, strict=True) if time is not None]
+        works = self._cut(packs) if plan.limit is None else [Work(pack, cost=time.seconds) for pack, time in packs]
         works = sorted(works, key=lambda work: -work.cost)
         return sorted(works, key=lambda work: not plan.searches(work.cells))
 
-    def _cut(self, works: Sequence[Work]) -> list[Work]:
-        """The work in parts: at first so that devices end together, later none longer than the longest one then."""
+    def _cut(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
+        """The packs in parts: at first so that devices end together, later none longer than the longest one then."""
         if self._longest is None:
-            counts = part_counts(self._devices, [work.cost for work in works])
+            sizes = part_sizes(self._devices, [time for _, time in packs])
         else:
-            counts = [math.ceil(work.cost / self._longest) for work in works]
-        parts = [part for work, count in zip(works, counts, strict=True) for part in _parts(work, count)]
+            sizes = [even_sizes(time.cells, math.ceil(time.seconds / self._longest)) for _, time in packs]
+        parts = [part for (pack, time), cut in zip(packs, sizes, strict=True) for part in _parts(pack, time, cut)]
         if self._longest is None and parts:
             self._longest = max(part.cost for part in parts)
         return parts
@@ -204,8 +198,8 @@ class Queue:
         return None
 
 
-def _parts(work: Work, count: int) -> list[Work]:
-    """The work in so many even parts, as far as it has cells enough."""
-    count = max(1, min(count, len(work.cells) // FEWEST))
-    bounds = [len(work.cells) * index // count for index in range(count + 1)]
-    return [Work(work.cells[begin:end], cost=work.cost / count) for begin, end in pairwise(bounds)]
+def _parts(pack: tuple[Cell, ...], time: PackTime, sizes: Sizes) -> list[Work]:
+    """The pack in parts of these sizes."""
+    return [
+        Work(pack[begin:end], cost=time.of_part(end - begin)) for begin, end in pairwise(accumulate(sizes, initial=0))
+    ]

@@ -12,7 +12,7 @@ import platform
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class RemoteWorker:
         """Load what trains.
 
         Returns:
-            `("ready", name, device, facts)` with what `facts_of` returns, or `("error", …)` as `poll` does.
+            `("ready", machine, device, facts)` with what `facts_of` returns, or an error as `poll` does.
         """
         try:
             decoded, included, method_names = decode_setup(setup)
@@ -76,7 +76,7 @@ class RemoteWorker:
                 plugin = plugins.load_file(path)
                 methods.add_from(plugin)
                 tasks.add_from(plugin)
-            facts = facts_of(method_names)
+            facts = facts_of(method_names, [task for task, _ in decoded.data])
             training = import_training(decoded.options.device)
             import torch
 
@@ -141,18 +141,29 @@ class RemoteWorker:
 
 
 def _error_event(error: BaseException) -> Event:
-    """What to say of an error that ends the run: in the user's terms, or with its traceback."""
+    """What to say of an error that ends the run, and where: in the user's terms, or with its traceback."""
     if isinstance(error, OSError):
         error = of_the_system(error)
     if isinstance(error, BenchError):
-        return "error", error.what, error.hint, error.code
-    return "fault", "".join(traceback.format_exception(error))
+        return "error", platform.node(), error.what, error.hint, error.code
+    return "fault", platform.node(), "".join(traceback.format_exception(error))
 
 
-def facts_of(method_names: Sequence[str]) -> dict[str, str]:
-    """Return what must be the same in every process: versions of libraries, and of the code of each method."""
-    code = {f"the code of {name}": provenance.code(name) for name in method_names}
-    return {**environment.versions(), **provenance.versions_of(*provenance.LIBRARIES), **code}
+def facts_of(method_names: Iterable[str], task_names: Iterable[str]) -> dict[str, str]:
+    """Return what must be the same in every process.
+
+    These are the versions of libraries, of the code of each method, and of the users' files that define methods and
+    tasks. What is not installed has no entry.
+    """
+    names = [name for name in dict.fromkeys(method_names) if name in methods.RECIPES]
+    files = {f"the file of {name}": methods.origin(name) for name in names}
+    files |= {f"the file of {name}": tasks.origin(name) for name in dict.fromkeys(task_names) if name in tasks.TASKS}
+    return {
+        **environment.versions(),
+        **provenance.versions_of(*provenance.LIBRARIES),
+        **{f"the code of {name}": provenance.code(name) for name in names},
+        **{name: origin for name, origin in files.items() if origin is not None},
+    }
 
 
 def encode_setup(setup: Setup, device: str) -> str:

@@ -103,6 +103,22 @@ class Runner:
         self.queue = Queue(self.plan, self.executor.devices)
         while self._fill():
             self.executor.advance()
+        self._adopt_trials()
+
+    def _adopt_trials(self) -> None:
+        """Make results of the records of cells that were trained for a search alone, and that the grid asks for now."""
+        grid, statuses = self.plan.grid, self.plan.statuses
+        adopted = []
+        for cell in grid.cells:
+            record = self.store.records.get(cell.id)
+            if record is None or not record.is_search or grid.step_of[cell.id].role != "grid":
+                continue
+            if statuses[cell.id].state != "stale":  # a new file would make its data the newest there are
+                result = record.model_copy(update={"search": None})
+                search = grid.with_stages(result).search  # what it continues from was written when it was trained
+                adopted.append(Outcome(result.model_copy(update={"search": search})))
+        if adopted:
+            self._write(adopted)
 
     def _fill(self) -> bool:
         """Give the executor what can train now; whether anything is in training."""
@@ -191,6 +207,15 @@ class Runner:
     def publish(self, outcomes: Sequence[Outcome]) -> None:
         """Write the records and adapters of cells that have ended."""
         outcomes = [replace(outcome, record=self.plan.grid.with_stages(outcome.record)) for outcome in outcomes]
+        self._write(outcomes)
+        records = [outcome.record for outcome in outcomes]
+        checkpoints.prune(self.options.results, {record.id for record in records}, self.store.record_times())
+        self._has_news = self.plan.grid.is_staged
+        if not self.options.save:
+            self._lent |= {outcome.record.id for outcome in outcomes if outcome.adapter}
+        self.view.done(records)
+
+    def _write(self, outcomes: Sequence[Outcome]) -> None:
         name, self._published = f"{self._owner.token}-{self._published}", self._published + 1
         try:
             staged = self.store.stage(outcomes)
@@ -203,12 +228,6 @@ class Runner:
         except OSError:
             self._owner.check()  # if that was why, say so
             raise
-        records = [outcome.record for outcome in outcomes]
-        checkpoints.prune(self.options.results, {record.id for record in records}, self.store.record_times())
-        self._has_news = self.plan.grid.is_staged
-        if not self.options.save:
-            self._lent |= {outcome.record.id for outcome in outcomes if outcome.adapter}
-        self.view.done(records)
 
     def renewed(self, job: Job) -> Job | None:
         """Return what is left of a job whose worker is gone, with its newest checkpoints; None if nothing is."""

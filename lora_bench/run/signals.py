@@ -14,7 +14,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Self
 
-from lora_bench.errors import INTERRUPTED
+from lora_bench.errors import INTERRUPTED, StopRequested
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -22,10 +22,6 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 ONE_REQUEST = 1.0
 RAISE_AGAIN = 0.05  # seconds until a stop that was swallowed is raised again (chosen)
 _SWALLOWED = 0  # the byte that asks for it; no signal has this number
-
-
-class StopRequested(KeyboardInterrupt):
-    """A signal has asked to stop."""
 
 
 class Stopper:

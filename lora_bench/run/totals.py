@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_bench.forecast import families
-from lora_bench.forecast.cost import pack_kind, seconds_on
+from lora_bench.forecast.cost import pack_kind
 from lora_bench.forecast.demand import FLOAT32_BYTES
 from lora_bench.forecast.geometry import load_geometry
 from lora_bench.forecast.pack import CONTEXT_BYTES
+from lora_bench.forecast.schedule import PackTime, seconds_on
 from lora_bench.run.plan import Plan
 
 _RUNS = {"fused": "fused", "windows": "on windows", "padded": "on padded rows"}
@@ -23,17 +24,18 @@ class Totals:
     Attributes:
         cells: how many cells will train.
         packs: in how many packs.
-        seconds: the predicted seconds of the packs whose time can be predicted.
+        times: the predicted times of the packs for which they can be predicted.
         start: the seconds before the first pack.
         peak: the bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
             None if they are unknown.
-        disk: the bytes of records and adapters; None if they are unknown.
+        disk: the bytes of records and adapters, and of what is kept while other cells continue from it; None if they
+            are unknown.
         guesses: what makes these numbers a guess or unknown, in a sentence each.
     """
 
     cells: int
     packs: int
-    seconds: tuple[float, ...]
+    times: tuple[PackTime, ...]
     start: float
     peak: float | None
     disk: float | None
@@ -41,7 +43,7 @@ class Totals:
 
     def seconds_on(self, devices: int) -> float | None:
         """Return the seconds of the whole run on so many devices; None if no pack's time can be predicted."""
-        return self.start + seconds_on(devices, self.seconds) if self.seconds else None
+        return self.start + seconds_on(devices, self.times) if self.times else None
 
 
 def totals(plan: Plan, saves: bool = True) -> Totals:
@@ -56,7 +58,7 @@ def totals(plan: Plan, saves: bool = True) -> Totals:
     return Totals(
         cells=sum(map(len, packs)),
         packs=len(packs),
-        seconds=tuple(seconds for seconds, _ in costs if seconds is not None),
+        times=tuple(time for time in plan.times(packs, costs) if time is not None),
         start=plan.estimate.start_seconds,
         peak=None if plan.device_name.startswith("cpu") else _peak(plan),
         disk=_disk(plan, saves),
@@ -78,7 +80,10 @@ def _disk(plan: Plan, saves: bool) -> float | None:
     known = [
         (size, count) for kind, count in Counter(map(pack_kind, packs)).items() if (size := sizes[kind]) is not None
     ]
-    return sum(size * count for size, count in known) if len(known) == len(sizes) else None
+    if len(known) < len(sizes):
+        return None
+    starts = sum(plan.estimate.disk_of_starts(cell, plan.model_name([cell]), saves) for cell in plan.needed_cells)
+    return starts + sum(size * count for size, count in known)
 
 
 def _about_device(plan: Plan) -> Iterator[str]:

@@ -52,7 +52,7 @@ class Planner:
     def seconds(self, plan: Plan) -> float | None:
         """Return how long a plan takes until its report is there; None if that cannot be predicted."""
         total = totals(plan)
-        training = total.seconds_on(self.gpus) if len(total.seconds) == total.packs else None
+        training = total.seconds_on(self.gpus) if len(total.times) == total.packs else None
         return None if training is None else training + BESIDE
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +19,11 @@ from typing import Any
 
 import pytest
 
+from lora_bench import methods, plugins
 from lora_bench.errors import DONE, INTERRUPTED, MISSING, USAGE, BenchError
 from lora_bench.run import cluster as clusters
 from lora_bench.run import connection, remote
+from lora_bench.run.interfaces import View
 from lora_bench.testing import make_data, make_model
 
 pytest.importorskip("ray")
@@ -168,6 +172,7 @@ def test_a_machine_of_its_own(folder: Path) -> None:
         (("--address", "nonsense"), USAGE, "'nonsense' is not the address of a Ray cluster."),
         (("--engine", "local", "--gpus", "1"), USAGE, "--address and --gpus are for --engine ray."),
         (("--engine", "dask"), USAGE, "There is no engine 'dask'."),
+        (("--retry", "nonsense"), USAGE, "--retry takes failed, diverged, oom, stale."),
     ],
 )
 def test_what_cannot_be_is_refused_in_two_lines(
@@ -179,12 +184,48 @@ def test_what_cannot_be_is_refused_in_two_lines(
     assert words in errors
 
 
-def test_a_worker_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+JOINING = """
+import sys
+from lora_bench.__main__ import main
+from lora_bench.run import cluster
+cluster.JOIN_SECONDS = float(sys.argv.pop(1))
+main()
+"""
+
+
+@pytest.mark.parametrize("signals", [0, 1])
+def test_what_listens_at_an_address_but_is_no_cluster_ends_the_command(folder: Path, signals: int) -> None:
+    """After a while, or when the user asks for it: Ray itself tries for a quarter of an hour."""
+    with socket.create_server(("", 0)) as silent:  # Ray takes 127.0.0.1 for the machine's own address
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        words = ["run", "--config", "grid.yaml", "--data-dir", "rows", "--engine", "ray", "--address", address]
+        command = [sys.executable, "-c", JOINING, "900" if signals else "3", *words]
+        running = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        if signals:
+            silent.accept()[0].close()  # from the look whether anybody listens
+            time.sleep(2)  # until Ray tries
+            running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == (INTERRUPTED if signals else MISSING), errors
+    assert ("Interrupted." if signals else f"No Ray cluster can be joined at '{address}': ") in errors
+
+
+def test_a_worker_of_another_version_is_refused() -> None:
     executor = clusters.RayExecutor(device="cpu")
-    executor._facts = {"torch": "1.0", "lora_bench": "2"}
-    with pytest.raises(BenchError, match=r"on there has other versions: torch 2 there, 1\.0 here\.") as caught:
+    executor._facts = {"torch": "1.0", "lora_bench": "2", "the file of mine": "mine.py@0123456789ab"}
+    words = r"on there has other versions: torch 2 there, 1\.0 here; the file of mine missing there, mine\.py@0"
+    with pytest.raises(BenchError, match=words) as caught:
         executor._refuse_other_versions("there", {"torch": "2", "lora_bench": "2"})
     assert caught.value.code == MISSING
+
+
+def test_an_error_of_another_machine_names_it() -> None:
+    executor = clusters.RayExecutor(device="cpu")
+    device = clusters._Device(None, None, View())
+    for name, what in ((platform.node(), "What."), ("elsewhere", "On elsewhere: What.")):
+        with pytest.raises(BenchError) as caught:
+            executor._handle(device, None, ("error", name, "What.", "How.", MISSING))
+        assert (caught.value.what, caught.value.code) == (what, MISSING)
 
 
 def test_without_ray_the_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +239,19 @@ def test_workers_that_cannot_start_say_why() -> None:
     error = connection.cannot_start("ModuleNotFoundError: No module named 'lora_bench'")
     assert (error.what, error.code) == ("A worker on Ray cannot import lora_bench.", MISSING)
     assert connection.cannot_start("a\n  reason").what == "Workers on Ray die while they start: a reason"
+    low = connection.cannot_start("1 worker(s) were killed due to the node running low on memory. Memory on")
+    assert "a machine has too little memory" in low.what
 
 
-def test_facts_name_each_method() -> None:
-    facts = remote.facts_of(["lora", "xs"])
+def test_facts_name_each_method_and_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = remote.facts_of(["lora", "xs"], ["sst2"])
     assert {"lora_bench", "python", "torch", "the code of lora", "the code of xs"} <= facts.keys()
+    mine = tmp_path / "mine.py"
+    mine.write_text("from lora_bench.methods.lora import Lora\nRECIPE = type('M', (Lora,), {'name': 'mine'})()\n")
+    monkeypatch.setattr(plugins, "_plugins", {})
+    with methods.registered():
+        methods.include(mine)
+        with_file = remote.facts_of(["lora", "mine", "xs"], ["sst2"])
+    assert with_file.keys() - facts.keys() == {"the code of mine", "the file of mine"}
+    assert with_file["the file of mine"].startswith("mine.py@")
+    assert remote.facts_of(["lora", "mine", "xs"], ["sst2"]) == facts  # where it is not installed

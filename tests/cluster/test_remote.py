@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,14 @@ def test_a_record_arrives_byte_by_byte() -> None:
 
 
 def test_an_error_is_sent_in_the_users_terms_or_with_its_traceback() -> None:
-    assert remote._error_event(BenchError("What.", "How.", MISSING)) == ("error", "What.", "How.", MISSING)
+    assert remote._error_event(BenchError("What.", "How.", MISSING)) == (
+        ("error", platform.node(), "What.", "How.", MISSING)
+    )
     full = OSError(28, "No space left on device")
     full.filename = "values"
-    assert remote._error_event(full)[1] == "No space left on device: 'values'."
+    assert remote._error_event(full)[2] == "No space left on device: 'values'."
     with pytest.raises(ZeroDivisionError) as caught:
         files.read_file(Path(str(1 // 0)))
-    kind, text = remote._error_event(caught.value)
+    kind, _, text = remote._error_event(caught.value)
     assert kind == "fault"
     assert "test_remote.py" in text
