@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lora_bench.engine.encoder.windows import Batch, Form
 from lora_bench.engine.masks import Masks
+from lora_bench.engine.shortage import is_shortage
 
 MIN_STEPS = 50  # chosen: a shape that comes so often is worth its recording
 # A pack is small up to so many slots × cells × linear weights per step. 85e6 are the linear weights of a base-sized
@@ -69,9 +70,14 @@ class StepGraphs:
     """Takes steps, and replays graphs for the shapes in `forms`.
 
     It has no reference to the trainer: such a cycle would hold a pack's memory until Python's garbage collector runs.
+
+    Args:
+        code_is_ours: Whether a step that cannot be recorded is an error. Where it is not, steps are issued one after
+            another instead: transformers' code may do what a graph cannot hold, as copying from the host's memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, code_is_ours: bool) -> None:
+        self.code_is_ours = code_is_ours
         self.forms: list[Form] = []
         self._seen: set[Form] = set()
         self._recorded: dict[Form, RecordedStep] = {}
@@ -103,9 +109,14 @@ class StepGraphs:
         form = batch.shape
         # The first step of a shape is not recorded: it compiles kernels and allocates workspaces.
         if form in self.forms and form in self._seen:
-            if form not in self._recorded:
-                self._recorded[form] = self._record(batch, device_step, masks_for(form))
-            return self._replay(self._recorded[form], batch, draw_masks)
+            try:
+                if form not in self._recorded:
+                    self._recorded[form] = self._record(batch, device_step, masks_for(form))
+                return self._replay(self._recorded[form], batch, draw_masks)
+            except RuntimeError as error:
+                if self.code_is_ours or form in self._recorded or is_shortage(error):
+                    raise
+                self.forms = [other for other in self.forms if other in self._recorded]
         self._seen.add(form)
         masks = masks_for(form)
         draw_masks(masks)

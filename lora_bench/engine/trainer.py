@@ -79,7 +79,7 @@ class Trainer:
         self.rules = StepRules(pack.bank.groups, self.total_steps, len(table))
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
-        self.graphs = StepGraphs()
+        self.graphs = StepGraphs(pack.fused)
         self.steps = self.epoch = 0
         self.progress = [Progress(cell) for cell in pack.cells]
         self._mask_buffers: dict[int, tuple[Form, Masks]] = {}
@@ -176,7 +176,8 @@ class Trainer:
     def prepare(self, steps: int | None = None) -> None:
         """Choose which batch shapes to record as CUDA graphs.
 
-        Only the hand-written encoder is recorded: another encoder's code may do what a graph cannot hold.
+        Only encoders that have a hand-written form are recorded: the code of others may do what a graph cannot hold.
+        Full fine-tuning of these runs transformers' code too, and is recorded if that can be (`StepGraphs`).
 
         Args:
             steps: How many steps are to be taken; by default all.

@@ -1,0 +1,49 @@
+"""Steps that are to be recorded as CUDA graphs: which kinds of error are passed on. No GPU is needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lora_bench.engine import graphs
+from lora_bench.engine.encoder.windows import Batch
+from lora_bench.engine.graphs import StepGraphs
+from lora_bench.engine.masks import Masks
+from lora_bench.testing import make_tokens
+from tests.engine.engine_factory import backbone, table
+
+COPIES = RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
+
+
+def steps(code_is_ours: bool, error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Take three steps of one shape, of which none can be recorded; how many were issued."""
+    on, issued = backbone(), []
+    (batch,) = table(make_tokens(8, 1, "sst2")).batches([np.arange(8)])
+    made = StepGraphs(code_is_ours)
+    made.forms = [batch.shape]
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    def device_step(batch: Batch, masks: Masks) -> Tensor:
+        issued.append(batch)
+        return torch.zeros(2, 1)
+
+    monkeypatch.setattr(graphs.StepGraphs, "_record", refuse)
+    for _ in range(3):
+        made.step(batch, device_step, on.masks, lambda masks: None)
+    return len(issued)
+
+
+def test_code_that_is_not_ours_is_issued_where_it_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steps(False, COPIES, monkeypatch) == 3
+
+
+@pytest.mark.parametrize(("code_is_ours", "error"), [(True, COPIES), (False, torch.OutOfMemoryError("out of memory"))])
+def test_a_fault_of_ours_and_a_shortage_are_errors(
+    code_is_ours: bool, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match=str(error)):
+        steps(code_is_ours, error, monkeypatch)
