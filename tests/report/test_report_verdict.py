@@ -143,6 +143,8 @@ def test_a_verdict_is_on_its_task_whatever_else_was_run() -> None:
     first = verdict_sentences(statistics)[0]
     assert "is better than lora r=1 (1,000 trained values each) on CoLA (Matthews): " in first
     assert statistics.scope.main.task == "cola"
+    (table,) = verdict_tables(computed(cells(0.03), average=("stsb",)))
+    assert table.data["nll"].isna().all()  # a regression has no probabilities, whatever CoLA's are
 
 
 def test_no_table_decides_before_all_seeds_of_a_look_have_ended() -> None:
