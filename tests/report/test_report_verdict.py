@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from lora_bench import report as reports
 from lora_bench.compare import Comparisons
@@ -20,6 +21,7 @@ from lora_bench.report.numbers.answer import answer
 from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
 from lora_bench.report.numbers.entries import comparable_scopes
 from lora_bench.report.numbers.frame import cell_frame
+from lora_bench.report.numbers.looks import FIRST_SHARE, TAIL
 from lora_bench.report.numbers.tables import signed_percent
 from lora_bench.report.numbers.verdict import verdict_sentences, verdict_tables
 from tests.report.report_factory import Fill, record, shown
@@ -102,6 +104,23 @@ def test_a_later_look_has_wider_limits_than_one_look_at_as_many_seeds() -> None:
         assert all(before < after for before, after in zip(one, other, strict=True))
 
 
+def test_the_interval_is_welchs_at_the_level_of_the_look() -> None:
+    """By scipy: each side has its own deviation, which may be several times the other's."""
+    draw = random.Random(5)
+    scores = {("vera", 64): [draw.gauss(0.5, 0.03) for _ in range(8)], ("lora", 1): [0.5 + 0.001 * i for i in range(8)]}
+    settings: dict[str, Any] = {"task": "cola", "targets": "qv"}
+    records = [
+        record(score, method=method, rank=rank, seed=seed, **settings)
+        for (method, rank), values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    (row,) = computed(iter(records), looks=(8,), average=("cola",)).declared.to_dict("records")
+    test = stats.ttest_ind(*scores.values(), equal_var=False)
+    interval = test.confidence_interval(1 - 2 * FIRST_SHARE * TAIL)
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    assert row["p"] == pytest.approx(test.pvalue / FIRST_SHARE)
+
+
 def test_numbers_of_trained_values_that_are_not_equal_are_named() -> None:
     near = verdict_sentences(computed(cells(0.03, values=(1000, 1080))))[0]
     assert "(1,000 against 1,080 trained values)" in near
@@ -143,6 +162,8 @@ def test_a_verdict_is_on_its_task_whatever_else_was_run() -> None:
     first = verdict_sentences(statistics)[0]
     assert "is better than lora r=1 (1,000 trained values each) on CoLA (Matthews): " in first
     assert statistics.scope.main.task == "cola"
+    (table,) = verdict_tables(computed(cells(0.03), average=("stsb",)))
+    assert table.data["nll"].isna().all()  # a regression has no probabilities, whatever CoLA's are
 
 
 def test_no_table_decides_before_all_seeds_of_a_look_have_ended() -> None:

@@ -242,8 +242,8 @@ def _calibration(scope: Scope) -> dict[int, dict[str, float]]:
     import pandas as pd
 
     cells = scope.cells[(scope.cells["entry"] >= 0) & scope.cells["score"].notna()]
-    if scope.main.task == AVERAGE:
-        cells = cells[cells["task"].isin(scope.averaged)]
+    tasks = scope.averaged if scope.main.task == AVERAGE else (scope.main.task,)
+    cells = cells[cells["task"].isin(tasks)]
     rows = [
         {"arm": arm, "task": task, **_scored_calibration(record)}
         for arm, task, record in zip(cells["arm"], cells["task"], cells["record"], strict=True)
