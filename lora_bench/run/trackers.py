@@ -38,7 +38,7 @@ from lora_bench.text import clean, discreet
 FOLDER = "tracking"  # in the results folder: what trackers keep on disk
 LOG = "trackers.log"  # in that folder: what they print
 MAX_LOG = 1_000_000  # bytes of it from one run (chosen): a tracker that prints endlessly must not fill the disk
-FINISH_SECONDS = 60.0  # that what is late may take when training has ended; chosen
+FINISH_SECONDS = 120.0  # that what is late may take when training has ended: a busy machine needs it; chosen
 ORPHAN_SECONDS = 600.0  # the same after a run that was killed, for which nobody waits; chosen
 PROJECT = "lora-bench"  # what holds the runs: W&B's and trackio's project, MLflow's experiment
 # The trackers, each with the modules of which one must be there.
@@ -261,6 +261,7 @@ def main() -> None:
     threading.Thread(target=_end_with_the_run, args=(int(sys.argv[4]),), daemon=True).start()
     events, answers = _take_streams()
     name, results, offline = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "offline"
+    sys.argv[0] = "lora-bench"  # what MLflow calls the source of its runs
     try:
         _record(events, name, results, offline)
     except BaseException as error:  # SystemExit too: libraries call sys.exit

@@ -30,9 +30,8 @@ from lora_bench.run.interfaces import StageProgress, View
 from lora_bench.run.trackers import FINISH_SECONDS, FOLDER, LOG, PACKAGES, encode
 from lora_bench.text import clean
 
-MAX_PENDING = (
-    2**26
-)  # characters of events that wait for a tracker, such as one that hangs, before it is given up; chosen
+# Characters of events that wait for a tracker, such as one that hangs, before it is given up; chosen.
+MAX_PENDING = 2**26
 # The process imports what this one imports: not what happens to lie in the current folder, as with `-m`.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from lora_bench.run import trackers; trackers.main()"
