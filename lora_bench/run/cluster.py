@@ -203,7 +203,12 @@ class RayExecutor:
             return
         answers, _ = self._ray.wait(list(calls), num_returns=1, timeout=seconds)
         if not answers and not any(device.is_ready for device in self._devices) and not self._shares.fit(self._ray):
-            raise BenchError("The Ray cluster has lost all machines that could train.", "Start it again.", MISSING)
+            if self.address is None:
+                what, hint = "Ray has ended on this machine (a lack of memory?).", "Give the same command again."
+            else:
+                what = "The Ray cluster has lost all machines that could train."
+                hint = "Start it again, then give the same command again."
+            raise BenchError(what, hint, MISSING)
         more, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for call in dict.fromkeys([*answers, *more]):
             self._answer(calls[call])
