@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,6 +234,23 @@ def test_without_ray_the_engine_says_how_to_install_it(monkeypatch: pytest.Monke
     with pytest.raises(BenchError, match=r"pip install 'lora-bench\[ray\]'") as caught:
         clusters.RayExecutor()
     assert caught.value.code == MISSING
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "shares"),
+    [("", (8, 6), (3, 4)), ("2", (8, 6), (7, 2)), ("100", (2, 1), (1, 2)), ("4,2", (3,), (1, 3)), ("0", (1,), (1, 1))],
+)
+def test_cores_are_shared_by_workers_of_even_size(
+    monkeypatch: pytest.MonkeyPatch, threads: str, cores: tuple[int, ...], shares: tuple[int, int]
+) -> None:
+    """OMP_NUM_THREADS says how many threads each has, as far as there are so many."""
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in cores]
+    divided = connection.divide(SimpleNamespace(nodes=lambda: nodes), "the Ray cluster", None, "auto")
+    assert (divided.count, divided.threads) == shares
+    nodes.clear()
+    with pytest.raises(BenchError, match="can never place a worker"):
+        connection.divide(SimpleNamespace(nodes=lambda: nodes), "the Ray cluster", None, "auto")
 
 
 def test_workers_that_cannot_start_say_why() -> None:
