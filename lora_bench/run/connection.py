@@ -121,6 +121,25 @@ def divide(ray: Any, where: str, gpus: int | None, device: str) -> Shares:
     return Shares(count, {"num_cpus": threads}, threads)
 
 
+def require_head(ray: Any) -> None:
+    """Notice that Ray's head process has ended: Ray itself would end this process a minute later, with exit code 1.
+
+    Raises:
+        BenchError: Exit code 3 if nobody listens at its address.
+    """
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        what = f"Ray's head process, which listened at {address}, has ended."
+        raise BenchError(
+            what, "Start the cluster again if it is your own, then give this command again.", MISSING
+        ) from None
+    except OSError:
+        pass  # a busy network is for Ray to judge
+
+
 def _machines(ray: Any) -> Sequence[Mapping[str, float]]:
     """The resources of the machines that are alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

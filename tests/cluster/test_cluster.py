@@ -162,6 +162,19 @@ def test_a_machine_of_its_own(folder: Path) -> None:
     assert recorded(folder / "one") == 4
 
 
+def test_where_rays_head_dies_all_is_saved_and_said(folder: Path) -> None:
+    """Ray itself would end the command a minute later, with exit code 1 and a line about its own parts."""
+    driver = start(folder, "headless", "--engine", "ray", "--task", "sst2", "--method", "xs", "--epochs", "2000")
+    wait_for(lambda: "epoch 2/2000" in (folder / "out").read_text(), driver)
+    (head,) = [process for process in psutil.Process(driver.pid).children() if process.name() == "gcs_server"]
+    head.kill()
+    code, errors = ended(driver)
+    assert (code, len(errors.splitlines())) == (MISSING, 2), errors
+    assert "Ray's head process, which listened at " in errors
+    assert list((folder / "headless" / "states").iterdir())
+    assert not (folder / "headless" / "owner.lock").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
