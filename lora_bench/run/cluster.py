@@ -30,6 +30,7 @@ POLL = 0.5  # seconds after which a worker says how far it is, even if nothing h
 PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
 JOIN_SECONDS = 60.0  # to join a cluster, after which whoever answers at its address is none
 LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, to learn its name
+HEAD_SECONDS = 10.0  # between two looks whether Ray's head process is there
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
 
@@ -74,6 +75,7 @@ class RayExecutor:
         self._waiting: list[Job] = []
         self._deaths: dict[int, int] = {}
         self._start_deaths = 0
+        self._next_look = 0.0
 
     def launch(self, most: int) -> None:
         """Begin to start Ray and its workers, in a thread. `start` waits for them, and raises what went wrong.
@@ -178,6 +180,7 @@ class RayExecutor:
         """Give jobs to workers that are free, wait for a message, and report it."""
         self._driver.stopper.hold()
         try:
+            self._look_for_head()
             for device in self._devices:
                 self._give_next(device)
             self._receive(PATIENCE)
@@ -185,6 +188,17 @@ class RayExecutor:
                 self._stop()
         finally:
             self._driver.stopper.release()
+
+    def _look_for_head(self) -> None:
+        """Save what trains, and end the run, if Ray's head process has ended: workers answer without it."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + HEAD_SECONDS
+        try:
+            connection.require_head(self._ray)
+        except BenchError:
+            self._stop()
+            raise
 
     def _give_next(self, device: _Device) -> None:
         """Give a worker the next job, if it is free and there is one."""
@@ -203,7 +217,12 @@ class RayExecutor:
             return
         answers, _ = self._ray.wait(list(calls), num_returns=1, timeout=seconds)
         if not answers and not any(device.is_ready for device in self._devices) and not self._shares.fit(self._ray):
-            raise BenchError("The Ray cluster has lost all machines that could train.", "Start it again.", MISSING)
+            if self.address is None:
+                what, hint = "Ray has ended on this machine (a lack of memory?).", "Give the same command again."
+            else:
+                what = "The Ray cluster has lost all machines that could train."
+                hint = "Start it again, then give the same command again."
+            raise BenchError(what, hint, MISSING)
         more, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for call in dict.fromkeys([*answers, *more]):
             self._answer(calls[call])

@@ -18,7 +18,7 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else (chosen)
+CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else and there are as many (chosen)
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
 
 
@@ -112,12 +112,32 @@ def divide(ray: Any, where: str, gpus: int | None, device: str) -> Shares:
         return Shares(gpus or present, {"num_gpus": 1, "num_cpus": 0}, max(1, int(cores) // most))
     cores_of = [int(node.get("CPU", 0)) for node in machines]
     given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdecimal() and int(given) else min(CORES, max(cores_of, default=0))
-    count = sum(cores // threads for cores in cores_of) if threads else 0
-    if not count:
-        hint = "Start its nodes with more cores (ray start --num-cpus), or set OMP_NUM_THREADS lower."
-        raise BenchError("The Ray cluster can never place a worker: it has too few cores.", hint, MISSING)
+    wanted = int(given) if given.isdecimal() and int(given) else CORES
+    threads = min(wanted, max(cores_of, default=0))
+    if not threads:
+        hint = "Start its nodes with more cores (ray start --num-cpus)."
+        raise BenchError("The Ray cluster can never place a worker: it has no cores.", hint, MISSING)
+    count = sum(cores // threads for cores in cores_of)
     return Shares(count, {"num_cpus": threads}, threads)
+
+
+def require_head(ray: Any) -> None:
+    """Notice that Ray's head process has ended: Ray itself would end this process a minute later, with exit code 1.
+
+    Raises:
+        BenchError: Exit code 3 if nobody listens at its address.
+    """
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        what = f"Ray's head process, which listened at {address}, has ended."
+        raise BenchError(
+            what, "Start the cluster again if it is your own, then give this command again.", MISSING
+        ) from None
+    except OSError:
+        pass  # a busy network is for Ray to judge
 
 
 def _machines(ray: Any) -> Sequence[Mapping[str, float]]:

@@ -14,6 +14,8 @@ from lora_bench.forecast.pack import CONTEXT_BYTES
 from lora_bench.forecast.schedule import PackTime, seconds_on
 from lora_bench.run.plan import Plan
 
+# Until the workers of Ray are ready, beyond what one process takes: 10 and 13 s on hosts with two and four H100s.
+RAY_SECONDS = 11.0
 _RUNS = {"fused": "fused", "windows": "on windows", "padded": "on padded rows"}
 
 
@@ -43,7 +45,8 @@ class Totals:
 
     def seconds_on(self, devices: int) -> float | None:
         """Return the seconds of the whole run on so many devices; None if no pack's time can be predicted."""
-        return self.start + seconds_on(devices, self.times) if self.times else None
+        start = self.start + (RAY_SECONDS if devices > 1 else 0.0)
+        return start + seconds_on(devices, self.times) if self.times else None
 
 
 def totals(plan: Plan, saves: bool = True) -> Totals:

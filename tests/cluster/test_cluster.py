@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,6 +162,19 @@ def test_a_machine_of_its_own(folder: Path) -> None:
     assert recorded(folder / "one") == 4
 
 
+def test_where_rays_head_dies_all_is_saved_and_said(folder: Path) -> None:
+    """Ray itself would end the command a minute later, with exit code 1 and a line about its own parts."""
+    driver = start(folder, "headless", "--engine", "ray", "--task", "sst2", "--method", "xs", "--epochs", "2000")
+    wait_for(lambda: "epoch 2/2000" in (folder / "out").read_text(), driver)
+    (head,) = [process for process in psutil.Process(driver.pid).children() if process.name() == "gcs_server"]
+    head.kill()
+    code, errors = ended(driver)
+    assert (code, len(errors.splitlines())) == (MISSING, 2), errors
+    assert "Ray's head process, which listened at " in errors
+    assert list((folder / "headless" / "states").iterdir())
+    assert not (folder / "headless" / "owner.lock").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
@@ -233,6 +247,23 @@ def test_without_ray_the_engine_says_how_to_install_it(monkeypatch: pytest.Monke
     with pytest.raises(BenchError, match=r"pip install 'lora-bench\[ray\]'") as caught:
         clusters.RayExecutor()
     assert caught.value.code == MISSING
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "shares"),
+    [("", (8, 6), (3, 4)), ("2", (8, 6), (7, 2)), ("100", (2, 1), (1, 2)), ("4,2", (3,), (1, 3)), ("0", (1,), (1, 1))],
+)
+def test_cores_are_shared_by_workers_of_even_size(
+    monkeypatch: pytest.MonkeyPatch, threads: str, cores: tuple[int, ...], shares: tuple[int, int]
+) -> None:
+    """OMP_NUM_THREADS says how many threads each has, as far as there are so many."""
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in cores]
+    divided = connection.divide(SimpleNamespace(nodes=lambda: nodes), "the Ray cluster", None, "auto")
+    assert (divided.count, divided.threads) == shares
+    nodes.clear()
+    with pytest.raises(BenchError, match="can never place a worker"):
+        connection.divide(SimpleNamespace(nodes=lambda: nodes), "the Ray cluster", None, "auto")
 
 
 def test_workers_that_cannot_start_say_why() -> None:

@@ -79,6 +79,22 @@ def _close() -> None:
     os.closerange(0, 3)
 
 
+def test_closed_descriptors_have_streams_as_libraries_expect(tmp_path: Path) -> None:
+    """Ray does not start where Python has no `sys.stderr`."""
+    code = """
+import sys, pathlib
+before = sys.stdout, sys.stderr
+from lora_bench.cli import output
+output.shield_streams()
+print("nobody reads this")
+lost = output.final_flush()
+pathlib.Path("said").write_text(f"{before} {sys.stdout.fileno()} {sys.stderr.fileno()} {lost}")
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, preexec_fn=_close, check=True, timeout=60)
+    assert (tmp_path / "said").read_text() == "(None, None) 1 2 None"
+
+
 @pytest.mark.parametrize("words", [("list", "methods"), ("plan", "--preset", "smoke"), ("--help",)])
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, words: tuple[str, ...]) -> None:
     code, line, errors = first_line_of(tmp_path, *words)
