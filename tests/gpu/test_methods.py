@@ -130,7 +130,7 @@ def test_a_rank_schedule_cuts_as_many_in_bf16(method: str) -> None:
 
 
 def test_the_losses_are_the_cpus() -> None:
-    cells = company("float64", epochs=2)
+    cells = [cell(method, "float64", epochs=2) for method in PACKED]
     sides = [without_dropout(backbones.load(FOLDER, device, "float64")) for device in (DEVICE, CPU)]
     on_gpu, on_cpu = (losses_of(cells, side, record=False) for side in sides)
     report_worst("GPU - CPU", on_gpu, on_cpu, 1e-7)
