@@ -72,7 +72,7 @@ def test_a_cell_of_any_method_has_its_parameters_and_no_others(method: str) -> N
     cell = make_cell(method, rank=3, a=5, alpha=2.0, lr=0.5)
     parameters = {"rank", "a", "b", "alpha", "init", "targets"}
     assert {name for name in parameters if getattr(cell, name) is not None} <= methods.get(method).parameters
-    rank = 3 * 4 if method in ("melora", "gralora") else 3  # they divide by a, here 4
+    rank = 3 * 4 if method in ("melora", "gralora", "vb-lora") else 3  # they divide by a or b, here 4
     assert cell.rank == (rank if "rank" in methods.get(method).parameters else None)
     assert cell.lr == 0.5
 

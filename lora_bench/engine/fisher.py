@@ -23,7 +23,7 @@ from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.windows import Batch, Table, slices
 
-# All as in the reference implementation, adamxyang/laplace-lora.
+# All as in the reference implementation, which the docstrings of the methods name.
 PRIOR_STEPS, PRIOR_RATE, DRAWS = 1000, 0.1, 100_000
 CHUNK = 2**22  # values of the draws that are held at once; chosen
 

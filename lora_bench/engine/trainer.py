@@ -77,6 +77,8 @@ class Trainer:
         self.blocks = pack.blocks()
         self.optimiser = optimiser_of(pack, self.total_steps, lambda: table.batches(self.batch_rows(1)))
         self.rules = StepRules(pack.bank.groups, self.total_steps, len(table))
+        is_recordable = self.optimiser.is_recordable
+        self._kept_gradients = [] if is_recordable else [torch.zeros_like(block.matrix) for block in self.blocks]
         self.device = pack.backbone.device
         self.generator = torch.Generator(self.device)
         self.graphs = StepGraphs(pack.fused)
@@ -186,8 +188,7 @@ class Trainer:
         forms = Counter(self.table.layout(rows).form for rows in batches)
         mean = sum(form.slots * count for form, count in forms.items()) / len(batches)
         work = mean * len(self.pack.cells) * sum(m.weight.numel() for m in self.pack.backbone.linears().values())
-        is_recordable = self.pack.backbone.fused is not None and self.optimiser.is_recordable
-        if self._stream is not None and is_recordable and work <= MAX_WORK:
+        if self._stream is not None and self.pack.backbone.fused is not None and work <= MAX_WORK:
             share = (steps or self.total_steps) / len(batches)
             self.graphs.forms = choose_shapes({form: round(count * share) for form, count in forms.items()})
 
@@ -249,11 +250,23 @@ class Trainer:
         def draw_masks(masks: Masks) -> None:
             masks.draw(self.generator, batch.windows, len(batch.rows))
 
-        return self.graphs.step(batch, self._device_step, self._masks_for, draw_masks)
+        values = self.graphs.step(batch, self._device_step, self._masks_for, draw_masks)
+        return values if self.optimiser.is_recordable else self._update(values, self._kept_gradients)
 
     def _device_step(self, batch: Batch, masks: Masks) -> Tensor:
-        """The part of a step that a CUDA graph can record: everything but drawing masks."""
+        """The part of a step that a CUDA graph can record: everything but drawing masks.
+
+        Without the update, if the optimiser's step cannot be recorded: then the gradients are kept for it.
+        """
         losses, gradients = self._gradients(batch, masks)
+        if self.optimiser.is_recordable:
+            return self._update(losses, gradients)
+        for kept, gradient in zip(self._kept_gradients, gradients, strict=True):
+            kept.copy_(gradient)
+        return losses
+
+    def _update(self, losses: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Update what trains; `[2, K]`: the losses, and the norms of the gradients."""
         norms = self.optimiser.step(gradients, losses)
         self.rules.after_step(self.optimiser, gradients, norms)
         # One tensor, so that a replayed graph's output is copied by one kernel, and an epoch's by one transfer.

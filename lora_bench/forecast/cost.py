@@ -27,11 +27,13 @@ from lora_bench.forecast.demand import (
     saved_bytes,
 )
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.forecast.pack import Coefficients, Demand
+from lora_bench.forecast.pack import Coefficients, Demand, RuleDemand
 from lora_bench.forecast.schedule import PackTime
 from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.records.schema import Record
 
+# Operations of a step of the optimiser under a rule, and of each projected weight in it; counted as it runs on a CPU.
+RULE_OPERATIONS, PROJECTION_OPERATIONS = 96, 5
 SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
 # Slots × cells × linear weights of a step beyond which larger packs gain nothing. 85e6 are RoBERTa-base's weights.
 FULL_LOAD = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}
@@ -134,7 +136,7 @@ class Estimate:
             geometry=geometry,
             item_bytes=ITEM_BYTES[first.precision],
             trains_backbone=methods.of(first).trains_backbone,
-            directions=_renewed_directions(first, steps * first.epochs, geometry),
+            rule=_rule_demand(first, steps * first.epochs, geometry),
             window=_window_size(first, slots_per_row * SLOT_FILL, task.token_spread),
             longest=_longest(first, slots_per_row * SLOT_FILL, task.token_spread, batch),
             rows=batch,
@@ -332,14 +334,17 @@ class Estimate:
         )
 
 
-def _renewed_directions(cell: Cell, steps: int, geometry: Geometry) -> float:
-    """Return the singular directions of gradients that are computed in all steps, where a rule projects them."""
+def _rule_demand(cell: Cell, steps: int, geometry: Geometry) -> RuleDemand | None:
+    """Return what a rule for the encoder's weights asks for; None without one."""
     rule = methods.of(cell).weights(cell)
-    if rule is None or rule.projection is None:
-        return 0.0
+    if rule is None:
+        return None
     active = 1.0 if rule.layers is None else min(1.0, rule.layers.count / geometry.layers)
+    linears = geometry.stored_layers * len(geometry.adapted("attention+dense"))
+    if rule.projection is None:
+        return RuleDemand(0.0, RULE_OPERATIONS)
     renewals = 1 + (steps * active) // rule.projection.gap
-    return renewals * geometry.stored_layers * geometry.hidden * len(geometry.adapted("attention+dense"))
+    return RuleDemand(renewals * geometry.hidden * linears, RULE_OPERATIONS + PROJECTION_OPERATIONS * active * linears)
 
 
 def _adapter_bytes(cell: Cell, geometry: Geometry) -> float:

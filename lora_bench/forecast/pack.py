@@ -16,6 +16,11 @@ from lora_bench.forecast.demand import FLOAT32_BYTES, ITEM_BYTES, NO_BASES, Adap
 from lora_bench.forecast.families import Family
 from lora_bench.forecast.geometry import Geometry
 
+# What a rule for the encoder's weights takes beside the step of full fine-tuning. Neither was measured on a GPU. The
+# seconds are chosen: what launching an operation from Python takes. The bytes of a trained value are counted: nine
+# tensors of the matrix's size in float32 at the peak of a step in `engine/ruled_optimiser.py`.
+OPERATION_SECONDS, RULED_VALUE_BYTES = 1e-5, 36
+
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
 LIBRARY_BYTES = 2**27  # cuBLAS keeps 64 MiB for the stream of the training, and 64 for the default stream
 # What a process takes on a card beside its tensors: the context of CUDA and the code of kernels (chosen; about as much
@@ -29,6 +34,19 @@ RECOMPUTED_LAUNCHES = 1.8
 STEP_TERMS = ("layer", "flop", "byte", "adapter_byte", "adapter_flop", "dress_byte", "operand", "remade", "value")
 
 Coefficients = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RuleDemand:
+    """What training the encoder's weights by a rule asks for.
+
+    Attributes:
+        directions: singular directions of gradients that are computed in all steps.
+        operations: operations of a step of the optimiser, which are launched one after another.
+    """
+
+    directions: float
+    operations: float
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ class Demand:
         geometry: the encoder's sizes.
         item_bytes: bytes of a value in the pack's precision.
         trains_backbone: whether the encoder's own weights train.
-        directions: singular directions of gradients that a rule computes in all steps.
+        rule: what a rule for the encoder's weights asks for, if they train by one.
         window: slots of the windows that most batches have.
         longest: the tokens of the longest sequence of a usual batch: the width of its padded rows.
         rows: sequences of a batch.
@@ -65,7 +83,7 @@ class Demand:
     geometry: Geometry
     item_bytes: int
     trains_backbone: bool
-    directions: float
+    rule: RuleDemand | None
     window: int
     longest: float
     rows: int
@@ -127,7 +145,8 @@ class Demand:
     def step_seconds(self, coefficients: Coefficients) -> float:
         """Return the time of a training step of all cells."""
         launches = RECOMPUTED_LAUNCHES if self.family.recomputes and self.cells > 1 else 1.0
-        return self._run_seconds(coefficients, self.terms(self.slots * self._padding), launches)
+        update = 0.0 if self.rule is None else OPERATION_SECONDS * self.rule.operations
+        return self._run_seconds(coefficients, self.terms(self.slots * self._padding), launches) + update
 
     def _evaluation_seconds(self, coefficients: Coefficients) -> float:
         """Return the time of the forward passes over all evaluated rows, in as many batches as they need."""
@@ -160,8 +179,9 @@ class Demand:
 
     def _setup_seconds(self, coefficients: Coefficients, kept: Bases) -> float:
         directions = demand.singular_directions(self.adapters.bases - kept, self.geometry)
+        renewed = 0.0 if self.rule is None else self.rule.directions
         drawing = coefficients.get("draw", 0.0) * self.adapters.drawn
-        return coefficients["setup"] + drawing + coefficients.get("direction", 0.0) * (directions + self.directions)
+        return coefficients["setup"] + drawing + coefficients.get("direction", 0.0) * (directions + renewed)
 
     def bytes(self, kept: Bases = NO_BASES) -> float:
         """Return the peak of device memory: what is always there, and a training step or an evaluation.
@@ -172,7 +192,9 @@ class Demand:
         geometry, adapters = self.geometry, self.adapters
         bases = demand.basis_values(adapters.bases | kept, geometry)
         # A trained value takes 20 bytes: five in float32, among them the value, its gradient and AdamW's two moments.
-        permanent = geometry.weights * self.item_bytes + self.values * 20 + FLOAT32_BYTES * (adapters.frozen + bases)
+        value_bytes = 20 + (0 if self.rule is None else RULED_VALUE_BYTES)
+        permanent = geometry.weights * self.item_bytes + self.values * value_bytes
+        permanent += FLOAT32_BYTES * (adapters.frozen + bases)
         permanent += self._mask_bytes
         # The kernels of the fused form recompute the attention weights in bf16; elsewhere they are kept.
         is_recomputed = self.family.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]

@@ -126,7 +126,7 @@ class Basis:
     | `svd`              | `(U S)ᵀ`    | `V`                                                        |
     | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
     | `singular-vectors` | `Uᵀ`        | `V`                                                        |
-    | `minor-svd`        | last of `(U S)ᵀ` | last of `V`: the parts of the smallest singular values |
+    | `minor-svd`        | of `(U S)ᵀ` | last of `V`, and last rows: the smallest singular values   |
     | `minor-vectors`    | last of Uᵀ  | last of `V`: the smallest singular values' directions      |
     | `qr`               | rows of `R` | columns of `Q`                                             |
     | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |

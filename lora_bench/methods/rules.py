@@ -1,5 +1,8 @@
-"""What a recipe may state beside its factors and its update (`TrainingRules`): how training differs from AdamW on the
-loss, how the encoder's own weights train, and what is uncertain afterwards. Nothing here imports torch."""
+"""What a recipe may state beside its factors and its update (`TrainingRules`).
+
+That is how training differs from AdamW on the loss, how the encoder's own weights train, and what is uncertain
+afterwards. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
