@@ -76,20 +76,21 @@ def train_job(
             raise
         if isinstance(error, BenchError) and error.code == MISSING:
             raise
-        failure = Failure("oom" if worker.is_memory(error) else "failed", _reason(error), worker.environment())
+        is_memory = worker.is_memory(error)
+        failure = Failure("oom" if is_memory else "failed", _reason(error, is_memory), worker.environment())
     finally:
         context.stopper.release()
     worker.forget()  # outside of the except block, whose traceback keeps the failed pack alive
     return failure
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, is_memory: bool) -> str:
     """Describe an error for a record: its type, its message, and the innermost line of a user's file, else of ours."""
     in_users_file = plugins.blamed(error)
     if in_users_file is not None:
         return in_users_file.what[:LONGEST_REASON]
     message = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
-    if isinstance(error, BenchError):  # its message says where to look
+    if is_memory or isinstance(error, BenchError):  # which needs no line, or says itself where to look
         return message[:LONGEST_REASON]
     lines = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     ours = [(path, line) for path, line in lines if PACKAGE in path.parents and path != Path(__file__)]
