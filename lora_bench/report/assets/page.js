@@ -113,16 +113,22 @@
   }
 
   function drawRank() {
-    const panel = currentChart().ranks[$("targets").value];
+    const chart = currentChart();
+    const panel = chart.ranks[$("targets").value];
     const lines = panel ? panel.lines : {};
     const ranks = [...new Set(Object.values(lines).flat().map((p) => p[0]))].sort((one, other) => one - other);
     const hues = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8c6d31", "#7b4173"];
     const dashes = ["solid", "dash", "dashdot", "dot", "longdash"];
+    // As in the chart above, where the line is of one of its two methods.
+    const fixed = Object.fromEntries([[chart.subject, HUES.subject], [chart.reference, HUES.reference]].filter(([name]) => name in lines));
+    const free = hues.filter((hue) => !Object.values(fixed).includes(hue));
+    const others = Object.keys(lines).filter((name) => !(name in fixed));
+    const hueOf = (name) => fixed[name] || free[others.indexOf(name) % free.length];
     const traces = Object.entries(lines).map(([name, line], number) => ({
       x: line.map((p) => p[0]), y: line.map((p) => 100 * p[1]), name: inert(name), type: "scatter", mode: "lines+markers",
       text: line.map((p) => `<b>${inert(name)} r=${p[0]}</b><br>${percent(p[1])} [${percent(p[2])}, ${percent(p[3])}]`), hovertemplate: "%{text}<extra></extra>",
       error_y: { type: "data", symmetric: false, array: line.map((p) => 100 * (p[3] - p[1])), arrayminus: line.map((p) => 100 * (p[1] - p[2])), thickness: 0.8, width: 2, visible: line.every((p) => p[2] !== null) },
-      line: { color: theme().of(hues[number % hues.length]), dash: dashes[number % dashes.length] },
+      line: { color: theme().of(hueOf(name)), dash: dashes[number % dashes.length] },
       marker: { symbol: SYMBOLS[number % SYMBOLS.length], size: 7 },
     }));
     for (const [name, mean] of Object.entries(panel ? panel.levels : {})) {
