@@ -138,7 +138,8 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Cal
     return use
 
 
-def test_tensorboard_has_every_step_and_every_metric(bench: TinyBench) -> None:
+def test_tensorboard_has_the_whole_training_and_every_metric(bench: TinyBench) -> None:
+    """On a busy machine a point may be the mean of several steps."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -150,11 +151,13 @@ def test_tensorboard_has_every_step_and_every_metric(bench: TinyBench) -> None:
         series = {
             name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]
         }
-        steps = len(series["train/loss"])
-        assert [step for step, _ in series["train/loss"]] == list(range(1, steps + 1))
+        ((steps, _),) = series["score"]
+        points = [0, *(step for step, _ in series["train/loss"])]
+        assert points == sorted(set(points)) and {steps // 2, steps} <= set(points) and points[-1] == steps
         assert series.keys() >= {"train/loss", "train/grad_norm", "train/lr", "epoch", "eval/accuracy", "score"}
-        half = [value for _, value in series["train/loss"]][: steps // 2]
-        assert float(np.mean(half)) == pytest.approx(record.epochs[0].loss, rel=0.05)
+        half = points.index(steps // 2)
+        losses = [value for _, value in series["train/loss"]][:half]
+        assert np.average(losses, weights=np.diff(points)[:half]) == pytest.approx(record.epochs[0].loss, rel=0.05)
         assert [step for step, _ in series["eval/accuracy"]] == [steps // 2, steps]
         accuracies = [epoch.metrics["accuracy"] for epoch in record.epochs]
         assert [value for _, value in series["eval/accuracy"]] == pytest.approx(accuracies)
