@@ -95,15 +95,15 @@ class RuledAdamW(PackedAdamW):
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], losses: Tensor) -> Tensor:
         """Take one step; see `PackedAdamW.step`."""
-        step = int(self.count)
-        by_name = self.whole.weights(gradients[0])
-        layers = self.active_layers(step)
-        names = [name for name in by_name if self.whole.trains(name) and layer_of(name) in {None, *layers}]
         head_norm = torch.linalg.vector_norm(gradients[1])
         finite = torch.isfinite(losses).all() & torch.isfinite(gradients[0]).all() & torch.isfinite(head_norm)
         self.active.logical_and_(finite)
-        is_active = bool(self.active)  # the host waits here: what follows depends on it
-        renewed = is_active and self._renew_bases({name: by_name[name] for name in names})
+        # Here the host waits for the device, once a step: what follows depends on both numbers.
+        step, is_active = torch.cat([self.count, self.active.long()]).tolist()
+        by_name = self.whole.weights(gradients[0])
+        layers = self.active_layers(step)
+        names = [name for name in by_name if self.whole.trains(name) and layer_of(name) in {None, *layers}]
+        renewed = is_active and self._renew_bases({name: by_name[name] for name in names}, step)
         entries = self._entries_of(names)
         seen = torch.where(entries.updated, gradients[0], 0)
         for name, low in self._slots(seen, names).items():
@@ -122,16 +122,17 @@ class RuledAdamW(PackedAdamW):
     def _is_factor(self) -> bool:
         return self.rule.projection is not None and self.rule.projection.is_factor
 
-    def _renew_bases(self, gradients: Mapping[str, Tensor]) -> bool:
-        """Compute P of each weight for which it is due; whether there was one."""
+    def _renew_bases(self, gradients: Mapping[str, Tensor], step: int) -> bool:
+        """Compute P of each weight for which it is due at a step (from 0); whether there was one."""
         projection = self.rule.projection
         if projection is None:
             return False
         # For a factor, batches that give a P count as well, though they make no step.
+        counts = dict.fromkeys(gradients, step) if projection.is_factor else self.taken
         due = [
             name
             for name in gradients
-            if name in self.whole.linears and (name not in self.bases or self._steps_of_gap(name) % projection.gap == 0)
+            if name in self.whole.linears and (name not in self.bases or counts[name] % projection.gap == 0)
         ]
         for name in due:
             left, _, right = torch.linalg.svd(gradients[name], full_matrices=False)
@@ -140,9 +141,6 @@ class RuledAdamW(PackedAdamW):
             part = right[: projection.rank] if out >= inputs else left[:, : projection.rank]
             self.bases[name] = part.contiguous()
         return bool(due)
-
-    def _steps_of_gap(self, name: str) -> int:
-        return int(self.count) if self._is_factor else self.taken[name]
 
     def _project(self, name: str, gradient: Tensor) -> Tensor:
         """The gradient that Adam sees of a projected weight."""
