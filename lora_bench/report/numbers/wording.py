@@ -24,8 +24,8 @@ _OVER = {
     "others. {pooled} with examples: the interval over both, for accuracy and Matthews correlation.",
 }
 _POOLED = (
-    "The deviation between seeds is pooled over all settings of a column; an entry that varies far more (p < 0.001) "
-    "keeps its own."
+    "The deviation between seeds is pooled over all settings of a column; a setting with ten seeds or more keeps its "
+    "own (Welch's test), and so does one that varies far more (p < 0.001)."
 )
 _NOT_POOLED = "Each setting has the deviation between its own seeds (Welch's test)."
 _LOOKS = (
