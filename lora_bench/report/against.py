@@ -45,8 +45,8 @@ NOTES = (
     "better.",
     "Cells are the same if the losses, metrics and predictions of all epochs are equal to the last bit.",
     "by seed: the differences of the seeds that both folders have. other seeds: no seed is in both, so that the seeds "
-    "of both folders vary. 95% intervals are over seeds, with the deviation pooled over the settings of a task; the "
-    "evaluated rows are taken as given. With fewer than 3 seeds there is no interval and no test.",
+    "of both folders vary. 95% intervals are over seeds, with each setting's own deviation; the evaluated rows are "
+    "taken as given. With fewer than 3 seeds there is no interval and no test.",
 )
 
 

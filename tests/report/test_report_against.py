@@ -94,7 +94,7 @@ def test_what_is_in_one_folder_only_is_counted() -> None:
     assert "6 cells are in both; 3 only in A, 6 only in B." in text_of(new, old)
 
 
-def test_interval_of_paired_seeds_is_students_over_pooled_differences() -> None:
+def test_interval_of_paired_seeds_is_students_of_the_differences() -> None:
     new, old = grid(0.01, noise=0.004), grid()
     (changes,) = all_changes(match(new, old), 0.01)
     assert set(changes.settings["pairing"]) == {PAIRED}
@@ -102,17 +102,19 @@ def test_interval_of_paired_seeds_is_students_over_pooled_differences() -> None:
         rank: [(a.score or 0) - (b.score or 0) for a, b in zip(new, old, strict=True) if a.cell.rank == rank]
         for rank in RANKS
     }
-    pooled = math.sqrt(fmean(stdev(values) ** 2 for values in differences.values()))
-    quantile = stats.t.ppf(0.975, 3 * len(RANKS))
     for _, row in changes.settings.iterrows():
         mean = fmean(differences[row["rank"]])
         assert row["difference"] == pytest.approx(mean, abs=1e-12)
-        assert row["high"] - mean == pytest.approx(quantile * pooled / 2, rel=1e-9)
-        assert row["p"] == pytest.approx(2 * stats.t.sf(abs(mean) / (pooled / 2), 9), rel=1e-9)
+        wanted = stats.ttest_1samp(differences[row["rank"]], 0)
+        assert row["high"] == pytest.approx(wanted.confidence_interval(0.95).high, rel=1e-9)
+        assert row["p"] == pytest.approx(wanted.pvalue, rel=1e-9)
     assert changes.mean is not None
     overall = fmean(map(fmean, differences.values()))
     assert changes.mean.difference == pytest.approx(overall, abs=1e-12)
-    assert changes.mean.high - overall == pytest.approx(quantile * pooled / math.sqrt(12), rel=1e-9)
+    parts = [stdev(values) ** 2 / 4 / len(RANKS) ** 2 for values in differences.values()]
+    degrees = sum(parts) ** 2 / sum(part**2 / 3 for part in parts)  # Satterthwaite's
+    half = stats.t.ppf(0.975, degrees) * math.sqrt(sum(parts))
+    assert changes.mean.high - overall == pytest.approx(half, rel=1e-9)
 
 
 def test_other_seeds_are_compared_as_two_samples() -> None:

@@ -91,7 +91,7 @@ def test_a_level_far_below_is_written() -> None:
     assert "head: 30.0 ↓" in [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_the_bar_is_the_pooled_interval() -> None:
+def test_the_bar_is_the_interval_at_the_median_deviation() -> None:
     computed = statistics(sized((1000, 20_000)))
     (figure,) = frontier_figures(computed)
     half = 100 * computed.means["sst2"].half_width(3)

@@ -25,7 +25,7 @@ Each method's chosen setting: tiny
                                                 95%
 method               targets    average         interval      rank
 ──────────────────────────────────────────────────────────────────
-mini r=1024 a=8 b=8  attention  75.4 ± 1.0 (3)  [74.0, 76.7]  1
+mini r=1024 a=8 b=8  attention  75.4 ± 1.0 (3)  [72.9, 77.8]  1
 head                                            —
 
                                     CoLA            SST-2
@@ -73,7 +73,7 @@ Each method's chosen setting: tiny
                                                 95%                     CoLA            SST-2
 method               targets    average         interval      rank  of  Matthews        accuracy
 ──────────────────────────────────────────────────────────────────────────────────────────────────────
-mini r=1024 a=8 b=8  attention  75.4 ± 1.0 (3)  [74.0, 76.7]  1      5  52.0 ± 1.0 (3)  92.0 ± 1.0 (3)
+mini r=1024 a=8 b=8  attention  75.4 ± 1.0 (3)  [72.9, 77.8]  1      5  52.0 ± 1.0 (3)  92.0 ± 1.0 (3)
 head                                            —                    1
 
                                 STS-B           adapter     head  adapter    bytes  seconds  without

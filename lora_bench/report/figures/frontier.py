@@ -2,12 +2,13 @@
 
 The reference is a line by rank, the method that the report is about a point for each setting and a line through those
 chosen in each size class; all other methods are grey points, named where they are the best of their class. Methods
-without an adapter are horizontal lines. One pooled error bar stands for all.
+without an adapter are horizontal lines. One error bar, of the median deviation, stands for all.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.figures.drawing import (
@@ -37,6 +38,8 @@ _SUBJECT, _REFERENCE = "#0072B2", "#D55E00"
 _TARGET_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 LEAST_SPAN = 4.0  # of the axis of trained values, as a factor; chosen
 MAX_LEVEL_GAP = 0.25  # of the height of the points; a level further below them is written instead
+LOW_WIDTH = 70  # characters of a line of what is written
+MAX_POINT_GAP = 0.5  # of the height of the two methods that the figure is about; another one further below is written
 
 
 def frontier_figures(statistics: ScopeStatistics) -> list[Figure]:
@@ -77,6 +80,9 @@ def _draw_points(ax: Axes, statistics: ScopeStatistics, entries: DataFrame) -> d
     handles: dict[str, Any] = {}
     styles = dict(zip(_targets(entries), _TARGET_STYLES * 8, strict=False))
     others = entries[~entries["label"].isin((compare.subject, compare.reference))]
+    low = 100 * others["mean"] < _floor(entries, (compare.subject, compare.reference))
+    _write_low(ax, others[low])
+    others = others[~low]
     for targets in [*styles, None] if len(others) else []:
         marker = styles[targets][1] if targets is not None else "o"
         members = others[others["targets"].eq(targets) if targets is not None else others["targets"].isna()]
@@ -112,8 +118,22 @@ def _draw_points(ax: Axes, statistics: ScopeStatistics, entries: DataFrame) -> d
             handles[f"{compare.subject}, chosen at each size{suffix}"] = _draw_chosen(
                 ax, statistics, subject, dashes, marker
             )
-    _name_best(ax, statistics.frontier, {compare.subject, compare.reference})
+    frontier = statistics.frontier
+    _name_best(ax, frontier[~frontier.index.isin(low[low].index)], {compare.subject, compare.reference})
     return handles
+
+
+def _floor(entries: DataFrame, names: tuple[str, str]) -> float:
+    """Return the score ×100 below which other methods are written: drawn, they would press all others together."""
+    scores = 100 * entries.loc[entries["label"].isin(names), "mean"]
+    return float(scores.min() - MAX_POINT_GAP * (scores.max() - scores.min())) if len(scores) > 1 else -math.inf
+
+
+def _write_low(ax: Axes, entries: DataFrame) -> None:
+    """Write the entries that are far below at the foot of the axes, above the levels."""
+    rows = rows_of(entries.sort_values("adapter_params"))
+    lines = textwrap.wrap(", ".join(f"{row['size']} {100 * row['mean']:.1f} ↓" for row in rows), LOW_WIDTH)
+    ax.text(0.01, 0.06, "\n".join(lines), transform=ax.transAxes, fontsize=7, color="#444444", va="bottom")
 
 
 def _draw_chosen(ax: Axes, statistics: ScopeStatistics, entries: DataFrame, dashes: str, marker: str) -> Any:
@@ -163,7 +183,8 @@ def _draw_levels(ax: Axes, entries: DataFrame) -> dict[str, Any]:
 
 
 def _draw_error_bar(ax: Axes, statistics: ScopeStatistics, handles: dict[str, Any]) -> None:
-    """Draw one bar: half the 95% interval, over seeds alone, of a mean of the usual number of seeds."""
+    """Draw one bar: half the 95% interval, over seeds alone, of a mean of the usual number of seeds, at the median
+    deviation."""
     scope = statistics.scope
     n = _usual_seeds(scope)
     half = 100 * statistics.means[scope.main.task].half_width(n)
@@ -193,7 +214,11 @@ def frontier_caption(statistics: ScopeStatistics) -> str:
     n = sorted({int(value) for value in scope.at(scope.main)["n"]})
     seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     has_bar = _usual_seeds(scope) >= MIN_SEEDS
-    bar = "The bar is the 95% interval of a mean over seeds, pooled over all settings; " if has_bar else "No bars; "
+    bar = (
+        "The bar is the 95% interval of a mean over seeds with the median deviation of all settings; "
+        if has_bar
+        else "No bars; "
+    )
     return (
         f"Score against trained values on {scope.title}: {what}; means over {seeds} seeds. Line: "
         f"{scope.compare.reference} by rank; points: every setting of {scope.compare.subject}, line through the one "

@@ -1,14 +1,22 @@
 """The answer, in plain sentences, from the same numbers as the tables.
 
 In a folder with a verdict (`verdict`), the verdict. Elsewhere, what is best at about 100,000 trained values, and
-whether the method that the report is about matches the reference at equal size. In both, on what evidence, and what was
-not tested.
+whether the method that the report is about matches the reference at equal size, and what the declared comparisons say.
+In both, on what evidence, and what was not tested.
 """
 
 from __future__ import annotations
 
 from lora_bench.report.numbers.comparison_tables import with_sides
-from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, SAME_SIZE, ScopeStatistics
+from lora_bench.report.numbers.comparisons import (
+    ABOVE,
+    BELOW,
+    EQUIVALENT,
+    NOT_TESTED,
+    SAME_SIZE,
+    UNDECIDED,
+    ScopeStatistics,
+)
 from lora_bench.report.numbers.entries import Scope
 from lora_bench.report.numbers.frame import Row, device_prefix, is_missing, rows_of
 from lora_bench.report.numbers.score_tables import class_text
@@ -34,7 +42,7 @@ _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 def answer(statistics: ScopeStatistics) -> tuple[str, ...]:
     """Return the sentences."""
     verdict = verdict_sentences(statistics)
-    first = verdict or [_best_sentence(statistics), *_match_sentences(statistics)]
+    first = verdict or [_best_sentence(statistics), *_match_sentences(statistics), _declared_sentence(statistics)]
     parts = (*first, *_chance_sentences(statistics), *_constant_sentences(statistics.scope))
     return (*(part for part in parts if part), _evidence_sentence(statistics), _untested_sentence(statistics))
 
@@ -93,12 +101,11 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
     tested = [row for row in rows if row["verdict"] != NOT_TESTED]
     if not tested:
         return [f"{subject} against {reference} at equal size: fewer than {MIN_SEEDS} seeds, so not tested."]
-    worse, better = (sum(row["verdict"].startswith(kind) for row in tested) for kind in (BELOW, ABOVE))
-    equivalent = sum(EQUIVALENT in row["verdict"] or "margin" in row["verdict"] for row in tested)
+    worse, better, equivalent = _counts(tested)
     lower = sum(row["difference"] < 0 for row in tested)
     differences = [row["difference"] for row in tested]
     margin = f"±{counted_points(compare.margin)}"
-    verdict = _overall(len(tested), worse, better, equivalent, lower)
+    verdict = _overall([*tested, *_declared_at_equal_size(statistics)])
     first = (
         f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of "
         f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} its mean is lower "
@@ -120,17 +127,52 @@ def _range_text(differences: list[float]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _overall(tested: int, worse: int, better: int, equivalent: int, lower: int) -> str:
-    """Answer yes, no or unknown from the counts of verdicts."""
+def _declared_at_equal_size(statistics: ScopeStatistics) -> list[Row]:
+    """The declared comparisons of the subject with the reference at equal size, on any targets."""
+    declared, entries, compare = statistics.declared, statistics.scope.entries, statistics.scope.compare
+    sides = [entries.loc[declared[name]].reset_index(drop=True) for name in ("entry", "reference")]
+    asked = [side["label"] == name for side, name in zip(sides, (compare.subject, compare.reference), strict=True)]
+    ratio = sides[0]["adapter_params"].astype(float) / sides[1]["adapter_params"].astype(float)
+    chosen = declared[(asked[0] & asked[1] & ratio.between(1 / SAME_SIZE, SAME_SIZE)).to_numpy()]
+    return [row for row in rows_of(chosen) if row["verdict"] != NOT_TESTED]
+
+
+def _declared_sentence(statistics: ScopeStatistics) -> str:
+    """Count the verdicts of the declared comparisons, and name the clearest."""
+    declared = statistics.declared
+    rows = rows_of(with_sides(statistics, declared)) if len(declared) else []
+    tested = [row for row in rows if row["verdict"] != NOT_TESTED]
+    if not tested:
+        return ""
+    worse, better, equivalent = _counts(tested)
+    undecided = sum(row["verdict"] == UNDECIDED for row in tested)
+    clearest = min(tested, key=lambda row: (row["holm"], row["p"], row["size"]))
+    return (
+        f"Of the {counted(len(tested), 'declared comparison')} the first setting is worse in {worse}, better in "
+        f"{better}, equivalent within ±{counted_points(statistics.scope.compare.margin)} in {equivalent} and not "
+        f"distinguishable in {undecided}. The clearest: {_comparison(clearest)}."
+    )
+
+
+def _counts(tested: list[Row]) -> tuple[int, int, int]:
+    """Count the verdicts worse, better and equivalent; one may be counted as equivalent and as one of the others."""
+    worse, better = (sum(row["verdict"].startswith(kind) for row in tested) for kind in (BELOW, ABOVE))
+    return worse, better, sum(EQUIVALENT in row["verdict"] or "margin" in row["verdict"] for row in tested)
+
+
+def _overall(tested: list[Row]) -> str:
+    """Answer yes, no or unknown from the verdicts."""
+    worse, better, equivalent = _counts(tested)
     if worse and not better:
-        return "No: where these seeds can tell, it is worse." if worse < tested else "No: it is worse at every size."
+        only = worse == len(tested)
+        return "No: it is worse at every size." if only else "No: where these seeds can tell, it is worse."
     if better and not worse:
         return "Yes: where these seeds can tell, it is better."
     if better and worse:
         return "It depends on the size."
-    if equivalent == tested:
+    if equivalent == len(tested):
         return "Yes: it is equivalent at every size."
-    tendency = " (mostly lower)" if lower > tested * 3 / 4 else ""
+    tendency = " (mostly lower)" if sum(row["difference"] < 0 for row in tested) > len(tested) * 3 / 4 else ""
     return f"Unknown: these seeds show no difference{tendency}, which does not mean that there is none."
 
 
@@ -179,8 +221,12 @@ def _evidence_sentence(statistics: ScopeStatistics) -> str:
     scored = entries[entries["n"] > 0]
     seeds = sorted({int(n) for n in scored["n"]})
     seeds_text = "no seed" if not seeds else str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    deviation = statistics.means[scope.main.task].pooled_deviation
-    spread = f"; one seed varies by {percent(deviation)} (standard deviation, pooled)" if deviation == deviation else ""
+    deviation = statistics.means[scope.main.task].typical_deviation
+    spread = (
+        f"; seeds vary by {percent(deviation)} (standard deviation, median of settings)"
+        if deviation == deviation
+        else ""
+    )
     chosen = "held-out training rows" if is_held_out(scope) else "the scores that are shown"
     seconds = scope.cells["seconds"].sum()
     unit = f"{device_prefix(scope.cells)}minutes"

@@ -1,14 +1,13 @@
 """What changed between two results folders whose cells are matched, with intervals.
 
 Scores of the same cell in both folders are paired, and the differences of a setting's seeds are one sample. Settings
-that have other seeds in each folder are compared as two samples. The variance is pooled over the settings of a task, as
-in the report. All differences are the folder's score less that of the one it is compared against. Intervals are over
+that have other seeds in each folder are compared as two samples. Each setting has its own variance, as in the report.
+All differences are the folder's score less that of the one it is compared against. Intervals are over
 seeds alone: the rows that were evaluated are taken as given.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -23,8 +22,6 @@ from lora_bench.report.numbers.matching import Key, Match, Pair, by_key, cell_or
 from lora_bench.report.numbers.statistics import MIN_SEEDS, Contrast, Means, holm_correction, means_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from pandas import DataFrame
 
 PAIRED, SEPARATE = "by seed", "other seeds"
@@ -49,7 +46,7 @@ class TaskChanges:
         metric: its main metric.
         settings: a row per setting with scores in both folders, the largest difference first; see `task_changes`.
         mean: the mean difference over the settings whose seeds are paired, or over all others if there are none; its
-            interval is NaN where no setting has two seeds. None without settings.
+            interval is NaN where a setting has fewer than two seeds. None without settings.
         pairs: the cells that are in both.
     """
 
@@ -143,11 +140,11 @@ def _compare(samples: Sequence[Sample], margin: float) -> tuple[DataFrame, Contr
         differences = [[new - old for new, old in zip(sample.new, sample.old, strict=True)] for sample in samples]
         means = means_of(_summaries(differences))
         table = _with_zero(means).compare(first, np.full(count, count), margin)
-        mean = _contrast(means, first, np.full(count, 1 / count))
+        mean = means.contrast(first, np.full(count, 1 / count))
     else:
         means = means_of(_summaries([sample.new for sample in samples] + [sample.old for sample in samples]))
         table = means.compare(first, first + count, margin)
-        mean = _contrast(means, np.arange(2 * count), np.repeat([1 / count, -1 / count], count))
+        mean = means.contrast(np.arange(2 * count), np.repeat([1 / count, -1 / count], count))
     table = table.assign(
         pairing=PAIRED if samples[0].paired else SEPARATE,
         seeds=[
@@ -177,15 +174,7 @@ def _with_zero(means: Means) -> Means:
         shift=np.append(means.shift, 0.0),
         n=np.append(means.n, float(MIN_SEEDS)),  # so that it does not prevent a test
         variance=np.append(means.variance, 0.0),
-        degrees=np.append(means.degrees, 1.0),
-        pooled=np.append(means.pooled, False),
     )
-
-
-def _contrast(means: Means, positions: NDArray[np.int64], weights: NDArray[np.float64]) -> Contrast:
-    """Return a weighted sum of means; its interval is unknown where no setting has two seeds."""
-    contrast = means.contrast(positions, weights)
-    return contrast if (means.n > 1).any() else Contrast(contrast.difference, math.nan, math.nan)
 
 
 def _identity(cells: Sequence[Cell]) -> dict[str, Any]:

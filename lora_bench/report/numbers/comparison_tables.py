@@ -112,8 +112,8 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
     notes = (
         note,
         f"Holm p: corrected over the {size_text} comparisons of a family; the verdict is at 5%. seeds alone: half the "
-        "interval without the examples; paired by seed: Student's, pools nothing. equivalence: that the difference "
-        f"is below {counted_points(scope.compare.margin)}.{levels}",
+        "interval without the examples; paired by seed: Student's, of the differences. equivalence: that the "
+        f"difference is below {counted_points(scope.compare.margin)}.{levels}",
     )
     return build_table(name, title, columns, frame, notes, 2)
 

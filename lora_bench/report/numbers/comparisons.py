@@ -129,7 +129,7 @@ class ScopeStatistics:
         return self.means[self.scope.main.task].contrast(np.concatenate(sides), weights)
 
     def _paired_intervals(self, column: Column, pairs: DataFrame) -> tuple[list[float], list[float]]:
-        """Return Student's intervals of the differences by seed: no pooling, no examples, n - 1 degrees of freedom."""
+        """Return Student's intervals of the differences by seed: without examples, n - 1 degrees of freedom."""
         scores = self._by_seed[column.task]
         entries = self.scope.entries["arm"]
         arms = ([entries[entry] for entry in pairs[name]] for name in ("entry", "reference"))
@@ -322,8 +322,7 @@ def _method_keys(entries: DataFrame) -> Series:
 def scope_statistics(scope: Scope) -> ScopeStatistics:
     """Compute the means of a scope's entries, as the comparisons declare it."""
     terms, levels = example_terms(scope), levels_of(scope.compare.looks)
-    pools = not scope.compare.looks
-    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels, pools) for c in scope.columns}
+    whole = {c.task: means_of(scope.at(c), terms.get(c.task), levels) for c in scope.columns}
     if scope.compare.over == "seeds":
         over_seeds = {task: replace(means, example_terms=None) for task, means in whole.items()}
         return ScopeStatistics(scope, over_seeds, whole)

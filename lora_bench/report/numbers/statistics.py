@@ -1,21 +1,18 @@
 """The statistics of the report: one model of the uncertainty of a mean, and what follows from it.
 
-Seeds and examples are both samples: a mean over few seeds on one small split is uncertain in two ways. The seeds'
-variance of an entry with fewer than ten seeds is pooled over all entries of a column, because five seeds alone say
-little about it; an entry that varies far more than the pool (p < 0.001) keeps its own, and so does one with ten seeds
-or more (Welch's test): there pooling narrows nothing, and where entries differ in their variance it is wrong in both
-directions. Simulated with 20 seeds and no difference, the pooled test rejects in 0.4 to 6.4% (0.4% where one of 20
-entries varies ten times as much), Welch's in 2.5 to 6.1%. The examples' variance comes from the predictions
-(`examples`). Both are added, with Satterthwaite's degrees of freedom: intervals, tests and equivalence are read from
-the same standard error.
+Seeds and examples are both samples: a mean over few seeds on one small split is uncertain in two ways. Each entry has
+the variance between its own seeds (Welch's test), since settings differ in it: most vary by a point, one that collapses
+with a seed by ten. A variance pooled over all entries would be narrower with five seeds, but wrong in both directions.
+Simulated without a difference, the pooled test rejects in 0.4 to 10% (0.7% where one of 20 entries varies ten times as
+much, 7% where half of them vary three times as much), this one in 2.3 to 6.1%. The examples' variance comes from the
+predictions (`examples`). Both are added, with Satterthwaite's degrees of freedom: intervals, tests and equivalence are
+read from the same standard error.
 
 **Lost seeds** (failed or diverged) may have been the worst ones or any. Without them a mean may be too high; without as
 many of the best ones as well (the trimmed mean) it may be too low. Intervals and tests cover both.
 
 **Several looks**: where a config declares at which numbers of seeds one looks at the results, intervals and tests hold
-for all looks together (`looks`). Each entry then keeps its own variance (Welch's test). Pooling gains little with the
-seeds of a verdict, and where one method varies three times as much as the other it is wrong too often: simulated with
-four looks and no difference, 7.4% with 3 seeds a look and 6.7% with 5, against 5.1% with variances of their own.
+for all looks together (`looks`).
 
 scipy computes quantiles and tails.
 """
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
 
 SIGNIFICANCE = 0.05
 MIN_SEEDS = 3  # with fewer there is no interval and no test
-_EXCESS = 0.001  # the p-value below which an entry's own variance replaces the pooled one; chosen
-_ENOUGH_SEEDS = 10  # with so many an entry's own variance replaces the pooled one; chosen by simulation
 
 
 class Interval(NamedTuple):
@@ -99,9 +94,7 @@ class Means:
         mean: over the seeds that have a score.
         shift: how far the trimmed mean is below it; 0 without lost seeds, NaN if nothing is left.
         n: the number of those seeds.
-        variance: of one seed.
-        degrees: the degrees of freedom of the variance.
-        pooled: whether the variance is the pooled one.
+        variance: of one seed; NaN of fewer than two.
         example_terms: what the examples add; None if it is unknown for all, or not asked for.
         levels: the levels of intervals and tests, which are others if one looks more than once.
     """
@@ -110,8 +103,6 @@ class Means:
     shift: FloatArray
     n: FloatArray
     variance: FloatArray
-    degrees: FloatArray
-    pooled: NDArray[np.bool_]
     example_terms: ExampleCovariance | None = None
     levels: Levels = ONE_LOOK
 
@@ -121,29 +112,16 @@ class Means:
         return replace(self, shift=self.shift * 0, example_terms=None)
 
     @property
-    def pooled_deviation(self) -> float:
-        """The pooled standard deviation of one seed, as a description; NaN if no entry has two seeds."""
-        return math.sqrt(self._pool[0])
-
-    @property
-    def _pool(self) -> tuple[float, float]:
-        """The pooled variance and its degrees of freedom: over all entries if none of them has it. NaN without any."""
-        if self.pooled.any():
-            return float(self.variance[self.pooled][0]), float(self.degrees[self.pooled][0])
-        degrees = float(self.degrees.sum())
-        return (float((self.variance * self.degrees).sum()) / degrees if degrees else math.nan), degrees
-
-    def half_width(self, n: int) -> float:
-        """Return half the 95% interval over seeds alone of a mean of n seeds with the pooled variance.
-
-        NaN without a pooled variance.
-        """
+    def typical_deviation(self) -> float:
+        """The median of the entries' standard deviations, as a description; NaN if no entry has two seeds."""
         import numpy as np
 
-        variance, degrees = self._pool
-        if not degrees or n < 1:
-            return float("nan")
-        return float(self._quantile(np.array([degrees]))[0] * math.sqrt(variance / n))
+        known = self.variance[~np.isnan(self.variance)]
+        return float(np.median(np.sqrt(known))) if len(known) else math.nan
+
+    def half_width(self, n: int) -> float:
+        """Return half the 95% interval over seeds alone of a mean of n seeds with the typical deviation."""
+        return half_width(self.typical_deviation, n, self.levels.tail) if n > 1 else math.nan
 
     def intervals(self) -> tuple[FloatArray, FloatArray]:
         """Return the 95% interval of each mean; NaN with fewer than three seeds."""
@@ -195,18 +173,17 @@ class Means:
         return table
 
     def contrast(self, positions: IntArray, weights: FloatArray) -> Contrast:
-        """Return a weighted sum of means with its interval; the weights of an entry that comes up again are added."""
+        """Return a weighted sum of means with its interval; the weights of an entry that comes up again are added.
+
+        The interval is NaN if an entry has fewer than two seeds.
+        """
         import numpy as np
 
         unique, index = np.unique(positions, return_inverse=True)
         used = unique.astype(np.int64)
         summed: FloatArray = np.bincount(index, weights).astype(np.float64)
-        parts = summed**2 * self.variance[used] / np.maximum(self.n[used], 1)
-        separate = ~self.pooled[used]
-        degrees = np.maximum(self.degrees[used], 1)
-        squared = float((parts[separate] ** 2 / degrees[separate]).sum())
-        if not separate.all():
-            squared += float(parts[~separate].sum() ** 2 / degrees[~separate][0])
+        parts = summed**2 * self.variance[used] / self.n[used]
+        squared = float((parts**2 / (self.n[used] - 1)).sum())
         added = self._contrast_examples(used, summed)
         examples = self.example_terms.examples() if self.example_terms else math.inf
         squared += added**2 / max(examples - 1, 1)
@@ -240,23 +217,16 @@ class Means:
         import numpy as np
 
         sides = [first] if second is None else [first, second]
-        shared = np.zeros(len(first))  # the part with the pooled variance, which is one estimate for both sides
-        squared_over_degrees = np.zeros(len(first))
-        total = np.zeros(len(first))
-        pool_degrees = np.ones(len(first))
-        for side in sides:
-            part = self.variance[side] / np.maximum(self.n[side], 1)
-            separate = ~self.pooled[side]
-            shared += np.where(separate, 0.0, part)
-            pool_degrees = np.where(separate, pool_degrees, self.degrees[side])
-            squared_over_degrees += np.where(separate, part**2 / np.maximum(self.degrees[side], 1), 0.0)
-            total += part
-        squared_over_degrees += shared**2 / np.maximum(pool_degrees, 1)
-        added = self._example_variance(sides)
-        examples = self.example_terms.examples() if self.example_terms else np.inf
-        squared_over_degrees += added**2 / max(examples - 1, 1)
-        total = total + added
+        total, squared_over_degrees = np.zeros(len(first)), np.zeros(len(first))
         with np.errstate(divide="ignore", invalid="ignore"):
+            for side in sides:
+                part = self.variance[side] / self.n[side]
+                total += part
+                squared_over_degrees += part**2 / (self.n[side] - 1)
+            added = self._example_variance(sides)
+            examples = self.example_terms.examples() if self.example_terms else np.inf
+            squared_over_degrees += added**2 / max(examples - 1, 1)
+            total += added
             degrees = np.where(squared_over_degrees > 0, total**2 / squared_over_degrees, 1e9)
         return np.sqrt(total), np.minimum(degrees, 1e9)
 
@@ -273,39 +243,21 @@ class Means:
         return np.maximum(whole, 0.0)
 
 
-def means_of(
-    entries: DataFrame,
-    example_terms: ExampleCovariance | None = None,
-    levels: Levels = ONE_LOOK,
-    pools: bool = True,
-) -> Means:
+def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None, levels: Levels = ONE_LOOK) -> Means:
     """Return the means of a column's entries (`entries.Scope.at`).
 
     Args:
         entries: the entries.
         example_terms: what the examples add to the uncertainty.
         levels: the levels of intervals and tests.
-        pools: whether the seeds' variance is pooled, for the entries with few seeds that do not vary far more than the
-            others.
     """
     import numpy as np
-    from scipy import stats
 
     n = entries["n"].to_numpy(dtype=float)
-    squares = entries["squares"].to_numpy(dtype=float)
-    degrees = np.maximum(n - 1, 0)
-    pool_degrees = float(degrees.sum())
-    pooled_variance = float(squares.sum() / pool_degrees) if pool_degrees else 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = stats.chi2.sf(squares / pooled_variance, np.maximum(degrees, 1))
-    separate = (degrees >= MIN_SEEDS - 1) & (excess < _EXCESS) if pooled_variance else np.zeros(len(n), bool)
-    separate = (separate | (n >= _ENOUGH_SEEDS)) if pools else np.ones(len(n), bool)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = np.where(separate, squares / np.maximum(degrees, 1), pooled_variance)
+    degrees = np.where(n > 1, n - 1, np.nan)
+    variance = entries["squares"].to_numpy(dtype=float) / degrees
     mean = entries["mean"].to_numpy(dtype=float)
-    shift = mean - entries["trimmed"].to_numpy(dtype=float)
-    pooled_degrees = np.where(separate, degrees, pool_degrees)
-    return Means(mean, shift, n, variance, pooled_degrees, ~separate, example_terms, levels)
+    return Means(mean, mean - entries["trimmed"].to_numpy(dtype=float), n, variance, example_terms, levels)
 
 
 def holm_correction(p_values: FloatArray) -> FloatArray:

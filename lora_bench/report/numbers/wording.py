@@ -18,16 +18,12 @@ _LEGEND = (
     "Settings are chosen by the held-out score where there is one, never by the score that is shown.",
 )
 _OVER = {
-    "seeds+examples": "95% interval: over seeds and examples. {pooled} Examples count for accuracy and Matthews "
+    "seeds+examples": "95% interval: over seeds and examples. Examples count for accuracy and Matthews "
     "correlation, where the records hold predictions; Pearson's and other metrics have intervals over seeds alone.",
     "seeds": "95% interval: over seeds alone, as declared; on other examples of the same tasks the differences may be "
-    "others. {pooled} with examples: the interval over both, for accuracy and Matthews correlation.",
+    "others. with examples: the interval over both, for accuracy and Matthews correlation.",
 }
-_POOLED = (
-    "The deviation between seeds is pooled over all settings of a column; a setting with ten seeds or more keeps its "
-    "own (Welch's test), and so does one that varies far more (p < 0.001)."
-)
-_NOT_POOLED = "Each setting has the deviation between its own seeds (Welch's test)."
+_DEVIATIONS = "Each setting has the deviation between its own seeds (Welch's test)."
 _LOOKS = (
     "Intervals and tests hold for all looks together, whether or not seeds are added: the allowed error is spent over "
     "the looks (Lan and DeMets 1983), at a look with t times the first one's seeds up to "
@@ -58,8 +54,7 @@ _SELECTIONS = {
 
 def legend(compare: Comparisons) -> tuple[str, ...]:
     """Return how the report's numbers are to be read, in sentences."""
-    intervals = _OVER[compare.over].format(pooled=_NOT_POOLED if compare.looks else _POOLED)
-    return (*_LEGEND, intervals, *(_LOOKS if compare.looks else ()), *_TESTS)
+    return (*_LEGEND, _OVER[compare.over], _DEVIATIONS, *(_LOOKS if compare.looks else ()), *_TESTS)
 
 
 def protocol_sentence(scope: Scope) -> str:
