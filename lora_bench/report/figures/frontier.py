@@ -38,7 +38,7 @@ _SUBJECT, _REFERENCE = "#0072B2", "#D55E00"
 _TARGET_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 LEAST_SPAN = 4.0  # of the axis of trained values, as a factor; chosen
 MAX_LEVEL_GAP = 0.25  # of the height of the points; a level further below them is written instead
-LOW_WIDTH = 70  # characters of a line of what is written
+LOW_WIDTH = 90  # characters of a line of what is written
 MAX_POINT_GAP = 0.5  # of the height of the two methods that the figure is about; another one further below is written
 
 
@@ -130,10 +130,10 @@ def _floor(entries: DataFrame, names: tuple[str, str]) -> float:
 
 
 def _write_low(ax: Axes, entries: DataFrame) -> None:
-    """Write the entries that are far below at the foot of the axes, above the levels."""
+    """Write the entries that are far below at the foot of the axes, right of the levels."""
     rows = rows_of(entries.sort_values("adapter_params"))
     lines = textwrap.wrap(", ".join(f"{row['size']} {100 * row['mean']:.1f} ↓" for row in rows), LOW_WIDTH)
-    ax.text(0.01, 0.06, "\n".join(lines), transform=ax.transAxes, fontsize=7, color="#444444", va="bottom")
+    ax.text(0.2, 0.02, "\n".join(lines), transform=ax.transAxes, fontsize=7, color="#444444", va="bottom")
 
 
 def _draw_chosen(ax: Axes, statistics: ScopeStatistics, entries: DataFrame, dashes: str, marker: str) -> Any:
