@@ -32,7 +32,6 @@ from lora_bench.engine.encoder.backbone import Backbone, select
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.provenance import versions_of
 from lora_bench.run import environment
-from lora_bench.run.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
 _OUT_OF_MEMORY_TEXTS = (
@@ -91,7 +90,7 @@ class Suite:
         save: Callable[[BenchReport], object],
     ) -> None:
         self.settings, self.scratch, self.log, self.save = settings, scratch, log, save
-        self.device = torch.device(choose_device(settings.device))
+        self.device = torch.device(environment.choose_device(settings.device))
         select(self.device)
         self.precision = settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
         self.model = workload.prepare_model(settings, scratch)

@@ -61,11 +61,11 @@ class CellEntry(BaseModel):
     steps_taken: int
     diverged: str | None = None
     selected: int | None = None
-    epoch_losses: tuple[float, ...] = ()
-    metrics: tuple[dict[str, float], ...] = ()
-    held_out: tuple[dict[str, float], ...] = ()
-    calibration: tuple[dict[str, float], ...] = ()
-    held_out_calibration: tuple[dict[str, float], ...] = ()
+    epoch_losses: list[float] = []
+    metrics: list[dict[str, float]] = []
+    held_out: list[dict[str, float]] = []
+    calibration: list[dict[str, float]] = []
+    held_out_calibration: list[dict[str, float]] = []
     start: str = ""
 
 

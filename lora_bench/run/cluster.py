@@ -171,10 +171,9 @@ class RayExecutor:
         """Take a job. If no worker is free, those that train prepare its inputs."""
         self._waiting.append(job)
         if len(self._waiting) > sum(device.job is None for device in self._devices):
-            cells = remote.encode_cells(job.cells)
             for device in self._devices:
                 if device.job is not None:
-                    device.worker.prefetch.options(concurrency_group="inputs").remote(cells)
+                    device.worker.prefetch.options(concurrency_group="inputs").remote(job.cells[0].model_dump_json())
 
     def advance(self) -> None:
         """Give jobs to workers that are free, wait for a message, and report it."""
@@ -204,7 +203,7 @@ class RayExecutor:
         """Give a worker the next job, if it is free and there is one."""
         if device.is_ready and device.job is None and self._waiting and not self._driver.stopper.asked:
             device.job = job = self._waiting.pop(0)
-            device.worker.train.remote(job.number, remote.encode_job(job))
+            device.worker.train.remote(remote.encode_job(job))
             self._poll(device)
 
     def _poll(self, device: _Device) -> None:
@@ -255,17 +254,16 @@ class RayExecutor:
                 self._start_deaths = 0
                 device.view.stage(f"ready on {name}")
             case "view", name, *values:
-                cells = {cell.id: cell for cell in job.cells} if job else {}
-                remote.show(device.view, name, values, cells)
+                remote.show(device.view, name, values)
             case "save", manifest, tensors:
                 if job is not None:
                     self._deaths.pop(job.number, None)
                 self._driver.save(CheckpointManifest.model_validate_json(manifest), tensors)
             case "publish", outcomes:
                 self._driver.publish(remote.decode_outcomes(outcomes))
-            case "ended", _, failure:
+            case "ended", failure:
                 assert job is not None
-                self._driver.finish(job, remote.decode_failure(failure))
+                self._driver.finish(job, None if failure is None else Failure(*failure))
             case "error", name, what, hint, code:
                 raise BenchError(what if name == platform.node() else f"On {name}: {what}", hint, code)
             case "fault", name, text:

@@ -17,14 +17,13 @@ from lora_bench.records import files
 from lora_bench.records.store import read_records
 from lora_bench.run import owner
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Job, RunContext
+from lora_bench.run.interfaces import Job
 from lora_bench.run.owner import Owner
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
-from lora_bench.run.signals import Stopper
 from lora_bench.testing import QuietView
 from tests.robust.robust_kit import tree
-from tests.robust.stub_worker import QUIET, StubWorker, grid, left, runner, worker_of
+from tests.robust.stub_worker import QUIET, NoRun, StubWorker, grid, left, runner, worker_of
 
 
 def take_over(results: Path) -> None:
@@ -175,8 +174,7 @@ def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results:
     made, more = grid(1), grid(2)
     runner(results, made).run()
     plan = plans.make(more, results, 16)
-    context = RunContext(Stopper(), lambda: None, lambda manifest, tensors: None)
-    (outcomes,) = StubWorker(plan, "dead").train(Job(1, plan.packs[0]), context)
+    (outcomes,) = StubWorker(plan, "dead").train(Job(1, plan.packs[0]), NoRun())
     store = RecordStore(results)
     store.begin()
     files.move(store.stage(outcomes), results / "pending" / "0123-0")
