@@ -106,7 +106,6 @@ class LocalExecutor:
         return device, environment.device_name(device)
 
     def start(self, setup: Setup, driver: Driver) -> None:
-        """Begin a run."""
         self._setup, self._driver = setup, driver
 
     @property
@@ -118,7 +117,6 @@ class LocalExecutor:
         return self._worker
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
         self._job = job
 
     def advance(self) -> None:

@@ -243,45 +243,34 @@ def decode_outcomes(sent: Sequence[tuple[bytes, dict[str, bytes]]]) -> list[Outc
 
 
 class RemoteView(View):
-    """Sends what a view is to show.
-
-    Args:
-        send: Takes events `("view", name of a method, values)`; `show` calls the method with them.
-    """
+    """Sends what a view is to show, as events `("view", name of a method, values)` for `show`."""
 
     def __init__(self, send: Callable[[Event], None]) -> None:
         self._send = send
 
     def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
         self._send(("view", "stage", text))
 
     def warn(self, text: str) -> None:
-        """There is something that the user should know."""
         self._send(("view", "warn", text))
 
     def on_pack_start(self, start: PackStart) -> None:
-        """A pack begins to train, or continues."""
         cells = [cell.model_dump(mode="json") for cell in start.cells]
         self._send(("view", "on_pack_start", cells, start.steps_per_epoch, start.epochs, start.steps_taken))
 
     def on_step_issued(self, epoch: int, step: int) -> None:
-        """A step was issued."""
         self._send(("view", "on_step_issued", epoch, step))
 
     def on_steps_recorded(self, block: StepBlock) -> None:
-        """The values of a block of steps are known."""
         arrays = [values.tolist() for values in (block.losses, block.grad_norms, block.lrs)]
         self._send(("view", "on_steps_recorded", block.epoch, block.first_step, *arrays))
 
     def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
-        """All cells have been evaluated after an epoch."""
         parts = (metrics.metrics, metrics.held_out)
         plain = [[None if cell is None else dict(cell) for cell in part] for part in parts]
         self._send(("view", "on_epoch_evaluated", metrics.epoch, metrics.main_metric, *plain))
 
     def on_pack_end(self, end: PackEnd) -> None:
-        """A pack ends."""
         self._send(("view", "on_pack_end", end.finished, end.diverged))
 
 

@@ -50,12 +50,7 @@ class Totals:
 
 
 def totals(plan: Plan, saves: bool = True) -> Totals:
-    """Return what all packs of a plan take.
-
-    Args:
-        plan: The plan.
-        saves: Whether the trained adapters are saved.
-    """
+    """Return what all packs of a plan take; `saves` says whether the trained adapters are saved."""
     costs = [*plan.costs, *plan.later_costs]
     packs = [*plan.packs, *plan.later]
     return Totals(

@@ -87,7 +87,7 @@ class Recorder:
         name: The tracker.
         results: The results folder.
         offline: Whether no network may be used.
-        limit_log: Called whenever the tracker may have printed.
+        limit_log: To be called whenever the tracker may have printed.
     """
 
     def __init__(self, name: str, results: Path, offline: bool, limit_log: Callable[[], None] = lambda: None) -> None:

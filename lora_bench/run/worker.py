@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import torch
 
@@ -34,6 +33,7 @@ class Training:
         self.setup, self.options, self.view = setup, setup.options, view
         self.device = torch.device(self.options.device)
         self.loader = Loader(setup.models, setup.data, self.options, view, self.device)
+        self._environment = {**environment.versions(), "device": environment.device_name(self.options.device)}
 
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Load the encoder and the tables.
@@ -50,7 +50,7 @@ class Training:
         self.loader.tables(cells[0], backbone)
 
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
-        """Train a pack; see `Worker.train`.
+        """Train a pack.
 
         Cells with a checkpoint are resumed together with those that had taken as many steps; the others start anew.
         """
@@ -85,10 +85,6 @@ class Training:
     def environment(self) -> dict[str, str]:
         """Return the versions and the device that records name."""
         return self._environment
-
-    @cached_property
-    def _environment(self) -> dict[str, str]:
-        return {**environment.versions(), "device": environment.device_name(self.options.device)}
 
     def _outcome(self, ended: EndedCell, job: Job, info: DataInfo, timing: Timing) -> Outcome:
         cell, state = ended.progress.cell, ended.progress.state
