@@ -22,7 +22,7 @@ from lora_bench.run.owner import Owner
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
 from lora_bench.testing import QuietView
-from tests.robust.robust_kit import tree
+from tests.robust.robust_kit import is_clear, lora_bench, tree
 from tests.robust.stub_worker import QUIET, NoRun, StubWorker, grid, left, runner, worker_of
 
 
@@ -48,6 +48,17 @@ def test_a_second_process_is_refused_with_the_name_of_the_owner(results: Path) -
         assert tree(results) == before
     assert len(runner(results, grid(1)).run()) == 2
     assert left(results) == QUIET
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_second_command_is_refused_before_it_plans_or_starts_an_engine(results: Path, engine: str) -> None:
+    with Owner(results):
+        before = tree(results)
+        ended = lora_bench("run", "--preset", "smoke", "--results", str(results), "--engine", engine)
+        is_clear(ended, MISSING, f"is in use by process {os.getpid()} on")
+        assert ended.out == ""
+        assert "starting Ray" not in {thread.name for thread in threading.enumerate()}
+        assert tree(results) == before
 
 
 def test_what_another_has_recorded_since_the_plan_is_not_trained(results: Path) -> None:
