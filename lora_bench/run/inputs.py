@@ -138,7 +138,8 @@ class Loader:
             self._tokenizers[cell.model] = load_tokenizer(source.location, source.local_only(self.options.offline))
         return self._tokenizers[cell.model]
 
-    def _warn_once(self, text: str) -> None:
+    def warn_once(self, text: str) -> None:
+        """Show a warning, unless it was shown before."""
         if text not in self._warnings:
             self._warnings.add(text)
             self.view.warn(text)
@@ -173,7 +174,7 @@ class Loader:
         prefetched, self._next = self._next, None
         tokens = prefetched[1] if prefetched is not None and prefetched[0] == tables_key(cell) else self._tokens(cell)
         for note in tokens.notes:
-            self._warn_once(note)
+            self.warn_once(note)
         train, held, evaluation = tokens.train, tokens.held_out, tokens.evaluation
         for table in (train, evaluation) if held is None else (train, held, evaluation):
             check_fits(table, backbone)

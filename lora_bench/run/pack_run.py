@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from lora_bench import tasks
+from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell
 from lora_bench.engine import posterior
 from lora_bench.engine.adapters.pack import Pack, State
@@ -19,6 +20,19 @@ from lora_bench.run.interfaces import View
 from lora_bench.run.recording import EndedCell
 
 Build = Callable[[Sequence[Cell]], Trainer]
+
+
+class GraphsCallback(Callback):
+    """Says that steps are issued one by one where a trainer cannot record them as CUDA graphs."""
+
+    def __init__(self, trainer: Trainer, warn: Callable[[str], None]) -> None:
+        self._graphs, self._warn = trainer.graphs, warn
+
+    def on_safe_point(self) -> None:
+        """Say it, if a step was refused before."""
+        if self._graphs.refusal is not None:
+            reason = f"they cannot be recorded as CUDA graphs ({self._graphs.refusal})"
+            self._warn(f"Training steps are issued one by one, which is slower for small packs: {reason}.")
 
 
 def build_trainer(
@@ -36,6 +50,7 @@ def train_pack(
     saved: dict[str, CellCheckpoint],
     checkpointer: Checkpointer,
     view: View,
+    warn_once: Callable[[str], None],
 ) -> tuple[list[EndedCell], Timing]:
     """Train the cells of a pack until all have ended.
 
@@ -47,6 +62,7 @@ def train_pack(
         saved: The checkpoints of cells by id; those of this pack are removed.
         checkpointer: What saves the pack.
         view: What shows progress.
+        warn_once: Shows a warning, unless it was shown before.
 
     Returns:
         What records need of the cells, and the times, which are the same for all of them.
@@ -57,7 +73,7 @@ def train_pack(
     checkpointer.context.stopper.hold()
     ended: list[EndedCell] = []
     while True:
-        trainer.run([view, CheckpointCallback(checkpointer, trainer)])
+        trainer.run([view, GraphsCallback(trainer, warn_once), CheckpointCallback(checkpointer, trainer)])
         for position, progress in enumerate(trainer.progress):
             if trainer.finished or progress.diverged:
                 averaged = posterior.evaluate(trainer, progress)

@@ -70,7 +70,9 @@ class Training:
             limit = len(cells) if job.halved else self._cells_that_fit(by_steps[steps], job, build)
             for part in _even_parts(by_steps[steps], limit):
                 forget_peak(self.device)
-                ended, timing = train_pack(part, build, checkpoints, Checkpointer(context, job, fingerprint), self.view)
+                checkpointer = Checkpointer(context, job, fingerprint)
+                warn_once = self.loader.warn_once
+                ended, timing = train_pack(part, build, checkpoints, checkpointer, self.view, warn_once)
                 yield [self._outcome(cell, job, prepared.info, timing) for cell in ended]
 
     def is_memory(self, error: BaseException) -> bool:
