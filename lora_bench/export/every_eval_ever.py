@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.export.folders import complete_folder
+from lora_bench.export.writing import complete_folder
 from lora_bench.records.schema import Epoch, Record
 from lora_bench.tasks import TASKS
 from lora_bench.text import clean, counted

@@ -21,8 +21,8 @@ from lora_bench.engine.evaluation import Split
 from lora_bench.engine.trainer import Trainer
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
-from lora_bench.export.folders import complete_folder
 from lora_bench.export.trained import Trained
+from lora_bench.export.writing import complete_folder
 from lora_bench.run.inputs import check_fits
 from lora_bench.tasks import TASKS
 from lora_bench.tasks.glue import DIAGNOSTIC, RECORDS
