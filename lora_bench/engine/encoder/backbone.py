@@ -152,8 +152,8 @@ class Backbone:
         """The dropouts of a step in the order in which they come."""
         self.step.recorded_sites = []
         self.encode(self.probe(), 1, training=True)
-        found, self.step.recorded_sites = tuple(self.step.recorded_sites), None
-        return found
+        sites, self.step.recorded_sites = tuple(self.step.recorded_sites), None
+        return sites
 
     def table(self, tokens: Tokens) -> Table:
         """A task's tokens on the device, with the positions that this model gives them."""

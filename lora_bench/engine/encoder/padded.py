@@ -152,7 +152,7 @@ def check_gradients(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears:
     """
     with _Adapted(encoder.model, linears) as adapted:
         operands = adapted.operands(0.01)
-        values = [value.requires_grad_() for each in operands.values() for value in (each.A, each.B)]
+        values = [value.requires_grad_() for pair in operands.values() for value in (pair.A, pair.B)]
 
         def gradients() -> list[Tensor]:
             hidden = encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)

@@ -238,7 +238,7 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad():
             outputs = ctx.run(*inputs)
         pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
-        found = iter(
+        input_grads = iter(
             torch.autograd.grad(
                 [output for output, _ in pairs],
                 [tensor for tensor in inputs if tensor.requires_grad],
@@ -246,4 +246,4 @@ class _Recompute(torch.autograd.Function):
                 allow_unused=True,
             )
         )
-        return None, *(next(found) if needs else None for needs in needed)
+        return None, *(next(input_grads) if needs else None for needs in needed)
