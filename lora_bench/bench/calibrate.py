@@ -93,8 +93,8 @@ def measured_packs(content: Mapping[str, Any]) -> list[MeasuredPack]:
 def fit(packs: Sequence[MeasuredPack]) -> dict[str, float]:
     """Fit the seconds of each term, by least squares of the relative errors; none is negative.
 
-    Terms that the packs cannot distinguish, as when all are of one task and one target set, share their time: a ridge
-    on each term's part of a step prevents that one of them gets all of it by chance.
+    Terms that the packs cannot tell apart, as when all packs are of one task and one target set, share their time.
+    Without the ridge on each term's part of a step, one of them might get all of it by chance.
 
     Optional terms that no pack has (such as gains) are left out, so that the shipped coefficients stay valid for them.
     `setup` is the median over the packs.

@@ -1,9 +1,9 @@
 """What a pack's adapters ask of a device, counted from shapes. Does not need torch.
 
 The counts follow the engine. A product is one matrix multiplication of a layer: query, key and value share one, every
-other linear weight has its own. The ranks of a product's adapters are padded to the largest in the pack, a product has
-space for the widest targets of the pack, and whatever one cell of a pack does to a product's outputs is computed for
-all cells.
+other linear weight has its own. All cells of a pack are computed alike: the ranks of a product's adapters are padded to
+the largest in the pack, a product has space for the widest targets of the pack, and if one cell scales or shifts a
+product's outputs, those of all cells are scaled or shifted.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Rates are compared by the metric on the slice held out of the training split (`select: held-out`): the best epoch of
 each seed, averaged over the seeds. The split that is reported plays no part. A rate at which some seed failed or
-diverged counts as worst. Among equal rates the lowest is chosen. In records, rates may have been tried with other
-seeds, since a search was changed between two runs: rates are compared on the same seeds, and a rate that lacks one of
+diverged counts as worst. Among equal rates the lowest is chosen. Where a search was changed between two runs, records
+may hold rates that were tried with different seeds: rates are compared on the same seeds, and a rate that lacks one of
 these is left out.
 """
 

@@ -1,9 +1,9 @@
 """Encoders that cannot run on windows, such as XLM: transformers' own code on padded rows, for K cells at once.
 
 The forward of one cell is the model's own, on ids and an attention mask `[B, L]`. `torch.func.vmap` runs it for K
-cells: the products of the frozen weights become one product over the rows of all cells, and whatever the code does
-with its weights besides, it does for each cell. It takes more time than windows do: padding is computed, and so is each
-layer a second time in the backward pass (`recompute`), as the activations of all layers of all cells would not fit.
+cells: a product with frozen weights becomes one product over the rows of all cells, and all else is computed for each
+cell. This is slower than windows: padding is computed too, and each layer is computed a second time in the backward
+pass (`recompute`), since the activations of all layers of all cells would not fit.
 
 All cells share the dropout masks of a step: they are drawn in the order in which the forward asks for them, in the
 shapes of one cell, from the step's random stream. So they depend on the batch alone. To that end every dropout of

@@ -270,8 +270,9 @@ class ScopeStatistics:
     def _default_pairs(self, column: Column) -> DataFrame:
         """Pair the chosen setting of each method with the reference of the nearest number of trained values.
 
-        The setting is the one chosen on the main column, so that a method has the same one on every task; where it was
-        not run at all tasks, the one chosen on the task. References with the same targets are preferred.
+        The setting is the one chosen on the main column, so that a method has the same one on every task. A method
+        that was not run on all tasks has the setting chosen on this task. References with the same targets are
+        preferred.
         """
         import numpy as np
         import pandas as pd
