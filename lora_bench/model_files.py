@@ -71,7 +71,7 @@ def digest(folder: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of all covered files, with their names.
 
     Raises:
-        BenchError: exit code 3 for what `covered` refuses, and for a file that cannot be read.
+        BenchError: Exit code 3 for what `covered` refuses, and for a file that cannot be read.
     """
     directory_hash = hashlib.sha256()
     for name in covered(folder):
@@ -86,7 +86,7 @@ def _open_complete(path: Path) -> Iterator[BufferedReader]:
     """Open a file for reading.
 
     Raises:
-        BenchError: exit code 3 if it cannot be read, or is a git-lfs pointer to the file.
+        BenchError: Exit code 3 if it cannot be read, or is a git-lfs pointer to the file.
     """
     try:
         with path.open("rb") as file:
@@ -106,7 +106,7 @@ def covered(folder: Path) -> list[str]:
     The order is part of the identity: first config, tokenizer and weights, then all others, sorted.
 
     Raises:
-        BenchError: exit code 3 for a folder without config.json or safetensors weights, with an adapter beside the
+        BenchError: Exit code 3 for a folder without config.json or safetensors weights, with an adapter beside the
             model, with a pipe or device, or with a config that names a file outside of the folder.
     """
     entries = [path.name for path in listing(folder) if not _is_dangling(path)]
@@ -139,7 +139,7 @@ def _is_dangling(path: Path) -> bool:
     """Return whether a path is a link to nowhere.
 
     Raises:
-        BenchError: for a pipe, a socket or a device, which a reader might wait for without end.
+        BenchError: For a pipe, a socket or a device, which a reader might wait for without end.
     """
     try:
         mode = path.stat().st_mode
@@ -244,7 +244,7 @@ def watched(location: str) -> Iterator[None]:
         location: The model: a directory, or an id of the Hub, for which nothing is watched.
 
     Raises:
-        BenchError: exit code 3; it names the file. After the block for a file that is not covered, before it for a
+        BenchError: Exit code 3; it names the file. After the block for a file that is not covered, before it for a
             covered file that cannot be read or is a git-lfs pointer.
     """
     folder = Path(os.path.abspath(location))  # noqa: PTH100

@@ -49,9 +49,9 @@ class BenchReport:
     """What was measured.
 
     Attributes:
-        environment: versions, device, model and settings.
-        peak: the device's matmul rate (`peak.measure`).
-        rows: the rows measured so far.
+        environment: Versions, device, model and settings.
+        peak: The device's matmul rate (`peak.measure`).
+        rows: The rows measured so far.
     """
 
     environment: dict[str, Any]
@@ -76,10 +76,10 @@ class Suite:
     """A benchmark in progress.
 
     Args:
-        settings: what to measure.
-        scratch: a folder for temporary files.
-        log: called with a line of text for each event.
-        save: called with the report after each row.
+        settings: What to measure.
+        scratch: A folder for temporary files.
+        log: Called with a line of text for each event.
+        save: Called with the report after each row.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Suite:
         """Measure everything.
 
         Raises:
-            BenchError: the model or the data cannot be loaded, or a target matches no weight.
+            BenchError: The model or the data cannot be loaded, or a target matches no weight.
         """
         for targets in self.settings.targets:
             names.resolve(self.backbone.linears(), targets)
@@ -287,9 +287,9 @@ def run(settings: BenchSettings, log: Callable[[str], None], save: Callable[[Ben
     """Run a benchmark, with a scratch folder that is deleted afterwards.
 
     Args:
-        settings: what to measure.
-        log: called with a line of text for each event.
-        save: called with the report after each row.
+        settings: What to measure.
+        log: Called with a line of text for each event.
+        save: Called with the report after each row.
     """
     with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch, torch_threads(settings.threads):
         return Suite(settings, Path(scratch), log, save).run()

@@ -309,7 +309,7 @@ def including(files: Sequence[Path] | None) -> list[Included]:
     """Run these files and add the methods and tasks that they define.
 
     Raises:
-        BenchError: a file fails, defines neither, or defines something incomplete.
+        BenchError: A file fails, defines neither, or defines something incomplete.
     """
     if not files:
         return []

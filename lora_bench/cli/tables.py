@@ -296,7 +296,7 @@ def runs_table(records: Sequence[Record], results: Path) -> Table:
     """Return the records of a results folder.
 
     Raises:
-        BenchError: exit code 4 if there are none.
+        BenchError: Exit code 4 if there are none.
     """
     if not records:
         hint = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"

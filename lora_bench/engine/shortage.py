@@ -35,10 +35,10 @@ def shortages(doing: str) -> Iterator[None]:
     """Turn a shortage in the block, or an error that was caused by one, into an error that says so.
 
     Args:
-        doing: what the block does, as the end of "Memory ran out while …".
+        doing: What the block does, as the end of "Memory ran out while …".
 
     Raises:
-        BenchError: exit code 3.
+        BenchError: Exit code 3.
     """
     try:
         yield

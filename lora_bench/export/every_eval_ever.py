@@ -41,7 +41,7 @@ def write(records: Sequence[Record], out: Path, now: int) -> str:
         now: The time, in seconds since 1970; the format asks when its files were made.
 
     Raises:
-        BenchError: exit code 4 if no record has a score, 2 if `out` is not a new folder.
+        BenchError: Exit code 4 if no record has a score, 2 if `out` is not a new folder.
     """
     scored = [record for record in records if _selected(record) is not None]
     if not scored:

@@ -49,7 +49,7 @@ def write(cells: Iterable[Callable[[], Trained]], out: Path, source: Callable[[T
         Lines about what was written and what the submission lacks.
 
     Raises:
-        BenchError: exit code 2 for two cells of one task, or one that is not GLUE's; 3 if a test split cannot be read.
+        BenchError: Exit code 2 for two cells of one task, or one that is not GLUE's; 3 if a test split cannot be read.
     """
     files: dict[str, str] = {}
     sections: list[str] = []

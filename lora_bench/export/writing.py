@@ -23,7 +23,7 @@ def complete_folder(out: Path) -> Iterator[Path]:
     The temporary folder of an export that was killed is removed by the next export to the same `out`.
 
     Raises:
-        BenchError: exit code 2 if `out` is there and not an empty folder, 3 if it cannot be written.
+        BenchError: Exit code 2 if `out` is there and not an empty folder, 3 if it cannot be written.
     """
     with _write_errors(out):
         target = Path(os.path.realpath(out))  # `out` may be a link to an empty folder

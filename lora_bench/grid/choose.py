@@ -95,7 +95,7 @@ def held_out_metric(record: Record) -> float:
     """Return the best held-out metric of a record's epochs; -inf for a cell that is not done.
 
     Raises:
-        BenchError: exit code 4 if the cell was trained without a held-out slice.
+        BenchError: Exit code 4 if the cell was trained without a held-out slice.
     """
     if record.status != "done":
         return -math.inf
@@ -124,7 +124,7 @@ def choose_rates(records: Iterable[Record]) -> list[ChosenRate]:
     (`Record.search`), they alone count.
 
     Raises:
-        BenchError: exit code 4 if a cell was trained without a held-out slice.
+        BenchError: Exit code 4 if a cell was trained without a held-out slice.
     """
     records = list(records)
     trials = [record for record in records if record.search is not None and record.search.role == "trial"]

@@ -286,7 +286,7 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
     """Load an encoder from a directory or the Hub (safetensors only).
 
     Raises:
-        BenchError: exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
+        BenchError: Exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
     """
     with shortages(f"the model '{location}' was loaded"):
         with watched(location):

@@ -96,7 +96,7 @@ def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]
     """The model's own hidden states of each probe sequence, padded into two batches: the short ones and the long ones.
 
     Raises:
-        BenchError: exit code 3 if it is no encoder, or its numbers are not finite.
+        BenchError: Exit code 3 if it is no encoder, or its numbers are not finite.
     """
     device = next(model.parameters()).device
     hidden: dict[int, Tensor] = {}

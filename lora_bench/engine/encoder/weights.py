@@ -60,7 +60,7 @@ def check_files(folder: Path) -> None:
     What is merely broken is left to transformers, which says so at once.
 
     Raises:
-        BenchError: exit code 3.
+        BenchError: Exit code 3.
     """
     stored = _stored(folder)
     if stored is None:
@@ -122,7 +122,7 @@ def _described_values(folder: Path, modules: int) -> int:
     """The number of values of the model that the config describes, without memory for them.
 
     Raises:
-        BenchError: exit code 3 if it has more than so many modules.
+        BenchError: Exit code 3 if it has more than so many modules.
     """
     present = 0
 
@@ -147,7 +147,7 @@ def check_loaded(location: str, model: object, info: Mapping[str, Any]) -> PreTr
     """The model, if transformers has used all weights of the encoder, found all that it needs, and added nothing.
 
     Raises:
-        BenchError: exit code 3; names a weight.
+        BenchError: Exit code 3; names a weight.
     """
     for name, stored, wanted in sorted(key for key in info["mismatched_keys"] if "pooler" not in key[0]):
         what = f"'{location}' has a weight {name} of shape {[*stored]}, its config.json says {[*wanted]}."

@@ -52,9 +52,9 @@ class ScopeStatistics:
     """The means of a scope's entries, and the families of comparisons between them.
 
     Attributes:
-        scope: the results.
-        means: by task, of all entries of the column in their order.
-        means_over_examples: the same with the uncertainty over examples, where `means` is over seeds alone.
+        scope: The results.
+        means: By task, of all entries of the column in their order.
+        means_over_examples: The same with the uncertainty over examples, where `means` is over seeds alone.
     """
 
     scope: Scope
@@ -70,9 +70,9 @@ class ScopeStatistics:
         """Compare pairs of entries of one column as one family.
 
         Args:
-            column: the column.
-            pairs: the indices of the entries, `entry` and `reference`.
-            family: its name.
+            column: The column.
+            pairs: The indices of the entries, `entry` and `reference`.
+            family: Its name.
 
         Returns:
             A row per pair: those indices, the columns of `Means.compare`, half the width of the interval over seeds
