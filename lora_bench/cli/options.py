@@ -43,7 +43,7 @@ class Selection:
 
     preset: Annotated[
         str | None,
-        _path_option("smoke, quick, paper, lora or xs.", autocompletion=completion.preset_names),
+        _path_option("smoke, quick, paper, lora, xs or methods.", autocompletion=completion.preset_names),
     ] = None
     config: Annotated[Path | None, _path_option("A YAML file that describes a grid.")] = None
     task: Annotated[

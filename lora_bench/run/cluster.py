@@ -228,14 +228,13 @@ class RayExecutor:
 
     def _answer(self, device: _Device) -> None:
         try:
-            answer = self._ray.get(device.call)
+            events: list[remote.Event] = self._ray.get(device.call)
         except self._ray.exceptions.RayTaskError:
             raise
         except self._ray.exceptions.RayError as error:  # the worker, its machine, or what it said has been lost
             self._replace(device, str(error))
             return
         device.call, job = None, device.job
-        events = [answer] if isinstance(answer, tuple) else answer
         if any(event[0] in ("ended", "stopped") for event in events):
             device.job = None
             self._give_next(device)  # before its records are written, which takes a while

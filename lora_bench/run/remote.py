@@ -67,12 +67,8 @@ class RemoteWorker:
         """Import what trains, before it is known what that will be. What goes wrong, goes wrong again in `start`."""
         import_training(device)
 
-    def start(self, setup: str) -> Event:
-        """Load what trains.
-
-        Returns:
-            `("ready", machine, device, facts)` with what `facts_of` returns, or an error as `poll` does.
-        """
+    def start(self, setup: str) -> list[Event]:
+        """Load what trains; return `("ready", machine, device, facts)`, with what `facts_of` returns, or an error."""
         try:
             decoded, included = decode_setup(setup)
             for path in included:
@@ -90,8 +86,8 @@ class RemoteWorker:
             self._training = training(decoded, RemoteView(self._send))
             self._debug = decoded.options.debug
         except BaseException as error:
-            return _error_event(error)
-        return "ready", platform.node(), environment.device_name(decoded.options.device), facts
+            return [_error_event(error)]
+        return [("ready", platform.node(), environment.device_name(decoded.options.device), facts)]
 
     def train(self, job: SentJob) -> None:
         """Train a job; what comes of it is asked for by `poll`, at last `("ended", failure)` or an error."""

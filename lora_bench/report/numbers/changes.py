@@ -47,7 +47,7 @@ class TaskChanges:
     Attributes:
         task: The task.
         metric: Its main metric.
-        settings: A row per setting with scores in both folders, the largest difference first; see `task_changes`.
+        settings: A row per setting with scores in both folders, the largest difference first; see `all_changes`.
         mean: The mean difference over the settings whose seeds are paired, or over all others if there are none; its
             interval is NaN where no setting has two seeds. None without settings.
         pairs: The cells that are in both.
