@@ -119,8 +119,8 @@ def covered(folder: Path) -> list[str]:
         lacking = CONFIG if CONFIG not in regular else "weights in safetensors format"
         raise BenchError(f"The directory '{folder}' has no {lacking}.", "Give a transformers model directory.", MISSING)
     first = [CONFIG, *(name for name in TOKENIZER_FILES if name in regular), *weights]
-    others = {name for name in regular if not _is_unread(name)} - _superseded(folder)
-    others |= set(_named(folder, regular))
+    others = {name for name in regular if not _is_unread(name)} - _superseded_files(folder)
+    others |= set(_named_files(folder, regular))
     others |= {f"{TEMPLATES}/{path.name}" for path in listing(folder / TEMPLATES) if not _is_dangling(path)}
     return first + sorted(others - set(first))
 
@@ -129,7 +129,7 @@ def _is_unread(name: str) -> bool:
     return name.startswith(".") or name in UNREAD or name.lower().endswith(OTHER_WEIGHTS + OTHER_CONTENT)
 
 
-def _superseded(folder: Path) -> set[str]:
+def _superseded_files(folder: Path) -> set[str]:
     """Return the files that transformers does not read because tokenizer_config.json has their content."""
     settings = _content(folder / "tokenizer_config.json")
     return set(LEGACY) if isinstance(settings, dict) and "added_tokens_decoder" in settings else set()
@@ -150,7 +150,7 @@ def _is_dangling(path: Path) -> bool:
     raise BenchError(f"'{path}' is a pipe, a socket or a device.", "Put a regular file in its place.", MISSING)
 
 
-def _named(folder: Path, regular: list[str]) -> Iterator[str]:
+def _named_files(folder: Path, regular: list[str]) -> Iterator[str]:
     """Yield the files in the folder that its configs and indices name.
 
     Absolute paths are left to `watched`: transformers writes paths of its cache into configs, but does not read them.
@@ -200,7 +200,7 @@ _reader = _Reader()
 
 
 @contextmanager
-def _own_reads() -> Iterator[None]:
+def _unnoted_reads() -> Iterator[None]:
     """Do not note the files that this thread opens in the block."""
     before, _reader.is_us = _reader.is_us, True
     try:
@@ -209,7 +209,7 @@ def _own_reads() -> Iterator[None]:
         _reader.is_us = before
 
 
-@_own_reads()
+@_unnoted_reads()
 def _content(path: Path) -> object:
     """Return the content of a JSON file; None if it is not JSON, which loading will report."""
     try:
@@ -254,7 +254,7 @@ def watched(location: str) -> Iterator[None]:
     _audit()
     covered_names = covered(folder)
     for name in covered_names:
-        with _own_reads(), _open_complete(folder / name):
+        with _unnoted_reads(), _open_complete(folder / name):
             pass
     named = {os.path.normpath(folder / text) for text in _texts(folder, covered_names)}
     _opened.append(set())

@@ -80,12 +80,12 @@ def predictions(trained: Trained, source: DataSource) -> dict[str, str]:
         try:
             files[f"{test.file}.tsv"] = _predict(trained, DIAGNOSTIC, test, source)
         except BenchError:
-            if source.root is not None and _has(source.root, test):
+            if source.root is not None and _has_diagnostic(source.root, test):
                 raise
     return files
 
 
-def _has(root: Path, test: Submission) -> bool:
+def _has_diagnostic(root: Path, test: Submission) -> bool:
     try:
         return all(path.is_file() for path in unlabelled.find(root, DIAGNOSTIC, test))
     except BenchError:

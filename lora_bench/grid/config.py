@@ -109,7 +109,7 @@ def parse_search(setting: str, raw: Mapping[str, object]) -> Search:
     for key in raw:
         if key not in ("search", "seeds", "extend", "share"):
             raise unknown("key of a search", str(key), ("search", "seeds", "extend", "share"))
-    rates = sorted({rate for rate in _listed(setting, raw["search"]) if isinstance(rate, float)})
+    rates = sorted({rate for rate in _parse_list(setting, raw["search"]) if isinstance(rate, float)})
     if len(rates) < 2:
         number = "only one rate" if rates else "no rate"
         raise BenchError(f"{setting}: there is {number} to search.", "Write two rates or more: `search: [1e-4, 3e-4]`.")
@@ -125,7 +125,7 @@ def parse_search(setting: str, raw: Mapping[str, object]) -> Search:
     return Search(tuple(rates), **given)
 
 
-def _listed(setting: str, raw: object) -> Alternatives:
+def _parse_list(setting: str, raw: object) -> Alternatives:
     """The values of a list, which may be empty."""
     return () if raw == [] else parse_alternatives(setting, raw)
 

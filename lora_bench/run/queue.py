@@ -96,11 +96,11 @@ class Queue:
         if None in times:
             times = [PackTime(len(pack), float(len(pack) * pack[0].epochs)) for pack in plan.packs]
         packs = [(pack, time) for pack, time in zip(plan.packs, times, strict=True) if time is not None]
-        works = self._cut(packs) if plan.limit is None else [Work(pack, cost=time.seconds) for pack, time in packs]
+        works = self._in_parts(packs) if plan.limit is None else [Work(pack, cost=time.seconds) for pack, time in packs]
         works = sorted(works, key=lambda work: -work.cost)
         return sorted(works, key=lambda work: not plan.searches(work.cells))
 
-    def _cut(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
+    def _in_parts(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
         """The packs in parts: at first so that devices end together, later none longer than the longest one then."""
         if self._longest is None:
             sizes = part_sizes(self._devices, [time for _, time in packs])

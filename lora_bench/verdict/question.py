@@ -77,7 +77,7 @@ class Question:
     @property
     def topic(self) -> str:
         """What is compared, in one line."""
-        return clean(f"{_named(self.subject)} against {_named(self.reference)} on {self.identity}")
+        return clean(f"{_method_text(self.subject)} against {_method_text(self.reference)} on {self.identity}")
 
     @property
     def description(self) -> str:
@@ -98,7 +98,7 @@ class Question:
         return clean("; ".join(parts))
 
 
-def _named(method: str) -> str:
+def _method_text(method: str) -> str:
     """Name a method, with its file and a hash of its text if it is not one of the package."""
     origin = methods.origin(method)
     return method if origin is None else f"{method} ({origin})"

@@ -135,7 +135,7 @@ def check(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears: Mapping[s
         states = torch.random.get_rng_state(), _device_state(batch.slots.device)
         operands = adapted.operands(0.0)
         first, second = (
-            encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)[1] for _ in range(2)
+            encoder.encode(batch, 2, _drawn_masks(masks, batch), operands, adapted.use, None)[1] for _ in range(2)
         )
         drawn = torch.random.get_rng_state(), _device_state(batch.slots.device)
     if not torch.equal(first, second) or any(not torch.equal(a, b) for a, b in zip(states, drawn, strict=True)):
@@ -155,7 +155,7 @@ def check_gradients(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears:
         values = [value.requires_grad_() for pair in operands.values() for value in (pair.A, pair.B)]
 
         def gradients() -> list[Tensor]:
-            hidden = encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)
+            hidden = encoder.encode(batch, 2, _drawn_masks(masks, batch), operands, adapted.use, None)
             loss = hidden[:, :, 0].float().sin().sum()
             return [part.float() for part in torch.autograd.grad(loss, values, materialize_grads=True)]
 
@@ -219,7 +219,7 @@ class _Adapted:
         return adapt
 
 
-def _drawn(masks: Masks, batch: Batch) -> Masks:
+def _drawn_masks(masks: Masks, batch: Batch) -> Masks:
     return masks.draw(torch.Generator(batch.slots.device).manual_seed(0), batch.windows, len(batch.rows))
 
 
