@@ -99,17 +99,15 @@ class Recorder:
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Write an event."""
-        ((kind, values),) = event.items()
-        if kind == "open":
-            self._open([Cell.model_validate(cell) for cell in values])
-        elif kind == "steps":
-            ids, first_step, seconds, *arrays = values
-            losses, norms, rates = (decode(text, len(ids)) for text in arrays)
-            self._steps(ids, first_step, seconds, losses, norms, rates)
-        elif kind == "epoch":
-            self._epoch(*values)
-        elif kind == "end":
-            self._end(values)
+        match event:
+            case {"open": cells}:
+                self._open([Cell.model_validate(cell) for cell in cells])
+            case {"steps": [ids, first_step, seconds, *arrays]}:
+                self._steps(ids, first_step, seconds, *(decode(text, len(ids)) for text in arrays))
+            case {"epoch": values}:
+                self._epoch(*values)
+            case {"end": ended}:
+                self._end(ended)
 
     def close(self) -> None:
         """End all runs."""

@@ -217,18 +217,24 @@ class Tracking(View):
     """A view that sends what it sees to the processes of the trackers, and passes it on.
 
     The first sign of work starts them: not a run that has nothing to train, or may not have the results folder.
+
+    Args:
+        view: What shows the run.
+        processes: The processes.
+        steps: The steps that cells have taken, by id. The views of all devices share them with that of the run, which
+            ends the cells.
     """
 
-    def __init__(self, view: View, processes: Sequence[TrackerProcess]) -> None:
+    def __init__(self, view: View, processes: Sequence[TrackerProcess], steps: dict[str, int] | None = None) -> None:
         self.view, self.processes = view, processes
         self._start = PackStart((), 1, 1, 0)
         self._ids: tuple[str, ...] = ()
-        self._steps: dict[str, int] = {}
+        self._steps = {} if steps is None else steps
         self._last = time.monotonic()
 
     def on_device(self, name: str) -> View:
         """Return what shows and tracks the packs of one of several devices."""
-        return _OfDevice(self.view.on_device(name), self)
+        return Tracking(self.view.on_device(name), self.processes, self._steps)
 
     def stage(self, text: str) -> None:
         """Start the trackers, which import what they need while the run does."""
@@ -290,11 +296,3 @@ class Tracking(View):
     def _send(self, kind: str, *values: Any) -> None:
         for process in self.processes:
             process.send(kind, *values)
-
-
-class _OfDevice(Tracking):
-    """The view of one of several devices; the steps of its cells are known to the view of the run, which ends them."""
-
-    def __init__(self, view: View, run: Tracking) -> None:
-        super().__init__(view, run.processes)
-        self._steps = run._steps
