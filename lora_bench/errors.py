@@ -97,6 +97,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
     return BenchError(f"Unknown {kind} '{name}'.", nearest(name, known))
 
 
+def described(error: BaseException) -> str:
+    """Return an error's type and its message, if it has one, on one line."""
+    return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line of at most 200 characters."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__

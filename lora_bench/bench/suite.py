@@ -29,17 +29,12 @@ from lora_bench.data import hub
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder import targets as names
 from lora_bench.engine.encoder.backbone import Backbone, select
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.engine.shortage import is_memory
+from lora_bench.errors import MISSING, BenchError, described
 from lora_bench.provenance import versions_of
 from lora_bench.run import environment
 
 OUT_OF_MEMORY = "out of memory"
-_OUT_OF_MEMORY_TEXTS = (
-    OUT_OF_MEMORY,
-    "can't allocate memory",
-    "not enough memory",
-    "cublas_status_alloc_failed",
-)
 ALL_WEIGHTS = "all"  # the targets of `full` in the rows
 WORKER_COUNTS = {"cpu": (0,), "cuda": (0, 2)}  # data-loader workers of Trainer; the faster number counts
 
@@ -265,11 +260,7 @@ class Suite:
 
 def describe_error(error: Exception) -> str:
     """Return an error in one line; a lack of memory is always `OUT_OF_MEMORY`."""
-    text = " ".join(str(error).split())
-    is_memory_error = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if is_memory_error or any(words in text.lower() for words in _OUT_OF_MEMORY_TEXTS):
-        return OUT_OF_MEMORY
-    return f"{type(error).__name__}: {text}"[:500]
+    return OUT_OF_MEMORY if is_memory(error) else described(error)[:500]
 
 
 @contextmanager

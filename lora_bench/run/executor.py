@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench import plugins
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.errors import MISSING, BenchError, described
 from lora_bench.run import environment
 from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
 
@@ -73,7 +73,7 @@ def _reason(error: BaseException, is_memory: bool) -> str:
     in_users_file = plugins.blamed(error)
     if in_users_file is not None:
         return in_users_file.what[:LONGEST_REASON]
-    message = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+    message = described(error)
     if is_memory or isinstance(error, BenchError):  # which needs no line, or says itself where to look
         return message[:LONGEST_REASON]
     lines = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]

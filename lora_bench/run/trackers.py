@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_bench.cell import Cell
+from lora_bench.errors import described
 from lora_bench.text import clean, discreet
 
 FOLDER = "tracking"  # in the results folder: what trackers keep on disk
@@ -325,8 +326,7 @@ def _end_with_the_run(parent: int) -> None:
 
 def _reason(error: BaseException) -> str:
     """Say in a line what a tracker has raised."""
-    text = ""
+    text = type(error).__name__
     with suppress(Exception):  # of an exception that cannot be printed
-        text = str(error)
-    name = type(error).__name__
-    return discreet(clean(f"{name}: {text}" if text else name))[:200]
+        text = described(error)
+    return discreet(clean(text))[:200]
