@@ -73,6 +73,7 @@ class RayExecutor:
         self._started: list[Any] = []  # workers that import torch
         self._devices: list[_Device] = []
         self._waiting: list[Job] = []
+        self._warnings: set[str] = set()
         self._deaths: dict[int, int] = {}
         self._start_deaths = 0
         self._next_look = 0.0
@@ -253,7 +254,7 @@ class RayExecutor:
                 self._start_deaths = 0
                 device.view.stage(f"ready on {name}")
             case "view", name, *values:
-                remote.show(device.view, name, values)
+                self._show(device.view, name, values)
             case "save", manifest, tensors:
                 if job is not None:
                     self._deaths.pop(job.number, None)
@@ -267,6 +268,14 @@ class RayExecutor:
                 raise BenchError(what if name == platform.node() else f"On {name}: {what}", hint, code)
             case "fault", name, text:
                 raise RuntimeError(f"A worker on {name} failed:\n{text}")
+
+    def _show(self, view: View, name: str, values: list[Any]) -> None:
+        """Show what a worker has to show, but a warning once: every worker says the same of data or of an encoder."""
+        if name == "warn":
+            if values[0] in self._warnings:
+                return
+            self._warnings.add(values[0])
+        remote.show(view, name, values)
 
     def _refuse_other_versions(self, name: str, facts: dict[str, str]) -> None:
         keys = [key for key, value in self._facts.items() if facts.get(key) != value]
