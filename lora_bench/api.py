@@ -148,7 +148,7 @@ class AdaptedModel(nn.Module):
         """Replace the factors and the head by saved ones.
 
         Raises:
-            BenchError: exit code 2 if the saved head does not fit this model's.
+            BenchError: Exit code 2 if the saved head does not fit this model's.
         """
         for group in self._pack.bank.groups:
             group.load(0, state.adapter, group.block.matrix.detach())
@@ -246,7 +246,7 @@ def get_adapted_model(
         **settings: The method's settings: some of rank, a, b, alpha, init and targets.
 
     Raises:
-        BenchError: exit code 2 for an unknown method or setting, targets that the model lacks, or a method that starts
+        BenchError: Exit code 2 for an unknown method or setting, targets that the model lacks, or a method that starts
             from data (LoRA-SB), has a penalty or a rank schedule, or draws noise.
     """
     recipe = methods.get(method)
@@ -282,7 +282,7 @@ def load_adapted_model(model: PreTrainedModel | nn.Module, folder: str | Path) -
         folder: What `AdaptedModel.save` or a run of the benchmark has written.
 
     Raises:
-        BenchError: the folder holds no complete adapter, or it does not fit the model.
+        BenchError: The folder holds no complete adapter, or it does not fit the model.
     """
     cell, _, state = saved.read(Path(folder))
     adapted = AdaptedModel(model, cell)

@@ -45,14 +45,14 @@ class Comparisons(BaseModel):
     """What is compared, in points of the score ×100 where that is a number.
 
     Attributes:
-        average: the tasks of the average; all but WNLI by default.
-        margin: two methods are equivalent if the difference is certainly smaller.
-        subject: the method that the report is about.
-        reference: the method that all others are compared with.
-        pairs: comparisons beside the default ones, a family of their own.
-        over: what intervals and tests are over: seeds and examples, or seeds alone, which says nothing of other
+        average: The tasks of the average; all but WNLI by default.
+        margin: Two methods are equivalent if the difference is certainly smaller.
+        subject: The method that the report is about.
+        reference: The method that all others are compared with.
+        pairs: Comparisons beside the default ones, a family of their own.
+        over: What intervals and tests are over: seeds and examples, or seeds alone, which says nothing of other
             examples of the same tasks.
-        looks: for a verdict, the number of seeds of each setting at each look so far; intervals and tests then hold for
+        looks: For a verdict, the number of seeds of each setting at each look so far; intervals and tests then hold for
             these and all later looks together. Empty: one looks once.
     """
 

@@ -95,3 +95,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BenchError:
         known: The names that exist.
     """
     return BenchError(f"Unknown {kind} '{name}'.", nearest(name, known))
+
+
+def described(error: BaseException) -> str:
+    """Return an error's type and its message, if it has one, on one line."""
+    return ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line of at most 200 characters."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

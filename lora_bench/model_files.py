@@ -71,7 +71,7 @@ def digest(folder: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of all covered files, with their names.
 
     Raises:
-        BenchError: exit code 3 for what `covered` refuses, and for a file that cannot be read.
+        BenchError: Exit code 3 for what `covered` refuses, and for a file that cannot be read.
     """
     directory_hash = hashlib.sha256()
     for name in covered(folder):
@@ -86,7 +86,7 @@ def _open_complete(path: Path) -> Iterator[BufferedReader]:
     """Open a file for reading.
 
     Raises:
-        BenchError: exit code 3 if it cannot be read, or is a git-lfs pointer to the file.
+        BenchError: Exit code 3 if it cannot be read, or is a git-lfs pointer to the file.
     """
     try:
         with path.open("rb") as file:
@@ -106,7 +106,7 @@ def covered(folder: Path) -> list[str]:
     The order is part of the identity: first config, tokenizer and weights, then all others, sorted.
 
     Raises:
-        BenchError: exit code 3 for a folder without config.json or safetensors weights, with an adapter beside the
+        BenchError: Exit code 3 for a folder without config.json or safetensors weights, with an adapter beside the
             model, with a pipe or device, or with a config that names a file outside of the folder.
     """
     entries = [path.name for path in listing(folder) if not _is_dangling(path)]
@@ -119,8 +119,8 @@ def covered(folder: Path) -> list[str]:
         lacking = CONFIG if CONFIG not in regular else "weights in safetensors format"
         raise BenchError(f"The directory '{folder}' has no {lacking}.", "Give a transformers model directory.", MISSING)
     first = [CONFIG, *(name for name in TOKENIZER_FILES if name in regular), *weights]
-    others = {name for name in regular if not _is_unread(name)} - _superseded(folder)
-    others |= set(_named(folder, regular))
+    others = {name for name in regular if not _is_unread(name)} - _superseded_files(folder)
+    others |= set(_named_files(folder, regular))
     others |= {f"{TEMPLATES}/{path.name}" for path in listing(folder / TEMPLATES) if not _is_dangling(path)}
     return first + sorted(others - set(first))
 
@@ -129,7 +129,7 @@ def _is_unread(name: str) -> bool:
     return name.startswith(".") or name in UNREAD or name.lower().endswith(OTHER_WEIGHTS + OTHER_CONTENT)
 
 
-def _superseded(folder: Path) -> set[str]:
+def _superseded_files(folder: Path) -> set[str]:
     """Return the files that transformers does not read because tokenizer_config.json has their content."""
     settings = _content(folder / "tokenizer_config.json")
     return set(LEGACY) if isinstance(settings, dict) and "added_tokens_decoder" in settings else set()
@@ -139,7 +139,7 @@ def _is_dangling(path: Path) -> bool:
     """Return whether a path is a link to nowhere.
 
     Raises:
-        BenchError: for a pipe, a socket or a device, which a reader might wait for without end.
+        BenchError: For a pipe, a socket or a device, which a reader might wait for without end.
     """
     try:
         mode = path.stat().st_mode
@@ -150,7 +150,7 @@ def _is_dangling(path: Path) -> bool:
     raise BenchError(f"'{path}' is a pipe, a socket or a device.", "Put a regular file in its place.", MISSING)
 
 
-def _named(folder: Path, regular: list[str]) -> Iterator[str]:
+def _named_files(folder: Path, regular: list[str]) -> Iterator[str]:
     """Yield the files in the folder that its configs and indices name.
 
     Absolute paths are left to `watched`: transformers writes paths of its cache into configs, but does not read them.
@@ -200,7 +200,7 @@ _reader = _Reader()
 
 
 @contextmanager
-def _own_reads() -> Iterator[None]:
+def _unnoted_reads() -> Iterator[None]:
     """Do not note the files that this thread opens in the block."""
     before, _reader.is_us = _reader.is_us, True
     try:
@@ -209,7 +209,7 @@ def _own_reads() -> Iterator[None]:
         _reader.is_us = before
 
 
-@_own_reads()
+@_unnoted_reads()
 def _content(path: Path) -> object:
     """Return the content of a JSON file; None if it is not JSON, which loading will report."""
     try:
@@ -244,7 +244,7 @@ def watched(location: str) -> Iterator[None]:
         location: The model: a directory, or an id of the Hub, for which nothing is watched.
 
     Raises:
-        BenchError: exit code 3; it names the file. After the block for a file that is not covered, before it for a
+        BenchError: Exit code 3; it names the file. After the block for a file that is not covered, before it for a
             covered file that cannot be read or is a git-lfs pointer.
     """
     folder = Path(os.path.abspath(location))  # noqa: PTH100
@@ -254,7 +254,7 @@ def watched(location: str) -> Iterator[None]:
     _audit()
     covered_names = covered(folder)
     for name in covered_names:
-        with _own_reads(), _open_complete(folder / name):
+        with _unnoted_reads(), _open_complete(folder / name):
             pass
     named = {os.path.normpath(folder / text) for text in _texts(folder, covered_names)}
     _opened.append(set())

@@ -28,7 +28,7 @@ def identity(name: str) -> str:
     """Return a model as a cell names it: `<name>@<12 hex of the files' SHA-256>` for a directory, else the Hub's id.
 
     Raises:
-        BenchError: exit code 3 for a path that is not a directory, a directory that is not a complete model
+        BenchError: Exit code 3 for a path that is not a directory, a directory that is not a complete model
             (`model_files.covered`), and a name that the Hub does not allow.
     """
     folder = Path(location(name))

@@ -36,7 +36,7 @@ def load_records(results: str | Path) -> DataFrame:
         results: The results folder; `~` is the home folder.
 
     Raises:
-        BenchError: exit code 4 if there are no records.
+        BenchError: Exit code 4 if there are no records.
     """
     import pandas as pd
 
@@ -51,7 +51,7 @@ def load_record(results: str | Path, cell_id: str) -> Record:
         cell_id: The cell's id, or the beginning of it.
 
     Raises:
-        BenchError: exit code 4 if there is none, 2 if there are several, 1 if its file is damaged.
+        BenchError: Exit code 4 if there is none, 2 if there are several, 1 if its file is damaged.
     """
     return find_record(Path(results).expanduser(), cell_id)
 
@@ -90,7 +90,7 @@ def load_report(results: str | Path) -> Report:
         results: The results folder; `~` is the home folder.
 
     Raises:
-        BenchError: exit code 4 if there are no records.
+        BenchError: Exit code 4 if there are no records.
     """
     folder = Path(results).expanduser()
     return Report(gather(_load(folder), compare=load_comparisons(folder)))

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from lora_bench.errors import BenchError, stop_within
+from lora_bench.errors import BenchError, described, stop_within
 from lora_bench.records.files import read_file
 from lora_bench.text import clean
 
@@ -133,7 +133,7 @@ def note_failure(name: str, broken: dict[str, str]) -> Iterator[None]:
     except BaseException as error:  # a package may also call sys.exit
         if isinstance(error, _RaisedInterruptError):
             error = error.interrupt
-        what = error.what if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+        what = error.what if isinstance(error, BenchError) else described(error)
         broken[name] = clean(" ".join(what.split()))[:200].rstrip(".: ")
 
 

@@ -54,7 +54,7 @@ def check_options(repo: str | None, public: bool, offline: bool = False) -> None
     """Refuse what cannot be pushed to, before anything is computed.
 
     Raises:
-        BenchError: exit code 2 for a wrong name, without a network, or if nothing is to be pushed and yet `public`.
+        BenchError: Exit code 2 for a wrong name, without a network, or if nothing is to be pushed and yet `public`.
     """
     if repo is not None:
         check_name(repo, offline)
@@ -66,7 +66,7 @@ def check_name(repo: str, offline: bool = False) -> None:
     """Refuse a name that cannot be pushed to.
 
     Raises:
-        BenchError: exit code 2 if `repo` is not `owner/name`, or the network may not be used.
+        BenchError: Exit code 2 if `repo` is not `owner/name`, or the network may not be used.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
@@ -106,7 +106,7 @@ def push(
         The address, and whether a card there was kept, in words.
 
     Raises:
-        BenchError: exit code 3 if the Hub refuses or cannot be reached. Nothing has changed then in a repository that
+        BenchError: Exit code 3 if the Hub refuses or cannot be reached. Nothing has changed then in a repository that
             was there before.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants

@@ -88,6 +88,7 @@ sys.stderr.write(f"\\ncode={code} loaded={loaded}")
         (["list", "methods"], DONE),
         (["list", "tasks"], DONE),
         (["report", "--results", "empty"], NOTHING),
+        (["export", "--to", "eee", "--out", "out", "--results", "empty"], NOTHING),
     ],
 )
 def test_looking_costs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:

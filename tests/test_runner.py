@@ -122,7 +122,7 @@ def test_retry_runs_what_was_asked_for(bench: TinyBench) -> None:
     assert bench.plan(blocks, retry=("diverged",)).todo == ()
     again = bench.plan(blocks, retry=("failed",))
     assert [cell.rank for cell in again.todo] == [40]
-    assert again.reasons[again.todo[0].id] == "was failed"
+    assert again.statuses[again.todo[0].id].reason == "was failed"
     with pytest.raises(BenchError, match="--retry takes failed, diverged"):
         bench.plan(blocks, retry=("done",))
 

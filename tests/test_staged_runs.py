@@ -85,8 +85,7 @@ class Slots:
     def advance(self) -> None:
         """Train one of the jobs to its end."""
         job = self.jobs.pop(self._draw.randrange(len(self.jobs)))
-        context = RunContext(self.driver.stopper, self.driver.check, self.driver.save)
-        self.driver.finish(job, train_job(self.worker, job, context, self.driver.publish, debug=False))
+        self.driver.finish(job, train_job(self.worker, job, self.driver, debug=False))
 
     def close(self) -> None:
         """There is nothing to end."""

@@ -392,7 +392,7 @@ def test_what_workers_on_ray_send_is_tracked_by_the_driver() -> None:
     view.on_pack_end(PackEnd(True, (None, None)))
     device = run.on_device("worker 1")
     for _, name, *values in sent:
-        remote.show(device, name, values, cells)
+        remote.show(device, name, values)
     run.done([make_record(0.5, cell=cell) for cell in cells.values()])
     assert [kind for kind, _ in process.events] == ["open", "steps", "epoch", "end", "end"]
     assert process.events[1][1][:2] == [list(cells), 1]

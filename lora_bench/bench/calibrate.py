@@ -39,9 +39,9 @@ class MeasuredPack:
     """One measured pack.
 
     Attributes:
-        terms: the count of each term in one step of all cells.
-        seconds: the seconds of that step.
-        setup: the seconds before the first step.
+        terms: The count of each term in one step of all cells.
+        seconds: The seconds of that step.
+        setup: The seconds before the first step.
     """
 
     terms: Mapping[str, float]
@@ -53,9 +53,9 @@ def count_terms(cells: Sequence[Cell], mean_tokens: float, model: str) -> dict[s
     """Count the terms of a pack's step.
 
     Args:
-        cells: the pack.
-        mean_tokens: the mean tokens of a training sequence.
-        model: the model's location.
+        cells: The pack.
+        mean_tokens: The mean tokens of a training sequence.
+        model: The model's location.
 
     Returns:
         The counts; empty if the model's sizes are not known.
@@ -73,7 +73,7 @@ def measured_packs(content: Mapping[str, Any]) -> list[MeasuredPack]:
     """Return the packs of a report (as in its JSON) that have a measurement and terms.
 
     Raises:
-        BenchError: the encoder did not run in the fused form, which the coefficients describe.
+        BenchError: The encoder did not run in the fused form, which the coefficients describe.
     """
     way = content["environment"].get("way", "fused")  # reports from before it was noted are all of that form
     if way != "fused":
@@ -93,14 +93,14 @@ def measured_packs(content: Mapping[str, Any]) -> list[MeasuredPack]:
 def fit(packs: Sequence[MeasuredPack]) -> dict[str, float]:
     """Fit the seconds of each term, by least squares of the relative errors; none is negative.
 
-    Terms that the packs cannot distinguish, as when all are of one task and one target set, share their time: a ridge
-    on each term's part of a step prevents that one of them gets all of it by chance.
+    Terms that the packs cannot tell apart, as when all packs are of one task and one target set, share their time.
+    Without the ridge on each term's part of a step, one of them might get all of it by chance.
 
     Optional terms that no pack has (such as gains) are left out, so that the shipped coefficients stay valid for them.
     `setup` is the median over the packs.
 
     Raises:
-        BenchError: there are no packs.
+        BenchError: There are no packs.
     """
     if not packs:
         raise BenchError("No row has what a fit needs.", "Measure packs of a model that has a config.json.", NOTHING)
@@ -139,7 +139,7 @@ def store_coefficients(path: Path, device: str, precision: str, coefficients: Ma
     Those of other devices and precisions, and terms that the new ones lack, stay in the file.
 
     Raises:
-        BenchError: the existing file is of another kind; it is not changed.
+        BenchError: The existing file is of another kind; it is not changed.
     """
     tables = _read_json(path) if path.is_file() else {}
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
@@ -188,7 +188,7 @@ def _read_packs(paths: Sequence[Path]) -> dict[tuple[str, str], list[MeasuredPac
     """Return the packs of several reports by device and precision.
 
     Raises:
-        BenchError: a file is not a report.
+        BenchError: A file is not a report.
     """
     packs: dict[tuple[str, str], list[MeasuredPack]] = {}
     for path in paths:

@@ -20,9 +20,9 @@ class TimedRun:
     """One repeat: what all cells together did in it.
 
     Attributes:
-        steps: steps × cells.
-        tokens: tokens without padding, over all cells.
-        seconds: its duration.
+        steps: Steps × cells.
+        tokens: Tokens without padding, over all cells.
+        seconds: Its duration.
     """
 
     steps: float
@@ -35,12 +35,12 @@ class Measurement:
     """One measurement.
 
     Attributes:
-        repeats: the timed repeats.
-        build_seconds: the time to load the model and to make the adapters.
-        setup_seconds: the time of compiling, of recording graphs, and of whatever else makes the first steps slower
+        repeats: The timed repeats.
+        build_seconds: The time to load the model and to make the adapters.
+        setup_seconds: The time of compiling, of recording graphs, and of whatever else makes the first steps slower
             than later ones.
-        peak_memory_bytes: the memory that the allocator reserved on a GPU; None on a CPU.
-        settings: the peer's settings that were found by trying.
+        peak_memory_bytes: The memory that the allocator reserved on a GPU; None on a CPU.
+        settings: The peer's settings that were found by trying.
     """
 
     repeats: tuple[TimedRun, ...]
@@ -70,11 +70,11 @@ class Stopwatch:
         """Create a stopwatch.
 
         Args:
-            seconds: the duration of all repeats together.
-            device: the device that runs the steps.
+            seconds: The duration of all repeats together.
+            device: The device that runs the steps.
             tokens: `[steps]`, the tokens of each step without padding. There are no more steps than that.
-            cells: the number of cells that a step trains.
-            warm_up: the steps of the first lap; by default those of `WARM_UP_STEPS`.
+            cells: The number of cells that a step trains.
+            warm_up: The steps of the first lap; by default those of `WARM_UP_STEPS`.
         """
         self.repeat_seconds, self.device, self.tokens, self.cells = seconds / REPEATS, device, tokens, cells
         # A lap takes at most a ninth of the steps, so that warm-up, calibration and repeats do not run out of them.
@@ -148,7 +148,7 @@ class MemoryMeter:
         """Return the peak since `begin()`; None on a CPU.
 
         Args:
-            whole: whether to include what was reserved before.
+            whole: Whether to include what was reserved before.
         """
         if self.device.type != "cuda":
             return None

@@ -35,11 +35,11 @@ def run(
     during the measurement.
 
     Args:
-        cells: the pack.
-        work: the task's rows and their order.
-        load_encoder: returns the encoder.
-        device: the device.
-        seconds: the duration of all repeats together.
+        cells: The pack.
+        work: The task's rows and their order.
+        load_encoder: Returns the encoder.
+        device: The device.
+        seconds: The duration of all repeats together.
     """
     memory, start = MemoryMeter(device), time.perf_counter()
     memory.begin()

@@ -28,8 +28,8 @@ def operations_per_token(weights: int, trains_backbone: bool = False) -> int:
     and a low one.
 
     Args:
-        weights: the number of values in the encoder's linear weights.
-        trains_backbone: whether these weights train.
+        weights: The number of values in the encoder's linear weights.
+        trains_backbone: Whether these weights train.
     """
     return (6 if trains_backbone else 4) * weights
 

@@ -59,13 +59,13 @@ class Peer:
     """What a peer trains.
 
     Attributes:
-        model: the model to load.
-        work: the task's rows and their order.
-        targets: the target set of LoRA.
-        device: the device.
-        seconds: the timed seconds, all repeats together.
-        scratch: a folder for temporary files.
-        full: whether to train the whole model instead of LoRA.
+        model: The model to load.
+        work: The task's rows and their order.
+        targets: The target set of LoRA.
+        device: The device.
+        seconds: The timed seconds, all repeats together.
+        scratch: A folder for temporary files.
+        full: Whether to train the whole model instead of LoRA.
     """
 
     model: BenchModel
@@ -174,8 +174,8 @@ def run_trainer(peer: Peer, workers: int = 0) -> Measurement:
     """Measure transformers' Trainer, timed by a callback.
 
     Args:
-        peer: what it trains.
-        workers: the number of data-loader workers.
+        peer: What it trains.
+        workers: The number of data-loader workers.
     """
     memory, start = MemoryMeter(peer.device), time.perf_counter()
     memory.begin()
@@ -203,10 +203,10 @@ def make_trainer(peer: Peer, model: Any, workers: int, after_step: Callable[[], 
     """Create a Trainer that only trains: no evaluation, no saving, no logging.
 
     Args:
-        peer: what it trains; the rows are tokenised, in the order of the workload.
-        model: the model.
-        workers: the number of data-loader workers.
-        after_step: called after every step; training stops when it returns True.
+        peer: What it trains; the rows are tokenised, in the order of the workload.
+        model: The model.
+        workers: The number of data-loader workers.
+        after_step: Called after every step; training stops when it returns True.
     """
     from transformers import Trainer, TrainingArguments
 

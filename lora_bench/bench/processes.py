@@ -36,12 +36,12 @@ def run(peer: Peer, count: int, workers: int = 0) -> Measurement:
     """Measure the total rate of several processes.
 
     Args:
-        peer: what each process trains.
-        count: the number of processes.
-        workers: the data-loader workers of each process.
+        peer: What each process trains.
+        count: The number of processes.
+        workers: The data-loader workers of each process.
 
     Raises:
-        RuntimeError: a process failed, or did not start or stop in time. The message contains its last error.
+        RuntimeError: A process failed, or did not start or stop in time. The message contains its last error.
     """
     with tempfile.TemporaryDirectory(dir=peer.scratch) as name:
         folder = Path(name)
@@ -89,13 +89,13 @@ def _wait_for_files(folder: Path, children: Sequence[subprocess.Popen[bytes]], p
     """Wait until every process has written its file.
 
     Args:
-        folder: the folder of the files.
-        children: the processes.
-        pattern: the file's name, with `{}` for the number of the process.
-        seconds: the time limit.
+        folder: The folder of the files.
+        children: The processes.
+        pattern: The file's name, with `{}` for the number of the process.
+        seconds: The time limit.
 
     Raises:
-        RuntimeError: a process has exited without its file, or the time is over.
+        RuntimeError: A process has exited without its file, or the time is over.
     """
     deadline = time.monotonic() + seconds
     waiting = set(range(len(children)))
@@ -137,10 +137,10 @@ def _timed_run(results: Sequence[dict[str, Any]], tokens: Ints, begin: float, en
     """Add up what all processes did between two times of the common clock.
 
     Args:
-        results: what each process reported.
+        results: What each process reported.
         tokens: `[steps]`, the tokens of each step.
-        begin: the start, in seconds of the monotonic clock.
-        end: the end.
+        begin: The start, in seconds of the monotonic clock.
+        end: The end.
     """
     total_tokens = np.concatenate([[0.0], np.cumsum(tokens)])  # [steps + 1], before each step
     step_numbers = np.arange(len(total_tokens))

@@ -23,18 +23,18 @@ class BenchRow:
 
     Attributes:
         variant: `trainer`, `loop`, `processes-N` or `packed`.
-        k: the number of cells that train at the same time.
-        auto: whether k is what `--pack auto` stands for.
-        cell_steps_per_second: steps × cells per second.
-        tokens_per_second: tokens without padding, over all cells.
-        tflops: operations of these tokens.
+        k: The number of cells that train at the same time.
+        auto: Whether k is what `--pack auto` stands for.
+        cell_steps_per_second: Steps × cells per second.
+        tokens_per_second: Tokens without padding, over all cells.
+        tflops: Operations of these tokens.
         utilisation: `tflops` as a fraction of the device's peak.
-        peak_memory_bytes: the memory that the allocator reserved on a GPU.
-        steps: the timed steps, per cell on average.
-        repeats: the rate of each repeat.
+        peak_memory_bytes: The memory that the allocator reserved on a GPU.
+        steps: The timed steps, per cell on average.
+        repeats: The rate of each repeat.
         spread: (largest - smallest) / median of the repeats.
-        terms: what the cost model counts for a step of the pack (`pack.Demand.terms`).
-        error: why there is no number.
+        terms: What the cost model counts for a step of the pack (`pack.Demand.terms`).
+        error: Why there is no number.
     """
 
     variant: str
@@ -70,10 +70,10 @@ def fill_row(row: BenchRow, measurement: Measurement, operations: int, peak_tflo
     """Return the row with the numbers of its measurement.
 
     Args:
-        row: the row that says what was measured.
-        measurement: the measurement.
+        row: The row that says what was measured.
+        measurement: The measurement.
         operations: FLOP per token.
-        peak_tflops: the device's peak.
+        peak_tflops: The device's peak.
     """
     rates = tuple(repeat.steps / repeat.seconds for repeat in measurement.repeats)
     tokens = median(repeat.tokens / repeat.seconds for repeat in measurement.repeats)

@@ -50,12 +50,12 @@ class BenchSettings:
     """What is measured.
 
     Attributes:
-        name: the name of the files to write, without extension.
-        packs: the numbers of cells per pack, or `auto`.
-        process_counts: the numbers of peer processes at the same time.
+        name: The name of the files to write, without extension.
+        packs: The numbers of cells per pack, or `auto`.
+        process_counts: The numbers of peer processes at the same time.
         precision: None for bf16 on CUDA, else float32.
-        seconds: the timed seconds of one measurement, all repeats together.
-        threads: processor threads of each side; None for torch's own choice. Quick benchmarks use one: the sample is
+        seconds: The timed seconds of one measurement, all repeats together.
+        threads: Processor threads of each side; None for torch's own choice. Quick benchmarks use one: the sample is
             too small to be divided, and two threads that wait for each other on a busy machine measure the machine.
     """
 
@@ -80,7 +80,7 @@ def resolve_options(options: BenchOptions) -> BenchSettings:
     """Check the options and fill in the defaults.
 
     Raises:
-        BenchError: an option has an invalid value (exit code 2).
+        BenchError: An option has an invalid value (exit code 2).
     """
     quick = options.quick
     if options.batch_size < 1 or (options.seconds is not None and not 0 < options.seconds <= 3600):

@@ -29,18 +29,12 @@ from lora_bench.data import hub
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder import targets as names
 from lora_bench.engine.encoder.backbone import Backbone, select
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.engine.shortage import is_memory
+from lora_bench.errors import MISSING, BenchError, described
 from lora_bench.provenance import versions_of
 from lora_bench.run import environment
-from lora_bench.run.device import choose_device
 
 OUT_OF_MEMORY = "out of memory"
-_OUT_OF_MEMORY_TEXTS = (
-    OUT_OF_MEMORY,
-    "can't allocate memory",
-    "not enough memory",
-    "cublas_status_alloc_failed",
-)
 ALL_WEIGHTS = "all"  # the targets of `full` in the rows
 WORKER_COUNTS = {"cpu": (0,), "cuda": (0, 2)}  # data-loader workers of Trainer; the faster number counts
 
@@ -50,9 +44,9 @@ class BenchReport:
     """What was measured.
 
     Attributes:
-        environment: versions, device, model and settings.
-        peak: the device's matmul rate (`peak.measure`).
-        rows: the rows measured so far.
+        environment: Versions, device, model and settings.
+        peak: The device's matmul rate (`peak.measure`).
+        rows: The rows measured so far.
     """
 
     environment: dict[str, Any]
@@ -77,10 +71,10 @@ class Suite:
     """A benchmark in progress.
 
     Args:
-        settings: what to measure.
-        scratch: a folder for temporary files.
-        log: called with a line of text for each event.
-        save: called with the report after each row.
+        settings: What to measure.
+        scratch: A folder for temporary files.
+        log: Called with a line of text for each event.
+        save: Called with the report after each row.
     """
 
     def __init__(
@@ -91,7 +85,7 @@ class Suite:
         save: Callable[[BenchReport], object],
     ) -> None:
         self.settings, self.scratch, self.log, self.save = settings, scratch, log, save
-        self.device = torch.device(choose_device(settings.device))
+        self.device = torch.device(environment.choose_device(settings.device))
         select(self.device)
         self.precision = settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
         self.model = workload.prepare_model(settings, scratch)
@@ -102,7 +96,7 @@ class Suite:
         """Measure everything.
 
         Raises:
-            BenchError: the model or the data cannot be loaded, or a target matches no weight.
+            BenchError: The model or the data cannot be loaded, or a target matches no weight.
         """
         for targets in self.settings.targets:
             names.resolve(self.backbone.linears(), targets)
@@ -266,11 +260,7 @@ class Suite:
 
 def describe_error(error: Exception) -> str:
     """Return an error in one line; a lack of memory is always `OUT_OF_MEMORY`."""
-    text = " ".join(str(error).split())
-    is_memory_error = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if is_memory_error or any(words in text.lower() for words in _OUT_OF_MEMORY_TEXTS):
-        return OUT_OF_MEMORY
-    return f"{type(error).__name__}: {text}"[:500]
+    return OUT_OF_MEMORY if is_memory(error) else described(error)[:500]
 
 
 @contextmanager
@@ -288,9 +278,9 @@ def run(settings: BenchSettings, log: Callable[[str], None], save: Callable[[Ben
     """Run a benchmark, with a scratch folder that is deleted afterwards.
 
     Args:
-        settings: what to measure.
-        log: called with a line of text for each event.
-        save: called with the report after each row.
+        settings: What to measure.
+        log: Called with a line of text for each event.
+        save: Called with the report after each row.
     """
     with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch, torch_threads(settings.threads):
         return Suite(settings, Path(scratch), log, save).run()

@@ -28,9 +28,9 @@ def write_job(folder: Path, peer: peers.Peer, workers: int) -> None:
     """Write what a worker process needs to `job.json` and `job.npz`.
 
     Args:
-        folder: the folder to write to.
-        peer: what the process trains.
-        workers: the number of its data-loader workers.
+        folder: The folder to write to.
+        peer: What the process trains.
+        workers: The number of its data-loader workers.
     """
     table = peer.work.table
     arrays = {"ids": table.ids, "offsets": table.offsets, "labels": table.labels, "order": peer.work.order}

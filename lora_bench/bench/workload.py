@@ -41,9 +41,9 @@ class BenchModel:
     """The model that both sides load.
 
     Attributes:
-        location: a directory or an id of the Hub.
-        random: whether its weights are random and were made here, because the directory has none.
-        offline: whether to load it without the network.
+        location: A directory or an id of the Hub.
+        random: Whether its weights are random and were made here, because the directory has none.
+        offline: Whether to load it without the network.
     """
 
     location: str
@@ -58,9 +58,9 @@ class Workload:
     All batches are full: the remaining rows of an epoch are left out, for every variant.
 
     Attributes:
-        task: the task.
-        table: its training rows as tokens.
-        pad_id: the token that pads a batch.
+        task: The task.
+        table: Its training rows as tokens.
+        pad_id: The token that pads a batch.
         order: `[MAX_STEPS, batch]`, the rows of each batch.
         precision: `bf16` or `float32`.
     """
@@ -97,7 +97,7 @@ def prepare_model(settings: BenchSettings, scratch: Path) -> BenchModel:
     """Return the model to load; for a directory without weights, one with random weights is made under `scratch`.
 
     Raises:
-        BenchError: there is no such directory, or it has no config.json (exit code 3).
+        BenchError: There is no such directory, or it has no config.json (exit code 3).
     """
     folder = Path(location(settings.model))
     if not is_folder(folder):
@@ -125,11 +125,11 @@ def load_workload(name: str, settings: BenchSettings, model: BenchModel, precisi
     """Load a task's training rows and determine the order of training.
 
     Args:
-        name: the task.
-        settings: what is measured.
-        model: the model, for its tokenizer.
+        name: The task.
+        settings: What is measured.
+        model: The model, for its tokenizer.
         precision: `bf16` or `float32`.
-        longest: the most tokens that the model can read.
+        longest: The most tokens that the model can read.
     """
     task = tasks.get(name)
     tokenizer = load_tokenizer(model.location, model.offline)
@@ -158,12 +158,12 @@ def make_cells(work: Workload, targets: str, mix: str, count: int, width: int) -
     """Return `count` different cells.
 
     Args:
-        work: the task's rows and their order.
-        targets: the target set.
+        work: The task's rows and their order.
+        targets: The target set.
         mix: `lora` for LoRA of rank 16, `mixed` for several methods and ranks in turn, `full` for a single cell that
             trains the whole model and has no targets.
-        count: the number of cells.
-        width: the encoder's width, which no rank exceeds.
+        count: The number of cells.
+        width: The encoder's width, which no rank exceeds.
     """
     if mix == FULL:
         return [_make_cell(work, FULL, {"lr": methods.get(FULL).default_lr})]
@@ -188,8 +188,8 @@ def table_rows(table: TokenTable, with_types: bool) -> list[dict[str, Any]]:
     """Return the rows as Python lists, the form from which a data loader reads fastest.
 
     Args:
-        table: the rows as tokens.
-        with_types: whether to add the token types, if the table has them.
+        table: The rows as tokens.
+        with_types: Whether to add the token types, if the table has them.
     """
     sequences = np.split(table.ids, table.offsets[1:-1])
     rows = [

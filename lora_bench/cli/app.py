@@ -161,8 +161,10 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     execution.check_engine()
     grid = selection.grid()  # before torch or Ray is started, so that a mistake in the selection is reported at once
     pack_size, folder = selection.pack_size(), selection.results_folder()
+    from lora_bench.run import owner
     from lora_bench.run import plan as plans
 
+    owner.refuse_if_in_use(folder)
     with closing(execution.executor(len(grid.steps))) as executor:
         device, name = executor.find_device()
         plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())

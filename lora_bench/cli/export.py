@@ -76,7 +76,7 @@ def export(
         yield _write_evaluations(ids, folder, out)
     else:
         from lora_bench.export import trained
-        from lora_bench.run.device import choose_device
+        from lora_bench.run.environment import choose_device
 
         load = partial(trained.load, results=folder, model=model, device=choose_device(device), offline=offline)
         if to == "glue":

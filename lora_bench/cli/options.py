@@ -43,7 +43,7 @@ class Selection:
 
     preset: Annotated[
         str | None,
-        _path_option("smoke, quick, paper, lora or xs.", autocompletion=completion.preset_names),
+        _path_option("smoke, quick, paper, lora, xs or methods.", autocompletion=completion.preset_names),
     ] = None
     config: Annotated[Path | None, _path_option("A YAML file that describes a grid.")] = None
     task: Annotated[
@@ -309,7 +309,7 @@ def including(files: Sequence[Path] | None) -> list[Included]:
     """Run these files and add the methods and tasks that they define.
 
     Raises:
-        BenchError: a file fails, defines neither, or defines something incomplete.
+        BenchError: A file fails, defines neither, or defines something incomplete.
     """
     if not files:
         return []

@@ -52,7 +52,7 @@ def expand_home(value: Any) -> Any:
     """Expand `~` in an option's value if it is a path or a list of paths; shells do not in `--option=~/x`.
 
     Raises:
-        BenchError: exit code 2 for `~name` where there is no such user, or `~` without a home folder.
+        BenchError: Exit code 2 for `~name` where there is no such user, or `~` without a home folder.
     """
     if isinstance(value, list):
         return [expand_home(item) for item in value]

@@ -95,7 +95,7 @@ def _sound_records(results: Path) -> tuple[Record, ...]:
     """Return the folder's records.
 
     Raises:
-        BenchError: if there are none, or a damaged one.
+        BenchError: If there are none, or a damaged one.
     """
     from lora_bench.records import store
 

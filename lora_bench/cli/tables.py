@@ -187,7 +187,7 @@ def packs_table(plan: Plan) -> Table:
     rows: dict[tuple[str, ...], list[tuple[Sequence[Cell], float | None, float | None]]] = {}
     for pack, (seconds, size) in zip(plan.packs, plan.costs, strict=True):
         contents = ", ".join(f"{count} {name}" for name, count in Counter(cell.method for cell in pack).items())
-        reasons = ", ".join(dict.fromkeys(plan.reasons[cell.id] for cell in pack))
+        reasons = ", ".join(dict.fromkeys(plan.statuses[cell.id].reason for cell in pack))
         row = tasks.of(pack[0]).title, str(len(pack)), clean(reasons), clean(contents)
         rows.setdefault(row, []).append((pack, seconds, size))
     table = _new_table("Plan", columns, right=numbers, caption=_counts_text(plan, len(rows)))
@@ -296,7 +296,7 @@ def runs_table(records: Sequence[Record], results: Path) -> Table:
     """Return the records of a results folder.
 
     Raises:
-        BenchError: exit code 4 if there are none.
+        BenchError: Exit code 4 if there are none.
     """
     if not records:
         hint = f"Fill it: lora-bench run --preset smoke --results {shlex.quote(str(results))}"

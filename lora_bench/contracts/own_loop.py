@@ -57,15 +57,15 @@ def your_own_loop_trains_the_same(method: str, bench: Workbench) -> None:
         batches = [group for epoch in range(1, cell.epochs + 1) for group in trainer.batch_rows(epoch)]
         model = plain_classifier(bench.calm_folder, task.num_outputs, torch.float64)
         head_names = pack.heads.form.parameters(model.base_model_prefix)
-        adapted = _adapted(cell, model, {head_names[part]: value for part, value in start.head.items()})
+        adapted = _adapted_model(cell, model, {head_names[part]: value for part, value in start.head.items()})
         _train(adapted, cell, task, batches)
         trainer.run()
         packed = pack.state(0)
         packed = State(saved.restored(cell, saved.compacted(cell, packed.adapter)), packed.head)
-        _compare(_saved(adapted, bench, head_names), packed, start, name)
+        _compare(_saved_state(adapted, bench, head_names), packed, start, name)
 
 
-def _adapted(cell: Cell, model: PreTrainedModel, head: dict[str, Tensor]) -> AdaptedModel:
+def _adapted_model(cell: Cell, model: PreTrainedModel, head: dict[str, Tensor]) -> AdaptedModel:
     """Return transformers' classifier, without dropout, with the cell's adapter and the pack's initial head."""
     with torch.no_grad():
         for name, value in head.items():
@@ -94,7 +94,7 @@ def _train(adapted: AdaptedModel, cell: Cell, task: Task, batches: list[Ints]) -
         schedule.step()
 
 
-def _saved(adapted: AdaptedModel, bench: Workbench, head_names: Mapping[str, str]) -> State:
+def _saved_state(adapted: AdaptedModel, bench: Workbench, head_names: Mapping[str, str]) -> State:
     """Save and read the model by the API; return its state with the names that a pack uses."""
     folder = bench.new_folder()
     adapted.save(folder)

@@ -8,7 +8,7 @@ import torch
 
 from lora_bench import methods, tasks
 from lora_bench.contracts.kit import Workbench, alike, cell_of, logits_of, require, train, trained_names
-from lora_bench.contracts.training import sized
+from lora_bench.contracts.training import varies_in_size
 from lora_bench.engine.adapters.group import names_of
 from lora_bench.engine.adapters.pack import Pack
 
@@ -20,7 +20,7 @@ LARGEST: dict[str, Any] = {"rank": 6, "a": 9, "b": 8}
 def padding_is_trimmed_and_stays_zero(method: str, bench: Workbench) -> None:
     """beside larger cells, what pads a smaller one stays zero and is not saved"""
     recipe = methods.get(method)
-    if not sized(method):
+    if not varies_in_size(method):
         return
     # The second differs in rank alone, so that it has the layout of the first.
     cells = [cell_of(method, **sizes) for sizes in (SMALL, SMALL | {"rank": LARGE["rank"]}, LARGE)]

@@ -27,7 +27,7 @@ def its_posterior_averages_probabilities(method: str, bench: Workbench) -> None:
         if run.task.is_regression:
             continue
         _require_own_factors(method, bench)
-        averaged = _averaged(run.cell, run.pack.state(0), bench.load("float64"))
+        averaged = _averaged_probabilities(run.cell, run.pack.state(0), bench.load("float64"))
         require(bool(torch.isfinite(averaged).all()), f"{name}: a probability is not finite")
         alike(averaged.sum(1), torch.ones(len(averaged)).double(), 1e-9, f"{name}: a sum of probabilities")
         with run.pack:
@@ -39,7 +39,12 @@ def its_posterior_averages_probabilities(method: str, bench: Workbench) -> None:
         folder = bench.new_folder()
         saved.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
         _, _, state = saved.read(folder)
-        alike(_averaged(run.cell, state, bench.load("float64")), averaged, 1e-12, f"{name}: a loaded probability")
+        alike(
+            _averaged_probabilities(run.cell, state, bench.load("float64")),
+            averaged,
+            1e-12,
+            f"{name}: a loaded probability",
+        )
 
 
 def its_posterior_does_not_depend_on_its_pack(method: str, bench: Workbench) -> None:
@@ -51,11 +56,11 @@ def its_posterior_does_not_depend_on_its_pack(method: str, bench: Workbench) -> 
     run = train([*others, alone.cell], bench.load("float64"), alone.task)
     state = run.pack.state(run.pack.cells.index(alone.cell))
     backbone = bench.load("float64")
-    expected = _averaged(alone.cell, alone.pack.state(0), backbone)
-    alike(_averaged(alone.cell, state, backbone), expected, 1e-8, "an averaged probability")
+    expected = _averaged_probabilities(alone.cell, alone.pack.state(0), backbone)
+    alike(_averaged_probabilities(alone.cell, state, backbone), expected, 1e-8, "an averaged probability")
 
 
-def _averaged(cell: Cell, state: State, backbone: Backbone) -> Tensor:
+def _averaged_probabilities(cell: Cell, state: State, backbone: Backbone) -> Tensor:
     """Return the averaged probabilities of a trained cell for the rows that it was trained on."""
     task = tasks.of(cell)
     pack = Pack([cell], backbone, task.num_outputs, hooked=True)

@@ -30,12 +30,12 @@ def its_settings_are_complete(method: str, bench: Workbench) -> None:
     require(not missing and not extra, f"defaults lack {sorted(missing)}, and have {sorted(extra)} beyond parameters")
     require(0 < recipe.default_lr < math.inf, f"default_lr is {recipe.default_lr}")
     require(bool(recipe.name and recipe.title and recipe.source), "name, title or source is empty")
-    for function, answer in _stated(recipe, cell_of(method)):
+    for function, answer in _stated_values(recipe, cell_of(method)):
         wrong = fault(function, answer)
         require(wrong is None, str(wrong))
 
 
-def _stated(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
+def _stated_values(recipe: Recipe, cell: Cell) -> Iterator[tuple[str, object]]:
     """Yield what a recipe's functions return for a cell, with their names; the forecast and the packs rely on it."""
     yield "scale", recipe.scale(cell)
     yield "layout", recipe.layout(cell)
@@ -114,20 +114,20 @@ def its_pack_trains_as_many(method: str, bench: Workbench) -> None:
 
 def its_draws_hang_on_seed_and_module(method: str, bench: Workbench) -> None:
     """random factors are a function of the seed and the weight's name"""
-    first, again, other = (_drawn(method, seed, bench) for seed in (0, 0, 1))
+    first, again, other = (_drawn_factors(method, seed, bench) for seed in (0, 0, 1))
     for name, values in first.items():
         require(torch.equal(values, again[name]), f"{name}: the same seed gives other values")
         require(not torch.equal(values, other[name]), f"{name}: another seed gives the same values")
-        drawn = 1 if name.rpartition(".")[2] in _shared(method) else math.prod(values.shape[:2])
+        drawn = 1 if name.rpartition(".")[2] in _shared_factors(method) else math.prod(values.shape[:2])
         require(drawn == len(values.flatten(0, 1).unique(dim=0)), f"{name}: two weights alike, or a shared one not")
 
 
-def _shared(method: str) -> set[str]:
+def _shared_factors(method: str) -> set[str]:
     """Return the factors that are the same for all modules."""
     return {f.name for f in methods.get(method).factors(cell_of(method), SHAPES[0]) if f.shared}
 
 
-def _drawn(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
+def _drawn_factors(method: str, seed: int, bench: Workbench) -> dict[str, Tensor]:
     """Return the randomly drawn factors `[cells, modules, rows, cols]` of a cell with that seed."""
     cell = cell_of(method, seed=seed)
     return {

@@ -13,6 +13,7 @@ import torch
 from lora_bench.contracts import own_loop, packs, pauses, posteriors, start, task_contracts, training, weight_rules
 from lora_bench.contracts.kit import Workbench
 from lora_bench.contracts.task_contracts import TaskBench
+from lora_bench.errors import described
 
 Contract = Callable[[str, Workbench], None]
 
@@ -95,5 +96,5 @@ def _fault(call: Callable[[], None]) -> str | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # someone else's code may raise anything, SystemExit too
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        return described(error)[:300]
     return None

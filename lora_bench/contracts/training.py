@@ -134,7 +134,7 @@ def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:
         rows = tokens(run.task)
         ids, mask = padded(rows, range(len(rows)))
         with torch.no_grad():
-            hidden = merged(run, bench)(input_ids=ids, attention_mask=mask).last_hidden_state
+            hidden = merged_encoder(run, bench)(input_ids=ids, attention_mask=mask).last_hidden_state
             by_hand = head_by_hand(hidden[:, 0], run.pack.state(0).head)
             plain = plain_encoder(bench.folder)(input_ids=ids, attention_mask=mask).last_hidden_state
         change = float((hidden - plain).abs().max()) if run.recipe.adapts or run.recipe.trains_backbone else 1.0
@@ -145,7 +145,7 @@ def merged_it_is_the_same_model(method: str, bench: Workbench) -> None:
 
 
 @torch.no_grad()
-def merged(run: Run, bench: Workbench) -> nn.Module:
+def merged_encoder(run: Run, bench: Workbench) -> nn.Module:
     """Return the plain encoder with the cell's updates added to its weights (or its weights replaced)."""
     plain = plain_encoder(bench.folder)
     values = dict(plain.named_parameters())
@@ -201,7 +201,7 @@ def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
     require(all(one != two for one, two in pairs), "another seed gave the same losses")
 
 
-def sized(method: str) -> bool:
+def varies_in_size(method: str) -> bool:
     """Return whether cells of the method can differ in size within a pack."""
     recipe = methods.get(method)
     return bool({"rank", "a", "b"} & recipe.parameters) and not recipe.trains_backbone

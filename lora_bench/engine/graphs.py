@@ -74,11 +74,15 @@ class StepGraphs:
     Args:
         code_is_ours: Whether a step that cannot be recorded is an error. Where it is not, steps are issued one after
             another instead: transformers' code may do what a graph cannot hold, as copying from the host's memory.
+
+    Attributes:
+        refusal: Why a step could not be recorded, in a line; None if all could.
     """
 
     def __init__(self, code_is_ours: bool) -> None:
         self.code_is_ours = code_is_ours
         self.forms: list[Form] = []
+        self.refusal: str | None = None
         self._seen: set[Form] = set()
         self._recorded: dict[Form, RecordedStep] = {}
         self._pool: Any = None  # the graphs' memory pool: they never run at the same time, so they share one
@@ -117,6 +121,7 @@ class StepGraphs:
                 if self.code_is_ours or form in self._recorded or is_shortage(error):
                     raise
                 self.forms = [other for other in self.forms if other in self._recorded]
+                self.refusal = str(error).partition("\n")[0]
         self._seen.add(form)
         masks = masks_for(form)
         draw_masks(masks)

@@ -25,8 +25,8 @@ CLIP_EPSILON = 1e-6  # torch's `clip_grad_norm_` adds it to the norm
 def bias_corrections(steps: int) -> Tensor:
     """`[steps, 2]`: what Adam's two moments are divided by at each step, 1 - beta1^t and 1 - beta2^t.
 
-    In float64, as the difference is small beside its terms: in float32 the second would be wrong by 1e-5 of itself at
-    the first steps, more than all of the other rounding of a run.
+    In float64, since 1 - beta2^t is small beside its terms at first: in float32 its relative error in the first steps
+    would be 1e-5, more than all other rounding of a run.
     """
     rows = [(1 - BETA1**step, 1 - BETA2**step) for step in range(1, steps + 1)]
     return torch.tensor(rows, dtype=torch.float64).reshape(steps, 2)

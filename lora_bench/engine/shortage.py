@@ -22,7 +22,7 @@ def is_memory(error: BaseException) -> bool:
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error was caused by a shortage: it says nothing of the model that was run."""
-    return any(_of(each, "") is not None for each in _chain(error))
+    return any(_shortage(link, "") is not None for link in _chain(error))
 
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
@@ -35,18 +35,18 @@ def shortages(doing: str) -> Iterator[None]:
     """Turn a shortage in the block, or an error that was caused by one, into an error that says so.
 
     Args:
-        doing: what the block does, as the end of "Memory ran out while …".
+        doing: What the block does, as the end of "Memory ran out while …".
 
     Raises:
-        BenchError: exit code 3.
+        BenchError: Exit code 3.
     """
     try:
         yield
     except Exception as error:
-        found = next(filter(None, (_of(each, doing) for each in _chain(error))), None)
-        if found is None:
+        shortage = next(filter(None, (_shortage(link, doing) for link in _chain(error))), None)
+        if shortage is None:
             raise
-        raise found from error
+        raise shortage from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -56,7 +56,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _of(error: BaseException, doing: str) -> BenchError | None:
+def _shortage(error: BaseException, doing: str) -> BenchError | None:
+    """The shortage that an error tells of, in the user's terms; None if it tells of none."""
     if is_memory(error):
         return BenchError(f"Memory ran out while {doing}.", "Free some, or choose another device (--device).", MISSING)
     if _says(error, NO_THREAD):

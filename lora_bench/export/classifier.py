@@ -44,7 +44,7 @@ def untrained(trained: Trained) -> PreTrainedModel:
     """Return the base model in float32 with an untrained head that the cell's head fits.
 
     Raises:
-        BenchError: exit code 2 if transformers' head for this model type computes something else, 3 if the model's
+        BenchError: Exit code 2 if transformers' head for this model type computes something else, 3 if the model's
             config gives it other shapes.
     """
     form_of(trained.pack)  # before the model is loaded
@@ -72,7 +72,7 @@ def form_of(pack: Pack) -> HeadForm:
     """Return the head of transformers' classifier that a cell's head is put into; the cell is a pack of one.
 
     Raises:
-        BenchError: exit code 2 if it computes something else.
+        BenchError: Exit code 2 if it computes something else.
     """
     return head_forms.in_classifier(pack.cells[0].head, pack.backbone.config)
 
@@ -117,7 +117,7 @@ def check(model: PreTrainedModel, pack: Pack) -> float:
         The largest difference of a logit.
 
     Raises:
-        BenchError: exit code 2 if they differ by more than rounding.
+        BenchError: Exit code 2 if they differ by more than rounding.
     """
     backbone = pack.backbone
     with pack:

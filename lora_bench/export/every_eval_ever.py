@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.export.folders import complete_folder
+from lora_bench.export.writing import complete_folder
 from lora_bench.records.schema import Epoch, Record
 from lora_bench.tasks import TASKS
 from lora_bench.text import clean, counted
@@ -41,7 +41,7 @@ def write(records: Sequence[Record], out: Path, now: int) -> str:
         now: The time, in seconds since 1970; the format asks when its files were made.
 
     Raises:
-        BenchError: exit code 4 if no record has a score, 2 if `out` is not a new folder.
+        BenchError: Exit code 4 if no record has a score, 2 if `out` is not a new folder.
     """
     scored = [record for record in records if _selected(record) is not None]
     if not scored:

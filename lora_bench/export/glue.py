@@ -21,8 +21,8 @@ from lora_bench.engine.evaluation import Split
 from lora_bench.engine.trainer import Trainer
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.export import card, unlabelled
-from lora_bench.export.folders import complete_folder
 from lora_bench.export.trained import Trained
+from lora_bench.export.writing import complete_folder
 from lora_bench.run.inputs import check_fits
 from lora_bench.tasks import TASKS
 from lora_bench.tasks.glue import DIAGNOSTIC, RECORDS
@@ -49,7 +49,7 @@ def write(cells: Iterable[Callable[[], Trained]], out: Path, source: Callable[[T
         Lines about what was written and what the submission lacks.
 
     Raises:
-        BenchError: exit code 2 for two cells of one task, or one that is not GLUE's; 3 if a test split cannot be read.
+        BenchError: Exit code 2 for two cells of one task, or one that is not GLUE's; 3 if a test split cannot be read.
     """
     files: dict[str, str] = {}
     sections: list[str] = []
@@ -80,12 +80,12 @@ def predictions(trained: Trained, source: DataSource) -> dict[str, str]:
         try:
             files[f"{test.file}.tsv"] = _predict(trained, DIAGNOSTIC, test, source)
         except BenchError:
-            if source.root is not None and _has(source.root, test):
+            if source.root is not None and _has_diagnostic(source.root, test):
                 raise
     return files
 
 
-def _has(root: Path, test: Submission) -> bool:
+def _has_diagnostic(root: Path, test: Submission) -> bool:
     try:
         return all(path.is_file() for path in unlabelled.find(root, DIAGNOSTIC, test))
     except BenchError:

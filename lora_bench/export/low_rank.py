@@ -26,7 +26,7 @@ def factors(pack: Pack) -> dict[str, Operands]:
     B includes the scale. All weights have the same rank; smaller updates are padded with zeros.
 
     Raises:
-        BenchError: exit code 2 if the cell changes anything else, or its change of a weight is not B A.
+        BenchError: Exit code 2 if the cell changes anything else, or its change of a weight is not B A.
     """
     updates = pack.bank.by_module(pack.bank.updates(pack.backbone.exact))
     deltas = pack.deltas(0)

@@ -65,7 +65,7 @@ class Trained:
         """Load the model's tokenizer.
 
         Raises:
-            BenchError: exit code 3 if it cannot be loaded.
+            BenchError: Exit code 3 if it cannot be loaded.
         """
         return load_tokenizer(self.model.location, self.offline)
 
@@ -83,7 +83,7 @@ def load(
         offline: Whether to use local files only.
 
     Raises:
-        BenchError: exit code 4 without a record, 3 without its adapter, its model or the model's files.
+        BenchError: Exit code 4 without a record, 3 without its adapter, its model or the model's files.
     """
     record = find_record(results, beginning)
     folder = results / "adapters" / record.id
@@ -135,7 +135,7 @@ def find_model(cell: Cell, given: Path | None) -> ModelSource:
     """Return the model of the cell: `given`, else the bundled encoder or the Hub's.
 
     Raises:
-        BenchError: exit code 3 if the model was a directory and none is given, or another one.
+        BenchError: Exit code 3 if the model was a directory and none is given, or another one.
     """
     name, at, _ = cell.model.partition("@")
     if given is None and at and not is_bundled(cell):

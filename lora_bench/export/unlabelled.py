@@ -30,7 +30,7 @@ def read(task: Task, test: Submission, source: DataSource, offline: bool) -> Unl
     """Read a test split with the same readers and checks as splits with labels.
 
     Raises:
-        BenchError: exit code 3 if the source has no such split, or it cannot be read.
+        BenchError: Exit code 3 if the source has no such split, or it cannot be read.
     """
     if source.root is None:
         from lora_bench.data.hub import read_hub_test

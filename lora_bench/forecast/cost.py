@@ -60,10 +60,10 @@ class PackCost(NamedTuple):
     """What a pack costs.
 
     Attributes:
-        seconds: its time; None if the device, the model or the length of the data is not known.
-        bytes: the peak of GPU memory, the bases that earlier packs have left there included; None if the model is not
+        seconds: Its time; None if the device, the model or the length of the data is not known.
+        bytes: The peak of GPU memory, the bases that earlier packs have left there included; None if the model is not
             known.
-        bases: the bases that it leaves in memory for later packs.
+        bases: The bases that it leaves in memory for later packs.
     """
 
     seconds: float | None
@@ -76,11 +76,11 @@ class Estimate:
     """Estimates the costs of packs on a device, from its coefficients and from finished cells.
 
     Attributes:
-        coefficients: those of the device; None if it is not known.
-        time_factor: measured over computed seconds of finished packs.
-        memory_factor: measured over computed bytes of finished packs.
-        tokens: the mean tokens of a training sequence by (data, task, max_length), from records.
-        rows: the rows of (training, evaluation) by (data, task), from records or files.
+        coefficients: Those of the device; None if it is not known.
+        time_factor: Measured over computed seconds of finished packs.
+        memory_factor: Measured over computed bytes of finished packs.
+        tokens: The mean tokens of a training sequence by (data, task, max_length), from records.
+        rows: The rows of (training, evaluation) by (data, task), from records or files.
     """
 
     coefficients: Coefficients | None = None
@@ -147,9 +147,9 @@ class Estimate:
         """Return what a pack costs.
 
         Args:
-            cells: the pack.
-            model: the model's location.
-            kept: the bases that earlier packs have left in memory.
+            cells: The pack.
+            model: The model's location.
+            kept: The bases that earlier packs have left in memory.
         """
         geometry = load_geometry(model)
         if geometry is None:
@@ -199,8 +199,8 @@ class Estimate:
         A basis is computed once and stays in memory as long as its encoder does.
 
         Args:
-            packs: the packs.
-            model_of: returns the location of a pack's model.
+            packs: The packs.
+            model_of: Returns the location of a pack's model.
         """
         bases: dict[tuple[str, str], Bases] = {}
         known: dict[object, PackCost] = {}  # packs of one kind cost the same
@@ -224,9 +224,9 @@ class Estimate:
         """Return how the times of packs divide among parts of them; None where they are not known.
 
         Args:
-            packs: the packs.
-            seconds: their times.
-            model_of: returns the location of a pack's model.
+            packs: The packs.
+            seconds: Their times.
+            model_of: Returns the location of a pack's model.
         """
         fixed: dict[object, float] = {}
         times: list[PackTime | None] = []
@@ -255,9 +255,9 @@ class Estimate:
         """Return the bytes of a pack's records and adapters; None if the model is not known.
 
         Args:
-            cells: the pack.
-            model: the model's location.
-            saves: whether the trained adapters are saved.
+            cells: The pack.
+            model: The model's location.
+            saves: Whether the trained adapters are saved.
         """
         geometry = load_geometry(model)
         if geometry is None:
@@ -271,9 +271,9 @@ class Estimate:
         """Return the bytes that a cell takes beyond `disk` while others continue from it; 0 for an unknown model.
 
         Args:
-            cell: the cell.
-            model: the model's location.
-            saves: whether the trained adapters are saved.
+            cell: The cell.
+            model: The model's location.
+            saves: Whether the trained adapters are saved.
         """
         geometry, is_whole = load_geometry(model), methods.of(cell).trains_backbone
         if geometry is None or (saves and not is_whole):
@@ -284,9 +284,9 @@ class Estimate:
         """Return how many cells fill a device.
 
         Args:
-            cell: a cell whose batches are like those of all cells of the pack.
+            cell: A cell whose batches are like those of all cells of the pack.
             kind: `cuda` or `cpu`.
-            model: the model's location.
+            model: The model's location.
         """
         slots = (self.mean_tokens(cell) or UNKNOWN_TOKENS) / SLOT_FILL * cell.batch_size
         geometry = load_geometry(model)
@@ -297,10 +297,10 @@ class Estimate:
         """Return the estimate corrected by finished cells.
 
         Args:
-            records: finished cells. Tokens and rows are taken from all of them, times and memory from those that ran on
+            records: Finished cells. Tokens and rows are taken from all of them, times and memory from those that ran on
                 this device.
-            device: the device's name, as in records.
-            models: the location of each model by its name in cells.
+            device: The device's name, as in records.
+            models: The location of each model by its name in cells.
         """
         packs: dict[tuple[float, int, str], list[Record]] = {}
         tokens, rows = dict(self.tokens), dict(self.rows)

@@ -1,9 +1,9 @@
 """What a pack's adapters ask of a device, counted from shapes. Does not need torch.
 
 The counts follow the engine. A product is one matrix multiplication of a layer: query, key and value share one, every
-other linear weight has its own. The ranks of a product's adapters are padded to the largest in the pack, a product has
-space for the widest targets of the pack, and whatever one cell of a pack does to a product's outputs is computed for
-all cells.
+other linear weight has its own. All cells of a pack are computed alike: the ranks of a product's adapters are padded to
+the largest in the pack, a product has space for the widest targets of the pack, and if one cell scales or shifts a
+product's outputs, those of all cells are scaled or shifted.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class AdapterDemand:
     """What the adapters of a pack need.
 
     Attributes:
-        trained: trained values of all cells and layers with padding, heads included.
-        frozen: values of frozen factors, of starts that are subtracted, and of the weights whose row norms are needed.
-        drawn: random values that are drawn; cells that share a start draw it once.
-        operands: values of A and B as the encoder reads them, of all cells and layers.
-        remade: those of the operands that are recomputed in every step by products with matrices as large as weights.
-        bases: the singular value decompositions.
-        adapted_width: inputs and outputs of all weights that have an A and a B, of one cell.
-        inner_width: the rows of A over all layers, of one cell: what A produces for a slot.
-        output_passes: reads and writes of a slot's outputs for gain, stretch and shift over all layers, of one cell.
-        kept_outputs: outputs of a slot before the gain that are kept for the backward pass, of one cell.
+        trained: Trained values of all cells and layers with padding, heads included.
+        frozen: Values of frozen factors, of starts that are subtracted, and of the weights whose row norms are needed.
+        drawn: Random values that are drawn; cells that share a start draw it once.
+        operands: Values of A and B as the encoder reads them, of all cells and layers.
+        remade: Those of the operands that are recomputed in every step by products with matrices as large as weights.
+        bases: The singular value decompositions.
+        adapted_width: Inputs and outputs of all weights that have an A and a B, of one cell.
+        inner_width: The rows of A over all layers, of one cell: what A produces for a slot.
+        output_passes: Reads and writes of a slot's outputs for gain, stretch and shift over all layers, of one cell.
+        kept_outputs: Outputs of a slot before the gain that are kept for the backward pass, of one cell.
     """
 
     trained: int = 0
@@ -65,9 +65,9 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
     """Count what the adapters and heads of a pack need.
 
     Args:
-        cells: the pack.
-        geometry: the encoder's sizes.
-        outputs: the number of outputs of a head.
+        cells: The pack.
+        geometry: The encoder's sizes.
+        outputs: The number of outputs of a head.
     """
     adapters = Counter((_adapter(cell, geometry), cell.seed) for cell in cells if methods.of(cell).adapts)
     kinds = list(dict.fromkeys(adapter for adapter, _ in adapters))
@@ -110,17 +110,17 @@ class _Adapter:
     """What the counts need to know of an adapter. There is one object for each method and its settings.
 
     Attributes:
-        storage: what adapters have in common whose factors are stored together.
-        recipe: the method.
-        shapes: the weights of a layer that it adapts, by role.
-        ranks: the rows of A, by product.
-        touched: what it does to inputs and outputs beside its product, as (product, what).
-        factors: its factors by product. Equal factors are one object.
-        remakes: whether every step recomputes its operands by products with matrices as large as weights.
-        bases: the decompositions that it starts from.
-        trained: the values of a layer that train.
-        once: the values that all weights train together.
-        compact_bytes: the bytes of a layer in a saved adapter.
+        storage: What adapters have in common whose factors are stored together.
+        recipe: The method.
+        shapes: The weights of a layer that it adapts, by role.
+        ranks: The rows of A, by product.
+        touched: What it does to inputs and outputs beside its product, as (product, what).
+        factors: Its factors by product. Equal factors are one object.
+        remakes: Whether every step recomputes its operands by products with matrices as large as weights.
+        bases: The decompositions that it starts from.
+        trained: The values of a layer that train.
+        once: The values that all weights train together.
+        compact_bytes: The bytes of a layer in a saved adapter.
     """
 
     storage: tuple[str, ...]
@@ -241,8 +241,8 @@ def _stored_values(members: Mapping[tuple[_Adapter, int], int], geometry: Geomet
     """Return the trained, the frozen and the drawn values of one group of cells, padded to the largest cell.
 
     Args:
-        members: how many cells there are of each adapter and seed.
-        geometry: the encoder's sizes.
+        members: How many cells there are of each adapter and seed.
+        geometry: The encoder's sizes.
     """
     first, cells = next(iter(members))[0], sum(members.values())
     recipe, trained, frozen, drawn = first.recipe, 0, 0, 0
@@ -283,7 +283,7 @@ def _bases(factors: Mapping[str, Iterable[Factor]]) -> Iterator[tuple[str, str]]
     """Yield the singular value decompositions that an adapter starts from; a QR decomposition is cheap beside them.
 
     Args:
-        factors: the adapter's factors by role.
+        factors: The adapter's factors by role.
     """
     for role, of_role in factors.items():
         for factor in of_role:

@@ -45,9 +45,9 @@ class Device:
     """What is known of a device.
 
     Attributes:
-        coefficients: its coefficients.
-        scaled_from: the measured device whose coefficients were scaled to this one; None if it was measured itself.
-        memory: the bytes of its memory; None if they are not known.
+        coefficients: Its coefficients.
+        scaled_from: The measured device whose coefficients were scaled to this one; None if it was measured itself.
+        memory: The bytes of its memory; None if they are not known.
     """
 
     coefficients: Coefficients
@@ -90,7 +90,7 @@ def find_card(name: str) -> str | None:
     """Return the card that a device's name stands for: all words of the card's name are in it; None if there is none.
 
     Args:
-        name: as in records (`NVIDIA A100-SXM4-80GB`), or shorter (`a100`).
+        name: As in records (`NVIDIA A100-SXM4-80GB`), or shorter (`a100`).
     """
     words = set(_WORD.findall(name.lower()))
     fitting = [card for card in cards() if set(_WORD.findall(card.lower())) <= words]
@@ -101,9 +101,9 @@ def find_device(name: str, precision: str, measured: Path | None = None) -> Devi
     """Return what is known of a device.
 
     Args:
-        name: its name as in records, or a card's name; all processors count as one device, `cpu`.
+        name: Its name as in records, or a card's name; all processors count as one device, `cpu`.
         precision: `bf16`, `float32` or `float64`.
-        measured: what `bench --calibrate` wrote on this machine. Its values replace the shipped ones.
+        measured: What `bench --calibrate` wrote on this machine. Its values replace the shipped ones.
 
     Returns:
         The device; None if it was not measured and is not a known card.

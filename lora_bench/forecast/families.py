@@ -25,11 +25,11 @@ class Family:
 
     Attributes:
         way: `fused`, on `windows` by transformers' code, or on `padded` rows by transformers' code.
-        work: the device time of a step with the same slots, as a multiple.
-        host: the seconds that the processor takes to launch a training step of one layer; 0 where that is counted in
+        work: The device time of a step with the same slots, as a multiple.
+        host: The seconds that the processor takes to launch a training step of one layer; 0 where that is counted in
             the coefficient `layer`.
-        memory: the activations that are kept for the backward pass, as a multiple.
-        measured: whether this family was measured, or has the usual numbers of its way.
+        memory: The activations that are kept for the backward pass, as a multiple.
+        measured: Whether this family was measured, or has the usual numbers of its way.
     """
 
     way: Way

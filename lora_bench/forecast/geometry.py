@@ -30,14 +30,14 @@ class Geometry:
     """The sizes of an encoder.
 
     Attributes:
-        layers: the number of layers that a token passes.
-        hidden: the width of the hidden states.
-        inner: the width of the feed-forward part.
-        heads: the number of attention heads.
-        embeddings: the rows of all embedding tables together.
-        model_type: the `model_type` of config.json; empty if that has none.
-        shared: how many layers share one set of weights (ALBERT: all).
-        embedding_width: the width of the embedding tables; None for that of the hidden states.
+        layers: The number of layers that a token passes.
+        hidden: The width of the hidden states.
+        inner: The width of the feed-forward part.
+        heads: The number of attention heads.
+        embeddings: The rows of all embedding tables together.
+        model_type: The `model_type` of config.json; empty if that has none.
+        shared: How many layers share one set of weights (ALBERT: all).
+        embedding_width: The width of the embedding tables; None for that of the hidden states.
     """
 
     layers: int
@@ -92,7 +92,7 @@ def load_geometry(model: str) -> Geometry | None:
     """Return the sizes of a model.
 
     Args:
-        model: a directory, or the id of a model of the Hub. The config.json in the Hub's cache counts, else what is
+        model: A directory, or the id of a model of the Hub. The config.json in the Hub's cache counts, else what is
             known of the usual encoders.
 
     Returns:

@@ -41,8 +41,8 @@ class RuleDemand:
     """What training the encoder's weights by a rule asks for.
 
     Attributes:
-        directions: singular directions of gradients that are computed in all steps.
-        operations: operations of a step of the optimiser, which are launched one after another.
+        directions: Singular directions of gradients that are computed in all steps.
+        operations: Operations of a step of the optimiser, which are launched one after another.
     """
 
     directions: float
@@ -54,22 +54,22 @@ class Demand:
     """What a pack asks of a device. A slot is a position of a window, with a token or empty.
 
     Attributes:
-        cells: the number of cells.
-        slots: slots per step, of one cell.
-        largest_slots: slots of the largest batch of an epoch.
-        steps: training steps in all epochs.
-        eval_slots: slots of the larger of the evaluated splits.
-        evaluations: evaluations per epoch, in units of that split.
-        epochs: the number of epochs.
-        adapters: what the adapters need.
-        geometry: the encoder's sizes.
-        item_bytes: bytes of a value in the pack's precision.
-        trains_backbone: whether the encoder's own weights train.
-        rule: what a rule for the encoder's weights asks for, if they train by one.
-        window: slots of the windows that most batches have.
-        longest: the tokens of the longest sequence of a usual batch: the width of its padded rows.
-        rows: sequences of a batch.
-        family: how the encoder runs.
+        cells: The number of cells.
+        slots: Slots per step, of one cell.
+        largest_slots: Slots of the largest batch of an epoch.
+        steps: Training steps in all epochs.
+        eval_slots: Slots of the larger of the evaluated splits.
+        evaluations: Evaluations per epoch, in units of that split.
+        epochs: The number of epochs.
+        adapters: What the adapters need.
+        geometry: The encoder's sizes.
+        item_bytes: Bytes of a value in the pack's precision.
+        trains_backbone: Whether the encoder's own weights train.
+        rule: What a rule for the encoder's weights asks for, if they train by one.
+        window: Slots of the windows that most batches have.
+        longest: The tokens of the longest sequence of a usual batch: the width of its padded rows.
+        rows: Sequences of a batch.
+        family: How the encoder runs.
     """
 
     cells: int
@@ -106,7 +106,7 @@ class Demand:
         `draw` (random values), and an evaluation has `score` (the metric of each cell).
 
         Args:
-            slots: the slots of the step, of one cell.
+            slots: The slots of the step, of one cell.
         """
         all_slots, geometry, adapters = slots * self.cells, self.geometry, self.adapters
         # Values that move per slot and layer, forward and backward. The coefficient is fitted with them, so that only
@@ -134,8 +134,8 @@ class Demand:
         """Return the time of the whole pack: set-up, training, and the evaluations of each epoch.
 
         Args:
-            coefficients: those of the device.
-            kept: bases that earlier packs have left in memory.
+            coefficients: Those of the device.
+            kept: Bases that earlier packs have left in memory.
         """
         step = self.step_seconds(coefficients)
         forward = self._evaluation_seconds(coefficients)
@@ -162,9 +162,9 @@ class Demand:
         """Return the time of work.
 
         Args:
-            coefficients: those of the device.
-            counts: the count of each term.
-            launches: how often the kernels of a step are launched.
+            coefficients: Those of the device.
+            counts: The count of each term.
+            launches: How often the kernels of a step are launched.
         """
         if self.family.way == "fused":
             return _weighted_sum(coefficients, counts)
@@ -187,7 +187,7 @@ class Demand:
         """Return the peak of device memory: what is always there, and a training step or an evaluation.
 
         Args:
-            kept: bases that earlier packs have left in memory.
+            kept: Bases that earlier packs have left in memory.
         """
         geometry, adapters = self.geometry, self.adapters
         bases = demand.basis_values(adapters.bases | kept, geometry)
@@ -225,7 +225,7 @@ class Demand:
         """Return the values per slot that a training step holds at its peak.
 
         Args:
-            attention: the attention weights of a layer per slot, if they are kept.
+            attention: The attention weights of a layer per slot, if they are kept.
         """
         geometry, adapters = self.geometry, self.adapters
         # What all layers keep for the backward pass ...

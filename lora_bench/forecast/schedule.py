@@ -25,9 +25,9 @@ class PackTime(NamedTuple):
     """How long a pack takes.
 
     Attributes:
-        cells: its cells.
-        seconds: its time.
-        fixed: those of the seconds that do not depend on how many cells there are.
+        cells: Its cells.
+        seconds: Its time.
+        fixed: Those of the seconds that do not depend on how many cells there are.
     """
 
     cells: int
@@ -51,8 +51,8 @@ def part_sizes(devices: int, packs: Sequence[PackTime]) -> list[Sizes]:
     As few cuts as possible: one after another, always that after which the last device ends first.
 
     Args:
-        devices: how many there are.
-        packs: the packs.
+        devices: How many there are.
+        packs: The packs.
     """
     whole: list[Sizes] = [(pack.cells,) for pack in packs]
     sizes = best = whole
@@ -100,8 +100,8 @@ def seconds_on(devices: int, packs: Sequence[PackTime]) -> float:
     """Return how long packs take on several devices: the longest first, each where a device is free first.
 
     Args:
-        devices: how many there are.
-        packs: the packs.
+        devices: How many there are.
+        packs: The packs.
     """
     return _end(devices, part_seconds(packs, part_sizes(devices, packs)))
 

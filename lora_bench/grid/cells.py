@@ -137,11 +137,11 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: Path | 
 def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cell, ...]]:
     """Return the cells in packs of even sizes, whose cells share their batches.
 
-    Within a pack, cells are sorted by rank. Apart from other cells are packed:
+    Within a pack, cells are sorted by rank. These have packs of their own:
 
-    - each cell of a method that trains the backbone, since it shares nothing: its pack is a pack of one;
+    - each cell of a method that trains the backbone, since it shares nothing;
     - methods with factors as large as the weights, since all cells of a pack get as much memory as its largest cell;
-    - where there are enough of them, cells with other targets, and cells with gains or shifts.
+    - cells with other targets, and cells with gains or shifts, if there are enough of them.
 
     Packs are in the order of their first cells, and what is in a pack does not depend on the order of the cells.
 

@@ -2,8 +2,8 @@
 
 Rates are compared by the metric on the slice held out of the training split (`select: held-out`): the best epoch of
 each seed, averaged over the seeds. The split that is reported plays no part. A rate at which some seed failed or
-diverged counts as worst. Among equal rates the lowest is chosen. In records, rates may have been tried with other
-seeds, since a search was changed between two runs: rates are compared on the same seeds, and a rate that lacks one of
+diverged counts as worst. Among equal rates the lowest is chosen. Where a search was changed between two runs, records
+may hold rates that were tried with different seeds: rates are compared on the same seeds, and a rate that lacks one of
 these is left out.
 """
 
@@ -95,7 +95,7 @@ def held_out_metric(record: Record) -> float:
     """Return the best held-out metric of a record's epochs; -inf for a cell that is not done.
 
     Raises:
-        BenchError: exit code 4 if the cell was trained without a held-out slice.
+        BenchError: Exit code 4 if the cell was trained without a held-out slice.
     """
     if record.status != "done":
         return -math.inf
@@ -124,7 +124,7 @@ def choose_rates(records: Iterable[Record]) -> list[ChosenRate]:
     (`Record.search`), they alone count.
 
     Raises:
-        BenchError: exit code 4 if a cell was trained without a held-out slice.
+        BenchError: Exit code 4 if a cell was trained without a held-out slice.
     """
     records = list(records)
     trials = [record for record in records if record.search is not None and record.search.role == "trial"]

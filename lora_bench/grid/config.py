@@ -46,7 +46,7 @@ def normalize_value(setting: str, value: object) -> Scalar:
     """Return a setting's value as `Cell` normalizes it: `"8"` and `8.0` are 8 for a count.
 
     Raises:
-        BenchError: exit code 2 for a setting or value that is not allowed; the hint says what is.
+        BenchError: Exit code 2 for a setting or value that is not allowed; the hint says what is.
     """
     if setting not in SETTINGS:
         raise unknown("setting", setting, SETTINGS)
@@ -72,7 +72,7 @@ def parse_alternatives(setting: str, raw: object) -> Alternatives:
     """Return the alternatives of a setting, given as one value or a list; each is checked, repetitions are dropped.
 
     Raises:
-        BenchError: exit code 2 for an empty list or a value that is not allowed.
+        BenchError: Exit code 2 for an empty list or a value that is not allowed.
     """
     values = raw if isinstance(raw, list | tuple) else [raw]
     if not values:
@@ -102,14 +102,14 @@ def parse_search(setting: str, raw: Mapping[str, object]) -> Search:
     """Return the search that a mapping describes; see `grid.search`.
 
     Raises:
-        BenchError: exit code 2 for a setting that cannot be searched, and for a key or value that is not allowed.
+        BenchError: Exit code 2 for a setting that cannot be searched, and for a key or value that is not allowed.
     """
     if setting not in SEARCHABLE:
         raise BenchError(f"{setting} cannot be searched.", f"A search is for {' and '.join(SEARCHABLE)}.")
     for key in raw:
         if key not in ("search", "seeds", "extend", "share"):
             raise unknown("key of a search", str(key), ("search", "seeds", "extend", "share"))
-    rates = sorted({rate for rate in _listed(setting, raw["search"]) if isinstance(rate, float)})
+    rates = sorted({rate for rate in _parse_list(setting, raw["search"]) if isinstance(rate, float)})
     if len(rates) < 2:
         number = "only one rate" if rates else "no rate"
         raise BenchError(f"{setting}: there is {number} to search.", "Write two rates or more: `search: [1e-4, 3e-4]`.")
@@ -125,7 +125,7 @@ def parse_search(setting: str, raw: Mapping[str, object]) -> Search:
     return Search(tuple(rates), **given)
 
 
-def _listed(setting: str, raw: object) -> Alternatives:
+def _parse_list(setting: str, raw: object) -> Alternatives:
     """The values of a list, which may be empty."""
     return () if raw == [] else parse_alternatives(setting, raw)
 
@@ -238,7 +238,7 @@ def parse_config(text: str, origin: str) -> Config:
         origin: The name of the text in error messages, such as its file.
 
     Raises:
-        BenchError: exit code 2; it names `origin` and the line.
+        BenchError: Exit code 2; it names `origin` and the line.
     """
     return _parse(text, origin, Config)
 
@@ -278,7 +278,7 @@ def load_config(path: Path) -> Config:
     """Read a config file of at most 1 MB.
 
     Raises:
-        BenchError: exit code 2 if it cannot be read or is not a config.
+        BenchError: Exit code 2 if it cannot be read or is not a config.
     """
     return parse_config(_read_text(path), str(path))
 
@@ -287,7 +287,7 @@ def load_comparisons(results: Path, config: Path | None = None) -> Comparisons:
     """Return what a config declares, or `compare.yaml` of a results folder, or the default.
 
     Raises:
-        BenchError: exit code 2 if the file cannot be read or declares something else.
+        BenchError: Exit code 2 if the file cannot be read or declares something else.
     """
     if config is not None:
         return load_config(config).compare
@@ -320,7 +320,7 @@ def parse_set(text: str) -> tuple[str, Alternatives]:
     """Parse the `key=value` of `--set`, where the value is a YAML scalar or list.
 
     Raises:
-        BenchError: exit code 2 for an unknown setting or a value that is not allowed.
+        BenchError: Exit code 2 for an unknown setting or a value that is not allowed.
     """
     key, equals, value = text.partition("=")
     key = key.strip().replace("-", "_")

@@ -21,7 +21,7 @@ def find_preset(name: str) -> Path:
     """Return the file of a preset.
 
     Raises:
-        BenchError: exit code 2 if there is none with that name; the hint names the nearest one.
+        BenchError: Exit code 2 if there is none with that name; the hint names the nearest one.
     """
     known = presets()
     if name not in known:

@@ -74,7 +74,7 @@ def read_yaml(text: str, origin: str) -> tuple[Any, Lines]:
         The value (None for an empty text), and the line of each key and list item by its path.
 
     Raises:
-        BenchError: exit code 2; it names `origin` and the line.
+        BenchError: Exit code 2; it names `origin` and the line.
     """
     loader: _Loader | None = None
     try:
@@ -94,7 +94,7 @@ def decode(content: bytes, origin: str) -> str:
     """Decode the content of a UTF-8 file, with or without a byte-order mark.
 
     Raises:
-        BenchError: exit code 2 if it is not UTF-8; it names `origin` and the line.
+        BenchError: Exit code 2 if it is not UTF-8; it names `origin` and the line.
     """
     try:
         return content.decode("utf-8-sig")

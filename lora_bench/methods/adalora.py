@@ -6,9 +6,9 @@ times the mean of ‖A Aᵀ - I‖ and ‖Bᵀ B - I‖ (Frobenius norms, not sq
 sensitivity |w · g| of every value w, with g its clipped gradient from before the step, and the distance from its
 average are averaged over steps (β = 0.85). The product of the two averages is a value's importance; a component's is
 that of c and the means of those of its row of A and its column of B. From 15% of the training on, at each thousandth of
-it, the c of the least important components are set to zero, as many as leave N (r / n + (1 - r / n) (1 - t)³) of all N,
-with t from 0 to 1 at half of the training. Components may grow again between; those of that step stay zero. An epoch
-before it is never selected.
+it, the c of the least important components are set to zero, so that N (r / n + (1 - r / n) (1 - t)³) of all N are left,
+with t from 0 to 1 at half of the training. Components may grow again between these steps; those that are zero after the
+last of them stay zero. No epoch before the last of these steps is selected.
 
 Read: peft's code (AdaLoraModel, 12 → 8), to which the numbers of steps are given here, and the authors' scripts for
 GLUE, not the paper. Their scripts choose the steps for each task, on average the parts of the training above; γ is

@@ -1,9 +1,9 @@
 """LoRA-Mini with orthonormal outer factors, as in HyperDreamBooth's "Lightweight DreamBooth" (arXiv 2307.06949).
 
 `A = A_train A_aux`, `B = B_aux B_train` as in `mini`, of the same size, but the rows of `A_aux: [a, in]` are random
-orthonormal directions, and so are the columns of `B_aux: [out, b]` (times √(out / b)); of a matrix with more directions
-than these have entries, the other side is orthonormal. Only `A_train: [r, a]`, Kaiming-uniform, and `B_train: [b, r]`,
-from zero, train: r (a + b) values. The comparison with `mini` shows whether overlapping directions matter.
+orthonormal directions, and so are the columns of `B_aux: [out, b]` (times √(out / b)). Where a > in or b > out, the
+other side is orthonormal. Only `A_train: [r, a]`, Kaiming-uniform, and `B_train: [b, r]`, from zero, train: r (a + b)
+values. The comparison with `mini` shows whether overlapping directions matter.
 
 Frozen orthogonal outer factors were published before LoRA-Mini (arXiv 2411.15804), for images. Read: an independent
 code of it (github MFaceTech/HyperDreamBooth, modules/light_lora.py), not the paper. Deviations: the size of the

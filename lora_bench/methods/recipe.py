@@ -64,7 +64,7 @@ class Orthonormal:
 
 @dataclass(frozen=True)
 class Fold:
-    """Start with 1 where the column's number is the row's modulo the number of rows, 0 elsewhere: a sum of parts."""
+    """Start with 1 where column j equals row i modulo the number of rows, 0 elsewhere: each row sums such inputs."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class FirstStep:
 class Assigned:
     """Entries of the trained factor `to` `[1, d]`, which all weights share, over the root of how often each is used.
 
-    Which entry each is, is drawn from the seed, over all weights of a cell: each is used equally often, or once more.
-    Such a factor does not train itself, and its values follow those of the other.
+    Which entry of `to` an entry takes is drawn from the seed, so that over all weights of a cell each entry of `to` is
+    used equally often, or once more. Such a factor does not train itself: its values follow those of `to`.
     """
 
     to: str

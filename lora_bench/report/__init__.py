@@ -44,19 +44,19 @@ def build(
     each whole or not at all.
 
     Args:
-        results: the results folder.
-        out: the folder to write to.
-        console: where to print the tables; the last line is the page's path.
-        errors: where to name the records that cannot be read; standard error by default.
-        vs_paper: whether to compare with the published numbers.
-        compare: what is compared; the default comparisons unless given.
-        verdict_only: whether to print the answer and the table of a verdict alone.
+        results: The results folder.
+        out: The folder to write to.
+        console: Where to print the tables; the last line is the page's path.
+        errors: Where to name the records that cannot be read; standard error by default.
+        vs_paper: Whether to compare with the published numbers.
+        compare: What is compared; the default comparisons unless given.
+        verdict_only: Whether to print the answer and the table of a verdict alone.
 
     Returns:
         What was written.
 
     Raises:
-        BenchError: there are no records (exit code NOTHING).
+        BenchError: There are no records (exit code NOTHING).
     """
     from threadpoolctl import threadpool_limits
 

@@ -55,9 +55,9 @@ class ChangeReport:
     """What is written.
 
     Attributes:
-        title: the names of the folders.
-        answer: the result in sentences.
-        tables: the tables.
+        title: The names of the folders.
+        answer: The result in sentences.
+        tables: The tables.
     """
 
     title: str
@@ -69,17 +69,17 @@ def compare_folders(results: Path, against: Path, out: Path, console: Console, m
     """Compare the records of two results folders, print the tables and write the files.
 
     Args:
-        results: the results folder.
-        against: the folder that it is compared with.
-        out: the folder to write to.
-        console: where to print; the last line is the page's path.
-        margin: in points; a difference that is certainly smaller counts as equivalent.
+        results: The results folder.
+        against: The folder that it is compared with.
+        out: The folder to write to.
+        console: Where to print; the last line is the page's path.
+        margin: In points; a difference that is certainly smaller counts as equivalent.
 
     Returns:
         The page.
 
     Raises:
-        BenchError: the folders are the same (exit code USAGE), a record of either is damaged (SOME_FAILED), or one of
+        BenchError: The folders are the same (exit code USAGE), a record of either is damaged (SOME_FAILED), or one of
             them has none (NOTHING).
     """
     if results.resolve() == against.resolve():
@@ -126,10 +126,10 @@ def describe(matched: Match, new: str, old: str, margin: float = 1.0) -> ChangeR
     """Return the comparison as sentences and tables.
 
     Args:
-        matched: the cells of both folders.
-        new: the name of the folder.
-        old: the name of the one that it is compared with.
-        margin: in points.
+        matched: The cells of both folders.
+        new: The name of the folder.
+        old: The name of the one that it is compared with.
+        margin: In points.
     """
     changes = all_changes(matched, margin / 100)
     build: tuple[Callable[[], list[ReportTable]], ...] = (

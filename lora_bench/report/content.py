@@ -46,10 +46,10 @@ class Section:
     """The section on one scope.
 
     Attributes:
-        statistics: the numbers of the scope.
-        answer: what they say of the question, in plain sentences.
-        tables: its tables.
-        stem: the part of its figures' file names that identifies the scope.
+        statistics: The numbers of the scope.
+        answer: What they say of the question, in plain sentences.
+        tables: Its tables.
+        stem: The part of its figures' file names that identifies the scope.
     """
 
     statistics: ScopeStatistics
@@ -73,11 +73,11 @@ class Content:
     """The whole report.
 
     Attributes:
-        cells: all cells, one per row (`CELL_COLUMNS`).
-        sections: one section per scope.
-        other_tables: the tables that belong to no scope.
-        findings: the sentences that belong to no scope.
-        broken: the files that could not be read as records, with the reasons.
+        cells: All cells, one per row (`CELL_COLUMNS`).
+        sections: One section per scope.
+        other_tables: The tables that belong to no scope.
+        findings: The sentences that belong to no scope.
+        broken: The files that could not be read as records, with the reasons.
     """
 
     cells: DataFrame
@@ -109,9 +109,9 @@ def gather(loaded: Loaded, vs_paper: bool = False, compare: Comparisons | None =
     """Compute the content of the report.
 
     Args:
-        loaded: the records, and the files that could not be read.
-        vs_paper: whether to compare with the published numbers.
-        compare: what is compared.
+        loaded: The records, and the files that could not be read.
+        vs_paper: Whether to compare with the published numbers.
+        compare: What is compared.
     """
     cells = cell_frame([record for record in loaded.records if not record.is_search])
     statistics = [scope_statistics(scope) for scope in comparable_scopes(cells, compare)]

@@ -32,11 +32,11 @@ class ReportFiles:
     """The files of a report.
 
     Attributes:
-        page: the HTML page.
-        reports: the whole report in other formats.
+        page: The HTML page.
+        reports: The whole report in other formats.
         tables: CSV and LaTeX.
         figures: PNG, SVG and PDF.
-        broken: the files that could not be read as records.
+        broken: The files that could not be read as records.
     """
 
     page: Path

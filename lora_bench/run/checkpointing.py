@@ -35,6 +35,8 @@ COST_FACTOR = 20  # both are at least this many times what the last checkpoint t
 # The names in the file of what `TrainingState.states` holds: the values, and Adam's first and second moments.
 KINDS = ("now", "first", "second")
 MEMORY = "memory"  # before the names of what `TrainingState.memory` holds
+# The fields of `Progress` that a manifest holds under the same names (`CellEntry`); the others are tensors.
+PROGRESS = {"diverged", "selected", "epoch_losses", "metrics", "held_out", "calibration", "held_out_calibration"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Checkpointer:
     Args:
         context: What keeps checkpoints, and what stops the training.
         job: What the pack belongs to.
-        fingerprint: What the numbers of all cells depend on besides the cells and their code.
+        fingerprint: As in `CheckpointManifest`.
 
     Attributes:
         diverged: The states of cells that have diverged and left the pack.
@@ -149,10 +151,7 @@ class CellCheckpoint:
     tensors: Mapping[str, Tensor]
 
     def training_state(self, fresh: TrainingState) -> TrainingState:
-        """Return the cell as it was saved.
-
-        Args:
-            fresh: The same cell before its first step, for names and shapes.
+        """Return the cell as it was saved; `fresh` is the same cell before its first step, for names and shapes.
 
         Raises:
             KeyError, ValueError, RuntimeError: The tensors are not this cell's.
@@ -163,14 +162,8 @@ class CellCheckpoint:
         progress = Progress(
             cell=fresh.progress.cell,
             losses=vectors["losses"].tolist(),
-            epoch_losses=list(entry.epoch_losses),
-            metrics=list(entry.metrics),
-            held_out=list(entry.held_out),
-            calibration=list(entry.calibration),
-            held_out_calibration=list(entry.held_out_calibration),
-            diverged=entry.diverged,
-            selected=entry.selected,
             recent_steps=vectors["recent_steps"].numpy(),
+            **entry.model_dump(include=PROGRESS),
         )
         if entry.selected is not None:
             progress.state = like(tensors.get(f"{entry.position}.best", vectors["now"]))
@@ -188,7 +181,7 @@ def find(job: Job, fingerprint: Mapping[str, str]) -> dict[str, CellCheckpoint]:
 
     Args:
         job: The job.
-        fingerprint: What the numbers of all its cells depend on besides the cells and their code.
+        fingerprint: As in `CheckpointManifest`.
     """
     saved: dict[str, CellCheckpoint] = {}
     for checkpoint in job.checkpoints:
@@ -285,14 +278,8 @@ def _cell_entry(state: TrainingState, position: int, job: Job) -> CellEntry:
         record_time=job.record_times.get(progress.cell.id, 0),
         steps=state.steps,
         steps_taken=state.steps_taken,
-        diverged=progress.diverged,
-        selected=progress.selected,
-        epoch_losses=tuple(progress.epoch_losses),
-        metrics=tuple(progress.metrics),
-        held_out=tuple(progress.held_out),
-        calibration=tuple(progress.calibration),
-        held_out_calibration=tuple(progress.held_out_calibration),
         start=_trained_start(progress.cell, job),
+        **{name: getattr(progress, name) for name in PROGRESS},
     )
 
 

@@ -61,11 +61,11 @@ class CellEntry(BaseModel):
     steps_taken: int
     diverged: str | None = None
     selected: int | None = None
-    epoch_losses: tuple[float, ...] = ()
-    metrics: tuple[dict[str, float], ...] = ()
-    held_out: tuple[dict[str, float], ...] = ()
-    calibration: tuple[dict[str, float], ...] = ()
-    held_out_calibration: tuple[dict[str, float], ...] = ()
+    epoch_losses: list[float] = []
+    metrics: list[dict[str, float]] = []
+    held_out: list[dict[str, float]] = []
+    calibration: list[dict[str, float]] = []
+    held_out_calibration: list[dict[str, float]] = []
     start: str = ""
 
 
@@ -157,16 +157,7 @@ def pack_name(token: str, cell_ids: Iterable[str]) -> str:
 
 
 def save(results: Path, name: str, manifest: CheckpointManifest, tensors: bytes) -> Path:
-    """Write a checkpoint, whole or not at all.
-
-    Args:
-        results: The results folder.
-        name: The name of the pack.
-        manifest: What is known of the pack.
-        tensors: The content of the file of tensors.
-
-    Returns:
-        The folder.
+    """Write a checkpoint of the pack of a name, whole or not at all, and return its folder.
 
     Raises:
         OSError: It could not be written; what was there before is unchanged.
@@ -233,7 +224,7 @@ def newest_by_cell(checkpoints: Iterable[Checkpoint], record_times: Mapping[str,
 
     Args:
         checkpoints: Checkpoints as `read_all` sorts them.
-        record_times: When the records of cells were written, in nanoseconds, by id.
+        record_times: As in `StoredCheckpoint.unfinished`.
     """
     newest: dict[str, Checkpoint] = {}
     for checkpoint in checkpoints:
@@ -251,7 +242,7 @@ def prune(results: Path, cell_ids: Collection[str], record_times: Mapping[str, i
     Args:
         results: The results folder.
         cell_ids: The cells that this process trains.
-        record_times: When the records of cells were written, in nanoseconds, by id.
+        record_times: As in `StoredCheckpoint.unfinished`.
     """
     kept = 0
     for checkpoint in read_all(results):

@@ -73,6 +73,7 @@ class RayExecutor:
         self._started: list[Any] = []  # workers that import torch
         self._devices: list[_Device] = []
         self._waiting: list[Job] = []
+        self._warnings: set[str] = set()
         self._deaths: dict[int, int] = {}
         self._start_deaths = 0
         self._next_look = 0.0
@@ -171,10 +172,9 @@ class RayExecutor:
         """Take a job. If no worker is free, those that train prepare its inputs."""
         self._waiting.append(job)
         if len(self._waiting) > sum(device.job is None for device in self._devices):
-            cells = remote.encode_cells(job.cells)
             for device in self._devices:
                 if device.job is not None:
-                    device.worker.prefetch.options(concurrency_group="inputs").remote(cells)
+                    device.worker.prefetch.options(concurrency_group="inputs").remote(job.cells[0].model_dump_json())
 
     def advance(self) -> None:
         """Give jobs to workers that are free, wait for a message, and report it."""
@@ -204,7 +204,7 @@ class RayExecutor:
         """Give a worker the next job, if it is free and there is one."""
         if device.is_ready and device.job is None and self._waiting and not self._driver.stopper.asked:
             device.job = job = self._waiting.pop(0)
-            device.worker.train.remote(job.number, remote.encode_job(job))
+            device.worker.train.remote(remote.encode_job(job))
             self._poll(device)
 
     def _poll(self, device: _Device) -> None:
@@ -229,14 +229,13 @@ class RayExecutor:
 
     def _answer(self, device: _Device) -> None:
         try:
-            answer = self._ray.get(device.call)
+            events: list[remote.Event] = self._ray.get(device.call)
         except self._ray.exceptions.RayTaskError:
             raise
         except self._ray.exceptions.RayError as error:  # the worker, its machine, or what it said has been lost
             self._replace(device, str(error))
             return
         device.call, job = None, device.job
-        events = [answer] if isinstance(answer, tuple) else answer
         if any(event[0] in ("ended", "stopped") for event in events):
             device.job = None
             self._give_next(device)  # before its records are written, which takes a while
@@ -255,21 +254,28 @@ class RayExecutor:
                 self._start_deaths = 0
                 device.view.stage(f"ready on {name}")
             case "view", name, *values:
-                cells = {cell.id: cell for cell in job.cells} if job else {}
-                remote.show(device.view, name, values, cells)
+                self._show(device.view, name, values)
             case "save", manifest, tensors:
                 if job is not None:
                     self._deaths.pop(job.number, None)
                 self._driver.save(CheckpointManifest.model_validate_json(manifest), tensors)
             case "publish", outcomes:
                 self._driver.publish(remote.decode_outcomes(outcomes))
-            case "ended", _, failure:
+            case "ended", failure:
                 assert job is not None
-                self._driver.finish(job, remote.decode_failure(failure))
+                self._driver.finish(job, None if failure is None else Failure(*failure))
             case "error", name, what, hint, code:
                 raise BenchError(what if name == platform.node() else f"On {name}: {what}", hint, code)
             case "fault", name, text:
                 raise RuntimeError(f"A worker on {name} failed:\n{text}")
+
+    def _show(self, view: View, name: str, values: list[Any]) -> None:
+        """Show what a worker has to show, but a warning once: every worker says the same of data or of an encoder."""
+        if name == "warn":
+            if values[0] in self._warnings:
+                return
+            self._warnings.add(values[0])
+        remote.show(view, name, values)
 
     def _refuse_other_versions(self, name: str, facts: dict[str, str]) -> None:
         keys = [key for key, value in self._facts.items() if facts.get(key) != value]

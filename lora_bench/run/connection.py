@@ -128,14 +128,12 @@ def require_head(ray: Any) -> None:
         BenchError: Exit code 3 if nobody listens at its address.
     """
     address = ray.get_runtime_context().gcs_address
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        _reach(address)
     except ConnectionRefusedError:
         what = f"Ray's head process, which listened at {address}, has ended."
-        raise BenchError(
-            what, "Start the cluster again if it is your own, then give this command again.", MISSING
-        ) from None
+        hint = "Start the cluster again if it is your own, then give this command again."
+        raise BenchError(what, hint, MISSING) from None
     except OSError:
         pass  # a busy network is for Ray to judge
 
@@ -163,9 +161,15 @@ def _require_answer(address: str) -> None:
     if not host or not port.isdecimal() or "/" in host:
         raise BenchError(f"'{address}' is not the address of a Ray cluster.", "Write it as HOST:PORT, or auto.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        _reach(address)
     except (OSError, OverflowError) as error:
         raise no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _reach(address: str) -> None:
+    """Raise an OSError if nobody answers at an address."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def no_cluster(address: str, reason: str) -> BenchError:

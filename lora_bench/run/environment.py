@@ -1,14 +1,16 @@
-"""The versions and the device that numbers are made with, for every record and for `doctor`."""
+"""The device that trains, and the versions that records and `doctor` name."""
 
 from __future__ import annotations
 
 import gc
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lora_bench import __version__
+from lora_bench.errors import MISSING, BenchError
 from lora_bench.provenance import versions_of
 
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
@@ -31,6 +33,29 @@ def quick_imports() -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Return the versions that every record holds and `doctor` shows."""
     return {"lora_bench": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}
+
+
+def choose_device(name: str) -> str:
+    """Return what torch calls the device.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N`, or `auto` for the GPU if there is one.
+
+    Raises:
+        BenchError: Exit code 2 for another name, 3 if there is no such device.
+    """
+    with quick_imports():
+        import torch
+
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise BenchError(f"'{name}' is no device.", "Use --device auto, cpu, cuda or cuda:N.")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        hint = "Use --device cpu; `lora-bench doctor` says more."
+        raise BenchError(f"There is no CUDA device '{name}' here.", hint, MISSING)
+    return name
 
 
 def local_device() -> str:

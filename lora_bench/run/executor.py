@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_bench import plugins
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.errors import MISSING, BenchError, described
 from lora_bench.run import environment
-from lora_bench.run.device import choose_device
 from lora_bench.run.interfaces import Driver, Failure, Job, RunContext, Setup, Worker
-from lora_bench.run.outcome import Outcome
 
 if TYPE_CHECKING:
     from lora_bench.run.worker import Training
@@ -24,11 +21,7 @@ LONGEST_REASON = 500  # characters of an error that a record keeps
 
 
 def import_training(device: str) -> type[Training]:
-    """Import what trains; while transformers is imported, CUDA starts.
-
-    Args:
-        device: What torch calls the device.
-    """
+    """Import what trains on a device; while transformers is imported, CUDA starts."""
     with environment.quick_imports():
         import torch  # noqa: F401 (only its import is wanted)
 
@@ -46,29 +39,20 @@ def _start_cuda(device: str) -> None:
         torch.empty(1, device=device)
 
 
-def train_job(
-    worker: Worker, job: Job, context: RunContext, publish: Callable[[Sequence[Outcome]], None], debug: bool
-) -> Failure | None:
+def train_job(worker: Worker, job: Job, context: RunContext, debug: bool) -> Failure | None:
     """Train a job, and publish the outcomes of its cells as they end.
-
-    Args:
-        worker: What trains it.
-        job: The job.
-        context: What keeps checkpoints, and what stops the training.
-        publish: Takes outcomes.
-        debug: Whether every error is raised.
 
     Returns:
         Why it could not be trained to its end; None if it was.
 
     Raises:
-        BaseException: An error that no cell is to blame for.
+        BaseException: An error that no cell is to blame for; any error with `debug`.
     """
     worker.prepare(job.cells)
     context.stopper.check()
     try:
         for outcomes in worker.train(job, context):
-            publish(outcomes)
+            context.publish(outcomes)
             context.stopper.release()
         return None
     except BaseException as error:  # a method of the user's may raise anything, SystemExit too
@@ -89,7 +73,7 @@ def _reason(error: BaseException, is_memory: bool) -> str:
     in_users_file = plugins.blamed(error)
     if in_users_file is not None:
         return in_users_file.what[:LONGEST_REASON]
-    message = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+    message = described(error)
     if is_memory or isinstance(error, BenchError):  # which needs no line, or says itself where to look
         return message[:LONGEST_REASON]
     lines = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
@@ -118,11 +102,10 @@ class LocalExecutor:
         Raises:
             BenchError: Exit code 2 for a wrong name, 3 if there is no such device.
         """
-        device = choose_device(self._device)
+        device = environment.choose_device(self._device)
         return device, environment.device_name(device)
 
     def start(self, setup: Setup, driver: Driver) -> None:
-        """Begin a run."""
         self._setup, self._driver = setup, driver
 
     @property
@@ -134,15 +117,13 @@ class LocalExecutor:
         return self._worker
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
         self._job = job
 
     def advance(self) -> None:
         """Train the job to its end."""
-        driver, job, self._job = self._driver, self._job, None
+        job, self._job = self._job, None
         assert job is not None
-        context = RunContext(driver.stopper, driver.check, driver.save)
-        driver.finish(job, train_job(self.worker, job, context, driver.publish, self._setup.options.debug))
+        self._driver.finish(job, train_job(self.worker, job, self._driver, self._setup.options.debug))
 
     def close(self) -> None:
         """There is nothing to end."""

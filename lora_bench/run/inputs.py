@@ -25,6 +25,7 @@ from lora_bench.errors import MISSING, BenchError
 from lora_bench.forecast import geometry
 from lora_bench.records.schema import DataInfo
 from lora_bench.run.interfaces import Options, View
+from lora_bench.run.status import TablesKey, tables_key
 from lora_bench.run.tokenizer import load_tokenizer
 
 HELD_OUT = 0.1  # of the training rows, held out to select the epoch (chosen)
@@ -70,8 +71,8 @@ class Loader:
     """Loads what the cells of a pack have in common, and keeps the backbone and the tables for the next pack.
 
     Args:
-        models: The models by the name that cells give them.
-        sources: The data sources by task and by the name that cells give them.
+        models: The models by their identity.
+        sources: The data sources by task and identity.
         options: Whether the Hub may be asked, and where tokenized data is kept.
         view: What shows progress.
         device: Where the backbone and the tables go.
@@ -88,10 +89,10 @@ class Loader:
         self.models, self.sources, self.options, self.view, self.device = models, sources, options, view, device
         self._backbone: tuple[tuple[str, str, bool], Backbone] | None = None
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-        self._tables: tuple[tuple[object, ...], Prepared] | None = None
+        self._tables: tuple[TablesKey, Prepared] | None = None
         self._warnings: set[str] = set()
         self._lock = threading.RLock()  # held by what loads: neither tokenizers nor the Hub's settings bear two threads
-        self._next: tuple[tuple[object, ...], Tokens] | None = None
+        self._next: tuple[TablesKey, Tokens] | None = None
 
     def backbone(self, cell: Cell) -> Backbone:
         """Return the cell's encoder on the device.
@@ -120,7 +121,7 @@ class Loader:
         Raises:
             BenchError: The data or the tokenizer is missing, broken, or not for this encoder.
         """
-        key = _key(cell)
+        key = tables_key(cell)
         if self._tables is None or self._tables[0] != key:
             self.view.stage(f"preparing {cell.task}")
             self._tables = None
@@ -137,7 +138,8 @@ class Loader:
             self._tokenizers[cell.model] = load_tokenizer(source.location, source.local_only(self.options.offline))
         return self._tokenizers[cell.model]
 
-    def _warn_once(self, text: str) -> None:
+    def warn_once(self, text: str) -> None:
+        """Show a warning, unless it was shown before."""
         if text not in self._warnings:
             self._warnings.add(text)
             self.view.warn(text)
@@ -147,7 +149,7 @@ class Loader:
 
         What goes wrong here goes wrong again when that pack comes.
         """
-        key = _key(cell)
+        key = tables_key(cell)
         with self._lock, suppress(Exception):
             if key not in (self._tables and self._tables[0], self._next and self._next[0]):
                 self._next = None
@@ -170,10 +172,9 @@ class Loader:
 
     def _prepare(self, cell: Cell, backbone: Backbone) -> Prepared:
         prefetched, self._next = self._next, None
-        is_known = prefetched is not None and prefetched[0] == _key(cell)
-        tokens = prefetched[1] if prefetched is not None and is_known else self._tokens(cell)
+        tokens = prefetched[1] if prefetched is not None and prefetched[0] == tables_key(cell) else self._tokens(cell)
         for note in tokens.notes:
-            self._warn_once(note)
+            self.warn_once(note)
         train, held, evaluation = tokens.train, tokens.held_out, tokens.evaluation
         for table in (train, evaluation) if held is None else (train, held, evaluation):
             check_fits(table, backbone)
@@ -189,11 +190,6 @@ class Loader:
             held_out=None if held is None else backbone.table(held),
             info=info,
         )
-
-
-def _key(cell: Cell) -> tuple[object, ...]:
-    """What decides the tokens of a cell's task."""
-    return cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None
 
 
 def check_fits(table: TokenTable, backbone: Backbone) -> None:

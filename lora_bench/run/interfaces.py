@@ -7,7 +7,7 @@ goes back to the driver, which alone writes the results folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -157,19 +157,27 @@ class Failure:
     environment: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """What connects a pack in training to the run that it belongs to.
+class RunContext(Protocol):
+    """What connects a pack in training to the run that it belongs to: the driver, or what passes it on from elsewhere.
 
     Attributes:
         stopper: Whether the run is to stop.
-        check: Raises an error where the run is known to be over; it takes no time.
-        save: Keeps a checkpoint: its manifest and its tensors.
     """
 
     stopper: Stopper
-    check: Callable[[], None]
-    save: Callable[[CheckpointManifest, bytes], None]
+
+    def check(self) -> None:
+        """Check whether the run may go on, as far as that is known: it takes no time.
+
+        Raises:
+            BenchError: Exit code 3 if another process has taken the results folder over.
+        """
+
+    def save(self, manifest: CheckpointManifest, tensors: bytes) -> None:
+        """Write a checkpoint."""
+
+    def publish(self, outcomes: Sequence[Outcome]) -> None:
+        """Write the records and adapters of cells that have ended."""
 
 
 class Worker(Protocol):
@@ -179,12 +187,7 @@ class Worker(Protocol):
         """Load what the cells of a pack have in common. An error here is not the fault of a cell: it ends the run."""
 
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
-        """Train a pack, and yield the outcomes of its cells as they end, in lists that are published one by one.
-
-        Args:
-            job: The pack.
-            context: What keeps checkpoints, and what stops the training.
-        """
+        """Train a pack, and yield the outcomes of its cells as they end, in lists that are published one by one."""
 
     def is_memory(self, error: BaseException) -> bool:
         """Whether an error says that memory ran out."""
@@ -196,24 +199,10 @@ class Worker(Protocol):
         """Return the versions and the device that records name."""
 
 
-class Driver(Protocol):
+class Driver(RunContext, Protocol):
     """What an executor reports to."""
 
-    stopper: Stopper
     view: View
-
-    def check(self) -> None:
-        """Check what is known of the results folder, which takes no time.
-
-        Raises:
-            BenchError: Exit code 3 if another process has taken it over.
-        """
-
-    def save(self, manifest: CheckpointManifest, tensors: bytes) -> None:
-        """Write a checkpoint."""
-
-    def publish(self, outcomes: Sequence[Outcome]) -> None:
-        """Write the records and adapters of cells that have ended."""
 
     def renewed(self, job: Job) -> Job | None:
         """Return what is left of a job whose worker is gone, with its newest checkpoints; None if nothing is."""

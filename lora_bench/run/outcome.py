@@ -44,12 +44,5 @@ def failed_outcome(
 
 
 def protocol(cell: Cell, task: Task, notes: Sequence[str]) -> Protocol:
-    """Return how the cell's number is made.
-
-    Args:
-        cell: The cell.
-        task: Its task.
-        notes: What deviates from the paper in this cell.
-    """
-    split = "+".join(task.eval_splits)
-    return Protocol(split=split, select=cell.select, notes=tuple(notes))
+    """Return how the number of a cell of a task is made; `notes` say what deviates from the paper in it."""
+    return Protocol(split="+".join(task.eval_splits), select=cell.select, notes=tuple(notes))

@@ -103,12 +103,9 @@ class Owner:
         try:
             self._lease.acquire(TERM + 2 * POLL, poll_interval=POLL, cancel_check=self._has_owner)
         except (Timeout, LeaseSettingsMismatch):
-            holder = _read(self._holder_file) or self._lease.owner
-            name = str(holder) if isinstance(holder, Holder) else "another process"
-            if holder is not None and not isinstance(holder, Holder):
-                name = f"process {holder.pid} on {holder.hostname}"
-            what = f"The results folder '{self.results}' is in use by {name}."
-            raise BenchError(what, "Wait until that has ended, or give another --results.", MISSING) from None
+            lease = self._lease.owner
+            unnamed = "another process" if lease is None else f"process {lease.pid} on {lease.hostname}"
+            raise _in_use(self.results, _read(self._holder_file) or unnamed) from None
 
     def _has_owner(self) -> bool:
         """Whether the process that has the lease shows a sign of life."""
@@ -178,6 +175,22 @@ def current(results: Path) -> Holder | None:
     if holder is None or age > TERM or (holder.boot == _boot() and not _runs_here(holder)):
         return None
     return holder
+
+
+def refuse_if_in_use(results: Path) -> None:
+    """Refuse a results folder whose owner is a living process of this machine; nothing is written or waited for.
+
+    Raises:
+        BenchError: Exit code 3.
+    """
+    holder = current(results)
+    if holder is not None and _runs_here(holder):
+        raise _in_use(results, holder)
+
+
+def _in_use(results: Path, holder: Holder | str) -> BenchError:
+    what = f"The results folder '{results}' is in use by {holder}."
+    return BenchError(what, "Wait until that has ended, or give another --results.", MISSING)
 
 
 def _read(path: Path) -> Holder | None:

@@ -67,11 +67,6 @@ class Plan:
     lost: frozenset[str] = frozenset()
 
     @cached_property
-    def reasons(self) -> dict[str, str]:
-        """Why each cell will run, by id; empty if it will not."""
-        return {cell_id: status.reason if status.will_run else "" for cell_id, status in self.statuses.items()}
-
-    @cached_property
     def todo(self) -> tuple[Cell, ...]:
         """The cells that can train now, pack by pack."""
         return tuple(cell for pack in self.packs for cell in pack)

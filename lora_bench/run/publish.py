@@ -135,10 +135,7 @@ class RecordStore:
             files.remove_empty(self.results / "pending")
 
     def stage(self, outcomes: Sequence[Outcome]) -> Path:
-        """Write outcomes into the owner's folder, where they do not count yet.
-
-        Returns:
-            The folder of the outcomes.
+        """Write outcomes into a folder within the owner's, where they do not count yet, and return its path.
 
         Raises:
             OSError: They could not be written; nothing has changed.
@@ -176,11 +173,7 @@ class RecordStore:
         Raises:
             OSError: Something failed. If the outcomes count already, the next owner does the rest.
         """
-        try:
-            files.move(staged, self.results / "pending" / name)
-        except BaseException:
-            files.remove(staged)
-            raise
+        files.move(staged, self.results / "pending" / name)
         files.sync(self.results / "pending")
         self.recover()
         if time.monotonic() - self._csv_written >= CSV_COST_FACTOR * self._csv_seconds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from lora_bench.cell import Cell
@@ -53,7 +53,7 @@ class Work:
     halved: int = 0
     is_probed: bool = False
     probe: Probe | None = None
-    cost: float = field(default=0.0)
+    cost: float = 0.0
 
     @property
     def is_part(self) -> bool:
@@ -78,21 +78,13 @@ class Queue:
         self.add(plan)
 
     def busy(self, running: Iterable[Work]) -> set[str]:
-        """Return the ids of cells that are in training, or in a part of a failed pack.
-
-        Args:
-            running: What is in training.
-        """
+        """Return the ids of cells that are in training, which is `running`, or in a part of a failed pack."""
         works = [*running, *(work for work in self._waiting if work.is_part)]
         probes = [work.probe.cells for work in works if work.probe is not None]
         return {cell.id for cells in (*(work.cells for work in works), *probes) for cell in cells}
 
     def add(self, plan: Plan) -> None:
-        """Take the packs of a plan in place of those that wait and are no parts of failed ones.
-
-        Args:
-            plan: The plan, or what has become of it, without the cells that are busy.
-        """
+        """Take the packs of a plan, without busy cells, in place of those that wait and are no parts of failed ones."""
         self._known = plan.known
         parts = [work for work in self._waiting if work.is_part]
         works = self._balanced(plan) if self._devices > 1 else [Work(pack) for pack in plan.packs]
@@ -104,11 +96,11 @@ class Queue:
         if None in times:
             times = [PackTime(len(pack), float(len(pack) * pack[0].epochs)) for pack in plan.packs]
         packs = [(pack, time) for pack, time in zip(plan.packs, times, strict=True) if time is not None]
-        works = self._cut(packs) if plan.limit is None else [Work(pack, cost=time.seconds) for pack, time in packs]
+        works = self._in_parts(packs) if plan.limit is None else [Work(pack, cost=time.seconds) for pack, time in packs]
         works = sorted(works, key=lambda work: -work.cost)
         return sorted(works, key=lambda work: not plan.searches(work.cells))
 
-    def _cut(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
+    def _in_parts(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
         """The packs in parts: at first so that devices end together, later none longer than the longest one then."""
         if self._longest is None:
             sizes = part_sizes(self._devices, [time for _, time in packs])
@@ -147,22 +139,18 @@ class Queue:
             work = self._waiting.pop(index)
             cells = work.cells if work.probe else self.untrained(work.cells)
             if cells:
-                return Work(cells, work.halved, work.is_probed, work.probe, work.cost)
+                return replace(work, cells=cells)
         return None
 
     def ended(self, work: Work, failure: Failure | None) -> tuple[tuple[Cell, ...], str] | None:
         """Note that work has ended and that its records are written; what is left of failed work waits again.
-
-        Args:
-            work: The work.
-            failure: Why it could not be trained to its end.
 
         Returns:
             Cells that are given up, and why; None if there are none.
         """
         left = self.untrained(work.cells)
         if failure is not None and left:
-            self._split(Work(left, work.halved, work.is_probed, work.probe, work.cost), failure)
+            self._split(replace(work, cells=left), failure)
             return None
         return self._end_probe(work)
 

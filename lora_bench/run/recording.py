@@ -33,14 +33,7 @@ class EndedCell:
 
 
 def collect(pack: Pack, index: int, progress: Progress, posterior: PosteriorScores | None = None) -> EndedCell:
-    """Return what a record needs of the pack, which can be freed afterwards.
-
-    Args:
-        pack: The pack.
-        index: The position of the cell in it.
-        progress: The cell's progress.
-        posterior: What its posterior gives, if it has one.
-    """
+    """Return what a record needs of the cell at a position of a pack, which can be freed afterwards."""
     state = progress.state if progress.state is not None else pack.state(index)
     stored = compacted(progress.cell, state.adapter)
     counts = Counts(

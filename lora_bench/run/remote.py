@@ -12,11 +12,13 @@ import platform
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from lora_bench import methods, models, plugins, provenance, tasks
 from lora_bench.callbacks import EpochMetrics, PackEnd, PackStart, StepBlock
@@ -30,17 +32,18 @@ from lora_bench.records.store import parse, record_text
 from lora_bench.run import environment
 from lora_bench.run.checkpoints import CheckpointManifest, SentCheckpoint
 from lora_bench.run.executor import import_training, train_job
-from lora_bench.run.interfaces import Failure, Job, Options, RunContext, Setup, View
+from lora_bench.run.interfaces import Job, Options, Setup, View
 from lora_bench.run.outcome import Outcome
 from lora_bench.run.signals import Stopper
 
 Event = tuple[Any, ...]  # a word that says what has happened, then its values
 # JSON; the manifests and tensors of checkpoints; the files of what other cells have trained, by id and name.
-SentJob = tuple[str, list[tuple[str, bytes]], dict[str, dict[Part, bytes]]]
+SentJob = tuple[bytes, list[tuple[str, bytes]], dict[str, dict[Part, bytes]]]
+_JOB, _OPTIONS = TypeAdapter(Job), TypeAdapter(Options)
 
 
 class RemoteWorker:
-    """A worker that is called from another process.
+    """A worker that is called from another process; the `RunContext` of what it trains.
 
     `warm_up`, `start` and `train` run in one thread, in the order in which they are called; the others run beside them.
 
@@ -64,19 +67,15 @@ class RemoteWorker:
         """Import what trains, before it is known what that will be. What goes wrong, goes wrong again in `start`."""
         import_training(device)
 
-    def start(self, setup: str) -> Event:
-        """Load what trains.
-
-        Returns:
-            `("ready", machine, device, facts)` with what `facts_of` returns, or an error as `poll` does.
-        """
+    def start(self, setup: str) -> list[Event]:
+        """Load what trains; return `("ready", machine, device, facts)`, with what `facts_of` returns, or an error."""
         try:
-            decoded, included, method_names = decode_setup(setup)
+            decoded, included = decode_setup(setup)
             for path in included:
                 plugin = plugins.load_file(path)
                 methods.add_from(plugin)
                 tasks.add_from(plugin)
-            facts = facts_of(method_names, [task for task, _ in decoded.data])
+            facts = facts_of(decoded.methods, [task for task, _ in decoded.data])
             training = import_training(decoded.options.device)
             import torch
 
@@ -87,29 +86,27 @@ class RemoteWorker:
             self._training = training(decoded, RemoteView(self._send))
             self._debug = decoded.options.debug
         except BaseException as error:
-            return _error_event(error)
-        return "ready", platform.node(), environment.device_name(decoded.options.device), facts
+            return [_error_event(error)]
+        return [("ready", platform.node(), environment.device_name(decoded.options.device), facts)]
 
-    def train(self, number: int, job: SentJob) -> None:
-        """Train a job; what comes of it is asked for by `poll`, at last `("ended", number, failure)` or an error."""
+    def train(self, job: SentJob) -> None:
+        """Train a job; what comes of it is asked for by `poll`, at last `("ended", failure)` or an error."""
         import torch
 
         torch.set_num_threads(self.threads)  # OpenMP's number belongs to the thread
         try:
-            decoded = decode_job(number, job)
-            context = RunContext(self.stopper, lambda: None, self._save)
-            failure = train_job(self._training, decoded, context, self._publish, self._debug)
+            failure = train_job(self._training, decode_job(job), self, self._debug)
         except KeyboardInterrupt:
-            self._send(("stopped", number))
+            self._send(("stopped",))
         except BaseException as error:
             self._send(_error_event(error))
         else:
             sent = None if failure is None else (failure.status, failure.reason, dict(failure.environment))
-            self._send(("ended", number, sent))
+            self._send(("ended", sent))
 
-    def prefetch(self, cells: str) -> None:
-        """Prepare the inputs of a pack that may come next, while another trains."""
-        self._training.prefetch(decode_cells(cells))
+    def prefetch(self, cell: str) -> None:
+        """Prepare the inputs of a pack that may come next, and has this cell, while another trains."""
+        self._training.loader.prefetch(Cell.model_validate_json(cell))
 
     def poll(self, seconds: float) -> list[Event]:
         """Return what has happened since the last call; wait for it, but not longer than some seconds."""
@@ -133,10 +130,15 @@ class RemoteWorker:
             self._events.append(event)
             self._news.notify_all()
 
-    def _save(self, manifest: CheckpointManifest, tensors: bytes) -> None:
+    def check(self) -> None:
+        """The driver checks whether the run may go on."""
+
+    def save(self, manifest: CheckpointManifest, tensors: bytes) -> None:
+        """Send a checkpoint."""
         self._send(("save", manifest.model_dump_json(), tensors))
 
-    def _publish(self, outcomes: Sequence[Outcome]) -> None:
+    def publish(self, outcomes: Sequence[Outcome]) -> None:
+        """Send the records and adapters of cells that have ended."""
         self._send(("publish", [(record_text(outcome.record), dict(outcome.adapter)) for outcome in outcomes]))
 
 
@@ -176,7 +178,8 @@ def encode_setup(setup: Setup, device: str) -> str:
         (task, identity, source.kind, source.root and str(source.root.absolute()))
         for (task, identity), source in setup.data.items()
     ]
-    options = setup.options
+    cache = setup.options.cache
+    options = replace(setup.options, results=Path(os.devnull), device=device, cache=cache and cache.absolute())
     return json.dumps(
         {
             "models": names,
@@ -184,18 +187,14 @@ def encode_setup(setup: Setup, device: str) -> str:
             "targets": dict(setup.targets),
             "heads": dict(setup.heads),
             "methods": setup.methods,
-            "device": device,
-            "offline": options.offline,
-            "save": options.save,
-            "debug": options.debug,
-            "cache": options.cache and str(options.cache.absolute()),
+            "options": _OPTIONS.dump_python(options, mode="json"),
             "include": [plugin.file for plugin in plugins.included()],
         }
     )
 
 
-def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
-    """Return a setup, the files to include, and the names of the methods."""
+def decode_setup(text: str) -> tuple[Setup, list[Path]]:
+    """Return a setup, and the files to include."""
     content = json.loads(text)
     model_sources = {
         identity: ModelSource(name, location := models.location(name), identity, is_folder(Path(location)))
@@ -205,27 +204,10 @@ def decode_setup(text: str) -> tuple[Setup, list[Path], list[str]]:
         (task, identity): DataSource.parse(Path(root) if kind == "folder" else None, sample=kind == "sample")
         for task, identity, kind, root in content["data"]
     }
-    options = Options(
-        results=Path(os.devnull),
-        device=content["device"],
-        offline=content["offline"],
-        save=content["save"],
-        cache=content["cache"] and Path(content["cache"]),
-        debug=content["debug"],
-    )
     targets, heads = ({model: tuple(names) for model, names in content[kind].items()} for kind in ("targets", "heads"))
+    options = _OPTIONS.validate_python(content["options"])
     setup = Setup(model_sources, data, targets, heads, tuple(content["methods"]), options)
-    return setup, [Path(path) for path in content["include"]], content["methods"]
-
-
-def encode_cells(cells: Sequence[Cell]) -> str:
-    """Return cells as JSON."""
-    return json.dumps([cell.model_dump(mode="json") for cell in cells])
-
-
-def decode_cells(text: str) -> tuple[Cell, ...]:
-    """Return the cells that `encode_cells` was given."""
-    return tuple(Cell.model_validate(cell) for cell in json.loads(text))
+    return setup, [Path(path) for path in content["include"]]
 
 
 def encode_job(job: Job) -> SentJob:
@@ -240,34 +222,15 @@ def encode_job(job: Job) -> SentJob:
                 continue
             covered |= useful
             sent.append((checkpoint.manifest.model_dump_json(), tensors))
-    content = {
-        "cells": encode_cells(job.cells),
-        "halved": job.halved,
-        "notes": job.notes,
-        "record_times": dict(job.record_times),
-        "trained_with": dict(job.trained_with),
-        "predicted_bytes": job.predicted_bytes,
-        "needed": sorted(job.needed),
-    }
-    return json.dumps(content), sent, {cell_id: dict(parts) for cell_id, parts in job.starts.items()}
+    text = _JOB.dump_json(job, exclude={"checkpoints", "starts"})
+    return text, sent, {cell_id: dict(parts) for cell_id, parts in job.starts.items()}
 
 
-def decode_job(number: int, job: SentJob) -> Job:
-    """Return the job of a number."""
+def decode_job(job: SentJob) -> Job:
+    """Return the job that `encode_job` was given."""
     text, sent, starts = job
-    content = json.loads(text)
-    return Job(
-        number=number,
-        cells=decode_cells(content["cells"]),
-        halved=content["halved"],
-        notes=tuple(content["notes"]),
-        record_times=content["record_times"],
-        checkpoints=[SentCheckpoint(CheckpointManifest.model_validate_json(text), tensors) for text, tensors in sent],
-        predicted_bytes=content["predicted_bytes"],
-        starts=starts,
-        trained_with=content["trained_with"],
-        needed=frozenset(content["needed"]),
-    )
+    checkpoints = [SentCheckpoint(CheckpointManifest.model_validate_json(text), tensors) for text, tensors in sent]
+    return replace(_JOB.validate_json(text), checkpoints=checkpoints, starts=starts)
 
 
 def decode_outcomes(sent: Sequence[tuple[bytes, dict[str, bytes]]]) -> list[Outcome]:
@@ -275,65 +238,42 @@ def decode_outcomes(sent: Sequence[tuple[bytes, dict[str, bytes]]]) -> list[Outc
     return [Outcome(parse(record), adapter) for record, adapter in sent]
 
 
-def decode_failure(sent: tuple[Any, str, dict[str, str]] | None) -> Failure | None:
-    """Return a failure as `RemoteWorker` has sent it."""
-    return None if sent is None else Failure(*sent)
-
-
 class RemoteView(View):
-    """Sends what a view is to show.
-
-    Args:
-        send: Takes events `("view", name of a method, values)`; `show` calls the method with them.
-    """
+    """Sends what a view is to show, as events `("view", name of a method, values)` for `show`."""
 
     def __init__(self, send: Callable[[Event], None]) -> None:
         self._send = send
 
     def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
         self._send(("view", "stage", text))
 
     def warn(self, text: str) -> None:
-        """There is something that the user should know."""
         self._send(("view", "warn", text))
 
     def on_pack_start(self, start: PackStart) -> None:
-        """A pack begins to train, or continues."""
-        ids = [cell.id for cell in start.cells]
-        self._send(("view", "on_pack_start", ids, start.steps_per_epoch, start.epochs, start.steps_taken))
+        cells = [cell.model_dump(mode="json") for cell in start.cells]
+        self._send(("view", "on_pack_start", cells, start.steps_per_epoch, start.epochs, start.steps_taken))
 
     def on_step_issued(self, epoch: int, step: int) -> None:
-        """A step was issued."""
         self._send(("view", "on_step_issued", epoch, step))
 
     def on_steps_recorded(self, block: StepBlock) -> None:
-        """The values of a block of steps are known."""
         arrays = [values.tolist() for values in (block.losses, block.grad_norms, block.lrs)]
         self._send(("view", "on_steps_recorded", block.epoch, block.first_step, *arrays))
 
     def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
-        """All cells have been evaluated after an epoch."""
         parts = (metrics.metrics, metrics.held_out)
         plain = [[None if cell is None else dict(cell) for cell in part] for part in parts]
         self._send(("view", "on_epoch_evaluated", metrics.epoch, metrics.main_metric, *plain))
 
     def on_pack_end(self, end: PackEnd) -> None:
-        """A pack ends."""
         self._send(("view", "on_pack_end", end.finished, end.diverged))
 
 
-def show(view: View, name: str, values: Sequence[Any], cells: Mapping[str, Cell]) -> None:
-    """Call the method of a view that `RemoteView` was called with.
-
-    Args:
-        view: The view.
-        name: The name of the method.
-        values: What was sent.
-        cells: The cells of the job by id.
-    """
+def show(view: View, name: str, values: Sequence[Any]) -> None:
+    """Call the method of a view that `RemoteView` was called with: its name, and the values that were sent."""
     if name == "on_pack_start":
-        view.on_pack_start(PackStart(tuple(cells[cell_id] for cell_id in values[0]), *values[1:]))
+        view.on_pack_start(PackStart(tuple(map(Cell.model_validate, values[0])), *values[1:]))
     elif name == "on_steps_recorded":
         view.on_steps_recorded(StepBlock(*values[:2], *(np.array(array, dtype=float) for array in values[2:])))
     elif name == "on_epoch_evaluated":

@@ -28,15 +28,7 @@ from lora_bench.text import counted
 
 
 class Runner:
-    """Runs a plan; the `Driver` of its executor.
-
-    Args:
-        plan: The plan.
-        options: Where and how to run.
-        view: What shows progress.
-        stopper: Whether a signal has asked to stop.
-        executor: Where packs run; by default in this process.
-    """
+    """Runs a plan; the `Driver` of its executor, which by default is this process."""
 
     def __init__(
         self,
@@ -189,7 +181,7 @@ class Runner:
         return starts
 
     def check(self) -> None:
-        """Check what is known of the lease of the results folder."""
+        """Check what is known of the lease of the results folder, which takes no time."""
         self._owner.guard()
 
     def save(self, manifest: CheckpointManifest, tensors: bytes) -> None:

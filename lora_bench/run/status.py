@@ -18,8 +18,7 @@ STATES = (
 )  # fmt: skip
 HELD_UP = ("waiting", "blocked")  # by other cells, which have to end before or have failed
 RETRY = ("failed", "diverged", "oom", "stale")
-# What decides the tokens and labels of a cell: model, data, task, longest sequence, seed of the held-out rows.
-_TablesKey = tuple[object, ...]
+TablesKey = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,7 @@ class CellStatus:
 
 
 def cell_statuses(cells: Iterable[Cell], store: RecordStore, retry: Collection[str]) -> dict[str, CellStatus]:
-    """Return the status of cells by id.
-
-    Args:
-        cells: The cells.
-        store: The records of the results folder.
-        retry: The states whose cells run again.
-    """
+    """Return the status of cells by id; those in a state of `retry` run again."""
     holder = owner.current(store.results)
     saved = checkpoints.newest_by_cell(checkpoints.read_all(store.results), store.record_times())
     damaged = {path.stem: reason for path, reason in store.broken.items()}
@@ -88,10 +81,10 @@ def _saved_progress(checkpoint: Checkpoint | None, cell: Cell, records: Mapping[
     return f"saved after {len(entry.metrics)} of {cell.epochs} epochs, {entry.steps} steps"
 
 
-def _changes(record: Record, records: Mapping[str, Record], fingerprints: Mapping[_TablesKey, str]) -> list[str]:
+def _changes(record: Record, records: Mapping[str, Record], fingerprints: Mapping[TablesKey, str]) -> list[str]:
     """What the record's numbers depend on that has changed since, in words."""
     changes = provenance.differences(record.environment, provenance.current(record.cell.method))
-    if record.data is not None and fingerprints[_tables_key(record.cell)] != record.data.fingerprint:
+    if record.data is not None and fingerprints[tables_key(record.cell)] != record.data.fingerprint:
         changes.append("data: newer records were trained on other tokens or labels")
     start = records.get(record.cell.start or "")
     if start is not None:
@@ -102,16 +95,17 @@ def _changes(record: Record, records: Mapping[str, Record], fingerprints: Mappin
     return changes
 
 
-def _tables_key(cell: Cell) -> _TablesKey:
+def tables_key(cell: Cell) -> TablesKey:
+    """Return what decides the tokens and labels of a cell; the seed where it draws the held-out rows."""
     return cell.model, cell.data, cell.task, cell.max_length, cell.seed if cell.select == "held-out" else None
 
 
-def _newest_fingerprints(store: RecordStore) -> dict[_TablesKey, str]:
+def _newest_fingerprints(store: RecordStore) -> dict[TablesKey, str]:
     """The fingerprint of the tokens and labels that the newest record with each key was trained on."""
     record_times = store.record_times()
-    newest: dict[_TablesKey, str] = {}
+    newest: dict[TablesKey, str] = {}
     for cell_id in sorted(store.records, key=lambda cell_id: record_times[cell_id]):
         record = store.records[cell_id]
         if record.data is not None:
-            newest[_tables_key(record.cell)] = record.data.fingerprint
+            newest[tables_key(record.cell)] = record.data.fingerprint
     return newest

@@ -24,15 +24,15 @@ class Totals:
     """What all packs of a plan take, those of cells that wait for others among them.
 
     Attributes:
-        cells: how many cells will train.
-        packs: in how many packs.
-        times: the predicted times of the packs for which they can be predicted.
-        start: the seconds before the first pack.
-        peak: the bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
+        cells: How many cells will train.
+        packs: In how many packs.
+        times: The predicted times of the packs for which they can be predicted.
+        start: The seconds before the first pack.
+        peak: The bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
             None if they are unknown.
-        disk: the bytes of records and adapters, and of what is kept while other cells continue from it; None if they
+        disk: The bytes of records and adapters, and of what is kept while other cells continue from it; None if they
             are unknown.
-        guesses: what makes these numbers a guess or unknown, in a sentence each.
+        guesses: What makes these numbers a guess or unknown, in a sentence each.
     """
 
     cells: int
@@ -50,12 +50,7 @@ class Totals:
 
 
 def totals(plan: Plan, saves: bool = True) -> Totals:
-    """Return what all packs of a plan take.
-
-    Args:
-        plan: The plan.
-        saves: Whether the trained adapters are saved.
-    """
+    """Return what all packs of a plan take; `saves` says whether the trained adapters are saved."""
     costs = [*plan.costs, *plan.later_costs]
     packs = [*plan.packs, *plan.later]
     return Totals(

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_bench.cell import Cell
+from lora_bench.errors import described
 from lora_bench.text import clean, discreet
 
 FOLDER = "tracking"  # in the results folder: what trackers keep on disk
@@ -87,7 +88,7 @@ class Recorder:
         name: The tracker.
         results: The results folder.
         offline: Whether no network may be used.
-        limit_log: Called whenever the tracker may have printed.
+        limit_log: To be called whenever the tracker may have printed.
     """
 
     def __init__(self, name: str, results: Path, offline: bool, limit_log: Callable[[], None] = lambda: None) -> None:
@@ -99,17 +100,15 @@ class Recorder:
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Write an event."""
-        ((kind, values),) = event.items()
-        if kind == "open":
-            self._open([Cell.model_validate(cell) for cell in values])
-        elif kind == "steps":
-            ids, first_step, seconds, *arrays = values
-            losses, norms, rates = (decode(text, len(ids)) for text in arrays)
-            self._steps(ids, first_step, seconds, losses, norms, rates)
-        elif kind == "epoch":
-            self._epoch(*values)
-        elif kind == "end":
-            self._end(values)
+        match event:
+            case {"open": cells}:
+                self._open([Cell.model_validate(cell) for cell in cells])
+            case {"steps": [ids, first_step, seconds, *arrays]}:
+                self._steps(ids, first_step, seconds, *(decode(text, len(ids)) for text in arrays))
+            case {"epoch": values}:
+                self._epoch(*values)
+            case {"end": ended}:
+                self._end(ended)
 
     def close(self) -> None:
         """End all runs."""
@@ -327,8 +326,7 @@ def _end_with_the_run(parent: int) -> None:
 
 def _reason(error: BaseException) -> str:
     """Say in a line what a tracker has raised."""
-    text = ""
+    text = type(error).__name__
     with suppress(Exception):  # of an exception that cannot be printed
-        text = str(error)
-    name = type(error).__name__
-    return discreet(clean(f"{name}: {text}" if text else name))[:200]
+        text = described(error)
+    return discreet(clean(text))[:200]

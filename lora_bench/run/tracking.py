@@ -42,7 +42,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that do not exist or are not installed, before anything else is done.
 
     Raises:
-        BenchError: exit code 2 for an unknown name, 3 for one that is not installed.
+        BenchError: Exit code 2 for an unknown name, 3 for one that is not installed.
     """
     for name in names:
         if name not in PACKAGES:
@@ -50,22 +50,13 @@ def check_trackers(names: Sequence[str]) -> None:
         missing = [] if importlib.util.find_spec("accelerate") else ["'lora-bench[track]'"]
         missing += [] if any(map(importlib.util.find_spec, PACKAGES[name])) else [name]
         if missing:
-            packages = " ".join(missing)
-            raise BenchError(
-                f"--track {name} needs packages that are not installed.", f"pip install {packages}", MISSING
-            )
+            hint = f"pip install {' '.join(missing)}"
+            raise BenchError(f"--track {name} needs packages that are not installed.", hint, MISSING)
 
 
 @contextmanager
 def tracked(view: View, names: Sequence[str], results: Path, offline: bool = False) -> Iterator[View]:
-    """Give a view that tracks what it sees and passes it on to `view`; without names, `view` itself.
-
-    Args:
-        view: What shows the run.
-        names: The trackers.
-        results: The results folder.
-        offline: Whether no network may be used.
-    """
+    """Give a view that tracks what it sees with the trackers of these names, and passes it on; without any, `view`."""
     if not names:
         yield view
         return
@@ -97,14 +88,7 @@ def _close(processes: Sequence[TrackerProcess], view: View) -> None:
 
 
 class TrackerProcess:
-    """The process of a tracker, and two threads: one sends it events, one shows what it reports.
-
-    Args:
-        name: The tracker.
-        results: The results folder.
-        offline: Whether no network may be used.
-        warn: What shows a warning.
-    """
+    """The process of a tracker, and two threads: one sends it events, one shows what it reports by `warn`."""
 
     def __init__(self, name: str, results: Path, offline: bool, warn: Callable[[str], None]) -> None:
         self.name, self._results, self._offline, self._warn = name, results, offline, warn
@@ -236,19 +220,21 @@ class Tracking(View):
 
     Args:
         view: What shows the run.
-        processes: The processes of the trackers.
+        processes: The processes.
+        steps: The steps that cells have taken, by id. The views of all devices share them with that of the run, which
+            ends the cells.
     """
 
-    def __init__(self, view: View, processes: Sequence[TrackerProcess]) -> None:
+    def __init__(self, view: View, processes: Sequence[TrackerProcess], steps: dict[str, int] | None = None) -> None:
         self.view, self.processes = view, processes
         self._start = PackStart((), 1, 1, 0)
         self._ids: tuple[str, ...] = ()
-        self._steps: dict[str, int] = {}
+        self._steps = {} if steps is None else steps
         self._last = time.monotonic()
 
     def on_device(self, name: str) -> View:
         """Return what shows and tracks the packs of one of several devices."""
-        return _OfDevice(self.view.on_device(name), self)
+        return Tracking(self.view.on_device(name), self.processes, self._steps)
 
     def stage(self, text: str) -> None:
         """Start the trackers, which import what they need while the run does."""
@@ -256,11 +242,9 @@ class Tracking(View):
         self._start_all()
 
     def warn(self, text: str) -> None:
-        """Pass it on."""
         self.view.warn(text)
 
     def staged(self, stages: Sequence[StageProgress]) -> None:
-        """Pass it on."""
         self.view.staged(stages)
 
     def done(self, records: Sequence[Record]) -> None:
@@ -279,7 +263,6 @@ class Tracking(View):
         self._send("open", *(cell.model_dump(mode="json", exclude_none=True) for cell in start.cells))
 
     def on_step_issued(self, epoch: int, step: int) -> None:
-        """Pass it on."""
         self.view.on_step_issued(epoch, step)
 
     def on_steps_recorded(self, block: StepBlock) -> None:
@@ -292,7 +275,6 @@ class Tracking(View):
         self._send("steps", self._ids, block.first_step, seconds, *arrays)
 
     def on_safe_point(self) -> None:
-        """Pass it on."""
         self.view.on_safe_point()
 
     def on_epoch_evaluated(self, metrics: EpochMetrics) -> None:
@@ -302,11 +284,9 @@ class Tracking(View):
         self._send("epoch", self._ids, metrics.epoch, step, metrics.metrics, metrics.held_out)
 
     def on_pack_end(self, end: PackEnd) -> None:
-        """Pass it on."""
         self.view.on_pack_end(end)
 
     def should_pause(self) -> bool:
-        """Pass it on."""
         return self.view.should_pause()
 
     def _start_all(self) -> None:
@@ -316,11 +296,3 @@ class Tracking(View):
     def _send(self, kind: str, *values: Any) -> None:
         for process in self.processes:
             process.send(kind, *values)
-
-
-class _OfDevice(Tracking):
-    """The view of one of several devices; the steps of its cells are known to the view of the run, which ends them."""
-
-    def __init__(self, view: View, run: Tracking) -> None:
-        super().__init__(view, run.processes)
-        self._steps = run._steps

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -13,16 +12,15 @@ from lora_bench.cell import Cell
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.encoder import head_forms
 from lora_bench.engine.encoder.targets import resolve
-from lora_bench.engine.memory import SAMPLES, cells_that_fit, free_bytes
+from lora_bench.engine.memory import SAMPLES, cells_that_fit, forget_peak, free_bytes
 from lora_bench.engine.shortage import is_memory
-from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import DataInfo, Timing
 from lora_bench.run import checkpointing, environment, recording
 from lora_bench.run.checkpointing import Checkpointer
 from lora_bench.run.inputs import Loader
 from lora_bench.run.interfaces import Job, RunContext, Setup, View
 from lora_bench.run.outcome import Outcome
-from lora_bench.run.pack_run import PackRun, build_trainer
+from lora_bench.run.pack_run import Build, build_trainer, train_pack
 from lora_bench.run.recording import EndedCell
 
 SAFE_SHARE = 0.4  # of the free memory (chosen): a pack whose predicted peak is below it is not measured
@@ -35,6 +33,7 @@ class Training:
         self.setup, self.options, self.view = setup, setup.options, view
         self.device = torch.device(self.options.device)
         self.loader = Loader(setup.models, setup.data, self.options, view, self.device)
+        self._environment = {**environment.versions(), "device": environment.device_name(self.options.device)}
 
     def prepare(self, cells: tuple[Cell, ...]) -> None:
         """Load the encoder and the tables.
@@ -50,12 +49,8 @@ class Training:
             head_forms.of_cell(head, backbone.config).activation_of(backbone.config)
         self.loader.tables(cells[0], backbone)
 
-    def prefetch(self, cells: tuple[Cell, ...]) -> None:
-        """Read and tokenize what the cells of another pack have in common, beside the pack that trains."""
-        self.loader.prefetch(cells[0])
-
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
-        """Train a pack; see `Worker.train`.
+        """Train a pack.
 
         Cells with a checkpoint are resumed together with those that had taken as many steps; the others start anew.
         """
@@ -64,9 +59,9 @@ class Training:
         prepared = self.loader.tables(cells[0], backbone)
         fingerprint = self._fingerprint(prepared.info)
         checkpoints = checkpointing.find(job, fingerprint)
-        continuing = {cell.start: cell for cell in job.cells}
+        continuing = {cell.start: cell for cell in cells}
         starts = {cell_id: saved.decode(continuing[cell_id], parts) for cell_id, parts in job.starts.items()}
-        build = lambda sample: build_trainer(sample, backbone, prepared, starts)
+        build = lambda members: build_trainer(members, backbone, prepared, starts)
         by_steps: dict[int, list[Cell]] = {}
         for cell in cells:
             steps = checkpoints[cell.id].entry.steps if cell.id in checkpoints else 0
@@ -74,9 +69,10 @@ class Training:
         for steps in sorted(by_steps, reverse=True):
             limit = len(cells) if job.halved else self._cells_that_fit(by_steps[steps], job, build)
             for part in _even_parts(by_steps[steps], limit):
+                forget_peak(self.device)
                 checkpointer = Checkpointer(context, job, fingerprint)
-                run = PackRun(backbone, prepared, self.view, checkpointer, starts)
-                ended, timing = run.train(part, checkpoints, job.halved)
+                warn_once = self.loader.warn_once
+                ended, timing = train_pack(part, build, checkpoints, checkpointer, self.view, warn_once)
                 yield [self._outcome(cell, job, prepared.info, timing) for cell in ended]
 
     def is_memory(self, error: BaseException) -> bool:
@@ -91,10 +87,6 @@ class Training:
     def environment(self) -> dict[str, str]:
         """Return the versions and the device that records name."""
         return self._environment
-
-    @cached_property
-    def _environment(self) -> dict[str, str]:
-        return {**environment.versions(), "device": environment.device_name(self.options.device)}
 
     def _outcome(self, ended: EndedCell, job: Job, info: DataInfo, timing: Timing) -> Outcome:
         cell, state = ended.progress.cell, ended.progress.state
@@ -111,7 +103,7 @@ class Training:
         libraries = provenance.versions_of(*provenance.LIBRARIES)
         return {**libraries, "data": info.fingerprint, "device": self.device.type}
 
-    def _cells_that_fit(self, cells: Sequence[Cell], job: Job, build: Callable[[Sequence[Cell]], Trainer]) -> int:
+    def _cells_that_fit(self, cells: Sequence[Cell], job: Job, build: Build) -> int:
         """How many of the cells a GPU's memory holds; measured where the forecast is unknown or near the limit."""
         if self.device.type != "cuda" or len(cells) <= SAMPLES[1]:
             return len(cells)

@@ -57,9 +57,9 @@ def draw_clause(rng: Random, nouns: range | None = None, modifiers: int = 2) -> 
     """Draw a clause.
 
     Args:
-        rng: the random numbers.
-        nouns: the concepts to draw the subject and the object from; by default all.
-        modifiers: how many of adjective, place and day are set.
+        rng: The random numbers.
+        nouns: The concepts to draw the subject and the object from; by default all.
+        modifiers: How many of adjective, place and day are set.
     """
     pool = nouns or range(len(lex.NOUNS))
     subject, target = rng.sample(list(pool), 2)
@@ -148,10 +148,10 @@ def say(rng: Random, clause: Clause, plain: bool = False, known: Clause | None =
     """Return one wording of a clause.
 
     Args:
-        rng: the random numbers.
-        clause: the meaning.
-        plain: whether to avoid the passive and place or day in front of the sentence.
-        known: another clause. The wording also says of each concept whether it is the same there (`the same`, `again`)
+        rng: The random numbers.
+        clause: The meaning.
+        plain: Whether to avoid the passive and place or day in front of the sentence.
+        known: Another clause. The wording also says of each concept whether it is the same there (`the same`, `again`)
             or not (`another`, `now`).
     """
     subject = say_phrase(rng, clause.subject, known.subject if known else None)

@@ -105,8 +105,8 @@ def mask_words(
 
     Args:
         ids: `[batch, length]`.
-        probabilities: the probability of each word, `[vocabulary]`.
-        generator: the random numbers.
+        probabilities: The probability of each word, `[vocabulary]`.
+        generator: The random numbers.
 
     Returns:
         The input of the encoder, and where it must predict the word, both `[batch, length]`.
@@ -128,10 +128,10 @@ def prediction_loss(
     With the losses of lower layers, a word's context is combined early enough for a later layer to use it.
 
     Args:
-        model: the encoder with its head.
-        ids: the true words, `[batch, length]`.
-        inputs: the words that the encoder reads.
-        predicted: where it must predict the word.
+        model: The encoder with its head.
+        ids: The true words, `[batch, length]`.
+        inputs: The words that the encoder reads.
+        predicted: Where it must predict the word.
     """
     import torch
 
@@ -149,8 +149,8 @@ def pretrain(rows: list[list[int]], probabilities: torch.Tensor) -> RobertaForMa
     """Train a new encoder by masked language modelling, in one pass over the rows.
 
     Args:
-        rows: token ids.
-        probabilities: the probability that each word must be predicted, `[vocabulary]`.
+        rows: Token ids.
+        probabilities: The probability that each word must be predicted, `[vocabulary]`.
     """
     import torch
 

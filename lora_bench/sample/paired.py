@@ -35,10 +35,10 @@ def alter(rng: Random, clause: Clause, slots: list[str], swaps_roles: bool = Tru
     """Return a clause with another meaning.
 
     Args:
-        rng: the random numbers.
-        clause: the clause.
-        slots: the slots of which two are changed.
-        swaps_roles: whether subject and object may be exchanged instead.
+        rng: The random numbers.
+        clause: The clause.
+        slots: The slots of which two are changed.
+        swaps_roles: Whether subject and object may be exchanged instead.
     """
     if swaps_roles and rng.random() < 0.15:
         return swap(clause)

@@ -21,10 +21,10 @@ class SampleTask:
     """How the rows of a task are generated.
 
     Attributes:
-        maker: returns the texts of a row with a label.
-        columns: the columns of the texts.
-        labels: the number of labels.
-        graded: whether labels are floats.
+        maker: Returns the texts of a row with a label.
+        columns: The columns of the texts.
+        labels: The number of labels.
+        graded: Whether labels are floats.
     """
 
     maker: Maker
@@ -52,11 +52,11 @@ def draw_rows(
     """Draw rows with the labels in turn, then shuffle them.
 
     Args:
-        task: the task.
-        rng: the random numbers.
-        size: the number of rows.
-        seen: texts that must not occur again; the new texts are added.
-        maker: replaces the task's own.
+        task: The task.
+        rng: The random numbers.
+        size: The number of rows.
+        seen: Texts that must not occur again; the new texts are added.
+        maker: Replaces the task's own.
     """
     texts: list[tuple[tuple[str, ...], int]] = []
     while len(texts) < size:

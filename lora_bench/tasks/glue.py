@@ -1,8 +1,8 @@
 """The definitions of the nine GLUE tasks.
 
-Sources: tasks and metrics are those of Wang et al. 2019 (arXiv 1804.07461); names of columns, the order of labels and
-the numbers of rows those of `nyu-mll/glue` on the Hub; numbers of test rows those of published submissions; names of
-submission files and of their labels those that several public exporters write.
+Sources: tasks and metrics are from Wang et al. 2019 (arXiv 1804.07461); names of columns, the order of labels and the
+numbers of rows from `nyu-mll/glue` on the Hub; numbers of test rows from published submissions; names of submission
+files and of their labels from several public exporters.
 
 Mean lengths were counted on the train splits, QNLI's on a tenth of it. QQP's and MNLI's are computed from the bytes of
 their train splits as the Hub's dataset card has them (119.9 and 170.0 a row without labels) and from the tokens a byte

@@ -57,9 +57,8 @@ def _is_accepted(cell: Cell) -> bool:
 def _with_even_sizes(cell: Cell) -> Cell:
     """The cell with other sizes, for a method that divides weights, or weights and rank, evenly.
 
-    a and b become the largest powers of two within them, up to 16, which divide all weights of the tiny encoders. The
-    rank becomes that many times a: another multiple of a for each rank, and more than a itself, so that cells of other
-    ranks or other a differ in the order of what the method divides.
+    a and b are rounded down to powers of two, at most 16, which divide all weights of the tiny encoders. The rank is
+    multiplied by a, so that a divides it and cells of other ranks or other a still differ in size.
     """
     sizes = {name: 2 ** min(4, size.bit_length() - 1) for name in ("a", "b") if (size := getattr(cell, name))}
     if cell.rank:

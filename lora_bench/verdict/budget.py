@@ -25,14 +25,14 @@ class Planner:
     """Plans configs of a verdict for one device.
 
     Attributes:
-        results: the results folder.
-        sources: looks up models and data; the same objects for all configs.
-        data: the data folder, if there is one.
-        device: the device's name, as records have it.
-        gpus: on how many of them packs are spread.
-        pack_size: the largest number of cells in a pack; None for as many as fill the device.
-        retry: the states of recorded cells that are to be trained again.
-        measured: the file with the device's own coefficients.
+        results: The results folder.
+        sources: Looks up models and data; the same objects for all configs.
+        data: The data folder, if there is one.
+        device: The device's name, as records have it.
+        gpus: On how many of them packs are spread.
+        pack_size: The largest number of cells in a pack; None for as many as fill the device.
+        retry: The states of recorded cells that are to be trained again.
+        measured: The file with the device's own coefficients.
     """
 
     results: Path
@@ -65,10 +65,10 @@ def fit(
     tasks, the task that takes longest is left out, and the next one.
 
     Args:
-        minutes: the time.
-        tasks: the tasks asked for.
-        planner: predicts how long a config takes.
-        config_of: returns the config for some tasks and a number of seeds.
+        minutes: The time.
+        tasks: The tasks asked for.
+        planner: Predicts how long a config takes.
+        config_of: Returns the config for some tasks and a number of seeds.
 
     Raises:
         BenchError: Exit code 2 if the time cannot be predicted, or is not enough for one task.

@@ -24,8 +24,8 @@ class Deviations:
     """How far the scores of seeds vary on each task.
 
     Attributes:
-        by_task: the standard deviation of one seed's score.
-        origin: where they are from, in words.
+        by_task: The standard deviation of one seed's score.
+        origin: Where they are from, in words.
     """
 
     by_task: Mapping[str, float]
@@ -39,8 +39,8 @@ class Deviations:
         """Return half the width that the interval of a difference of averages is expected to have, over seeds.
 
         Args:
-            tasks: the tasks of the average.
-            looks: the seeds at each look, the one in question last.
+            tasks: The tasks of the average.
+            looks: The seeds at each look, the one in question last.
         """
         from scipy import stats
 
@@ -54,8 +54,8 @@ def deviations_of(records: Iterable[Record], tasks: Sequence[str]) -> Deviations
     Cells that searched a rate do not count: they vary more at rates that are too high.
 
     Args:
-        records: the records of the results folder.
-        tasks: the tasks.
+        records: The records of the results folder.
+        tasks: The tasks.
     """
     scores: defaultdict[tuple[Cell, str | None], list[float]] = defaultdict(list)
     for record in records:

@@ -45,19 +45,19 @@ class Question:
     """What is asked.
 
     Attributes:
-        subject: the method that the question is about.
-        reference: the method that it is compared with.
-        model: the encoder, as the user names it.
-        identity: the encoder, as cells name it.
-        tasks: the tasks asked for.
-        targets: what both methods adapt.
-        sizes: at how many sizes.
-        margin: methods whose difference is certainly smaller, in points, are equivalent.
-        over: what the interval is over, as in `Comparisons`.
-        epochs: by task.
-        settings: further settings of all cells, the precision among them.
-        rates: the learning rates to search for both methods; None for some around each one's default.
-        search_seeds: the seeds that search.
+        subject: The method that the question is about.
+        reference: The method that it is compared with.
+        model: The encoder, as the user names it.
+        identity: The encoder, as cells name it.
+        tasks: The tasks asked for.
+        targets: What both methods adapt.
+        sizes: At how many sizes.
+        margin: Methods whose difference is certainly smaller, in points, are equivalent.
+        over: What the interval is over, as in `Comparisons`.
+        epochs: By task.
+        settings: Further settings of all cells, the precision among them.
+        rates: The learning rates to search for both methods; None for some around each one's default.
+        search_seeds: The seeds that search.
     """
 
     subject: str
@@ -77,7 +77,7 @@ class Question:
     @property
     def topic(self) -> str:
         """What is compared, in one line."""
-        return clean(f"{_named(self.subject)} against {_named(self.reference)} on {self.identity}")
+        return clean(f"{_method_text(self.subject)} against {_method_text(self.reference)} on {self.identity}")
 
     @property
     def description(self) -> str:
@@ -98,7 +98,7 @@ class Question:
         return clean("; ".join(parts))
 
 
-def _named(method: str) -> str:
+def _method_text(method: str) -> str:
     """Name a method, with its file and a hash of its text if it is not one of the package."""
     origin = methods.origin(method)
     return method if origin is None else f"{method} ({origin})"
@@ -113,10 +113,10 @@ def config_text(question: Question, pairs: Sequence[Pair], tasks: Sequence[str],
     """Return the config of a first look.
 
     Args:
-        question: the question.
-        pairs: the settings of both methods at each size.
-        tasks: the tasks to train, all or some of those asked for.
-        seeds: the number of seeds.
+        question: The question.
+        pairs: The settings of both methods at each size.
+        tasks: The tasks to train, all or some of those asked for.
+        seeds: The number of seeds.
     """
     defaults = {
         "model": question.model,
@@ -156,8 +156,8 @@ def add_look(text: str, origin: str) -> str:
     The number does not depend on what was seen, and neither do the limits of the looks.
 
     Args:
-        text: the config as it is; it has looks.
-        origin: its file, for messages.
+        text: The config as it is; it has looks.
+        origin: Its file, for messages.
     """
     raw, config = read_yaml(text, origin)[0], parse_config(text, origin)
     looks = config.compare.looks

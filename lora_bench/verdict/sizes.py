@@ -32,10 +32,10 @@ class Setting:
     """One method at one size.
 
     Attributes:
-        method: the method's name.
-        sizes: rank, a and b, those of them that the method has.
-        values: how many values it trains, without the head.
-        cost: how unusual the sizes are.
+        method: The method's name.
+        sizes: Rank, a and b, those of them that the method has.
+        values: How many values it trains, without the head.
+        cost: How unusual the sizes are.
     """
 
     method: str
@@ -89,11 +89,11 @@ def choose_sizes(subject: str, reference: str, targets: str, geometry: Geometry,
     factor of 4 apart, downwards first. At each size the pair that matches best is taken.
 
     Args:
-        subject: the method that the question is about.
-        reference: the method that it is compared with.
-        targets: what both adapt.
-        geometry: the encoder's sizes.
-        count: how many sizes are wanted. There are fewer where the methods have not as many in common.
+        subject: The method that the question is about.
+        reference: The method that it is compared with.
+        targets: What both adapt.
+        geometry: The encoder's sizes.
+        count: How many sizes are wanted. There are fewer where the methods have not as many in common.
 
     Raises:
         BenchError: Exit code 2 if one of them trains no adapter, or cannot be applied to these targets; or if these are

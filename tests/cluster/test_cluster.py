@@ -25,7 +25,7 @@ from lora_bench.errors import DONE, INTERRUPTED, MISSING, USAGE, BenchError
 from lora_bench.run import cluster as clusters
 from lora_bench.run import connection, remote
 from lora_bench.run.interfaces import View
-from lora_bench.testing import make_data, make_model
+from lora_bench.testing import QuietView, make_data, make_model
 
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -240,6 +240,13 @@ def test_an_error_of_another_machine_names_it() -> None:
         with pytest.raises(BenchError) as caught:
             executor._handle(device, None, ("error", name, "What.", "How.", MISSING))
         assert (caught.value.what, caught.value.code) == (what, MISSING)
+
+
+def test_what_several_workers_warn_of_is_said_once() -> None:
+    executor, view = clusters.RayExecutor(device="cpu"), QuietView()
+    for text in ("the same", "the same", "another"):
+        executor._handle(clusters._Device(None, None, view), None, ("view", "warn", text))
+    assert view.warnings == ["the same", "another"]
 
 
 def test_without_ray_the_engine_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

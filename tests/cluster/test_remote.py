@@ -57,7 +57,7 @@ def test_a_view_elsewhere_shows_what_it_would_have_shown_here() -> None:
     for name, *values in calls:
         getattr(view, name)(*values)
     for _, name, *values in json.loads(json.dumps(sent)):
-        remote.show(shown, name, values, {cell.id: cell for cell in CELLS})
+        remote.show(shown, name, values)
     assert repr(shown.calls) == repr(calls)
     overridden = {name for name in vars(Callback) if name.startswith("on_")} - {"on_safe_point"}
     assert overridden <= vars(remote.RemoteView).keys()  # what callbacks see here, they see elsewhere
@@ -66,7 +66,7 @@ def test_a_view_elsewhere_shows_what_it_would_have_shown_here() -> None:
 def entry(cell: Cell, position: int) -> checkpoints.CellEntry:
     """A cell in a checkpoint."""
     return checkpoints.CellEntry(
-        id=cell.id, position=position, code="c", record_time=0, steps=3, steps_taken=3, epoch_losses=(math.nan, 0.1)
+        id=cell.id, position=position, code="c", record_time=0, steps=3, steps_taken=3, epoch_losses=[math.nan, 0.1]
     )
 
 
@@ -76,14 +76,14 @@ def test_a_job_arrives_as_it_was_with_the_newest_sound_checkpoint_of_each_cell(t
         save_checkpoint(tmp_path, "pack", entries, f"of {steps}".encode(), steps)
     stored = checkpoints.read_all(tmp_path)
     job = Job(5, CELLS, 2, ("a note",), {CELLS[0].id: 0}, stored, 1e9 / 3, trained_with={"an id": "a hash"})
-    decoded = remote.decode_job(5, remote.encode_job(job))
+    decoded = remote.decode_job(remote.encode_job(job))
     assert [checkpoint.read_tensors() for checkpoint in decoded.checkpoints] == [b"of 9", b"of 8"]
     assert repr([c.manifest for c in decoded.checkpoints]) == repr([c.manifest for c in stored[:2]])
     plain = {"checkpoints": ()}
     assert {**vars(decoded), **plain} == {**vars(job), **plain}
     assert isinstance(stored[0], Checkpoint)
     (stored[0].path / checkpoints.TENSORS).write_bytes(b"damaged")
-    sent = remote.decode_job(5, remote.encode_job(job)).checkpoints
+    sent = remote.decode_job(remote.encode_job(job)).checkpoints
     assert [checkpoint.read_tensors() for checkpoint in sent] == [b"of 8"]
     assert describe({checkpoints.TENSORS: b"of 8"}) == sent[0].manifest.files
 
@@ -96,9 +96,9 @@ def test_a_setup_arrives_with_absolute_paths(tmp_path: Path, monkeypatch: pytest
     setup = relative.plan(blocks).setup(Options(Path("results"), offline=True, save=False, cache=Path("cache")))
     text = remote.encode_setup(setup, "cuda")
     monkeypatch.chdir("/")
-    decoded, included, names = remote.decode_setup(text)
+    decoded, included = remote.decode_setup(text)
     assert included == []
-    assert names == ["lora", "xs"]
+    assert decoded.methods == ("lora", "xs")
     assert (decoded.targets, decoded.heads) == (setup.targets, setup.heads)
     assert {identity: source.identity for identity, source in decoded.models.items()} == {
         identity: identity for identity in setup.models

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +13,15 @@ from lora_bench.engine import graphs
 from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.graphs import StepGraphs
 from lora_bench.engine.masks import Masks
-from lora_bench.testing import make_tokens
+from lora_bench.engine.trainer import Trainer
+from lora_bench.testing import QuietView, TinyBench, make_tokens
 from tests.engine.engine_factory import backbone, table
 
 COPIES = RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
 
 
-def steps(code_is_ours: bool, error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Take three steps of one shape, of which none can be recorded; how many were issued."""
+def steps(code_is_ours: bool, error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str | None]:
+    """Take three steps of one shape, of which none can be recorded; how many were issued, and why."""
     on, issued = backbone(), []
     (batch,) = table(make_tokens(8, 1, "sst2")).batches([np.arange(8)])
     made = StepGraphs(code_is_ours)
@@ -34,11 +37,29 @@ def steps(code_is_ours: bool, error: RuntimeError, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(graphs.StepGraphs, "_record", refuse)
     for _ in range(3):
         made.step(batch, device_step, on.masks, lambda masks: None)
-    return len(issued)
+    return len(issued), made.refusal
 
 
 def test_code_that_is_not_ours_is_issued_where_it_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert steps(False, COPIES, monkeypatch) == 3
+    assert steps(False, COPIES, monkeypatch) == (3, str(COPIES))
+
+
+def test_a_run_says_once_that_its_steps_cannot_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packs of full fine-tuning, of which every second step of a shape would be recorded if there were a GPU."""
+
+    def choose_all(trainer: Trainer) -> None:
+        trainer.graphs.forms = [trainer.table.layout(rows).form for rows in trainer.batch_rows(1)]
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Cannot copy\nmore of it")
+
+    monkeypatch.setattr(Trainer, "prepare", choose_all)
+    monkeypatch.setattr(StepGraphs, "_record", refuse)
+    bench, view = TinyBench.create(tmp_path, "sst2"), QuietView()
+    bench.follow(bench.plan([{"method": "full", "seed": [0, 1]}], precision="float32"), view)
+    slower = "Training steps are issued one by one, which is slower for small packs"
+    assert view.packs == 2
+    assert view.warnings == [f"{slower}: they cannot be recorded as CUDA graphs (Cannot copy)."]
 
 
 @pytest.mark.parametrize(("code_is_ours", "error"), [(True, COPIES), (False, torch.OutOfMemoryError("out of memory"))])

@@ -56,6 +56,22 @@ def make_manifest(
 ADAPTER = {name: name.encode() for name in ("head.safetensors", "adapter.json")}
 
 
+class NoRun:
+    """The context of a pack that belongs to no run: nothing of it is written."""
+
+    def __init__(self) -> None:
+        self.stopper = Stopper()
+
+    def check(self) -> None:
+        """It may go on."""
+
+    def save(self, manifest: checkpoints.CheckpointManifest, tensors: bytes) -> None:
+        """Nothing is kept."""
+
+    def publish(self, outcomes: Sequence[Outcome]) -> None:
+        """Nothing is kept."""
+
+
 class StubWorker:
     """Says of every cell that it is done, by `name`. `on_cells` is called with each pack and may fail."""
 

@@ -62,9 +62,9 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path: Path) -> None:
         steps_taken=6,
         diverged="epoch 1, step 7",
         selected=2,
-        epoch_losses=(0.5, math.inf),
-        metrics=({"accuracy": 0.25}, {"accuracy": math.nan}),
-        held_out=({"accuracy": -math.inf},),
+        epoch_losses=[0.5, math.inf],
+        metrics=[{"accuracy": 0.25}, {"accuracy": math.nan}],
+        held_out=[{"accuracy": -math.inf}],
     )
     path = save_checkpoint(tmp_path, NAME, [cell, entry("b", 5)], b"tensors", steps=7, fingerprint={"torch": "2"})
     (checkpoint,) = checkpoints.read_all(tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench.errors import BenchError
-from lora_bench.export.folders import complete_folder
+from lora_bench.export.writing import complete_folder
 from tests.robust.robust_kit import is_clear, lora_bench, make_rows, only_record, run, tree
 
 FULL = """

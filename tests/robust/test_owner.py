@@ -17,14 +17,13 @@ from lora_bench.records import files
 from lora_bench.records.store import read_records
 from lora_bench.run import owner
 from lora_bench.run import plan as plans
-from lora_bench.run.interfaces import Job, RunContext
+from lora_bench.run.interfaces import Job
 from lora_bench.run.owner import Owner
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
-from lora_bench.run.signals import Stopper
 from lora_bench.testing import QuietView
-from tests.robust.robust_kit import tree
-from tests.robust.stub_worker import QUIET, StubWorker, grid, left, runner, worker_of
+from tests.robust.robust_kit import is_clear, lora_bench, tree
+from tests.robust.stub_worker import QUIET, NoRun, StubWorker, grid, left, runner, worker_of
 
 
 def take_over(results: Path) -> None:
@@ -49,6 +48,17 @@ def test_a_second_process_is_refused_with_the_name_of_the_owner(results: Path) -
         assert tree(results) == before
     assert len(runner(results, grid(1)).run()) == 2
     assert left(results) == QUIET
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_second_command_is_refused_before_it_plans_or_starts_an_engine(results: Path, engine: str) -> None:
+    with Owner(results):
+        before = tree(results)
+        ended = lora_bench("run", "--preset", "smoke", "--results", str(results), "--engine", engine)
+        is_clear(ended, MISSING, f"is in use by process {os.getpid()} on")
+        assert ended.out == ""
+        assert "starting Ray" not in {thread.name for thread in threading.enumerate()}
+        assert tree(results) == before
 
 
 def test_what_another_has_recorded_since_the_plan_is_not_trained(results: Path) -> None:
@@ -175,8 +185,7 @@ def test_what_dead_processes_left_is_seen_to_though_nothing_is_to_train(results:
     made, more = grid(1), grid(2)
     runner(results, made).run()
     plan = plans.make(more, results, 16)
-    context = RunContext(Stopper(), lambda: None, lambda manifest, tensors: None)
-    (outcomes,) = StubWorker(plan, "dead").train(Job(1, plan.packs[0]), context)
+    (outcomes,) = StubWorker(plan, "dead").train(Job(1, plan.packs[0]), NoRun())
     store = RecordStore(results)
     store.begin()
     files.move(store.stage(outcomes), results / "pending" / "0123-0")

@@ -12,7 +12,7 @@ from lora_bench.cell import Cell
 from lora_bench.records.store import read_records
 from lora_bench.run import plan as plans
 from lora_bench.run.executor import train_job
-from lora_bench.run.interfaces import Driver, Job, Options, RunContext, Setup
+from lora_bench.run.interfaces import Driver, Job, Options, Setup
 from lora_bench.run.queue import Queue
 from lora_bench.run.runner import Runner
 from lora_bench.testing import QuietView
@@ -37,8 +37,7 @@ class Several:
 
     def advance(self) -> None:
         job = self.jobs.pop(self.draw.randrange(len(self.jobs)))
-        context = RunContext(self.driver.stopper, self.driver.check, self.driver.save)
-        self.driver.finish(job, train_job(self.worker, job, context, self.driver.publish, debug=False))
+        self.driver.finish(job, train_job(self.worker, job, self.driver, debug=False))
 
     def close(self) -> None:
         pass

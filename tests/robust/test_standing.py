@@ -86,7 +86,7 @@ def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> N
         found = status_of_one(tmp_path)
         assert (found.state, found.reason) == ("running", f"by {current(tmp_path)}")
     entry = checkpoints.CellEntry(
-        id=cell.id, position=0, code=provenance.code("lora"), record_time=0, steps=7, steps_taken=7, metrics=({}, {})
+        id=cell.id, position=0, code=provenance.code("lora"), record_time=0, steps=7, steps_taken=7, metrics=[{}, {}]
     )
     save_checkpoint(tmp_path, "pack", [entry], steps=7)
     assert status_of_one(tmp_path) == CellStatus("interrupted", "saved after 2 of 10 epochs, 7 steps", True)

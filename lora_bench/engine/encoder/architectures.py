@@ -100,4 +100,4 @@ def of(model: Any) -> Architecture | None:
     if not layers:
         return None
     names = {name for name, _ in layers[0].named_modules()}
-    return next((each for each in ARCHITECTURES if {each.attention, *each.norms} <= names), None)
+    return next((known for known in ARCHITECTURES if {known.attention, *known.norms} <= names), None)

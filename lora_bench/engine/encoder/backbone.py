@@ -32,7 +32,7 @@ from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.shortage import is_shortage, shortages
-from lora_bench.errors import MISSING, BenchError, rust_panics
+from lora_bench.errors import MISSING, BenchError, one_line, rust_panics
 from lora_bench.model_files import watched
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
@@ -107,9 +107,7 @@ class Backbone:
         except probe.MODEL_ERRORS as error:
             if is_shortage(error):
                 raise
-            what = (
-                f"The model type '{self.config.model_type}' cannot be fully trained in bf16: {probe.one_line(error)}."
-            )
+            what = f"The model type '{self.config.model_type}' cannot be fully trained in bf16: {one_line(error)}."
             raise BenchError(what, "Train it with --precision float32.", MISSING) from error
 
     def _run_on_windows(self, model: PreTrainedModel, reference: list[Tensor]) -> None:
@@ -145,7 +143,7 @@ class Backbone:
         except probe.MODEL_ERRORS as error:
             if is_shortage(error):
                 raise
-            raise probe.refusal(self.config, probe.one_line(error)) from error
+            raise probe.refusal(self.config, one_line(error)) from error
         if not sees_all:
             raise probe.refusal(self.config, "its first token, which the head reads, does not depend on the others")
 
@@ -154,8 +152,8 @@ class Backbone:
         """The dropouts of a step in the order in which they come."""
         self.step.recorded_sites = []
         self.encode(self.probe(), 1, training=True)
-        found, self.step.recorded_sites = tuple(self.step.recorded_sites), None
-        return found
+        sites, self.step.recorded_sites = tuple(self.step.recorded_sites), None
+        return sites
 
     def table(self, tokens: Tokens) -> Table:
         """A task's tokens on the device, with the positions that this model gives them."""
@@ -269,7 +267,7 @@ class Backbone:
         except probe.MODEL_ERRORS as error:
             if is_shortage(error):  # another way would give other dropout masks: it is no way out of a full device
                 raise
-            raise probe.refusal(self.config, f"it does not run {self._way} ({probe.one_line(error)})") from error
+            raise probe.refusal(self.config, f"it does not run {self._way} ({one_line(error)})") from error
         if not worst < probe.TOLERANCE:
             raise probe.refusal(self.config, f"{self._way} it gives other numbers (relative difference {worst:.1g})")
 
@@ -288,7 +286,7 @@ def load(location: str, device: torch.device, precision: str, trains: bool = Fal
     """Load an encoder from a directory or the Hub (safetensors only).
 
     Raises:
-        BenchError: exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
+        BenchError: Exit code 3 if there is no such model, its files are unsound, or it cannot be packed.
     """
     with shortages(f"the model '{location}' was loaded"):
         with watched(location):
@@ -339,7 +337,7 @@ def unreachable(kind: str, location: str, error: Exception) -> BenchError:
     hint = "Without a network use --preset smoke, or --model DIR and --data-dir DIR."
     if Path(location).is_dir():
         hint = "Give a directory as transformers saves it: config.json, safetensors weights, the tokenizer's files."
-    return BenchError(f"The {kind} '{location}' cannot be loaded: {probe.one_line(error)}.", hint, MISSING)
+    return BenchError(f"The {kind} '{location}' cannot be loaded: {one_line(error)}.", hint, MISSING)
 
 
 def _padding_idx(model: PreTrainedModel) -> int | None:

@@ -257,7 +257,7 @@ class _ProductsBackward:
 def _scatter(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     """The rows' gradients `[K, B, d]` at their slots in `[K, S, d]`, zero elsewhere.
 
-    A padded batch has places without a sequence: their row is slot 0 and their gradient is zero, so they add nothing.
+    A padded batch has entries without a sequence: their row is slot 0 and their gradient is zero, so they add nothing.
     """
     return values.new_zeros(like.shape).index_add_(1, rows, values)
 

@@ -60,7 +60,7 @@ class HeadForm:
         """The activation for a model.
 
         Raises:
-            BenchError: exit code 3 for one that transformers does not have, or that has weights.
+            BenchError: Exit code 3 for one that transformers does not have, or that has weights.
         """
         name = self.activation_name(config)
         if name in ACT2FN:
@@ -193,7 +193,7 @@ def of_cell(head: Head | None, config: Any) -> HeadForm:
         config: The model's config; not needed where the setting is None.
 
     Raises:
-        BenchError: exit code 3 if the setting asks for the type's own head, and there is no record of it.
+        BenchError: Exit code 3 if the setting asks for the type's own head, and there is no record of it.
     """
     form = BENCHMARK if head is None else of(config)
     if form is None:
@@ -209,7 +209,7 @@ def in_classifier(head: Head | None, config: Any) -> HeadForm:
     The benchmark's head and any other one with tanh compute the same without dropout.
 
     Raises:
-        BenchError: exit code 2 if it does not.
+        BenchError: Exit code 2 if it does not.
     """
     form = of(config)
     if form is None or (head is None and form.activation_name(config) != BENCHMARK.activation):

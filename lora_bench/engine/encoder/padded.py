@@ -1,9 +1,9 @@
 """Encoders that cannot run on windows, such as XLM: transformers' own code on padded rows, for K cells at once.
 
 The forward of one cell is the model's own, on ids and an attention mask `[B, L]`. `torch.func.vmap` runs it for K
-cells: the products of the frozen weights become one product over the rows of all cells, and whatever the code does
-with its weights besides, it does for each cell. It takes more time than windows do: padding is computed, and so is each
-layer a second time in the backward pass (`recompute`), as the activations of all layers of all cells would not fit.
+cells: a product with frozen weights becomes one product over the rows of all cells, and all else is computed for each
+cell. This is slower than windows: padding is computed too, and each layer is computed a second time in the backward
+pass (`recompute`), since the activations of all layers of all cells would not fit.
 
 All cells share the dropout masks of a step: they are drawn in the order in which the forward asks for them, in the
 shapes of one cell, from the step's random stream. So they depend on the batch alone. To that end every dropout of
@@ -135,7 +135,7 @@ def check(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears: Mapping[s
         states = torch.random.get_rng_state(), _device_state(batch.slots.device)
         operands = adapted.operands(0.0)
         first, second = (
-            encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)[1] for _ in range(2)
+            encoder.encode(batch, 2, _drawn_masks(masks, batch), operands, adapted.use, None)[1] for _ in range(2)
         )
         drawn = torch.random.get_rng_state(), _device_state(batch.slots.device)
     if not torch.equal(first, second) or any(not torch.equal(a, b) for a, b in zip(states, drawn, strict=True)):
@@ -152,10 +152,10 @@ def check_gradients(encoder: PaddedEncoder, batch: Batch, masks: Masks, linears:
     """
     with _Adapted(encoder.model, linears) as adapted:
         operands = adapted.operands(0.01)
-        values = [value.requires_grad_() for each in operands.values() for value in (each.A, each.B)]
+        values = [value.requires_grad_() for pair in operands.values() for value in (pair.A, pair.B)]
 
         def gradients() -> list[Tensor]:
-            hidden = encoder.encode(batch, 2, _drawn(masks, batch), operands, adapted.use, None)
+            hidden = encoder.encode(batch, 2, _drawn_masks(masks, batch), operands, adapted.use, None)
             loss = hidden[:, :, 0].float().sin().sum()
             return [part.float() for part in torch.autograd.grad(loss, values, materialize_grads=True)]
 
@@ -219,7 +219,7 @@ class _Adapted:
         return adapt
 
 
-def _drawn(masks: Masks, batch: Batch) -> Masks:
+def _drawn_masks(masks: Masks, batch: Batch) -> Masks:
     return masks.draw(torch.Generator(batch.slots.device).manual_seed(0), batch.windows, len(batch.rows))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lora_bench.errors import MISSING, BenchError
+from lora_bench.errors import MISSING, BenchError, one_line
 
 PACKABLE = "RoBERTa, BERT, XLM-R, ELECTRA, MPNet, DistilBERT, ModernBERT, DeBERTa and most other encoders can"
 SHORT = 40  # tokens; what is tried in training need not be long
@@ -96,7 +96,7 @@ def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]
     """The model's own hidden states of each probe sequence, padded into two batches: the short ones and the long ones.
 
     Raises:
-        BenchError: exit code 3 if it is no encoder, or its numbers are not finite.
+        BenchError: Exit code 3 if it is no encoder, or its numbers are not finite.
     """
     device = next(model.parameters()).device
     hidden: dict[int, Tensor] = {}
@@ -119,9 +119,3 @@ def reference(model: PreTrainedModel, longest: int, typed: bool) -> list[Tensor]
 def refusal(config: Any, why: str) -> BenchError:
     """The error for a model that cannot be packed."""
     return BenchError(f"The model type '{config.model_type}' cannot be packed: {why}.", f"{PACKABLE} be.", MISSING)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line of at most 200 characters."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,8 +1,9 @@
 """Layers that are computed a second time in the backward pass, so that only their inputs are kept in between.
 
 `torch.utils.checkpoint` cannot be used within `torch.func.vmap`, which allows no hooks on saved tensors. So a layer
-that is called within the vmap over cells leaves it: an autograd function with a rule of its own for vmap gets the
-inputs of all cells, `[K, …]`, and runs a vmap over the layer alone, forward and again backward.
+that is called within the vmap over cells leaves that vmap: it is called through an autograd function whose own rule for
+vmap gets the inputs of all cells, `[K, …]`. This function runs a vmap over the layer alone, in the forward pass and
+once more in the backward pass.
 
 Dropout masks are the same both times: those that the layer drew in the forward pass are kept. All cells share them, so
 they are small beside the activations.
@@ -238,7 +239,7 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad():
             outputs = ctx.run(*inputs)
         pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
-        found = iter(
+        input_grads = iter(
             torch.autograd.grad(
                 [output for output, _ in pairs],
                 [tensor for tensor in inputs if tensor.requires_grad],
@@ -246,4 +247,4 @@ class _Recompute(torch.autograd.Function):
                 allow_unused=True,
             )
         )
-        return None, *(next(found) if needs else None for needs in needed)
+        return None, *(next(input_grads) if needs else None for needs in needed)

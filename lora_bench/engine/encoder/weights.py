@@ -29,7 +29,8 @@ from lora_bench.records.files import read_file
 HEADER = 2**22  # bytes; a tensor takes about 100
 TENSORS = 20_000
 LABELS = 2**20
-COUNTS = (  # of what transformers repeats, in its families' own words; `_asked` stops whatever else repeats modules
+# Fields that count what transformers repeats, by the names of its families; `_described_values` stops all else.
+COUNTS = (
     "num_hidden_layers",
     "num_layers",
     "n_layers",
@@ -59,7 +60,7 @@ def check_files(folder: Path) -> None:
     What is merely broken is left to transformers, which says so at once.
 
     Raises:
-        BenchError: exit code 3.
+        BenchError: Exit code 3.
     """
     stored = _stored(folder)
     if stored is None:
@@ -69,7 +70,7 @@ def check_files(folder: Path) -> None:
         if value > most:
             what = f"'{folder}': config.json says {name} = {value:,}, the weights are {stored.tensors:,} tensors."
             raise BenchError(what, FIT, MISSING)
-    values = _asked(folder, 1000 + 8 * stored.tensors)
+    values = _described_values(folder, 1000 + 8 * stored.tensors)
     if values > 2 * stored.values:
         what = f"'{folder}': config.json describes {values:,} weights, its files hold {stored.values:,}."
         raise BenchError(what, FIT, MISSING)
@@ -117,18 +118,18 @@ def _counts(content: Any) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
-def _asked(folder: Path, modules: int) -> int:
+def _described_values(folder: Path, modules: int) -> int:
     """The number of values of the model that the config describes, without memory for them.
 
     Raises:
-        BenchError: exit code 3 if it has more than so many modules.
+        BenchError: Exit code 3 if it has more than so many modules.
     """
-    made = 0
+    present = 0
 
     def count(*_: object) -> None:
-        nonlocal made
-        made += 1
-        if made > modules:
+        nonlocal present
+        present += 1
+        if present > modules:
             what = f"'{folder}': config.json describes a model of more than {modules:,} modules."
             raise BenchError(what, FIT, MISSING)
 
@@ -146,7 +147,7 @@ def check_loaded(location: str, model: object, info: Mapping[str, Any]) -> PreTr
     """The model, if transformers has used all weights of the encoder, found all that it needs, and added nothing.
 
     Raises:
-        BenchError: exit code 3; names a weight.
+        BenchError: Exit code 3; names a weight.
     """
     for name, stored, wanted in sorted(key for key in info["mismatched_keys"] if "pooler" not in key[0]):
         what = f"'{location}' has a weight {name} of shape {[*stored]}, its config.json says {[*wanted]}."

@@ -40,16 +40,16 @@ def first_fit(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device. `S` slots in windows of `width`, `B` places for sequences.
+    """One batch on the device: `S` slots in windows of `width`, `B` entries for sequences.
 
-    The last windows and places may be empty: the batch is then padded to a shape that several batches share. `windows`
-    counts those that hold something; `rows` has one entry a sequence.
+    The last windows and entries may be empty: the batch is then padded to a shape that several batches share. `windows`
+    counts those that hold something; `rows` has one row number for each sequence.
     """
 
     slots: Tensor  # [3 or 4, S]: ids, positions (see `positions`), segments (or -1), types
     first: Tensor  # [B], the slot of each sequence's first token
     labels: Tensor  # [B]
-    weights: Tensor  # [B], what each loss counts: 1 / rows, 0 for an empty place
+    weights: Tensor  # [B], what each loss counts: 1 / rows, 0 for an empty entry
     rows: Ints  # the rows of the table (on the host)
     width: int
     windows: int
@@ -78,12 +78,12 @@ class Batch:
 
     @property
     def shape(self) -> Form:
-        """How large the batch is, empty windows and places counted."""
+        """How large the batch is, empty windows and entries counted."""
         return Form(self.width, self.slots.shape[1] // self.width, len(self.first))
 
 
 class Form(NamedTuple):
-    """The shape of a batch: the windows' width, how many there are, and places for sequences."""
+    """The shape of a batch: the width of its windows, how many there are, and entries for sequences (`rows`)."""
 
     width: int
     windows: int
@@ -175,10 +175,15 @@ class Table:
             part = groups[begin : begin + CHUNK]
             layouts = [self.layout(group) for group in part]
             forms = [fit(layout.form) if fit else layout.form for layout in layouts]
-            yield from self._cut(part, layouts, forms, *self._sent(part, layouts, forms))
+            yield from self._cut(part, layouts, forms, *self._index_tensors(part, layouts, forms))
 
-    def _sent(self, groups: Sequence[Ints], layouts: list[Layout], forms: list[Form]) -> tuple[Tensor, Tensor]:
-        """On the device: `[3, slots]` source, position and segment; `[2, places]` first slot and row."""
+    def _index_tensors(self, groups: Sequence[Ints], layouts: list[Layout], forms: list[Form]) -> tuple[Tensor, Tensor]:
+        """The indices of batches that lie end to end, on the device.
+
+        Returns:
+            `[3, slots]`: for each slot its token in `flat`, its position, and its sequence within the batch. `[2,
+            entries]`: for each sequence, and each empty entry of a padded batch, its first slot and its row.
+        """
         rows, sizes = np.concatenate(groups), [form.width * form.windows for form in forms]
         lengths, members = self.lengths[rows], np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         bases = np.concatenate([[0], np.cumsum(sizes)])
@@ -193,27 +198,28 @@ class Table:
         grid[0, slots] = source
         grid[1, slots] = self.positions[source]
         grid[2, slots] = np.repeat(local, lengths)
-        places = np.zeros((2, sum(form.rows for form in forms)), dtype=np.int64)
+        entries = np.zeros((2, sum(form.rows for form in forms)), dtype=np.int64)
         ends = np.cumsum([0] + [form.rows for form in forms])
-        places[:, ends[members] + local] = np.stack([starts, rows])
-        return self._send(grid), self._send(places)
+        entries[:, ends[members] + local] = np.stack([starts, rows])
+        return self._to_device(grid), self._to_device(entries)
 
-    def _send(self, values: Ints) -> Tensor:
-        made = torch.from_numpy(values)
-        return made.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else made
+    def _to_device(self, values: Ints) -> Tensor:
+        on_host = torch.from_numpy(values)
+        return on_host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else on_host
 
     def _cut(
-        self, groups: Sequence[Ints], layouts: list[Layout], forms: list[Form], grid: Tensor, places: Tensor
+        self, groups: Sequence[Ints], layouts: list[Layout], forms: list[Form], grid: Tensor, entries: Tensor
     ) -> Iterator[Batch]:
+        """Cut what `_index_tensors` returns into batches."""
         slots = torch.cat([self.flat[:1, grid[0]], grid[1:], self.flat[1:, grid[0]]][: 3 if self.typed else 2])
-        labels, done, placed = self.labels[places[1]], 0, 0
+        labels, slot, entry = self.labels[entries[1]], 0, 0  # where the next batch begins
         for group, layout, form in zip(groups, layouts, forms, strict=True):
             size = form.width * form.windows
-            own = slice(placed, placed + form.rows)
+            members = slice(entry, entry + form.rows)
             yield Batch(
-                slots=slots[:, done : done + size],
-                first=places[0, own],
-                labels=labels[own],
+                slots=slots[:, slot : slot + size],
+                first=entries[0, members],
+                labels=labels[members],
                 weights=_weights(len(group), form.rows, self.device),
                 rows=group,
                 width=form.width,
@@ -221,16 +227,16 @@ class Table:
                 tokens=int(self.lengths[group].sum()),
                 longest=int(self.lengths[group].max()),
             )
-            done, placed = done + size, placed + form.rows
+            slot, entry = slot + size, entry + form.rows
 
     def evaluated(self, budget: int) -> list[Batch]:
-        """All rows in batches of one row or of at most `budget` slots. They are kept: every epoch evaluates on them."""
+        """All rows in batches of one row or of at most `budget` slots; computed once, as every epoch evaluates them."""
         if budget not in self._evaluated:
             self._evaluated = {budget: list(self.batches(self.groups(budget)))}
         return self._evaluated[budget]
 
     def groups(self, budget: int) -> list[Ints]:
-        """The rows of these batches. Those that need wider windows than most come last, by themselves."""
+        """The rows of `evaluated`'s batches. Those that need wider windows than most come last, by themselves."""
         widths = np.array([max(self.usual, window_size(length)) for length in self.lengths.tolist()])
         order = np.argsort(widths, kind="stable")
         groups = []
@@ -250,9 +256,9 @@ class Table:
 
 
 @lru_cache(maxsize=64)
-def _weights(rows: int, places: int, device: torch.device) -> Tensor:
-    """`[places]`: 1 / rows for each sequence, 0 for an empty place."""
-    return torch.tensor([1 / rows] * rows + [0.0] * (places - rows), dtype=torch.float64).to(device)
+def _weights(rows: int, entries: int, device: torch.device) -> Tensor:
+    """`[entries]`: 1 / rows for each sequence, 0 for an empty entry of a padded batch."""
+    return torch.tensor([1 / rows] * rows + [0.0] * (entries - rows), dtype=torch.float64).to(device)
 
 
 def slices(order: Ints, size: int) -> list[Ints]:

@@ -120,10 +120,10 @@ def compose_figure(
     """Draw the panels in two or three columns, with a heading and one legend for all.
 
     Args:
-        heading: the lines above the panels.
-        items: what to draw, one per panel.
-        paint: draws an item and returns the legend's handle of each label.
-        legend_order: all labels, in the order of the legend.
+        heading: The lines above the panels.
+        items: What to draw, one per panel.
+        paint: Draws an item and returns the legend's handle of each label.
+        legend_order: All labels, in the order of the legend.
     """
     columns = min(len(items), 2 if len(items) <= 4 else 3)
     rows = -(-len(items) // columns)
@@ -151,11 +151,11 @@ def legend_below(
     """Add a legend below the axes, and the height that it and the title need.
 
     Args:
-        figure: the figure.
-        handles: the handle of each label.
-        size: width and height of the axes in inches.
-        title_lines: the number of lines of the title.
-        name_length: the longest name.
+        figure: The figure.
+        handles: The handle of each label.
+        size: Width and height of the axes in inches.
+        title_lines: The number of lines of the title.
+        name_length: The longest name.
     """
     names = [shorten(label, name_length) for label in handles]
     legend_columns = _legend_columns(names, size[0])
@@ -180,8 +180,8 @@ def new_figure(size: tuple[float, float], shape: tuple[int, int]) -> tuple[Figur
     """Create a figure that needs no display.
 
     Args:
-        size: width and height in inches.
-        shape: rows and columns of axes.
+        size: Width and height in inches.
+        shape: Rows and columns of axes.
 
     Returns:
         The figure and its axes, row by row.
@@ -260,10 +260,10 @@ def draw_interval_line(
     """Draw a line with a band.
 
     Args:
-        ax: the axes.
-        style: the method's style.
+        ax: The axes.
+        style: The method's style.
         points: (x, mean, low, high), drawn ×100; no band where low and high are NaN.
-        with_band: whether there is a band at all.
+        with_band: Whether there is a band at all.
 
     Returns:
         The line, for the legend.

@@ -1,8 +1,9 @@
 """The first figure: the main score against the number of trained values, on a logarithmic axis.
 
-The reference is a line by rank, the method that the report is about a point for each setting and a line through those
-chosen in each size class; all other methods are grey points, named where they are the best of their class. Methods
-without an adapter are horizontal lines. One error bar, of the median deviation, stands for all.
+The reference is a line by rank. The method that the report is about has a point for each setting, and a line through
+the settings chosen in each size class. All other methods are grey points, named where they are the best of their class.
+Methods without an adapter are horizontal lines. One error bar, of the median deviation,
+stands for all.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ class RankPanel:
     """The scores of one column.
 
     Attributes:
-        column: the task and metric.
-        lines: the points by label; low and high are NaN where there is no interval.
-        levels: the mean of each method without ranks.
-        banded: the labels whose interval is drawn: all would cover each other.
+        column: The task and metric.
+        lines: The points by label; low and high are NaN where there is no interval.
+        levels: The mean of each method without ranks.
+        banded: The labels whose interval is drawn: all would cover each other.
     """
 
     column: Column

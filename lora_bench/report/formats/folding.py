@@ -21,8 +21,8 @@ def fold_columns(table: ReportTable, width: int) -> list[list[int]]:
     """Divide a table's columns into parts.
 
     Args:
-        table: the table.
-        width: the available width in characters.
+        table: The table.
+        width: The available width in characters.
 
     Returns:
         The indices of the columns of each part, each with the label columns first: as few parts as possible, and

@@ -41,10 +41,10 @@ def print_lines(lines: Iterable[str], console: Console, style: str = "", whole: 
     """Print lines of text from anywhere.
 
     Args:
-        lines: the text; it need not be escaped.
-        console: where to print.
-        style: a style of rich.
-        whole: do not wrap the lines to the width of the console.
+        lines: The text; it need not be escaped.
+        console: Where to print.
+        style: A style of rich.
+        whole: Do not wrap the lines to the width of the console.
     """
     for line in lines:
         _print_line(console, line, style, whole)

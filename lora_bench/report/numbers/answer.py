@@ -110,7 +110,7 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
         f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of "
         f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} its mean is lower "
         f"({_range_text(differences)} points); after Holm's correction "
-        f"{worse} {_is(worse)} worse, {better} better, {equivalent} equivalent within {margin}."
+        f"{worse} {_is_or_are(worse)} worse, {better} better, {equivalent} equivalent within {margin}."
     )
     overall = statistics.mean_difference(statistics.equal)
     second = (
@@ -292,5 +292,5 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _is(count: int) -> str:
+def _is_or_are(count: int) -> str:
     return "is" if count == 1 else "are"

@@ -42,12 +42,12 @@ class TaskChanges:
     """The differences on one task.
 
     Attributes:
-        task: the task.
-        metric: its main metric.
-        settings: a row per setting with scores in both folders, the largest difference first; see `task_changes`.
-        mean: the mean difference over the settings whose seeds are paired, or over all others if there are none; its
+        task: The task.
+        metric: Its main metric.
+        settings: A row per setting with scores in both folders, the largest difference first; see `all_changes`.
+        mean: The mean difference over the settings whose seeds are paired, or over all others if there are none; its
             interval is NaN where a setting has fewer than two seeds. None without settings.
-        pairs: the cells that are in both.
+        pairs: The cells that are in both.
     """
 
     task: str
@@ -75,8 +75,8 @@ def all_changes(matched: Match, margin: float) -> tuple[TaskChanges, ...]:
     `high`, `p`, `holm`, `holm_equivalent` (corrected over the settings of the task) and `verdict`.
 
     Args:
-        matched: the cells.
-        margin: a difference that is certainly smaller counts as equivalent.
+        matched: The cells.
+        margin: A difference that is certainly smaller counts as equivalent.
     """
     new, old = matched.records
     others = {(record.cell.task, record.metric) for record in old}

@@ -52,9 +52,9 @@ class ScopeStatistics:
     """The means of a scope's entries, and the families of comparisons between them.
 
     Attributes:
-        scope: the results.
-        means: by task, of all entries of the column in their order.
-        means_over_examples: the same with the uncertainty over examples, where `means` is over seeds alone.
+        scope: The results.
+        means: By task, of all entries of the column in their order.
+        means_over_examples: The same with the uncertainty over examples, where `means` is over seeds alone.
     """
 
     scope: Scope
@@ -70,9 +70,9 @@ class ScopeStatistics:
         """Compare pairs of entries of one column as one family.
 
         Args:
-            column: the column.
-            pairs: the indices of the entries, `entry` and `reference`.
-            family: its name.
+            column: The column.
+            pairs: The indices of the entries, `entry` and `reference`.
+            family: Its name.
 
         Returns:
             A row per pair: those indices, the columns of `Means.compare`, half the width of the interval over seeds
@@ -270,8 +270,9 @@ class ScopeStatistics:
     def _default_pairs(self, column: Column) -> DataFrame:
         """Pair the chosen setting of each method with the reference of the nearest number of trained values.
 
-        The setting is the one chosen on the main column, so that a method has the same one on every task; where it was
-        not run at all tasks, the one chosen on the task. References with the same targets are preferred.
+        The setting is the one chosen on the main column, so that a method has the same one on every task. A method
+        that was not run on all tasks has the setting chosen on this task. References with the same targets are
+        preferred.
         """
         import numpy as np
         import pandas as pd

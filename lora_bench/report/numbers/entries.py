@@ -42,14 +42,14 @@ class Scope:
     """The results that may share a table: one model, one data source, one protocol.
 
     Attributes:
-        title: the model, and what else of the scope differs between the scopes.
-        values: the values of `SCOPE`.
-        cells: its cells, with the numbers of their arm, setting and entry (-1 for a setting that is not shown).
-        entries: a row per entry, the averages among them; see `_entries`.
-        columns: the tasks in GLUE's order, then the average if there is one.
-        averaged: the tasks of the average.
-        compare: what is compared.
-        notes: deviations from the protocol, as stated in the records.
+        title: The model, and what else of the scope differs between the scopes.
+        values: The values of `SCOPE`.
+        cells: Its cells, with the numbers of their arm, setting and entry (-1 for a setting that is not shown).
+        entries: A row per entry, the averages among them; see `_entries`.
+        columns: The tasks in GLUE's order, then the average if there is one.
+        averaged: The tasks of the average.
+        compare: What is compared.
+        notes: Deviations from the protocol, as stated in the records.
     """
 
     title: str

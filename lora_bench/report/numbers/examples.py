@@ -52,14 +52,14 @@ class ExampleTerms:
     """The vectors of a column's entries, in the order of the entries.
 
     Attributes:
-        weights: of the products of W, per example.
-        labels: the standardised labels or their estimates; zeros where they are not needed.
+        weights: Of the products of W, per example.
+        labels: The standardised labels or their estimates; zeros where they are not needed.
         w: `[entries, examples]`.
         q: `[entries, examples]`, or None if all are zero.
-        centre: the mean of f for each entry.
-        seed_part: the part of an entry's variance that the variation between its seeds explains.
-        known: whether an entry has predictions.
-        rows: the number of examples.
+        centre: The mean of f for each entry.
+        seed_part: The part of an entry's variance that the variation between its seeds explains.
+        known: Whether an entry has predictions.
+        rows: The number of examples.
     """
 
     weights: FloatArray
@@ -209,10 +209,10 @@ def accuracy_terms(
     """Return the terms of an accuracy.
 
     Args:
-        predictions: class ids, `[cells, examples]`.
-        means: the mean accuracy of each entry.
-        members: the positions of each entry's cells; none if its predictions are not known.
-        classes: the number of classes.
+        predictions: Class ids, `[cells, examples]`.
+        means: The mean accuracy of each entry.
+        members: The positions of each entry's cells; none if its predictions are not known.
+        classes: The number of classes.
     """
     import numpy as np
 
@@ -247,9 +247,9 @@ def matthews_terms(
 
     Args:
         predictions: 0 or 1, `[cells, examples]`.
-        accuracies: of the cells.
-        scores: the Matthews correlations of the cells.
-        members: the positions of each entry's cells; none if its predictions are not known.
+        accuracies: Of the cells.
+        scores: The Matthews correlations of the cells.
+        members: The positions of each entry's cells; none if its predictions are not known.
     """
     import numpy as np
 
@@ -315,8 +315,8 @@ def estimate_labels(predictions: FloatArray, accuracies: FloatArray, share: floa
 
     Args:
         predictions: 0 or 1, `[cells, examples]`.
-        accuracies: of the cells.
-        share: the share of ones.
+        accuracies: Of the cells.
+        share: The share of ones.
     """
     import numpy as np
 

@@ -33,12 +33,12 @@ class CellColumn:
     """The definition of a column of the frame, used in every table and format.
 
     Attributes:
-        name: its name in the frame, in CSV and in JSON.
-        value: returns its value for a record; None where there is none.
-        head: its heading in printed tables; a line break separates two lines.
-        form: the format specification of its numbers in printed tables.
-        words: whether its values are text even where they are missing.
-        dtype: the pandas type of the column.
+        name: Its name in the frame, in CSV and in JSON.
+        value: Returns its value for a record; None where there is none.
+        head: Its heading in printed tables; a line break separates two lines.
+        form: The format specification of its numbers in printed tables.
+        words: Whether its values are text even where they are missing.
+        dtype: The pandas type of the column.
     """
 
     name: str
@@ -137,7 +137,7 @@ def cell_frame(records: Iterable[Record]) -> DataFrame:
     """Return the records as a frame with the columns of `CELL_COLUMNS`, sorted by cell id.
 
     Args:
-        records: finished cells with any status.
+        records: Finished cells with any status.
     """
     import pandas as pd
 

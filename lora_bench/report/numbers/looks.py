@@ -65,7 +65,7 @@ class RepeatedLooks:
     """Levels at the last of several looks, after which others may follow.
 
     Attributes:
-        seeds: the number of seeds at each look so far, ascending.
+        seeds: The number of seeds at each look so far, ascending.
     """
 
     seeds: tuple[int, ...]
@@ -79,7 +79,7 @@ class RepeatedLooks:
         """Return the smallest level of the whole sequence of looks at which this look's test would reject.
 
         Args:
-            p: one-sided p-values of this look's data alone; NaN stays NaN.
+            p: One-sided p-values of this look's data alone; NaN stays NaN.
         """
         import numpy as np
 
@@ -101,8 +101,8 @@ def nominal_level(seeds: tuple[int, ...], level: float) -> float:
     """Return the one-sided level of the last look's test.
 
     Args:
-        seeds: the number of seeds at each look, ascending.
-        level: the probability that any look rejects, wrongly and on this side, is at most this.
+        seeds: The number of seeds at each look, ascending.
+        level: The probability that any look rejects, wrongly and on this side, is at most this.
     """
     from scipy import stats
 
@@ -120,8 +120,8 @@ def boundaries(seeds: tuple[int, ...], level: float) -> tuple[float, ...]:
     """Return the upper limits of a standard normal statistic at each look.
 
     Args:
-        seeds: the number of seeds at each look, ascending.
-        level: the probability that the statistic exceeds its limit at any look.
+        seeds: The number of seeds at each look, ascending.
+        level: The probability that the statistic exceeds its limit at any look.
     """
     import numpy as np
     from scipy import optimize, stats

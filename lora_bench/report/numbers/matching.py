@@ -48,10 +48,10 @@ class Match:
     """The cells of two folders, matched.
 
     Attributes:
-        pairs: the cells that are in both, sorted by task and settings.
-        only_new: the cells that are in the folder alone.
-        only_old: the cells that are in the other one alone.
-        fields: the fields in which the folders differ altogether, with the values of each as text.
+        pairs: The cells that are in both, sorted by task and settings.
+        only_new: The cells that are in the folder alone.
+        only_old: The cells that are in the other one alone.
+        fields: The fields in which the folders differ altogether, with the values of each as text.
     """
 
     pairs: tuple[Pair, ...]
@@ -131,8 +131,8 @@ def by_key(records: Iterable[Record], fields: Mapping[str, object]) -> dict[tupl
     """Return records by task, main metric, seed and other settings; records that have the same ones are left out.
 
     Args:
-        records: the records.
-        fields: the fields in which the folders differ altogether, which are left out of the settings.
+        records: The records.
+        fields: The fields in which the folders differ altogether, which are left out of the settings.
     """
     alike: dict[tuple[str, str, int, Key], list[Record]] = {}
     for record in records:

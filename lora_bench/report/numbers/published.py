@@ -44,16 +44,16 @@ class PublishedValue:
     """One published value, with its source and its protocol.
 
     Attributes:
-        row: the row's name in the published table.
-        value: the score ×100, as printed.
-        spread: the printed ±; None if there is none.
-        source: the paper.
-        table: the table in the paper.
-        tag: how the value was obtained; `READ` if it was read in the source.
-        secondary: whether another source than the original repeats it.
-        start: what training starts from; None if that is not stated.
-        epochs: the number of epochs; None if it is not stated.
-        protocol: the protocol as in `published.json`.
+        row: The row's name in the published table.
+        value: The score ×100, as printed.
+        spread: The printed ±; None if there is none.
+        source: The paper.
+        table: The table in the paper.
+        tag: How the value was obtained; `READ` if it was read in the source.
+        secondary: Whether another source than the original repeats it.
+        start: What training starts from; None if that is not stated.
+        epochs: The number of epochs; None if it is not stated.
+        protocol: The protocol as in `published.json`.
     """
 
     row: str

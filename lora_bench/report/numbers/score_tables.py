@@ -93,7 +93,7 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
         texts = dict(zip(entries["arm"], _texts(entries), strict=True))
         frame[f"_{column.task}"] = [texts.get(arm, "") for arm in frame["arm"]]
     best = frame["mean"].round(3).max()
-    average = [TableColumn("mean", _head(scope.main), _average_text, bold=lambda row: _is(row["mean"], best))]
+    average = [TableColumn("mean", _head(scope.main), _average_text, bold=lambda row: _is_best(row["mean"], best))]
     columns = [
         TableColumn("size", "method"),
         TableColumn("targets", "targets"),
@@ -218,7 +218,7 @@ def _average_text(row: Row) -> str:
     return "" if row["n"] is None else summary_text(row)
 
 
-def _is(value: float | None, best: float) -> bool:
+def _is_best(value: float | None, best: float) -> bool:
     return value is not None and round(value, 3) == best
 
 

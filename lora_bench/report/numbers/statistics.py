@@ -58,8 +58,8 @@ def seed_interval(values: Sequence[float], tail: float = TAIL) -> Interval | Non
     """Return Student's 95% interval of the mean over all possible seeds; None with fewer than three values.
 
     Args:
-        values: a value for each seed.
-        tail: the probability beyond each end, where it is not that of a single look.
+        values: A value for each seed.
+        tail: The probability beyond each end, where it is not that of a single look.
     """
     if len(values) < MIN_SEEDS:
         return None
@@ -91,12 +91,12 @@ class Means:
     """The means of the entries of a column, and their uncertainty.
 
     Attributes:
-        mean: over the seeds that have a score.
-        shift: how far the trimmed mean is below it; 0 without lost seeds, NaN if nothing is left.
-        n: the number of those seeds.
-        variance: of one seed; NaN of fewer than two.
-        example_terms: what the examples add; None if it is unknown for all, or not asked for.
-        levels: the levels of intervals and tests, which are others if one looks more than once.
+        mean: Over the seeds that have a score.
+        shift: How far the trimmed mean is below it; 0 without lost seeds, NaN if nothing is left.
+        n: The number of those seeds.
+        variance: Of one seed; NaN of fewer than two.
+        example_terms: What the examples add; None if it is unknown for all, or not asked for.
+        levels: The levels of intervals and tests, which are others if one looks more than once.
     """
 
     mean: FloatArray
@@ -247,9 +247,9 @@ def means_of(entries: DataFrame, example_terms: ExampleCovariance | None = None,
     """Return the means of a column's entries (`entries.Scope.at`).
 
     Args:
-        entries: the entries.
-        example_terms: what the examples add to the uncertainty.
-        levels: the levels of intervals and tests.
+        entries: The entries.
+        example_terms: What the examples add to the uncertainty.
+        levels: The levels of intervals and tests.
     """
     import numpy as np
 
@@ -280,9 +280,9 @@ class Ranking:
     """The ranks of some entries, as far as the data tell: from Holm's correction over all pairs.
 
     Attributes:
-        first: the best rank that each may have: one more than the number of entries that are certainly better.
-        last: the worst rank that it may have.
-        best: whether it cannot be distinguished from the entry with the best mean.
+        first: The best rank that each may have: one more than the number of entries that are certainly better.
+        last: The worst rank that it may have.
+        best: Whether it cannot be distinguished from the entry with the best mean.
     """
 
     first: IntArray

@@ -27,8 +27,8 @@ class Field:
     The text may come from outside (model names, reasons): whoever writes it must escape it.
 
     Attributes:
-        bold: whether it is emphasised.
-        numeric: whether it is a number, which is aligned to the right.
+        bold: Whether it is emphasised.
+        numeric: Whether it is a number, which is aligned to the right.
     """
 
     text: str
@@ -41,13 +41,13 @@ class ReportTable:
     """A table that can be written in any format.
 
     Attributes:
-        name: unique within the report; file names derive from it.
-        heads: the column headings; a line break separates two lines.
-        label_columns: how many of the first columns identify a row. They are repeated when a wide table is folded.
-        rows: the formatted fields; none for a table that is only data.
-        notes: lines below the table.
-        data: the same numbers in full, for CSV and JSON.
-        footer_rows: how many of the last rows summarise those above.
+        name: Unique within the report; file names derive from it.
+        heads: The column headings; a line break separates two lines.
+        label_columns: How many of the first columns identify a row. They are repeated when a wide table is folded.
+        rows: The formatted fields; none for a table that is only data.
+        notes: Lines below the table.
+        data: The same numbers in full, for CSV and JSON.
+        footer_rows: How many of the last rows summarise those above.
     """
 
     name: str
@@ -70,11 +70,11 @@ class TableColumn:
     """The definition of a column, used in every format.
 
     Attributes:
-        name: the frame's column, and the name in CSV and JSON; empty if it is only printed.
-        head: its printed heading; empty if it is only data.
-        text: formats it from the row; by default its value is printed as it is.
-        numeric: whether it is aligned to the right.
-        bold: says of a row whether the field is emphasised.
+        name: The frame's column, and the name in CSV and JSON; empty if it is only printed.
+        head: Its printed heading; empty if it is only data.
+        text: Formats it from the row; by default its value is printed as it is.
+        numeric: Whether it is aligned to the right.
+        bold: Says of a row whether the field is emphasised.
     """
 
     name: str
