@@ -7,6 +7,7 @@ colour.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import textwrap
 import warnings
@@ -60,6 +61,7 @@ _FIRST_METHODS = (
     "cora",
     "cora-init",
 )  # in every legend, the others follow by name
+_FIXED = {"mean over (a, b)": 0, "mini": 0, "lora": 1}  # the same colours in every figure, whatever else is drawn
 LEVEL_STYLES: Mapping[str, tuple[str, str, Any]] = {
     "head": ("#000000", "x", (0, (4, 3))),
     "full": ("#666666", "*", (0, (1, 1.5))),
@@ -86,7 +88,14 @@ def method_styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
         ),
     )
     curves = [label for label in ordered if label not in LEVEL_STYLES]
-    styles = {label: _curve_style(index) for index, label in enumerate(curves)}
+    fixed: dict[int, str] = {}
+    for label in curves:
+        method = label if label in _FIXED else label.split(" ")[0]  # of a label such as `lora r=8`
+        if method in _FIXED:
+            fixed.setdefault(_FIXED[method], label)
+    free = itertools.count(1 + max(_FIXED.values()))
+    index_of = {label: index for index, label in fixed.items()}
+    styles = {label: _curve_style(index_of[label] if label in index_of else next(free)) for label in curves}
     return styles | {label: MethodStyle(*LEVEL_STYLES[label]) for label in ordered if label in LEVEL_STYLES}
 
 

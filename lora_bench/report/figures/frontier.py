@@ -167,8 +167,6 @@ def _name_best(ax: Axes, frontier: DataFrame, drawn: set[str]) -> None:
 
 def _draw_levels(ax: Axes, entries: DataFrame) -> dict[str, Any]:
     """Draw the head alone and full fine-tuning as lines; one far below is written at the foot instead."""
-    from matplotlib.lines import Line2D
-
     handles: dict[str, Any] = {}
     low, high = ax.get_ylim()
     lowest = low - MAX_LEVEL_GAP * (high - low)
@@ -177,7 +175,6 @@ def _draw_levels(ax: Axes, entries: DataFrame) -> dict[str, Any]:
         score = 100 * row["mean"]
         if score < lowest:
             ax.text(0.01, 0.02, f"{row['label']}: {score:.1f} ↓", transform=ax.transAxes, fontsize=8, color=colour)
-            handles[row["label"]] = Line2D([], [], color=colour, linestyle=dashes)
         else:
             handles[row["label"]] = ax.axhline(score, color=colour, linestyle=dashes, linewidth=1.2, zorder=1)
     return handles

@@ -38,7 +38,7 @@ class CurvePanel:
 
 
 def curve_panels(statistics: ScopeStatistics) -> list[CurvePanel]:
-    """Return the panels of the tasks that have several epochs."""
+    """Return the panels of the tasks that have several epochs, and more than what all methods are compared with."""
     scope = statistics.scope
     arms = _drawn_arms(statistics)
     panels = []
@@ -49,7 +49,8 @@ def curve_panels(statistics: ScopeStatistics) -> list[CurvePanel]:
             cells = scope.cells[scope.cells["entry"].isin(entries[entries["arm"] == arm].index)]
             if curve := learning_curve(cells):
                 curves[label] = curve
-        if max((len(curve) for curve in curves.values()), default=0) > 1:
+        only_levels = curves.keys() <= LEVEL_STYLES.keys() and len(curves) < len(arms)
+        if max((len(curve) for curve in curves.values()), default=0) > 1 and not only_levels:
             panels.append(CurvePanel(column, curves))
     return panels
 

@@ -1,8 +1,8 @@
 """The answer, in plain sentences, from the same numbers as the tables.
 
-In a folder with a verdict (`verdict`), the verdict. Elsewhere, what is best at about 100,000 trained values, and
-whether the method that the report is about matches the reference at equal size, and what the declared comparisons say.
-In both, on what evidence, and what was not tested.
+In a folder with a verdict (`verdict`), the verdict. Elsewhere, what the declared comparisons say, whether the method
+that the report is about matches the reference at equal size, and what is best at about 100,000 trained values. In
+both, on what evidence, and what was not tested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from lora_bench.report.numbers.score_tables import class_text
 from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.report.numbers.tables import (
     difference_interval_text,
-    p_relation,
     percent,
     score_interval_text,
     signed_percent,
@@ -42,7 +41,7 @@ _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 def answer(statistics: ScopeStatistics) -> tuple[str, ...]:
     """Return the sentences."""
     verdict = verdict_sentences(statistics)
-    first = verdict or [_best_sentence(statistics), *_match_sentences(statistics), _declared_sentence(statistics)]
+    first = verdict or [_declared_sentence(statistics), *_match_sentences(statistics), _best_sentence(statistics)]
     parts = (*first, *_chance_sentences(statistics), *_constant_sentences(statistics.scope))
     return (*(part for part in parts if part), _evidence_sentence(statistics), _untested_sentence(statistics))
 
@@ -55,7 +54,7 @@ def method_title(name: str) -> str:
 def _best_sentence(statistics: ScopeStatistics) -> str:
     """Say which method is best at about 100,000 trained values, or at the nearest size that was run."""
     frontier = statistics.frontier
-    tested = frontier[frontier["n"] >= MIN_SEEDS] if len(frontier) else frontier
+    tested = frontier[(frontier["n"] >= MIN_SEEDS) & frontier["init"].isna()] if len(frontier) else frontier
     if tested.empty:
         return f"No setting has {MIN_SEEDS} seeds or more here: nothing is compared."
     counts = tested["size_class"].value_counts()
@@ -75,7 +74,7 @@ def _best_sentence(statistics: ScopeStatistics) -> str:
         f"{class_text(middle * 10**0.25)}) the best of {counted(len(members), 'method')} on "
         f"{main_name(statistics.scope)} is {_setting(top)} with {percent(top['mean'])} "
         f"{score_interval_text(top['low'], top['high'])}.",
-        *([f"Not distinguishable from it: {_listed(equal)}."] if equal else []),
+        *([f"Not distinguishable from it, among all pairs of them: {_listed(equal)}."] if equal else []),
         *([f"Worse: {_listed(worse)}."] if worse else []),
     ]
     return " ".join(sentences)
@@ -86,7 +85,7 @@ def _scored(row: Row) -> str:
 
 
 def _match_sentences(statistics: ScopeStatistics) -> list[str]:
-    """Say whether the subject matches the reference at equal size, and the most telling comparison."""
+    """Say whether the subject matches the reference at equal size."""
     scope = statistics.scope
     compare = scope.compare
     subject, reference = method_title(compare.subject), method_title(compare.reference)
@@ -108,8 +107,8 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
     verdict = _overall([*tested, *_declared_at_equal_size(statistics)])
     first = (
         f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of "
-        f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} its mean is lower "
-        f"({_range_text(differences)} points); after Holm's correction "
+        f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} of chosen settings its mean is "
+        f"lower ({_range_text(differences)} points); after Holm's correction "
         f"{worse} {_is_or_are(worse)} worse, {better} better, {equivalent} equivalent within {margin}."
     )
     overall = statistics.mean_difference(statistics.equal)
@@ -117,8 +116,7 @@ def _match_sentences(statistics: ScopeStatistics) -> list[str]:
         f"Over all of them the mean difference is {signed_percent(overall.difference)} "
         f"{difference_interval_text(overall.low, overall.high)}."
     )
-    telling = min(tested, key=lambda row: (row["holm"], row["p"], row["size"]))
-    return [f"{first} {second}", f"The clearest of them: {_comparison(telling)}."]
+    return [f"{first} {second}"]
 
 
 def _range_text(differences: list[float]) -> str:
@@ -138,7 +136,7 @@ def _declared_at_equal_size(statistics: ScopeStatistics) -> list[Row]:
 
 
 def _declared_sentence(statistics: ScopeStatistics) -> str:
-    """Count the verdicts of the declared comparisons, and name the clearest."""
+    """Count the verdicts of the declared comparisons."""
     declared = statistics.declared
     rows = rows_of(with_sides(statistics, declared)) if len(declared) else []
     tested = [row for row in rows if row["verdict"] != NOT_TESTED]
@@ -146,11 +144,10 @@ def _declared_sentence(statistics: ScopeStatistics) -> str:
         return ""
     worse, better, equivalent = _counts(tested)
     undecided = sum(row["verdict"] == UNDECIDED for row in tested)
-    clearest = min(tested, key=lambda row: (row["holm"], row["p"], row["size"]))
     return (
         f"Of the {counted(len(tested), 'declared comparison')} the first setting is worse in {worse}, better in "
         f"{better}, equivalent within ±{counted_points(statistics.scope.compare.margin)} in {equivalent} and not "
-        f"distinguishable in {undecided}. The clearest: {_comparison(clearest)}."
+        f"distinguishable in {undecided}."
     )
 
 
@@ -271,15 +268,6 @@ def _below_reference(scope: Scope) -> str:
 
 def _both(scope: Scope) -> tuple[str, str]:
     return scope.compare.subject, scope.compare.reference
-
-
-def _comparison(row: Row) -> str:
-    targets = f" on {row['targets']}" if row["targets"] else ""
-    return (
-        f"{row['size']}{targets} ({row['adapter_params']:,} values) against {row['reference_size']} "
-        f"({row['reference_adapter_params']:,}): {signed_percent(row['difference'])} "
-        f"{difference_interval_text(row['low'], row['high'])}, {row['verdict']}, Holm's p {p_relation(row['holm'])}"
-    )
 
 
 def _setting(row: Row) -> str:
