@@ -30,6 +30,7 @@ from lora_bench.engine.encoder.head_forms import BENCHMARK, HeadForm
 from lora_bench.engine.encoder.padded import PaddedEncoder, UseOperands
 from lora_bench.engine.encoder.product import Operands
 from lora_bench.engine.encoder.windows import Batch, Form, Table, Tokens
+from lora_bench.engine.freed_memory import keep_freed_memory
 from lora_bench.engine.masks import Masks, Site
 from lora_bench.engine.shortage import is_shortage, shortages
 from lora_bench.errors import MISSING, BenchError, one_line, rust_panics
@@ -244,7 +245,8 @@ class Backbone:
         if self.fused is None:
             raise RuntimeError("this encoder has no fused form")
         self.step.begin(batch.segments, batch.width, masks)
-        self.model.train(masks is not None)
+        # Of the model's modules only these run here. To set the mode of all takes a twentieth of a small step.
+        self.fused.model.embeddings.train(masks is not None)
         types = batch.types if self.takes_types else None
         hidden = self.fused.embed(batch.ids, batch.positions + self.position_base, types)
         return self.fused.encode(hidden.expand(cells, -1, -1), batch.segments, batch.width, updates or {}, rows)
@@ -277,8 +279,14 @@ class Backbone:
 
 
 def select(device: torch.device) -> None:
-    """Make a numbered GPU the current one: Triton, and libraries that take no device, use that."""
-    if device.type == "cuda" and device.index is not None:
+    """Prepare the process for a device.
+
+    A numbered GPU becomes the current one: Triton, and libraries that take no device, use that. On a CPU the memory of
+    freed tensors is kept.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 

@@ -102,13 +102,14 @@ def attention(
 
         return layers.attention(qkv, layout, dropout_mask), None
     query, key, value = _split_heads(qkv, layout)
-    scores = (query @ key.mT).mul_(layout.scale).add_(bias[:, None])
+    scores = query @ key.mT
+    torch.add(bias[:, None], scores, alpha=layout.scale, out=scores)  # one pass over the widest tensor of a layer
     if layout.distance_biases is not None:
         scores.add_(toeplitz(layout.distance_biases, layout.width))
     exact = torch.promote_types(scores.dtype, torch.float32)  # softmax never in bfloat16
     weights = scores.softmax(-1, dtype=exact).to(value.dtype)
     dropped = weights if dropout_mask is None else weights * dropout_mask.factor(weights.dtype)
-    return _join_heads([dropped @ value]), weights
+    return _join_heads((dropped @ value)[None]), weights
 
 
 def toeplitz(biases: Tensor, width: int) -> Tensor:
@@ -140,14 +141,17 @@ def attention_backward(
 
         return layers.attention_backward(grad, qkv, layout, dropout_mask)
     query, key, value = _split_heads(qkv, layout)
-    (out_grad,) = _split_heads(grad, layout, parts=1)
+    out_grad = _split_heads(grad, layout, parts=1)[0].contiguous()  # two products read it
     factor = None if dropout_mask is None else dropout_mask.factor(weights.dtype)
     dropped = weights if factor is None else weights * factor
-    value_grad = dropped.mT @ out_grad
+    qkv_grad = out_grad.new_empty(3, *out_grad.shape)  # one tensor for all three, so that one copy joins the heads
+    torch.matmul(dropped.mT, out_grad, out=qkv_grad[2])
     weights_grad = out_grad @ value.mT
     weights_grad = weights_grad if factor is None else weights_grad.mul_(factor)
     scores_grad = aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(layout.scale)
-    return _join_heads([scores_grad @ key, scores_grad.mT @ query, value_grad])
+    torch.matmul(scores_grad, key, out=qkv_grad[0])
+    torch.matmul(scores_grad.mT, query, out=qkv_grad[1])
+    return _join_heads(qkv_grad)
 
 
 def transfer(source: Tensor, target: Tensor, scale: Tensor | None) -> None:
@@ -185,7 +189,7 @@ def _split_heads(tensor: Tensor, layout: AttentionLayout, parts: int = 3) -> tup
     return tensor.view(shape).permute(3, 0, 1, 4, 2, 5).unbind(0)
 
 
-def _join_heads(parts: list[Tensor]) -> Tensor:
-    """The inverse of `_split_heads`: tensors `[K, n, H, W, D]` to one `[K, S, parts · H · D]`."""
-    cells, windows, _, width, _ = parts[0].shape
-    return torch.stack(parts, 3).permute(0, 1, 4, 3, 2, 5).reshape(cells, windows * width, -1)
+def _join_heads(parts: Tensor) -> Tensor:
+    """The inverse of `_split_heads`: `[parts, K, n, H, W, D]` to `[K, S, parts · H · D]`."""
+    _, cells, windows, _, width, _ = parts.shape
+    return parts.permute(1, 2, 4, 0, 3, 5).reshape(cells, windows * width, -1)
