@@ -70,7 +70,7 @@ def test_the_frontier_has_the_reference_by_rank_the_subject_by_size_and_levels()
     (ax,) = figure.axes
     assert ax.get_xscale() == "log"
     assert legend(figure) == [
-        "other methods", "lora by rank", "mini, chosen at each size", "head", "95% interval of a mean of 3 seeds",
+        "other methods", "lora by rank", "mini, chosen at each size", "95% interval of a mean of 3 seeds",
     ]  # fmt: skip
     drawn = {line.get_color(): np.asarray(line.get_xdata()).tolist() for line in curves(ax)}
     assert drawn["#D55E00"] == [900, 30_000]
@@ -82,6 +82,22 @@ def test_targets_are_told_apart() -> None:
     records = [*sized((1000, 20_000)), *sized((2000, 40_000), targets="qv")]
     (figure,) = frontier_figures(statistics(records))
     assert legend(figure)[:2] == ["mini, chosen at each size, attention", "mini, chosen at each size, qv"]
+
+
+def test_another_method_far_below_is_written() -> None:
+    """Drawn, it would press the two methods that the figure is about together."""
+    records = [*sized((1000, 20_000)), *sized((900, 30_000), "lora", a=None, b=None)]
+    records += [record(0.3, method="xs", seed=seed, params=(500, 2), a=None, b=None) for seed in range(3)]
+    (figure,) = frontier_figures(statistics(records))
+    assert figure.axes[0].get_ylim()[0] > 60
+    assert any("xs" in text.get_text() and "30.0 ↓" in text.get_text() for text in figure.axes[0].texts)
+
+
+@pytest.mark.parametrize("others", [[], ["mini"], ["cora", "head"], ["mini", "cora r=8", "adalora"]])
+def test_a_method_has_one_colour_in_all_figures(others: list[str]) -> None:
+    assert method_styles(["lora r=8", *others])["lora r=8"].colour == "#D55E00"
+    assert method_styles(["lora", *others])["lora"].colour == "#D55E00"
+    assert all(style.colour != "#D55E00" for name, style in method_styles(["mini", "xs"]).items())
 
 
 def test_a_level_far_below_is_written() -> None:

@@ -255,18 +255,16 @@ def test_a_wrong_declaration_says_what_is_wrong(tmp_path: Path, text: str, what:
 
 
 def test_the_answer_says_which_is_best_and_whether_the_method_matches() -> None:
-    first, second, third, *rest = answer(statistics(frontier(-0.03)))
-    assert first.startswith(
+    match, best, *rest = answer(statistics(frontier(-0.03)))
+    assert "Does LoRA-Mini match LoRA at equal size" in match
+    assert "No: it is worse at every size. In 2 of 2 comparisons of chosen settings its mean is lower" in match
+    assert re.search(r"Over all of them the mean difference is -[23]\.\d \[-", match)
+    assert best.startswith(
         "At about 100,000 trained values (56,000 to 180,000) the best of 2 methods on the average of"
     )
-    assert "is lora r=8 on attention with 76.6" in first
-    assert "mini r=8 a=16 b=8 on attention" in first
-    assert "Worse: mini r=8" in first
-    assert "Does LoRA-Mini match LoRA at equal size" in second
-    assert "No: it is worse at every size. In 2 of 2 comparisons its mean is lower" in second
-    assert re.search(r"Over all of them the mean difference is -[23]\.\d \[-", second)
-    assert third.startswith("The clearest of them: mini r=")
-    assert "worse, Holm's p < 0.001" in third
+    assert "is lora r=8 on attention with 76.6" in best
+    assert "mini r=8 a=16 b=8 on attention" in best
+    assert "Worse: mini r=8" in best
     assert rest[0].startswith("Evidence: 105 cells on tiny, 7 settings")
     assert "Not tested here: any other encoder, MRPC, QQP, MNLI, QNLI, RTE and WNLI" in rest[1]
 
@@ -286,7 +284,25 @@ def test_a_report_on_fewer_than_three_seeds_says_that_nothing_is_compared() -> N
     ],
 )
 def test_the_answer_follows_the_verdicts(gap: float, spread: float, words: str) -> None:
-    assert words in answer(statistics(frontier(gap, spread)))[1]
+    assert words in answer(statistics(frontier(gap, spread)))[0]
+
+
+def test_declared_comparisons_come_first_and_count_for_the_answer() -> None:
+    """Of a setting that is not the chosen one, and worse where the chosen ones are not distinguishable."""
+
+    def records() -> Iterator[Record]:
+        for one in frontier(0.0, 0.03):
+            lower = one.cell.method == "mini" and one.cell.a == 8
+            yield one.model_copy(update={"score": (one.score or 0) - 0.1}) if lower else one
+
+    pair = Pair(arm={"method": "mini", "rank": 2, "a": 8}, against={"method": "lora", "rank": 2})
+    first, match, *_ = answer(statistics(records(), pairs=(pair,)))
+    assert first == (
+        "Of the 1 declared comparison the first setting is worse in 1, better in 0, equivalent within ±1 point in 0 "
+        "and not distinguishable in 0."
+    )
+    assert "No: where these seeds can tell, it is worse." in match
+    assert "after Holm's correction 0 are worse" in match
 
 
 def test_what_no_method_learns_is_named() -> None:
