@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -69,8 +69,7 @@ def module_digest(root: Path, name: str) -> str:
     module = _read(root, name)
     digests = {bound: module_digest(root, target) for bound, target in module.modules.items()}
     names = sorted(f"{bound}={module_digest(root, target)}.{what}" for bound, (target, what) in module.names.items())
-    tree = _RenameModules(digests).visit(module.tree)
-    return _sha256("\n".join([*module.libraries, *sorted(digests.values()), *names, _dump(tree)]))
+    return _sha256("\n".join([*module.libraries, *sorted(digests.values()), *names, _dump(module.tree, digests)]))
 
 
 class _Module:
@@ -146,16 +145,6 @@ class _Stripper(ast.NodeTransformer):
         return node
 
 
-class _RenameModules(ast.NodeTransformer):
-    """Replaces the local names of modules of this package by their digests, since names follow those of files."""
-
-    def __init__(self, digests: Mapping[str, str]) -> None:
-        self._digests = digests
-
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.Name(self._digests.get(node.id, node.id), node.ctx)
-
-
 @cache
 def _read(root: Path, name: str) -> _Module:
     path = _path_of(root, name)
@@ -170,28 +159,37 @@ def _path_of(root: Path, name: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def _dump(node: object) -> str:
-    """A syntax tree as text that is the same in all versions of Python. `ast.dump` shows fields that newer ones add."""
-    return "".join(_parts(node))
+def _dump(tree: ast.AST, digests: Mapping[str, str]) -> str:
+    """A syntax tree as text that is the same in all versions of Python. `ast.dump` shows fields that newer ones add.
+
+    Args:
+        tree: The syntax tree.
+        digests: What stands for the local names of modules of this package, since names follow those of files.
+    """
+    parts: list[str] = []
+    _write(tree, digests, parts.append)
+    return "".join(parts)
 
 
-def _parts(node: object) -> Iterator[str]:
+def _write(node: object, digests: Mapping[str, str], write: Callable[[str], object]) -> None:
     if isinstance(node, ast.AST):
-        yield f"{type(node).__name__}("
-        for field, value in ast.iter_fields(node):
-            if field not in _IGNORED_FIELDS and value is not None and value != []:
-                yield f"{field}="
-                yield from _parts(value)
-                yield ","
-        yield ")"
+        write(f"{type(node).__name__}(")
+        for field in node._fields:
+            value = getattr(node, field, None)
+            if value is None or value == [] or field in _IGNORED_FIELDS:
+                continue
+            write(f"{field}=")
+            _write(digests.get(value, value) if isinstance(node, ast.Name) else value, digests, write)
+            write(",")
+        write(")")
     elif isinstance(node, list):
-        yield "["
+        write("[")
         for child in node:
-            yield from _parts(child)
-            yield ","
-        yield "]"
+            _write(child, digests, write)
+            write(",")
+        write("]")
     else:
-        yield f"{type(node).__name__}:{node!r}"
+        write(f"{type(node).__name__}:{node!r}")
 
 
 def _sha256(text: str) -> str:

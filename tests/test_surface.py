@@ -19,7 +19,7 @@ COMMANDS = {
     "plan": SELECTION,
     "report": {"--results", "--out", "--vs-paper", "--config", "--against", "--include"},
     "list": {"--results", "--include"},
-    "show": {"--results"},
+    "show": {"--results", "--command", "--include"},
     "export": {
         "--to", "--out", "--results", "--model", "--data-dir", "--dtype", "--device", "--offline", "--include",
         "--push", "--public",

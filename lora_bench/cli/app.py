@@ -267,12 +267,19 @@ def list_(
 def show(
     cell_id: Annotated[str, typer.Argument(metavar="ID", help="A cell's id, or the beginning of it.")],
     results: paths.ResultsOption = None,
+    command: Annotated[bool, _flag("--command", "Print the command that trains the cell again instead.")] = False,
+    include: export.IncludeOption = None,
 ) -> None:
     """Print the record of a cell as JSON; for a diverged cell also its last steps and what they show."""
-    from lora_bench.cli.record_json import record_as_json
     from lora_bench.records.store import find_record
 
-    print(record_as_json(find_record(paths.results_folder(results), cell_id)))
+    record = find_record(paths.results_folder(results), cell_id)
+    if command:
+        records.print_command(record, include)
+        return
+    from lora_bench.cli.record_json import record_as_json
+
+    print(record_as_json(record))
 
 
 @app.command()

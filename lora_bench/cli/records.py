@@ -1,8 +1,9 @@
-"""The commands that work on the records of a results folder: `choose` and `archive`."""
+"""The commands that work on the records of a results folder: `choose`, `archive` and `show --command`."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,6 +90,38 @@ def _push_archive(repo: str, results: Path, archived: Path, records: Sequence[Re
     files: dict[str, Path | bytes] = {hub.CARD: hub.sealed_card(results_card(records, repo)).encode()}
     files |= {path.name: path for path in (archived, results / CSV, results / compare.NAME) if path.is_file()}
     return hub.push(repo, files, "dataset", f"{counted(len(records), 'record')} of lora-bench", public, beside=True)
+
+
+def print_command(record: Record, include: Sequence[Path] | None) -> None:
+    """Print the command that trains a cell again, in a results folder of its own; on standard error what to fill in.
+
+    Args:
+        record: The cell's record.
+        include: The files that define its method or its task, as the user has named them.
+
+    Raises:
+        BenchError: Exit code 4 if no single command trains it; see `grid.command`.
+    """
+    from lora_bench.cli.options import including
+    from lora_bench.grid import command
+
+    cell, start = record.cell, record.protocol.start
+    if cell.start is not None:
+        raise BenchError(
+            f"No single command trains {record.id} again: it continues from cell {cell.start} of {start}.",
+            f"Run its config again, with `start: {{{cell.task}: {start}}}`, into another --results.",
+            NOTHING,
+        )
+    including(include)
+    line = command.training_command(cell, [str(path) for path in include or ()])
+    meanings = {
+        command.MODEL_DIR: f"the directory of the model, {cell.model.partition('@')[0]}",
+        command.DATA_DIR: f"the folder that holds the data of {cell.task}",
+    }
+    for word, meaning in meanings.items():
+        if f" {word} " in line:
+            print(clean(f"{word} stands for {meaning}."), file=sys.stderr)
+    print(clean(f"{line} --results results/again-{record.id}"))
 
 
 def _sound_records(results: Path) -> tuple[Record, ...]:

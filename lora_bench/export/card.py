@@ -5,7 +5,6 @@ The licence is never invented: it is that of the base model's card if there is o
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -18,14 +17,13 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 
-from lora_bench import __version__, tasks
+from lora_bench import __version__
 from lora_bench.cell import Cell
 from lora_bench.export import classifier
-from lora_bench.export.trained import Trained, is_bundled
-from lora_bench.models import SAMPLE
+from lora_bench.export.trained import Trained
+from lora_bench.grid.command import is_bundled, training_command
 from lora_bench.records.schema import Record
 from lora_bench.report.numbers.statistics import seed_interval
-from lora_bench.tasks import Files
 from lora_bench.tasks.glue import HUB_ID
 
 UNKNOWN_LICENCE = "other"
@@ -258,33 +256,15 @@ def _settings(cell: Cell) -> str:
 def _training(trained: Trained) -> str:
     """Return the command that trains the cell, and what comes before it if it continues from another cell."""
     cell, start = trained.cell, _code_text(trained.record.protocol.start)
-    command = f"```sh\n{training_command(cell)}\n```"
+    origins = dict.fromkeys(filter(None, (cell.origin, cell.task_origin)))
+    command = training_command(cell, [origin.rpartition("@")[0] for origin in origins])
+    command = f"```sh\n{command}\n```"
     if cell.start is None:
         return command
     return (
         f"{command}\n\nThis is the command without its start. The cell continued from cell `{cell.start}`, which was "
         f"trained on `{start}` first: a config with `start: {{{_code_text(cell.task)}: {start}}}` trains both."
     )
-
-
-def training_command(cell: Cell) -> str:
-    """Return the command that trains the cell, with MODEL_DIR and DATA_DIR for a local model and local data.
-
-    For a cell that continues from another one, it is the command of a cell that does not.
-    """
-    model = SAMPLE if is_bundled(cell) else _hub_id(cell) or "MODEL_DIR"
-    words = ["lora-bench", "run", "--model", model]
-    if cell.data.startswith("files:") and not isinstance(tasks.of(cell).source, Files):
-        words += ["--data-dir", "DATA_DIR"]
-    for origin in dict.fromkeys(filter(None, (cell.origin, cell.task_origin))):
-        words += ["--include", origin.rpartition("@")[0]]
-    words += ["--task", cell.task, "--method", cell.method]
-    given = cell.model_dump(
-        exclude_none=True, exclude={"model", "data", "task", "method", "origin", "task_origin", "start"}
-    )
-    for name, value in given.items():
-        words += ["--set", f"{name}={value}"]
-    return shlex.join(words)
 
 
 def licence(model: str) -> str:

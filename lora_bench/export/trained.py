@@ -16,7 +16,8 @@ from lora_bench.engine.adapters import saved
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.errors import MISSING, BenchError
-from lora_bench.models import SAMPLE, identity
+from lora_bench.grid.command import is_bundled, require_same_definitions
+from lora_bench.models import SAMPLE
 from lora_bench.records.schema import Record
 from lora_bench.records.store import find_record, read_records
 from lora_bench.run.tokenizer import load_tokenizer
@@ -91,7 +92,7 @@ def load(
         raise _no_adapter(record)
     source = find_model(record.cell, model)
     local_only = source.local_only(offline)
-    _require_same_definitions(record.cell)
+    require_same_definitions(record.cell)
     trains = methods.of(record.cell).trains_backbone
     with hub.hub_mode(local_only):
         backbone = encoders.load(source.location, torch.device(device), record.cell.precision, trains, local_only)
@@ -115,22 +116,6 @@ def _no_adapter(record: Record) -> BenchError:
     return BenchError(f"There is no saved adapter of {named}.", hint, MISSING)
 
 
-def _require_same_definitions(cell: Cell) -> None:
-    """Refuse a method or a task that has the name but is not the one that the cell was trained with."""
-    definitions = (
-        (cell.method, cell.origin, methods.origin(methods.of(cell).name)),
-        (cell.task, cell.task_origin, tasks.origin(tasks.of(cell).name)),
-    )
-    for name, origin, present in definitions:
-        if present != origin:
-            raise BenchError(
-                f"The cell was trained with {origin or 'this package'}'s '{name}', "
-                f"here it is {present or 'this package'}'s.",
-                "Include the file as it was: --include FILE.",
-                MISSING,
-            )
-
-
 def find_model(cell: Cell, given: Path | None) -> ModelSource:
     """Return the model of the cell: `given`, else the bundled encoder or the Hub's.
 
@@ -151,11 +136,6 @@ def find_model(cell: Cell, given: Path | None) -> ModelSource:
             MISSING,
         )
     return source
-
-
-def is_bundled(cell: Cell) -> bool:
-    """Return whether the cell was trained over the bundled encoder; a directory may have the same name."""
-    return cell.model == identity(SAMPLE)
 
 
 def _over_seeds(results: Path, record: Record) -> tuple[Record, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lora_bench import methods
 from lora_bench.cell import Cell
@@ -120,16 +120,21 @@ def _for_method(block: SingleBlock, method: str) -> SingleBlock:
     return {key: values for key, values in block.items() if key not in lacking} | {"method": (method,)}
 
 
-def _with_defaults(block: SingleBlock) -> SingleBlock:
-    """The block with all settings of its method: the method's or the cell's default for a missing or null value."""
-    recipe = methods.get(_method(block))
-    defaults = {name: field.default for name, field in Cell.model_fields.items()}
+def default_settings(method: str) -> dict[str, Any]:
+    """Return the values of a method's settings where nothing else is given: the method's own, or those of cells."""
+    recipe = methods.get(method)
+    defaults: dict[str, Any] = {name: field.default for name, field in Cell.model_fields.items()}
     defaults |= {"model": DEFAULT_MODEL, "lr": recipe.default_lr, **recipe.defaults}
+    lacking = _parameters_lacking(method)
+    return {setting: defaults[setting] for setting in SETTINGS if setting not in lacking}
+
+
+def _with_defaults(block: SingleBlock) -> SingleBlock:
+    """The block with all settings of its method: the default for a missing or null value."""
     completed: SingleBlock = {}
-    for setting in SETTINGS:
-        if setting in recipe.parameters or setting not in _PARAMETERS:
-            values = block.get(setting, (None,))
-            completed[setting] = tuple(defaults[setting] if value is None else value for value in values)
+    for setting, default in default_settings(_method(block)).items():
+        values = block.get(setting, (None,))
+        completed[setting] = tuple(default if value is None else value for value in values)
     return completed
 
 

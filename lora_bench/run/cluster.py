@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from lora_bench.errors import MISSING, BenchError
@@ -146,6 +147,7 @@ class RayExecutor:
         self._started = []
         driver.view.stage("waiting for the workers to import torch and transformers")
         self._facts = remote.facts_of(setup.methods, [task for task, _ in setup.data])
+        import_module("pandas")  # writes metrics.csv at the end: imported now, while there is nothing else to do
 
     def _new_worker(self, shares: Shares) -> Any:
         kind = self._ray.remote(**shares.options, concurrency_groups={"io": 2, "inputs": 1}, max_restarts=0)(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -91,14 +92,16 @@ class Loader:
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._tables: tuple[TablesKey, Prepared] | None = None
         self._warnings: set[str] = set()
+        self._checks = ThreadPoolExecutor(1, "checking the model")
+        self._unchanged: Future[None] | None = None  # whether the files of the model that was loaded last are
         self._lock = threading.RLock()  # held by what loads: neither tokenizers nor the Hub's settings bear two threads
         self._next: tuple[TablesKey, Tokens] | None = None
 
     def backbone(self, cell: Cell) -> Backbone:
-        """Return the cell's encoder on the device.
+        """Return the cell's encoder on the device, and load its tokenizer.
 
         Raises:
-            BenchError: Exit code 3 if it is missing, has changed since the plan was made, or cannot be trained here.
+            BenchError: Exit code 3 if it is missing, or cannot be trained here.
         """
         trains = methods.of(cell).trains_backbone
         key = (cell.model, cell.precision, trains and cell.precision == "bf16")
@@ -110,7 +113,9 @@ class Loader:
                 local_only = source.local_only(self.options.offline)
                 with hub.hub_mode(local_only):
                     backbone = encoders.load(source.location, self.device, cell.precision, trains, local_only)
-            source.require_unchanged()
+                self._tokenizer(cell)  # before the check, which covers its files too
+            # It reads all weights, half a second for each GB: beside the tables, which wait for it.
+            self._unchanged = self._checks.submit(source.require_unchanged)
             self._backbone = key, backbone
             geometry.load_geometry.cache_clear()  # the sizes of a model that has just been downloaded are known now
         return self._backbone[1]
@@ -119,17 +124,17 @@ class Loader:
         """Return the tables of the cell's task.
 
         Raises:
-            BenchError: The data or the tokenizer is missing, broken, or not for this encoder.
+            BenchError: The data are missing, broken, or not for this encoder. Exit code 3 if the encoder or its
+                tokenizer has changed since the plan was made.
         """
         key = tables_key(cell)
         if self._tables is None or self._tables[0] != key:
             self.view.stage(f"preparing {cell.task}")
             self._tables = None
-            is_new = cell.model not in self._tokenizers
             with self._lock, shortages(f"the data of {cell.task} were prepared"):
                 self._tables = key, self._prepare(cell, backbone)
-            if is_new:
-                self.models[cell.model].require_unchanged()  # its tokenizer was read after its weights
+        if self._unchanged is not None:
+            self._unchanged.result()
         return self._tables[1]
 
     def _tokenizer(self, cell: Cell) -> PreTrainedTokenizerBase:

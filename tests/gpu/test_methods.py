@@ -33,6 +33,9 @@ WHOLE = [name for name, recipe in methods.RECIPES.items() if recipe.trains_backb
 POSTERIORS = [name for name, recipe in methods.RECIPES.items() if recipe.posterior]
 # Rounding may decide which components a rank schedule cuts: then two runs in less than float64 have little in common.
 DISCRETE = [name for name, recipe in methods.RECIPES.items() if recipe.gate]
+# Their a divides the rank. At 16 the ranks would be 64 and 128, and GraLoRA's a · rank 2,048, which gives every cell of
+# its pack the memory of that rank.
+BLOCKWISE = ("gralora", "melora")
 LIMITS = {"float64": 1e-9, "float32": 1e-4, "bf16": 0.2}
 ROWS = 320
 
@@ -42,6 +45,8 @@ def cell(method: str, precision: str, **other: Any) -> Cell:
     sizes: dict[str, Any] = {"rank": 4, "a": 16, "b": 16, "targets": "attention+dense"}
     if method in WHOLE:
         sizes |= {"a": 1, "b": 1000}
+    elif method in BLOCKWISE:
+        sizes |= {"a": 2}
     settings = {"lr": min(1e-3, methods.get(method).default_lr), "head_lr": 1e-3, "batch_size": 32, "epochs": 6}
     return make_cell(method, **sizes | settings | {"precision": precision, "max_length": 64} | other)
 
