@@ -240,6 +240,15 @@ def test_figure_2_has_a_line_for_each_a_equal_to_b() -> None:
     assert list(panel.lines) == ["a = b = 8", "a = b = 16", "mean over (a, b)"]
 
 
+def test_figure_2_averages_over_the_same_a_and_b_at_each_rank() -> None:
+    """One that was run at a single rank, and is far lower, moves no mean."""
+    pairs = [(rank, a, 0.8) for rank in (4, 8) for a in (8, 16)] + [(8, 24, 0.2)]
+    records = [record(score, rank=rank, a=a, b=a, seed=seed) for rank, a, score in pairs for seed in range(3)]
+    (panel,) = figure2_panels(statistics(records), "attention")
+    assert [point[1] for point in panel.lines["mean over (a, b)"]] == pytest.approx([0.8, 0.8])
+    assert "a = b = 24" in panel.lines
+
+
 # ---- heat maps and learning curves
 
 

@@ -71,7 +71,7 @@ def rank_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]:
 
 
 def figure2_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]:
-    """Return the panels of *Figure 2* on a set of targets; none unless the method has several (a, b)."""
+    """Return the panels of *Figure 2* on a set of targets; none unless the method has several (a, b) at every rank."""
     scope = statistics.scope
     panels = []
     for column in scope.columns:
@@ -80,8 +80,9 @@ def figure2_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]
             (entries["label"] == scope.compare.subject) & (entries["targets"] == targets) & (entries["n"] > 0)
         ]
         members = members[members["rank"].notna() & members["a"].notna()]
-        if members.groupby("rank")["arm"].nunique().max() > 1:
-            lines = _equal_pairs(members) | {"mean over (a, b)": _average_line(statistics, column, members)}
+        averaged = _at_every_rank(members)
+        if averaged.groupby("rank")["arm"].nunique().max() > 1:
+            lines = _equal_pairs(members) | {"mean over (a, b)": _average_line(statistics, column, averaged)}
             panels.append(RankPanel(column, lines, {}, frozenset(lines)))
     return panels
 
@@ -131,6 +132,12 @@ def _equal_pairs(members: DataFrame) -> dict[str, list[Point]]:
         f"a = b = {size}": [(float(row["rank"]), row["mean"], nan, nan) for row in rows_of(group)]
         for size, group in equal.groupby("a")
     }
+
+
+def _at_every_rank(members: DataFrame) -> DataFrame:
+    """Return the entries whose (a, b) was run at every rank: a mean over others would compare different (a, b)."""
+    ranks = members.groupby(["a", "b"])["rank"].transform("nunique")
+    return members[ranks == members["rank"].nunique()]
 
 
 def _average_line(statistics: ScopeStatistics, column: Column, members: DataFrame) -> list[Point]:
