@@ -46,8 +46,8 @@ def _figures_by_kind(statistics: ScopeStatistics) -> Iterator[tuple[str, str, st
         title = f"{subject} by rank, {targets}"
         caption = (
             f"{title}, on {scope.title}, the form of LoRA-Mini's Figure 2: {_tasks_text(panels)}. With a band: the "
-            f"mean over the (a, b) that every rank has, averaged by seed first; the band is its 95% interval over {seeds} "
-            "seeds. Other lines: single a = b, means over seeds."
+            f"mean over the (a, b) that every rank has, averaged by seed first; the band is its 95% interval over "
+            f"{seeds} seeds. Other lines: single a = b, means over seeds."
         )
         yield title, caption, f"figure2-{slug(targets)}", rank_plots.rank_figures([f"{scope.title}: {title}"], panels)
     for targets in rank_plots.target_sets(statistics):
