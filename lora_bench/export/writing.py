@@ -79,5 +79,6 @@ def _remove_abandoned(target: Path) -> None:
     """Remove the temporary folders that killed exports to a target have left beside it."""
     for folder in files.listing(target.parent):
         if folder.name.startswith(_prefix(target)) and folder.name.endswith(SUFFIX) and not folder.is_symlink():
+            # It stays where another process still fills it, and where the file system has no locks.
             with suppress(OSError, NotImplementedError), _lock(folder).acquire(blocking=False):
                 files.remove(folder)

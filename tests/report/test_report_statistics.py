@@ -215,7 +215,7 @@ def test_without_examples_it_is_welchs_test_of_two_samples() -> None:
 @pytest.mark.parametrize("seeds", [3, 5, 20])
 @pytest.mark.parametrize("unstable", [1, METHODS // 2])
 def test_it_keeps_its_level_where_some_settings_vary_far_more(seeds: int, unstable: int) -> None:
-    """Why variances are not pooled: of stable settings 1% would be called different, or 7% where half are unstable."""
+    """Why variances are not pooled: beside a setting that varies ten times as much, 1% would be called different."""
     rng = np.random.default_rng(seeds)
     deviation = np.ones((METHODS, 1))
     deviation[:unstable] = 10 if unstable == 1 else 3

@@ -88,14 +88,14 @@ def method_styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
         ),
     )
     curves = [label for label in ordered if label not in LEVEL_STYLES]
-    fixed: dict[int, str] = {}
+    free, taken = itertools.count(1 + max(_FIXED.values())), set[int]()
+    styles = {}
     for label in curves:
-        method = label if label in _FIXED else label.split(" ")[0]  # of a label such as `lora r=8`
-        if method in _FIXED:
-            fixed.setdefault(_FIXED[method], label)
-    free = itertools.count(1 + max(_FIXED.values()))
-    index_of = {label: index for index, label in fixed.items()}
-    styles = {label: _curve_style(index_of[label] if label in index_of else next(free)) for label in curves}
+        index = _FIXED.get(label, _FIXED.get(label.split(" ")[0]))  # the method of a label such as `lora r=8`
+        if index is None or index in taken:
+            index = next(free)
+        taken.add(index)
+        styles[label] = _curve_style(index)
     return styles | {label: MethodStyle(*LEVEL_STYLES[label]) for label in ordered if label in LEVEL_STYLES}
 
 

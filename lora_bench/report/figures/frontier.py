@@ -2,8 +2,7 @@
 
 The reference is a line by rank. The method that the report is about has a point for each setting, and a line through
 the settings chosen in each size class. All other methods are grey points, named where they are the best of their class.
-Methods without an adapter are horizontal lines. One error bar, of the median deviation,
-stands for all.
+Methods without an adapter are horizontal lines. One error bar, of the median deviation, stands for all.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _SUBJECT, _REFERENCE = "#0072B2", "#D55E00"
 _TARGET_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 LEAST_SPAN = 4.0  # of the axis of trained values, as a factor; chosen
 MAX_LEVEL_GAP = 0.25  # of the height of the points; a level further below them is written instead
-LOW_WIDTH = 90  # characters of a line of what is written
+LOW_WIDTH = 90  # characters of a line of what is written: the width of the axes in that size of letters
 MAX_POINT_GAP = 0.5  # of the height of the two methods that the figure is about; another one further below is written
 
 

@@ -41,7 +41,7 @@ _GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 def answer(statistics: ScopeStatistics) -> tuple[str, ...]:
     """Return the sentences."""
     verdict = verdict_sentences(statistics)
-    first = verdict or [_declared_sentence(statistics), *_match_sentences(statistics), _best_sentence(statistics)]
+    first = verdict or [_declared_sentence(statistics), _match_sentence(statistics), _best_sentence(statistics)]
     parts = (*first, *_chance_sentences(statistics), *_constant_sentences(statistics.scope))
     return (*(part for part in parts if part), _evidence_sentence(statistics), _untested_sentence(statistics))
 
@@ -84,39 +84,34 @@ def _scored(row: Row) -> str:
     return f"{_setting(row)} ({percent(row['mean'])})"
 
 
-def _match_sentences(statistics: ScopeStatistics) -> list[str]:
+def _match_sentence(statistics: ScopeStatistics) -> str:
     """Say whether the subject matches the reference at equal size."""
     scope = statistics.scope
     compare = scope.compare
     subject, reference = method_title(compare.subject), method_title(compare.reference)
     labels = set(scope.entries["label"])
     if not {compare.subject, compare.reference} <= labels:
-        return []
+        return ""
     if statistics.equal.empty:
-        return [
-            f"No {reference} here has about as many trained values as a {subject}: nothing to compare at equal size."
-        ]
+        return f"No {reference} here has about as many trained values as a {subject}: nothing to compare at equal size."
     rows = rows_of(with_sides(statistics, statistics.equal))
     tested = [row for row in rows if row["verdict"] != NOT_TESTED]
     if not tested:
-        return [f"{subject} against {reference} at equal size: fewer than {MIN_SEEDS} seeds, so not tested."]
+        return f"{subject} against {reference} at equal size: fewer than {MIN_SEEDS} seeds, so not tested."
     worse, better, equivalent = _counts(tested)
     lower = sum(row["difference"] < 0 for row in tested)
     differences = [row["difference"] for row in tested]
     margin = f"±{counted_points(compare.margin)}"
     verdict = _overall([*tested, *_declared_at_equal_size(statistics)])
-    first = (
+    overall = statistics.mean_difference(statistics.equal)
+    return (
         f"Does {subject} match {reference} at equal size (numbers of trained values within a factor of "
         f"{SAME_SIZE:g})? {verdict} In {lower} of {counted(len(tested), 'comparison')} of chosen settings its mean is "
         f"lower ({_range_text(differences)} points); after Holm's correction "
-        f"{worse} {_is_or_are(worse)} worse, {better} better, {equivalent} equivalent within {margin}."
-    )
-    overall = statistics.mean_difference(statistics.equal)
-    second = (
+        f"{worse} {_is_or_are(worse)} worse, {better} better, {equivalent} equivalent within {margin}. "
         f"Over all of them the mean difference is {signed_percent(overall.difference)} "
         f"{difference_interval_text(overall.low, overall.high)}."
     )
-    return [f"{first} {second}"]
 
 
 def _range_text(differences: list[float]) -> str:

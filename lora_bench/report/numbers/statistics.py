@@ -4,7 +4,7 @@ Seeds and examples are both samples: a mean over few seeds on one small split is
 the variance between its own seeds (Welch's test), since settings differ in it: most vary by a point, one that collapses
 with a seed by ten. A variance pooled over all entries would be narrower with five seeds, but wrong in both directions.
 Simulated without a difference, the pooled test rejects in 0.4 to 10% (0.7% where one of 20 entries varies ten times as
-much, 7% where half of them vary three times as much), this one in 2.3 to 6.1%. The examples' variance comes from the
+much, 7% where one of two varies three times as much), this one in 2.3 to 6.1%. The examples' variance comes from the
 predictions (`examples`). Both are added, with Satterthwaite's degrees of freedom: intervals, tests and equivalence are
 read from the same standard error.
 
