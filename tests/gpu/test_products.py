@@ -29,9 +29,9 @@ DTYPE = torch.float16 if INTERPRETED else torch.bfloat16
 LIMIT = 5e-4 if INTERPRETED else 4e-3  # of the relative error: that of rounding a value, with room
 K, SIZE, INPUTS = (3, 64, 48) if INTERPRETED else (3, 768, 512)
 TILINGS = (
-    [Tiles(32, 16, 32, 4, 3, parts=1), Tiles(16, 16, 16, 4, 3, parts=1)]
+    [Tiles(32, 16, 32, 4, 3, parts=1), Tiles(16, 16, 16, 4, 3, parts=2, joined=False)]
     if INTERPRETED
-    else [Tiles(128, 256, 64, 8, 3, parts=4), Tiles(128, 128, 64, 4, 3, parts=4, programs=2)]
+    else [Tiles(128, 256, 64, 8, 3, parts=4), Tiles(128, 128, 64, 4, 3, parts=4, programs=2, joined=False)]
 )
 SLOTS = [64, 56] if INTERPRETED else [256, 448]  # whole tiles, and a cell that ends within a tile
 

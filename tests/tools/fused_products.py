@@ -41,6 +41,8 @@ TILINGS = (
     Tiles(128, 128, 64, warps=8, stages=3, parts=4, programs=2),
     Tiles(64, 256, 64, warps=4, stages=2, parts=4, programs=2),
     Tiles(64, 128, 64, warps=4, stages=4, parts=2, programs=2),
+    Tiles(128, 256, 64, warps=8, stages=3, parts=4, joined=False),
+    Tiles(128, 128, 64, warps=4, stages=3, parts=4, programs=2, joined=False),
 )
 
 
@@ -77,7 +79,8 @@ def peak() -> float:
 def short(tiling: Tiles) -> str:
     """A tiling in a few characters."""
     t = tiling
-    return f"{t.rows}x{t.columns}x{t.depth} w{t.warps} s{t.stages} p{t.parts} n{t.programs} g{t.group}"
+    loops = "" if t.joined else " two loops"
+    return f"{t.rows}x{t.columns}x{t.depth} w{t.warps} s{t.stages} p{t.parts} n{t.programs} g{t.group}{loops}"
 
 
 def one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ class Tiles(NamedTuple):
         parts: In how many parts a tile is written: more need less shared memory and fewer registers.
         programs: Programs on each multiprocessor, which walk over the tiles.
         group: Row tiles that are walked column by column (`products._tile`).
+        joined: Whether the frozen and the low-rank sum are one loop (`products`).
     """
 
     rows: int
@@ -33,6 +34,7 @@ class Tiles(NamedTuple):
     parts: int = 2
     programs: int = 1
     group: int = 8
+    joined: bool = True
 
 
 class ProductKind(NamedTuple):
