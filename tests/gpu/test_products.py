@@ -100,7 +100,7 @@ class Case:
 @over_tilings
 @over_slots
 @over_linears
-@pytest.mark.parametrize("rank", [8, 40])
+@pytest.mark.parametrize("rank", [0, 8, 40])
 def test_forward(
     stream: torch.Generator, tiling: Tiles, slots: int, count: int, adapted: tuple[int, ...], rank: int
 ) -> None:
@@ -119,7 +119,7 @@ def test_forward(
 @over_tilings
 @over_slots
 @over_linears
-@pytest.mark.parametrize("rank", [8, 40])
+@pytest.mark.parametrize("rank", [0, 8, 40])
 def test_backward(
     stream: torch.Generator, tiling: Tiles, slots: int, count: int, adapted: tuple[int, ...], rank: int
 ) -> None:

@@ -246,7 +246,7 @@ def forward(
     """
     cells, slots, depth = inputs.shape
     columns = weight.shape[0]
-    if low_rank is None or up is None:  # a rank of 0: neither is read
+    if low_rank is None or up is None or not up.shape[-1]:  # neither is read
         low_rank, up, linears = inputs, weight[None, None, :, :], ()
         size, rank = columns, 0
     else:
@@ -292,7 +292,7 @@ def backward(
     """
     cells, slots, depth = grad.shape
     columns, ranks = weight.shape[1], 0
-    if low_rank_grad is None or down is None:  # neither is read
+    if low_rank_grad is None or down is None or not down.shape[1]:  # neither is read
         low_rank_grad, down = grad, weight[None]
     else:
         ranks = down.shape[1]
