@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -56,11 +57,8 @@ def launched_by(launch: Launch | None) -> Iterator[None]:
             values |= {} if launch.registers is None else {"maxnreg": launch.registers}
         return values
 
-    layers._attention_launch = changed
-    try:
+    with patch.object(layers, "_attention_launch", changed):
         yield
-    finally:
-        layers._attention_launch = engines
 
 
 def make_call(width: int, is_forward: bool, cells: int, windows: int) -> Callable[[], Tensor]:
