@@ -18,6 +18,8 @@ from lora_bench.engine.encoder import backbone as backbones
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.evaluation import Split
+from lora_bench.engine.kernels import tiles
+from lora_bench.engine.kernels.tiles import ProductKind, Tiles
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
 from lora_bench.models import location
@@ -124,6 +126,29 @@ def test_a_cell_does_not_depend_on_its_pack(backbone: Backbone) -> None:
         difference = worst(together[one].losses, alone.losses)
         print(f"{backbone.precision} {one.method} r={one.rank}: packed - solo {difference:.2g}")
         assert difference < limit
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != tiles.HOPPER, reason="no Hopper GPU"
+)
+def test_steps_with_the_kernels_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded or issued, packed or alone, they train as cuBLAS does, within what bf16's rounding explains."""
+    on = backbones.load(FOLDER, torch.device("cuda"), "bf16")
+    cells = company("bf16")
+    plain = run(cells, on)
+    assert on.fused is not None
+    for product in on.fused.layers[0].products.values():
+        for adapted in (False, True):
+            kind = ProductKind(product.weight.shape[0], product.weight.shape[1], adapted)
+            monkeypatch.setitem(tiles.FORWARD, kind, Tiles(64, 64, 32, warps=4, stages=3, parts=2, programs=2))
+            monkeypatch.setitem(tiles.BACKWARD, kind, Tiles(64, 64, 32, warps=4, stages=3, parts=2, programs=2))
+    recorded, issued = run(cells, on), run(cells, on, record=False)
+    for one in cells:
+        (alone,) = run([one], on).values()
+        for what, other, limit in (("issued", issued[one], 0.05), ("alone", alone, 0.2), ("cuBLAS", plain[one], 0.2)):
+            difference = worst(recorded[one].losses, other.losses)
+            print(f"{one.method} r={one.rank}: recorded - {what} {difference:.2g}")
+            assert difference < limit
 
 
 def test_packs_leave_nothing_on_the_card(backbone: Backbone) -> None:

@@ -26,50 +26,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 from lora_bench.engine.encoder import architectures
 from lora_bench.engine.encoder.architectures import Architecture
 from lora_bench.engine.encoder.attention import ForwardContext
+from lora_bench.engine.encoder.backward import LayerSaved, ProductsBackward
 from lora_bench.engine.encoder.families import Family
-from lora_bench.engine.encoder.product import (
-    Adapter,
-    AdapterSaved,
-    Operands,
-    Product,
-    down_backward,
-    stretch_backward,
-)
+from lora_bench.engine.encoder.product import Adapter, AdapterSaved, Operands, Product
 from lora_bench.engine.kernels import ops
-from lora_bench.engine.kernels.types import AttentionLayout, Norm, NormSaved
+from lora_bench.engine.kernels.types import AttentionLayout, Norm
 from lora_bench.engine.masks import DropoutMask
-
-
-@dataclass
-class LayerSaved:
-    """What a layer's backward pass needs.
-
-    Attributes:
-        inputs: x, `[K, S, d]`, for the gradient of A of `qkv`.
-        qkv: Queries, keys and values `[K, S, 3 d]`.
-        attn_weights: The attention weights `[K, n, H, W, W]`; None if backward recomputes them.
-        attn_values: c, the input of `attn_out`; None if that has no adapters.
-        attn_norm: For the first norm.
-        ffn_inputs: h, the input of `ffn_up`; None if that has no adapters.
-        pre_activation: The output of `ffn_up`; gelu of it, the input of `ffn_down`, is recomputed from it.
-        ffn_norm: For the second norm.
-        adapters: For each product that has adapters.
-    """
-
-    inputs: Tensor
-    qkv: Tensor
-    attn_weights: Tensor | None
-    attn_values: Tensor | None
-    attn_norm: NormSaved
-    ffn_inputs: Tensor | None
-    pre_activation: Tensor
-    ffn_norm: NormSaved
-    adapters: dict[str, AdapterSaved]
 
 
 @dataclass(frozen=True)
@@ -135,8 +101,12 @@ class Layer:
             attn_values, residual = attn_values[:, run.rows], inputs[:, run.rows]
         attn_mask, ffn_mask = self._dropout_masks(run, is_last)
         hidden, attn_norm = ops.add_norm(apply("attn_out", attn_values), residual, attn_mask, self.norms[0])
-        pre_activation = apply("ffn_up", hidden)
-        out, ffn_norm = ops.add_norm(apply("ffn_down", gelu(pre_activation)), hidden, ffn_mask, self.norms[1])
+        pre_activation, activation, up_saved = self.products["ffn_up"].forward_with_gelu(hidden, adapters.get("ffn_up"))
+        if up_saved is not None:
+            saved["ffn_up"] = up_saved
+        branch = apply("ffn_down", activation)
+        del activation  # the widest tensor of a layer, which the norm has no need of
+        out, ffn_norm = ops.add_norm(branch, hidden, ffn_mask, self.norms[1])
         return out, LayerSaved(
             inputs=inputs,
             qkv=qkv,
@@ -182,15 +152,13 @@ class Layer:
         Returns:
             The gradient of the layer's input, None if it is not needed.
         """
-        products = _ProductsBackward(self.products, saved, adapters, grads)
+        products = ProductsBackward(self.products, saved, adapters, grads)
         attn_mask, ffn_mask = self._dropout_masks(run, is_last)
 
         residual_grad, branch_grad = ops.add_norm_backward(grad, saved.ffn_norm, ffn_mask, self.norms[1])
-        wide_grad, low_rank_grad = products.through("ffn_down", branch_grad)
-        # gelu_backward overwrites wide_grad with the gradient of the pre-activation. The activation that it returns is
-        # the widest tensor of a layer: it gets no name here, so that it is freed at once.
-        needs_activation = low_rank_grad is not None
-        products.down("ffn_down", low_rank_grad, ops.gelu_backward(wide_grad, saved.pre_activation, needs_activation))
+        wide_grad, low_rank_grad, activation = products.through_gelu("ffn_down", branch_grad, saved.pre_activation)
+        products.down("ffn_down", low_rank_grad, activation)
+        del activation  # the widest tensor of a layer
         hidden_grad, low_rank_grad = products.through("ffn_up", wide_grad, accumulate=residual_grad)
         products.down("ffn_up", low_rank_grad, saved.ffn_inputs)
 
@@ -209,49 +177,6 @@ class Layer:
             input_grad, low_rank_grad = None, products.outputs("qkv", qkv_grad)[1]
         products.down("qkv", low_rank_grad, saved.inputs)
         return input_grad
-
-
-@dataclass(frozen=True)
-class _ProductsBackward:
-    """The backward pass of a layer's products. Every gradient of an adapter goes to `grads`."""
-
-    products: Mapping[str, Product]
-    saved: LayerSaved
-    adapters: Mapping[str, Adapter]
-    grads: Mapping[str, Adapter]
-
-    def outputs(self, name: str, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Go from dy to dy₀ and d(A z), with the gradients of shift, gain and B."""
-        if name not in self.adapters:
-            return grad, None
-        product, adapter, grads = self.products[name], self.adapters[name], self.grads[name]
-        saved = self.saved.adapters[name]
-        grad = product.gain_shift_backward(grad, saved, adapter, grads)
-        return grad, product.up_backward(grad, saved.low_rank, adapter, grads)
-
-    def through(self, name: str, grad: Tensor, accumulate: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Go from dy to dx and d(A z), with the gradients of shift, gain, B and stretch.
-
-        dx is added to `accumulate` in place, if that is given.
-        """
-        grad, low_rank_grad = self.outputs(name, grad)
-        product, adapter = self.products[name], self.adapters.get(name)
-        if adapter is None or adapter.stretch is None:
-            return product.input_backward(grad, low_rank_grad, adapter, accumulate), low_rank_grad
-        # The stretch's gradient needs dz by itself, so dz cannot be accumulated by the matrix products here.
-        input_grad = product.input_backward(grad, low_rank_grad, adapter, None)
-        input_grad = stretch_backward(input_grad, self._inputs_of(name), adapter, self.grads[name])
-        return input_grad if accumulate is None else accumulate.add_(input_grad), low_rank_grad
-
-    def down(self, name: str, low_rank_grad: Tensor | None, inputs: Tensor | None) -> None:
-        """Write the gradient of A. A step of its own, since the input of `ffn_down` is known only after GELU's."""
-        if low_rank_grad is not None and inputs is not None:
-            down_backward(low_rank_grad, inputs, self.adapters[name], self.grads[name])
-
-    def _inputs_of(self, name: str) -> Tensor:
-        """x of a product that can have a stretch (`qkv` cannot: its linears read one input)."""
-        saved = {"attn_out": self.saved.attn_values, "ffn_up": self.saved.ffn_inputs}.get(name)
-        return gelu(self.saved.pre_activation) if saved is None else saved
 
 
 def _scatter(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import gelu
+
+from lora_bench.engine.kernels import ops
 
 
 class Operands(NamedTuple):
@@ -102,19 +104,26 @@ class Product:
         Returns:
             y, `[K, S, out of all linears]`, a tensor of its own; and what the adapters' backward needs.
         """
-        if adapter is not None and adapter.stretch is not None:
-            inputs = torch.addcmul(inputs, inputs, adapter.stretch)
-        is_shared = inputs.shape[0] > 1 and inputs.stride(0) == 0
-        out = linear(inputs[:1] if is_shared else inputs, self.weight, self.bias)
-        out = out.expand(len(inputs), -1, -1).contiguous() if is_shared else out
+        out, _, saved = self._forward(inputs, adapter, with_gelu=False)
+        return out, saved
+
+    def forward_with_gelu(self, inputs: Tensor, adapter: Adapter | None) -> tuple[Tensor, Tensor, AdapterSaved | None]:
+        """Compute y and gelu(y), as `forward` otherwise."""
+        out, activation, saved = self._forward(inputs, adapter, with_gelu=True)
+        return out, gelu(out) if activation is None else activation, saved
+
+    def _forward(
+        self, inputs: Tensor, adapter: Adapter | None, with_gelu: bool
+    ) -> tuple[Tensor, Tensor | None, AdapterSaved | None]:
+        """y; gelu(y) if it is wanted and y₀ is y; what backward needs."""
         if adapter is None:
-            return out, None
+            return *ops.product(inputs, self.weight, self.bias, None, None, (), with_gelu), None
+        if adapter.stretch is not None:
+            inputs = torch.addcmul(inputs, inputs, adapter.stretch)
+        with_gelu = with_gelu and adapter.gain is None and adapter.shift is None
         low_rank = torch.bmm(inputs, adapter.A.mT)
-        rank = adapter.B.shape[-1]
-        for index, values in self._adapted(out, adapter):
-            if rank:
-                values.baddbmm_(low_rank[:, :, index * rank : (index + 1) * rank], adapter.B[index].mT)
-        return out, AdapterSaved(low_rank, self._apply_gain_shift(out, adapter))
+        out, activation = ops.product(inputs, self.weight, self.bias, low_rank, adapter.B, adapter.linears, with_gelu)
+        return out, activation, AdapterSaved(low_rank, self._apply_gain_shift(out, adapter))
 
     def _adapted(self, values: Tensor, adapter: Adapter) -> Iterator[tuple[int, Tensor]]:
         """For each adapted linear its index among the J, and a view `[K, S, out]` of its part of `values`."""
@@ -173,23 +182,22 @@ class Product:
             grad: dy₀.
             low_rank_grad: d(A z), None without adapters.
             adapter: The adapters, if any.
-            accumulate: A gradient `[K, S, in]` that dz is added to in place: the matrix products accumulate into it,
-                which saves a pass over memory.
+            accumulate: A gradient `[K, S, in]` that dz is added to in place.
 
         Returns:
             dz, or `accumulate` with dz added.
         """
-        flat = grad.flatten(0, 1)
-        if low_rank_grad is None or adapter is None or not low_rank_grad.shape[-1]:
-            if accumulate is None:
-                return (flat @ self.weight).view(*grad.shape[:2], -1)
-            accumulate.flatten(0, 1).addmm_(flat, self.weight)
-            return accumulate
-        input_grad = (
-            torch.bmm(low_rank_grad, adapter.A) if accumulate is None else accumulate.baddbmm_(low_rank_grad, adapter.A)
+        down = None if adapter is None else adapter.A
+        return ops.product_backward(grad, self.weight, low_rank_grad, down, accumulate)
+
+    def gelu_input_backward(
+        self, grad: Tensor, low_rank_grad: Tensor | None, adapter: Adapter | None, pre_activation: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the gradient of p where gelu(p) is the input; with adapters also gelu(p) again, for that of A."""
+        down = None if adapter is None else adapter.A
+        return ops.gelu_product_backward(
+            grad, self.weight, low_rank_grad, down, pre_activation, recompute=low_rank_grad is not None
         )
-        input_grad.flatten(0, 1).addmm_(flat, self.weight)
-        return input_grad
 
 
 def stretch_backward(grad: Tensor, inputs: Tensor, adapter: Adapter, grads: Adapter) -> Tensor:

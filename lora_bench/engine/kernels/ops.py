@@ -8,9 +8,13 @@ Shapes: K cells, S slots in n windows of W (S = n · W), d features, H heads of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, linear
 
+from lora_bench.engine.kernels import tiles
 from lora_bench.engine.kernels.types import AttentionLayout, Norm, NormSaved
 from lora_bench.engine.masks import DropoutMask
 
@@ -20,6 +24,107 @@ aten = torch.ops.aten
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether the GPU kernels run on this tensor."""
     return tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16)
+
+
+def product(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    low_rank: Tensor | None,
+    up: Tensor | None,
+    linears: Sequence[int],
+    with_gelu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A frozen product with low-rank adapters: `y = x Wᵀ + b`, plus `u Bᵀ` in the columns of the adapted linears.
+
+    Args:
+        inputs: x, `[K, S, in]`; with stride 0 over the cells (all have the same input) x Wᵀ is computed once.
+        weight: W, `[out of all linears, in]`.
+        bias: b, `[out of all linears]`.
+        low_rank: u = x Aᵀ, `[K, S, J · R]`; None without adapters.
+        up: B, `[J, K, out, R]`; None without adapters.
+        linears: The index of each of the J adapted linears within the product, in rising order.
+        with_gelu: Whether gelu(y) is wanted too.
+
+    Returns:
+        y, `[K, S, out of all linears]`, a tensor of its own; and gelu(y) or None.
+    """
+    rank = 0 if up is None else up.shape[-1]
+    size = len(weight) if up is None else up.shape[2]
+    tiling = tiles.tiles_for(tiles.FORWARD, inputs, weight, size, rank)
+    if tiling is not None:
+        from lora_bench.engine.kernels import products
+
+        return products.forward(inputs, weight, bias, low_rank, up, linears, with_gelu, tiling)
+    is_shared = inputs.shape[0] > 1 and inputs.stride(0) == 0
+    out = linear(inputs[:1] if is_shared else inputs, weight, bias)
+    out = out.expand(len(inputs), -1, -1).contiguous() if is_shared else out
+    if low_rank is not None and up is not None and rank:
+        for index, position in enumerate(linears):
+            values = out[:, :, position * size : (position + 1) * size]
+            values.baddbmm_(low_rank[:, :, index * rank : (index + 1) * rank], up[index].mT)
+    return out, gelu(out) if with_gelu else None
+
+
+def product_backward(
+    grad: Tensor, weight: Tensor, low_rank_grad: Tensor | None, down: Tensor | None, accumulate: Tensor | None
+) -> Tensor:
+    """The gradient of a product's inputs, `dx = dy W + g A`.
+
+    Args:
+        grad: dy, `[K, S, out of all linears]`.
+        weight: W, `[out of all linears, in]`.
+        low_rank_grad: g, the gradient of x Aᵀ, `[K, S, J · R]`; None without adapters.
+        down: A, `[K, J · R, in]`; None without adapters.
+        accumulate: A gradient `[K, S, in]` that dx is added to in place: the matrix products accumulate into it, which
+            saves a pass over memory.
+
+    Returns:
+        dx, or `accumulate` with dx added.
+    """
+    ranks = 0 if down is None else down.shape[1]
+    tiling = tiles.tiles_for(tiles.BACKWARD, grad, weight, weight.shape[1], ranks)
+    if tiling is not None:
+        from lora_bench.engine.kernels import products
+
+        return products.backward(grad, weight, low_rank_grad, down, accumulate, None, False, tiling)[0]
+    flat = grad.flatten(0, 1)
+    if low_rank_grad is None or down is None or not ranks:
+        if accumulate is None:
+            return (flat @ weight).view(*grad.shape[:2], -1)
+        accumulate.flatten(0, 1).addmm_(flat, weight)
+        return accumulate
+    input_grad = torch.bmm(low_rank_grad, down) if accumulate is None else accumulate.baddbmm_(low_rank_grad, down)
+    input_grad.flatten(0, 1).addmm_(flat, weight)
+    return input_grad
+
+
+def gelu_product_backward(
+    grad: Tensor,
+    weight: Tensor,
+    low_rank_grad: Tensor | None,
+    down: Tensor | None,
+    pre_activation: Tensor,
+    recompute: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of p where gelu(p) is a product's input, and gelu(p) if it is wanted (see `gelu_backward`).
+
+    Args:
+        grad: As for `product_backward`.
+        weight: As for `product_backward`.
+        low_rank_grad: As for `product_backward`.
+        down: As for `product_backward`.
+        pre_activation: p, `[K, S, in]`.
+        recompute: Whether gelu(p) is wanted.
+    """
+    ranks = 0 if down is None else down.shape[1]
+    tiling = tiles.tiles_for(tiles.BACKWARD, grad, weight, weight.shape[1], ranks)
+    if tiling is not None:
+        from lora_bench.engine.kernels import products
+
+        return products.backward(grad, weight, low_rank_grad, down, None, pre_activation, recompute, tiling)
+    input_grad = product_backward(grad, weight, low_rank_grad, down, None)
+    return input_grad, gelu_backward(input_grad, pre_activation, recompute)
 
 
 def add_norm(
@@ -77,7 +182,7 @@ def gelu_backward(grad: Tensor, pre_activation: Tensor, recompute: bool) -> Tens
 
         return layers.gelu_backward(grad, pre_activation)
     aten.gelu_backward.grad_input(grad, pre_activation, grad_input=grad)
-    return torch.nn.functional.gelu(pre_activation) if recompute else None
+    return gelu(pre_activation) if recompute else None
 
 
 def attention(

@@ -1,0 +1,87 @@
+"""How the kernels of `products` cut a product into tiles, and for which products they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HOPPER = 9  # the major compute capability: the kernels read and write through its tensor memory accelerator
+
+
+class Tiles(NamedTuple):
+    """How a product is cut into tiles.
+
+    Attributes:
+        rows: Slots of a tile.
+        columns: Outputs of a tile.
+        depth: Inputs that are read at a time.
+        warps: Warps that share a tile.
+        stages: Blocks of inputs that are in shared memory at a time: in use or on their way.
+        parts: In how many parts a tile is written: more need less shared memory and fewer registers.
+        programs: Programs on each multiprocessor, which walk over the tiles.
+        group: Row tiles that are walked column by column (`products._tile`).
+        joined: Whether the frozen and the low-rank sum are one loop (`products`).
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    parts: int = 2
+    programs: int = 1
+    group: int = 8
+    joined: bool = True
+
+
+class ProductKind(NamedTuple):
+    """What decides which kernel computes a product. The number of cells does not, nor does it change a kernel's bits.
+
+    Attributes:
+        outputs: Rows of the frozen weight.
+        inputs: Columns of the frozen weight.
+        adapted: Whether a cell of the pack has a low-rank adapter there.
+    """
+
+    outputs: int
+    inputs: int
+    adapted: bool
+
+
+# The fastest tiles where a kernel is faster than cuBLAS with the adapters apart, by measurement: this is what
+# `tests/tools/fused_products.py` prints. Empty until it has been measured, so nothing uses the kernels.
+FORWARD: dict[ProductKind, Tiles] = {}
+BACKWARD: dict[ProductKind, Tiles] = {}
+
+
+def tiles_for(
+    table: Mapping[ProductKind, Tiles], inputs: Tensor, weight: Tensor, columns: int, rank: int
+) -> Tiles | None:
+    """The tiles of a product; None if cuBLAS computes it.
+
+    Args:
+        table: `FORWARD` or `BACKWARD`.
+        inputs: What is multiplied by the weight, `[K, S, depth]`.
+        weight: The frozen weight `[outputs, inputs]`.
+        columns: The outputs of one linear in forward; the weight's inputs in backward.
+        rank: R, 0 without an adapter.
+    """
+    if not table or not inputs.is_cuda or inputs.dtype != torch.bfloat16:
+        return None
+    tiles = table.get(ProductKind(weight.shape[0], weight.shape[1], rank > 0))
+    if tiles is None or torch.cuda.get_device_capability(inputs.device)[0] != HOPPER:
+        return None
+    return tiles if supports(tiles, inputs, columns, rank) else None
+
+
+def supports(tiles: Tiles, inputs: Tensor, columns: int, rank: int) -> bool:
+    """Whether the kernels run on these sizes, and do not waste more than a fifth of the rows; see `tiles_for`."""
+    slots, depth = inputs.shape[1:]
+    computed = -(-slots // tiles.rows) * tiles.rows
+    # The tensor memory accelerator wants rows of whole 16 bytes, which are 8 values. Cells that share their inputs
+    # (stride 0) are left to cuBLAS, which computes the frozen product once.
+    is_aligned = depth % 8 == 0 and rank % 8 == 0 and inputs.is_contiguous()
+    return is_aligned and columns % tiles.columns == 0 and slots * 5 >= computed * 4
