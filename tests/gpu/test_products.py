@@ -47,7 +47,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program for several tiles, also where there is no GPU."""
     from lora_bench.engine.kernels import products
 
-    monkeypatch.setattr(products, "_multiprocessors", lambda _: 2)
+    monkeypatch.setattr(products, "multiprocessors", lambda _: 2)
 
 
 @pytest.fixture
@@ -197,8 +197,8 @@ def test_a_product_of_the_engine(stream: torch.Generator, monkeypatch: pytest.Mo
 
     without = run()
     kind = ProductKind(SIZE, INPUTS, adapted=True)
-    monkeypatch.setitem(tiles.FORWARD, kind, TILINGS[0])
-    monkeypatch.setitem(tiles.BACKWARD, kind, TILINGS[0])
+    monkeypatch.setitem(tiles.FORWARD, kind, (TILINGS[0], TILINGS[0]))
+    monkeypatch.setitem(tiles.BACKWARD, kind, (TILINGS[0], TILINGS[0]))
     assert tiles.tiles_for(tiles.FORWARD, case.inputs, product.weight, SIZE, 16) is not None
     for ours, plain in zip(run(), without, strict=True):
         assert error(ours, plain.double()) < 3 * LIMIT

@@ -137,11 +137,12 @@ def test_steps_with_the_kernels_of_products(monkeypatch: pytest.MonkeyPatch) -> 
     cells = company("bf16")
     plain = run(cells, on)
     assert on.fused is not None
+    tiling = Tiles(64, 64, 32, warps=4, stages=3, parts=2, programs=2)
     for product in on.fused.layers[0].products.values():
         for adapted in (False, True):
             kind = ProductKind(product.weight.shape[0], product.weight.shape[1], adapted)
-            monkeypatch.setitem(tiles.FORWARD, kind, Tiles(64, 64, 32, warps=4, stages=3, parts=2, programs=2))
-            monkeypatch.setitem(tiles.BACKWARD, kind, Tiles(64, 64, 32, warps=4, stages=3, parts=2, programs=2))
+            for table in (tiles.FORWARD, tiles.BACKWARD):
+                monkeypatch.setitem(table, kind, (tiling, tiling))
     recorded, issued = run(cells, on), run(cells, on, record=False)
     for one in cells:
         (alone,) = run([one], on).values()

@@ -17,7 +17,6 @@ The kernels need a Hopper GPU for TMA. Products are in bfloat16 with sums in flo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lora_bench.engine.kernels.tiles import Tiles
+from lora_bench.engine.kernels.tiles import Tiles, multiprocessors
 
 # Sizes that differ between batches and packs: a kernel is not compiled again for their divisors.
 SIZES = ["cells", "slots", "depth", "columns", "rank", "size", "adapters"]
@@ -324,12 +323,7 @@ def _end(tensor: Tensor | None, tiles: Tiles) -> TensorDescriptor | None:
 def _grid(out: Tensor, tiles: Tiles) -> tuple[int]:
     cells, slots, columns = out.shape
     count = cells * triton.cdiv(slots, tiles.rows) * (columns // tiles.columns)
-    return (min(count, _multiprocessors(out.device) * tiles.programs) if tiles.programs else count,)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return (min(count, multiprocessors(out.device) * tiles.programs) if tiles.programs else count,)
 
 
 def _launch(tiles: Tiles) -> dict[str, Any]:

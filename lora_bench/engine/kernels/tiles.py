@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -51,14 +52,33 @@ class ProductKind(NamedTuple):
     adapted: bool
 
 
-# The fastest tiles where a kernel is faster than cuBLAS with the adapters apart, by measurement: this is what
-# `tests/tools/fused_products.py` prints. Empty until it has been measured, so nothing uses the kernels.
-FORWARD: dict[ProductKind, Tiles] = {}
-BACKWARD: dict[ProductKind, Tiles] = {}
+# Large tiles read the inputs fewer times, small ones keep all multiprocessors busy when there are few tiles. All tiles
+# give the same bits, so that a pack's size may choose among them.
+LARGE = Tiles(128, 256, 64, warps=8, stages=3, parts=2)
+SMALL = Tiles(128, 128, 64, warps=4, stages=3, parts=4, programs=2)
+SMALL_WIDE = Tiles(128, 128, 64, warps=8, stages=3, parts=4, programs=2)  # more warps, for what GELU needs
+ROUNDS = 3  # a product has few tiles if its large ones are less than three for each multiprocessor
+
+# For which products the kernels are used: those where, by measurement on an H200, they are faster than cuBLAS with the
+# adapters apart. The tiles of products with many tiles, and of those with few (`tests/tools/fused_products.py` prints
+# all times). Only sizes of encoders of 768 × 3072 have been measured; all others are left to cuBLAS.
+FORWARD: dict[ProductKind, tuple[Tiles, Tiles]] = {
+    ProductKind(outputs=2304, inputs=768, adapted=True): (LARGE, SMALL),
+    ProductKind(outputs=768, inputs=768, adapted=True): (SMALL, SMALL),
+    ProductKind(outputs=3072, inputs=768, adapted=True): (SMALL, SMALL),
+    ProductKind(outputs=768, inputs=3072, adapted=True): (LARGE, SMALL),
+}
+BACKWARD: dict[ProductKind, tuple[Tiles, Tiles]] = {
+    ProductKind(outputs=2304, inputs=768, adapted=True): (LARGE, SMALL),
+    ProductKind(outputs=768, inputs=768, adapted=True): (SMALL, SMALL),
+    ProductKind(outputs=3072, inputs=768, adapted=True): (LARGE, SMALL),
+    ProductKind(outputs=768, inputs=3072, adapted=True): (SMALL_WIDE, SMALL_WIDE),
+    ProductKind(outputs=768, inputs=3072, adapted=False): (SMALL_WIDE, SMALL_WIDE),
+}
 
 
 def tiles_for(
-    table: Mapping[ProductKind, Tiles], inputs: Tensor, weight: Tensor, columns: int, rank: int
+    table: Mapping[ProductKind, tuple[Tiles, Tiles]], inputs: Tensor, weight: Tensor, columns: int, rank: int
 ) -> Tiles | None:
     """The tiles of a product; None if cuBLAS computes it.
 
@@ -71,9 +91,14 @@ def tiles_for(
     """
     if not table or not inputs.is_cuda or inputs.dtype != torch.bfloat16:
         return None
-    tiles = table.get(ProductKind(weight.shape[0], weight.shape[1], rank > 0))
-    if tiles is None or torch.cuda.get_device_capability(inputs.device)[0] != HOPPER:
+    both = table.get(ProductKind(weight.shape[0], weight.shape[1], rank > 0))
+    if both is None or torch.cuda.get_device_capability(inputs.device)[0] != HOPPER:
         return None
+    many, few = both
+    cells, slots = inputs.shape[:2]
+    outputs = sum(weight.shape) - inputs.shape[2]  # one of the weight's sizes is summed over
+    count = cells * -(-slots // LARGE.rows) * -(-outputs // LARGE.columns)
+    tiles = many if count >= ROUNDS * multiprocessors(inputs.device) else few
     return tiles if supports(tiles, inputs, columns, rank) else None
 
 
@@ -85,3 +110,9 @@ def supports(tiles: Tiles, inputs: Tensor, columns: int, rank: int) -> bool:
     # (stride 0) are left to cuBLAS, which computes the frozen product once.
     is_aligned = depth % 8 == 0 and rank % 8 == 0 and inputs.is_contiguous()
     return is_aligned and columns % tiles.columns == 0 and slots * 5 >= computed * 4
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """The number of multiprocessors of a GPU."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
