@@ -106,10 +106,10 @@ def prepare_model(settings: BenchSettings, scratch: Path) -> BenchModel:
         raise BenchError(f"'{folder}' has no config.json.", "Give a transformers model directory.", MISSING)
     if any(folder.glob("*.safetensors")):
         return BenchModel(str(folder), False, True)
-    return BenchModel(str(_make_random_model(folder, scratch / "model")), True, True)
+    return BenchModel(str(make_random_model(folder, scratch / "model")), True, True)
 
 
-def _make_random_model(config: Path, folder: Path) -> Path:
+def make_random_model(config: Path, folder: Path) -> Path:
     """Write an encoder with random weights and a copy of the tokenizer to `folder`."""
     with torch.random.fork_rng(), encoders.quiet_transformers():
         torch.manual_seed(SEED)
