@@ -312,12 +312,18 @@ def many_methods(points: float) -> list[Record]:
     levels = {"lora": points, "mini": 0.0} | dict.fromkeys(between, points / 2)
     return [
         record(
-            0.7 + level / 100 + 0.006 * (seed - 2), task="cola", seed=seed, method=method, params=(100_000, 592_130),
-            **({"rank": 8, "a": 8, "b": 8} if method == "mini" else {"rank": 8, "a": None, "b": None}),
+            0.7 + level / 100 + 0.006 * (seed - 2),
+            task="cola",
+            seed=seed,
+            method=method,
+            rank=8,
+            a=8 if method == "mini" else None,
+            b=8 if method == "mini" else None,
+            params=(100_000, 592_130),
         )
         for method, level in levels.items()
         for seed in range(5)
-    ]  # fmt: skip
+    ]
 
 
 def test_a_pair_that_is_worse_in_one_family_and_may_be_the_best_in_another_is_explained() -> None:

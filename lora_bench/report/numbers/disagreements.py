@@ -106,10 +106,11 @@ def _tested(family: DataFrame) -> Iterator[_Verdict]:
 
 def _family_text(statistics: ScopeStatistics, verdict: _Verdict) -> str:
     """Name a family with its number of comparisons, after `the`."""
+    comparisons = counted(verdict.comparisons, "comparison")
     return {
         DECLARED: counted(verdict.comparisons, "declared comparison"),
-        EQUAL: f"{counted(verdict.comparisons, 'comparison')} at equal size",
-        DEFAULT: f"{counted(verdict.comparisons, 'comparison')} of each method with {statistics.scope.compare.reference}",
+        EQUAL: f"{comparisons} at equal size",
+        DEFAULT: f"{comparisons} of each method with {statistics.scope.compare.reference}",
     }[verdict.family]
 
 
