@@ -119,10 +119,6 @@ class Means:
         known = self.variance[~np.isnan(self.variance)]
         return float(np.median(np.sqrt(known))) if len(known) else math.nan
 
-    def half_width(self, n: int) -> float:
-        """Return half the 95% interval over seeds alone of a mean of n seeds with the typical deviation."""
-        return half_width(self.typical_deviation, n, self.levels.tail) if n > 1 else math.nan
-
     def intervals(self) -> tuple[FloatArray, FloatArray]:
         """Return the 95% interval of each mean; NaN with fewer than three seeds."""
         import numpy as np
