@@ -190,6 +190,18 @@ def test_captions_say_what_is_drawn() -> None:
     assert "95% intervals" in next(one.caption for one in pictures if one.name.startswith("accuracy"))
 
 
+def test_captions_name_what_is_drawn_and_its_seeds_alone() -> None:
+    """Not a method without ranks on these targets, nor the one seed of the head."""
+    records = [*sized((900, 30_000), "lora", a=None, b=None), *sized((1000, 20_000), targets="qv")]
+    records += [record(0.75, method="head", params=(0, 2))]
+    captions = {picture.name: picture.caption for picture, _ in all_figures(statistics(records), "stem")}
+    assert captions["accuracy_vs_rank-attention-stem"].endswith(
+        "of lora at each rank the setting chosen by the score shown, means over 3 seeds. "
+        "Bands, of lora: the 95% intervals of the tables."
+    )
+    assert "of mini at each rank" in captions["accuracy_vs_rank-qv-stem"]
+
+
 # ---- score by rank
 
 

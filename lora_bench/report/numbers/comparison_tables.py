@@ -50,8 +50,9 @@ def comparison_tables(statistics: ScopeStatistics) -> list[ReportTable]:
         "how many."
     )
     default_note = (
-        f"Each method's setting, {chosen_note(scope)} on {main}, against {reference} at the nearest number of trained "
-        "values, on the same targets where there is one. Each task is a family, and so is the average."
+        f"Each method's setting on each set of targets, {chosen_note(scope)} on {main}, against {reference} at the "
+        "nearest number of trained values, on the same targets where there is one. The average is a family, and so is "
+        "each task."
     )
     default = statistics.default
     is_main = default["task"] == scope.main.task

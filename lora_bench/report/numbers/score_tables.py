@@ -110,8 +110,8 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
         *_data_columns("rank_last", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
     ]
     notes = (
-        f"One setting of each method: {chosen_note(scope)}; of: among how many. Intervals and ranks are of the "
-        f"{'average' if scope.main.task == AVERAGE else 'score'}. Bold: it may be the best.",
+        f"One setting of each method on each set of targets: {chosen_note(scope)}; of: among how many. Intervals and "
+        f"ranks are of the {'average' if scope.main.task == AVERAGE else 'score'}. Bold: it may be the best.",
         *ranking_notes(statistics, scope.main, chosen),
         *_lost_notes(frame),
     )

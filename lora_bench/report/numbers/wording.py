@@ -64,7 +64,8 @@ def protocol_sentence(scope: Scope) -> str:
     """Describe how a scope's numbers were obtained, in one sentence."""
     values = scope.values
     selection = _SELECTIONS.get(values["select"], values["select"])
-    return f"Data: {values['data']}; {values['split']} split; {selection}; training starts from: {values['start']}."
+    data = "local files" if values["data"] == "files" else values["data"]
+    return f"Data: {data}; {values['split']} split; {selection}; training starts from: {values['start']}."
 
 
 def metric_name(metric: str) -> str:
