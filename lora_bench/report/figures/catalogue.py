@@ -64,9 +64,10 @@ def _figures_by_kind(statistics: ScopeStatistics) -> Iterator[tuple[str, str, st
     )
     yield f"{subject} by a and b", heat_caption, "heat", heat_figures(statistics)
     arms = drawn_arms(statistics)
+    seeds = _seeds_text(entries[entries["arm"].isin(arms)])
     curves_caption = (
         f"Learning curves on {scope.title}: the reported metric by epoch of {join_words(sorted(arms.values()))}, each "
-        f"method's chosen setting; mean over {_seeds_text(entries[entries['arm'].isin(arms)])} seeds ± one standard deviation."
+        f"method's chosen setting; mean over {seeds} seeds ± one standard deviation."
     )
     yield "Learning curves", curves_caption, "curves", curve_figures(statistics)
 
