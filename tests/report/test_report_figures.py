@@ -153,6 +153,13 @@ def test_bars_of_the_same_size_stand_side_by_side() -> None:
     assert drawn["#0072b2"][1][0] == 20_000
 
 
+def test_of_one_size_all_stand_around_it() -> None:
+    (figure,) = frontier_figures(statistics([*sized((1000,)), *sized((1000,), "lora", a=None, b=None)]))
+    drawn = bars(figure.axes[0])
+    assert drawn["#d55e00"][0][0] * drawn["#0072b2"][0][0] == pytest.approx(1000**2)
+    assert figure.axes[0].get_xlim() == pytest.approx((500, 2000))
+
+
 def test_with_two_seeds_there_are_no_bars() -> None:
     computed = statistics([one for one in sized((1000, 20_000)) if one.cell.seed < 2])
     (figure,) = frontier_figures(computed)

@@ -67,9 +67,9 @@ def frontier_figures(statistics: ScopeStatistics) -> list[Figure]:
         figure, (ax,) = new_figure(SIZE, (1, 1))
         ax.set_xscale("log")
         ax.margins(y=0.07)  # room for names
+        _widen(ax, adapters)
         handles = _draw_points(ax, statistics, adapters[~below])
         handles |= _draw_levels(ax, entries, adapters[below])
-        _widen(ax, adapters)
         set_log_axis(ax)
         name = "average ×100" if scope.main.task == AVERAGE else "score ×100"
         label_axes(ax, "", "trained values of the adapter", name)
@@ -119,7 +119,8 @@ def _draw_points(ax: Axes, statistics: ScopeStatistics, entries: DataFrame) -> d
             )
             chosen = statistics.chosen_by_class(subject)
             lines[f"{compare.subject}, chosen at each size{suffix}"] = chosen, _SUBJECT, style
-    handles |= _draw_lines(ax, lines, entries["adapter_params"].max() / entries["adapter_params"].min())
+    span = entries["adapter_params"].max() / entries["adapter_params"].min()
+    handles |= _draw_lines(ax, lines, max(span, LEAST_SPAN))
     return handles
 
 
@@ -131,13 +132,13 @@ def _draw_lines(ax: Axes, lines: Mapping[str, tuple[DataFrame, str, tuple[str, s
     Args:
         ax: The axes.
         lines: By label, the entries, the colour, and the line style with its marker.
-        span: The largest number of trained values over the smallest one.
+        span: The largest number of trained values on the axis over the smallest one.
     """
     import pandas as pd
 
-    points = pd.concat([entries.assign(line=label) for label, (entries, _, _) in lines.items()]) if lines else None
-    if points is None:
+    if not lines:
         return {}
+    points = pd.concat([entries.assign(line=label) for label, (entries, _, _) in lines.items()])
     same = points.groupby("adapter_params")["line"]
     steps = same.cumcount() - (same.transform("size") - 1) / 2
     points = points.assign(x=points["adapter_params"].astype(float) * span ** (SIDE_STEP * steps))
