@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import matplotlib
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -70,7 +72,7 @@ def test_the_frontier_has_the_reference_by_rank_the_subject_by_size_and_levels()
     (ax,) = figure.axes
     assert ax.get_xscale() == "log"
     assert legend(figure) == [
-        "other methods", "lora by rank", "mini, chosen at each size", "95% interval of a mean of 3 seeds",
+        "other methods", "lora by rank", "mini, chosen at each size", "95% interval",
     ]  # fmt: skip
     drawn = {line.get_color(): np.asarray(line.get_xdata()).tolist() for line in curves(ax)}
     assert drawn["#D55E00"] == [900, 30_000]
@@ -104,16 +106,79 @@ def test_a_level_far_below_is_written() -> None:
     records = [*sized((1000, 20_000)), record(0.3, method="head", params=(0, 2))]
     (figure,) = frontier_figures(statistics(records))
     assert figure.axes[0].get_ylim()[0] > 75
-    assert "head: 30.0 ↓" in [text.get_text() for text in figure.axes[0].texts]
+    assert "head 30.0 ↓" in [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_the_bar_is_the_interval_at_the_median_deviation() -> None:
-    computed = statistics(sized((1000, 20_000)))
+def bars(ax: Axes) -> dict[str, list[tuple[float, float, float]]]:
+    """By colour, the bars: (x, low, high)."""
+    intervals: dict[str, list[tuple[float, float, float]]] = {}
+    for collection in ax.collections:
+        if isinstance(collection, LineCollection):
+            for (x, low), (_, high) in collection.get_segments():
+                intervals.setdefault(to_hex(tuple(np.asarray(collection.get_color())[0])), []).append((x, low, high))
+    return intervals
+
+
+def test_the_bars_are_the_intervals_of_the_tables() -> None:
+    """Each of its own seeds: one of the settings varies ten times as much."""
+    wide = [record(0.9 + 0.02 * seed, rank=4, seed=seed, params=(20_000, 2)) for seed in range(3)]
+    records = [*sized((1000,)), *wide, *sized((900, 30_000), "lora", a=None, b=None)]
+    computed = statistics(records)
+    drawn = bars(frontier_figures(computed)[0].axes[0])
+    low, high = computed.intervals(computed.scope.main)
+    for colour, label in (("#0072b2", "mini"), ("#d55e00", "lora")):
+        entries = computed.scope.at(computed.scope.main).assign(low=100 * low, high=100 * high)
+        entries = entries[entries["label"] == label].sort_values("adapter_params")
+        assert drawn[colour] == [pytest.approx(row) for row in entries[["adapter_params", "low", "high"]].to_numpy()]
+    narrow, broad = (high - low for _, low, high in drawn["#0072b2"])
+    assert broad > 5 * narrow
+
+
+def test_settings_that_are_not_chosen_and_other_methods_have_no_bars() -> None:
+    records = [*sized((1000, 20_000)), *sized((900, 30_000), "lora", a=None, b=None), *sized((500, 800), "xs", a=None)]
+    records += [record(0.7 + 0.001 * seed, seed=seed, rank=2, a=16, params=(1100, 2)) for seed in range(3)]
+    drawn = bars(frontier_figures(statistics(records))[0].axes[0])
+    assert {colour: [x for x, _, _ in intervals] for colour, intervals in drawn.items()} == {
+        "#0072b2": [1000, 20_000],
+        "#d55e00": [900, 30_000],
+    }
+
+
+def test_bars_of_the_same_size_stand_side_by_side() -> None:
+    computed = statistics([*sized((1000, 20_000)), *sized((1000, 30_000), "lora", a=None, b=None)])
+    drawn = bars(frontier_figures(computed)[0].axes[0])
+    (lora, _, _), (mini, _, _) = drawn["#d55e00"][0], drawn["#0072b2"][0]
+    assert lora != mini
+    assert [lora, mini] == pytest.approx([1000, 1000], rel=0.05)
+    assert drawn["#0072b2"][1][0] == 20_000
+
+
+def test_of_one_size_all_stand_around_it() -> None:
+    (figure,) = frontier_figures(statistics([*sized((1000,)), *sized((1000,), "lora", a=None, b=None)]))
+    drawn = bars(figure.axes[0])
+    assert drawn["#d55e00"][0][0] * drawn["#0072b2"][0][0] == pytest.approx(1000**2)
+    assert figure.axes[0].get_xlim() == pytest.approx((500, 2000))
+
+
+def test_with_two_seeds_there_are_no_bars() -> None:
+    computed = statistics([one for one in sized((1000, 20_000)) if one.cell.seed < 2])
     (figure,) = frontier_figures(computed)
-    half = 100 * computed.means["sst2"].half_width(3)
-    (bar,) = [collection for collection in figure.axes[0].collections if isinstance(collection, LineCollection)]
-    (low, high) = bar.get_segments()[0][:, 1]
-    assert high - low == pytest.approx(2 * half)
+    assert bars(figure.axes[0]) == {}
+    assert "95% interval" not in legend(figure)
+    assert frontier_caption(computed).endswith("No bars: fewer than 3 seeds.")
+
+
+def test_names_cover_neither_points_nor_bars_nor_each_other() -> None:
+    (figure,) = frontier_figures(statistics(list(grid())))
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) > 1
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    for collection in ax.collections:
+        at = collection.get_segments() if isinstance(collection, LineCollection) else collection.get_offsets()
+        points = ax.transData.transform(np.asarray(at).reshape(-1, 2))
+        assert not any(box.contains(x, y) for box in boxes for x, y in points)
 
 
 def test_no_sizes_no_frontier() -> None:
@@ -124,11 +189,24 @@ def test_no_sizes_no_frontier() -> None:
 def test_captions_say_what_is_drawn() -> None:
     caption = frontier_caption(statistics(small()))
     assert "tiny: the average of CoLA and SST-2; means over 2 to 3 seeds" in caption
+    assert "Bars: the 95% interval of each mean on a line, over seeds, from the deviation between its own" in caption
     pictures = [picture for picture, _ in all_figures(statistics(small()), "stem")]
     for picture in pictures:
         assert "tiny" in picture.caption
         assert "seeds" in picture.caption
     assert "95% intervals" in next(one.caption for one in pictures if one.name.startswith("accuracy"))
+
+
+def test_captions_name_what_is_drawn_and_its_seeds_alone() -> None:
+    """Not a method without ranks on these targets, nor the one seed of the head."""
+    records = [*sized((900, 30_000), "lora", a=None, b=None), *sized((1000, 20_000), targets="qv")]
+    records += [record(0.75, method="head", params=(0, 2))]
+    captions = {picture.name: picture.caption for picture, _ in all_figures(statistics(records), "stem")}
+    assert captions["accuracy_vs_rank-attention-stem"].endswith(
+        "of lora at each rank the setting chosen by the score shown, means over 3 seeds. "
+        "Bands, of lora: the 95% intervals of the tables."
+    )
+    assert "of mini at each rank" in captions["accuracy_vs_rank-qv-stem"]
 
 
 # ---- score by rank

@@ -25,6 +25,7 @@ from lora_bench.report.numbers.entries import comparable_scopes
 from lora_bench.report.numbers.epochs import epoch_tables
 from lora_bench.report.numbers.examples import ExampleTerms
 from lora_bench.report.numbers.frame import cell_frame, rows_of
+from lora_bench.report.numbers.score_tables import method_table
 from lora_bench.report.numbers.tables import ReportTable, signed_percent
 from lora_bench.testing import make_epochs
 from tests.report.report_factory import record
@@ -260,11 +261,11 @@ def test_the_answer_says_which_is_best_and_whether_the_method_matches() -> None:
     assert "No: it is worse at every size. In 2 of 2 comparisons of chosen settings its mean is lower" in match
     assert re.search(r"Over all of them the mean difference is -[23]\.\d \[-", match)
     assert best.startswith(
-        "At about 100,000 trained values (56,000 to 180,000) the best of 2 methods on the average of"
+        "At about 100,000 trained values (56,000 to 180,000) the best mean of 2 methods on the average of"
     )
-    assert "is lora r=8 on attention with 76.6" in best
+    assert "is that of lora r=8 on attention, 76.6" in best
     assert "mini r=8 a=16 b=8 on attention" in best
-    assert "Worse: mini r=8" in best
+    assert "No other one may be the best. Not the best, with 95% confidence: mini r=8" in best
     assert rest[0].startswith("Evidence: 105 cells on tiny, 7 settings")
     assert "Not tested here: any other encoder, MRPC, QQP, MNLI, QNLI, RTE and WNLI" in rest[1]
 
@@ -303,6 +304,57 @@ def test_declared_comparisons_come_first_and_count_for_the_answer() -> None:
     )
     assert "No: where these seeds can tell, it is worse." in match
     assert "after Holm's correction 0 are worse" in match
+
+
+def many_methods(points: float) -> list[Record]:
+    """LoRA and LoRA-Mini of one size, so far apart, and seven others between them, on one task with five seeds."""
+    between = ("xs", "cora", "vera", "dora", "pissa", "rslora", "lora-fa")
+    levels = {"lora": points, "mini": 0.0} | dict.fromkeys(between, points / 2)
+    return [
+        record(
+            0.7 + level / 100 + 0.006 * (seed - 2),
+            task="cola",
+            seed=seed,
+            method=method,
+            rank=8,
+            a=8 if method == "mini" else None,
+            b=8 if method == "mini" else None,
+            params=(100_000, 592_130),
+        )
+        for method, level in levels.items()
+        for seed in range(5)
+    ]
+
+
+def test_a_pair_that_is_worse_in_one_family_and_may_be_the_best_in_another_is_explained() -> None:
+    """Of one comparison at equal size it is significant, of the eight with all others of its size it is not."""
+    computed = statistics(many_methods(1.6))
+    assert computed.equal["verdict"].tolist() == ["worse"]
+    explanation = (
+        "mini r=8 a=8 b=8 on attention may be the best by its 8 comparisons here, and is worse than lora r=8 on "
+        "attention among the 1 comparison at equal size. Each family of comparisons is corrected for its own number "
+        "of them."
+    )
+    _, best, *_ = answer(computed)
+    assert "Others that may be the best: mini r=8 a=8 b=8 on attention" in best
+    assert best.endswith(explanation)
+    notes = {table.title.partition(":")[0]: table.notes for table in comparison_tables(computed)}
+    pair = "mini r=8 a=8 b=8 on attention against lora r=8 on attention is"
+    assert notes["mini against lora at equal size"][-1].startswith(
+        f"{pair} worse here, and not distinguishable among the 8 comparisons of each method with lora. Each family"
+    )
+    assert notes["Each method against lora"][-1].startswith(
+        f"{pair} not distinguishable here, and worse among the 1 comparison at equal size. Each family"
+    )
+    assert explanation in method_table(computed).notes
+
+
+@pytest.mark.parametrize("points", [0.3, 6.0])
+def test_nothing_is_explained_where_all_families_agree(points: float) -> None:
+    computed = statistics(many_methods(points))
+    tables = [*comparison_tables(computed), method_table(computed)]
+    assert not any("corrected for its own number" in note for table in tables for note in table.notes)
+    assert "corrected for its own number" not in " ".join(answer(computed))
 
 
 def test_what_no_method_learns_is_named() -> None:

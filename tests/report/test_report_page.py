@@ -15,6 +15,7 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.formats.html import html_page
+from lora_bench.report.numbers.statistics import seed_interval
 from lora_bench.testing import make_epochs
 from tests.report.report_factory import record
 
@@ -38,7 +39,7 @@ def records() -> list[Record]:
         for seed in range(3)
     ]
     found += [
-        record(0.85, method="lora", rank=8, seed=seed, params=(9000, 2), curve=make_epochs(0.7, 0.85))
+        record(0.84 + 0.01 * seed, method="lora", rank=8, seed=seed, params=(9000, 2), curve=make_epochs(0.7, 0.85))
         for seed in range(3)
     ]
     found += [record(0.6, method="head", params=(0, 2)), record(0.4, task="cola", method="lora", rank=8)]
@@ -148,6 +149,20 @@ def test_pointing_at_a_setting_shows_its_size_and_its_interval(browser: Any) -> 
     assert "lora r=8" in shown
     assert "85.0 [8" in shown
     assert "9,000 values" in shown
+
+
+def test_the_lines_of_the_two_methods_have_the_bars_of_the_tables(browser: Any) -> None:
+    choose(browser, "column", "SST-2 (accuracy)")
+    bars = run(
+        browser,
+        "return document.getElementById('frontier').data.filter((trace) => trace.error_y && !trace.showlegend)"
+        ".map((trace) => [trace.line.color, trace.y.length, trace.error_y.array, trace.error_y.arrayminus])",
+    )
+    assert [bar[:2] for bar in bars] == [["#D55E00", 1], ["#0072B2", 1]]  # of four settings of mini the chosen one
+    (_, _, (above,), (below,)), _ = bars
+    low, high = seed_interval([0.84, 0.85, 0.86]) or (0.0, 0.0)
+    assert [above, below] == pytest.approx([100 * (high - 0.85), 100 * (0.85 - low)], abs=1e-4)
+    assert run(browser, "return document.getElementById('below').textContent") == "Far below: head 60.0."
 
 
 def test_the_choices_above_the_chart_redraw_it(browser: Any) -> None:

@@ -45,9 +45,10 @@ method               targets      bytes  as fp16   a cell    score
 ──────────────────────────────────────────────────────────────────
 mini r=1024 a=8 b=8  attention    4,000    2,000                 0
 head                              4,000    2,000                 0
-One setting of each method: chosen by the score that is shown (nothing was held
-out), which flatters a method with many settings; of: among how many. Intervals
-and ranks are of the average.
+One setting of each method on each set of targets: chosen by the score that is
+shown (nothing was held out), which flatters a method with many settings; of:
+among how many. Intervals and ranks are of the average. Bold: it may be the
+best.
 
 Average by rank: others; tiny
 method  targets    r=4             r=16
@@ -81,8 +82,9 @@ method               targets    Pearson          params   params    bytes  as fp
 ────────────────────────────────────────────────────────────────────────────────────────────────────
 mini r=1024 a=8 b=8  attention  82.0 ± 1.0 (3)    1,000  592,130    4,000    2,000                 0
 head                            80.0 ± 0.0 (3)    1,000  592,130    4,000    2,000                 0
-One setting of each method: chosen by the score that is shown (nothing was held out), which flatters a method with many
-settings; of: among how many. Intervals and ranks are of the average.
+One setting of each method on each set of targets: chosen by the score that is shown (nothing was held out), which
+flatters a method with many settings; of: among how many. Intervals and ranks are of the average. Bold: it may be the
+best.
 
 Average by rank: others; tiny
 method  targets    r=4             r=16               r=64            r=256           r=1024

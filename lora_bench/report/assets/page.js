@@ -29,6 +29,7 @@
   const HUES = { subject: "#0072B2", reference: "#D55E00", extra: "#009E73", other: "#9aa0a6" };
   const LEVELS = { head: ["#000000", "dash"], full: ["#666666", "dot"] };
   const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "cross"];
+  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 
   function theme() {
     const night = dark.matches && !state.printing;
@@ -58,7 +59,7 @@
   const scopeCharts = () => data.charts.filter((chart) => chart.scope === $("scope").value);
   const currentChart = () => scopeCharts().find((chart) => chart.column === $("column").value) || scopeCharts()[0];
 
-  // A point is [label, size, targets, setting, params, bytes, seconds, mean, low, high, seeds].
+  // A point is [label, size, targets, setting, params, bytes, seconds, mean, low, high, seeds, chosen].
   function pointText(point) {
     const [, size, targets, , params, bytes, , mean, low, high, seeds] = point;
     const interval = low === null ? "" : ` [${percent(low)}, ${percent(high)}]`;
@@ -74,6 +75,16 @@
     };
   }
 
+  // A line through points, with the 95% interval of each that has one.
+  function lineTrace(points, x, colour, look, connected) {
+    const reach = (end) => points.map((p) => (p[8] === null ? 0 : 100 * Math.abs(p[end] - p[7])));
+    return {
+      x: points.map((p) => p[x]), y: points.map((p) => 100 * p[7]), type: "scatter", mode: connected ? "lines+markers" : "none", showlegend: false, hoverinfo: "skip",
+      line: { color: theme().of(colour), width: 1.4, dash: look[1] }, marker: { color: theme().of(colour), symbol: look[0], size: 8 },
+      error_y: { type: "data", symmetric: false, array: reach(9), arrayminus: reach(8), color: `${theme().of(colour)}80`, thickness: 1, width: 0 },
+    };
+  }
+
   function levelTrace(name, mean, ends, look) {
     return {
       x: ends, y: ends.map(() => 100 * mean), name: inert(name), type: "scatter", mode: "lines",
@@ -84,9 +95,16 @@
   function drawFrontier() {
     const chart = currentChart();
     const x = Number($("cost").value);
-    const targets = [...new Set(chart.points.map((p) => p[2]))].sort();
+    const sized = chart.points.filter((p) => p[x] > 0 && !(p[0] in LEVELS));
+    const count = (name) => sized.filter((p) => p[2] === name).length;
+    const targets = [...new Set(sized.map((p) => p[2]))].sort((one, other) => count(other) - count(one) || (one < other ? -1 : 1));
     const symbols = Object.fromEntries(targets.map((name, number) => [name, SYMBOLS[number % SYMBOLS.length]]));
-    const drawn = chart.points.filter((p) => p[x] > 0 && !(p[0] in LEVELS));
+    // Another method far below the two that the chart is about is written: drawn, it would press all others together.
+    const isMain = (p) => p[0] === chart.reference || p[0] === chart.subject;
+    const main = sized.filter(isMain).map((p) => p[7]);
+    const floor = main.length > 1 ? 1.5 * Math.min(...main) - 0.5 * Math.max(...main) : -Infinity;
+    const isLow = (p) => p[7] < floor && !isMain(p) && p[0] !== $("extra").value;
+    const drawn = sized.filter((p) => !isLow(p));
     const levels = chart.points.filter((p) => p[0] in LEVELS);
     const costs = drawn.map((p) => p[x]);
     const ends = costs.length ? [Math.min(...costs), Math.max(...costs)] : [1, 10];
@@ -97,18 +115,20 @@
       const points = drawn.filter((p) => p[0] === name).sort((one, other) => one[x] - other[x]);
       if (points.length) traces.push(pointTrace(points, x, name, colour, points.length > 30 ? { size: 6, opacity: 0.5 } : { size: 8, opacity: 0.9 }, symbols));
     }
-    const lines = targets.map((name) => drawn.filter((p) => p[0] === chart.reference && p[2] === name).sort((one, other) => one[x] - other[x]));
-    for (const points of lines.filter((line) => line.length > 1)) {
-      traces.push({ x: points.map((p) => p[x]), y: points.map((p) => 100 * p[7]), type: "scatter", mode: "lines", showlegend: false, hoverinfo: "skip", line: { color: theme().of(HUES.reference), width: 1.2 } });
+    for (const [name, colour] of coloured) {
+      targets.forEach((target, number) => {
+        const points = drawn.filter((p) => p[0] === name && p[2] === target && (p[11] || name !== chart.subject));
+        points.sort((one, other) => one[x] - other[x]);
+        if (points.length) traces.push(lineTrace(points, x, colour, [symbols[target], DASHES[number % DASHES.length]], points.every(isMain)));
+      });
     }
     const scores = drawn.map((p) => 100 * p[7]);
     const height = Math.max(1, Math.max(...scores) - Math.min(...scores));
     const far = (level) => scores.length && 100 * level[7] < Math.min(...scores) - height / 4;
     for (const level of levels.filter((one) => !far(one))) traces.push(levelTrace(level[0], level[7], ends, LEVELS[level[0]]));
     const shape = layout($("cost").selectedOptions[0].textContent, { type: "log", tickformat: "~s", dtick: ends[1] < 300 * ends[0] ? "D2" : 1 });
-    shape.annotations = levels.filter(far).map((level, number) => ({
-      xref: "paper", yref: "paper", x: 0, y: 0.02 + 0.06 * number, xanchor: "left", showarrow: false, text: `${inert(level[0])}: ${percent(level[7])} ↓`, font: { color: theme().text },
-    }));
+    const written = [...levels.filter(far).map((p) => [p[0], p[7]]), ...sized.filter(isLow).map((p) => [p[1], p[7]])];
+    $("below").textContent = written.length ? `Far below: ${written.map(([name, mean]) => `${name} ${percent(mean)}`).join(", ")}.` : "";
     draw("frontier", traces, shape);
   }
 

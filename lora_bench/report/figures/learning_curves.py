@@ -40,7 +40,7 @@ class CurvePanel:
 def curve_panels(statistics: ScopeStatistics) -> list[CurvePanel]:
     """Return the panels of the tasks that have several epochs, and more than what all methods are compared with."""
     scope = statistics.scope
-    arms = _drawn_arms(statistics)
+    arms = drawn_arms(statistics)
     panels = []
     for column in scope.tasks:
         entries = scope.at(column)
@@ -55,7 +55,7 @@ def curve_panels(statistics: ScopeStatistics) -> list[CurvePanel]:
     return panels
 
 
-def _drawn_arms(statistics: ScopeStatistics) -> dict[int, str]:
+def drawn_arms(statistics: ScopeStatistics) -> dict[int, str]:
     """Return the chosen arms of the main column: reference and subject, head and full, then the best ones."""
     scope = statistics.scope
     chosen = scope.chosen[scope.main.task].sort_values("mean", ascending=False, kind="stable")

@@ -2,8 +2,8 @@
 
 - *Figure 2* has the form of LoRA-Mini's: the method that the report is about alone, averaged over (a, b), with each
   a = b beside it.
-- *accuracy against rank* has every method of several ranks with the chosen setting of each rank, and its 95% interval,
-  which is over the same number of seeds for all.
+- *accuracy against rank* has the methods with most ranks, each with the chosen setting of each rank, and the 95%
+  intervals of the two methods that the report compares.
 """
 
 from __future__ import annotations

@@ -134,16 +134,25 @@ def _charts(statistics: ScopeStatistics, numbers: Mapping[int, int]) -> list[dic
 
 
 def _points(statistics: ScopeStatistics, column: Column, setting_of_entry: Mapping[int, int]) -> list[list[Any]]:
-    """Return [label, size, targets, setting or None, params, bytes, seconds, mean, low, high, seeds] of each entry."""
+    """Return a list for each entry.
+
+    It has the label, size, targets, setting or None, params, bytes, seconds, mean, low, high, seeds, and 1 if the entry
+    is the chosen one of its method, targets and size class, else 0.
+    """
     low, high = statistics.intervals(column)
     entries = statistics.scope.at(column).assign(low=low, high=high)
+    sized = entries[(entries["n"] > 0) & (entries["adapter_params"].fillna(0) > 0)]
+    chosen = [statistics.chosen_by_class(members).index for _, members in sized.groupby("targets", dropna=False)]
+    entries = entries.assign(chosen=entries.index.isin({entry for index in chosen for entry in index}).astype(int))
     entries = entries.assign(page_setting=entries.index.map(lambda entry: setting_of_entry.get(entry)))
     return [_point(row) for row in rows_of(entries[entries["n"] > 0])]
 
 
 def _point(row: Row) -> list[Any]:
     setting = row["page_setting"]
-    numbers = (row[name] for name in ("adapter_params", "adapter_bytes", "seconds", "mean", "low", "high", "n"))
+    numbers = (
+        row[name] for name in ("adapter_params", "adapter_bytes", "seconds", "mean", "low", "high", "n", "chosen")
+    )
     return [
         clean(row["label"]),
         clean(row["size"]),

@@ -17,6 +17,7 @@ from lora_bench.report.numbers.comparisons import (
     UNDECIDED,
     ScopeStatistics,
 )
+from lora_bench.report.numbers.disagreements import ranking_notes
 from lora_bench.report.numbers.entries import Scope
 from lora_bench.report.numbers.frame import Row, device_prefix, is_missing, rows_of
 from lora_bench.report.numbers.score_tables import class_text
@@ -67,15 +68,16 @@ def _best_sentence(statistics: ScopeStatistics) -> str:
     compare = statistics.scope.compare
     # The two methods that the report is about stand first in each list.
     ordered = sorted(others, key=lambda row: row["label"] not in (compare.subject, compare.reference))
-    equal, worse = ([_scored(row) for row in ordered if row["best"] is best] for best in (True, False))
+    possible, behind = ([_scored(row) for row in ordered if row["best"] is best] for best in (True, False))
     middle = 10.0**size
     sentences = [
         f"At about {class_text(middle)} trained values ({class_text(middle / 10**0.25)} to "
-        f"{class_text(middle * 10**0.25)}) the best of {counted(len(members), 'method')} on "
-        f"{main_name(statistics.scope)} is {_setting(top)} with {percent(top['mean'])} "
+        f"{class_text(middle * 10**0.25)}) the best mean of {counted(len(members), 'method')} on "
+        f"{main_name(statistics.scope)} is that of {_setting(top)}, {percent(top['mean'])} "
         f"{score_interval_text(top['low'], top['high'])}.",
-        *([f"Not distinguishable from it, among all pairs of them: {_listed(equal)}."] if equal else []),
-        *([f"Worse: {_listed(worse)}."] if worse else []),
+        f"Others that may be the best: {_listed(possible)}." if possible else "No other one may be the best.",
+        *([f"Not the best, with 95% confidence: {_listed(behind)}."] if behind else []),
+        *ranking_notes(statistics, statistics.scope.main, frontier[frontier["size_class"] == size]),
     ]
     return " ".join(sentences)
 

@@ -14,9 +14,11 @@ from lora_bench.report.numbers.comparisons import (
     SAME_SIZE,
     ScopeStatistics,
 )
+from lora_bench.report.numbers.disagreements import family_notes
 from lora_bench.report.numbers.entries import Column
 from lora_bench.report.numbers.frame import SCOPE, Row
 from lora_bench.report.numbers.tables import (
+    DASH,
     ReportTable,
     TableColumn,
     build_table,
@@ -37,7 +39,7 @@ _COMPARISON = ("error", "degrees", "high", "paired_high", "p", "p_equivalent", "
 
 
 def comparison_tables(statistics: ScopeStatistics) -> list[ReportTable]:
-    """Return the tables of the families that have comparisons: equal size, declared, default."""
+    """Return the tables of the families that have comparisons: declared, equal size, default."""
     scope = statistics.scope
     compare = scope.compare
     subject, reference = compare.subject, compare.reference
@@ -48,16 +50,17 @@ def comparison_tables(statistics: ScopeStatistics) -> list[ReportTable]:
         "how many."
     )
     default_note = (
-        f"Each method's setting, {chosen_note(scope)} on {main}, against {reference} at the nearest number of trained "
-        "values, on the same targets where there is one. Each task is a family, and so is the average."
+        f"Each method's setting on each set of targets, {chosen_note(scope)} on {main}, against {reference} at the "
+        "nearest number of trained values, on the same targets where there is one. The average is a family, and so is "
+        "each task."
     )
     default = statistics.default
     is_main = default["task"] == scope.main.task
     # A verdict declares its comparisons at equal size itself.
     equal = statistics.equal.iloc[:0] if compare.looks else statistics.equal
     families = (
+        (statistics.declared, DECLARED, "Declared comparisons", f"The pairs that the config declares, on {main}."),
         (equal, EQUAL, f"{subject} against {reference} at equal size", equal_note),
-        (statistics.declared, DECLARED, "Declared comparisons", f"On {main}."),
         (default[is_main], DEFAULT, f"Each method against {reference}", default_note),
         (default[~is_main], f"{DEFAULT} by task", f"Each method against {reference}, by task", default_note),
     )
@@ -92,7 +95,7 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
         ),
         TableColumn("difference", "difference", lambda row: signed_percent(row["difference"]), numeric=True),
         TableColumn("low", "95%\ninterval", lambda row: difference_interval_text(row["low"], row["high"])),
-        TableColumn("seeds_half", "seeds\nalone", lambda row: f"±{percent(row['seeds_half'], 2)}", numeric=True),
+        TableColumn("seeds_half", "seeds\nalone", _half_text, numeric=True),
         *_examples_columns(family),
         TableColumn(
             "paired_low",
@@ -106,14 +109,16 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
         *(TableColumn(name) for name in _SIDE),
         *(TableColumn(f"reference_{name}") for name in _SIDE),
     ]
-    sizes = sorted(set(family["family_size"]))
+    sizes = sorted(set(family["holm"].notna().groupby(family["task"]).sum()))
     size_text = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     levels = " Intervals and tests hold for all looks together." if scope.compare.looks else ""
     notes = (
         note,
-        f"Holm p: corrected over the {size_text} comparisons of a family; the verdict is at 5%. seeds alone: half the "
-        "interval without the examples; paired by seed: Student's, of the differences. equivalence: that the "
-        f"difference is below {counted_points(scope.compare.margin)}.{levels}",
+        f"Holm p: corrected over the {size_text} comparisons of a family; the verdict follows from it, at 5%. The "
+        "interval is of one comparison on its own and may exclude 0 without a verdict. seeds alone: half the interval "
+        "without the examples; paired by seed: Student's, of the differences of the seeds that both have. equivalence: "
+        f"that the difference is below {counted_points(scope.compare.margin)}.{levels}",
+        *(note for _, members in family.groupby("task", sort=False) for note in family_notes(statistics, members)),
     )
     return build_table(name, title, columns, frame, notes, 2)
 
@@ -142,6 +147,10 @@ def _reference_text(row: Row) -> str:
     """Name the reference, with its targets if they are others."""
     other = row["reference_targets"] != row["targets"] and row["reference_targets"] is not None
     return f"{row['reference_size']} ({row['reference_targets']})" if other else str(row["reference_size"])
+
+
+def _half_text(row: Row) -> str:
+    return DASH if row["seeds_half"] is None else f"±{percent(row['seeds_half'], 2)}"
 
 
 def _is_decided(row: Row) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.comparisons import ScopeStatistics
+from lora_bench.report.numbers.disagreements import ranking_notes
 from lora_bench.report.numbers.entries import AVERAGE, Column, Scope
 from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, Row, device_prefix, rows_of
 from lora_bench.report.numbers.tables import (
@@ -63,9 +64,13 @@ def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     notes = (
         f"Average of {set_text(scope.averaged)}. about: the middle of a size class, from 1/1.8 to 1.8 times it. "
         f"In each class every method has one row: {chosen_note(scope)}; of: among how many settings.",
-        "rank: the places that it may have in its class, by Holm's correction over all pairs. Bold: not "
-        f"distinguishable from the best mean of the class. Printed: the {FRONTIER_ROWS} best of each class, "
-        f"{scope.compare.subject} and {scope.compare.reference}; the CSV has all.",
+        f"rank: the ranks that it may have in its class. Bold: it may be the best there. Printed: the {FRONTIER_ROWS} "
+        f"best of each class, {scope.compare.subject} and {scope.compare.reference}; the CSV has all.",
+        *(
+            note
+            for _, members in frame.groupby("size_class", sort=True)
+            for note in ranking_notes(statistics, scope.main, members)
+        ),
         *_lost_notes(frame),
     )
     number = frame.groupby("size_class").cumcount()
@@ -92,10 +97,9 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
         entries = scope.at(column)
         texts = dict(zip(entries["arm"], _texts(entries), strict=True))
         frame[f"_{column.task}"] = [texts.get(arm, "") for arm in frame["arm"]]
-    best = frame["mean"].round(3).max()
-    average = [TableColumn("mean", _head(scope.main), _average_text, bold=lambda row: _is_best(row["mean"], best))]
+    average = [TableColumn("mean", _head(scope.main), _average_text, bold=lambda row: bool(row["best"]))]
     columns = [
-        TableColumn("size", "method"),
+        TableColumn("size", "method", bold=lambda row: bool(row["best"])),
         TableColumn("targets", "targets"),
         *(average if scope.main.task == AVERAGE else []),
         _interval_column(),
@@ -106,8 +110,9 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
         *_data_columns("rank_last", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
     ]
     notes = (
-        f"One setting of each method: {chosen_note(scope)}; of: among how many. Intervals and ranks are of the "
-        f"{'average' if scope.main.task == AVERAGE else 'score'}.",
+        f"One setting of each method on each set of targets: {chosen_note(scope)}; of: among how many. Intervals and "
+        f"ranks are of the {'average' if scope.main.task == AVERAGE else 'score'}. Bold: it may be the best.",
+        *ranking_notes(statistics, scope.main, chosen),
         *_lost_notes(frame),
     )
     title = f"Each method's chosen setting: {scope.title}"
@@ -139,8 +144,13 @@ def best_table(statistics: ScopeStatistics) -> ReportTable:
         ),
     ]
     notes = (
-        f"Chosen on each task alone: {chosen_note(scope)}; of: among how many settings. Bold: not distinguishable from "
-        "the best mean of the task.",
+        f"Chosen on each task alone: {chosen_note(scope)}; of: among how many settings. Bold: it may be the best on "
+        "the task.",
+        *(
+            note
+            for column, members in zip(scope.tasks, ranked, strict=True)
+            for note in ranking_notes(statistics, column, members)
+        ),
         *_lost_notes(frame),
     )
     return build_table(f"best {scope.title}", f"Best setting on each task: {scope.title}", columns, frame, notes, 2)
@@ -216,10 +226,6 @@ def _getter(name: str) -> Callable[[Row], str]:
 
 def _average_text(row: Row) -> str:
     return "" if row["n"] is None else summary_text(row)
-
-
-def _is_best(value: float | None, best: float) -> bool:
-    return value is not None and round(value, 3) == best
 
 
 def _interval_column() -> TableColumn:

@@ -119,10 +119,6 @@ class Means:
         known = self.variance[~np.isnan(self.variance)]
         return float(np.median(np.sqrt(known))) if len(known) else math.nan
 
-    def half_width(self, n: int) -> float:
-        """Return half the 95% interval over seeds alone of a mean of n seeds with the typical deviation."""
-        return half_width(self.typical_deviation, n, self.levels.tail) if n > 1 else math.nan
-
     def intervals(self) -> tuple[FloatArray, FloatArray]:
         """Return the 95% interval of each mean; NaN with fewer than three seeds."""
         import numpy as np
@@ -277,12 +273,20 @@ def holm_correction(p_values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ranks of some entries, as far as the data tell: from Holm's correction over all pairs.
+    """The ranks that some entries may have, each from the comparisons of that entry with all others.
+
+    Which of k entries may be the best is a question on the k - 1 comparisons of each with the others, not on all pairs,
+    over which an entry that is certainly behind another one would often be called a possible best. So each entry's
+    p-values are multiplied by k - 1 (Bonferroni; Holm's steps would differ between the two entries of a pair, and let
+    one be the first of all while the other may be it). Each entry's ranks hold with 95% on their own, like the interval
+    of its mean (Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies 2024), and so the truly best entry is
+    among those that may be the best with 95%, however many there are (Gupta, Technometrics 1965). To compare all others
+    with the one of the best mean alone would not do: the data have chosen that one.
 
     Attributes:
         first: The best rank that each may have: one more than the number of entries that are certainly better.
         last: The worst rank that it may have.
-        best: Whether it cannot be distinguished from the entry with the best mean.
+        best: Whether it may be the best: no entry is certainly better. False without a test.
     """
 
     first: IntArray
@@ -297,12 +301,10 @@ def rank_entries(means: Means, positions: IntArray) -> Ranking:
     count = len(positions)
     one, other = np.triu_indices(count, 1)
     table = means.compare(positions[one], positions[other], margin=1.0)
-    holm = holm_correction(table["p"].to_numpy())
-    significant = np.where(np.isnan(holm), False, holm < SIGNIFICANCE)
-    better = np.zeros((count, count), dtype=bool)
+    tested = means.n[positions] >= MIN_SEEDS
+    certain = table["p"].to_numpy() * max(int(tested.sum()) - 1, 1) < SIGNIFICANCE  # NaN is not
     ahead = table["difference"].to_numpy() > 0
-    better[one, other], better[other, one] = significant & ahead, significant & ~ahead
-    mean = np.where(means.n[positions] >= MIN_SEEDS, means.mean[positions], -np.inf)
-    top = int(np.argmax(mean)) if count else 0
-    best = ~better[top] if count else np.zeros(0, dtype=bool)
-    return Ranking(1 + better.sum(axis=0), count - better.sum(axis=1), best & np.isfinite(mean))
+    better = np.zeros((count, count), dtype=bool)
+    better[one, other], better[other, one] = certain & ahead, certain & ~ahead
+    first = 1 + better.sum(axis=0)
+    return Ranking(first, count - better.sum(axis=1), (first == 1) & tested)

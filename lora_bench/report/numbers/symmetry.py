@@ -76,7 +76,7 @@ def symmetry_tables(scope: Scope, symmetries: DataFrame) -> list[ReportTable]:
     ]
     notes = (
         "Score with the larger a less score with the larger b, at the same rank and the same number of trained values: "
-        "mean over mirrored pairs, then over seeds, ×100.",
+        "mean over mirrored pairs, then over seeds, ×100. The interval is over seeds alone; Holm p: over all rows.",
     )
     frame = symmetries.assign(**scope.values)
     return [build_table(f"symmetry {scope.title}", f"Is a or b worth more? {scope.title}", columns, frame, notes, 3)]

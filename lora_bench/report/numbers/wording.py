@@ -34,6 +34,9 @@ _TESTS = (
     "ones to the mean of those left.",
     "Tests: from the same standard error; Holm's correction within each family of comparisons. Equivalent: two "
     "one-sided tests at 5% say that the difference is smaller than the declared margin, after the same correction.",
+    "Ranks: those that a row may have in its group, from its comparisons with all other rows there, corrected for "
+    "their number (Bonferroni); they hold with 95% for each row on its own, as the intervals of means do. A row may be "
+    "the best if its ranks begin with 1: the truly best one is among these with 95%.",
     "adapter, head params: trained values; bytes: the saved adapter, and the same file in 16 bits; seconds a cell: its "
     "share of its pack's time.",
 )
@@ -61,7 +64,8 @@ def protocol_sentence(scope: Scope) -> str:
     """Describe how a scope's numbers were obtained, in one sentence."""
     values = scope.values
     selection = _SELECTIONS.get(values["select"], values["select"])
-    return f"Data: {values['data']}; {values['split']} split; {selection}; training starts from: {values['start']}."
+    data = "local files" if values["data"] == "files" else values["data"]
+    return f"Data: {data}; {values['split']} split; {selection}; training starts from: {values['start']}."
 
 
 def metric_name(metric: str) -> str:
