@@ -345,10 +345,15 @@ def _rule_demand(cell: Cell, steps: int, geometry: Geometry) -> RuleDemand | Non
         return None
     active = 1.0 if rule.layers is None else min(1.0, rule.layers.count / geometry.layers)
     linears = geometry.stored_layers * len(geometry.adapted("attention+dense"))
-    if rule.projection is None:
-        return RuleDemand(0.0, RULE_OPERATIONS)
-    renewals = 1 + (steps * active) // rule.projection.gap
-    return RuleDemand(renewals * geometry.hidden * linears, RULE_OPERATIONS + PROJECTION_OPERATIONS * active * linears)
+    projection, is_factor = rule.projection, rule.projection is not None and rule.projection.is_factor
+    tensors = 7 + rule.is_early + (not is_factor)  # counted in `RuledAdamW.step`
+    if projection is None:
+        return RuleDemand(0.0, RULE_OPERATIONS, tensors)
+    operations = RULE_OPERATIONS + PROJECTION_OPERATIONS * active * linears
+    # A layer that does not train at all steps has, on average, half a gap left after its last decomposition.
+    gaps = steps * active / projection.gap
+    renewals = math.ceil(gaps) if rule.layers is None else gaps + 0.5
+    return RuleDemand(renewals * geometry.hidden * linears, operations, tensors)
 
 
 def _adapter_bytes(cell: Cell, geometry: Geometry) -> float:

@@ -20,12 +20,15 @@ from lora_bench.forecast.geometry import Geometry
 OPERATION_SECONDS = 1e-5
 
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
+# The time of a rule's step in that of AdamW's step on all weights, which is a single kernel: measured for LISA and
+# GaLore on an H100 (31 ms for 125 million weights), beside the decompositions.
+RULED_STEP_PASSES = 24
 # Bytes of a trained value, all in float32: always there are the value and AdamW's two moments; of a whole encoder, its
 # weight decay too; under a rule for its weights, the gradient, which values train, and their decay. Beside these are
-# at the end of a step its gradient, once for each factor and once joined; in the rule's step, nine tensors. Counted in
-# `engine/`, and by following the tensors of a step on a CPU.
+# at the end of a step its gradient, once for each factor and once joined; in a rule's step, `RuleDemand.tensors`.
+# Counted in `engine/`, and by following the tensors of a step on a CPU.
 VALUE_BYTES, WHOLE_VALUE_BYTES, RULED_VALUE_BYTES = 12, 4, 10
-GRADIENT_BYTES, RULED_STEP_BYTES = 8, 36
+GRADIENT_BYTES = 8
 LIBRARY_BYTES = 2**27  # cuBLAS keeps 64 MiB for the stream of the training, and 64 for the default stream
 # What a process takes on a card beside its tensors: the context of CUDA and the code of kernels (chosen; about as much
 # on cards of the last years).
@@ -50,10 +53,12 @@ class RuleDemand:
     Attributes:
         directions: Singular directions of gradients that are computed in all steps.
         operations: Operations of a step of the optimiser, which are launched one after another.
+        tensors: Tensors of all weights in float32 that a step of the optimiser holds at its peak.
     """
 
     directions: float
     operations: float
+    tensors: int
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,10 @@ class Demand:
     def step_seconds(self, coefficients: Coefficients) -> float:
         """Return the time of a training step of all cells."""
         launches = RECOMPUTED_LAUNCHES if self.family.recomputes and self.cells > 1 else 1.0
-        update = 0.0 if self.rule is None else OPERATION_SECONDS * self.rule.operations
+        update = 0.0
+        if self.rule is not None:
+            update = OPERATION_SECONDS * self.rule.operations
+            update += RULED_STEP_PASSES * coefficients["value"] * self.geometry.weights
         return self._run_seconds(coefficients, self.terms(self.slots * self._padding), launches) + update
 
     def _evaluation_seconds(self, coefficients: Coefficients) -> float:
@@ -174,7 +182,9 @@ class Demand:
             launches: How often the kernels of a step are launched.
         """
         if self.family.way == "fused":
-            return _weighted_sum(coefficients, counts)
+            work = families.when_trained(self.family).work if self.trains_backbone else 1.0
+            encoder = {term: work * counts[term] for term in ("flop", "byte")}
+            return _weighted_sum(coefficients, {**counts, **encoder})
         # Nothing waits for a kernel to be launched but the next launch, so the longer of both counts.
         on_device = self.family.work * _weighted_sum(coefficients, {**counts, "layer": 0.0})
         return max(on_device, self.family.host * self.geometry.layers * launches)
@@ -208,7 +218,7 @@ class Demand:
         slots = self.largest_slots * self._padding * self.cells
         training = slots * self._step_values + 2 * adapters.operands
         update = 2 * adapters.operands * self.item_bytes + GRADIENT_BYTES * self.values
-        ruled = 0 if self.rule is None else RULED_STEP_BYTES * whole
+        ruled = 0 if self.rule is None else FLOAT32_BYTES * self.rule.tensors * whole
         activations = self.item_bytes * max(training, evaluation + adapters.operands)
         if slots * geometry.hidden * self.item_bytes > LARGE_TENSOR_BYTES:
             activations += TENSORS_OF_LAYER * geometry.layers * LARGE_TENSOR_BYTES / 2
@@ -226,14 +236,14 @@ class Demand:
         return windows * self.window * (hidden + attention)
 
     @property
-    def _activations_family(self) -> Family:
+    def _activations(self) -> Family:
         """The family that says which activations are kept."""
         return families.when_trained(self.family) if self.trains_backbone else self.family
 
     @property
     def _attention_values(self) -> float:
         """The attention weights of a layer per slot, where they are kept: the kernels for bf16 compute them again."""
-        if self._activations_family.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]:
+        if self._activations.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]:
             return 0
         return self.geometry.heads * (self.longest if self.family.way == "padded" else self.window)
 
@@ -263,7 +273,7 @@ class Demand:
     @property
     def _step_values(self) -> float:
         """The values per slot that a training step holds at its peak."""
-        geometry, family, attention = self.geometry, self._activations_family, self._attention_values
+        geometry, family, attention = self.geometry, self._activations, self._attention_values
         hidden, inner, touched = geometry.hidden, geometry.inner, self.adapters.touched
         if not self.adapters.products and not self.trains_backbone:
             return self._forward_values  # nothing below the head needs a gradient
