@@ -124,11 +124,13 @@ class Demand:
         # Values that move per slot and layer, forward and backward. The coefficient is fitted with them, so that only
         # their ratio matters.
         width = geometry.layers * (45 * geometry.hidden + 12 * geometry.inner)
+        # Weights that train run through transformers' code; where that runs anyway, `_run_seconds` counts its work.
+        work = self._form.work / self.family.work
         return {
             "layer": geometry.layers * (TRAINED_LAYER_KERNELS if self.trains_backbone else 1.0),
             # 2 per weight forward, 2 for the gradient of activations, 2 for that of weights that train.
-            "flop": all_slots * geometry.linear * (6 if self.trains_backbone else 4),
-            "byte": all_slots * width * self.item_bytes,
+            "flop": work * all_slots * geometry.linear * (6 if self.trains_backbone else 4),
+            "byte": work * all_slots * width * self.item_bytes,
             "adapter_byte": all_slots * adapters.adapted_width * 4 * self.item_bytes,
             "adapter_flop": slots * adapters.operands * 6,
             "dress_byte": all_slots * adapters.output_passes * self.item_bytes,
@@ -182,9 +184,7 @@ class Demand:
             launches: How often the kernels of a step are launched.
         """
         if self.family.way == "fused":
-            work = families.when_trained(self.family).work if self.trains_backbone else 1.0
-            encoder = {term: work * counts[term] for term in ("flop", "byte")}
-            return _weighted_sum(coefficients, {**counts, **encoder})
+            return _weighted_sum(coefficients, counts)
         # Nothing waits for a kernel to be launched but the next launch, so the longer of both counts.
         on_device = self.family.work * _weighted_sum(coefficients, {**counts, "layer": 0.0})
         return max(on_device, self.family.host * self.geometry.layers * launches)
@@ -236,14 +236,14 @@ class Demand:
         return windows * self.window * (hidden + attention)
 
     @property
-    def _activations(self) -> Family:
-        """The family that says which activations are kept."""
+    def _form(self) -> Family:
+        """The family as which the encoder runs: `family`, unless its weights train."""
         return families.when_trained(self.family) if self.trains_backbone else self.family
 
     @property
     def _attention_values(self) -> float:
         """The attention weights of a layer per slot, where they are kept: the kernels for bf16 compute them again."""
-        if self._activations.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]:
+        if self._form.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]:
             return 0
         return self.geometry.heads * (self.longest if self.family.way == "padded" else self.window)
 
@@ -251,10 +251,11 @@ class Demand:
     def _forward_values(self) -> float:
         """The values per slot that a layer holds at its peak in a pass that keeps nothing for the backward pass."""
         hidden, inner = self.geometry.hidden, self.geometry.inner
-        # Its input; queries, keys and values; the attention's output; the sum before each norm; the input of the
-        # feed-forward part, and that part before and after its activation, and stretched.
+        # Its input; queries, keys and values; the attention's weights and output; the sum before each norm; the input
+        # of the feed-forward part, and that part before and after its activation, and stretched.
         wide = 3 if ("ffn_down", "stretch") in self.adapters.touched else 2
-        return 8 * hidden + max(wide * inner, 3 * self._attention_values) + self._adapter_values
+        now = max(wide * inner + self._attention_values, 3 * self._attention_values)
+        return 8 * hidden + now + self._adapter_values
 
     @property
     def _adapter_values(self) -> float:
@@ -273,7 +274,7 @@ class Demand:
     @property
     def _step_values(self) -> float:
         """The values per slot that a training step holds at its peak."""
-        geometry, family, attention = self.geometry, self._activations, self._attention_values
+        geometry, family, attention = self.geometry, self._form, self._attention_values
         hidden, inner, touched = geometry.hidden, geometry.inner, self.adapters.touched
         if not self.adapters.products and not self.trains_backbone:
             return self._forward_values  # nothing below the head needs a gradient
