@@ -34,7 +34,10 @@ from lora_bench.records.schema import Record
 
 # Operations of a step of the optimiser under a rule, and of each projected weight in it; counted as it runs on a CPU.
 RULE_OPERATIONS, PROJECTION_OPERATIONS = 96, 5
-SLOT_FILL = 0.92  # the fraction of slots that hold a token; chosen, windows of whole sequences are never quite full
+USUAL_FRACTION = 0.98  # of the sequences, by which the engine chooses windows (`encoder/windows.USUAL`)
+# The fraction of slots that hold a token: about that of six tasks of GLUE. The many sequences of an evaluation's batch
+# fill windows better than the 32 of a training batch do.
+SLOT_FILL, EVAL_SLOT_FILL = 0.92, 0.97
 # Slots × cells × linear weights of a step beyond which larger packs gain nothing. 85e6 are RoBERTa-base's weights.
 FULL_LOAD = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}
 MAX_CELLS = {"cuda": 512, "cpu": 16}
@@ -119,7 +122,8 @@ class Estimate:
         slots_per_row = (self.mean_tokens(first) or UNKNOWN_TOKENS) / SLOT_FILL
         holds_out = any(cell.select == "held-out" for cell in cells)
         rows, eval_rows = self._rows(first, holds_out) or UNKNOWN_ROWS
-        held_out_rows = rows * HELD_OUT_FRACTION if holds_out else 0.0
+        # Evaluations in units of training sequences.
+        splits = eval_rows * task.eval_length, rows * HELD_OUT_FRACTION if holds_out else 0.0
         batch = min(first.batch_size, rows)
         steps = math.ceil(rows / first.batch_size)
         # The number of tokens in a batch is about normal; this is the expected largest of `steps` draws, over the mean.
@@ -129,8 +133,8 @@ class Estimate:
             slots=slots_per_row * batch,
             largest_slots=slots_per_row * batch * largest,
             steps=steps * first.epochs,
-            eval_slots=slots_per_row * max(eval_rows, held_out_rows),
-            evaluations=(eval_rows + held_out_rows) / max(eval_rows, held_out_rows, 1),
+            eval_slots=slots_per_row * SLOT_FILL / EVAL_SLOT_FILL * max(splits),
+            evaluations=sum(splits) / max(*splits, 1),
             epochs=first.epochs,
             adapters=count_adapters(cells, geometry, task.num_outputs),
             geometry=geometry,
@@ -341,10 +345,15 @@ def _rule_demand(cell: Cell, steps: int, geometry: Geometry) -> RuleDemand | Non
         return None
     active = 1.0 if rule.layers is None else min(1.0, rule.layers.count / geometry.layers)
     linears = geometry.stored_layers * len(geometry.adapted("attention+dense"))
-    if rule.projection is None:
-        return RuleDemand(0.0, RULE_OPERATIONS)
-    renewals = 1 + (steps * active) // rule.projection.gap
-    return RuleDemand(renewals * geometry.hidden * linears, RULE_OPERATIONS + PROJECTION_OPERATIONS * active * linears)
+    projection, is_factor = rule.projection, rule.projection is not None and rule.projection.is_factor
+    tensors = 7 + rule.is_early + (not is_factor)  # counted in `RuledAdamW.step`
+    if projection is None:
+        return RuleDemand(0.0, RULE_OPERATIONS, tensors)
+    operations = RULE_OPERATIONS + PROJECTION_OPERATIONS * active * linears
+    # A layer that does not train at all steps has, on average, half a gap left after its last decomposition.
+    gaps = steps * active / projection.gap
+    renewals = math.ceil(gaps) if rule.layers is None else gaps + 0.5
+    return RuleDemand(renewals * geometry.hidden * linears, operations, tensors)
 
 
 def _adapter_bytes(cell: Cell, geometry: Geometry) -> float:
@@ -353,8 +362,10 @@ def _adapter_bytes(cell: Cell, geometry: Geometry) -> float:
 
 
 def _window_size(cell: Cell, mean: float, spread: float) -> int:
-    """Return the size of windows that hold nearly all sequences, up to two standard deviations above the mean."""
-    return windows.window_size(math.ceil(min(cell.max_length, mean * (1 + 2 * spread))))
+    """Return the size of windows that hold nearly all sequences: 98% of them, whose lengths are about log-normal."""
+    deviation = math.sqrt(math.log(1 + spread**2))
+    usual = mean * math.exp(NormalDist().inv_cdf(USUAL_FRACTION) * deviation - deviation**2 / 2)
+    return windows.window_size(math.ceil(min(cell.max_length, usual)))
 
 
 def _longest(cell: Cell, mean: float, spread: float, rows: int) -> float:

@@ -22,13 +22,14 @@ from lora_bench.methods.recipe import Assigned, Basis, Factor, FirstStep, Normal
 
 ITEM_BYTES = {"bf16": 2, "float32": 4, "float64": 8}
 FLOAT32_BYTES = 4  # frozen factors and bases are kept in float32, whatever the model's precision
-# Reads and writes of a product's outputs (for `stretch`, of its inputs) in a training step.
-PASSES = {"gain": 14, "stretch": 3, "shift": 3}
+# Reads and writes of a product's outputs (for `stretch`, of its inputs) in a training step. A shift has three; the sum
+# over slots that is its gradient is slow: with eight, packs with BitFit on an H100 take what was measured.
+PASSES = {"gain": 14, "stretch": 3, "shift": 8}
 QR_DRAWS = 3  # an orthonormal value takes the time of three random ones; chosen
 
 _VALUES = attrgetter("rank", "a", "b", "alpha", "init", "targets")
 
-Bases = frozenset[tuple[str, str]]  # decompositions of weights: (family, role in a layer)
+Bases = frozenset[tuple[str, str]]  # decompositions of weights: (family, role in a layer); see `_bases`
 NO_BASES: Bases = frozenset()
 
 
@@ -42,11 +43,13 @@ class AdapterDemand:
         drawn: Random values that are drawn; cells that share a start draw it once.
         operands: Values of A and B as the encoder reads them, of all cells and layers.
         remade: Those of the operands that are recomputed in every step by products with matrices as large as weights.
-        bases: The singular value decompositions.
+        bases: The decompositions of weights.
         adapted_width: Inputs and outputs of all weights that have an A and a B, of one cell.
         inner_width: The rows of A over all layers, of one cell: what A produces for a slot.
         output_passes: Reads and writes of a slot's outputs for gain, stretch and shift over all layers, of one cell.
         kept_outputs: Outputs of a slot before the gain that are kept for the backward pass, of one cell.
+        products: The products of a layer that have adapters, with or without an A and a B.
+        touched: What is done to inputs and outputs of products beside that, as (product, what); see `PASSES`.
     """
 
     trained: int = 0
@@ -59,6 +62,8 @@ class AdapterDemand:
     inner_width: int = 0
     output_passes: int = 0
     kept_outputs: int = 0
+    products: frozenset[str] = frozenset()
+    touched: frozenset[tuple[str, str]] = frozenset()
 
 
 def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> AdapterDemand:
@@ -102,6 +107,8 @@ def count_adapters(cells: Sequence[Cell], geometry: Geometry, outputs: int) -> A
         inner_width=geometry.layers * sum(rank for rank, _, _ in sides),
         output_passes=geometry.layers * sum(PASSES[touch] * width for touch, width in touched_width.items()),
         kept_outputs=geometry.layers * touched_width["gain"],
+        products=frozenset(map(_product, shapes)),
+        touched=touched,
     )
 
 
@@ -204,9 +211,10 @@ def _head_values(geometry: Geometry, outputs: int) -> int:
 
 
 def singular_directions(bases: Bases, geometry: Geometry) -> int:
-    """Return the number of singular directions in these decompositions."""
-    # The smaller side of every weight of a layer is `hidden`.
-    return geometry.stored_layers * geometry.hidden * len(bases)
+    """Return the number of singular directions that are computed for these decompositions."""
+    # The smaller side of every weight of a layer is `hidden`. The other families cost little beside these.
+    decomposed = sum(family in ("svd", "common", "step") for family, _ in bases)
+    return geometry.stored_layers * geometry.hidden * decomposed
 
 
 def lasting_bases(bases: Bases) -> Bases:
@@ -216,12 +224,13 @@ def lasting_bases(bases: Bases) -> Bases:
 
 def basis_values(bases: Bases, geometry: Geometry) -> int:
     """Return the number of values that stay in memory for these decompositions."""
-    widths = {role: sum(shape) for role, shape in geometry.adapted("attention+dense").items()}
-    per_layer = [
-        geometry.hidden * (geometry.hidden if family == "common" else widths[role])
+    shapes = geometry.adapted("attention+dense")
+    # The lengths of the vectors that are kept for each direction.
+    lengths = [
+        geometry.hidden if family == "common" else shapes[role].outputs if family == "left" else sum(shapes[role])
         for family, role in lasting_bases(bases)
     ]
-    return geometry.stored_layers * sum(per_layer)
+    return geometry.stored_layers * geometry.hidden * sum(lengths)
 
 
 def _product(role: str) -> str:
@@ -280,7 +289,10 @@ def _drawn_values(factor: Factor) -> int:
 
 
 def _bases(factors: Mapping[str, Iterable[Factor]]) -> Iterator[tuple[str, str]]:
-    """Yield the singular value decompositions that an adapter starts from; a QR decomposition is cheap beside them.
+    """Yield the decompositions that an adapter starts from, as (family, role).
+
+    The families: `svd` and `qr` of a weight; `common`, the singular vectors of a layer's joined weights for queries,
+    keys and values; `left`, the singular vectors of another weight that stand in for these; `step`, of a gradient.
 
     Args:
         factors: The adapter's factors by role.
@@ -292,12 +304,9 @@ def _bases(factors: Mapping[str, Iterable[Factor]]) -> Iterator[tuple[str, str]]
                 yield "step", role
             elif decomposition == "joint-svd" and role in JOINED:
                 yield "common", JOINED[0]
-            elif decomposition in (
-                "svd",
-                "balanced-svd",
-                "singular-vectors",
-                "minor-svd",
-                "minor-vectors",
-                "joint-svd",
-            ):
+            elif decomposition == "joint-svd":
+                yield from (("svd", role), ("left", role))
+            elif decomposition in ("svd", "balanced-svd", "singular-vectors", "minor-svd", "minor-vectors"):
                 yield "svd", role
+            elif decomposition == "qr":
+                yield "qr", role

@@ -49,6 +49,11 @@ def of(model_type: str) -> Family:
     return _families().get(model_type) or _families()[UNKNOWN]
 
 
+def when_trained(family: Family) -> Family:
+    """Return the family as which an encoder runs whose own weights train: the hand-written form is for frozen ones."""
+    return _families()["windows"] if family.way == "fused" else family
+
+
 @lru_cache(maxsize=1)
 def _families() -> dict[str, Family]:
     """The families by model type, and what is usual for each way by the way's name."""

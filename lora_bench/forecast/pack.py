@@ -11,21 +11,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_bench.data import windows
-from lora_bench.forecast import demand
+from lora_bench.forecast import demand, families
 from lora_bench.forecast.demand import FLOAT32_BYTES, ITEM_BYTES, NO_BASES, AdapterDemand, Bases
 from lora_bench.forecast.families import Family
 from lora_bench.forecast.geometry import Geometry
 
-# What a rule for the encoder's weights takes beside the step of full fine-tuning. Neither was measured on a GPU. The
-# seconds are chosen: what launching an operation from Python takes. The bytes of a trained value are counted: nine
-# tensors of the matrix's size in float32 at the peak of a step in `engine/ruled_optimiser.py`.
-OPERATION_SECONDS, RULED_VALUE_BYTES = 1e-5, 36
+# What launching an operation from Python takes, in a step of a rule for the encoder's weights; chosen.
+OPERATION_SECONDS = 1e-5
 
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
+# The time of a rule's step in that of AdamW's step on all weights, which is a single kernel: measured for LISA and
+# GaLore on an H100 (31 ms for 125 million weights), beside the decompositions.
+RULED_STEP_PASSES = 24
+# Bytes of a trained value, all in float32: always there are the value and AdamW's two moments; of a whole encoder, its
+# weight decay too; under a rule for its weights, the gradient, which values train, and their decay. Beside these are
+# at the end of a step its gradient, once for each factor and once joined; in a rule's step, `RuleDemand.tensors`.
+# Counted in `engine/`, and by following the tensors of a step on a CPU.
+VALUE_BYTES, WHOLE_VALUE_BYTES, RULED_VALUE_BYTES = 12, 4, 10
+GRADIENT_BYTES = 8
 LIBRARY_BYTES = 2**27  # cuBLAS keeps 64 MiB for the stream of the training, and 64 for the default stream
 # What a process takes on a card beside its tensors: the context of CUDA and the code of kernels (chosen; about as much
 # on cards of the last years).
 CONTEXT_BYTES = 2**29
+# torch hands out a block of memory whole where less than 1 MiB of it would be left: half of that for each of the large
+# tensors that a layer keeps.
+TENSORS_OF_LAYER, LARGE_TENSOR_BYTES = 10, 2**20
 MASK_WINDOWS = 8  # windows in whose multiples the trainer allocates dropout masks
 # Several cells on padded rows launch a step's kernels this many times as long as one cell: each layer runs a second
 # time in the backward pass (measured with MegatronBERT: 131 ms a step of four cells, 72 ms of one).
@@ -43,10 +53,12 @@ class RuleDemand:
     Attributes:
         directions: Singular directions of gradients that are computed in all steps.
         operations: Operations of a step of the optimiser, which are launched one after another.
+        tensors: Tensors of all weights in float32 that a step of the optimiser holds at its peak.
     """
 
     directions: float
     operations: float
+    tensors: int
 
 
 @dataclass(frozen=True)
@@ -112,11 +124,13 @@ class Demand:
         # Values that move per slot and layer, forward and backward. The coefficient is fitted with them, so that only
         # their ratio matters.
         width = geometry.layers * (45 * geometry.hidden + 12 * geometry.inner)
+        # Weights that train run through transformers' code; where that runs anyway, `_run_seconds` counts its work.
+        work = self._form.work / self.family.work
         return {
             "layer": geometry.layers * (TRAINED_LAYER_KERNELS if self.trains_backbone else 1.0),
             # 2 per weight forward, 2 for the gradient of activations, 2 for that of weights that train.
-            "flop": all_slots * geometry.linear * (6 if self.trains_backbone else 4),
-            "byte": all_slots * width * self.item_bytes,
+            "flop": work * all_slots * geometry.linear * (6 if self.trains_backbone else 4),
+            "byte": work * all_slots * width * self.item_bytes,
             "adapter_byte": all_slots * adapters.adapted_width * 4 * self.item_bytes,
             "adapter_flop": slots * adapters.operands * 6,
             "dress_byte": all_slots * adapters.output_passes * self.item_bytes,
@@ -145,7 +159,10 @@ class Demand:
     def step_seconds(self, coefficients: Coefficients) -> float:
         """Return the time of a training step of all cells."""
         launches = RECOMPUTED_LAUNCHES if self.family.recomputes and self.cells > 1 else 1.0
-        update = 0.0 if self.rule is None else OPERATION_SECONDS * self.rule.operations
+        update = 0.0
+        if self.rule is not None:
+            update = OPERATION_SECONDS * self.rule.operations
+            update += RULED_STEP_PASSES * coefficients["value"] * self.geometry.weights
         return self._run_seconds(coefficients, self.terms(self.slots * self._padding), launches) + update
 
     def _evaluation_seconds(self, coefficients: Coefficients) -> float:
@@ -190,25 +207,22 @@ class Demand:
             kept: Bases that earlier packs have left in memory.
         """
         geometry, adapters = self.geometry, self.adapters
+        whole = geometry.weights if self.trains_backbone else 0
         bases = demand.basis_values(adapters.bases | kept, geometry)
-        # A trained value takes 20 bytes: five in float32, among them the value, its gradient and AdamW's two moments.
-        value_bytes = 20 + (0 if self.rule is None else RULED_VALUE_BYTES)
-        permanent = geometry.weights * self.item_bytes + self.values * value_bytes
-        permanent += FLOAT32_BYTES * (adapters.frozen + bases)
+        permanent = geometry.weights * max(self.item_bytes, FLOAT32_BYTES if whole else 0)
+        permanent += VALUE_BYTES * self.values + whole * WHOLE_VALUE_BYTES + FLOAT32_BYTES * (adapters.frozen + bases)
+        permanent += 0 if self.rule is None else RULED_VALUE_BYTES * whole
         permanent += self._mask_bytes
-        # The kernels of the fused form recompute the attention weights in bf16; elsewhere they are kept.
-        is_recomputed = self.family.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]
-        width = self.longest if self.family.way == "padded" else self.window
-        attention = 0 if is_recomputed else geometry.heads * width
-        training = self.largest_slots * self._padding * self.cells * self._tape_values(attention)
-        training += 2 * adapters.operands
-        adapter_values = (adapters.kept_outputs + adapters.inner_width) / geometry.layers
-        layer = 9 * geometry.hidden + max(2 * geometry.inner, 3 * attention) + adapter_values
-        eval_slots = min(self.eval_slots * self.cells, windows.EVAL_SLOTS["cuda"])
-        evaluation = eval_slots * layer + adapters.operands
-        # A step holds two of each operand (the operand, and its gradient or that of the last step) beside the
-        # activations; when those are freed, it holds four while the gradients are converted to float32.
-        return LIBRARY_BYTES + permanent + self.item_bytes * max(training, evaluation, 4 * adapters.operands)
+        evaluation = min(self.eval_slots * self.cells, windows.EVAL_SLOTS["cuda"]) * self._forward_values
+        # A step holds each operand and its gradient beside the activations, and after these the gradients of values.
+        slots = self.largest_slots * self._padding * self.cells
+        training = slots * self._step_values + 2 * adapters.operands
+        update = 2 * adapters.operands * self.item_bytes + GRADIENT_BYTES * self.values
+        ruled = 0 if self.rule is None else FLOAT32_BYTES * self.rule.tensors * whole
+        activations = self.item_bytes * max(training, evaluation + adapters.operands)
+        if slots * geometry.hidden * self.item_bytes > LARGE_TENSOR_BYTES:
+            activations += TENSORS_OF_LAYER * geometry.layers * LARGE_TENSOR_BYTES / 2
+        return LIBRARY_BYTES + permanent + max(activations, update, ruled)
 
     @property
     def _mask_bytes(self) -> int:
@@ -221,25 +235,68 @@ class Demand:
         windows = math.ceil(self.largest_slots / self.window / MASK_WINDOWS) * MASK_WINDOWS
         return windows * self.window * (hidden + attention)
 
-    def _tape_values(self, attention: float) -> float:
-        """Return the values per slot that a training step holds at its peak.
+    @property
+    def _form(self) -> Family:
+        """The family as which the encoder runs: `family`, unless its weights train."""
+        return families.when_trained(self.family) if self.trains_backbone else self.family
 
-        Args:
-            attention: The attention weights of a layer per slot, if they are kept.
-        """
-        geometry, adapters = self.geometry, self.adapters
-        # What all layers keep for the backward pass ...
-        values = float(geometry.layers * (6 * geometry.hidden + geometry.inner))
-        values += adapters.kept_outputs + adapters.inner_width
-        if adapters.adapted_width > geometry.layers * 6 * geometry.hidden:  # more than query, key and value are adapted
-            values += geometry.layers * 2 * geometry.hidden
-        values += (geometry.layers - 1) * attention  # the last layer keeps none: it computes first tokens only
-        # ... and what the layer that is being computed holds beside it.
-        inner = (3 if adapters.output_passes else 1) * geometry.inner
-        now = max(3 * geometry.hidden + inner, 3 * attention)
-        if self.family.recomputes and self.cells > 1:  # ... after which the backward pass computes each layer again
-            return geometry.layers * geometry.hidden + self.family.memory * (values / geometry.layers + now)
-        return self.family.memory * values + now
+    @property
+    def _attention_values(self) -> float:
+        """The attention weights of a layer per slot, where they are kept: the kernels for bf16 compute them again."""
+        if self._form.way == "fused" and self.item_bytes == ITEM_BYTES["bf16"]:
+            return 0
+        return self.geometry.heads * (self.longest if self.family.way == "padded" else self.window)
+
+    @property
+    def _forward_values(self) -> float:
+        """The values per slot that a layer holds at its peak in a pass that keeps nothing for the backward pass."""
+        hidden, inner = self.geometry.hidden, self.geometry.inner
+        # Its input; queries, keys and values; the attention's weights and output; the sum before each norm; the input
+        # of the feed-forward part, and that part before and after its activation, and stretched.
+        wide = 3 if ("ffn_down", "stretch") in self.adapters.touched else 2
+        now = max(wide * inner + self._attention_values, 3 * self._attention_values)
+        return 8 * hidden + now + self._adapter_values
+
+    @property
+    def _adapter_values(self) -> float:
+        """The values per slot that the adapters of a layer keep."""
+        return (self.adapters.kept_outputs + self.adapters.inner_width) / self.geometry.layers
+
+    @property
+    def _layer_values(self) -> float:
+        """The values per slot that a layer keeps for the backward pass."""
+        hidden, inner = self.geometry.hidden, self.geometry.inner
+        # Two products keep their inputs if something that trains reads these; that of query, key and value always does.
+        read = {"attn_out", "ffn_up"} if self.trains_backbone else self.adapters.products & {"attn_out", "ffn_up"}
+        # Queries, keys and values, the sums before both norms, its output; the feed-forward part before its activation.
+        return 6 * hidden + inner + len(read) * hidden + self._attention_values + self._adapter_values
+
+    @property
+    def _step_values(self) -> float:
+        """The values per slot that a training step holds at its peak."""
+        geometry, family, attention = self.geometry, self._form, self._attention_values
+        hidden, inner, touched = geometry.hidden, geometry.inner, self.adapters.touched
+        if not self.adapters.products and not self.trains_backbone:
+            return self._forward_values  # nothing below the head needs a gradient
+        if family.way != "fused":
+            now = max(3 * hidden + inner, 3 * attention)  # what the layer that is being computed holds beside it
+            if family.recomputes and self.cells > 1:  # the backward pass computes each layer again
+                return geometry.layers * hidden + family.memory * (self._layer_values + now)
+            return family.memory * (geometry.layers * self._layer_values - attention) + now
+        # The last layer computes first tokens only, but for queries, keys, values and their attention.
+        last = 3 * hidden + attention + self._adapter_values
+        # The gradient of a gain takes a copy of the outputs' gradient and its product with the outputs.
+        gain = 4 * hidden if ("qkv", "gain") in touched else 0
+        is_scaled = bool({("ffn_down", "stretch"), ("ffn_up", "gain")} & touched)
+        wide = 3 if is_scaled else 2 if "ffn_down" in self.adapters.products else 1
+        now = max(
+            last + 5 * hidden + gain + 3 * attention,  # in the attention of the last layer
+            # One layer lower, where the output of the layer is not needed any more: in its feed-forward part, or in its
+            # attention, when the wide gradient of that part is still there.
+            2 * hidden + wide * inner,
+            7 * hidden + inner + gain + 3 * attention,
+        )
+        return (geometry.layers - 1) * self._layer_values + now
 
 
 def _weighted_sum(coefficients: Coefficients, counts: Coefficients) -> float:

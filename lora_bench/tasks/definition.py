@@ -35,6 +35,10 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and _is_number(value) and 0 < value < math.inf
+
+
 def _is_metric(value: object) -> bool:
     """Whether it is the name of a metric, or a function with a name and with a line for messages."""
     return isinstance(value, str) or (hasattr(value, "__code__") and _is_word(getattr(value, "__name__", None)))
@@ -69,10 +73,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         "the number of rows of each split, or ()",
         lambda value: isinstance(value, tuple) and all(type(count) is int and count > 0 for count in value),
     ),
-    "mean_tokens": (
-        "a positive number or None",
-        lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
-    ),
+    "mean_tokens": ("a positive number or None", lambda value: value is None or _is_positive(value)),
+    "eval_mean_tokens": ("a positive number or None", lambda value: value is None or _is_positive(value)),
     "token_spread": ("a number from 0 on", lambda value: _is_number(value) and 0 <= value < math.inf),
 }
 

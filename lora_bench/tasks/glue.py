@@ -52,6 +52,7 @@ RECORDS = (
         submissions=(Submission("test", "SST-2", 1821),),
         mean_tokens=14.4,
         token_spread=0.65,
+        eval_mean_tokens=27.2,  # train has many phrases; counted by another tokenizer: 1.89 times those of train
     ),
     Task(
         name="mrpc",
@@ -79,6 +80,7 @@ RECORDS = (
         submissions=(Submission("test", "STS-B", 1379),),
         mean_tokens=29.1,
         token_spread=0.49,
+        eval_mean_tokens=32.8,
     ),
     Task(
         name="qqp",

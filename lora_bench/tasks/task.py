@@ -117,6 +117,7 @@ class Task:
         rows: The official number of rows of each split, `train` first; empty if unknown.
         mean_tokens: The mean number of RoBERTa tokens of a training sequence truncated to 128; None if not counted.
         token_spread: The standard deviation of these numbers divided by their mean. Costs are predicted from both.
+        eval_mean_tokens: As `mean_tokens` of an evaluated sequence; None where it is about the same.
         tsv: The format in GLUE's own download.
         submissions: The test splits that GLUE's leaderboard scores.
         submits_names: Whether the leaderboard expects names of labels instead of numbers.
@@ -133,6 +134,7 @@ class Task:
     rows: tuple[int, ...] = ()
     mean_tokens: float | None = None
     token_spread: float = 0.5
+    eval_mean_tokens: float | None = None
     tsv: Tsv | None = None
     submissions: tuple[Submission, ...] = ()
     submits_names: bool = False
@@ -171,6 +173,11 @@ class Task:
     def eval_rows(self) -> int | None:
         """The official number of rows of all evaluation splits together, if known."""
         return sum(self.rows[1:]) if self.rows else None
+
+    @property
+    def eval_length(self) -> float:
+        """The mean length of evaluated sequences over that of training sequences."""
+        return self.eval_mean_tokens / self.mean_tokens if self.eval_mean_tokens and self.mean_tokens else 1.0
 
     @property
     def official_rows(self) -> frozenset[int]:

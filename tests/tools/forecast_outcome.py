@@ -2,14 +2,12 @@
 
     python -m tests.tools.forecast_outcome --model DIR --data-dir DIR --out FOLDER
 
-The grids are those of `forecast_grids.yaml` beside this file, or of other files of its form; `--only` names some of
-them. Each is planned, then run by a process of its own. A directory with a config and a tokenizer but no weights gets
-random ones, on which neither seconds nor memory depend. No network is used.
+The grids are those of `forecast_grids.yaml` beside this file, or of other files of its form; `--only` names some. A
+directory with a config and a tokenizer alone gets random weights. No network is used.
 
 The table has a row for each grid: seconds of the whole command by the wall clock; those of them outside of packs; GiB
-of the tensors of the largest pack, as records have them; GiB of the process on the card by nvidia-smi, which is what
-`plan` prints. A grid whose kernels are not in the cache takes longer: run each once into another folder before.
-FOLDER/outcome.json has the same for every pack. Without a GPU, memory is left out.
+of the tensors of the largest pack, as records have them; GiB of the process on the card by nvidia-smi, where that
+tells processes apart. Kernels that are not in the cache take longer. FOLDER/outcome.json has the same for every pack.
 """
 
 from __future__ import annotations
@@ -32,7 +30,8 @@ from lora_bench.records.store import read_records
 from lora_bench.run import environment, plan
 from lora_bench.run.totals import totals
 
-GRIDS, LOOK_SECONDS = Path(__file__).with_name("forecast_grids.yaml"), 0.25  # between two looks at the card's memory
+GRIDS = Path(__file__).with_name("forecast_grids.yaml")
+LOOK_SECONDS = 0.25  # between two looks at the card's memory
 OUTCOMES = ("seconds", "tensors, GiB", "process, GiB")
 HEADER = ("grid", "cells", "packs", *(part for name in OUTCOMES for part in (name, "measured", "ratio")), "outside, s")
 
@@ -65,24 +64,26 @@ def gib(size: float | None) -> float | None:
     return None if size is None else size / 2**30
 
 
-def used_memory() -> float | None:
-    """Return the GiB that are taken on the first card; None without nvidia-smi."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+def used_memory(pid: int) -> float | None:
+    """Return the GiB that a process takes on its card; None where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) / 2**10
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None
+    by_process = dict(line.split(", ") for line in lines)
+    return int(by_process[str(pid)]) / 2**10 if by_process.get(str(pid), "").isdecimal() else None
 
 
 def run(config: Path, options: Sequence[str], results: Path) -> tuple[float, float | None]:
-    """Run a grid; return its seconds, and the most GiB that it took on the card."""
+    """Run a grid; return its seconds, and the most GiB that its process took on the card."""
     command = [sys.executable, "-m", "lora_bench", "run", "--config", str(config), "--results", str(results), *options]
-    before, looks, begin = used_memory(), [0.0], time.monotonic()
+    looks, begin = [0.0], time.monotonic()
     with results.with_suffix(".log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         while process.poll() is None:
-            looks.append(0.0 if before is None else (used_memory() or before) - before)
+            looks.append(used_memory(process.pid) or 0.0)
             time.sleep(LOOK_SECONDS)
-        return time.monotonic() - begin, None if before is None else max(looks)
+        return time.monotonic() - begin, max(looks) or None
 
 
 def compare(config: Config, path: Path, model: str, data: Path | None) -> Row:
@@ -97,8 +98,7 @@ def compare(config: Config, path: Path, model: str, data: Path | None) -> Row:
     packs: list[tuple[str, Outcome, Outcome]] = []
     for pack, (pack_seconds, size) in zip(planned.packs, planned.costs, strict=True):
         timings = [record.timing for cell in pack if (record := records.get(cell.id)) and record.timing]
-        # A pack that did not fit was trained in parts.
-        measured = sum({timing.pack_seconds for timing in timings})
+        measured = sum({timing.pack_seconds for timing in timings})  # of its parts, if it did not fit
         peak = max((timing.peak_bytes or 0 for timing in timings), default=0)
         title = f"{len(pack)} × {pack[0].task}: {', '.join(sorted({cell.method for cell in pack}))}"
         packs.append((title, (pack_seconds, measured), (gib(size), gib(peak or None))))
