@@ -66,6 +66,11 @@ class BenchRow:
     terms: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
+    def ratios(self) -> dict[str, float | None]:
+        """Return the ratio to each peer."""
+        values = (self.ratio_to_trainer, self.ratio_to_loop, self.ratio_to_processes)
+        return dict(zip(RATIOS, values, strict=True))
+
     def as_json(self) -> dict[str, Any]:
         """Return the row for the JSON file."""
         content = asdict(self)
