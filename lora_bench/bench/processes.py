@@ -60,6 +60,7 @@ def run(peer: Peer, count: int, workers: int = 0) -> Turns:
                 time.sleep(seconds * (1 + LEAD_IN))
                 _signal(children, signal.SIGSTOP)
                 turns.append((begin, time.monotonic()))
+                time.sleep(seconds * LEAD_IN)  # a GPU still runs what they have issued
             (folder / "stop").touch()
             _signal(children, signal.SIGCONT)
             _wait_for_files(folder, children, "done-{}.json", STOP_SECONDS)
