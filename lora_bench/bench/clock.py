@@ -1,9 +1,11 @@
-"""Timing: a warm-up, then repeats between two synchronisations; and the device memory that a measurement takes."""
+"""Timing: a warm-up, then a repeat in each round; and the device memory that a measurement takes."""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -11,13 +13,17 @@ import torch
 
 from lora_bench.engine.encoder.windows import Ints
 
-REPEATS = 3
+ROUNDS = 7  # chosen: odd, so that a median is a round's; a burst of another program's work spoils one or two
 WARM_UP_STEPS = {"cpu": 1, "cuda": 10}
+LEAD_IN = 0.25  # untimed steps before a repeat, for caches that other rows have used since: at most this part of it
+# A repeat is this many blocks of steps, and ends with the block in which its time is over, so that a machine that is
+# suddenly slow does not prolong it. On a GPU each block ends with a synchronisation, so there is only one.
+BLOCKS = {"cpu": 10, "cuda": 1}
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One repeat: what all cells together did in it.
+    """One repeat: what all cells together did in a round.
 
     Attributes:
         steps: Steps × cells.
@@ -35,7 +41,7 @@ class Measurement:
     """One measurement.
 
     Attributes:
-        repeats: The timed repeats.
+        repeats: The timed repeats, one a round.
         build_seconds: The time to load the model and to make the adapters.
         setup_seconds: The time of compiling, of recording graphs, and of whatever else makes the first steps slower
             than later ones.
@@ -50,6 +56,21 @@ class Measurement:
     settings: dict[str, int | str] = field(default_factory=dict)
 
 
+# A measurement that takes turns with others: it builds and warms up until its first `yield`, and runs on for one repeat
+# each time it is resumed. Its models stay in memory in between, and `close()` releases them.
+Turns = Generator[None, None, Measurement]
+
+
+def run_alone(turns: Turns) -> Measurement:
+    """Run a measurement whose turns follow each other."""
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            measurement: Measurement = end.value
+            return measurement
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has finished all work issued to it."""
     if device.type == "cuda":
@@ -57,99 +78,108 @@ def synchronise(device: torch.device) -> None:
 
 
 class Stopwatch:
-    """Times a loop of training steps.
+    """Times training steps: `warm_up()` once, then `repeat()` in each round.
 
-    The loop calls `start()`, then runs `next_steps` steps and calls `lap()`, until `done`. The first lap is the
-    warm-up, which includes one-time work such as compiling and recording. The next laps find out how many steps take
-    `seconds / REPEATS`, and the last three are the repeats. The device is synchronised in `lap()` only.
+    The warm-up includes one-time work such as compiling and recording, and finds out how many steps a block takes. The
+    device is synchronised between blocks only.
     """
 
     def __init__(
-        self, seconds: float, device: torch.device, tokens: Ints, cells: int = 1, warm_up: int | None = None
+        self,
+        train: Callable[[int], object],
+        seconds: float,
+        device: torch.device,
+        tokens: Ints,
+        cells: int = 1,
+        warm_up_steps: int | None = None,
     ) -> None:
         """Create a stopwatch.
 
         Args:
+            train: Issues the next steps; called with their number.
             seconds: The duration of all repeats together.
             device: The device that runs the steps.
             tokens: `[steps]`, the tokens of each step without padding. There are no more steps than that.
             cells: The number of cells that a step trains.
-            warm_up: The steps of the first lap; by default those of `WARM_UP_STEPS`.
+            warm_up_steps: The steps of the first lap; by default those of `WARM_UP_STEPS`.
         """
-        self.repeat_seconds, self.device, self.tokens, self.cells = seconds / REPEATS, device, tokens, cells
-        # A lap takes at most a ninth of the steps, so that warm-up, calibration and repeats do not run out of them.
-        self.max_steps = max(1, len(tokens) // (3 * REPEATS))
-        self.next_steps = warm_up or WARM_UP_STEPS.get(device.type, 5)
-        self.steps_issued = 0
+        self.train, self.device, self.tokens, self.cells = train, device, tokens, cells
+        self.warm_up_steps = warm_up_steps or WARM_UP_STEPS.get(device.type, 5)
+        self.repeat_seconds, self.blocks = seconds / ROUNDS, BLOCKS.get(device.type, 1)
+        # With at most half of the steps in repeats, those for warm-up and lead-in do not run out.
+        self.max_steps = max(1, len(tokens) // (2 * ROUNDS))
+        self.block_steps, self.lead_in_steps, self.steps_issued = 1, 0, 0
         self.repeats: list[TimedRun] = []
-        self._is_calibrated = False
-        self._warm_up: tuple[int, float] | None = None  # steps, seconds
-        self._lap_start = 0.0
-
-    def start(self) -> None:
-        """Start the clock; the first step comes next."""
-        self._lap_start = time.perf_counter()
-
-    @property
-    def done(self) -> bool:
-        """Whether all repeats are timed."""
-        return len(self.repeats) == REPEATS
+        self._warm_up_seconds = 0.0
 
     @property
     def setup_seconds(self) -> float:
         """The seconds that the warm-up took beyond what its steps take later."""
-        if self._warm_up is None or not self.repeats:
-            return 0.0
-        steps, seconds = self._warm_up
         step_seconds = median(repeat.seconds / repeat.steps for repeat in self.repeats) * self.cells
-        return max(0.0, seconds - steps * step_seconds)
+        return max(0.0, self._warm_up_seconds - self.warm_up_steps * step_seconds)
 
-    def lap(self) -> None:
-        """End a lap: `next_steps` steps have been issued."""
+    def warm_up(self) -> None:
+        """Warm up, and find out how many steps a block and a lead-in take."""
+        self._warm_up_seconds = self._issue(self.warm_up_steps)
+        block_seconds = self.repeat_seconds / self.blocks
+        self.block_steps, is_calibrated = (1 if self.device.type == "cpu" else 3), False
+        while not is_calibrated:
+            elapsed = self._issue(self.block_steps)
+            # A short lap says little about the time of a step, so it grows by a factor of four at most.
+            is_calibrated = elapsed >= block_seconds / 4 or self.block_steps >= self.max_steps
+            rate = self.block_steps / max(elapsed, 1e-9)
+            steps = rate * block_seconds if is_calibrated else min(rate * block_seconds, 4 * self.block_steps)
+            self.block_steps = min(self.max_steps, max(1, round(steps)))
+        longest = min(self.max_steps, int(LEAD_IN * rate * self.repeat_seconds))
+        self.lead_in_steps = min(WARM_UP_STEPS.get(self.device.type, 5), longest)
+
+    def repeat(self) -> None:
+        """Time a repeat, after untimed steps for caches that other rows have used."""
+        if self.lead_in_steps:
+            self._issue(self.lead_in_steps)
+        begin, seconds = self.steps_issued, 0.0
+        enough = self.repeat_seconds * (1 - 0.5 / self.blocks)  # the end of a block that is nearest to the time
+        while seconds < enough and self.steps_issued - begin + self.block_steps <= self.max_steps:
+            seconds += self._issue(self.block_steps)
+        tokens = int(self.tokens[begin : self.steps_issued].sum())
+        self.repeats.append(TimedRun((self.steps_issued - begin) * self.cells, tokens * self.cells, seconds))
+
+    def _issue(self, steps: int) -> float:
+        """Train some steps and return the seconds that they took."""
+        start = time.perf_counter()
+        self.train(steps)
         synchronise(self.device)
-        now = time.perf_counter()
-        elapsed = now - self._lap_start
-        begin, self.steps_issued = self.steps_issued, self.steps_issued + self.next_steps
-        if self._is_calibrated:
-            tokens = int(self.tokens[begin : self.steps_issued].sum())
-            self.repeats.append(TimedRun((self.steps_issued - begin) * self.cells, tokens * self.cells, elapsed))
-        elif self._warm_up is not None:
-            self._calibrate(elapsed)
-        else:
-            self._warm_up = self.next_steps, elapsed
-            self.next_steps = 1 if self.device.type == "cpu" else 3
-        self.start()
-
-    def _calibrate(self, elapsed: float) -> None:
-        """Choose the next number of steps: that of a repeat once a lap has taken at least a fourth of its time."""
-        self._is_calibrated = elapsed >= self.repeat_seconds / 4 or self.next_steps >= self.max_steps
-        factor = self.repeat_seconds / max(elapsed, 1e-9)
-        # A short lap says little about the time of a step, so it grows by a factor of four at most.
-        factor = factor if self._is_calibrated else min(factor, 4)
-        self.next_steps = min(self.max_steps, max(1, round(self.next_steps * factor)))
+        self.steps_issued += steps
+        return time.perf_counter() - start
 
 
 class MemoryMeter:
-    """Measures the bytes that the allocator reserves on a GPU between `begin()` and `peak()`."""
+    """Measures the bytes that the allocator reserves on a GPU for one measurement among others.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.reserved_before = 0
+    Args:
+        device: The device.
+        held: The bytes that the measurement uses and that were reserved before it.
 
-    def begin(self) -> None:
-        """Release unused memory and start to measure."""
+    Attributes:
+        held: The bytes that stay reserved between its turns.
+        peak: The most bytes that were reserved for it; None on a CPU.
+    """
+
+    def __init__(self, device: torch.device, held: int = 0) -> None:
+        self.device, self.held = device, held
+        self.peak: int | None = held if device.type == "cuda" else None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Measure what is done inside; before and after, memory that nobody uses is released."""
+        if self.peak is None:
+            yield
+            return
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.reserved_before = torch.cuda.memory_reserved(self.device)
-
-    def peak(self, whole: bool = False) -> int | None:
-        """Return the peak since `begin()`; None on a CPU.
-
-        Args:
-            whole: Whether to include what was reserved before.
-        """
-        if self.device.type != "cuda":
-            return None
-        return int(torch.cuda.max_memory_reserved(self.device)) - (0 if whole else self.reserved_before)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_reserved(self.device)
+        yield
+        self.peak = max(self.peak, self.held + torch.cuda.max_memory_reserved(self.device) - before)
+        torch.cuda.empty_cache()
+        self.held += torch.cuda.memory_reserved(self.device) - before

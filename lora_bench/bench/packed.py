@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lora_bench import methods
-from lora_bench.bench.clock import Measurement, MemoryMeter, Stopwatch
+from lora_bench.bench.clock import ROUNDS, Measurement, MemoryMeter, Stopwatch, Turns
 from lora_bench.bench.workload import Workload
 from lora_bench.cell import Cell
 from lora_bench.engine.adapters.pack import Pack
@@ -27,12 +26,14 @@ def automatic_size(device: torch.device, cell: Cell, model: str) -> int:
 
 
 def run(
-    cells: Sequence[Cell], work: Workload, load_encoder: Callable[[], Backbone], device: torch.device, seconds: float
-) -> Measurement:
+    cells: Sequence[Cell],
+    work: Workload,
+    load_encoder: Callable[[], Backbone],
+    device: torch.device,
+    seconds: float,
+    encoder_bytes: int = 0,
+) -> Turns:
     """Train the cells as one pack for some steps.
-
-    The measured memory includes the encoder: a frozen one is all that was there before, and one that trains is loaded
-    during the measurement.
 
     Args:
         cells: The pack.
@@ -40,22 +41,26 @@ def run(
         load_encoder: Returns the encoder.
         device: The device.
         seconds: The duration of all repeats together.
+        encoder_bytes: The GPU memory of the encoder if it is loaded already: the measured memory includes it.
     """
-    memory, start = MemoryMeter(device), time.perf_counter()
-    memory.begin()
-    backbone = load_encoder()
-    table = backbone.table(work.table)
-    trainer = Trainer(Pack(cells, backbone, work.task.num_outputs), work.task, table, Split(table))
-    build_seconds = time.perf_counter() - start
-    with trainer.pack:
-        start = time.perf_counter()
-        trainer.prepare()
-        prepare_seconds = time.perf_counter() - start
-        watch = Stopwatch(seconds, device, work.tokens, len(cells), WARM_UP_STEPS.get(device.type))
-        watch.start()
-        while not watch.done:
-            trainer.train(list(work.order[watch.steps_issued : watch.steps_issued + watch.next_steps]))
-            watch.lap()
-    is_frozen = not methods.of(cells[0]).trains_backbone
-    setup_seconds = prepare_seconds + watch.setup_seconds
-    return Measurement(tuple(watch.repeats), build_seconds, setup_seconds, memory.peak(whole=is_frozen))
+    memory, start = MemoryMeter(device, encoder_bytes), time.perf_counter()
+    with memory.turn():
+        backbone = load_encoder()
+        table = backbone.table(work.table)
+        trainer = Trainer(Pack(cells, backbone, work.task.num_outputs), work.task, table, Split(table))
+        build_seconds = time.perf_counter() - start
+
+        def train(steps: int) -> None:
+            trainer.train(list(work.order[watch.steps_issued : watch.steps_issued + steps]))
+
+        watch = Stopwatch(train, seconds, device, work.tokens, len(cells), WARM_UP_STEPS.get(device.type))
+        with trainer.pack:
+            start = time.perf_counter()
+            trainer.prepare()
+            prepare_seconds = time.perf_counter() - start
+            watch.warm_up()
+    for _ in range(ROUNDS):
+        yield
+        with memory.turn(), trainer.pack:
+            watch.repeat()
+    return Measurement(tuple(watch.repeats), build_seconds, prepare_seconds + watch.setup_seconds, memory.peak)

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from lora_bench import methods
-from lora_bench.bench.clock import Measurement, MemoryMeter, Stopwatch
+from lora_bench.bench.clock import ROUNDS, Measurement, MemoryMeter, Stopwatch, Turns
 from lora_bench.bench.settings import FULL
 from lora_bench.bench.workload import (
     ALPHA,
@@ -136,31 +136,35 @@ def autocast(peer: Peer) -> Any:
     return torch.autocast(peer.device.type, torch.bfloat16) if is_bf16 else nullcontext()
 
 
-def run_loop(peer: Peer) -> Measurement:
+def run_loop(peer: Peer) -> Turns:
     """Measure a bare loop: batches padded and on the device beforehand, fused AdamW, no value read back."""
     memory, start = MemoryMeter(peer.device), time.perf_counter()
-    memory.begin()
-    with quiet():
-        model = build_model(peer)
-    build_seconds = time.perf_counter() - start
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=peer.learning_rate, weight_decay=0.0, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimiser, round(WARMUP * MAX_STEPS), MAX_STEPS)
-    tokens = np.resize(peer.work.tokens[:PREPARED_BATCHES], MAX_STEPS)
-    watch = Stopwatch(peer.seconds, peer.device, tokens)
-    batches = itertools.cycle(_prepared_batches(peer, model.config))
-    watch.start()
-    while not watch.done:
-        for batch in itertools.islice(batches, watch.next_steps):
-            with autocast(peer):
-                loss = model(**batch).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, CLIP)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad(set_to_none=True)
-        watch.lap()
-    return Measurement(tuple(watch.repeats), build_seconds, watch.setup_seconds, memory.peak())
+    with memory.turn():
+        with quiet():
+            model = build_model(peer)
+        build_seconds = time.perf_counter() - start
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=peer.learning_rate, weight_decay=0.0, fused=True)
+        schedule = get_linear_schedule_with_warmup(optimiser, round(WARMUP * MAX_STEPS), MAX_STEPS)
+        batches = itertools.cycle(_prepared_batches(peer, model.config))
+
+        def train(steps: int) -> None:
+            for batch in itertools.islice(batches, steps):
+                with autocast(peer):
+                    loss = model(**batch).loss
+                loss.backward()
+                nn.utils.clip_grad_norm_(trained, CLIP)
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad(set_to_none=True)
+
+        watch = Stopwatch(train, peer.seconds, peer.device, np.resize(peer.work.tokens[:PREPARED_BATCHES], MAX_STEPS))
+        watch.warm_up()
+    for _ in range(ROUNDS):
+        yield
+        with memory.turn():
+            watch.repeat()
+    return Measurement(tuple(watch.repeats), build_seconds, watch.setup_seconds, memory.peak)
 
 
 def _prepared_batches(peer: Peer, config: Any) -> list[dict[str, Tensor]]:
@@ -168,35 +172,6 @@ def _prepared_batches(peer: Peer, config: Any) -> list[dict[str, Tensor]]:
     rows, collate = table_rows(peer.work.table, has_token_types(config)), Collate(peer.work.pad_id)
     batches = [collate([rows[row] for row in batch_rows]) for batch_rows in peer.work.order[:PREPARED_BATCHES]]
     return [{name: tensor.to(peer.device) for name, tensor in batch.items()} for batch in batches]
-
-
-def run_trainer(peer: Peer, workers: int = 0) -> Measurement:
-    """Measure transformers' Trainer, timed by a callback.
-
-    Args:
-        peer: What it trains.
-        workers: The number of data-loader workers.
-    """
-    memory, start = MemoryMeter(peer.device), time.perf_counter()
-    memory.begin()
-    watch = Stopwatch(peer.seconds, peer.device, peer.work.tokens)
-    steps_left = watch.next_steps
-
-    def after_step() -> bool:
-        nonlocal steps_left
-        steps_left -= 1
-        if not steps_left:
-            watch.lap()
-            steps_left = watch.next_steps
-        return watch.done
-
-    with quiet():
-        trainer = make_trainer(peer, build_model(peer), workers, after_step)
-        build_seconds = time.perf_counter() - start
-        watch.start()
-        trainer.train()
-    settings: dict[str, int | str] = {"dataloader_num_workers": workers}
-    return Measurement(tuple(watch.repeats), build_seconds, watch.setup_seconds, memory.peak(), settings)
 
 
 def make_trainer(peer: Peer, model: Any, workers: int, after_step: Callable[[], bool]) -> Any:

@@ -1,28 +1,29 @@
-"""`processes-N`: N Trainers at the same time on one device, each in its own process.
+"""`trainer` and `processes-N`: one Trainer, or N at the same time on one device, each in its own process.
 
-NVIDIA MPS is not assumed: the processes take turns on a GPU. Only the time in which all of them train counts: from when
-the last one has warmed up until they are asked to stop. Each process records when it issued each step; between two
+NVIDIA MPS is not assumed: the processes take turns on a GPU. While other rows are measured, the processes are stopped
+by a signal. Each records when it issued each step, on a clock that stands still while they are stopped; between two
 records its progress is taken to be linear.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from lora_bench.bench.clock import REPEATS, Measurement, TimedRun
+from lora_bench.bench.clock import LEAD_IN, ROUNDS, Measurement, TimedRun, Turns
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.worker import write_job
 from lora_bench.engine.encoder.windows import Ints
@@ -32,7 +33,7 @@ EXIT_SECONDS = 10.0  # how long they may take to exit once they have reported
 POLL_SECONDS = 0.05
 
 
-def run(peer: Peer, count: int, workers: int = 0) -> Measurement:
+def run(peer: Peer, count: int, workers: int = 0) -> Turns:
     """Measure the total rate of several processes.
 
     Args:
@@ -47,30 +48,44 @@ def run(peer: Peer, count: int, workers: int = 0) -> Measurement:
         folder = Path(name)
         write_job(folder, peer, workers)
         children = [_start(folder, number, count) for number in range(count)]
-        grace = 0.0
+        turns: list[tuple[float, float]] = []
+        grace, seconds = 0.0, peer.seconds / ROUNDS
         try:
             _wait_for_files(folder, children, "ready-{}", START_SECONDS)
-            begin = time.monotonic()
-            time.sleep(peer.seconds)
-            end = time.monotonic()
+            _signal(children, signal.SIGSTOP)
+            for _ in range(ROUNDS):
+                yield
+                begin = time.monotonic()
+                _signal(children, signal.SIGCONT)
+                time.sleep(seconds * (1 + LEAD_IN))
+                _signal(children, signal.SIGSTOP)
+                turns.append((begin, time.monotonic()))
+                time.sleep(seconds * LEAD_IN)  # a GPU still runs what they have issued
             (folder / "stop").touch()
+            _signal(children, signal.SIGCONT)
             _wait_for_files(folder, children, "done-{}.json", STOP_SECONDS)
             grace = EXIT_SECONDS
         finally:
             _stop(children, grace)
         results = [json.loads((folder / f"done-{number}.json").read_text()) for number in range(count)]
-    repeats = [_timed_run(results, peer.work.tokens, *span) for span in _repeat_spans(begin, end)]
+    repeats = _timed_runs(results, peer.work.tokens, turns, seconds)
+    step_seconds = count * median(repeat.seconds / repeat.steps for repeat in repeats)
     peaks = [result["peak_memory_bytes"] for result in results]
     return Measurement(
         tuple(repeats),
         max(result["build_seconds"] for result in results),
-        peak_memory_bytes=None if None in peaks else sum(peaks),
-        settings={"dataloader_num_workers": workers},
+        max(0.0, *(result["warm_up_seconds"] - result["first"] * step_seconds for result in results)),
+        None if None in peaks else sum(peaks),
+        {"dataloader_num_workers": workers},
     )
 
 
 def _start(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
-    """Start one process, with its share of the processor's threads."""
+    """Start one process, with its share of the processor's threads.
+
+    It leads a process group: signals reach its data-loader workers too, and should this program be killed while the
+    group is stopped, the system ends the group.
+    """
     root = str(Path(__file__).parents[2])
     threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -82,7 +97,15 @@ def _start(folder: Path, number: int, count: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            process_group=0,
         )
+
+
+def _signal(children: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    """Send a signal to the process groups of the children that have not ended."""
+    for child in children:
+        if child.poll() is None:
+            os.killpg(child.pid, number)
 
 
 def _wait_for_files(folder: Path, children: Sequence[subprocess.Popen[bytes]], pattern: str, seconds: float) -> None:
@@ -123,31 +146,30 @@ def _stop(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            child.kill()
+            _signal([child], signal.SIGKILL)
             child.wait()
 
 
-def _repeat_spans(begin: float, end: float) -> list[tuple[float, float]]:
-    """Divide a time into the repeats: equal parts."""
-    edges = np.linspace(begin, end, REPEATS + 1).tolist()
-    return list(itertools.pairwise(edges))
-
-
-def _timed_run(results: Sequence[dict[str, Any]], tokens: Ints, begin: float, end: float) -> TimedRun:
-    """Add up what all processes did between two times of the common clock.
+def _timed_runs(
+    results: Sequence[dict[str, Any]], tokens: Ints, turns: Sequence[tuple[float, float]], seconds: float
+) -> list[TimedRun]:
+    """Add up what all processes did at the end of each turn.
 
     Args:
         results: What each process reported.
         tokens: `[steps]`, the tokens of each step.
-        begin: The start, in seconds of the monotonic clock.
-        end: The end.
+        turns: When the processes ran, in seconds of the monotonic clock; after the last turn they ran on.
+        seconds: The seconds at the end of a turn that count.
     """
+    ends = np.cumsum(np.diff(turns))  # [turns], the seconds that the processes had run by the end of each
+    moments = np.append(np.ravel(turns), turns[-1][1] + STOP_SECONDS)  # begin and end of each turn, and the very end
+    running = np.concatenate([[0.0], np.repeat(ends, 2)[:-1], [ends[-1] + STOP_SECONDS]])  # the same on their clock
+    edges = np.stack([ends - seconds, ends], 1)  # [turns, 2]
     total_tokens = np.concatenate([[0.0], np.cumsum(tokens)])  # [steps + 1], before each step
-    step_numbers = np.arange(len(total_tokens))
-    steps = tokens_read = 0.0
+    steps_taken, tokens_read = np.zeros(len(ends)), np.zeros(len(ends))
     for result in results:
         stamped_steps = result["first"] + np.arange(len(result["stamps"]))
-        first, last = np.interp([begin, end], result["stamps"], stamped_steps)
-        steps += float(last - first)
-        tokens_read += float(np.interp(last, step_numbers, total_tokens) - np.interp(first, step_numbers, total_tokens))
-    return TimedRun(steps, tokens_read, end - begin)
+        steps = np.interp(edges, np.interp(result["stamps"], moments, running), stamped_steps)
+        steps_taken += np.diff(steps).ravel()
+        tokens_read += np.diff(np.interp(steps, np.arange(len(total_tokens)), total_tokens)).ravel()
+    return [TimedRun(float(steps), float(read), seconds) for steps, read in zip(steps_taken, tokens_read, strict=True)]

@@ -12,12 +12,12 @@ from lora_bench.bench.settings import FULL
 
 PROCESSES = "processes-"
 RATIOS = ("trainer", "loop", "processes")
-OPTIONAL_KEYS = ("error", "settings", "terms")  # left out of the file if empty
+OPTIONAL_KEYS = ("error", "settings", "terms", "ratio_ranges", "apart")  # left out of the file if empty
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One measurement. Rates are medians over the repeats; what was not measured is None.
+    """One measurement. Rates are medians over the rounds; what was not measured is None.
 
     The names are the keys of the JSON file.
 
@@ -26,13 +26,17 @@ class BenchRow:
         k: The number of cells that train at the same time.
         auto: Whether k is what `--pack auto` stands for.
         cell_steps_per_second: Steps × cells per second.
+        ratio_to_trainer: The median over the rounds of this row's rate over the peer's in the same round; likewise
+            `ratio_to_loop` and `ratio_to_processes`.
+        ratio_ranges: The smallest and the largest of these ratios, by peer.
         tokens_per_second: Tokens without padding, over all cells.
         tflops: Operations of these tokens.
         utilisation: `tflops` as a fraction of the device's peak.
         peak_memory_bytes: The memory that the allocator reserved on a GPU.
         steps: The timed steps, per cell on average.
-        repeats: The rate of each repeat.
+        repeats: The rate in each round.
         spread: (largest - smallest) / median of the repeats.
+        apart: Whether the row was measured in rounds after those of its peers, as it lacked memory beside others.
         terms: What the cost model counts for a step of the pack (`pack.Demand.terms`).
         error: Why there is no number.
     """
@@ -47,6 +51,7 @@ class BenchRow:
     ratio_to_trainer: float | None = None
     ratio_to_loop: float | None = None
     ratio_to_processes: float | None = None
+    ratio_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens_per_second: float | None = None
     tflops: float | None = None
     utilisation: float | None = None
@@ -56,9 +61,15 @@ class BenchRow:
     steps: float | None = None
     repeats: tuple[float, ...] = ()
     spread: float | None = None
+    apart: bool = False
     settings: dict[str, int | str] = field(default_factory=dict)
     terms: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+
+    def ratios(self) -> dict[str, float | None]:
+        """Return the ratio to each peer."""
+        values = (self.ratio_to_trainer, self.ratio_to_loop, self.ratio_to_processes)
+        return dict(zip(RATIOS, values, strict=True))
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for the JSON file."""
@@ -95,16 +106,20 @@ def fill_row(row: BenchRow, measurement: Measurement, operations: int, peak_tflo
 
 
 def with_ratios(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """Return the rows with the ratios of their rates to the peers' of the same task and targets.
+    """Return the rows with the ratios of their rates to the peers' of the same task and targets, round by round.
 
-    For `processes-N` the fastest N counts. Rows of `full` and rows of adapters are not compared with each other.
+    For `processes-N` the N counts that is fastest over all rounds. Rows of `full` and rows of adapters are not compared
+    with each other.
     """
-    best: dict[tuple[str, str, bool, str], float] = {}
-    for row in rows:
-        if row.variant != "packed" and row.cell_steps_per_second:
-            key = (*_group(row), row.variant.partition("-")[0])
-            best[key] = max(best.get(key, 0.0), row.cell_steps_per_second)
-    return [_add_ratios(row, {peer: best.get((*_group(row), peer)) for peer in RATIOS}) for row in rows]
+    fastest: dict[tuple[str, str, bool, str], BenchRow] = {}
+    for row in sorted(rows, key=_rate):
+        if row.variant != "packed" and row.repeats:
+            fastest[*_group(row), row.variant.partition("-")[0]] = row
+    return [_add_ratios(row, {peer: fastest.get((*_group(row), peer)) for peer in RATIOS}) for row in rows]
+
+
+def _rate(row: BenchRow) -> float:
+    return row.cell_steps_per_second or 0.0
 
 
 def _group(row: BenchRow) -> tuple[str, str, bool]:
@@ -112,9 +127,11 @@ def _group(row: BenchRow) -> tuple[str, str, bool]:
     return row.task, row.targets, row.mix == FULL
 
 
-def _add_ratios(row: BenchRow, peer_rates: dict[str, float | None]) -> BenchRow:
-    rate = row.cell_steps_per_second
-    ratios = {
-        f"ratio_to_{peer}": rate / peer_rate if rate and peer_rate else None for peer, peer_rate in peer_rates.items()
-    }
-    return replace(row, **ratios)  # type: ignore[arg-type]
+def _add_ratios(row: BenchRow, peers: dict[str, BenchRow | None]) -> BenchRow:
+    medians: dict[str, Any] = dict.fromkeys([f"ratio_to_{name}" for name in peers])
+    ranges: dict[str, tuple[float, float]] = {}
+    for name, peer in peers.items():
+        if row.repeats and peer is not None:
+            ratios = [rate / peer_rate for rate, peer_rate in zip(row.repeats, peer.repeats, strict=True)]
+            medians[f"ratio_to_{name}"], ranges[name] = median(ratios), (min(ratios), max(ratios))
+    return replace(row, ratio_ranges=ranges, **medians)

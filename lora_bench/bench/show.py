@@ -38,9 +38,9 @@ MARKDOWN_HEADS = (
     "set-up s",
 )
 LEGEND = (
-    "rate: steps · cells a second, median of {repeats}; ×: over the peers, which train LoRA r=16 "
-    "(full: the whole model; proc.: the best number of processes); peak: real tokens' FLOP as a part of "
-    "{tflops:.4g} TFLOP/s, measured here"
+    "rate: steps · cells a second, median of {repeats} rounds; ×: over the peers in the same round, median of the "
+    "rounds (they train LoRA r=16; full: the whole model; proc.: the best number of processes); peak: real tokens' "
+    "FLOP as a part of {tflops:.4g} TFLOP/s, measured here"
 )
 
 
@@ -70,7 +70,7 @@ def markdown_page(report: BenchReport) -> str:
         "|" + " --- |" * 4 + " ---: |" * (len(MARKDOWN_HEADS) - 4),
         *(f"| {' | '.join(_markdown_fields(row))} |" for row in report.rows),
     ]
-    for line in (*spread_warnings(report), *failures(report)):
+    for line in (*notes(report), *failures(report)):
         lines += ["", line]
     return "\n".join(lines) + "\n"
 
@@ -96,15 +96,23 @@ def failures(report: BenchReport) -> list[str]:
     return [f"{row.task}, {row.targets}, {row.variant}, {row.mix}, {row.k} cells: {row.error}" for row in failed]
 
 
-def spread_warnings(report: BenchReport) -> list[str]:
-    """Return a line if repeats differ so much that the machine was probably busy with something else."""
-    rows = [row for row in report.rows if (row.spread or 0) > UNEVEN_SPREAD]
-    if not rows:
-        return []
-    return [
-        f"The repeats of {len(rows)} of {len(report.rows)} rows differ by more than {UNEVEN_SPREAD:.0%}: "
-        "a busy machine?"
+def notes(report: BenchReport) -> list[str]:
+    """Return lines on the ratios' spread, on rates so uneven that the machine was probably busy, and on rows apart."""
+    lines = []
+    count = len(report.rows)
+    parts = [
+        end / (row.ratios()[peer] or 1)
+        for row in report.rows
+        for peer, ends in row.ratio_ranges.items()
+        for end in ends
     ]
+    if parts:
+        lines.append(f"The ratios of single rounds are {min(parts):.2f} to {max(parts):.2f} of these.")
+    if uneven := sum((row.spread or 0) > UNEVEN_SPREAD for row in report.rows):
+        lines.append(f"The rounds of {uneven} of {count} rows differ by more than {UNEVEN_SPREAD:.0%}: a busy machine?")
+    if apart := sum(row.apart for row in report.rows):
+        lines.append(f"{apart} of {count} rows had rounds of their own: no memory beside the others.")
+    return lines
 
 
 def tables(report: BenchReport) -> Iterator[Table]:
@@ -118,7 +126,7 @@ def print_report(report: BenchReport, console: Console) -> None:
     console.print(Text("\n".join(introduction(report))))
     for table in tables(report):
         console.print(table)
-    console.print(Text("\n".join([legend(report), *spread_warnings(report), *failures(report)])))
+    console.print(Text("\n".join([legend(report), *notes(report), *failures(report)])))
 
 
 def _table(title: str, rows: Sequence[BenchRow]) -> Table:
@@ -131,7 +139,8 @@ def _table(title: str, rows: Sequence[BenchRow]) -> Table:
 
 
 def _terminal_fields(row: BenchRow) -> list[str]:
-    return [row.variant, row.mix, _cells(row), _rate(row), *_ratios(row), _utilisation(row), _memory(row)]
+    ratios = map(_three_digits, row.ratios().values())
+    return [row.variant, row.mix, _cells(row), _rate(row), *ratios, _utilisation(row), _memory(row)]
 
 
 def _markdown_fields(row: BenchRow) -> list[str]:
@@ -143,7 +152,7 @@ def _markdown_fields(row: BenchRow) -> list[str]:
         _cells(row),
         _rate(row),
         _percent(row.spread),
-        *_ratios(row),
+        *(_ratio_and_range(ratio, row.ratio_ranges.get(peer)) for peer, ratio in row.ratios().items()),
         _number(row.tokens_per_second, ",.0f"),
         _number(row.tflops, ".3g"),
         _utilisation(row),
@@ -162,8 +171,11 @@ def _rate(row: BenchRow) -> str:
     return _three_digits(row.cell_steps_per_second)
 
 
-def _ratios(row: BenchRow) -> list[str]:
-    return [_three_digits(ratio) for ratio in (row.ratio_to_trainer, row.ratio_to_loop, row.ratio_to_processes)]
+def _ratio_and_range(ratio: float | None, ratio_range: tuple[float, float] | None) -> str:
+    """Format a ratio, with its range over the rounds if it has one."""
+    if ratio_range is None or ratio_range[0] == ratio_range[1]:
+        return _three_digits(ratio)
+    return f"{_three_digits(ratio)} ({' to '.join(map(_three_digits, ratio_range))})"
 
 
 def _utilisation(row: BenchRow) -> str:

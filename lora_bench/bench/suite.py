@@ -1,6 +1,8 @@
-"""All measurements, task by task: first the peers, then lora-bench; the same for `full`.
+"""All measurements, task by task: the peers and lora-bench in turn, round by round; then the same for `full`.
 
-A measurement that fails becomes a row with an error, and the others go on.
+Rows that are compared share their rounds, so that a machine whose speed changes changes all of them. Everything that
+they have built and compiled stays in memory between their turns. A row that lacks memory beside the others is measured
+in rounds of its own after them. A measurement that fails becomes a row with an error, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 
 from lora_bench import tasks
 from lora_bench.bench import calibrate, packed, peak, peers, processes, workload
-from lora_bench.bench.clock import REPEATS, Measurement
+from lora_bench.bench.clock import ROUNDS, MemoryMeter, Turns, run_alone
 from lora_bench.bench.rows import PROCESSES, BenchRow, fill_row, with_ratios
 from lora_bench.bench.settings import AUTO, FULL, BenchSettings
 from lora_bench.bench.workload import Workload
@@ -64,7 +66,7 @@ class BenchReport:
         return any(row.error not in (None, OUT_OF_MEMORY) for row in self.rows)
 
 
-PlannedRow = tuple[BenchRow, Callable[[], Measurement]]
+PlannedRow = tuple[BenchRow, Callable[[], Turns]]
 
 
 class Suite:
@@ -89,8 +91,9 @@ class Suite:
         select(self.device)
         self.precision = settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
         self.model = workload.prepare_model(settings, scratch)
-        self.rows: list[BenchRow] = []
+        self.rows: dict[int, BenchRow] = {}  # what is measured, by its number in the report
         self.workers = 0
+        self.encoder_memory = MemoryMeter(self.device)
 
     def run(self) -> BenchReport:
         """Measure everything.
@@ -109,18 +112,21 @@ class Suite:
         self.log(f"{self.peak['dtype']} matmul peak: {self.peak['tflops']:.4g} TFLOP/s")
         for task in self.settings.tasks:
             work = self._load_workload(task)
-            for row, measure in self._planned_rows(work):
-                self._attempt(row, measure)
+            for planned in self._planned_groups(work):
+                self._measure(planned)
         return self.report()
 
     def report(self) -> BenchReport:
         """Return the report on the rows measured so far."""
-        return BenchReport(self.environment, self.peak, tuple(with_ratios(self.rows)))
+        return BenchReport(
+            self.environment, self.peak, tuple(with_ratios([self.rows[number] for number in sorted(self.rows)]))
+        )
 
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen encoder, loaded once for all packs."""
-        return self._load_backbone(trains=False)
+        with self.encoder_memory.turn():
+            return self._load_backbone(trains=False)
 
     def _load_backbone(self, trains: bool) -> Backbone:
         with hub.hub_mode(self.model.offline):
@@ -171,7 +177,7 @@ class Suite:
             "batch_size": settings.batch_size,
             "max_length": min(settings.max_length, self.backbone.longest),
             "seconds": settings.seconds,
-            "repeats": REPEATS,
+            "repeats": ROUNDS,
             "operations_a_token": self.operations[False],
             "operations_a_token_full": self.operations[True],
             "left_out": self.left_out,
@@ -186,17 +192,15 @@ class Suite:
             raise BenchError(what, "Use the tokenizer that belongs to the model.", MISSING)
         return work
 
-    def _planned_rows(self, work: Workload) -> Iterator[PlannedRow]:
-        """Yield every row with the function that measures it; later ones may use results of earlier ones."""
+    def _planned_groups(self, work: Workload) -> Iterator[list[PlannedRow]]:
+        """Yield the rows that are compared with each other, each with what measures it."""
         adapter_mixes = [mix for mix in self.settings.mixes if mix != FULL]
         for targets in self.settings.targets if adapter_mixes else ():
-            yield from self._peer_rows(work, targets)
-            for mix in adapter_mixes:
-                for k, auto in self._pack_sizes(work, targets):
-                    yield self._packed_row(work, targets, mix, k, auto)
+            sizes = self._pack_sizes(work, targets)
+            packs = [self._packed_row(work, targets, mix, k, auto) for mix in adapter_mixes for k, auto in sizes]
+            yield [*self._peer_rows(work, targets), *packs]
         if FULL in self.settings.mixes:
-            yield from self._peer_rows(work, ALL_WEIGHTS, full=True)
-            yield self._packed_row(work, ALL_WEIGHTS, FULL)
+            yield [*self._peer_rows(work, ALL_WEIGHTS, full=True), self._packed_row(work, ALL_WEIGHTS, FULL)]
 
     def _peer_rows(self, work: Workload, targets: str, full: bool = False) -> Iterator[PlannedRow]:
         """Yield the rows of the peers; there is no `processes-N` that trains the whole model."""
@@ -210,7 +214,7 @@ class Suite:
             yield row("loop", k=1), partial(peers.run_loop, peer)
         if "processes" in self.settings.peers and not full:
             for count in self.settings.process_counts:
-                yield row(f"{PROCESSES}{count}", k=count), partial(processes.run, peer, count, self.workers)
+                yield row(f"{PROCESSES}{count}", k=count), partial(self._measure_processes, peer, count)
 
     def _packed_row(self, work: Workload, targets: str, mix: str, k: int = 1, auto: bool = False) -> PlannedRow:
         """Return a row of lora-bench, with what the cost model counts for it."""
@@ -228,31 +232,73 @@ class Suite:
         sizes = [automatic if pack == AUTO else int(pack) for pack in self.settings.packs]
         return [(size, size == automatic) for size in dict.fromkeys(sizes) if size]
 
-    def _measure_packed(self, cells: Sequence[Cell], work: Workload, trains: bool) -> Measurement:
+    def _measure_packed(self, cells: Sequence[Cell], work: Workload, trains: bool) -> Turns:
         load_encoder = partial(self._load_backbone, trains) if trains else lambda: self.backbone
-        return packed.run(cells, work, load_encoder, self.device, self.settings.seconds)
+        encoder_bytes = 0 if trains else self.encoder_memory.held
+        return packed.run(cells, work, load_encoder, self.device, self.settings.seconds, encoder_bytes)
 
-    def _measure_trainer(self, peer: peers.Peer) -> Measurement:
-        """Measure Trainer with the number of data-loader workers that is fastest here."""
-        measurements = [peers.run_trainer(peer, workers) for workers in WORKER_COUNTS.get(self.device.type, (0,))]
-        best = max(
-            measurements,
-            key=lambda measurement: sum(repeat.steps / repeat.seconds for repeat in measurement.repeats),
-        )
+    def _measure_trainer(self, peer: peers.Peer) -> Turns:
+        """Measure Trainer with the number of data-loader workers that is fastest here in a trial."""
+        workers, *others = WORKER_COUNTS.get(self.device.type, (0,))
+        if others:
+            trials = {count: run_alone(processes.run(peer, 1, count)) for count in (workers, *others)}
+            workers = max(trials, key=lambda count: sum(run.steps / run.seconds for run in trials[count].repeats))
         if not peer.full:
-            self.workers = int(best.settings["dataloader_num_workers"])
-        return best
+            self.workers = workers
+        return (yield from processes.run(peer, 1, workers))
 
-    def _attempt(self, row: BenchRow, measure: Callable[[], Measurement]) -> None:
-        """Measure a row, or record why that failed."""
+    def _measure_processes(self, peer: peers.Peer, count: int) -> Turns:
+        """Measure several Trainers, with the data-loader workers of the one that has begun before them."""
+        return (yield from processes.run(peer, count, self.workers))
+
+    def _measure(self, planned: Sequence[PlannedRow]) -> None:
+        """Measure rows that are compared; those that lack memory beside the others come again after them."""
+        waiting = dict(enumerate(planned, len(self.rows)))
+        while waiting:
+            waiting = self._measure_in_rounds(waiting)
+
+    def _measure_in_rounds(self, planned: Mapping[int, PlannedRow]) -> dict[int, PlannedRow]:
+        """Measure rows in rounds.
+
+        Args:
+            planned: The rows by number.
+
+        Returns:
+            Those that lacked memory while others were in it: at least one fewer.
+        """
+        running: dict[int, Turns] = {}
+        waiting: dict[int, PlannedRow] = {}
+        with ExitStack() as stack:
+            for round_number in range(ROUNDS + 1):  # the first turn builds and warms up
+                for number, (row, start) in planned.items():
+                    if round_number == 0:
+                        running[number] = stack.enter_context(closing(start()))
+                    if number not in running:
+                        continue
+                    ended = self._take_turn(row, running[number])
+                    gc.collect()  # not where the error was caught: its traceback keeps the tensors alive
+                    if ended is None:
+                        continue
+                    del running[number]
+                    if ended.error == OUT_OF_MEMORY and running:
+                        waiting[number] = replace(row, apart=True), start
+                    else:
+                        self._add(number, ended)
+        return waiting
+
+    def _take_turn(self, row: BenchRow, turns: Turns) -> BenchRow | None:
+        """Run a measurement on to its next turn; return its row if it has ended or failed."""
         try:
-            row = fill_row(row, measure(), self.operations[row.mix == FULL], float(self.peak["tflops"]))
+            next(turns)
+        except StopIteration as end:
+            return fill_row(row, end.value, self.operations[row.mix == FULL], float(self.peak["tflops"]))
         except Exception as error:
-            row = replace(row, error=describe_error(error))
-        gc.collect()  # not in the except block, where the traceback keeps the failed measurement's tensors alive
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.rows.append(row)
+            return replace(row, error=describe_error(error))
+        return None
+
+    def _add(self, number: int, row: BenchRow) -> None:
+        """Add a row to the report."""
+        self.rows[number] = row
         rate = row.error or f"{row.cell_steps_per_second:.4g} steps·cells/s"
         self.log(f"{tasks.get(row.task).title}, {row.targets}, {row.variant}, {row.mix}, k={row.k}: {rate}")
         self.save(self.report())

@@ -44,6 +44,7 @@ def write_job(folder: Path, peer: peers.Peer, workers: int) -> None:
         "targets": peer.targets,
         "device": str(peer.device),
         "workers": workers,
+        "full": peer.full,
     }
     (folder / "job.json").write_text(json.dumps(job))
 
@@ -61,7 +62,8 @@ def read_job(folder: Path) -> tuple[peers.Peer, int]:
     table = TokenTable(**{"types": None, **arrays})
     work = Workload(tasks.get(job["task"]), table, job["pad_id"], order, job["precision"])
     model = BenchModel(job["location"], False, job["offline"])
-    return peers.Peer(model, work, job["targets"], torch.device(job["device"]), 0.0, folder), job["workers"]
+    peer = peers.Peer(model, work, job["targets"], torch.device(job["device"]), 0.0, folder, job["full"])
+    return peer, job["workers"]
 
 
 def main(folder: Path, number: str) -> None:
@@ -69,21 +71,21 @@ def main(folder: Path, number: str) -> None:
     peer, workers = read_job(folder)
     select(peer.device)
     memory, start = MemoryMeter(peer.device), time.perf_counter()
-    memory.begin()
     stop_file, warm_up, steps = folder / "stop", WARM_UP_STEPS.get(peer.device.type, 5), 0
-    stamps: list[float] = []
+    warm_up_seconds, stamps = 0.0, list[float]()
 
     def after_step() -> bool:
-        nonlocal steps
+        nonlocal steps, warm_up_seconds
         steps += 1
         if steps == warm_up:
             synchronise(peer.device)
+            warm_up_seconds = time.perf_counter() - start - build_seconds
             (folder / f"ready-{number}").touch()
         if steps >= warm_up:
             stamps.append(time.monotonic())
         return stop_file.exists()
 
-    with peers.quiet():
+    with peers.quiet(), memory.turn():
         trainer = peers.make_trainer(peer, peers.build_model(peer), workers, after_step)
         build_seconds = time.perf_counter() - start
         trainer.train()
@@ -91,7 +93,8 @@ def main(folder: Path, number: str) -> None:
         "first": warm_up,  # the step of the first stamp
         "stamps": stamps,
         "build_seconds": build_seconds,
-        "peak_memory_bytes": memory.peak(),
+        "warm_up_seconds": warm_up_seconds,
+        "peak_memory_bytes": memory.peak,
     }
     (folder / f"done-{number}.json").write_text(json.dumps(result))
 

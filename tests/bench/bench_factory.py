@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from lora_bench.bench import workload
-from lora_bench.bench.clock import Measurement, TimedRun
+from lora_bench.bench.clock import ROUNDS, Measurement, TimedRun, Turns
 from lora_bench.bench.rows import BenchRow, fill_row
 from lora_bench.bench.settings import BenchOptions, BenchSettings, resolve_options
 from lora_bench.bench.suite import BenchReport
@@ -31,6 +31,13 @@ def work(task: str = "sst2", batch: int = 32) -> Workload:
 def measured(*rates: float, tokens: float = 10.0) -> Measurement:
     """Repeats of half a second with these rates; `tokens` for each step of a cell."""
     return Measurement(tuple(TimedRun(rate / 2, tokens * rate / 2, 0.5) for rate in rates), 0.1, 0.2, 2**30)
+
+
+def in_turns(measurement: Measurement) -> Turns:
+    """A measurement that takes its turns and does nothing in them."""
+    for _ in range(ROUNDS):
+        yield
+    return measurement
 
 
 def row(variant: str, *rates: float, **settings: Any) -> BenchRow:

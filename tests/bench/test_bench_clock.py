@@ -1,4 +1,4 @@
-"""The stopwatch: a warm-up, laps that find the length of a repeat, three repeats."""
+"""The stopwatch: a warm-up that finds the length of a repeat, and a repeat in each round."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_bench.bench.clock import REPEATS, MemoryMeter, Stopwatch
+from lora_bench.bench.clock import ROUNDS, MemoryMeter, Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -29,49 +29,74 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def train(watch: Stopwatch, clock: Clock, step: float, start: float = 0.0) -> list[int]:
-    """Simulate steps of `step` seconds, the first one `start` longer; return the steps of each lap."""
-    watch.start()
-    laps = []
-    clock.now += start
-    while not watch.done:
-        laps.append(watch.next_steps)
-        clock.now += watch.next_steps * step
-        watch.lap()
-    return laps
+class Steps:
+    """Steps of `seconds` each, the first call `start` longer; notes how many each call issues."""
+
+    def __init__(self, clock: Clock, seconds: float, start: float = 0.0) -> None:
+        self.clock, self.seconds, self.start = clock, seconds, start
+        self.calls: list[int] = []
+
+    def __call__(self, steps: int) -> None:
+        self.clock.now += steps * self.seconds + (0.0 if self.calls else self.start)
+        self.calls.append(steps)
+
+
+def run(watch: Stopwatch) -> None:
+    watch.warm_up()
+    for _ in range(ROUNDS):
+        watch.repeat()
 
 
 def test_repeats_take_equal_times_and_count_steps_of_all_cells(clock: Clock) -> None:
     tokens = np.arange(20_000)
-    watch = Stopwatch(6.0, CPU, tokens, cells=4)
-    laps = train(watch, clock, 0.01, start=3.0)
-    assert laps[-REPEATS:] == [200] * REPEATS
-    begin = sum(laps[:-REPEATS])
-    for index, repeat in enumerate(watch.repeats):
-        first = begin + 200 * index
+    steps = Steps(clock, 0.01, start=3.0)
+    watch = Stopwatch(steps, 2.0 * ROUNDS, CPU, tokens, cells=4)
+    watch.warm_up()
+    for _ in range(ROUNDS):
+        begin = watch.steps_issued + 1  # a step leads in
+        watch.repeat()
+        repeat = watch.repeats[-1]
         assert repeat.seconds == pytest.approx(2.0)
         assert repeat.steps == 200 * 4
-        assert repeat.tokens == 4 * tokens[first : first + 200].sum()
+        assert repeat.tokens == 4 * tokens[begin : begin + 200].sum()
+    assert watch.steps_issued == sum(steps.calls)
     assert watch.setup_seconds == pytest.approx(3.0)
 
 
 def test_slow_steps_are_taken_one_at_a_time(clock: Clock) -> None:
-    """Five steps in all on a processor: one to warm up, one to learn, three to count."""
-    assert train(Stopwatch(1.0, CPU, np.ones(20_000, dtype=np.int64)), clock, 5.0) == [1, 1, 1, 1, 1]
+    """On a processor: one to warm up, one to learn, one in each round."""
+    steps = Steps(clock, 5.0)
+    run(Stopwatch(steps, 1.0, CPU, np.ones(20_000, dtype=np.int64)))
+    assert steps.calls == [1] * (2 + ROUNDS)
+
+
+def test_a_machine_that_becomes_slow_does_not_prolong_a_repeat(clock: Clock) -> None:
+    """It ends with the block in which its time is over."""
+    steps = Steps(clock, 0.01)
+    watch = Stopwatch(steps, 2.0 * ROUNDS, CPU, np.ones(20_000, dtype=np.int64))
+    watch.warm_up()
+    steps.seconds = 0.1
+    watch.repeat()
+    assert watch.repeats[0].seconds == pytest.approx(2.0)
+    assert watch.repeats[0].steps == 20
 
 
 def test_fast_steps_never_exceed_the_order(clock: Clock) -> None:
     tokens = np.ones(5_000, dtype=np.int64)
-    watch = Stopwatch(60.0, CPU, tokens)
-    assert sum(train(watch, clock, 1e-5)) <= len(tokens)
+    watch = Stopwatch(Steps(clock, 1e-5), 60.0, CPU, tokens)
+    run(watch)
+    assert watch.steps_issued <= len(tokens)
     assert all(repeat.tokens == repeat.steps for repeat in watch.repeats)
 
 
 def test_the_first_lap_may_be_longer(clock: Clock) -> None:
-    assert train(Stopwatch(1.0, CPU, np.ones(20_000, dtype=np.int64), warm_up=64), clock, 0.1)[0] == 64
+    steps = Steps(clock, 0.1)
+    Stopwatch(steps, 1.0, CPU, np.ones(20_000, dtype=np.int64), warm_up_steps=64).warm_up()
+    assert steps.calls[0] == 64
 
 
 def test_memory_is_not_measured_on_a_processor() -> None:
     memory = MemoryMeter(CPU)
-    memory.begin()
-    assert memory.peak() is None
+    with memory.turn():
+        pass
+    assert memory.peak is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from lora_bench.bench import packed, peak, peers, processes, suite, workload
+from lora_bench.bench.clock import ROUNDS, Turns, run_alone
 from lora_bench.bench.peers import Peer
 from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
@@ -18,7 +20,7 @@ from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.forecast import cost, devices
 from lora_bench.forecast.geometry import load_geometry
-from tests.bench.bench_factory import SAMPLE, bench_settings, measured, work
+from tests.bench.bench_factory import SAMPLE, bench_settings, in_turns, measured, work
 
 CPU = torch.device("cpu")
 CALL = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2", "--peers", "trainer,loop", "--pack", "2"]
@@ -53,8 +55,9 @@ def test_full_rows_count_six_flop_a_weight_and_their_own_ratios(called: tuple[Pa
     assert about["operations_a_token_full"] == 1.5 * about["operations_a_token"]
     for row in (trainer, loop, ours):
         assert row["tflops"] == pytest.approx(row["tokens_per_second"] * about["operations_a_token_full"] / 1e12)
-    assert ours["ratio_to_trainer"] == pytest.approx(ours["cell_steps_per_second"] / trainer["cell_steps_per_second"])
-    assert ours["ratio_to_loop"] == pytest.approx(ours["cell_steps_per_second"] / loop["cell_steps_per_second"])
+    for name, peer in (("trainer", trainer), ("loop", loop)):
+        ratios = [rate / peer_rate for rate, peer_rate in zip(ours["repeats"], peer["repeats"], strict=True)]
+        assert ours[f"ratio_to_{name}"] == pytest.approx(median(ratios))
     assert ours["ratio_to_processes"] is None
 
 
@@ -98,8 +101,8 @@ def test_with_bf16_the_trained_weights_stay_float32(tmp_path: Path) -> None:
         assert {part.dtype for part in peers.build_model(peer).parameters()} == {torch.float32}
     (cell,) = workload.make_cells(made, "all", "full", 1, 64)
     encoder = encoders.load(SAMPLE.location, CPU, "bf16", trains=True)
-    for timed in (peers.run_loop(peer), packed.run([cell], made, lambda: encoder, CPU, 0.02)):
-        assert len(timed.repeats) == 3
+    for turns in (peers.run_loop(peer), packed.run([cell], made, lambda: encoder, CPU, 0.02)):
+        assert len(run_alone(turns).repeats) == ROUNDS
 
 
 def test_the_peers_move_every_value_at_the_rate_of_the_method(tmp_path: Path) -> None:
@@ -122,16 +125,15 @@ class Counted:
         self.folder = folder
         self.calls: list[tuple[str, str, bool]] = []
         monkeypatch.setattr(peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
-        monkeypatch.setattr(packed, "run", lambda cells, *_: measured(5.0))
-        for name in ("trainer", "loop"):
-            monkeypatch.setattr(peers, f"run_{name}", lambda peer, *_, name=name: self.note(name, peer))
-        monkeypatch.setattr(processes, "run", lambda peer, *_: self.note("processes", peer))
+        monkeypatch.setattr(packed, "run", lambda *_: in_turns(measured(5.0)))
+        monkeypatch.setattr(peers, "run_loop", lambda peer: self.note("loop", peer))
+        monkeypatch.setattr(
+            processes, "run", lambda peer, count, _: self.note("trainer" if count == 1 else "processes", peer)
+        )
 
-    def note(self, name: str, peer: Peer) -> Any:
+    def note(self, name: str, peer: Peer) -> Turns:
         self.calls.append((name, peer.targets, peer.full))
-        made = measured(2.0)
-        made.settings["dataloader_num_workers"] = 0
-        return made
+        return in_turns(measured(2.0))
 
     def run(self, **options: Any) -> BenchReport:
         return suite.Suite(bench_settings(**options), self.folder, lambda _: None, lambda _: None).run()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_bench.bench import peers, workload
+from lora_bench.bench import peers, processes, workload
+from lora_bench.bench.clock import ROUNDS, run_alone
 from lora_bench.bench.peers import Peer
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder import backbone as encoders
@@ -33,10 +34,11 @@ def test_a_peer_trains_as_many_values_as_a_cell_of_ours(tmp_path: Path, targets:
     assert {part.dtype for part in trained.values()} == {torch.float32}
 
 
-def test_both_peers_are_timed_three_times(tmp_path: Path) -> None:
-    for measured in (peers.run_loop(peer(tmp_path)), peers.run_trainer(peer(tmp_path))):
-        assert len(measured.repeats) == 3
-        assert min(repeat.steps for repeat in measured.repeats) >= 1
+def test_both_peers_are_timed_in_each_round(tmp_path: Path) -> None:
+    for turns in (peers.run_loop(peer(tmp_path)), processes.run(peer(tmp_path, seconds=0.5), 1)):
+        measured = run_alone(turns)
+        assert len(measured.repeats) == ROUNDS
+        assert min(repeat.steps for repeat in measured.repeats) > 0
         assert all(repeat.tokens > repeat.steps * 32 * 2 for repeat in measured.repeats)
         assert measured.peak_memory_bytes is None
         assert measured.build_seconds > 0

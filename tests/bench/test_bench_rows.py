@@ -39,6 +39,14 @@ def test_ratios_are_rates_over_the_peers_of_the_same_task_and_targets() -> None:
         assert made.cell_steps_per_second == pytest.approx((made.ratio_to_trainer or 0) * 10.0)
 
 
+def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
+    """A machine that slows down for all rows changes no ratio, and a round that is slow for one row only the range."""
+    rows = [row("loop", 20.0, 10.0, 5.0), row("packed", 80.0, 40.0, 20.0), row("packed", 60.0, 30.0, 1.0)]
+    loop, steady, disturbed = with_ratios(rows)
+    assert (loop.ratio_to_loop, steady.ratio_to_loop, disturbed.ratio_to_loop) == (1.0, 4.0, 3.0)
+    assert (steady.ratio_ranges, disturbed.ratio_ranges) == ({"loop": (4.0, 4.0)}, {"loop": (0.2, 3.0)})
+
+
 def test_full_rows_are_measured_by_full_peers_alone() -> None:
     """Even under the same targets."""
     rows = [

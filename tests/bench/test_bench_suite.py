@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from lora_bench.bench import packed, peak, peers, suite, workload
+from lora_bench.bench import packed, peak, peers, processes, suite, workload
+from lora_bench.bench.clock import ROUNDS, Turns
 from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
-from tests.bench.bench_factory import SAMPLE, bench_settings, measured, work
+from tests.bench.bench_factory import SAMPLE, bench_settings, in_turns, measured, work
 
 QUICK = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2"]
 
@@ -38,15 +40,16 @@ def test_quick_measures_every_variant(quick: tuple[Path, Result]) -> None:
 
 def test_ratios_and_utilisation_follow_from_the_files_own_numbers(quick: tuple[Path, Result]) -> None:
     content = json.loads((quick[0] / "quick.json").read_text())
-    rates = {row["variant"]: row["cell_steps_per_second"] for row in content["rows"]}
+    rates = {row["variant"]: row["repeats"] for row in content["rows"]}
     operations, peak = content["environment"]["operations_a_token"], content["peak"]["tflops"]
     for row in content["rows"]:
-        rate = row["cell_steps_per_second"]
-        assert row["ratio_to_trainer"] == pytest.approx(rate / rates["trainer"])
-        assert row["ratio_to_loop"] == pytest.approx(rate / rates["loop"])
-        assert row["ratio_to_processes"] == pytest.approx(rate / rates["processes-2"])
+        assert row["cell_steps_per_second"] == pytest.approx(median(row["repeats"]))
+        for name, peer in (("trainer", "trainer"), ("loop", "loop"), ("processes", "processes-2")):
+            ratios = [rate / peer_rate for rate, peer_rate in zip(row["repeats"], rates[peer], strict=True)]
+            assert row[f"ratio_to_{name}"] == pytest.approx(median(ratios))
+            assert row["ratio_ranges"][name] == pytest.approx([min(ratios), max(ratios)])
         assert row["utilisation"] == pytest.approx(row["tokens_per_second"] * operations / 1e12 / peak)
-        assert len(row["repeats"]) == 3
+        assert len(row["repeats"]) == ROUNDS
 
 
 def test_the_environment_names_what_decides_a_number(quick: tuple[Path, Result]) -> None:
@@ -73,14 +76,12 @@ class Under:
         self.said: list[str] = []
         self.saved: list[BenchReport] = []
         self.tmp_path = tmp_path
-        monkeypatch.setattr(packed, "run", lambda cells, *_: measured(10.0 * len(cells)))
-        monkeypatch.setattr(peers, "run_trainer", lambda peer, workers: self.trainer())
+        monkeypatch.setattr(packed, "run", lambda cells, *_: in_turns(measured(10.0 * len(cells))))
+        monkeypatch.setattr(processes, "run", lambda *_: self.trainer())
         monkeypatch.setattr(peak, "measure", lambda *_: {"tflops": 1.0, "dtype": "float32"})
 
-    def trainer(self) -> Any:
-        made = measured(2.0)
-        made.settings["dataloader_num_workers"] = 0
-        return made
+    def trainer(self) -> Turns:
+        return in_turns(measured(2.0))
 
     def run(self, **options: Any) -> BenchReport:
         made = bench_settings(**{"peers": "trainer", "mix": ["lora"], **options})
@@ -95,10 +96,10 @@ def under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Under:
 def test_out_of_memory_is_a_row(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others go on, and it is no failure of the benchmark."""
 
-    def run(cells: list[Any], *_: Any) -> Any:
+    def run(cells: list[Any], *_: Any) -> Turns:
         if len(cells) == 8:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.")
-        return measured(5.0)
+        return (yield from in_turns(measured(5.0)))
 
     monkeypatch.setattr(packed, "run", run)
     made = under.run(pack=["1", "8", "16"])
@@ -107,6 +108,74 @@ def test_out_of_memory_is_a_row(under: Under, monkeypatch: pytest.MonkeyPatch) -
     assert made.rows[2].cell_steps_per_second is None
     assert made.rows[3].ratio_to_trainer == 2.5
     assert not made.failed
+
+
+class Memory:
+    """Packs that take a unit of memory a cell while they exist, or two while they run; `total` units are there."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.sizes: list[int] = []
+        self.turns: list[int] = []
+
+    def run(self, cells: list[Any], *_: Any) -> Turns:
+        size = len(cells)
+        self.sizes.append(size)
+        try:
+            for turn in range(ROUNDS + 1):
+                if sum(self.sizes) + size > self.total:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                self.turns.append(size)
+                if turn < ROUNDS:
+                    yield
+        finally:
+            self.sizes.remove(size)
+        return measured(10.0 * size)
+
+
+def test_rows_take_turns(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(100)
+    monkeypatch.setattr(packed, "run", memory.run)
+    made = under.run(pack=["1", "8", "16"])
+    assert memory.turns == [1, 8, 16] * (ROUNDS + 1)
+    assert not any(row.apart for row in made.rows)
+
+
+def test_a_row_without_memory_beside_others_is_measured_after_them(
+    under: Under, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What never fits is out of memory."""
+    memory = Memory(26)
+    monkeypatch.setattr(packed, "run", memory.run)
+    made = under.run(pack=["8", "4", "13", "14", "3"])
+    assert [row.k for row in made.rows] == [1, 8, 4, 13, 14, 3]
+    assert [row.apart for row in made.rows] == [False, False, False, True, True, False]
+    assert [row.error for row in made.rows] == [None] * 4 + ["out of memory", None]
+    assert memory.sizes == []
+    assert not made.failed
+
+
+def test_a_row_that_others_leave_no_memory_is_measured_anew(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "run", Memory(26).run)
+    made = under.run(pack=["10", "7"])
+    assert [(row.k, row.apart, row.error) for row in made.rows] == [
+        (1, False, None),
+        (10, True, None),
+        (7, False, None),
+    ]
+
+
+def test_what_is_interrupted_ends_its_measurements(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(100)
+
+    def interrupt() -> Turns:
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packed, "run", lambda cells, *_: interrupt() if len(cells) == 8 else memory.run(cells))
+    with pytest.raises(KeyboardInterrupt):
+        under.run(pack=["1", "8"])
+    assert memory.sizes == []
 
 
 def test_another_error_is_a_row_too_and_a_failure(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +253,11 @@ def test_a_usage_error_has_code_2_and_two_lines() -> None:
 
 
 def test_a_failed_row_is_exit_code_1(under: Under, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(packed, "run", lambda *_: 1 / 0)
+    def fail(*_: Any) -> Turns:
+        yield
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(packed, "run", fail)
     ended = CliRunner().invoke(app, [*QUICK, "--peers", "none", "--out", str(tmp_path / "out")])
     assert ended.exit_code == 1
     assert "ZeroDivisionError" in ended.stdout
