@@ -21,7 +21,7 @@ OPERATION_SECONDS = 1e-5
 
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
 # The time of a rule's step in that of AdamW's step on all weights, which is a single kernel: measured for LISA and
-# GaLore on an H100 (31 ms for 125 million weights), beside the decompositions.
+# GaLore on an H200 (31 ms for 125 million weights), beside the decompositions.
 RULED_STEP_PASSES = 24
 # Bytes of a trained value, all in float32: always there are the value and AdamW's two moments; of a whole encoder, its
 # weight decay too; under a rule for its weights, the gradient, which values train, and their decay. Beside these are
