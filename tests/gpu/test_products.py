@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 
 from lora_bench.engine.encoder.product import Adapter, Product
 from lora_bench.engine.kernels import tiles
-from lora_bench.engine.kernels.tiles import ProductKind, Tiles
+from lora_bench.engine.kernels.tiles import ProductKind, Tiles, TilesBySize
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == tiles.HOPPER
@@ -29,9 +29,9 @@ DTYPE = torch.float16 if INTERPRETED else torch.bfloat16
 LIMIT = 5e-4 if INTERPRETED else 4e-3  # of the relative error: that of rounding a value, with room
 K, SIZE, INPUTS = (3, 64, 48) if INTERPRETED else (3, 768, 512)
 TILINGS = (
-    [Tiles(32, 16, 32, 4, 3, parts=1), Tiles(16, 16, 16, 4, 3, parts=2, joined=False)]
+    [Tiles(32, 16, 32, 4, 3, parts=1), Tiles(16, 16, 16, 4, 3, parts=2)]
     if INTERPRETED
-    else [Tiles(128, 256, 64, 8, 3, parts=4), Tiles(128, 128, 64, 4, 3, parts=4, programs=2, joined=False)]
+    else [Tiles(128, 256, 64, 8, 3, parts=4), Tiles(128, 128, 64, 4, 3, parts=4, programs=2)]
 )
 SLOTS = [64, 56] if INTERPRETED else [256, 448]  # whole tiles, and a cell that ends within a tile
 
@@ -48,6 +48,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     from lora_bench.engine.kernels import products
 
     monkeypatch.setattr(products, "multiprocessors", lambda _: 2)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda _: 1)  # no product is too small for the kernels
 
 
 @pytest.fixture
@@ -197,8 +198,8 @@ def test_a_product_of_the_engine(stream: torch.Generator, monkeypatch: pytest.Mo
 
     without = run()
     kind = ProductKind(SIZE, INPUTS, adapted=True)
-    monkeypatch.setitem(tiles.FORWARD, kind, (TILINGS[0], TILINGS[0]))
-    monkeypatch.setitem(tiles.BACKWARD, kind, (TILINGS[0], TILINGS[0]))
+    monkeypatch.setitem(tiles.FORWARD, kind, TilesBySize(TILINGS[0], TILINGS[0]))
+    monkeypatch.setitem(tiles.BACKWARD, kind, TilesBySize(TILINGS[0], TILINGS[0]))
     assert tiles.tiles_for(tiles.FORWARD, case.inputs, product.weight, SIZE, 16) is not None
     for ours, plain in zip(run(), without, strict=True):
         assert error(ours, plain.double()) < 3 * LIMIT

@@ -19,7 +19,7 @@ from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.evaluation import Split
 from lora_bench.engine.kernels import tiles
-from lora_bench.engine.kernels.tiles import ProductKind, Tiles
+from lora_bench.engine.kernels.tiles import ProductKind, Tiles, TilesBySize
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
 from lora_bench.models import location
@@ -137,12 +137,13 @@ def test_steps_with_the_kernels_of_products(monkeypatch: pytest.MonkeyPatch) -> 
     cells = company("bf16")
     plain = run(cells, on)
     assert on.fused is not None
+    monkeypatch.setattr(tiles, "multiprocessors", lambda _: 1)  # no product is too small for the kernels
     tiling = Tiles(64, 64, 32, warps=4, stages=3, parts=2, programs=2)
     for product in on.fused.layers[0].products.values():
         for adapted in (False, True):
             kind = ProductKind(product.weight.shape[0], product.weight.shape[1], adapted)
             for table in (tiles.FORWARD, tiles.BACKWARD):
-                monkeypatch.setitem(table, kind, (tiling, tiling))
+                monkeypatch.setitem(table, kind, TilesBySize(tiling, tiling))
     recorded, issued = run(cells, on), run(cells, on, record=False)
     for one in cells:
         (alone,) = run([one], on).values()

@@ -56,7 +56,6 @@ class Load:
     slots: int
     rank: int
     adapted: tuple[int, ...]
-    decides: bool = False  # whether the tables are chosen by it
 
     @property
     def kind(self) -> ProductKind:
@@ -65,13 +64,13 @@ class Load:
 
 
 def loads() -> Iterator[Load]:
-    """The products of the issue's two packs, then those of small packs."""
+    """The products of two large packs, then those of others."""
     sites = (QKV, OUT, UP, DOWN)
     for site in sites:
-        yield Load("MRPC", site, 32, 1792, 64, tuple(range(site.linears)), decides=True)
+        yield Load("MRPC", site, 32, 1792, 64, tuple(range(site.linears)))
     yield Load("SST-2", QKV, 64, 448, 64, (0, 2))
     for site in (UP, DOWN):
-        yield Load("SST-2", site, 64, 448, 0, (), decides=True)
+        yield Load("SST-2", site, 64, 448, 0, ())
     for cells, rank in ((1, 16), (32, 16), (4, 16)):
         for site in sites:
             yield Load("MRPC", site, cells, 1792, rank, tuple(range(site.linears)))

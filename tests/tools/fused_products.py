@@ -2,8 +2,8 @@
 
 First, product by product: cuBLAS with the adapters apart (what the engine does without the kernels) against each of a
 few ways to cut tiles, forward and backward, with the error of both against float64, whether all tilings give the same
-bits, and whether a cell alone gives the bits that it gives among others. Then the tables for `engine.kernels.tiles`.
-Then whole steps without and with these tables (`fused_steps`).
+bits, and whether a cell alone gives the bits that it gives among others. From these times the tables of
+`engine.kernels.tiles` were chosen. Then whole steps without and with these tables (`fused_steps`).
 
 It needs an H100 for two minutes, and no files: rows are random tokens with GLUE's lengths, the encoder has
 RoBERTa-base's shape and random weights. A tiling that does not compile or run is reported, and the others go on.
@@ -16,16 +16,17 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from lora_bench.engine.encoder.product import Adapter, down_backward
 from lora_bench.engine.kernels import tiles
-from lora_bench.engine.kernels.tiles import ProductKind, Tiles
-from tests.tools.fused_attention import compare_attention, compile_attention
+from lora_bench.engine.kernels.tiles import ProductKind, Tiles, TilesBySize
 from tests.tools.fused_loads import DEVICE, Load, Tensors, backward, draw, exact, forward, loads, results
 from tests.tools.fused_steps import compare_steps
 
@@ -42,8 +43,6 @@ TILINGS = (
     Tiles(128, 128, 64, warps=8, stages=3, parts=4, programs=2),
     Tiles(64, 256, 64, warps=4, stages=2, parts=4, programs=2),
     Tiles(64, 128, 64, warps=4, stages=4, parts=2, programs=2),
-    Tiles(128, 256, 64, warps=8, stages=3, parts=4, joined=False),
-    Tiles(128, 128, 64, warps=4, stages=3, parts=4, programs=2, joined=False),
 )
 
 
@@ -61,7 +60,12 @@ def use(kind: ProductKind, tiling: Tiles | None) -> None:
     for table in (tiles.FORWARD, tiles.BACKWARD):
         table.clear()
         if tiling is not None:
-            table[kind] = tiling
+            table[kind] = TilesBySize(tiling, tiling)
+
+
+def for_every_size() -> AbstractContextManager[object]:
+    """Let the engine use the kernels for products too small for them, so that these are measured as well."""
+    return patch.object(tiles, "multiprocessors", lambda _: 0)
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -80,8 +84,7 @@ def peak() -> float:
 def short(tiling: Tiles) -> str:
     """A tiling in a few characters."""
     t = tiling
-    loops = "" if t.joined else " two loops"
-    return f"{t.rows}x{t.columns}x{t.depth} w{t.warps} s{t.stages} p{t.parts} n{t.programs} g{t.group}{loops}"
+    return f"{t.rows}x{t.columns}x{t.depth} w{t.warps} s{t.stages} p{t.parts} n{t.programs} g{t.group}"
 
 
 def one_line(error: BaseException) -> str:
@@ -160,33 +163,18 @@ def thin_products(t: Tensors) -> None:
     print(f"   apart in both: x A^T {down:.3f}, dy B and dy^T u {up:.3f}, g^T x {down_grad:.3f} ms")
 
 
-def chosen(timings: list[Timing]) -> tuple[dict[ProductKind, Tiles], dict[ProductKind, Tiles]]:
-    """The tables: of each product that decides, the fastest tiling, if it is at least 2% faster than cuBLAS."""
-    tables: tuple[dict[ProductKind, Tiles], dict[ProductKind, Tiles]] = {}, {}
-    for timing in timings:
-        if timing.load.decides and timing.by_tiling:
-            best = min(timing.by_tiling, key=timing.by_tiling.__getitem__)
-            if timing.by_tiling[best] < 0.98 * timing.plain:
-                tables[0 if timing.is_forward else 1][timing.load.kind] = best
-    return tables
-
-
 def summary(timings: list[Timing]) -> None:
-    """Print a line for each direction of each product: cuBLAS, the best tiling, and the one that the tables have."""
-    tables = chosen(timings)
-    print("\nload | direction | r | cuBLAS ms | best ms | saved | best tiling | with the tables' tiling")
+    """Print a line for each direction of each product: cuBLAS and the fastest tiling."""
+    print("\nload | direction | r | cuBLAS ms | best ms | saved | best tiling")
     for timing in timings:
         load = timing.load
-        table = tables[0 if timing.is_forward else 1]
-        in_table = timing.by_tiling.get(table[load.kind]) if load.kind in table else None
         best = min(timing.by_tiling, key=timing.by_tiling.__getitem__, default=None)
         fastest = math.nan if best is None else timing.by_tiling[best]
         print(
             f"{load.name} {load.cells} x {load.slots} {load.site.name} | {'fwd' if timing.is_forward else 'bwd'} | "
             f"{load.rank} | {timing.plain:.3f} | {fastest:.3f} | {timing.plain - fastest:+.3f} | "
-            f"{'none' if best is None else short(best)} | {'cuBLAS' if in_table is None else f'{in_table:.3f}'}"
+            f"{'none' if best is None else short(best)}"
         )
-    print(f"\nFORWARD = {tables[0]}\nBACKWARD = {tables[1]}", flush=True)
 
 
 def compile_tiling(tiling: Tiles) -> tuple[list[str], bool]:
@@ -200,7 +188,7 @@ def compile_tiling(tiling: Tiles) -> tuple[list[str], bool]:
         variants = {(load.site, load.adapted, min(load.rank, 16)) for load in loads()}
         for site, positions, rank in sorted(variants, key=str):
             load = Load("", site, 2, 256, rank, positions)
-            with torch.no_grad():
+            with torch.no_grad(), for_every_size():
                 tensors = draw(load)
                 use(load.kind, tiling)
                 for call in (forward, backward):
@@ -219,8 +207,7 @@ def compile_all() -> list[Tiles]:
     """Compile all kernels, each tiling in a process of its own, and return the tilings that may be tried here."""
     start = time.perf_counter()
     usable = []
-    with multiprocessing.get_context("spawn").Pool(len(TILINGS) + 1) as pool:
-        attention = pool.apply_async(compile_attention)
+    with multiprocessing.get_context("spawn").Pool(len(TILINGS)) as pool:
         jobs = [(tiling, pool.apply_async(compile_tiling, (tiling,))) for tiling in TILINGS]
         for tiling, job in jobs:
             try:
@@ -231,10 +218,6 @@ def compile_all() -> list[Tiles]:
                 usable.append(tiling)
             for problem in problems:
                 print(f"   {short(tiling)}: {problem}{', left out' if is_fatal else ''}")
-        try:
-            attention.get(timeout=max(1.0, start + COMPILE_SECONDS - time.perf_counter()))
-        except Exception as error:
-            print(f"   attention: {one_line(error)}")
     print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     return usable
 
@@ -242,6 +225,7 @@ def compile_all() -> list[Tiles]:
 def main() -> None:
     """Measure everything."""
     start = time.perf_counter()
+    tables = dict(tiles.FORWARD), dict(tiles.BACKWARD)
     import triton
 
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
@@ -254,7 +238,7 @@ def main() -> None:
             print(f"no time left for {load}")
             continue
         try:
-            with torch.no_grad():
+            with torch.no_grad(), for_every_size():
                 tensors = draw(load)
                 timings += [measure(load, is_forward, tensors, tilings) for is_forward in (True, False)]
                 thin_products(tensors)
@@ -265,11 +249,7 @@ def main() -> None:
     summary(timings)
     print(f"products: {time.perf_counter() - start:.0f} s", flush=True)
     try:
-        compare_steps(chosen(timings), start + SECONDS)
-    except Exception:
-        print(traceback.format_exc(limit=-4))
-    try:
-        compare_attention(milliseconds, start + SECONDS + 10)
+        compare_steps(tables, start + SECONDS)
     except Exception:
         print(traceback.format_exc(limit=-4))
     print(f"all: {time.perf_counter() - start:.0f} s")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_bench.engine.kernels import tiles
-from lora_bench.engine.kernels.tiles import ProductKind, Tiles
+from lora_bench.engine.kernels.tiles import ProductKind, TilesBySize
 from tests.tools.fused_loads import DEVICE
 
 # Every 5% of the lengths of the rows of the training splits, in tokens of RoBERTa's tokenizer.
@@ -93,7 +93,7 @@ def time_steps(case: StepCase, backbone: Any) -> StepResult:
     torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(Pack(cells, backbone, work.task.num_outputs), work.task, table, Split(table))
     steps, is_large = STEPS[case.cells > 1], case.cells > 1
-    warm_up = 12 if is_large else 120  # small packs record graphs meanwhile
+    warm_up = 60 if is_large else 120  # graphs are recorded meanwhile
     with trainer.pack:
         trainer.prepare()
         losses = trainer.train(list(work.order[:warm_up]))[:12, 0].float().cpu()
@@ -150,7 +150,10 @@ def profile(call: Callable[[], object], steps: int) -> dict[str, float]:
     return dict(by_kind)
 
 
-def compare_steps(tables: tuple[dict[ProductKind, Tiles], dict[ProductKind, Tiles]], deadline: float) -> None:
+Table = dict[ProductKind, TilesBySize]
+
+
+def compare_steps(tables: tuple[Table, Table], deadline: float) -> None:
     """Time whole steps without and with the tables."""
     backbone = make_backbone()
     for case in STEP_CASES:

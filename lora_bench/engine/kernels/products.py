@@ -106,13 +106,12 @@ def _end_forward(
 # To be joined into one by the compiler (`flatten`), the loops over tiles and blocks need a number of blocks that is the
 # same for all tiles. So where a linear is not adapted, u and B are read past their ends, where there are zeros. A block
 # of u may reach into the columns of the next linear: B is zero there.
-# Without JOINED there are two loops, to measure what joining them is worth.
 @triton.jit(do_not_specialize=SIZES)
 def _adapted_product(
     inputs, weight, low_rank, up, bias, out, activation,
     cells, slots, depth, columns, rank, size, adapters,
     LINEARS: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr, PARTS: tl.constexpr, JOINED: tl.constexpr,
+    GROUP: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(slots, ROWS), columns // COLUMNS
     frozen_blocks = tl.cdiv(depth, DEPTH)
@@ -124,29 +123,18 @@ def _adapted_product(
         is_adapted, adapter = _adapter_of(linear, LINEARS)
         adapter = tl.where(is_adapted != 0, adapter, adapters)
         tile = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if JOINED:
-            for block in range(blocks):
-                left, right = inputs, weight
-                group, right_row, first = 0, column, block * DEPTH
-                left_first = first
-                if block >= frozen_blocks:
-                    left, right = low_rank, up
-                    group, right_row = adapter * cells + cell, column - linear * size
-                    first -= frozen_blocks * DEPTH
-                    left_first = adapter * rank + first
-                one = left.load([cell, row, left_first]).reshape(ROWS, DEPTH)
-                other = right.load([group, right_row, first]).reshape(COLUMNS, DEPTH)
-                tile = tl.dot(one, other.T, tile)
-        else:
-            for block in range(frozen_blocks):
-                one = inputs.load([cell, row, block * DEPTH]).reshape(ROWS, DEPTH)
-                other = weight.load([0, column, block * DEPTH]).reshape(COLUMNS, DEPTH)
-                tile = tl.dot(one, other.T, tile)
-            group, right_row = adapter * cells + cell, column - linear * size
-            for block in range(blocks - frozen_blocks):
-                one = low_rank.load([cell, row, adapter * rank + block * DEPTH]).reshape(ROWS, DEPTH)
-                other = up.load([group, right_row, block * DEPTH]).reshape(COLUMNS, DEPTH)
-                tile = tl.dot(one, other.T, tile)
+        for block in range(blocks):
+            left, right = inputs, weight
+            group, right_row, first = 0, column, block * DEPTH
+            left_first = first
+            if block >= frozen_blocks:
+                left, right = low_rank, up
+                group, right_row = adapter * cells + cell, column - linear * size
+                first -= frozen_blocks * DEPTH
+                left_first = adapter * rank + first
+            one = left.load([cell, row, left_first]).reshape(ROWS, DEPTH)
+            other = right.load([group, right_row, first]).reshape(COLUMNS, DEPTH)
+            tile = tl.dot(one, other.T, tile)
         _end_forward(tile, bias, out, activation, cell, row, column, ROWS, COLUMNS, PARTS, GELU)
 
 
@@ -187,7 +175,7 @@ def _adapted_product_backward(
     grad, weight, low_rank_grad, down, out, pre_activation, activation,
     cells, slots, depth, columns, ranks,
     ACCUMULATE: tl.constexpr, GELU: tl.constexpr, RECOMPUTE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr, JOINED: tl.constexpr,
+    DEPTH: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(slots, ROWS), columns // COLUMNS
     frozen_blocks = tl.cdiv(depth, DEPTH)
@@ -196,22 +184,14 @@ def _adapted_product_backward(
         cell, row_tile, column_tile = _tile(index, cells, row_tiles, column_tiles, GROUP)
         row, column = row_tile * ROWS, column_tile * COLUMNS
         tile = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if JOINED:
-            for block in range(blocks):
-                left, right = grad, weight
-                group, first = 0, block * DEPTH
-                if block >= frozen_blocks:
-                    left, right = low_rank_grad, down
-                    group, first = cell, first - frozen_blocks * DEPTH
-                one = left.load([cell, row, first]).reshape(ROWS, DEPTH)
-                tile = tl.dot(one, right.load([group, first, column]).reshape(DEPTH, COLUMNS), tile)
-        else:
-            for block in range(frozen_blocks):
-                one = grad.load([cell, row, block * DEPTH]).reshape(ROWS, DEPTH)
-                tile = tl.dot(one, weight.load([0, block * DEPTH, column]).reshape(DEPTH, COLUMNS), tile)
-            for block in range(blocks - frozen_blocks):
-                one = low_rank_grad.load([cell, row, block * DEPTH]).reshape(ROWS, DEPTH)
-                tile = tl.dot(one, down.load([cell, block * DEPTH, column]).reshape(DEPTH, COLUMNS), tile)
+        for block in range(blocks):
+            left, right = grad, weight
+            group, first = 0, block * DEPTH
+            if block >= frozen_blocks:
+                left, right = low_rank_grad, down
+                group, first = cell, first - frozen_blocks * DEPTH
+            one = left.load([cell, row, first]).reshape(ROWS, DEPTH)
+            tile = tl.dot(one, right.load([group, first, column]).reshape(DEPTH, COLUMNS), tile)
         _end_backward(
             tile, out, pre_activation, activation, cell, row, column,
             ROWS, COLUMNS, PARTS, ACCUMULATE, GELU, RECOMPUTE,
@@ -334,7 +314,6 @@ def _launch(tiles: Tiles) -> dict[str, Any]:
         "DEPTH": tiles.depth,
         "GROUP": tiles.group,
         "PARTS": tiles.parts,
-        "JOINED": tiles.joined,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }

@@ -24,7 +24,6 @@ class Tiles(NamedTuple):
         parts: In how many parts a tile is written: more need less shared memory and fewer registers.
         programs: Programs on each multiprocessor, which walk over the tiles.
         group: Row tiles that are walked column by column (`products._tile`).
-        joined: Whether the frozen and the low-rank sum are one loop (`products`).
     """
 
     rows: int
@@ -35,11 +34,10 @@ class Tiles(NamedTuple):
     parts: int = 2
     programs: int = 1
     group: int = 8
-    joined: bool = True
 
 
 class ProductKind(NamedTuple):
-    """What decides which kernel computes a product. The number of cells does not, nor does it change a kernel's bits.
+    """What decides, with the size of the product (`choose_tiles`), how it is computed.
 
     Attributes:
         outputs: Rows of the frozen weight.
@@ -57,28 +55,36 @@ class ProductKind(NamedTuple):
 LARGE = Tiles(128, 256, 64, warps=8, stages=3, parts=2)
 SMALL = Tiles(128, 128, 64, warps=4, stages=3, parts=4, programs=2)
 SMALL_WIDE = Tiles(128, 128, 64, warps=8, stages=3, parts=4, programs=2)  # more warps, for what GELU needs
-ROUNDS = 3  # a product has few tiles if its large ones are less than three for each multiprocessor
+MANY_ROUNDS = 3  # large tiles for each multiprocessor from which on they are faster than small ones
+
+
+class TilesBySize(NamedTuple):
+    """The tiles of a product that has many tiles for each multiprocessor, and of one that has few."""
+
+    many: Tiles
+    few: Tiles
+
 
 # For which products the kernels are used: those where, by measurement on an H200, they are faster than cuBLAS with the
-# adapters apart. The tiles of products with many tiles, and of those with few (`tests/tools/fused_products.py` prints
-# all times). Only sizes of encoders of 768 × 3072 have been measured; all others are left to cuBLAS.
-FORWARD: dict[ProductKind, tuple[Tiles, Tiles]] = {
-    ProductKind(outputs=2304, inputs=768, adapted=True): (LARGE, SMALL),
-    ProductKind(outputs=768, inputs=768, adapted=True): (SMALL, SMALL),
-    ProductKind(outputs=3072, inputs=768, adapted=True): (SMALL, SMALL),
-    ProductKind(outputs=768, inputs=3072, adapted=True): (LARGE, SMALL),
+# adapters apart (`tests/tools/fused_products.py` prints all times). Only the sizes of encoders of 768 × 3072 have been
+# measured; all others are left to cuBLAS.
+FORWARD: dict[ProductKind, TilesBySize] = {
+    ProductKind(outputs=2304, inputs=768, adapted=True): TilesBySize(LARGE, SMALL),
+    ProductKind(outputs=768, inputs=768, adapted=True): TilesBySize(SMALL, SMALL),
+    ProductKind(outputs=3072, inputs=768, adapted=True): TilesBySize(SMALL, SMALL),
+    ProductKind(outputs=768, inputs=3072, adapted=True): TilesBySize(LARGE, SMALL),
 }
-BACKWARD: dict[ProductKind, tuple[Tiles, Tiles]] = {
-    ProductKind(outputs=2304, inputs=768, adapted=True): (LARGE, SMALL),
-    ProductKind(outputs=768, inputs=768, adapted=True): (SMALL, SMALL),
-    ProductKind(outputs=3072, inputs=768, adapted=True): (LARGE, SMALL),
-    ProductKind(outputs=768, inputs=3072, adapted=True): (SMALL_WIDE, SMALL_WIDE),
-    ProductKind(outputs=768, inputs=3072, adapted=False): (SMALL_WIDE, SMALL_WIDE),
+BACKWARD: dict[ProductKind, TilesBySize] = {
+    ProductKind(outputs=2304, inputs=768, adapted=True): TilesBySize(LARGE, SMALL),
+    ProductKind(outputs=768, inputs=768, adapted=True): TilesBySize(SMALL, SMALL),
+    ProductKind(outputs=3072, inputs=768, adapted=True): TilesBySize(LARGE, SMALL),
+    ProductKind(outputs=768, inputs=3072, adapted=True): TilesBySize(SMALL_WIDE, SMALL_WIDE),
+    ProductKind(outputs=768, inputs=3072, adapted=False): TilesBySize(SMALL_WIDE, SMALL_WIDE),
 }
 
 
 def tiles_for(
-    table: Mapping[ProductKind, tuple[Tiles, Tiles]], inputs: Tensor, weight: Tensor, columns: int, rank: int
+    table: Mapping[ProductKind, TilesBySize], inputs: Tensor, weight: Tensor, columns: int, rank: int
 ) -> Tiles | None:
     """The tiles of a product; None if cuBLAS computes it.
 
@@ -91,15 +97,28 @@ def tiles_for(
     """
     if not table or not inputs.is_cuda or inputs.dtype != torch.bfloat16:
         return None
-    both = table.get(ProductKind(weight.shape[0], weight.shape[1], rank > 0))
-    if both is None or torch.cuda.get_device_capability(inputs.device)[0] != HOPPER:
+    by_size = table.get(ProductKind(weight.shape[0], weight.shape[1], rank > 0))
+    if by_size is None or torch.cuda.get_device_capability(inputs.device)[0] != HOPPER:
         return None
-    many, few = both
-    cells, slots = inputs.shape[:2]
     outputs = sum(weight.shape) - inputs.shape[2]  # one of the weight's sizes is summed over
+    tiles = choose_tiles(by_size, len(inputs), inputs.shape[1], outputs, multiprocessors(inputs.device))
+    return tiles if tiles is not None and supports(tiles, inputs, columns, rank) else None
+
+
+def choose_tiles(by_size: TilesBySize, cells: int, slots: int, outputs: int, processors: int) -> Tiles | None:
+    """The tiles for a product of a size; None where not even every multiprocessor has a tile: cuBLAS is faster there.
+
+    Args:
+        by_size: The tiles to choose from.
+        cells: K.
+        slots: S of each cell.
+        outputs: The columns of what is computed.
+        processors: The GPU's multiprocessors.
+    """
     count = cells * -(-slots // LARGE.rows) * -(-outputs // LARGE.columns)
-    tiles = many if count >= ROUNDS * multiprocessors(inputs.device) else few
-    return tiles if supports(tiles, inputs, columns, rank) else None
+    if count < processors:
+        return None
+    return by_size.many if count >= MANY_ROUNDS * processors else by_size.few
 
 
 def supports(tiles: Tiles, inputs: Tensor, columns: int, rank: int) -> bool:
