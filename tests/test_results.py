@@ -315,11 +315,11 @@ def test_what_the_page_on_base_says_beside_the_report_is_that_of_the_records() -
     plain = " ".join(text.split())
     records = {record.id: record for record in loaded("base").records}
     assert f"All {len(records):,} cells" in plain
-    searched, all_minutes = (
+    search_minutes, minutes = (
         sum(record.timing.seconds for record in part if record.timing) / 60
         for part in ([record for record in records.values() if record.is_search], records.values())
     )
-    assert f"{all_minutes:.0f} GPU-minutes in all, {searched:.0f} of them searches" in plain
+    assert f"{minutes:.0f} GPU-minutes in all, {search_minutes:.0f} of them searches" in plain
     assert [line for line in (*sensitivity(), *beside_peft(), again_alone()) if line not in text] == []
     (declared,) = [table for table in report(LONGER).tables if table.name.startswith("declared")]
     rows = [line for line in markdown_table(declared).splitlines() if line.startswith("|")]
