@@ -4,8 +4,8 @@
 
 It shares no code with lora_bench, so that what it scores is an independent check of results/base. Its order of rows and
 its held-out tenth are its own draws: scores agree in distribution, not seed by seed. STS-B is scored, and its epoch
-chosen, by the mean of Pearson's and Spearman's correlation. A line of `--out` is one seed of
-one task. For an H100: about 25 ms a step, 3,800 steps a seed; several processes share a card.
+chosen, by the mean of Pearson's and Spearman's correlation. A line of `--out` is one seed of one task. For an H100:
+about 25 ms a step, 3,800 steps a seed; several processes share a card.
 """
 
 from __future__ import annotations
