@@ -76,6 +76,13 @@ def test_sizes_are_read_from_the_config_and_count_its_weights(model: str) -> Non
     assert load_geometry("no/such-model") is None
 
 
+def test_sizes_that_no_encoder_has_are_none(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 9}
+    config = {**sizes, "max_position_embeddings": 3, "model_type": "albert", "num_hidden_groups": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_geometry(str(tmp_path)) is None
+
+
 def test_sizes_of_distilbert_have_other_names(tmp_path: Path) -> None:
     named = {"dim": 8, "n_layers": 2, "hidden_dim": 16, "n_heads": 2, "vocab_size": 9, "max_position_embeddings": 3}
     (tmp_path / "config.json").write_text(json.dumps(named))

@@ -69,6 +69,8 @@ def run(peer: Peer, count: int, workers: int = 0) -> Turns:
             _stop(children, grace)
         results = [json.loads((folder / f"done-{number}.json").read_text()) for number in range(count)]
     repeats = _timed_runs(results, peer.work.tokens, turns, seconds)
+    if min(repeat.steps for repeat in repeats) <= 0:
+        raise RuntimeError("no step in a round: steps take longer than that, or all prepared ones were taken")
     step_seconds = count * median(repeat.seconds / repeat.steps for repeat in repeats)
     peaks = [result["peak_memory_bytes"] for result in results]
     return Measurement(
@@ -128,15 +130,23 @@ def _wait_for_files(folder: Path, children: Sequence[subprocess.Popen[bytes]], p
             if (folder / pattern.format(number)).exists():
                 waiting.discard(number)
             elif code is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"process {number} of {len(children)}: {_last_error(folder / f'{number}.log')}")
+                what = _last_error(folder / f"{number}.log") or _how_it_ended(code)
+                raise RuntimeError(f"process {number} of {len(children)}: {what}")
         time.sleep(POLL_SECONDS)
 
 
 def _last_error(log: Path) -> str:
-    """Return the last line of a process's output that names an exception, or else its last line."""
+    """Return the last line of a process's output that names an exception, else its last line, else an empty text."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
-    return (errors or lines or ["takes too long"])[-1][:300]
+    return (errors or lines or [""])[-1][:300]
+
+
+def _how_it_ended(code: int | None) -> str:
+    """Say what became of a process that has said nothing; its exit status is None while it runs."""
+    if code is None:
+        return "takes too long"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:

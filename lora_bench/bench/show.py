@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +43,17 @@ LEGEND = (
     "rounds (they train LoRA r=16; full: the whole model; proc.: the best number of processes); peak: real tokens' "
     "FLOP as a part of {tflops:.4g} TFLOP/s, measured here"
 )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of a report, and see that files can be written there before anything is measured.
+
+    Raises:
+        OSError: They cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_report(report: BenchReport, folder: Path, name: str) -> list[Path]:

@@ -254,6 +254,11 @@ class Suite:
     def _measure(self, planned: Sequence[PlannedRow]) -> None:
         """Measure rows that are compared; those that lack memory beside the others come again after them."""
         waiting = dict(enumerate(planned, len(self.rows)))
+        row, seconds = planned[0][0], len(planned) * self.settings.seconds
+        self.log(
+            f"{tasks.get(row.task).title}, {row.targets}: {len(planned)} rows in {ROUNDS} rounds, "
+            f"at least {seconds:.0f} s; they are saved together"
+        )
         while waiting:
             waiting = self._measure_in_rounds(waiting)
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,7 @@ def main(folder: Path, number: str) -> None:
     peer, workers = read_job(folder)
     select(peer.device)
     memory, start = MemoryMeter(peer.device), time.perf_counter()
+    parent = os.getppid()
     stop_file, warm_up, steps = folder / "stop", WARM_UP_STEPS.get(peer.device.type, 5), 0
     warm_up_seconds, stamps = 0.0, list[float]()
 
@@ -83,7 +85,7 @@ def main(folder: Path, number: str) -> None:
             (folder / f"ready-{number}").touch()
         if steps >= warm_up:
             stamps.append(time.monotonic())
-        return stop_file.exists()
+        return stop_file.exists() or os.getppid() != parent  # the program that measures was killed
 
     with peers.quiet(), memory.turn():
         trainer = peers.make_trainer(peer, peers.build_model(peer), workers, after_step)

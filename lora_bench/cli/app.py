@@ -338,6 +338,7 @@ def bench(
     from lora_bench.bench import show, suite
     from lora_bench.bench.calibrate import fit_and_store
 
+    show.prepare_folder(out)
     log, console = _console(stderr=True), _console()
     bench_report = suite.run(
         settings,

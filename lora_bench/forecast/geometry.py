@@ -119,7 +119,7 @@ def _known_encoders() -> dict[str, Geometry | None]:
 def _read_config(path: Path) -> Geometry | None:
     try:
         return _from_config(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 

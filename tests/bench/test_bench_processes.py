@@ -132,9 +132,24 @@ def test_a_process_that_fails_ends_all_and_says_why(tmp_path: Path, monkeypatch:
         ("Traceback\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n", "torch.OutOfMemoryError: CUDA"),
         ("RuntimeError: CUDA error\nCompile with such and such\n", "RuntimeError: CUDA error"),
         ("Killed\n", "Killed"),
-        ("", "takes too long"),
     ],
 )
 def test_the_last_error_of_a_process(tmp_path: Path, text: str, last: str) -> None:
     (tmp_path / "log").write_text(text)
     assert processes._last_error(tmp_path / "log").startswith(last)
+
+
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL"),
+        ("raise SystemExit(7)", "ended with exit status 7"),
+    ],
+)
+def test_a_process_that_says_nothing_is_reported_by_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, what: str
+) -> None:
+    """As the system ends one that lacks memory."""
+    replace_worker(monkeypatch, program)
+    with pytest.raises(RuntimeError, match=f"process 0 of 1: {what}"):
+        next(processes.run(peer(tmp_path), 1))

@@ -262,3 +262,10 @@ def test_a_failed_row_is_exit_code_1(under: Under, monkeypatch: pytest.MonkeyPat
     assert ended.exit_code == 1
     assert "ZeroDivisionError" in ended.stdout
     assert len(json.loads((tmp_path / "out/quick.json").read_text())["rows"]) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = CliRunner().invoke(app, [*QUICK, "--peers", "none", "--out", str(tmp_path / "file" / "out")])
+    assert ended.exit_code == 3
+    assert "steps·cells/s" not in ended.output

@@ -95,6 +95,16 @@ def test_another_method_far_below_is_written() -> None:
     assert any("xs" in text.get_text() and "30.0 ↓" in text.get_text() for text in figure.axes[0].texts)
 
 
+def test_a_method_slightly_below_two_that_are_alike_is_drawn() -> None:
+    """A part of next to no height is no distance."""
+    records = [*sized((1000, 20_000)), *sized((900, 30_000), "lora", a=None, b=None)]
+    lowest = min(one.score or 0 for one in records)
+    records += [record(lowest - 0.02, method="xs", seed=seed, params=(500, 2), a=None, b=None) for seed in range(3)]
+    (figure,) = frontier_figures(statistics(records))
+    assert figure.axes[0].get_ylim()[0] < 100 * (lowest - 0.02)
+    assert not any("↓" in text.get_text() for text in figure.axes[0].texts)
+
+
 @pytest.mark.parametrize("others", [[], ["mini"], ["cora", "head"], ["mini", "cora r=8", "adalora"]])
 def test_a_method_has_one_colour_in_all_figures(others: list[str]) -> None:
     assert method_styles(["lora r=8", *others])["lora r=8"].colour == "#D55E00"

@@ -95,7 +95,8 @@ def tiles_for(
         columns: The outputs of one linear in forward; the weight's inputs in backward.
         rank: R, 0 without an adapter.
     """
-    if not table or not inputs.is_cuda or inputs.dtype != torch.bfloat16:
+    # ROCm's cards are called CUDA devices too, with a compute capability of 9.
+    if not table or not inputs.is_cuda or torch.version.hip is not None or inputs.dtype != torch.bfloat16:
         return None
     by_size = table.get(ProductKind(weight.shape[0], weight.shape[1], rank > 0))
     if by_size is None or torch.cuda.get_device_capability(inputs.device)[0] != HOPPER:

@@ -102,7 +102,8 @@
     // Another method far below the two that the chart is about is written: drawn, it would press all others together.
     const isMain = (p) => p[0] === chart.reference || p[0] === chart.subject;
     const main = sized.filter(isMain).map((p) => p[7]);
-    const floor = main.length > 1 ? 1.5 * Math.min(...main) - 0.5 * Math.max(...main) : -Infinity;
+    const [lowest, highest] = [Math.min(...main), Math.max(...main)];
+    const floor = main.length > 1 ? lowest - Math.max(0.5 * (highest - lowest), 0.05) : -Infinity;
     const isLow = (p) => p[7] < floor && !isMain(p) && p[0] !== $("extra").value;
     const drawn = sized.filter((p) => !isLow(p));
     const levels = chart.points.filter((p) => p[0] in LEVELS);

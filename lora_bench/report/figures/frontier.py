@@ -48,7 +48,9 @@ MAX_LEVEL_GAP = 0.25  # of the height of the points; a level further below them 
 SIDE_STEP = 0.006  # between points of the same size, as a part of the width of all points; chosen
 FOOT_WIDTH = 120  # characters of a line of what is written: the width of the axes in that size of letters
 FOOT_HEIGHT = 0.045  # of a line of what is written, as a part of the height of the axes
-MAX_POINT_GAP = 0.5  # of the height of the two methods that the figure is about; another one further below is written
+# Another method is written if it is further below the two that the figure is about than this part of their height, and
+# than so many points.
+MAX_POINT_GAP, LEAST_GAP = 0.5, 5.0
 
 
 def frontier_figures(statistics: ScopeStatistics) -> list[Figure]:
@@ -179,7 +181,8 @@ def _interval_handle() -> Any:
 def _floor(entries: DataFrame, names: tuple[str, str]) -> float:
     """Return the score ×100 below which other methods are written: drawn, they would press all others together."""
     scores = 100 * entries.loc[entries["label"].isin(names), "mean"]
-    return float(scores.min() - MAX_POINT_GAP * (scores.max() - scores.min())) if len(scores) > 1 else -math.inf
+    gap = max(MAX_POINT_GAP * (scores.max() - scores.min()), LEAST_GAP)
+    return float(scores.min() - gap) if len(scores) > 1 else -math.inf
 
 
 def _names(statistics: ScopeStatistics, below: DataFrame) -> list[Name]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from lora_bench.compare import Comparisons
 from lora_bench.report.numbers.entries import AVERAGE, HELD_OUT, Column, Scope
 from lora_bench.report.numbers.looks import FIRST_SHARE
+from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.tasks import TASKS
 
 _LEGEND = (
@@ -35,8 +36,9 @@ _TESTS = (
     "Tests: from the same standard error; Holm's correction within each family of comparisons. Equivalent: two "
     "one-sided tests at 5% say that the difference is smaller than the declared margin, after the same correction.",
     "Ranks: those that a row may have in its group, from its comparisons with all other rows there, corrected for "
-    "their number (Bonferroni); they hold with 95% for each row on its own, as the intervals of means do. A row may be "
-    "the best if its ranks begin with 1: the truly best one is among these with 95%.",
+    "their number (Bonferroni); they hold with 95% for each row on its own, as the intervals of means do. A row with "
+    f"{MIN_SEEDS} seeds or more may be the best if its ranks begin with 1: the truly best of these is among those with "
+    "95%.",
     "adapter, head params: trained values; bytes: the saved adapter, and the same file in 16 bits; seconds a cell: its "
     "share of its pack's time.",
 )
