@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.records import files
 from lora_bench.records.store import refuse_links
+from lora_bench.run import signals
 
 # All three were chosen.
 TERM = 90.0  # seconds without a sign of life after which another process takes over
@@ -100,12 +101,19 @@ class Owner:
         self._leave()
 
     def _acquire(self) -> None:
+        # An interrupt within `acquire` could leave the file of a lease that nobody has: a signal only ends the waiting.
+        stopper = signals.current()
+        stopper.hold()
         try:
-            self._lease.acquire(TERM + 2 * POLL, poll_interval=POLL, cancel_check=self._has_owner)
+            self._lease.acquire(
+                TERM + 2 * POLL, poll_interval=POLL, cancel_check=lambda: stopper.asked or self._has_owner()
+            )
         except (Timeout, LeaseSettingsMismatch):
             lease = self._lease.owner
             unnamed = "another process" if lease is None else f"process {lease.pid} on {lease.hostname}"
             raise _in_use(self.results, _read(self._holder_file) or unnamed) from None
+        finally:
+            stopper.release()
 
     def _has_owner(self) -> bool:
         """Whether the process that has the lease shows a sign of life."""
