@@ -1,7 +1,7 @@
 """Pairs of settings on which two families of comparisons say different things, and sentences that say so.
 
 Each family is corrected for its own number of comparisons, so that a pair can be worse among a few and not
-distinguishable among many. Both are right, but whoever meets both is told why.
+distinguishable among many. Both are right, and the report says so where both stand.
 """
 
 from __future__ import annotations
