@@ -163,6 +163,15 @@ def thin_products(t: Tensors) -> None:
     print(f"   apart in both: x A^T {down:.3f}, dy B and dy^T u {up:.3f}, g^T x {down_grad:.3f} ms")
 
 
+def measure_load(load: Load, tilings: list[Tiles]) -> list[Timing]:
+    """Measure both directions of one load, whose tensors are free again when this returns."""
+    with torch.no_grad(), for_every_size():
+        tensors = draw(load)
+        timings = [measure(load, is_forward, tensors, tilings) for is_forward in (True, False)]
+        thin_products(tensors)
+    return timings
+
+
 def summary(timings: list[Timing]) -> None:
     """Print a line for each direction of each product: cuBLAS and the fastest tiling."""
     print("\nload | direction | r | cuBLAS ms | best ms | saved | best tiling")
@@ -238,13 +247,9 @@ def main() -> None:
             print(f"no time left for {load}")
             continue
         try:
-            with torch.no_grad(), for_every_size():
-                tensors = draw(load)
-                timings += [measure(load, is_forward, tensors, tilings) for is_forward in (True, False)]
-                thin_products(tensors)
+            timings += measure_load(load, tilings)
         except Exception:
             print(traceback.format_exc(limit=-4), flush=True)
-        tensors = None  # type: ignore[assignment]  # free it before the next is drawn
         torch.cuda.empty_cache()
     summary(timings)
     print(f"products: {time.perf_counter() - start:.0f} s", flush=True)
