@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +77,6 @@ class RuledAdamW(PackedAdamW):
         self.bases: dict[str, Tensor] = {}
         self.taken = dict.fromkeys(whole.shapes, 0)
         self.layers = list(dict.fromkeys(layer for name in whole.shapes if (layer := layer_of(name))))
-        self._sizes = torch.tensor(whole.sizes, device=self.blocks[0].matrix.device)
         self._entries: tuple[tuple[str, ...], _Entries] | None = None
         self.weights_of_layers = _log_weights(self.rule.layers, self.layers, shares)
 
@@ -201,10 +201,13 @@ class RuledAdamW(PackedAdamW):
             matrix.sub_(lr * entries.decay * matrix)
 
     def _by_entry(self, values: Sequence[float]) -> Tensor:
-        """`[1, values]`, from one number for each parameter."""
-        matrix = self.blocks[0].matrix
-        by_parameter = torch.tensor(values, dtype=torch.float64).to(matrix.device, matrix.dtype)
-        return by_parameter.repeat_interleave(self._sizes, output_size=matrix.shape[1])[None]
+        """`[1, values]`, from one number for each parameter; most have the same, so runs of them are filled."""
+        filled, start = torch.empty_like(self.blocks[0].matrix), 0
+        for value, run in itertools.groupby(zip(values, self.whole.sizes, strict=True), itemgetter(0)):
+            end = start + sum(size for _, size in run)
+            filled[:, start:end] = value
+            start = end
+        return filled
 
     def _back(self, name: str, low: Tensor) -> Tensor:
         """The change of a projected weight from that in its directions."""
