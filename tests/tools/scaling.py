@@ -3,7 +3,8 @@
     python -m tests.tools.scaling --gpus 1,2,4 --json scaling.json -- --config FILE --model DIR --data-dir DIR
 
 Everything after `--` are options of `lora-bench run`. Each number of GPUs is a command of its own in a fresh results
-folder, whose records are compared with those of the first. What `plan` predicts stands beside it. For Linux.
+folder, whose records are compared with those of the first. What `plan` predicts stands beside it. `--keep` keeps the
+results folders and the commands' output. For Linux.
 """
 
 from __future__ import annotations
@@ -183,11 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", default="1,2,4", help="numbers of GPUs, joined by commas")
     parser.add_argument("--json", type=Path, help="where to write the rows")
+    parser.add_argument("--keep", type=Path, help="an empty folder for the results of all commands")
     parser.add_argument("options", nargs="+", help="options of `lora-bench run`, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         done: list[dict[str, Any]] = []
-        for row in rows(map(int, arguments.gpus.split(",")), arguments.options, Path(scratch)):
+        for row in rows(map(int, arguments.gpus.split(",")), arguments.options, arguments.keep or Path(scratch)):
             done.append(asdict(row))
             print(json.dumps(done[-1]), flush=True)
             if arguments.json is not None:
