@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_bench.errors import MISSING, BenchError
+from lora_bench.run import environment
 
 # Before Ray is imported: it sends no statistics and uploads no folder (which it does under `uv run`), and leaves
 # CUDA_VISIBLE_DEVICES alone for workers without a GPU.
@@ -18,7 +19,6 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else and there are as many (chosen)
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
 
 
@@ -100,7 +100,7 @@ def divide(ray: Any, where: str, gpus: int | None, device: str) -> Shares:
     Raises:
         BenchError: Exit code 3 for what the cluster can never give.
     """
-    machines = _machines(ray)
+    machines, wanted = _machines(ray), environment.wanted_threads() or environment.THREADS
     present = sum(int(node.get("GPU", 0)) for node in machines)
     if (gpus is not None and gpus > present) or (device == "cuda" and not present):
         what = f"--gpus {gpus} can never be met" if gpus else "--device cuda can never be met"
@@ -109,10 +109,8 @@ def divide(ray: Any, where: str, gpus: int | None, device: str) -> Shares:
     if present and device != "cpu":
         most = max(int(node.get("GPU", 0)) for node in machines)
         cores = min(node.get("CPU", 1) for node in machines if node.get("GPU"))
-        return Shares(gpus or present, {"num_gpus": 1, "num_cpus": 0}, max(1, int(cores) // most))
+        return Shares(gpus or present, {"num_gpus": 1, "num_cpus": 0}, max(1, min(wanted, int(cores) // most)))
     cores_of = [int(node.get("CPU", 0)) for node in machines]
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    wanted = int(given) if given.isdecimal() and int(given) else CORES
     threads = min(wanted, max(cores_of, default=0))
     if not threads:
         hint = "Start its nodes with more cores (ray start --num-cpus)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from lora_bench import __version__
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.provenance import versions_of
 
+# Of a process that trains on a GPU, and of a worker without one, where OMP_NUM_THREADS says nothing else (chosen). A
+# GPU leaves operations on small tensors to the processor. With more threads than free cores, building a pack took 5 to
+# 10 times as long (on two busy cores), and a process cannot know how many are free.
+THREADS = 4
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
 
 
@@ -28,6 +33,12 @@ def quick_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def wanted_threads() -> int | None:
+    """Return the threads that `OMP_NUM_THREADS` asks for; None where it does not say."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else None
 
 
 def versions() -> dict[str, str]:

@@ -23,9 +23,11 @@ LONGEST_REASON = 500  # characters of an error that a record keeps
 def import_training(device: str) -> type[Training]:
     """Import what trains on a device; while transformers is imported, CUDA starts."""
     with environment.quick_imports():
-        import torch  # noqa: F401 (only its import is wanted)
+        import torch
 
         if device != "cpu":
+            if environment.wanted_threads() is None:
+                torch.set_num_threads(min(environment.THREADS, torch.get_num_threads()))
             threading.Thread(target=_start_cuda, args=(device,), name="starting CUDA").start()
         from lora_bench.run.worker import Training
     return Training

@@ -273,6 +273,20 @@ def test_cores_are_shared_by_workers_of_even_size(
         connection.divide(SimpleNamespace(nodes=lambda: nodes), "the Ray cluster", None, "auto")
 
 
+@pytest.mark.parametrize(
+    ("threads", "cores", "gpus", "share"),
+    [("", 64, 1, 4), ("", 64, 4, 4), ("", 8, 4, 2), ("8", 64, 4, 8), ("", 1, 2, 1)],
+)
+def test_a_worker_with_a_gpu_has_few_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: str, cores: int, gpus: int, share: int
+) -> None:
+    """More threads than free cores delay its small operations, and other processes may need the rest."""
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cores), "GPU": float(gpus)}}]
+    divided = connection.divide(SimpleNamespace(nodes=lambda: nodes), "this machine", None, "auto")
+    assert (divided.count, divided.threads) == (gpus, share)
+
+
 def test_workers_that_cannot_start_say_why() -> None:
     error = connection.cannot_start("ModuleNotFoundError: No module named 'lora_bench'")
     assert (error.what, error.code) == ("A worker on Ray cannot import lora_bench.", MISSING)
