@@ -15,7 +15,7 @@ from scipy import stats
 from lora_bench.cell import Cell
 from lora_bench.grid import choose
 from lora_bench.grid.cells import expand
-from lora_bench.grid.config import load_comparisons, load_config
+from lora_bench.grid.config import Config, load_comparisons, load_config
 from lora_bench.grid.presets import find_preset
 from lora_bench.records import archive
 from lora_bench.records.schema import Record
@@ -32,11 +32,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob(f"*/{archive.NAME}"))
 AVERAGED = ("cola", "sst2", "mrpc", "stsb")
 SOURCES = fake_sources(lambda location: location, lambda location, task: location)
-REPORTED = ("base", "minilm")
+VERDICTS = ("verdict-mini-lora", "verdict-vera-lora")
+REPORTED = ("base", "minilm", *VERDICTS)
 AGAIN = "base-again"  # some cells of base, each trained again alone
 CONFIGURED = [name for name in FOLDERS if name != AGAIN]
 LONGER = "base-x3"  # five settings of base with three times the epochs
-STAGED = ("base", LONGER)  # folders whose config searches rates itself
+STAGED = ("base", LONGER, *VERDICTS)  # folders whose config searches rates itself
 over_folders = pytest.mark.parametrize("name", FOLDERS)
 over_configured = pytest.mark.parametrize("name", CONFIGURED)
 
@@ -51,9 +52,15 @@ def settings(cell: Cell) -> tuple[object, ...]:
     return tuple(value for name, value in cell.model_dump().items() if name not in ("model", "data"))
 
 
+def config_of(name: str) -> Config:
+    """The config of a folder: a verdict's stands in it."""
+    verdict = RESULTS / name / "verdict.yaml"
+    return load_config(verdict if verdict.is_file() else find_preset(name))
+
+
 def grid_of(name: str) -> dict[tuple[object, ...], Cell]:
     """The cells that the config of a folder asks for."""
-    return {settings(cell): cell for cell in expand(load_config(find_preset(name)), {}, SOURCES).cells}
+    return {settings(cell): cell for cell in expand(config_of(name), {}, SOURCES).cells}
 
 
 def value(text: str) -> object:
@@ -71,7 +78,7 @@ def near(text: str) -> object:
 
 
 def test_there_are_results() -> None:
-    assert FOLDERS == ["base", AGAIN, LONGER, "minilm", "minilm-rates", "minilm-sweep"]
+    assert ["base", AGAIN, LONGER, "minilm", "minilm-rates", "minilm-sweep", *VERDICTS] == FOLDERS
 
 
 @over_configured
@@ -132,7 +139,7 @@ def test_the_cells_are_those_that_the_searches_lead_to(name: str) -> None:
     data = {record.cell.task: record.cell.data for record in records.values()}
     (model,) = {record.cell.model for record in records.values()}
     sources = fake_sources(lambda location: model, lambda location, task: data[task])
-    steps = expand(load_config(find_preset(name)), {}, sources).given(records).resolver.steps()
+    steps = expand(config_of(name), {}, sources).given(records).resolver.steps()
     cells = {step.cell.id: step.cell for step in steps if step.cell is not None}
     assert records.keys() <= cells.keys()
     assert [step for step in steps if step.cell is None or step.cell.id not in records] == []
@@ -142,7 +149,7 @@ def test_the_cells_are_those_that_the_searches_lead_to(name: str) -> None:
 def test_one_version_of_the_code_trained_all_cells_of_a_method(name: str) -> None:
     codes = {(record.cell.method, record.environment["code"]) for record in loaded(name).records}
     assert len(codes) == len({method for method, _ in codes})
-    assert load_comparisons(RESULTS / name) == load_config(find_preset(name)).compare
+    assert load_comparisons(RESULTS / name) == config_of(name).compare
 
 
 def outer_size(settings: Cell | choose.SearchedSettings) -> int:
@@ -234,8 +241,9 @@ def checks() -> str:
     return (RESULTS / "minilm" / "checks.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "stem"), [("base", "all-mpnet-base-v2"), ("minilm", "all-minilm-l6-v2")])
-def test_there_are_at_most_twelve_figures(name: str, stem: str) -> None:
+@pytest.mark.parametrize("name", REPORTED)
+def test_there_are_at_most_twelve_figures(name: str) -> None:
+    stem = "all-minilm-l6-v2" if name == "minilm" else "all-mpnet-base-v2"
     names = sorted(path.stem for path in (RESULTS / name / "figures").glob("*.png"))
     assert names == sorted(picture.name for picture, _ in all_figures(report(name).sections[0].statistics, stem))
     assert len(names) <= 12

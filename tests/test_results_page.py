@@ -18,6 +18,7 @@ from lora_bench.compare import Arm
 from lora_bench.grid.config import load_comparisons
 from lora_bench.records.schema import Record
 from lora_bench.report.formats.render import markdown_table
+from lora_bench.report.numbers.frame import gives_one_answer
 from lora_bench.report.numbers.statistics import holm_correction
 from tests.test_results import AGAIN, LONGER, RESULTS, loaded, report
 
@@ -170,11 +171,15 @@ def test_what_the_page_on_base_says_beside_the_report_is_that_of_the_records() -
 
     final = [r for r in records.values() if not r.is_search and r.cell.init != "published"]
     scores = {name: [r.score or 0 for r in final if (r.cell.task, r.cell.method) == ("cola", name)] for name in NAMED}
+    of_cola = [r for r in final if r.cell.task == "cola" and r.cell.method in NAMED]
+    assert all(gives_one_answer(record) is ((record.score or 0) < 0.05) for record in of_cola)
     low = {name: sum(score < 0.05 for score in values) for name, values in scores.items()}
     counts = [[low[name], len(scores[name]) - low[name]] for name in NAMED]
     said = [f"{low[name]} of {len(scores[name])} cells of {title}" for name, title in NAMED.items()]
     p = stats.fisher_exact(counts).pvalue
-    assert f"{said[0]} and {said[1]} end CoLA below 5 (Fisher's p = {p:.2f})" in plain
+    assert (
+        f"{said[0]} and {said[1]} end CoLA below 5 (Fisher's p = {p:.2f}): each gives one answer to all rows" in plain
+    )
 
     with (RESULTS / "base" / "tables" / "searches.csv").open(encoding="utf-8", newline="") as file:
         searched = {tuple(row[name] for name in ("task", "method", "rank", "a")): row for row in csv.DictReader(file)}

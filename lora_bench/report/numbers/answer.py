@@ -7,6 +7,7 @@ both, on what evidence, and what was not tested.
 
 from __future__ import annotations
 
+from lora_bench.report.numbers.collapsed import collapsed_tasks
 from lora_bench.report.numbers.comparison_tables import with_sides
 from lora_bench.report.numbers.comparisons import (
     ABOVE,
@@ -192,21 +193,14 @@ def _chance_sentences(statistics: ScopeStatistics) -> list[str]:
 
 
 def _constant_sentences(scope: Scope) -> list[str]:
-    """Name the tasks on which no cell has learnt anything: each gives all examples one answer."""
-    tasks = [column.task for column in scope.tasks if _is_constant(scope, column.task)]
+    """Name the tasks on which no cell has learnt anything."""
+    tasks = collapsed_tasks(scope)
     if not tasks:
         return []
     return [
-        f"On {set_text(tasks)} every cell gives all examples the same answer: nothing was learnt there, and scores say "
+        f"On {set_text(tasks)} every cell gives one answer to all rows: nothing was learnt there, and scores say "
         "nothing of the methods."
     ]
-
-
-def _is_constant(scope: Scope, task: str) -> bool:
-    """Whether each cell of a task predicts one value only; false if the records hold no predictions."""
-    cells = scope.cells[(scope.cells["entry"] >= 0) & scope.cells["score"].notna() & (scope.cells["task"] == task)]
-    predictions = [record.predictions for record in cells["record"]]
-    return bool(predictions) and all(len(values) > 1 and min(values) == max(values) for values in predictions)
 
 
 def _evidence_sentence(statistics: ScopeStatistics) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_bench.report.numbers.collapsed import collapsed_notes
 from lora_bench.report.numbers.comparisons import (
     ABOVE,
     BELOW,
@@ -119,6 +120,7 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
         "without the examples; paired by seed: Student's, of the differences of the seeds that both have. equivalence: "
         f"that the difference is below {counted_points(scope.compare.margin)}.{levels}",
         *(note for _, members in family.groupby("task", sort=False) for note in family_notes(statistics, members)),
+        *collapsed_notes(scope, family),
     )
     return build_table(name, title, columns, frame, notes, 2)
 

@@ -27,6 +27,8 @@ AVERAGE = "average"
 NOT_AVERAGED = ("wnli",)  # the papers leave it out of their averages
 HELD_OUT, SHOWN = "held-out", "shown"  # by which score a setting was chosen
 STATUS_COLUMNS = ("failed", "diverged", "undefined")
+# How many cells give one answer to all rows, and of how many this is known: of those whose records hold predictions.
+ANSWER_COLUMNS = ("one_answer", "with_predictions")
 
 
 @dataclass(frozen=True, order=True)
@@ -173,7 +175,7 @@ def _settings(cells: DataFrame) -> DataFrame:
 
     Columns: what identifies it; `seeds` that were run, `n` with a score; `mean`, `std` (sample), `median` and the sum
     of squares of the scores; `trimmed`, the mean without as many of the best scores as seeds were lost; `held`, the
-    mean held-out metric; lost seeds by status; costs.
+    mean held-out metric; lost seeds by status; costs; `ANSWER_COLUMNS`.
     """
     ordered = cells.sort_values(["setting", "score"], ascending=[True, False], kind="stable")
     grouped = ordered.groupby("setting")
@@ -186,6 +188,8 @@ def _settings(cells: DataFrame) -> DataFrame:
         **{name: grouped[name].max() for name in COUNTS},
         seconds=grouped["seconds"].mean(),
         **_lost_by_status(ordered),
+        one_answer=grouped["one_answer"].sum().astype(int),
+        with_predictions=grouped["one_answer"].count(),
     )
     return _with_trimmed_means(settings, ordered).reset_index()
 
@@ -313,7 +317,7 @@ def _averages(cells: DataFrame, entries: DataFrame, averaged: Sequence[str]) -> 
         held=grouped_members["held"].mean(),
         **{name: grouped_members[name].max() for name in COUNTS},
         seconds=grouped_members["seconds"].sum(min_count=1),
-        **{name: grouped_members[name].sum() for name in STATUS_COLUMNS},
+        **{name: grouped_members[name].sum() for name in (*STATUS_COLUMNS, *ANSWER_COLUMNS)},
         tried=grouped_members["tried"].max(),
         hidden_lost=grouped_members["hidden_lost"].sum(),
     )

@@ -71,6 +71,18 @@ def _has_score(record: Record) -> bool:
     return record.status == "done" and record.score is not None and math.isfinite(record.score)
 
 
+def gives_one_answer(record: Record) -> bool | None:
+    """Whether a finished cell gives one answer to all rows, so that it has learnt nothing: it has collapsed.
+
+    Classes are compared, or the values of a regression, which then have no variance. None if the cell has not finished
+    or its record holds no predictions: nothing is known.
+    """
+    if record.status != "done" or len(record.predictions) < 2:
+        return None
+    first = record.predictions[0]
+    return all(value == first for value in record.predictions)
+
+
 def _held_out_score(record: Record) -> float | None:
     """Return the reported metric at the first epoch with the best held-out value; None without a held-out slice."""
     candidates = [
@@ -118,6 +130,7 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
         _score("last", attrgetter("last")),
         _score("held_out", _held_out_score),
         _score("held_out_metric", _held_out_metric),
+        CellColumn("one_answer", gives_one_answer, dtype="boolean"),
         CellColumn(
             "seconds",
             lambda record: getattr(record.timing, "seconds", None),

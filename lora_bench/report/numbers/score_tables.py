@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.comparisons import ScopeStatistics
 from lora_bench.report.numbers.disagreements import ranking_notes
-from lora_bench.report.numbers.entries import AVERAGE, Column, Scope
+from lora_bench.report.numbers.entries import ANSWER_COLUMNS, AVERAGE, Column, Scope
 from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, Row, device_prefix, rows_of
 from lora_bench.report.numbers.tables import (
     ReportTable,
@@ -167,7 +167,8 @@ def entries_table(statistics: ScopeStatistics) -> ReportTable:
         parts.append(scope.at(column).assign(low=low, high=high))
     frame = pd.concat(parts)
     frame = _with_scope(scope, frame).assign(lost_as_zero=_lost_as_zero(frame))
-    names = (*SCOPE, "task", "metric", *_IDENTITY, *_SUMMARY, "low", "high", "held", "tried", "chosen_by", *SETTINGS)
+    numbers = (*_SUMMARY, "low", "high", "held", "tried", "chosen_by")
+    names = (*SCOPE, "task", "metric", *_IDENTITY, *numbers, *SETTINGS, *ANSWER_COLUMNS)
     return build_table(f"settings {scope.title}", f"All settings: {scope.title}", _data_columns(*names), frame)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from lora_bench.report.numbers.collapsed import collapsed_notes, collapsed_sentence, without_collapsed
 from lora_bench.report.numbers.comparison_tables import with_sides
 from lora_bench.report.numbers.comparisons import (
     ABOVE,
@@ -50,18 +51,33 @@ _PAIR = ("difference", "low", "high", "examples_low", "examples_high", "holm", "
 
 
 def verdict_sentences(statistics: ScopeStatistics) -> list[str]:
-    """Return a sentence for each declared size and one on the looks; nothing if the folder holds no verdict."""
+    """Return a sentence for each declared size, one where seeds have collapsed, and one on the looks.
+
+    There is nothing if the folder holds no verdict.
+    """
     compare = statistics.scope.compare
     if not compare.looks:
         return []
-    by_pair = {row["pair"]: _sentence(statistics.scope, row) for row in _rows(statistics)}
+    rows = _rows(statistics)
+    by_pair = {row["pair"]: _sentence(statistics.scope, row) for row in rows}
     without_seeds = _sentences_without_seeds(compare)
     seeds = join_words([str(count) for count in compare.looks])
     return [
         *(by_pair.get(number, sentence) for number, sentence in enumerate(without_seeds, 1)),
+        *_collapsed_sentences(statistics, rows),
         f"Look {len(compare.looks)} at this comparison, with {seeds} seeds: the intervals hold for all looks together, "
         "those that may follow included.",
     ]
+
+
+def _collapsed_sentences(statistics: ScopeStatistics, rows: list[Row]) -> list[str]:
+    """Return a sentence for each size at which cells have collapsed; none before the look has ended."""
+    if not statistics.scope.entries["one_answer"].any():
+        return []
+    without = without_collapsed(statistics)
+    ended = (row for row in rows if row["verdict"] != UNFINISHED)
+    sentences = (collapsed_sentence(statistics.scope, row, without) for row in ended)
+    return [sentence for sentence in sentences if sentence]
 
 
 def sentences_without_results(compare: Comparisons | None) -> list[str]:
@@ -128,6 +144,7 @@ def verdict_tables(statistics: ScopeStatistics) -> list[ReportTable]:
         f"On {main_name(scope)}; the difference is that of the row to the one below it. NLL and ECE: the mean negative "
         "log-likelihood and the expected calibration error on the rows that are scored, over the tasks with classes; "
         f"lower is better. Equivalent: within {counted_points(scope.compare.margin)}.",
+        *collapsed_notes(scope, statistics.declared),
     )
     name, title = f"verdict {scope.title}", f"{scope.compare.subject} against {scope.compare.reference}: {scope.title}"
     return [build_table(name, title, columns, frame, notes, 2)]
