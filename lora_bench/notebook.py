@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_bench import methods
 from lora_bench.errors import NOTHING, BenchError
 from lora_bench.grid.config import load_comparisons
 from lora_bench.records.schema import Record
@@ -93,7 +94,7 @@ def load_report(results: str | Path) -> Report:
         BenchError: Exit code 4 if there are no records.
     """
     folder = Path(results).expanduser()
-    return Report(gather(_load(folder), compare=load_comparisons(folder)))
+    return Report(gather(_load(folder), compare=load_comparisons(folder), kinds=methods.by_kind()))
 
 
 def _load(folder: Path) -> Loaded:

@@ -12,6 +12,7 @@ from statistics import fmean
 import pytest
 from scipy import stats
 
+from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.grid import choose
 from lora_bench.grid.cells import expand
@@ -100,7 +101,7 @@ def test_the_table_is_that_of_the_records(name: str, tmp_path: Path) -> None:
 
 @cache
 def report(name: str) -> Content:
-    return gather(loaded(name), False, load_comparisons(RESULTS / name))
+    return gather(loaded(name), False, load_comparisons(RESULTS / name), methods.by_kind())
 
 
 @pytest.mark.parametrize("folder_name", REPORTED)

@@ -37,6 +37,7 @@ def report(
 ) -> None:
     """Rebuild tables, figures, statistics and the HTML page from the records; the last line is the page's path."""
     including(include)
+    from lora_bench import methods
     from lora_bench.grid.config import load_comparisons
     from lora_bench.report import build
     from lora_bench.report.against import compare_folders
@@ -49,6 +50,6 @@ def report(
             raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
         compare_folders(folder, against, out or folder, console, compare.margin)
         return
-    built = build(folder, out or folder, console, errors, vs_paper, compare)
+    built = build(folder, out or folder, console, errors, vs_paper, compare, kinds=methods.by_kind())
     if built.code:
         raise typer.Exit(built.code)

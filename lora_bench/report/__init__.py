@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from lora_bench.compare import Comparisons
     from lora_bench.report.figures.encoding import FigureEncoder
+    from lora_bench.report.numbers.frame import MethodGroups
     from lora_bench.report.write import ReportFiles
 
 
@@ -37,6 +38,7 @@ def build(
     vs_paper: bool = False,
     compare: Comparisons | None = None,
     verdict_only: bool = False,
+    kinds: MethodGroups | None = None,
 ) -> ReportFiles:
     """Write the report on a results folder and print its tables.
 
@@ -51,6 +53,7 @@ def build(
         vs_paper: Whether to compare with the published numbers.
         compare: What is compared; the default comparisons unless given.
         verdict_only: Whether to print the answer and the table of a verdict alone.
+        kinds: The methods of each group, in the order of the groups (`methods.by_kind()`).
 
     Returns:
         What was written.
@@ -66,7 +69,7 @@ def build(
     import_module("numpy")  # loads the library whose threads are limited
     # With one thread the order of a sum, and with it the last digit, is the same whatever the environment asks for.
     with threadpool_limits(1), _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
-        return _build(results, out, console, errors, vs_paper, compare, verdict_only, encoder)
+        return _build(results, out, console, errors, vs_paper, compare, verdict_only, kinds, encoder)
 
 
 def _build(
@@ -77,6 +80,7 @@ def _build(
     vs_paper: bool,
     compare: Comparisons | None,
     verdict_only: bool,
+    kinds: MethodGroups | None,
     encoder: FigureEncoder,
 ) -> ReportFiles:
     from lora_bench.records.store import read_records
@@ -91,7 +95,7 @@ def _build(
     if not loaded.records:
         command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
         raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
-    content = gather(loaded, vs_paper, compare)
+    content = gather(loaded, vs_paper, compare, kinds)
     files = write(content, out, encoder)
     (print_verdict if verdict_only else print_report)(content, console)
     if verdict_only:

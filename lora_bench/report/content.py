@@ -16,7 +16,8 @@ from lora_bench.report.numbers.comparison_tables import comparison_tables
 from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
 from lora_bench.report.numbers.entries import Scope, comparable_scopes
 from lora_bench.report.numbers.epochs import epoch_tables
-from lora_bench.report.numbers.frame import cell_frame
+from lora_bench.report.numbers.frame import MethodGroups, cell_frame
+from lora_bench.report.numbers.overview import overview_tables
 from lora_bench.report.numbers.posteriors import posterior_tables
 from lora_bench.report.numbers.searches import search_tables
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
@@ -32,6 +33,7 @@ SCOPE_TABLES: tuple[Callable[[ScopeStatistics], list[ReportTable]], ...] = (
     verdict_tables,
     score_tables.frontier_tables,
     comparison_tables,
+    overview_tables,
     lambda statistics: [score_tables.method_table(statistics)],
     lambda statistics: [score_tables.best_table(statistics)],
     lambda statistics: score_tables.rank_tables(statistics.scope),
@@ -105,15 +107,21 @@ class Content:
         return f"{counted(len(self.cells), 'cell')}: {statuses}."
 
 
-def gather(loaded: Loaded, vs_paper: bool = False, compare: Comparisons | None = None) -> Content:
+def gather(
+    loaded: Loaded,
+    vs_paper: bool = False,
+    compare: Comparisons | None = None,
+    kinds: MethodGroups | None = None,
+) -> Content:
     """Compute the content of the report.
 
     Args:
         loaded: The records, and the files that could not be read.
         vs_paper: Whether to compare with the published numbers.
         compare: What is compared.
+        kinds: The methods of each group, in the order of the groups; without it nothing is grouped.
     """
-    cells = cell_frame([record for record in loaded.records if not record.is_search])
+    cells = cell_frame([record for record in loaded.records if not record.is_search], kinds)
     statistics = [scope_statistics(scope) for scope in comparable_scopes(cells, compare)]
     stems = file_stems([scoped.scope.title for scoped in statistics])
     sections = tuple(_section(scoped, stem) for scoped, stem in zip(statistics, stems, strict=True))

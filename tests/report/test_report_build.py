@@ -43,7 +43,7 @@ def test_files(fill: Fill, tmp_path: Path, console: Console) -> None:
     results, out = fill(small()), tmp_path / "out"
     report = build(results, out, console)
     before = contents(out)
-    tables = ("frontier", "default", "default-by-task", "best", "epochs", "methods")
+    tables = ("frontier", "default", "default-by-task", "overview", "best", "epochs", "methods")
     ranks = ("rank-tiny-mini-attention", "rank-tiny-others")
     figures = ("frontier", "figure2-attention", "accuracy_vs_rank-attention", "heat")
     assert set(before) == {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_bench.cell import Cell
 from lora_bench.records.schema import Record
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 Row = Mapping[str, Any]
+
+
+class Named(Protocol):
+    """A method, as far as a report knows it."""
+
+    name: ClassVar[str]
+
+
+# The methods of each group, in the order of the groups. Any: literals are no `str` as keys of a mapping.
+MethodGroups = Mapping[Any, Iterable[Named]]
 
 # Cells that differ in one of these must not be compared, so they never share a table.
 SCOPE = ("model", "data", "split", "select", "start")
@@ -146,11 +156,12 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
 }
 
 
-def cell_frame(records: Iterable[Record]) -> DataFrame:
-    """Return the records as a frame with the columns of `CELL_COLUMNS`, sorted by cell id.
+def cell_frame(records: Iterable[Record], kinds: MethodGroups | None = None) -> DataFrame:
+    """Return the records as a frame with the columns of `CELL_COLUMNS` and `kind`, sorted by cell id.
 
     Args:
         records: Finished cells with any status.
+        kinds: The methods of each group. `kind` is sorted in the order of the groups, and missing for other methods.
     """
     import pandas as pd
 
@@ -159,6 +170,9 @@ def cell_frame(records: Iterable[Record]) -> DataFrame:
         name: pd.Series([column.value(record) for record in ordered], dtype=column.dtype)
         for name, column in CELL_COLUMNS.items()
     }
+    groups = {method.name: kind for kind, methods in (kinds or {}).items() for method in methods}
+    kind_of = columns["method"].map(groups)
+    columns["kind"] = pd.Series(pd.Categorical(kind_of, categories=[*(kinds or {})], ordered=True))
     frame = _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(pd.DataFrame(columns))))
     return _join_starts(frame)
 

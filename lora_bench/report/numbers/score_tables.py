@@ -49,14 +49,14 @@ def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     if frontier.empty or scope.main.task != AVERAGE:
         return []
     frame = frontier.sort_values(["size_class", "mean"], ascending=[True, False], kind="stable")
-    frame = frame.assign(values=10 ** frame["size_class"].astype(float), lost_as_zero=_lost_as_zero(frame))
+    frame = frame.assign(values=10 ** frame["size_class"].astype(float), lost_as_zero=mean_with_lost_as_zero(frame))
     columns = [
         TableColumn("values", "about", lambda row: class_text(row["values"]), numeric=True),
         TableColumn("size", "setting", bold=lambda row: bool(row["best"])),
         TableColumn("targets", "targets"),
         TableColumn("adapter_params", "trained\nvalues", lambda row: count_text(row["adapter_params"]), numeric=True),
         TableColumn("mean", "average", summary_text, bold=lambda row: bool(row["best"])),
-        _interval_column(),
+        interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
         *_data_columns("rank_last", "best", "methods", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
@@ -71,7 +71,7 @@ def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
             for _, members in frame.groupby("size_class", sort=True)
             for note in ranking_notes(statistics, scope.main, members)
         ),
-        *_lost_notes(frame),
+        *lost_notes(frame),
     )
     number = frame.groupby("size_class").cumcount()
     always = frame["label"].isin((scope.compare.subject, scope.compare.reference))
@@ -90,22 +90,22 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
 
     scope = statistics.scope
     chosen = statistics.with_ranks(scope.main, scope.chosen[scope.main.task])
-    frame = pd.concat([chosen.assign(lost_as_zero=_lost_as_zero(chosen)), statistics.without_main_score()])
+    frame = pd.concat([chosen.assign(lost_as_zero=mean_with_lost_as_zero(chosen)), statistics.without_main_score()])
     whole = ["n", "seeds", "rank_first", "rank_last"]
     frame[whole] = frame[whole].astype("Int64")
     for column in scope.tasks:
         entries = scope.at(column)
-        texts = dict(zip(entries["arm"], _texts(entries), strict=True))
+        texts = dict(zip(entries["arm"], summary_texts(entries), strict=True))
         frame[f"_{column.task}"] = [texts.get(arm, "") for arm in frame["arm"]]
-    average = [TableColumn("mean", _head(scope.main), _average_text, bold=lambda row: bool(row["best"]))]
+    average = [TableColumn("mean", score_head(scope.main), average_text, bold=lambda row: bool(row["best"]))]
     columns = [
         TableColumn("size", "method", bold=lambda row: bool(row["best"])),
         TableColumn("targets", "targets"),
         *(average if scope.main.task == AVERAGE else []),
-        _interval_column(),
+        interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
-        *(TableColumn("", _head(column), _getter(f"_{column.task}")) for column in scope.tasks),
+        *(TableColumn("", score_head(column), _getter(f"_{column.task}")) for column in scope.tasks),
         *_cost_columns(scope),
         *_data_columns("rank_last", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
     ]
@@ -113,7 +113,7 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
         f"One setting of each method on each set of targets: {chosen_note(scope)}; of: among how many. Intervals and "
         f"ranks are of the {'average' if scope.main.task == AVERAGE else 'score'}. Bold: it may be the best.",
         *ranking_notes(statistics, scope.main, chosen),
-        *_lost_notes(frame),
+        *lost_notes(frame),
     )
     title = f"Each method's chosen setting: {scope.title}"
     return build_table(f"methods {scope.title}", title, columns, frame, notes, 2)
@@ -126,7 +126,7 @@ def best_table(statistics: ScopeStatistics) -> ReportTable:
     scope = statistics.scope
     ranked = [statistics.with_ranks(column, scope.chosen[column.task]) for column in scope.tasks]
     frame = pd.concat(ranked)
-    frame = _with_scope(scope, frame).assign(lost_as_zero=_lost_as_zero(frame))
+    frame = _with_scope(scope, frame).assign(lost_as_zero=mean_with_lost_as_zero(frame))
     columns = [
         TableColumn("task", "task", lambda row: column_title(Column(row["task"], row["metric"]))),
         TableColumn("size", "setting", bold=lambda row: bool(row["best"])),
@@ -135,7 +135,7 @@ def best_table(statistics: ScopeStatistics) -> ReportTable:
         TableColumn(
             "mean", "score", lambda row: summary_text(row, with_median=True), bold=lambda row: bool(row["best"])
         ),
-        _interval_column(),
+        interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
         *_cost_columns(scope),
@@ -151,7 +151,7 @@ def best_table(statistics: ScopeStatistics) -> ReportTable:
             for column, members in zip(scope.tasks, ranked, strict=True)
             for note in ranking_notes(statistics, column, members)
         ),
-        *_lost_notes(frame),
+        *lost_notes(frame),
     )
     return build_table(f"best {scope.title}", f"Best setting on each task: {scope.title}", columns, frame, notes, 2)
 
@@ -166,7 +166,7 @@ def entries_table(statistics: ScopeStatistics) -> ReportTable:
         low, high = statistics.intervals(column)
         parts.append(scope.at(column).assign(low=low, high=high))
     frame = pd.concat(parts)
-    frame = _with_scope(scope, frame).assign(lost_as_zero=_lost_as_zero(frame))
+    frame = _with_scope(scope, frame).assign(lost_as_zero=mean_with_lost_as_zero(frame))
     numbers = (*_SUMMARY, "low", "high", "held", "tried", "chosen_by")
     names = (*SCOPE, "task", "metric", *_IDENTITY, *numbers, *SETTINGS, *ANSWER_COLUMNS)
     return build_table(f"settings {scope.title}", f"All settings: {scope.title}", _data_columns(*names), frame)
@@ -188,7 +188,7 @@ def rank_tables(scope: Scope) -> list[ReportTable]:
 def _rank_table(scope: Scope, entries: DataFrame, name: str, labels: tuple[str, str]) -> ReportTable:
     """Return a table with ranks across."""
     ranks = sorted(entries["rank"].unique())
-    texts = entries.assign(_text=_texts(entries))
+    texts = entries.assign(_text=summary_texts(entries))
     keys = list(labels)
     frame = texts[keys].drop_duplicates().sort_values(keys, na_position="first")
     for rank in ranks:
@@ -212,12 +212,12 @@ def class_text(value: float) -> str:
     return f"{round(value / scale) * scale:,.0f}"
 
 
-def _head(column: Column) -> str:
+def score_head(column: Column) -> str:
     """Return the heading of a column of scores: the task above the metric."""
     return "average" if column.task == AVERAGE else f"{task_title(column.task)}\n{metric_name(column.metric)}"
 
 
-def _texts(entries: DataFrame) -> list[str]:
+def summary_texts(entries: DataFrame) -> list[str]:
     return [summary_text(row) for row in rows_of(entries[["n", "seeds", "mean", "std"]])]
 
 
@@ -225,11 +225,11 @@ def _getter(name: str) -> Callable[[Row], str]:
     return lambda row: str(row[name])
 
 
-def _average_text(row: Row) -> str:
+def average_text(row: Row) -> str:
     return "" if row["n"] is None else summary_text(row)
 
 
-def _interval_column() -> TableColumn:
+def interval_column() -> TableColumn:
     return TableColumn("", "95%\ninterval", lambda row: score_interval_text(row["low"], row["high"]))
 
 
@@ -258,12 +258,12 @@ def _with_scope(scope: Scope, frame: DataFrame) -> DataFrame:
     return frame.assign(**scope.values)
 
 
-def _lost_as_zero(entries: DataFrame) -> Series:
+def mean_with_lost_as_zero(entries: DataFrame) -> Series:
     """Return the mean in which a seed without a score counts as 0."""
     return entries["mean"].fillna(0.0) * entries["n"] / entries["seeds"]
 
 
-def _lost_notes(frame: DataFrame) -> list[str]:
+def lost_notes(frame: DataFrame) -> list[str]:
     """State the means of rows with lost seeds the other way too."""
     lost = frame[(frame["n"] < frame["seeds"]) & (frame["n"] > 0)]
     if lost.empty:

@@ -6,9 +6,10 @@ What decides are the declared comparisons, like everywhere in the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lora_bench.report.numbers.calibration import calibration_frame
 from lora_bench.report.numbers.collapsed import collapsed_notes, collapsed_sentence, without_collapsed
 from lora_bench.report.numbers.comparison_tables import with_sides
 from lora_bench.report.numbers.comparisons import (
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from lora_bench.compare import Arm, Comparisons
-    from lora_bench.records.schema import Record
 
 MATCHED = 1.1  # numbers of trained values are called equal up to this factor
 UNDECIDED = "not decided"
@@ -256,26 +256,13 @@ def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
 
 def _calibration(scope: Scope) -> dict[int, dict[str, float]]:
     """Return the calibration of each arm at the scored epochs: the mean over its tasks of the means over seeds."""
-    import pandas as pd
-
-    cells = scope.cells[(scope.cells["entry"] >= 0) & scope.cells["score"].notna()]
     tasks = scope.averaged if scope.main.task == AVERAGE else (scope.main.task,)
-    cells = cells[cells["task"].isin(tasks)]
-    rows = [
-        {"arm": arm, "task": task, **_scored_calibration(record)}
-        for arm, task, record in zip(cells["arm"], cells["task"], cells["record"], strict=True)
-    ]
-    frame = pd.DataFrame(rows, columns=["arm", "task", *_CALIBRATION]).astype(dict.fromkeys(_CALIBRATION, float))
+    frame = calibration_frame(scope, tasks)
     by_arm = frame.groupby(["arm", "task"])[[*_CALIBRATION]].mean().groupby("arm").mean()
     values = by_arm[[*_CALIBRATION]].to_numpy().tolist()
     return {
         arm: dict(zip(_CALIBRATION, row, strict=True)) for arm, row in zip(by_arm.index.tolist(), values, strict=True)
     }
-
-
-def _scored_calibration(record: Record) -> Mapping[str, float | None]:
-    scored = next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
-    return (scored.calibration if scored is not None else None) or {}
 
 
 def _three_digits(name: str) -> Callable[[Row], str]:
