@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -65,6 +66,13 @@ def local_device() -> str:
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
     return "cpu"
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs of this machine the process may use. Does not import torch."""
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*/information")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, sum(1 for name in visible.split(",") if name.strip()))
 
 
 def named_device(device: str) -> str:
