@@ -53,13 +53,15 @@ def test_simulated_rows_are_what_plan_says(empty_folder: Path) -> None:
         assert row.training_share <= 1
         assert row.idle[0] == pytest.approx(1 - row.training_share, abs=0.01)
         assert row.seconds == row.predicted
+    slower = list(simulate([64], predicted, writing=0.5))
+    assert slower[0].seconds > 0.5 * predicted.cells
     line = lora_bench("plan", *GRID, "--engine", "ray", "--gpus", "8").out.splitlines()[0]
     assert f"({rows[1].seconds / 60:.0f} min on 8 GPUs" in line
 
 
 def test_a_file_holds_a_row_of_each_kind_and_number_of_gpus(empty_folder: Path) -> None:
     simulated = next(iter(simulate([2], forecast(GRID, empty_folder / "nothing"))))
-    content = merged({}, make_row(2), ["--task", "rte"])
+    content = merged({"rows": []}, make_row(2), ["--task", "rte"])
     content = merged(content, simulated, GRID)
     content = merged(content, make_row(1), ["--task", "rte"])
     content = json.loads(json.dumps(merged(content, make_row(2, 20.0), ["--task", "rte"])))

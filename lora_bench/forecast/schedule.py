@@ -24,8 +24,8 @@ SPLITS = 6  # ways in which a part is tried to be cut in two
 # workers import torch after it has started. Measured on two H100s of one host: 16.4 s of a command passed outside of
 # training, 10.9 s with one process on one of them. Hosts start side by side; several have not been measured.
 RAY_SECONDS = 5.5
-# A cell's record, which the driver writes: measured on a virtual machine with two cores, whose disk takes 17 to 21 ms
-# for the files of a cell that have to be safe; of these, 2 ms are the processor's.
+# What the driver takes to write the record and the adapter of a cell, which have to be safe on the disk: measured on a
+# virtual machine with two cores and a slow, busy disk (17 to 21 ms; 2 ms in memory alone).
 WRITE_SECONDS = 0.02
 
 Sizes = tuple[int, ...]  # the cells of the parts of a pack
@@ -256,7 +256,12 @@ class _Devices:
 
 
 def simulate(
-    stages: Sequence[StageTimes], start: float, devices: int = 1, by_ray: bool = False, cuts: bool = True
+    stages: Sequence[StageTimes],
+    start: float,
+    devices: int = 1,
+    by_ray: bool = False,
+    cuts: bool = True,
+    write_seconds: float = WRITE_SECONDS,
 ) -> Simulated:
     """Follow a run as it is predicted to happen.
 
@@ -270,9 +275,9 @@ def simulate(
         devices: How many there are; several train by Ray.
         by_ray: Whether one device trains by Ray too.
         cuts: Whether packs may be cut: not if the user has set their size.
+        write_seconds: What the driver takes for the record of a cell, by Ray; in one process that is in `start`.
     """
     by_ray = by_ray or devices > 1
-    writing = WRITE_SECONDS if by_ray else 0.0  # one process: in `start`
     now = start + (RAY_SECONDS if by_ray else 0.0)
     waiting, running = _Waiting(stages, devices, cuts), _Devices(devices)
     running.give(waiting, now, None)
@@ -280,7 +285,8 @@ def simulate(
         end, part = ended
         now = max(now, end)  # the driver may still have been writing
         running.give(waiting, now, part.pack.encoder)
-        now += writing * part.cells
+        if by_ray:
+            now += write_seconds * part.cells
         waiting.end(part)
         running.give(waiting, now, part.pack.encoder)
     return Simulated(now, running.training)

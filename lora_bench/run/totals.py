@@ -11,7 +11,7 @@ from lora_bench.forecast.cost import pack_kind
 from lora_bench.forecast.demand import FLOAT32_BYTES
 from lora_bench.forecast.geometry import load_geometry
 from lora_bench.forecast.pack import CONTEXT_BYTES
-from lora_bench.forecast.schedule import Simulated, StageTimes, simulate
+from lora_bench.forecast.schedule import WRITE_SECONDS, Simulated, StageTimes, simulate
 from lora_bench.run.plan import Plan
 
 _RUNS = {"fused": "fused", "windows": "on windows", "padded": "on padded rows"}
@@ -48,15 +48,16 @@ class Totals:
         """How many packs take a time that cannot be predicted."""
         return self.packs - sum(len(stage.packs) for stage in self.stages)
 
-    def simulated(self, gpus: int | None = None) -> Simulated | None:
+    def simulated(self, gpus: int | None = None, write_seconds: float = WRITE_SECONDS) -> Simulated | None:
         """Return what the whole run takes; None if no pack's time can be predicted.
 
         Args:
             gpus: On how many GPUs packs train by Ray; None for one process with one device.
+            write_seconds: What the driver takes there for the record of a cell.
         """
         if self.unknown == self.packs:
             return None
-        return simulate(self.stages, self.start, gpus or 1, by_ray=gpus is not None, cuts=self.cuts)
+        return simulate(self.stages, self.start, gpus or 1, gpus is not None, self.cuts, write_seconds)
 
 
 def totals(plan: Plan, saves: bool = True) -> Totals:

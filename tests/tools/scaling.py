@@ -22,14 +22,15 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import typer
 
 from lora_bench.cli import caches
 from lora_bench.cli.options import ExecutionOptions, Selection, selection_options
+from lora_bench.forecast.schedule import WRITE_SECONDS
 from lora_bench.records import adapters
 from lora_bench.records.store import read_records
 from lora_bench.run import environment
@@ -76,7 +77,8 @@ class Row:
         idle: of each card, the share of the looks in which it was idle; of a simulated row, that of all cards.
         driver_cpu: CPU seconds of the process that writes records.
         worker_cpu: CPU seconds of Ray's processes, the workers among them.
-        write_seconds: what writing the record and the adapter of a cell took afterwards, in packs.
+        write_seconds: what writing the record and the adapter of a cell took afterwards, in packs; of a simulated row,
+            the median of the measured rows of the file, or what `plan` takes it to be.
         differing: records that differ from the first row's in more than times and environment.
         predicted: the seconds that `plan` predicts.
     """
@@ -204,11 +206,11 @@ def forecast(options: Sequence[str], results: Path) -> Totals:
     return predicted[0]
 
 
-def simulate(counts: Iterable[int], predicted: Totals) -> Iterable[Row]:
-    """Predict each number of GPUs in turn."""
-    one = predicted.simulated(1)
+def simulate(counts: Iterable[int], predicted: Totals, writing: float = WRITE_SECONDS) -> Iterable[Row]:
+    """Predict each number of GPUs in turn, given the seconds in which a cell's record is written."""
+    one = predicted.simulated(1, writing)
     for gpus in counts:
-        run = predicted.simulated(gpus)
+        run = predicted.simulated(gpus, writing)
         if one is None or run is None:
             raise SystemExit("No time is known for these cells on this device (give --device H100 after --).")
         training = run.training / (run.seconds * gpus)
@@ -221,6 +223,7 @@ def simulate(counts: Iterable[int], predicted: Totals) -> Iterable[Row]:
             efficiency=round(one.seconds / run.seconds / gpus, 3),
             training_share=round(training, 3),
             idle=(round(1 - training, 3),),
+            write_seconds=writing,
             predicted=round(run.seconds, 1),
         )
 
@@ -270,18 +273,25 @@ def measured(counts: Iterable[int], options: Sequence[str], scratch: Path, predi
         )
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return what a file holds; no rows if it is not there."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    return content
+
+
+def note(path: Path, row: Row, options: Sequence[str]) -> None:
+    """Print a row, and write it beside those that a file holds."""
+    print(json.dumps(asdict(row)), flush=True)
+    path.write_text(json.dumps(merged(read(path), row, options), indent=1) + "\n")
+
+
 def merged(content: Mapping[str, Any], row: Row, options: Sequence[str]) -> dict[str, Any]:
     """Return the content of the file with a row more, in place of one of the same kind and number of GPUs."""
-    kept = [other for other in content.get("rows", ()) if (other["gpus"], other["simulated"]) != key_of(row)]
+    kept = [other for other in content["rows"] if (other["gpus"], other["simulated"]) != (row.gpus, row.simulated)]
     everything = sorted([*kept, asdict(row)], key=lambda other: (other["simulated"], other["gpus"]))
     if row.simulated:
         return {**content, "simulated_options": list(options), "rows": everything}
     return {**content, "options": list(options), "cores": os.cpu_count(), "rows": everything}
-
-
-def key_of(row: Row) -> tuple[int, bool]:
-    """Return what a file holds one row of."""
-    return row.gpus, row.simulated
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -296,7 +306,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
             f"{row['cells_per_second']:.2f}",
             f"{row['efficiency'] * row['gpus']:.2f}",
             f"{row['efficiency']:.0%}",
-            *("" if share is None else f"{share:.0%}" for share in (idle,)),
+            "" if idle is None else f"{idle:.0%}",
             *("" if row[name] is None else f"{row[name]:,.0f}" for name in ("driver_cpu", "worker_cpu", "differing")),
             "" if row["simulated"] or row["predicted"] is None else f"{row['predicted']:.1f}",
         )
@@ -316,16 +326,16 @@ def main() -> None:
     counts, imagined = (
         [int(text) for text in part.split(",") if text] for part in (arguments.gpus, arguments.simulate)
     )
-    content: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        scratch = arguments.keep or Path(folder)
+        scratch, options = arguments.keep or Path(folder), arguments.options
         if counts or imagined:
-            predicted = forecast(arguments.options, scratch / "nothing")
-            for row in chain(measured(counts, arguments.options, scratch, predicted), simulate(imagined, predicted)):
-                print(json.dumps(asdict(row)), flush=True)
-                content = merged(content, row, arguments.options)
-                arguments.json.write_text(json.dumps(content, indent=1) + "\n")
-    print(table(content.get("rows", ())))
+            predicted = forecast(options, scratch / "nothing")
+            for row in measured(counts, options, scratch, predicted):
+                note(arguments.json, row, options)
+            writing = [row["write_seconds"] for row in read(arguments.json)["rows"] if not row["simulated"]]
+            for row in simulate(imagined, predicted, median(writing) if writing else WRITE_SECONDS):
+                note(arguments.json, row, options)
+    print(table(read(arguments.json)["rows"]))
 
 
 if __name__ == "__main__":
