@@ -90,7 +90,7 @@ def test_an_encoder_that_is_not_known_says_so(tmp_path: Path) -> None:
     assert "is taken to run on padded rows" in planned.out
 
 
-def test_several_gpus_share_the_time() -> None:
+def test_several_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--preset", "paper", "--task", "rte", "--device", "H100")
     line = first_line(*options, "--gpus", "8")
     shared = re.search(r"about (\d+) h (?:\d+ min )?\((\d+ min|\d+ h \d+ min) on 8 GPUs, simulated\)", line)
@@ -98,6 +98,9 @@ def test_several_gpus_share_the_time() -> None:
     assert first_line(*options, "--engine", "ray", "--gpus", "8") == line
     assert "on 1 GPU, simulated)" in first_line(*options, "--gpus", "1")
     assert "on 1,024 GPUs" in first_line(*options, "--gpus", "1024")  # of any number of machines
+    monkeypatch.setattr("lora_bench.run.environment.count_gpus", lambda: 8)  # those of this machine, if nothing is said
+    assert first_line(*options, "--engine", "ray") == line
+    assert "GPU" not in first_line(*options)
     is_clear(lora_bench("plan", *options, "--engine", "cloud"), 2, "no engine 'cloud'")
     is_clear(lora_bench("plan", *options, "--address", "auto"), 2, "--address")
     is_clear(lora_bench("run", *options, "--gpus", "8"), 2, "--gpus")
