@@ -51,8 +51,9 @@ def test_grids_take_what_is_predicted(tmp_path: Path) -> None:
         grid = expand(config, {"model": [model]}, fake_sources(str, lambda location, task: f"{location}:{task}"))
         planned = plans.make(grid, path.with_suffix(""), None, (), "NVIDIA H200")
         row = measured.pop(config.name)
-        seconds = totals(planned).seconds_on(1)
-        assert seconds == pytest.approx(row["seconds"][1], rel=0.16)
+        simulated = totals(planned).simulated()
+        assert simulated is not None
+        assert simulated.seconds == pytest.approx(row["seconds"][1], rel=0.16)
         for (_, size), (_, _, (_, peak)) in zip(planned.costs, row["packs"], strict=True):
             assert size == pytest.approx(peak * 2**30, rel=0.05)
     assert not measured

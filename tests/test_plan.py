@@ -15,7 +15,6 @@ from lora_bench.errors import DONE, MISSING
 from lora_bench.forecast.cost import Estimate
 from lora_bench.forecast.demand import FLOAT32_BYTES, saved_bytes
 from lora_bench.forecast.geometry import load_geometry
-from lora_bench.forecast.schedule import FEWEST, PackTime, part_seconds, part_sizes, seconds_on
 from lora_bench.grid.cells import expand
 from lora_bench.grid.config import Config
 from lora_bench.records.schema import Record
@@ -91,63 +90,20 @@ def test_an_encoder_that_is_not_known_says_so(tmp_path: Path) -> None:
     assert "is taken to run on padded rows" in planned.out
 
 
-def test_several_gpus_share_the_time() -> None:
+def test_several_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--preset", "paper", "--task", "rte", "--device", "H100")
     line = first_line(*options, "--gpus", "8")
-    shared = re.search(r"about (\d+) h (?:\d+ min )?\((\d+ min|\d+ h \d+ min) on 8 GPUs\)", line)
+    shared = re.search(r"about (\d+) h (?:\d+ min )?\((\d+ min|\d+ h \d+ min) on 8 GPUs, simulated\)", line)
     assert shared, line
     assert first_line(*options, "--engine", "ray", "--gpus", "8") == line
-    assert "GPU)" in first_line(*options, "--gpus", "1")
+    assert "on 1 GPU, simulated)" in first_line(*options, "--gpus", "1")
+    assert "on 1,024 GPUs" in first_line(*options, "--gpus", "1024")  # of any number of machines
+    monkeypatch.setattr("lora_bench.run.environment.count_gpus", lambda: 8)  # those of this machine, if nothing is said
+    assert first_line(*options, "--engine", "ray") == line
+    assert "GPU" not in first_line(*options)
     is_clear(lora_bench("plan", *options, "--engine", "cloud"), 2, "no engine 'cloud'")
     is_clear(lora_bench("plan", *options, "--address", "auto"), 2, "--address")
     is_clear(lora_bench("run", *options, "--gpus", "8"), 2, "--gpus")
-
-
-def test_devices_are_never_faster_than_their_share() -> None:
-    packs = [PackTime(40, 100.0), PackTime(30, 80.0), PackTime(4, 7.0), PackTime(4, 3.0)]
-    alone = seconds_on(1, packs)
-    assert alone == pytest.approx(190)
-    for devices in (2, 4, 8):
-        assert alone / devices <= seconds_on(devices, packs) <= 1.1 * alone / devices
-    assert seconds_on(4, []) == 0
-
-
-def test_as_few_packs_as_possible_are_cut() -> None:
-    assert part_sizes(3, [PackTime(12, 100)]) == [(4, 4, 4)]
-    assert part_sizes(2, [PackTime(8, 30)] * 20) == [(8,)] * 20
-    assert part_sizes(2, []) == []
-    assert part_sizes(2, [PackTime(7, 100)]) == [(7,)]  # a part would be too small
-    assert part_sizes(2, [PackTime(20, 100, 96)]) == [(20,)]  # both parts would take as long as the pack
-
-
-def test_packs_are_cut_by_what_their_parts_take() -> None:
-    """Measured on H100s: packs of 13 cells in parts of 6 and 7 took 14% longer than whole."""
-    packs = [PackTime(40, 40.7, 5.3), PackTime(13, 24.6, 3.1), PackTime(14, 26.1, 3.1), PackTime(13, 24.3, 3.1)]
-    sizes = part_sizes(2, packs)
-    assert sum(map(len, sizes)) == len(packs) + 1
-    assert [sum(parts) for parts in sizes] == [pack.cells for pack in packs]
-    assert min(min(parts) for parts in sizes) >= FEWEST
-    seconds = part_seconds(packs, sizes)
-    assert sum(seconds) > 115.7
-    assert sum(seconds) / 2 <= seconds_on(2, packs) < 60.5  # 64.9 uncut, 63.5 with a pack cut in the middle
-
-
-def test_the_time_of_parts_is_what_they_are_predicted_to_take(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "model": "roberta-base",
-        "task": "mrpc",
-        "targets": "qv",
-        "lr": 1e-3,
-        "precision": "bf16",
-    }
-    blocks: Any = ({"method": "lora", "rank": list(range(1, 15))},)
-    grid = expand(Config(name="parts", defaults=settings, blocks=blocks), {}, plans.sources())
-    plan = plans.make(grid, tmp_path, None, device="NVIDIA H200")
-    (pack,), (time,) = plan.packs, plan.times(plan.packs, plan.costs)
-    assert time is not None
-    for part in (pack[:7], pack[:4], pack[4:]):
-        assert time.of_part(len(part)) == pytest.approx(plan.estimate.seconds(part, "roberta-base"), rel=0.05)
-    assert time.of_part(7) > 1.05 * time.seconds / 2
 
 
 def test_packs_that_are_alike_are_one_row() -> None:

@@ -181,7 +181,7 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
     folder = plan.store.results
     console = _console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
-        summary = tables.plan_summary(plan, str(folder), execution.gpus, execution.save)
+        summary = tables.plan_summary(plan, str(folder), execution.planned_gpus(), execution.save)
         console.print(summary, soft_wrap=True)
         _warn_broken(plan.broken)
         store.prepare(folder)
@@ -226,7 +226,7 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     pack_size, folder = selection.pack_size(), selection.results_folder()
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
     console = _console()
-    summary = tables.plan_summary(plan, str(folder), execution.gpus, execution.save)
+    summary = tables.plan_summary(plan, str(folder), execution.planned_gpus(), execution.save)
     console.print(summary, soft_wrap=True)
     if plan.grid.is_staged:
         tables.print_table(console, tables.stages_table(plan), tables.STAGES_DROPPED)

@@ -267,6 +267,15 @@ class ExecutionOptions:
             raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
         return self.engine == "ray"
 
+    def planned_gpus(self) -> int | None:
+        """Return on how many GPUs Ray is to spread packs, as far as it is known without Ray; None for one process."""
+        if self.gpus is not None or self.engine != "ray":
+            return self.gpus
+        from lora_bench.run import environment
+
+        known = self.address is None and self.device != "cpu"
+        return (environment.count_gpus() or None) if known else None
+
     def executor(self, most: int) -> LocalExecutor | RayExecutor:
         """Return where packs run; Ray begins to start, if it is there.
 

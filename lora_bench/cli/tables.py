@@ -98,13 +98,14 @@ def cost_text(total: Totals, gpus: int | None = None) -> str:
     if not total.packs:
         return ""
     parts = []
-    alone = total.seconds_on(1)
+    alone = total.simulated()
     if alone is not None:
-        unknown = total.packs - len(total.times)
-        missing = f" and {counted(unknown, 'pack')} of unknown length" if unknown else ""
-        together = None if gpus is None else total.seconds_on(gpus)
-        shared = f" ({_hours_text(together)} on {counted(gpus, 'GPU')})" if gpus and together is not None else ""
-        parts.append(f"about {_hours_text(alone)}{missing}{shared}")
+        missing = f" and {counted(total.unknown, 'pack')} of unknown length" if total.unknown else ""
+        together = None if gpus is None else total.simulated(gpus)
+        shared = ""
+        if gpus and together is not None:
+            shared = f" ({_hours_text(together.seconds)} on {counted(gpus, 'GPU')}, simulated)"
+        parts.append(f"about {_hours_text(alone.seconds)}{missing}{shared}")
     if total.peak is not None:
         parts.append(f"{total.peak / 2**30:.1f} GiB of memory at most")
     if total.disk is not None:

@@ -241,7 +241,7 @@ def _planner(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Plan
         sources,
         options.data_dir,
         device,
-        execution.gpus or 1,
+        execution.planned_gpus(),
         pack_size(options.pack),
         retry,
         caches.calibration_file(),

@@ -159,11 +159,15 @@ class Estimate:
         if geometry is None:
             return PackCost(None, None, NO_BASES)
         demand = self.demand(cells, geometry)
-        seconds = None
-        if self.coefficients is not None and None not in (self.mean_tokens(cells[0]), self._rows(cells[0])):
-            seconds = demand.seconds(self.coefficients, kept) + self._posterior_seconds(cells, geometry)
-            seconds *= self.time_factor
+        seconds = self._seconds(cells, demand, kept)
         return PackCost(seconds, self.memory_factor * demand.bytes(kept), lasting_bases(demand.adapters.bases))
+
+    def _seconds(self, cells: Sequence[Cell], demand: Demand, kept: Bases) -> float | None:
+        """Return the time of a pack, given what it asks of the device; None as in `seconds`."""
+        if self.coefficients is None or None in (self.mean_tokens(cells[0]), self._rows(cells[0])):
+            return None
+        seconds = demand.seconds(self.coefficients, kept) + self._posterior_seconds(cells, demand.geometry)
+        return self.time_factor * seconds
 
     def _posterior_seconds(self, cells: Sequence[Cell], geometry: Geometry) -> float:
         """Return the time of fitting and averaging over the posteriors of a pack's cells, one cell after another.
@@ -220,32 +224,39 @@ class Estimate:
         return costs
 
     def times(
-        self,
-        packs: Iterable[Sequence[Cell]],
-        seconds: Iterable[float | None],
-        model_of: Callable[[Sequence[Cell]], str],
+        self, packs: Iterable[Sequence[Cell]], model_of: Callable[[Sequence[Cell]], str]
     ) -> list[PackTime | None]:
-        """Return how the times of packs divide among parts of them; None where they are not known.
+        """Return how the times of packs divide among devices and among parts; None where they are not known.
 
         Args:
             packs: The packs.
-            seconds: Their times.
             model_of: Returns the location of a pack's model.
         """
-        fixed: dict[object, float] = {}
-        times: list[PackTime | None] = []
-        for pack, whole in zip(packs, seconds, strict=True):
-            if whole is not None and (kind := pack_kind(pack)) not in fixed:
-                fixed[kind] = self._fixed_seconds(pack, model_of(pack))
-            times.append(None if whole is None else PackTime(len(pack), whole, min(whole, fixed[kind])))
+        known: dict[object, PackTime | None] = {}
+        times = []
+        for pack in packs:
+            kind = pack_kind(pack)
+            if kind not in known:
+                known[kind] = self._pack_time(pack, model_of(pack))
+            times.append(known[kind])
         return times
 
-    def _fixed_seconds(self, cells: Sequence[Cell], model: str) -> float:
-        """Return the seconds of a pack that do not depend on how many cells it has: what its halves take beyond it."""
+    def _pack_time(self, cells: Sequence[Cell], model: str) -> PackTime | None:
+        geometry = load_geometry(model)
+        if geometry is None:
+            return None
+        demand = self.demand(cells, geometry)
+        bases = lasting_bases(demand.adapters.bases)
+        whole = self._seconds(cells, demand, bases)
+        if whole is None:
+            return None
+        lacking = {basis: self._seconds(cells, demand, bases - {basis}) for basis in sorted(bases)}
+        costs = tuple((basis, seconds - whole) for basis, seconds in lacking.items() if seconds is not None)
         middle = len(cells) // 2
-        parts = (cells[:middle], cells[middle:], cells) if middle else ()
-        known = [time for part in parts if (time := self.seconds(part, model)) is not None]
-        return max(0.0, known[0] + known[1] - known[2]) if len(known) == 3 else 0.0
+        halves = [self.seconds(half, model, bases) for half in (cells[:middle], cells[middle:]) if middle]
+        # What the halves take beyond the pack does not depend on how many cells there are.
+        fixed = sum(half for half in halves if half is not None) - whole
+        return PackTime(len(cells), whole, min(whole, max(0.0, fixed)), (model, cells[0].precision), costs)
 
     def bases(self, cells: Sequence[Cell], model: str) -> Bases:
         """Return the bases that a pack leaves in memory for later packs."""

@@ -1,12 +1,14 @@
-"""How several devices share packs: the longest come first, and some are cut so that all devices end together. No torch.
+"""How several devices share packs, and how long a run takes on them, which is simulated. No torch.
 
-A part of a pack takes longer than its share of the cells, since the frozen encoder runs for each part.
+The longest packs come first, and some are cut so that all devices end together. A part of a pack takes longer than its
+share of the cells, since the frozen encoder runs for each part.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +20,14 @@ MOST_CUTS = 8  # cuts for each device
 LONGEST = 16  # different packs that are tried for each cut, those with the longest parts
 SPLITS = 6  # ways in which a part is tried to be cut in two
 
+# What a run by Ray takes beside its packs, beyond what one process takes (a device's `start`): Ray itself, and that its
+# workers import torch after it has started. Measured on two H100s of one host: 16.4 s of a command passed outside of
+# training, 10.9 s with one process on one of them. Hosts start side by side; several have not been measured.
+RAY_SECONDS = 5.5
+# What the driver takes to write the record and the adapter of a cell, which have to be safe on the disk: measured on a
+# virtual machine with two cores and a slow, busy disk (17 to 21 ms; 2 ms in memory alone).
+WRITE_SECONDS = 0.02
+
 Sizes = tuple[int, ...]  # the cells of the parts of a pack
 
 
@@ -26,13 +36,17 @@ class PackTime(NamedTuple):
 
     Attributes:
         cells: Its cells.
-        seconds: Its time.
+        seconds: Its time on a device that has all bases that the pack needs.
         fixed: Those of the seconds that do not depend on how many cells there are.
+        encoder: What tells its encoder from others; a device holds one at a time.
+        bases: The bases that it needs, each with the seconds that it takes to compute once for an encoder.
     """
 
     cells: int
     seconds: float
     fixed: float = 0.0
+    encoder: Hashable = None
+    bases: tuple[tuple[Hashable, float], ...] = ()
 
     def of_part(self, cells: int) -> float:
         """Return the seconds of a part with so many cells."""
@@ -91,19 +105,29 @@ def _cuts(packs: Sequence[PackTime], sizes: Sequence[Sizes]) -> Iterator[list[Si
                 yield [*sizes[:index], cut, *sizes[index + 1 :]]
 
 
-def part_seconds(packs: Iterable[PackTime], sizes: Iterable[Sizes]) -> list[float]:
-    """Return the seconds of the parts of packs."""
-    return [pack.of_part(cells) for pack, parts in zip(packs, sizes, strict=True) for cells in parts]
-
-
-def seconds_on(devices: int, packs: Sequence[PackTime]) -> float:
-    """Return how long packs take on several devices: the longest first, each where a device is free first.
+class Cutter:
+    """Cuts packs for several devices: at first so that all end together, later none longer than the longest part then.
 
     Args:
         devices: How many there are.
-        packs: The packs.
     """
-    return _end(devices, part_seconds(packs, part_sizes(devices, packs)))
+
+    def __init__(self, devices: int) -> None:
+        self._devices = devices
+        self._longest: float | None = None
+
+    def sizes(self, packs: Sequence[PackTime]) -> list[Sizes]:
+        """Return the parts into which packs are cut that can train now."""
+        if self._longest is not None:
+            return [even_sizes(pack.cells, math.ceil(pack.seconds / self._longest)) for pack in packs]
+        sizes = part_sizes(self._devices, packs)
+        self._longest = max(part_seconds(packs, sizes), default=None)
+        return sizes
+
+
+def part_seconds(packs: Iterable[PackTime], sizes: Iterable[Sizes]) -> list[float]:
+    """Return the seconds of the parts of packs."""
+    return [pack.of_part(cells) for pack, parts in zip(packs, sizes, strict=True) for cells in parts]
 
 
 def _end(devices: int, parts: Iterable[float]) -> float:
@@ -112,3 +136,157 @@ def _end(devices: int, parts: Iterable[float]) -> float:
     for part in sorted(parts, reverse=True):
         heapq.heapreplace(busy, busy[0] + part)
     return max(busy)
+
+
+class StageTimes(NamedTuple):
+    """The packs of a stage that are still to train.
+
+    Attributes:
+        title: The name of the stage.
+        packs: Their predicted times.
+        needs: The names of the stages that have to end before.
+        is_search: Whether it searches rates: such packs come first.
+    """
+
+    title: str
+    packs: Sequence[PackTime]
+    needs: tuple[str, ...] = ()
+    is_search: bool = False
+
+
+class Simulated(NamedTuple):
+    """What a simulated run takes.
+
+    Attributes:
+        seconds: From the command to its end.
+        training: Those in which its devices train, of all devices together.
+    """
+
+    seconds: float
+    training: float
+
+
+class _Part(NamedTuple):
+    """A part of a pack that waits or trains; the smallest rank comes first."""
+
+    rank: tuple[bool, float, int]
+    pack: PackTime
+    cells: int
+    stage: str
+
+
+class _Waiting:
+    """The parts of packs that can train, and the stages that wait for others."""
+
+    def __init__(self, stages: Sequence[StageTimes], devices: int, cuts: bool) -> None:
+        self._cutter = Cutter(devices) if cuts and devices > 1 else None
+        self._by_length = devices > 1  # one device keeps the order of the plan
+        self._later = list(stages)
+        self._left: dict[str, int] = {}  # parts of a stage that have not ended
+        self._parts: list[_Part] = []
+        self._count = 0
+        self._release()
+
+    def take(self, encoder: Hashable) -> _Part | None:
+        """Return the part that trains next, and remove it: one for this encoder, if there is one."""
+        if not self._parts:
+            return None
+        fitting = (index for index, part in enumerate(self._parts) if encoder in (None, part.pack.encoder))
+        return self._parts.pop(next(fitting, 0))
+
+    def end(self, part: _Part) -> None:
+        """Note that the records of a part are written."""
+        self._left[part.stage] -= 1
+        if not self._left[part.stage]:
+            self._release()
+
+    def _release(self) -> None:
+        """Let the stages train whose needs have ended."""
+        ready: list[StageTimes] = []
+        while more := [stage for stage in self._later if self._is_ready(stage)]:
+            self._left |= {stage.title: len(stage.packs) for stage in more}
+            self._later = [stage for stage in self._later if stage.title not in self._left]
+            ready += more
+        if not any(self._left.values()):  # stages that need each other, some cells of each: as if they did not
+            ready, self._later = self._later, []
+        pairs = [(stage, pack) for stage in ready for pack in stage.packs]
+        packs = [pack for _, pack in pairs]
+        sizes = [(pack.cells,) for pack in packs] if self._cutter is None else self._cutter.sizes(packs)
+        self._left |= {stage.title: 0 for stage in ready}
+        for (stage, pack), parts in zip(pairs, sizes, strict=True):
+            for cells in parts:
+                self._count += 1
+                length = pack.of_part(cells) if self._by_length else 0.0
+                self._parts.append(_Part((not stage.is_search, -length, self._count), pack, cells, stage.title))
+            self._left[stage.title] += len(parts)
+        self._parts.sort(key=lambda part: part.rank)
+
+    def _is_ready(self, stage: StageTimes) -> bool:
+        later = {other.title for other in self._later}
+        return not any(need in later or self._left.get(need) for need in stage.needs)
+
+
+class _Devices:
+    """The devices of a simulated run: what they train, and the bases that they hold."""
+
+    def __init__(self, count: int) -> None:
+        self._idle = list(range(count))
+        self._running: list[tuple[float, int, _Part]] = []  # a heap by the time of the end
+        self._bases: dict[int, tuple[Hashable, frozenset[Hashable]]] = {}
+        self.training = 0.0
+
+    def give(self, waiting: _Waiting, now: float, encoder: Hashable) -> None:
+        """Give parts to idle devices."""
+        while self._idle and (part := waiting.take(encoder)) is not None:
+            device, pack = self._idle.pop(), part.pack
+            held_encoder, bases = self._bases.get(device, (None, frozenset()))
+            bases = bases if held_encoder == pack.encoder else frozenset()
+            seconds = pack.of_part(part.cells) + sum(cost for basis, cost in pack.bases if basis not in bases)
+            self._bases[device] = pack.encoder, bases.union(basis for basis, _ in pack.bases)
+            self.training += seconds
+            heapq.heappush(self._running, (now + seconds, device, part))
+
+    def end_next(self) -> tuple[float, _Part] | None:
+        """Return the part that ends next, and when; None if nothing trains."""
+        if not self._running:
+            return None
+        end, device, part = heapq.heappop(self._running)
+        self._idle.append(device)
+        return end, part
+
+
+def simulate(
+    stages: Sequence[StageTimes],
+    start: float,
+    devices: int = 1,
+    by_ray: bool = False,
+    cuts: bool = True,
+    write_seconds: float = WRITE_SECONDS,
+) -> Simulated:
+    """Follow a run as it is predicted to happen.
+
+    The driver gives a device that is free the next part, then writes the records of what the device has trained, one
+    pack after another. A stage begins when the records of all stages that it needs are written. A device computes bases
+    before the first pack that needs them. Loading a second encoder is not counted.
+
+    Args:
+        stages: The stages.
+        start: The seconds that one process takes beside its packs: before the first one, between them and at the end.
+        devices: How many there are; several train by Ray.
+        by_ray: Whether one device trains by Ray too.
+        cuts: Whether packs may be cut: not if the user has set their size.
+        write_seconds: What the driver takes for the record of a cell, by Ray; in one process that is in `start`.
+    """
+    by_ray = by_ray or devices > 1
+    now = start + (RAY_SECONDS if by_ray else 0.0)
+    waiting, running = _Waiting(stages, devices, cuts), _Devices(devices)
+    running.give(waiting, now, None)
+    while (ended := running.end_next()) is not None:
+        end, part = ended
+        now = max(now, end)  # the driver may still have been writing
+        running.give(waiting, now, part.pack.encoder)
+        if by_ray:
+            now += write_seconds * part.cells
+        waiting.end(part)
+        running.give(waiting, now, part.pack.encoder)
+    return Simulated(now, running.training)

@@ -78,6 +78,13 @@ def local_device() -> str:
     return "cpu"
 
 
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs of this machine the process may use. Does not import torch."""
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*/information")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, sum(1 for name in visible.split(",") if name.strip()))
+
+
 def named_device(device: str) -> str:
     """Return what records call a device: `auto` and `cuda` are this machine's first GPU. Does not import torch."""
     first = local_device()

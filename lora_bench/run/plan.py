@@ -13,7 +13,7 @@ from lora_bench.cell import Cell, Head
 from lora_bench.errors import BenchError
 from lora_bench.forecast.cost import Cost, Estimate
 from lora_bench.forecast.devices import Device, find_device
-from lora_bench.forecast.schedule import PackTime
+from lora_bench.forecast.schedule import PackTime, StageTimes
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
 from lora_bench.grid.stages import Stage, Step
 from lora_bench.models import SAMPLE
@@ -76,9 +76,9 @@ class Plan:
         """What each pack is predicted to take."""
         return self.estimate.costs(self.packs, self.model_name)
 
-    def times(self, packs: Sequence[Sequence[Cell]], costs: Sequence[Cost]) -> list[PackTime | None]:
-        """Return how the predicted times of packs divide among parts of them; None where they are unknown."""
-        return self.estimate.times(packs, [seconds for seconds, _ in costs], self.model_name)
+    def times(self, packs: Sequence[Sequence[Cell]]) -> list[PackTime | None]:
+        """Return how the predicted times of packs divide among devices and parts; None where they are unknown."""
+        return self.estimate.times(packs, self.model_name)
 
     def bytes(self, pack: Sequence[Cell]) -> float | None:
         """Return how much of a GPU's memory these cells will take at their peak, if that can be predicted."""
@@ -173,12 +173,31 @@ class Plan:
     @cached_property
     def stage_costs(self) -> dict[str, list[Cost]]:
         """What the packs that are left of each stage are predicted to take, by the stage's title."""
-        titles = {step.draft.cell: stage_title(step.stage) for step in self.grid.steps}
-        titles |= {step.cell: stage_title(step.stage) for step in self.grid.step_of.values() if step.cell is not None}
         costs: dict[str, list[Cost]] = {}
         for pack, cost in zip((*self.packs, *self.later), (*self.costs, *self.later_costs), strict=True):
-            costs.setdefault(titles[pack[0]], []).append(cost)
+            costs.setdefault(self._titles[pack[0]], []).append(cost)
         return costs
+
+    @cached_property
+    def stage_times(self) -> tuple[StageTimes, ...]:
+        """How the predicted times of the packs that are left divide, by stages; unknown times are left out."""
+        packs = (*self.packs, *self.later)
+        times: dict[str, list[PackTime]] = {}
+        for pack, time in zip(packs, self.times(packs), strict=True):
+            if time is not None:
+                times.setdefault(self._titles[pack[0]], []).append(time)
+        searches = {stage_title(step.stage) for step in self.grid.steps if step.stage[0] == "search"}
+        return tuple(
+            StageTimes(stage.title, times.get(stage.title, ()), stage.needs, stage.title in searches)
+            for stage in self.stages
+        )
+
+    @cached_property
+    def _titles(self) -> dict[Cell, str]:
+        """The title of the stage of each cell."""
+        titles = {step.draft.cell: stage_title(step.stage) for step in self.grid.steps}
+        known = {step.cell: stage_title(step.stage) for step in self.grid.step_of.values() if step.cell is not None}
+        return titles | known
 
     @cached_property
     def later_costs(self) -> list[Cost]:

@@ -7,13 +7,12 @@ halved until the cell at fault is alone. Any number of packs may be in training 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from lora_bench.cell import Cell
-from lora_bench.forecast.schedule import PackTime, Sizes, even_sizes, part_sizes
+from lora_bench.forecast.schedule import Cutter, PackTime, Sizes
 from lora_bench.run.interfaces import Failure
 from lora_bench.run.plan import Plan
 
@@ -74,7 +73,7 @@ class Queue:
     def __init__(self, plan: Plan, devices: int) -> None:
         self._store, self._known, self._devices = plan.store, plan.known, devices
         self._waiting: list[Work] = []
-        self._longest: float | None = None
+        self._cutter = Cutter(devices)
         self.add(plan)
 
     def busy(self, running: Iterable[Work]) -> set[str]:
@@ -92,7 +91,7 @@ class Queue:
 
     def _balanced(self, plan: Plan) -> list[Work]:
         """The packs of a plan, the largest first, in parts that keep all devices busy to the end."""
-        times = plan.times(plan.packs, plan.costs)
+        times = plan.times(plan.packs)
         if None in times:
             times = [PackTime(len(pack), float(len(pack) * pack[0].epochs)) for pack in plan.packs]
         packs = [(pack, time) for pack, time in zip(plan.packs, times, strict=True) if time is not None]
@@ -101,15 +100,9 @@ class Queue:
         return sorted(works, key=lambda work: not plan.searches(work.cells))
 
     def _in_parts(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
-        """The packs in parts: at first so that devices end together, later none longer than the longest one then."""
-        if self._longest is None:
-            sizes = part_sizes(self._devices, [time for _, time in packs])
-        else:
-            sizes = [even_sizes(time.cells, math.ceil(time.seconds / self._longest)) for _, time in packs]
-        parts = [part for (pack, time), cut in zip(packs, sizes, strict=True) for part in _parts(pack, time, cut)]
-        if self._longest is None and parts:
-            self._longest = max(part.cost for part in parts)
-        return parts
+        """The packs in parts that keep all devices busy."""
+        sizes = self._cutter.sizes([time for _, time in packs])
+        return [part for (pack, time), cut in zip(packs, sizes, strict=True) for part in _parts(pack, time, cut)]
 
     def untrained(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return the cells without a record since the plan was made; not those whose record cannot be read now."""

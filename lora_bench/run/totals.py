@@ -11,11 +11,9 @@ from lora_bench.forecast.cost import pack_kind
 from lora_bench.forecast.demand import FLOAT32_BYTES
 from lora_bench.forecast.geometry import load_geometry
 from lora_bench.forecast.pack import CONTEXT_BYTES
-from lora_bench.forecast.schedule import PackTime, seconds_on
+from lora_bench.forecast.schedule import WRITE_SECONDS, Simulated, StageTimes, simulate
 from lora_bench.run.plan import Plan
 
-# Until the workers of Ray are ready, beyond what one process takes: 10 and 13 s on hosts with two and four H100s.
-RAY_SECONDS = 11.0
 _RUNS = {"fused": "fused", "windows": "on windows", "padded": "on padded rows"}
 
 
@@ -26,8 +24,9 @@ class Totals:
     Attributes:
         cells: How many cells will train.
         packs: In how many packs.
-        times: The predicted times of the packs for which they can be predicted.
-        start: The seconds before the first pack.
+        stages: The predicted times of the packs for which they can be predicted, by stages.
+        start: The seconds that one process takes beside its packs.
+        cuts: Whether packs may be cut for several devices.
         peak: The bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
             None if they are unknown.
         disk: The bytes of records and adapters, and of what is kept while other cells continue from it; None if they
@@ -37,27 +36,39 @@ class Totals:
 
     cells: int
     packs: int
-    times: tuple[PackTime, ...]
+    stages: tuple[StageTimes, ...]
     start: float
+    cuts: bool
     peak: float | None
     disk: float | None
     guesses: tuple[str, ...]
 
-    def seconds_on(self, devices: int) -> float | None:
-        """Return the seconds of the whole run on so many devices; None if no pack's time can be predicted."""
-        start = self.start + (RAY_SECONDS if devices > 1 else 0.0)
-        return start + seconds_on(devices, self.times) if self.times else None
+    @property
+    def unknown(self) -> int:
+        """How many packs take a time that cannot be predicted."""
+        return self.packs - sum(len(stage.packs) for stage in self.stages)
+
+    def simulated(self, gpus: int | None = None, write_seconds: float = WRITE_SECONDS) -> Simulated | None:
+        """Return what the whole run takes; None if no pack's time can be predicted.
+
+        Args:
+            gpus: On how many GPUs packs train by Ray; None for one process with one device.
+            write_seconds: What the driver takes there for the record of a cell.
+        """
+        if self.unknown == self.packs:
+            return None
+        return simulate(self.stages, self.start, gpus or 1, gpus is not None, self.cuts, write_seconds)
 
 
 def totals(plan: Plan, saves: bool = True) -> Totals:
     """Return what all packs of a plan take; `saves` says whether the trained adapters are saved."""
-    costs = [*plan.costs, *plan.later_costs]
     packs = [*plan.packs, *plan.later]
     return Totals(
         cells=sum(map(len, packs)),
         packs=len(packs),
-        times=tuple(time for time in plan.times(packs, costs) if time is not None),
+        stages=plan.stage_times,
         start=plan.estimate.start_seconds,
+        cuts=plan.limit is None,
         peak=None if plan.device_name.startswith("cpu") else _peak(plan),
         disk=_disk(plan, saves),
         guesses=(*_about_device(plan), *_about_models(plan)),

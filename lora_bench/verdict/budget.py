@@ -29,7 +29,7 @@ class Planner:
         sources: Looks up models and data; the same objects for all configs.
         data: The data folder, if there is one.
         device: The device's name, as records have it.
-        gpus: On how many of them packs are spread.
+        gpus: On how many of them packs train by Ray; None for one process with one of them.
         pack_size: The largest number of cells in a pack; None for as many as fill the device.
         retry: The states of recorded cells that are to be trained again.
         measured: The file with the device's own coefficients.
@@ -39,7 +39,7 @@ class Planner:
     sources: Sources
     data: Path | None
     device: str
-    gpus: int
+    gpus: int | None
     pack_size: int | None
     retry: tuple[str, ...]
     measured: Path
@@ -52,8 +52,8 @@ class Planner:
     def seconds(self, plan: Plan) -> float | None:
         """Return how long a plan takes until its report is there; None if that cannot be predicted."""
         total = totals(plan)
-        training = total.seconds_on(self.gpus) if len(total.times) == total.packs else None
-        return None if training is None else training + BESIDE
+        training = None if total.unknown else total.simulated(self.gpus)
+        return None if training is None else training.seconds + BESIDE
 
 
 def fit(

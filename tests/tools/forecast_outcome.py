@@ -92,6 +92,7 @@ def compare(config: Config, path: Path, model: str, data: Path | None) -> Row:
     grid = expand(config, {"model": [model]}, plan.sources(), data)
     planned = plan.make(grid, results, None, (), environment.named_device("auto"), calibration_file())
     total = totals(planned, saves=False)
+    simulated = total.simulated()
     options = ["--offline", "--no-save", "--model", model, *(("--data-dir", str(data)) if data else ())]
     seconds, process = run(path, options, results)
     records = {record.id: record for record in read_records(results).records} if results.exists() else {}
@@ -105,7 +106,7 @@ def compare(config: Config, path: Path, model: str, data: Path | None) -> Row:
     return Row(
         grid=config.name,
         cells=sum(record.status == "done" for record in records.values()),
-        seconds=(total.seconds_on(1), seconds),
+        seconds=(None if simulated is None else simulated.seconds, seconds),
         tensors=max((tensors for *_, tensors in packs), key=lambda tensors: tensors[1] or 0.0),
         process=(gib(total.peak), process),
         outside=seconds - sum(measured or 0.0 for _, (_, measured), _ in packs),
