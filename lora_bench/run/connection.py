@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 from lora_bench.errors import MISSING, BenchError
 
 # Before Ray is imported: it sends no statistics and uploads no folder (which it does under `uv run`), and leaves
-# CUDA_VISIBLE_DEVICES alone for workers without a GPU.
+# CUDA_VISIBLE_DEVICES alone for workers without a GPU. Its handler of fatal signals, SIGTERM among them, is not
+# installed over ours: that one prints a stack trace, and aborts the process three seconds later, saved or not.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else and there are as many (chosen)
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
@@ -40,7 +44,7 @@ def import_ray() -> Any:
 def connect(ray: Any, address: str | None) -> None:
     """Join the cluster at an address, or start Ray on this machine. Not to be called by the main thread.
 
-    Outside of that, Ray leaves SIGTERM alone: its handler would end the process without saving.
+    There, Ray would install a Python handler of SIGTERM that ends the process without saving.
 
     Raises:
         BenchError: Exit code 2 or 3 if there is no such cluster.
@@ -48,6 +52,7 @@ def connect(ray: Any, address: str | None) -> None:
     if address is not None:
         _require_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it handles no SIGTERM
+    _keep_signals_from_servers(ray)
     try:
         ray.init(
             address=address or "local",
@@ -141,6 +146,18 @@ def require_head(ray: Any) -> None:
 def _machines(ray: Any) -> Sequence[Mapping[str, float]]:
     """The resources of the machines that are alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _keep_signals_from_servers(ray: Any) -> None:
+    """Have Ray start its servers in sessions of their own: they must live until what trains is saved.
+
+    A closed terminal, `timeout` and schedulers send signals to the whole process group. On Linux alone: there the
+    kernel ends the servers with this process. Elsewhere Ray does, and finds them by their group.
+    """
+    services = getattr(ray._private, "services", None)
+    popen = getattr(services, "ConsolePopen", None)
+    if sys.platform == "linux" and isinstance(popen, type):  # not replaced before
+        services.ConsolePopen = functools.partial(popen, start_new_session=True)
 
 
 def _print_errors_as_errors(ray: Any) -> None:
