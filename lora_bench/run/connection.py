@@ -154,7 +154,7 @@ def _keep_signals_from_servers(ray: Any) -> None:
     A closed terminal, `timeout` and schedulers send signals to the whole process group. On Linux alone: there the
     kernel ends the servers with this process. Elsewhere Ray does, and finds them by their group.
     """
-    services = getattr(ray._private, "services", None)
+    services: Any = getattr(ray._private, "services", None)
     popen = getattr(services, "ConsolePopen", None)
     if sys.platform == "linux" and isinstance(popen, type):  # not replaced before
         services.ConsolePopen = functools.partial(popen, start_new_session=True)
