@@ -14,14 +14,16 @@ from typing import Any
 from lora_bench.errors import MISSING, BenchError
 
 # Before Ray is imported: it sends no statistics and uploads no folder (which it does under `uv run`), and leaves
-# CUDA_VISIBLE_DEVICES alone for workers without a GPU. Its handler of fatal signals, SIGTERM among them, is not
-# installed over ours: that one prints a stack trace, and aborts the process three seconds later, saved or not.
+# CUDA_VISIBLE_DEVICES alone for workers without a GPU.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
+# For this process alone: Ray's handler of fatal signals, SIGTERM among them, is not installed over ours. It prints a
+# stack trace, and aborts the process three seconds later, saved or not. Ray reads this when it is imported; workers
+# do not inherit it, since without the handler they outlive their machine's server for a while.
+NO_HANDLER = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 CORES = 4  # of a worker without a GPU, where OMP_NUM_THREADS says nothing else and there are as many (chosen)
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
 
@@ -33,11 +35,18 @@ def import_ray() -> Any:
         BenchError: Exit code 3 if it is not installed.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    before = os.environ.get(NO_HANDLER)
+    os.environ[NO_HANDLER] = "1"
     try:
         import ray
     except ImportError as error:
         hint = "Install it: pip install 'lora-bench[ray]'."
         raise BenchError(f"--engine ray needs Ray, which cannot be imported ({error}).", hint, MISSING) from None
+    finally:
+        if before is None:
+            del os.environ[NO_HANDLER]
+        else:
+            os.environ[NO_HANDLER] = before
     return ray
 
 
