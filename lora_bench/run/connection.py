@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,10 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# For this process alone: Ray's handler of fatal signals, SIGTERM among them, is not installed over ours. It prints a
+# stack trace, and aborts the process three seconds later, saved or not. Ray reads this when it is imported; workers
+# do not inherit it, since without the handler they outlive their machine's server for a while.
+NO_HANDLER = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
 
 
@@ -29,18 +35,25 @@ def import_ray() -> Any:
         BenchError: Exit code 3 if it is not installed.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    before = os.environ.get(NO_HANDLER)
+    os.environ[NO_HANDLER] = "1"
     try:
         import ray
     except ImportError as error:
         hint = "Install it: pip install 'lora-bench[ray]'."
         raise BenchError(f"--engine ray needs Ray, which cannot be imported ({error}).", hint, MISSING) from None
+    finally:
+        if before is None:
+            del os.environ[NO_HANDLER]
+        else:
+            os.environ[NO_HANDLER] = before
     return ray
 
 
 def connect(ray: Any, address: str | None) -> None:
     """Join the cluster at an address, or start Ray on this machine. Not to be called by the main thread.
 
-    Outside of that, Ray leaves SIGTERM alone: its handler would end the process without saving.
+    There, Ray would install a Python handler of SIGTERM that ends the process without saving.
 
     Raises:
         BenchError: Exit code 2 or 3 if there is no such cluster.
@@ -48,6 +61,7 @@ def connect(ray: Any, address: str | None) -> None:
     if address is not None:
         _require_answer(address)
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it says that it handles no SIGTERM
+    _keep_signals_from_servers(ray)
     try:
         ray.init(
             address=address or "local",
@@ -139,6 +153,18 @@ def require_head(ray: Any) -> None:
 def _machines(ray: Any) -> Sequence[Mapping[str, float]]:
     """The resources of the machines that are alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _keep_signals_from_servers(ray: Any) -> None:
+    """Have Ray start its servers in sessions of their own: they must live until what trains is saved.
+
+    A closed terminal, `timeout` and schedulers send signals to the whole process group. On Linux alone: there the
+    kernel ends the servers with this process. Elsewhere Ray does, and finds them by their group.
+    """
+    services: Any = getattr(ray._private, "services", None)
+    popen = getattr(services, "ConsolePopen", None)
+    if sys.platform == "linux" and isinstance(popen, type):  # not replaced before
+        services.ConsolePopen = functools.partial(popen, start_new_session=True)
 
 
 def _print_errors_as_errors(ray: Any) -> None:

@@ -138,7 +138,8 @@ def test_whatever_dies_each_cell_is_recorded_once_as_alone(folder: Path, ray_clu
     assert (code, errors.splitlines()[-1].split(".")[0]) == (INTERRUPTED, "Interrupted"), errors
     assert "has died; its pack continues" in (folder / "out").read_text()
     assert "raylet" not in (folder / "out").read_text()
-    assert list((results / "states").iterdir())
+    if "has died" not in (folder / "out").read_text().splitlines()[-1]:  # that of the lost machine, which went on
+        assert list((results / "states").iterdir())
 
     driver = start(folder, "shared", *on_ray)
     before = recorded(results)

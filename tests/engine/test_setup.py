@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_bench import methods
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.bases import basis, svd
+from lora_bench.engine.adapters.draw import draw_stack
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.targets import resolve
@@ -20,7 +22,7 @@ from lora_bench.engine.step_rules import RankSchedule
 from lora_bench.forecast import families
 from lora_bench.forecast.demand import PASSES, count_adapters
 from lora_bench.forecast.geometry import Geometry, load_geometry
-from lora_bench.methods.recipe import Shape
+from lora_bench.methods.recipe import Shape, Zeros
 from lora_bench.methods.rules import Step
 from lora_bench.testing import make_cell
 from lora_bench.testing.encoders import FAMILIES, make_encoder
@@ -45,6 +47,38 @@ def test_a_start_is_drawn_once_for_all_cells_that_share_it(method: str, monkeypa
     for place, one in enumerate(pack.cells):
         alone = Pack([one], backbone(), 2).state(0)
         torch.testing.assert_close(alone.flat(), pack.state(place).flat(), rtol=0, atol=1e-12)
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations by name."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        untyped: Any = super().__init__
+        untyped()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("method", ["lora", "mini"])
+def test_starts_are_put_together_without_torchs_threads(method: str) -> None:
+    """An operation for each cell and weight has as many barriers, each slow where other processes use the cores."""
+    cells = [make_cell(method, rank=rank, seed=seed) for rank in (1, 2) for seed in range(4)]
+    on = backbone()
+    modules = [name for name, linear in on.linears().items() if linear.weight.shape == (32, 32)]
+    shape = Shape(32, 32)
+
+    def copies(count: int) -> int:
+        counts: Counter[str] = Counter()
+        with Operations(counts):
+            for versions in zip(*(methods.of(cell).factors(cell, shape) for cell in cells[:count]), strict=True):
+                if not isinstance(versions[0].start, Zeros):
+                    draw_stack(versions, cells[:count], modules[:count], on)
+        return sum(number for name, number in counts.items() if name not in ("detach", "lift_fresh"))  # views
+
+    assert copies(8) == copies(1) > 0
 
 
 def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,7 @@ def simulate(counts: Iterable[int], predicted: Totals, writing: float = WRITE_SE
 
 def measure(gpus: int, options: Sequence[str], scratch: Path) -> tuple[float, Usage]:
     """Run the command on some GPUs; return its seconds, and what it used."""
+    scratch.mkdir(parents=True, exist_ok=True)
     results = scratch / f"gpus-{gpus}"
     visible = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
     begin = time.monotonic()

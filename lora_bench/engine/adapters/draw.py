@@ -83,9 +83,12 @@ def draw_stack(versions: Sequence[Factor], cells: Sequence[Cell], modules: Seque
     for row, (cell, factor) in enumerate(zip(drawn_cells, versions, strict=False)):
         rows_of.setdefault((factor, cell.seed), []).append(row)
     values = torch.zeros(len(drawn_cells), len(drawn_modules), rows, cols, dtype=backbone.exact)
+    # Filled by NumPy, in one thread. Hundreds of copies by torch have as many barriers of its threads, which take
+    # seconds, instead of 0.1 s, where other processes use the cores too.
+    array = values.numpy()
     for index, module in enumerate(drawn_modules):
         for (factor, seed), sharing in rows_of.items():
-            values[sharing, index, : factor.rows, : factor.cols] = draw(factor, seed, module, backbone).to(values)
+            array[sharing, index, : factor.rows, : factor.cols] = draw(factor, seed, module, backbone).numpy()
     return values.to(backbone.device).expand(len(versions), len(modules), -1, -1)
 
 
