@@ -21,9 +21,8 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# For this process alone: Ray's handler of fatal signals, SIGTERM among them, is not installed over ours. It prints a
-# stack trace, and aborts the process three seconds later, saved or not. Ray reads this when it is imported; workers
-# do not inherit it, since without the handler they outlive their machine's server for a while.
+# Set while Ray is imported, for this process alone: Ray's handler of fatal signals, SIGTERM among them, is then not
+# installed over ours. It prints a stack trace, and aborts the process three seconds later, saved or not.
 NO_HANDLER = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
 CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
 
