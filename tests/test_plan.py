@@ -18,6 +18,7 @@ from lora_bench.forecast.geometry import load_geometry
 from lora_bench.grid.cells import expand
 from lora_bench.grid.config import Config
 from lora_bench.records.schema import Record
+from lora_bench.run import environment
 from lora_bench.run import plan as plans
 from lora_bench.run.totals import totals
 from lora_bench.testing.data import make_data
@@ -104,6 +105,19 @@ def test_several_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     is_clear(lora_bench("plan", *options, "--engine", "cloud"), 2, "no engine 'cloud'")
     is_clear(lora_bench("plan", *options, "--address", "auto"), 2, "--address")
     is_clear(lora_bench("run", *options, "--gpus", "8"), 2, "--gpus")
+    is_clear(lora_bench("plan", "--preset", "paper", "--device", "cpu", "--gpus", "8"), 2, "exclude each other")
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [("0,1", 2), ("1", 1), ("-1", 0), ("0,-1,1", 1), ("", 0), ("none", 0), ("8", 0), ("0,0", 1), ("GPU-1,MIG-2", 2)],
+)
+def test_gpus_that_the_process_may_use_are_counted_as_cuda_does(
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    monkeypatch.setattr(Path, "glob", lambda *_: [Path(str(index)) for index in range(4)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert environment.count_gpus() == count
 
 
 def test_packs_that_are_alike_are_one_row() -> None:

@@ -226,6 +226,7 @@ class ExecutionOptions:
             rich_help_panel=EXECUTION_PANEL,
             show_default=False,
             min=1,
+            max=10**6,
         ),
     ] = None
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.", rich_help_panel=EXECUTION_PANEL)] = False
@@ -265,6 +266,8 @@ class ExecutionOptions:
         needs_ray = self.address is not None or (self.gpus is not None and not planning)
         if self.engine == "local" and needs_ray:
             raise BenchError("--address and --gpus are for --engine ray.", "Add --engine ray, or leave them out.")
+        if self.device == "cpu" and self.gpus is not None:
+            raise BenchError("--gpus and --device cpu exclude each other.", "Give one of them.")
         return self.engine == "ray"
 
     def planned_gpus(self) -> int | None:

@@ -65,8 +65,6 @@ class RayExecutor:
         if device not in ("auto", "cuda", "cpu"):
             hint = "Use --device auto or cpu, and --gpus N for a number of GPUs."
             raise BenchError(f"--engine ray does not take --device {device}.", hint)
-        if device == "cpu" and gpus is not None:
-            raise BenchError("--gpus and --device cpu exclude each other.", "Give one of them.")
         self._ray = connection.import_ray()
         self.address, self.gpus, self.device = address, gpus, device
         self._opening: Future[Shares] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import platform
 import re
@@ -37,8 +38,9 @@ def quick_imports() -> Iterator[None]:
 
 def wanted_threads() -> int | None:
     """Return the threads that `OMP_NUM_THREADS` asks for; None where it does not say."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else None
+    # A list has a number for each level of nesting.
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and len(given) < 6 and int(given) else None
 
 
 def versions() -> dict[str, str]:
@@ -82,7 +84,14 @@ def count_gpus() -> int:
     """Return how many NVIDIA GPUs of this machine the process may use. Does not import torch."""
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*/information")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if visible is None else min(present, sum(1 for name in visible.split(",") if name.strip()))
+    if visible is None:
+        return present
+    # CUDA ignores all after the first entry that names no GPU, by its number or its id.
+    names = [name.strip() for name in visible.split(",")]
+    usable = itertools.takewhile(
+        lambda name: int(name) < present if name.isdecimal() else name.startswith(("GPU-", "MIG-")), names
+    )
+    return min(present, len(set(usable)))
 
 
 def named_device(device: str) -> str:

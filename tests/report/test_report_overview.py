@@ -133,6 +133,23 @@ def test_differences_and_verdicts_are_those_of_the_comparisons_with_the_referenc
     assert sorted(rows[size]["verdict"] == "—" for size in ("vera r=64", "vera r=256")) == [False, True]
 
 
+def test_without_the_reference_nothing_is_said_of_differences() -> None:
+    (table,) = overview(entry for entry in experiment() if entry.cell.method in ("xs", "vera"))
+    assert not {"difference to lora", "verdict"} & {head.replace("\n", " ") for head in table.heads}
+    assert not any("lora" in note for note in table.notes)
+
+
+def test_collapsed_cells_are_counted() -> None:
+    one_answer = {"predictions": (1.0,) * 4}
+    collapsed = [
+        entry.model_copy(update=one_answer) if (entry.cell.method, entry.cell.seed) == ("xs", 1) else entry
+        for entry in experiment()
+    ]
+    (table,) = overview(collapsed)
+    said = "3 of 3 cells of xs r=8 on attention (CoLA 1, SST-2 1, STS-B 1) give one answer to all rows"
+    assert any(said in note for note in table.notes)
+
+
 def test_lost_seeds_are_counted_and_said() -> None:
     lost = [
         entry.model_copy(update={"status": "diverged", "score": None, "best": None})

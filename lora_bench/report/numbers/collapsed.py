@@ -8,7 +8,6 @@ What a cell has to do to count as collapsed is `frame.gives_one_answer`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
 from lora_bench.report.numbers.entries import ANSWER_COLUMNS, AVERAGE, Scope, comparable_scopes
@@ -17,9 +16,6 @@ from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.report.numbers.tables import difference_interval_text, signed_percent
 from lora_bench.report.numbers.wording import join_words, task_title
 from lora_bench.text import counted
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 _MAX_NAMED = 8
 
@@ -31,14 +27,14 @@ def collapsed_tasks(scope: Scope) -> list[str]:
     return [column.task for column in scope.tasks if all_of_task.get(column.task, False)]
 
 
-def collapsed_notes(scope: Scope, family: DataFrame) -> list[str]:
-    """Say how many cells of the settings of some comparisons have collapsed; nothing if none has.
+def collapsed_notes(scope: Scope, indices: Sequence[int]) -> list[str]:
+    """Say how many cells of some settings have collapsed; nothing if none has.
 
     Args:
         scope: The results.
-        family: The comparisons, with the indices of the entries in `entry` and `reference`.
+        indices: The indices of the settings' entries.
     """
-    text = _counts_text(scope, [*family["entry"], *family["reference"]])
+    text = _counts_text(scope, indices)
     return [text] if text else []
 
 
@@ -90,7 +86,7 @@ def _counts_text(scope: Scope, indices: Sequence[int]) -> str:
     collapsed = sorted((row for row in rows if row["one_answer"]), key=_share, reverse=True)
     if not collapsed:
         return ""
-    others = [row for row in rows if not row["one_answer"]]
+    others = [row for row in rows if not row["one_answer"] and not row["unknown"]]
     with_targets = len({row["targets"] for row in rows}) > 1
     parts = [
         f"{row['one_answer']} of {row['with_predictions']}{'' if number else ' cells'} of {_name(row, with_targets)} "

@@ -120,7 +120,7 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
         "without the examples; paired by seed: Student's, of the differences of the seeds that both have. equivalence: "
         f"that the difference is below {counted_points(scope.compare.margin)}.{levels}",
         *(note for _, members in family.groupby("task", sort=False) for note in family_notes(statistics, members)),
-        *collapsed_notes(scope, family),
+        *collapsed_notes(scope, [*family["entry"], *family["reference"]]),
     )
     return build_table(name, title, columns, frame, notes, 2)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_bench.records.schema import Record
 from lora_bench.report.numbers.calibration import AFTER, MEASURES, calibration_frame
+from lora_bench.report.numbers.collapsed import collapsed_notes
 from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, ScopeStatistics
 from lora_bench.report.numbers.entries import AVERAGE, Column, Scope
 from lora_bench.report.numbers.frame import ARM, COUNTS, Row, is_missing, rows_of
@@ -55,7 +56,8 @@ def overview_tables(statistics: ScopeStatistics) -> list[ReportTable]:
     frame = data.drop_duplicates("arm")[[*_SETTING]]
     frame = frame.assign(by_task=pd.Series(rows).reindex(frame["arm"]).set_axis(frame.index))
     main = data[data["task"] == scope.main.task]
-    notes = (*_notes(scope, data), *lost_notes(main))
+    main_entries = scope.at(scope.main).index.tolist()
+    notes = (*_notes(scope, data), *lost_notes(main), *collapsed_notes(scope, main_entries))
     title = f"All methods: {scope.title}"
     label_columns = 1 if frame["size"].is_unique else 2
     table = build_table(f"overview {scope.title}", title, _columns(scope, data), frame, notes, label_columns)
@@ -115,7 +117,7 @@ def _calibration(scope: Scope, tasks: tuple[str, ...]) -> DataFrame:
 
 
 def _columns(scope: Scope, data: DataFrame) -> list[TableColumn]:
-    reference, main = scope.compare.reference, scope.main
+    main = scope.main
     averages = [main] if main.task == AVERAGE else []
     return [
         TableColumn("size", "setting"),
@@ -133,10 +135,20 @@ def _columns(scope: Scope, data: DataFrame) -> list[TableColumn]:
             for name, ending in ((measure, ""), (AFTER[measure], "\nafter"))
             if data[name][data["task"] == main.task].notna().any()
         ),
-        _of_task(
-            main, f"difference\nto {reference}", lambda row: signed_percent(row["against_difference"]), numeric=True
-        ),
-        _of_task(main, "verdict", _verdict_text, bold=_is_decided),
+        *(_compared_columns(scope) if _is_compared(data) else []),
+    ]
+
+
+def _is_compared(data: DataFrame) -> bool:
+    """Whether any setting is compared with the reference method, which other results may not have."""
+    return bool(data["against_verdict"].notna().any())
+
+
+def _compared_columns(scope: Scope) -> list[TableColumn]:
+    head = f"difference\nto {scope.compare.reference}"
+    return [
+        _of_task(scope.main, head, lambda row: signed_percent(row["against_difference"]), numeric=True),
+        _of_task(scope.main, "verdict", _verdict_text, bold=_is_decided),
     ]
 
 
@@ -188,10 +200,13 @@ def _is_decided(row: Row) -> bool:
 
 def _notes(scope: Scope, data: DataFrame) -> list[str]:
     main, reference = main_name(scope), scope.compare.reference
-    notes = [
-        f"A row for each setting. Interval, difference and verdict are on {main}; the last two are those of the table "
-        f"of each method against {reference}, which has one setting of each method, {chosen_note(scope)}."
-    ]
+    first = f"A row for each setting. Intervals are on {main}"
+    if _is_compared(data):
+        first += (
+            f", as difference and verdict: those of the table of each method against {reference}, which has one "
+            f"setting of each method, {chosen_note(scope)}. {DASH}: not in that table"
+        )
+    notes = [f"{first}."]
     rates = "rate: the learning rate on each task"
     if data["searched"].notna().any():
         rates += f", searched on held-out training rows; {_EDGE}: the lowest or the highest that was tried"

@@ -144,7 +144,7 @@ def verdict_tables(statistics: ScopeStatistics) -> list[ReportTable]:
         f"On {main_name(scope)}; the difference is that of the row to the one below it. NLL and ECE: the mean negative "
         "log-likelihood and the expected calibration error on the rows that are scored, over the tasks with classes; "
         f"lower is better. Equivalent: within {counted_points(scope.compare.margin)}.",
-        *collapsed_notes(scope, statistics.declared),
+        *collapsed_notes(scope, [*statistics.declared["entry"], *statistics.declared["reference"]]),
     )
     name, title = f"verdict {scope.title}", f"{scope.compare.subject} against {scope.compare.reference}: {scope.title}"
     return [build_table(name, title, columns, frame, notes, 2)]
