@@ -149,6 +149,8 @@ def test_the_cost_comes_first_and_nothing_is_written() -> None:
     assert "1 size, 4 tasks, 20 seeds: 224 cells to train in 8 stages on H100, about" in first
     assert "±0.71 points over seeds (by results/minilm, another encoder)" in first
     assert sizes.strip() == "vera r=768 against lora r=1: 36,864 trained values each"
+    shared = lora_bench("verdict", "vera", *MPNET, "--targets", "qv", "--sizes", "1", "--engine", "ray", "--gpus", "4")
+    assert re.search(r"8 stages on 4 GPUs \(H100\), about \d min, simulated, until the page", shared.out), shared
     assert list(Path().iterdir()) == []
 
 

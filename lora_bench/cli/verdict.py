@@ -332,11 +332,13 @@ def _cost_lines(ready: Ready, planner: Planner) -> Iterator[str]:
     total, seconds = totals(plan), planner.seconds(plan)
     packs = "" if not total.packs else f" in {counted(len(plan.stages), 'stage')}"
     unknown_time = "time unknown (`lora-bench bench --calibrate` measures this device, with --quick in a minute)"
-    time = unknown_time if seconds is None else f"about {duration_text(seconds)} until the page is there"
+    simulated = "" if planner.gpus is None else ", simulated,"
+    time = unknown_time if seconds is None else f"about {duration_text(seconds)}{simulated} until the page is there"
+    where = planner.device if planner.gpus is None else f"{counted(planner.gpus, 'GPU')} ({planner.device})"
     yield (
         f"{compare.subject} against {compare.reference}: {counted(len(compare.pairs), 'size')}, "
         f"{counted(len(compare.average), 'task')}, {counted(compare.looks[-1], 'seed')}: "
-        f"{counted(total.cells, 'cell')} to train{packs} on {planner.device}, {time}; "
+        f"{counted(total.cells, 'cell')} to train{packs} on {where}, {time}; "
         f"the interval on the average: about ±{ready.half_width:.2g} points over seeds (by {ready.deviations.origin})"
     )
     yield from (*ready.notes, *total.guesses)
