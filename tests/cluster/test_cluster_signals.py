@@ -48,9 +48,15 @@ def start(folder: Path, results: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", IGNORING, sys.executable, "-m", "lora_bench", *words]
     with (folder / "out").open("w") as out:
         return subprocess.Popen(
-            command, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def interrupted(running: subprocess.Popen[str], *numbers: signal.Signals, group: bool = True) -> str:
