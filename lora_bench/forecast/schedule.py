@@ -267,7 +267,8 @@ def simulate(
 
     The driver gives a device that is free the next part, then writes the records of what the device has trained, one
     pack after another. A stage begins when the records of all stages that it needs are written. A device computes bases
-    before the first pack that needs them. Loading a second encoder is not counted.
+    before the first pack that needs them. Not followed are the loading of a second encoder, and that a run in stages
+    packs anew what waits when records come.
 
     Args:
         stages: The stages.

@@ -56,7 +56,7 @@ def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
         TableColumn("targets", "targets"),
         TableColumn("adapter_params", "trained\nvalues", lambda row: count_text(row["adapter_params"]), numeric=True),
         TableColumn("mean", "average", summary_text, bold=lambda row: bool(row["best"])),
-        interval_column(),
+        _interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
         *_data_columns("rank_last", "best", "methods", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
@@ -95,14 +95,14 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
     frame[whole] = frame[whole].astype("Int64")
     for column in scope.tasks:
         entries = scope.at(column)
-        texts = dict(zip(entries["arm"], summary_texts(entries), strict=True))
+        texts = dict(zip(entries["arm"], _summary_texts(entries), strict=True))
         frame[f"_{column.task}"] = [texts.get(arm, "") for arm in frame["arm"]]
-    average = [TableColumn("mean", score_head(scope.main), average_text, bold=lambda row: bool(row["best"]))]
+    average = [TableColumn("mean", score_head(scope.main), _average_text, bold=lambda row: bool(row["best"]))]
     columns = [
         TableColumn("size", "method", bold=lambda row: bool(row["best"])),
         TableColumn("targets", "targets"),
         *(average if scope.main.task == AVERAGE else []),
-        interval_column(),
+        _interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
         *(TableColumn("", score_head(column), _getter(f"_{column.task}")) for column in scope.tasks),
@@ -135,7 +135,7 @@ def best_table(statistics: ScopeStatistics) -> ReportTable:
         TableColumn(
             "mean", "score", lambda row: summary_text(row, with_median=True), bold=lambda row: bool(row["best"])
         ),
-        interval_column(),
+        _interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
         *_cost_columns(scope),
@@ -188,7 +188,7 @@ def rank_tables(scope: Scope) -> list[ReportTable]:
 def _rank_table(scope: Scope, entries: DataFrame, name: str, labels: tuple[str, str]) -> ReportTable:
     """Return a table with ranks across."""
     ranks = sorted(entries["rank"].unique())
-    texts = entries.assign(_text=summary_texts(entries))
+    texts = entries.assign(_text=_summary_texts(entries))
     keys = list(labels)
     frame = texts[keys].drop_duplicates().sort_values(keys, na_position="first")
     for rank in ranks:
@@ -217,7 +217,7 @@ def score_head(column: Column) -> str:
     return "average" if column.task == AVERAGE else f"{task_title(column.task)}\n{metric_name(column.metric)}"
 
 
-def summary_texts(entries: DataFrame) -> list[str]:
+def _summary_texts(entries: DataFrame) -> list[str]:
     return [summary_text(row) for row in rows_of(entries[["n", "seeds", "mean", "std"]])]
 
 
@@ -225,11 +225,11 @@ def _getter(name: str) -> Callable[[Row], str]:
     return lambda row: str(row[name])
 
 
-def average_text(row: Row) -> str:
+def _average_text(row: Row) -> str:
     return "" if row["n"] is None else summary_text(row)
 
 
-def interval_column() -> TableColumn:
+def _interval_column() -> TableColumn:
     return TableColumn("", "95%\ninterval", lambda row: score_interval_text(row["low"], row["high"]))
 
 
