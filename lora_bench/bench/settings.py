@@ -55,8 +55,9 @@ class BenchSettings:
         process_counts: The numbers of peer processes at the same time.
         precision: None for bf16 on CUDA, else float32.
         seconds: The timed seconds of one measurement, all repeats together.
-        threads: Processor threads of each side; None for torch's own choice. Quick benchmarks use one: the sample is
-            too small to be divided, and two threads that wait for each other on a busy machine measure the machine.
+        threads: Processor threads of each side; None for as many as `run` has on this device. Quick benchmarks use
+            one: the sample is too small to be divided, and two threads that wait for each other on a busy machine
+            measure the machine.
     """
 
     name: str

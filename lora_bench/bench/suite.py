@@ -316,9 +316,9 @@ def describe_error(error: Exception) -> str:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Limit torch to a number of processor threads, for both sides; None leaves the number as it is."""
+    """Limit torch to so many processor threads, for both sides; None leaves the number as it is."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(min(count or before, before))
     try:
         yield
     finally:
@@ -333,5 +333,7 @@ def run(settings: BenchSettings, log: Callable[[str], None], save: Callable[[Ben
         log: Called with a line of text for each event.
         save: Called with the report after each row.
     """
-    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch, torch_threads(settings.threads):
-        return Suite(settings, Path(scratch), log, save).run()
+    with tempfile.TemporaryDirectory(prefix="lora-bench-") as scratch:
+        suite = Suite(settings, Path(scratch), log, save)
+        with torch_threads(settings.threads or environment.default_threads(str(suite.device))):
+            return suite.run()

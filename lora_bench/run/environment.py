@@ -43,6 +43,15 @@ def wanted_threads() -> int | None:
     return int(given) if given.isdecimal() and len(given) < 6 and int(given) else None
 
 
+def default_threads(device: str) -> int | None:
+    """Return how many threads a process that trains on a device should have; None to leave it to torch.
+
+    Args:
+        device: What torch calls the device.
+    """
+    return None if device == "cpu" or wanted_threads() is not None else THREADS
+
+
 def versions() -> dict[str, str]:
     """Return the versions that every record holds and `doctor` shows."""
     return {"lora_bench": __version__, "python": platform.python_version(), **versions_of(*PACKAGES)}

@@ -25,9 +25,9 @@ def import_training(device: str) -> type[Training]:
     with environment.quick_imports():
         import torch
 
+        if (threads := environment.default_threads(device)) is not None:
+            torch.set_num_threads(min(threads, torch.get_num_threads()))
         if device != "cpu":
-            if environment.wanted_threads() is None:
-                torch.set_num_threads(min(environment.THREADS, torch.get_num_threads()))
             threading.Thread(target=_start_cuda, args=(device,), name="starting CUDA").start()
         from lora_bench.run.worker import Training
     return Training

@@ -16,6 +16,7 @@ from lora_bench.bench.clock import ROUNDS, Turns
 from lora_bench.bench.suite import BenchReport
 from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
+from lora_bench.run import environment
 from tests.bench.bench_factory import SAMPLE, bench_settings, in_turns, measured, work
 
 QUICK = ["bench", "--quick", "--device", "cpu", "--seconds", "0.2"]
@@ -224,12 +225,20 @@ def test_the_report_is_saved_after_each_row(under: Under) -> None:
     assert [len(report.rows) for report in under.saved] == [1, 2, 3]
 
 
-def test_threads_are_set_and_restored() -> None:
-    before = torch.get_num_threads()
-    for count, inside in ((before + 1, before + 1), (None, before)):
-        with suite.torch_threads(count):
-            assert torch.get_num_threads() == inside
-        assert torch.get_num_threads() == before
+def test_threads_are_limited_and_restored() -> None:
+    with suite.torch_threads(None):
+        torch.set_num_threads(3)
+        for count, inside in ((2, 2), (4, 3), (None, 3)):
+            with suite.torch_threads(count):
+                assert torch.get_num_threads() == inside
+            assert torch.get_num_threads() == 3
+
+
+def test_a_gpu_gives_both_sides_as_many_threads_as_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [environment.default_threads(device) for device in ("cpu", "cuda", "cuda:1")] == [None, 4, 4]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert environment.default_threads("cuda") is None
 
 
 def test_auto_is_a_number_measured_once(under: Under) -> None:
