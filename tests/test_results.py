@@ -38,7 +38,8 @@ REPORTED = ("base", "minilm", *VERDICTS)
 AGAIN = "base-again"  # some cells of base, each trained again alone
 CONFIGURED = [name for name in FOLDERS if name != AGAIN]
 LONGER = "base-x3"  # five settings of base with three times the epochs
-STAGED = ("base", LONGER, *VERDICTS)  # folders whose config searches rates itself
+UNFINISHED = "methods"  # what its config asks for is trained in part
+STAGED = ("base", LONGER, UNFINISHED, *VERDICTS)  # folders whose config searches rates itself
 over_folders = pytest.mark.parametrize("name", FOLDERS)
 over_configured = pytest.mark.parametrize("name", CONFIGURED)
 
@@ -79,7 +80,7 @@ def near(text: str) -> object:
 
 
 def test_there_are_results() -> None:
-    assert sorted(["base", AGAIN, LONGER, "minilm", "minilm-rates", "minilm-sweep", *VERDICTS]) == FOLDERS
+    assert sorted(["base", AGAIN, LONGER, UNFINISHED, "minilm", "minilm-rates", "minilm-sweep", *VERDICTS]) == FOLDERS
 
 
 @over_configured
@@ -143,7 +144,8 @@ def test_the_cells_are_those_that_the_searches_lead_to(name: str) -> None:
     steps = expand(config_of(name), {}, sources).given(records).resolver.steps()
     cells = {step.cell.id: step.cell for step in steps if step.cell is not None}
     assert records.keys() <= cells.keys()
-    assert [step for step in steps if step.cell is None or step.cell.id not in records] == []
+    missing = [step for step in steps if step.cell is None or step.cell.id not in records]
+    assert bool(missing) == (name == UNFINISHED)
 
 
 @pytest.mark.parametrize("name", STAGED)
