@@ -1,7 +1,7 @@
 """Provenance: the code and the libraries that a cell's numbers depend on besides its settings. Does not import torch.
 
-The fingerprint of the code covers the modules in `ENTRY_POINTS`, the method's module, and every module of this package
-that they import, directly or not. It covers only what is executed: a changed constant, operator or library call makes
+The fingerprint of the code covers the modules in `ENTRY_POINTS`, the method's module, for a method with a posterior
+`POSTERIORS`, and every module of this package that they import, directly or not. It covers only what is executed: a changed constant, operator or library call makes
 records stale, while comments, docstrings, formatting, imports for type checking, and the names and folders of files do
 not. So code can be explained and moved freely.
 
@@ -24,6 +24,7 @@ PACKAGE = "lora_bench"
 ROOT = Path(__file__).parent
 # Reading rows, tokenizing them, and training: these modules import everything that decides a number.
 ENTRY_POINTS = ("data", "data.tokens", "engine.trainer")
+POSTERIORS = "engine.posterior"  # fits and scores them after the training; no other number depends on it
 # The wording of errors and the printing of text decide no number.
 WORDING = frozenset({"errors", "text"})
 LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -41,13 +42,13 @@ def code(method: str, root: Path = ROOT) -> str:
         method: The method's name.
         root: The folder of the package.
     """
-    digests = {module_digest(root, name) for name in _modules_of(method).union(ENTRY_POINTS)}
+    digests = {module_digest(root, name) for name in _starting_points(method)}
     return _sha256("\n".join(sorted(digests)))[:12]
 
 
 def modules_behind(method: str, root: Path = ROOT) -> set[str]:
     """Return the modules that the fingerprint of a method covers, by their names within the package."""
-    queue = [*_modules_of(method), *ENTRY_POINTS]
+    queue = list(_starting_points(method))
     seen: set[str] = set()
     while queue:
         name = queue.pop()
@@ -57,10 +58,12 @@ def modules_behind(method: str, root: Path = ROOT) -> set[str]:
     return seen
 
 
-def _modules_of(method: str) -> set[str]:
-    """The modules of this package that define the classes of a method, by their names within the package."""
-    defining = {base.__module__ for base in type(methods.get(method)).__mro__}
-    return {name.removeprefix(f"{PACKAGE}.") for name in defining if name.startswith(f"{PACKAGE}.")}
+def _starting_points(method: str) -> set[str]:
+    """The modules from which all others that the fingerprint covers are imported, by their names within the package."""
+    recipe = methods.get(method)
+    defining = {base.__module__ for base in type(recipe).__mro__}  # of the method's class and its bases
+    own = {name.removeprefix(f"{PACKAGE}.") for name in defining if name.startswith(f"{PACKAGE}.")}
+    return own.union(ENTRY_POINTS, {POSTERIORS} if recipe.posterior else ())
 
 
 @cache

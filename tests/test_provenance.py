@@ -162,3 +162,9 @@ def test_methods_differ_by_their_own_files() -> None:
 def test_the_fingerprint_needs_no_torch_and_little_time() -> None:
     assert len(provenance.code(METHOD)) == 12
     assert provenance.current(METHOD).keys() == {"code", *provenance.LIBRARIES}
+
+
+@pytest.mark.parametrize("method", [name for name, recipe in methods.RECIPES.items() if recipe.posterior])
+def test_the_code_of_posteriors_counts_for_methods_that_have_one(method: str) -> None:
+    assert {"engine.posterior", "engine.fisher"} <= provenance.modules_behind(method)
+    assert "engine.posterior" not in provenance.modules_behind("lora")
