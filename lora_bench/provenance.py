@@ -1,9 +1,9 @@
 """Provenance: the code and the libraries that a cell's numbers depend on besides its settings. Does not import torch.
 
-The fingerprint of the code covers the modules in `ENTRY_POINTS`, the method's module, for a method with a posterior
-`POSTERIORS`, and every module of this package that they import, directly or not. It covers only what is executed: a changed constant, operator or library call makes
-records stale, while comments, docstrings, formatting, imports for type checking, and the names and folders of files do
-not. So code can be explained and moved freely.
+The fingerprint of the code covers the modules in `ENTRY_POINTS`, the method's module, `POSTERIORS` for a method with a
+posterior, and every module of this package that they import, directly or not. It covers only what is executed: a
+changed constant, operator or library call makes records stale, while comments, docstrings, formatting, imports for
+type checking, and the names and folders of files do not. So code can be explained and moved freely.
 
 The digest of a module is a hash of its syntax tree, in which names of other modules of this package are replaced by the
 digests of these modules. Imports have no cycles (import-linter checks it), so the recursion ends.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,18 +30,40 @@ CHUNK = 2**22  # values of the draws that are held at once; chosen
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """To which row of a batch each token belongs. Matrices that see the same tokens share it.
+
+    Attributes:
+        ids: The row of each token, `[tokens]`.
+        count: The number of rows.
+    """
+
+    ids: Tensor
+    count: int
+
+    @cached_property
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """The tokens of each row, `[rows, longest]`, by their index, and which of these are tokens and no padding."""
+        lengths = torch.bincount(self.ids, minlength=self.count)
+        starts = lengths.cumsum(0) - lengths
+        columns = torch.arange(int(lengths.max()), device=self.ids.device)
+        index = (starts[:, None] + columns).clamp(max=len(self.ids) - 1)
+        return torch.argsort(self.ids, stable=True)[index], columns < lengths[:, None]
+
+
+@dataclass(frozen=True)
 class Uncertain:
     """A matrix in one forward and some backward passes over a batch.
 
     Attributes:
         inputs: a of each token, `[tokens, in]`.
         gradients: g of each token for each of the differentiated sums, `[sums, tokens, out]`.
-        rows: The row of the batch to which each token belongs, `[tokens]`.
+        rows: The rows of the tokens.
     """
 
     inputs: Tensor
     gradients: Tensor
-    rows: Tensor
+    rows: TokenRows
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,7 @@ class Linearised:
         gradients = [torch.autograd.grad(term, read, retain_graph=term is not terms[-1]) for term in terms]
         stacked = [torch.stack(by_sum) for by_sum in zip(*gradients, strict=True)]
         if self.over == "output-layer":
-            rows = torch.arange(count, device=logits.device)
+            rows = TokenRows(torch.arange(count, device=logits.device), count)
             inputs = features[0, :count].detach()
             return logits.detach(), [
                 Uncertain(inputs, stacked[0], rows),
@@ -116,17 +139,19 @@ class Linearised:
     def _factors(self, batch: Batch, gradients: dict[str, Tensor]) -> list[Uncertain]:
         """A and B of each weight: `y = W x + s B (A x)`, so A's outputs have the gradient s Bᵀ g, and B's have s g."""
         (group,) = self.pack.bank.groups
-        scale, rows = float(group.scales[0]), batch.segments
-        matrices = []
+        scale, matrices = float(group.scales[0]), list[Uncertain]()
+        layouts: dict[bool, tuple[Tensor, TokenRows]] = {}  # which positions hold tokens, of windows and of padded rows
         for family, factors in group.factors(group.block.matrix.detach()).items():
             for index, name in enumerate(group.families[family]):
                 x, grad = self._inputs[name].detach(), gradients[name] * scale
-                ids = rows if x.shape[:-1] == (1, len(rows)) else _rows_of_padded(x, batch)
-                x, grad = x.flatten(0, -2).to(self.exact), grad.flatten(1, -2).to(self.exact)
-                used = ids >= 0
-                x, grad, ids = x[used], grad[:, used], ids[used]
+                is_padded = x.shape[:-1] != (1, len(batch.segments))
+                if is_padded not in layouts:
+                    ids = _rows_of_padded(x, batch) if is_padded else batch.segments
+                    layouts[is_padded] = ids >= 0, TokenRows(ids[ids >= 0], len(batch.rows))
+                used, rows = layouts[is_padded]
+                x, grad = x.flatten(0, -2).to(self.exact)[used], grad.flatten(1, -2).to(self.exact)[:, used]
                 a, b = factors["A"][0, index], factors["B"][0, index]
-                matrices += [Uncertain(x, grad @ b, ids), Uncertain(x @ a.mT, grad, ids)]
+                matrices += [Uncertain(x, grad @ b, rows), Uncertain(x @ a.mT, grad, rows)]
         return matrices
 
     @contextmanager
@@ -220,7 +245,7 @@ def probabilities(pack: Pack, over: str, posterior: Gaussian, table: Table) -> T
         for batch in table.batches(slices(np.arange(len(table)), cell.batch_size)):
             logits, matrices = model.passes(batch, lambda logits: list(logits.sum(0)))
             covariance = sum(
-                _covariance(matrix, basis, values + posterior.precision, len(logits))
+                _covariance(matrix, basis, values + posterior.precision)
                 for matrix, basis, values in zip(matrices, posterior.bases, posterior.values, strict=True)
             )
             if noise is None:
@@ -233,17 +258,15 @@ def probabilities(pack: Pack, over: str, posterior: Gaussian, table: Table) -> T
     return result
 
 
-def _covariance(matrix: Uncertain, basis: tuple[Tensor, Tensor], precision: Tensor, count: int) -> Tensor:
+def _covariance(matrix: Uncertain, basis: tuple[Tensor, Tensor], precision: Tensor) -> Tensor:
     """What a matrix adds to the covariance of each row's logits, J Σ Jᵀ, `[rows, classes, classes]`.
 
     J of a row and class is `Σ g aᵀ` over the row's tokens; in the eigenbasis Σ is diagonal.
     """
-    inputs, gradients = matrix.inputs.double() @ basis[1], matrix.gradients.double() @ basis[0]
-    order = torch.argsort(matrix.rows, stable=True)
-    lengths = torch.bincount(matrix.rows, minlength=count).tolist()
-    a = nn.utils.rnn.pad_sequence(list(inputs[order].split(lengths)), batch_first=True)  # [rows, longest, in]
-    g = nn.utils.rnn.pad_sequence(list(gradients[:, order].transpose(0, 1).split(lengths)), batch_first=True)
-    jacobian = torch.einsum("nlco,nli->ncoi", g, a) / precision.sqrt()
+    index, is_token = matrix.rows.grid
+    a = (matrix.inputs.double() @ basis[1])[index] * is_token[..., None]  # [rows, longest, in]
+    g = (matrix.gradients.double() @ basis[0])[:, index]  # [classes, rows, longest, out]
+    jacobian = torch.einsum("cnlo,nli->ncoi", g, a) / precision.sqrt()
     flat = jacobian.flatten(2)
     return flat @ flat.mT
 
