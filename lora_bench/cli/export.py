@@ -117,8 +117,7 @@ def _write_evaluations(ids: Sequence[str], results: Path, out: Path) -> str:
         records = list({(record := find_record(results, cell_id)).id: record for cell_id in ids}.values())
     else:
         loaded = read_records(results)
-        for path, reason in loaded.broken:
-            raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
+        loaded.require_sound()
         records = [record for record in loaded.records if not record.is_search]
     return every_eval_ever.write(records, out, int(time.time()))
 

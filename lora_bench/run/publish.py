@@ -24,6 +24,7 @@ from lora_bench.records.store import (
     archive_stamp,
     read_archive,
     read_record,
+    record_path,
     record_text,
     set_aside,
     unusable,
@@ -73,7 +74,7 @@ class RecordStore:
     def loaded(self) -> Loaded:
         """Return the content of the folder as `read_records` does."""
         records = tuple(self.records[cell_id] for cell_id in sorted(self.records))
-        unreadable = frozenset(self._path(cell_id) for cell_id in self.unreadable)
+        unreadable = frozenset(record_path(self.results, cell_id) for cell_id in self.unreadable)
         return Loaded(records, tuple(sorted(self.broken.items())), unreadable)
 
     def refresh(self) -> None:
@@ -105,11 +106,8 @@ class RecordStore:
             self._read(cell_id)
         self._stamps = {cell_id: stamp for cell_id, stamp in stamps.items() if cell_id in self.records}
 
-    def _path(self, cell_id: str) -> Path:
-        return self.results / "cells" / f"{cell_id}.json"
-
     def _read(self, cell_id: str) -> None:
-        path = self._path(cell_id)
+        path = record_path(self.results, cell_id)
         try:
             self.records[cell_id] = read_record(path)
         except ValueError as error:
