@@ -50,6 +50,6 @@ def report(
             raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
         compare_folders(folder, against, out or folder, console, compare.margin)
         return
-    built = build(folder, out or folder, console, errors, vs_paper, compare, kinds=methods.by_kind())
+    built = build(folder, out or folder, console, errors, vs_paper, compare, kinds=methods.by_kind().items())
     if built.code:
         raise typer.Exit(built.code)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_bench.report.numbers.frame import CELL_COLUMNS, Row, is_missing, rows_of
+from lora_bench.report.numbers.frame import CELL_COLUMNS, STATUS_COLUMNS, Row, is_missing, rows_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -120,8 +120,7 @@ def missing_score_tables(cells: DataFrame) -> list[ReportTable]:
     if missing.empty:
         return []
     columns = [cell_column(name, name in MISSING_SCORE_HEADS) for name in MISSING_SCORE_DATA]
-    printed = sorted(columns, key=lambda column: MISSING_SCORE_DATA.index(column.name))
-    return [build_table("unfinished", "Cells without a score", printed, missing)]
+    return [build_table("unfinished", "Cells without a score", columns, missing)]
 
 
 def cell_column(name: str, printed: bool = True) -> TableColumn:
@@ -192,5 +191,4 @@ def summary_text(row: Row, with_median: bool = False) -> str:
 
 def lost_text(row: Row) -> str:
     """Format the number of seeds without a score by status, such as `1 failed, 2 diverged`."""
-    statuses = ("failed", "diverged", "undefined")
-    return ", ".join(f"{row[name]} {name}" for name in statuses if row[name]) or "0"
+    return ", ".join(f"{row[name]} {name}" for name in STATUS_COLUMNS if row[name]) or "0"
