@@ -230,7 +230,7 @@ class ExecutionOptions:
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="With --engine ray: the number of GPUs (default: all); `plan` shows how long so many take.",
+            help="With --engine ray: the number of GPUs (default: all); `plan` predicts the time on that many.",
             rich_help_panel=EXECUTION_PANEL,
             show_default=False,
             min=1,
@@ -259,7 +259,7 @@ class ExecutionOptions:
         """Return whether packs run on Ray, and check the trackers.
 
         Args:
-            planning: Whether nothing will run: then --gpus only asks how long so many would take.
+            planning: Whether nothing will run: then --gpus only asks for the time on that many.
 
         Raises:
             BenchError: Exit code 2 for an engine or a tracker that does not exist, or options that the engine does not
@@ -279,7 +279,7 @@ class ExecutionOptions:
         return self.engine == "ray"
 
     def planned_gpus(self) -> int | None:
-        """Return on how many GPUs Ray is to spread packs, as far as it is known without Ray; None for one process."""
+        """Return how many GPUs a run on Ray will use, as far as this is known without Ray; None for one process."""
         if self.gpus is not None or self.engine != "ray":
             return self.gpus
         from lora_bench.run import environment

@@ -314,7 +314,7 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
 
 
 def _gives_settings(options: VerdictOptions) -> bool:
-    """Whether a command says anything of the question beside the two methods and the model."""
+    """Whether a command gives any setting of the question besides the two methods and the model."""
     return any(getattr(options, field.name) != field.default for field in fields(options) if field.name in _SETTINGS)
 
 

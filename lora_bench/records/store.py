@@ -73,7 +73,7 @@ class Loaded:
         """
         if path in self.unreadable:
             return BenchError(f"The record '{path}' may be sound, but {reason}.", READABLE, SOME_FAILED)
-        return BenchError(f"'{path}' is no sound record: {reason}.", hint, SOME_FAILED)
+        return BenchError(f"'{path}' is not a sound record: {reason}.", hint, SOME_FAILED)
 
     def require_sound(self) -> None:
         """Refuse a folder in which a record is broken.

@@ -34,7 +34,7 @@ from lora_bench.run import checkpoints
 from lora_bench.run.outcome import Outcome
 
 # metrics.csv is rebuilt at the end of a run, and after a pack unless it was rebuilt less than this many times the
-# seconds ago that rebuilding takes (chosen): so it takes at most 5% of the time however large it is.
+# seconds ago that rebuilding takes (chosen), so that it takes at most 5% of the time, however large it is.
 CSV_COST_FACTOR = 20
 _PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # an owner's token and a number: the names that `publish` is given
 _CELL = re.compile(r"[0-9a-f]{12}")
@@ -118,7 +118,7 @@ class RecordStore:
                 self.unreadable.add(cell_id)
 
     def begin(self) -> None:
-        """Begin to write: nobody who wrote before can publish from now on. Only the owner of the folder may."""
+        """Start writing; only the owner of the folder may. From now on, no earlier owner can publish."""
         pending = self.results / "pending"
         pending.mkdir(parents=True, exist_ok=True)
         for path in files.leftovers(pending):
@@ -127,7 +127,7 @@ class RecordStore:
         self._staging.mkdir()
 
     def end(self) -> None:
-        """End to write."""
+        """Stop writing, and remove what was staged."""
         if self._staging is not None:
             files.remove(self._staging)
             files.remove_empty(self.results / "pending")
@@ -201,7 +201,7 @@ class RecordStore:
         self._csv_seconds = self._csv_written - start
 
     def sweep(self) -> None:
-        """Remove what killed processes left, and checkpoints that are needed no more."""
+        """Remove what killed processes left, and checkpoints that are no longer needed."""
         folders = [self.results / name for name in ("cells", checkpoints.FOLDER, "adapters")]
         for folder in [*folders, *files.without_links(self.results / "adapters")]:
             for path in files.leftovers(folder):

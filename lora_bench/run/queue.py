@@ -83,7 +83,7 @@ class Queue:
         return {cell.id for cells in (*(work.cells for work in works), *probes) for cell in cells}
 
     def add(self, plan: Plan) -> None:
-        """Take the packs of a plan, without busy cells, in place of those that wait and are no parts of failed ones."""
+        """Replace the packs that wait by those of a plan without busy cells; parts of failed packs stay."""
         self._known = plan.known
         parts = [work for work in self._waiting if work.is_part]
         works = self._balanced(plan) if self._devices > 1 else [Work(pack) for pack in plan.packs]
