@@ -31,6 +31,7 @@ from lora_bench.report.numbers.tables import (
     difference_interval_text,
     p_text,
     percent,
+    printed_tables,
     signed_percent,
 )
 from lora_bench.report.numbers.wording import column_title, counted_points
@@ -96,9 +97,8 @@ def compare_folders(results: Path, against: Path, out: Path, console: Console, m
         write_atomically(out / name, text.encode())
     print_lines([report.title], console, "bold underline")
     print_lines([*report.answer, ""], console)
-    for table in report.tables:
-        if not table.is_data:
-            print_table(table, console)
+    for table in printed_tables(report.tables):
+        print_table(table, console)
     print_lines([*NOTES, ""], console, "dim")
     print_lines([str(out / PAGE)], console, whole=True)
     return out / PAGE
@@ -348,6 +348,6 @@ def _table(
 def _markdown(report: ChangeReport) -> Iterable[str]:
     yield f"# {escape_markdown(report.title)}\n"
     yield "".join(f"- {escape_markdown(line)}\n" for line in report.answer)
-    yield from (markdown_table(table, 2) for table in report.tables if not table.is_data)
+    yield from (markdown_table(table, 2) for table in printed_tables(report.tables))
     yield "## How to read\n"
     yield "".join(f"- {escape_markdown(line)}\n" for line in NOTES)

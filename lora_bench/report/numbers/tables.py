@@ -47,7 +47,6 @@ class ReportTable:
         rows: The formatted fields; none for a table that is only data.
         notes: Lines below the table.
         data: The same numbers in full, for CSV and JSON.
-        footer_rows: How many of the last rows summarise those above.
     """
 
     name: str
@@ -57,7 +56,6 @@ class ReportTable:
     rows: tuple[tuple[Field, ...], ...]
     notes: tuple[str, ...]
     data: DataFrame = field(compare=False)
-    footer_rows: int = 0
 
     @property
     def is_data(self) -> bool:
@@ -96,7 +94,6 @@ def build_table(
     frame: DataFrame,
     notes: Iterable[str] = (),
     label_columns: int = 1,
-    footer_rows: int = 0,
 ) -> ReportTable:
     """Return a table with one row per row of a frame."""
     printed = [column for column in columns if column.head]
@@ -109,8 +106,12 @@ def build_table(
         rows=tuple(tuple(column.field(row) for column in printed) for row in rows_of(frame)) if printed else (),
         notes=tuple(notes),
         data=frame[names],
-        footer_rows=footer_rows,
     )
+
+
+def printed_tables(tables: Iterable[ReportTable]) -> list[ReportTable]:
+    """Return the tables that are not only data."""
+    return [table for table in tables if not table.is_data]
 
 
 def missing_score_tables(cells: DataFrame) -> list[ReportTable]:
