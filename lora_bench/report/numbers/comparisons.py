@@ -204,7 +204,7 @@ class ScopeStatistics:
     def frontier(self) -> DataFrame:
         """For each size class, the chosen setting of each method; with the ranks within the class.
 
-        Columns beside those of the entries: `of`; `size_class`, the logarithm of its middle; `low` and `high`, the
+        Columns besides those of the entries: `of`; `size_class`, the logarithm of its middle; `low` and `high`, the
         interval; `rank_first` and `rank_last`; `best`, whether it may be the best; `methods`, how many there are.
         """
         import pandas as pd

@@ -228,7 +228,7 @@ def _with_trimmed_means(settings: DataFrame, cells: DataFrame) -> DataFrame:
 def _entries(settings: DataFrame) -> DataFrame:
     """Return the shown setting of each arm on each task, with a label.
 
-    Columns beside those of `_settings`: `tried`, among how many settings it was chosen; `varying`, in which
+    Columns besides those of `_settings`: `tried`, among how many settings it was chosen; `varying`, in which
     hyperparameters those differ, as text; `hidden_lost`, the seeds without a score of the others; `chosen_by`, held-out
     or shown.
     """

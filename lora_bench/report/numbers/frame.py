@@ -50,7 +50,6 @@ class CellColumn:
         value: Returns its value for a record; None where there is none.
         head: Its heading in printed tables; a line break separates two lines.
         form: The format specification of its numbers in printed tables.
-        words: Whether its values are text even where they are missing.
         dtype: The pandas type of the column.
     """
 
@@ -58,7 +57,6 @@ class CellColumn:
     value: Callable[[Record], object]
     head: str = ""
     form: str = ""
-    words: bool = False
     dtype: str = "object"
 
     def text(self, value: object) -> str:
@@ -139,7 +137,7 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
         CellColumn("id", attrgetter("id"), "id"),
         CellColumn("record", lambda record: record),
         CellColumn("status", attrgetter("status"), "status"),
-        CellColumn("reason", attrgetter("reason"), "reason", words=True),
+        CellColumn("reason", attrgetter("reason"), "reason"),
         CellColumn("metric", attrgetter("metric")),
         CellColumn("split", _split_name),
         CellColumn("start", attrgetter("protocol.start")),
