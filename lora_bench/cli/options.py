@@ -33,6 +33,7 @@ DATA_DIR_HELP = "Folder of data: <task>/train and <task>/validation as .parquet,
 PACK_HELP = "Cells trained together: auto or a number."
 RETRY_HELP = "Train again the failed, diverged, oom or stale cells (joined by commas, or repeated)."
 
+ENGINES = ("local", "ray")
 ADHOC = "adhoc"  # the config's name where neither a preset nor a config is given
 
 
@@ -216,7 +217,7 @@ class ExecutionOptions:
         typer.Option(
             help="local: this process, one device. ray: all GPUs of this machine or of a Ray cluster.",
             rich_help_panel=EXECUTION_PANEL,
-            autocompletion=completion.one_of("local", "ray"),
+            autocompletion=completion.one_of(*ENGINES),
         ),
     ] = "local"
     address: Annotated[
@@ -269,7 +270,7 @@ class ExecutionOptions:
             from lora_bench.run.tracking import check_trackers
 
             check_trackers(self.track)
-        if self.engine not in ("local", "ray"):
+        if self.engine not in ENGINES:
             raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
         needs_ray = self.address is not None or (self.gpus is not None and not planning)
         if self.engine == "local" and needs_ray:

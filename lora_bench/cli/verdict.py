@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lora_bench.verdict.question import Question
 
 QUESTION_PANEL, SETTINGS_PANEL = "Question", "Settings of all cells"
+_OVER = ("seeds", "seeds+examples")  # as in `compare.Comparisons`, which is not imported for --help
 # The options that --more need not repeat, and those settings that a verdict decides.
 _SETTINGS = frozenset(
     {"task", "targets", "sizes", "seeds", "minutes", "margin", "over", "search_lr", "search_seeds", "head_lr", "epochs"}
@@ -84,7 +85,7 @@ class VerdictOptions:
         str,
         _option(
             "seeds, or seeds+examples: then the verdict is on other examples of the tasks too (default: seeds).",
-            autocompletion=completion.one_of("seeds", "seeds+examples"),
+            autocompletion=completion.one_of(*_OVER),
         ),
     ] = "seeds"
     more: Annotated[
@@ -271,8 +272,8 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
     check_numbers(options.sizes, options.margin, options.seeds, options.minutes)
     if reference == subject:
         raise BenchError(f"'{subject}' cannot be compared with itself.", "Give another method to --against.")
-    if options.over not in ("seeds", "seeds+examples"):
-        raise unknown("value of --over", options.over, ("seeds", "seeds+examples"))
+    if options.over not in _OVER:
+        raise unknown("value of --over", options.over, _OVER)
     names = tuple(tasks.get(name).name for name in dict.fromkeys(options.task or TASKS))
     epochs = {name: options.epochs or EPOCHS.get(name, OTHER_EPOCHS) for name in names}
     given = {"head_lr": options.head_lr, "precision": options.precision}
