@@ -94,7 +94,7 @@ def load_report(results: str | Path) -> Report:
         BenchError: Exit code 4 if there are no records.
     """
     folder = Path(results).expanduser()
-    return Report(gather(_load(folder), compare=load_comparisons(folder), kinds=methods.by_kind()))
+    return Report(gather(_load(folder), compare=load_comparisons(folder), kinds=methods.by_kind().items()))
 
 
 def _load(folder: Path) -> Loaded:

@@ -42,6 +42,22 @@ def test_every_folder_of_modules_is_in_the_wheel() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders | {"lora_bench.configs"}
 
 
+def test_imports_point_down_the_map_of_the_architecture() -> None:
+    """The lines on parts of a folder count as the folder's first line."""
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (`lora_bench/.+?) \|", text, re.MULTILINE)
+    names = [(name, number) for number, line in enumerate(lines) for name in re.findall(r"`lora_bench/(\w+)", line)]
+    line_of = dict(reversed(names))
+    for path in FILES:
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if own.startswith("__"):
+            continue
+        imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+        modules = {f"{node.module}.{alias.name}." for node in imports for alias in node.names}
+        used = {module.split(".")[1] for module in modules if module.startswith("lora_bench.")} & line_of.keys()
+        assert [name for name in used if line_of[name] < line_of[own]] == [], path
+
+
 def test_files_and_functions_are_short() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in FILES}
     assert {path.name: count for path, text in texts.items() if (count := len(text.splitlines())) > 400} == {}

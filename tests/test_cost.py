@@ -11,8 +11,9 @@ import pytest
 
 from lora_bench import tasks
 from lora_bench.cell import Cell
+from lora_bench.engine.encoder import windows
 from lora_bench.forecast import devices, families
-from lora_bench.forecast.cost import Estimate
+from lora_bench.forecast.cost import USUAL_FRACTION, Estimate
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.forecast.pack import LARGE_TENSOR_BYTES, LIBRARY_BYTES, TENSORS_OF_LAYER
 from lora_bench.records.schema import DataInfo, Record, Timing
@@ -248,6 +249,10 @@ def test_measured_coefficients_replace_the_shipped_ones(tmp_path: Path) -> None:
     assert device == devices.Device(KNOWN)
     assert devices.find_device("card", "float32", measured) is None
     assert devices.find_device("no card", "bf16", measured) is None
+
+
+def test_windows_hold_as_many_sequences_as_in_the_engine() -> None:
+    assert windows.USUAL == USUAL_FRACTION  # the forecast may not import the engine
 
 
 def test_every_task_of_glue_has_its_length_and_its_rows() -> None:

@@ -102,7 +102,7 @@ def test_the_table_is_that_of_the_records(name: str, tmp_path: Path) -> None:
 
 @cache
 def report(name: str) -> Content:
-    return gather(loaded(name), False, load_comparisons(RESULTS / name), methods.by_kind())
+    return gather(loaded(name), False, load_comparisons(RESULTS / name), methods.by_kind().items())
 
 
 @pytest.mark.parametrize("folder_name", REPORTED)

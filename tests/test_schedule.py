@@ -118,7 +118,7 @@ def test_each_device_computes_the_bases_of_an_encoder_once() -> None:
 def test_the_driver_writes_one_record_after_another() -> None:
     packs = [PackTime(FEWEST, 0.1)] * 1000
     assert seconds_beside_start(64, StageTimes("all", packs)) > 1000 * FEWEST * WRITE_SECONDS
-    assert simulate([StageTimes("all", packs)], 0.0, by_ray=True).seconds > 100 + RAY_SECONDS
+    assert simulate([StageTimes("all", packs)], 0.0, on_ray=True).seconds > 100 + RAY_SECONDS
 
 
 def test_a_size_that_the_user_sets_is_never_cut(tmp_path: Path) -> None:

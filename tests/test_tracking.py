@@ -187,14 +187,14 @@ def test_results_are_the_same_with_a_tracker(bench: TinyBench, stub: Any, tmp_pa
 @pytest.mark.parametrize(
     ("mode", "what"),
     [
-        ("refuse", "wandb tracks no more (ConnectionError: no network); training continues."),
-        ("raise", "wandb tracks no more (ValueError: the disk of …/wandb is full); training continues."),
-        ("exit", "wandb tracks no more (SystemExit: bye); training continues."),
-        ("crash", "wandb tracks no more (exit code 9; see tracking/trackers.log); training continues."),
-        ("mute", "wandb tracks no more (Mute); training continues."),
-        ("base", "wandb tracks no more (Base: not an Exception); training continues."),
-        ("evil", "wandb tracks no more (ValueError: red of …/me hf_…); training continues."),
-        ("ask", "wandb tracks no more (EOFError: EOF when reading a line); training continues."),
+        ("refuse", "wandb has stopped tracking (ConnectionError: no network); training continues."),
+        ("raise", "wandb has stopped tracking (ValueError: the disk of …/wandb is full); training continues."),
+        ("exit", "wandb has stopped tracking (SystemExit: bye); training continues."),
+        ("crash", "wandb has stopped tracking (exit code 9; see tracking/trackers.log); training continues."),
+        ("mute", "wandb has stopped tracking (Mute); training continues."),
+        ("base", "wandb has stopped tracking (Base: not an Exception); training continues."),
+        ("evil", "wandb has stopped tracking (ValueError: red of …/me hf_…); training continues."),
+        ("ask", "wandb has stopped tracking (EOFError: EOF when reading a line); training continues."),
     ],
 )
 def test_a_tracker_that_fails_fails_no_run(mode: str, what: str, bench: TinyBench, stub: Any) -> None:
@@ -264,7 +264,7 @@ def test_a_tracker_that_takes_nothing_is_given_up(tmp_path: Path, stub: Any, mon
     os.kill(process.pid, signal.SIGSTOP)
     for _ in range(20):
         process.send("steps", [], 1, 1.0, "A" * 1_000_000)
-    assert warnings == ["wandb tracks no more (it is too far behind); training continues."]
+    assert warnings == ["wandb has stopped tracking (it is too far behind); training continues."]
     assert process._events.qsize() < 12 and not process.is_tracking
     process.close()
 
@@ -305,7 +305,7 @@ def test_a_folder_that_cannot_be_used(kind: str, bench: TinyBench, tmp_path: Pat
         (folder / LOG).mkdir(parents=True)
     records, warnings = train(bench, "tensorboard")
     assert {record.status for record in records} == {"done"} and len(warnings) == 1
-    assert warnings[0].startswith("tensorboard tracks no more (") and "tracking" in warnings[0]
+    assert warnings[0].startswith("tensorboard has stopped tracking (") and "tracking" in warnings[0]
     assert not list(elsewhere.iterdir())
 
 

@@ -253,7 +253,7 @@ def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) 
     path.write_bytes(content[:-9])
     code, out = invoke("archive", "--results", results)
     assert code == SOME_FAILED
-    assert "is no sound record" in " ".join(out.split())
+    assert "is not a sound record" in " ".join(out.split())
     assert path.read_bytes() == content[:-9]
 
 

@@ -170,7 +170,7 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
     assert more > 2 * few
     _, fewer_tasks, text = seeds_and_tasks("--minutes", "2.5")
     assert fewer_tasks < 4
-    assert "Left out for want of time: " in text
+    assert "Left out to fit into the time: " in text
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
         (("--minutes", "0.5"), "0.5 minutes are not enough"),
         (("--minutes", "9", "--device", "cpu"), "is not known"),
         (("--minutes", "9", "--seeds", "9"), "exclude each other"),
-        (("--minutes", "nan"), "nan is no time"),
+        (("--minutes", "nan"), "nan is not a time"),
         (("--seeds", "2"), "--seeds 3"),
         (("--margin", "0"), "--margin 0"),
         (("--sizes", "0"), "--sizes 0"),

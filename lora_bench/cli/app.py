@@ -9,14 +9,13 @@ by commands only.
 from __future__ import annotations
 
 import atexit
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from lora_bench import __version__
@@ -24,7 +23,6 @@ from lora_bench.cli import caches, completion, export, output, paths, records, r
 from lora_bench.cli.options import ExecutionOptions, Selection, including, selection_options
 from lora_bench.errors import DONE, INTERRUPTED, MISSING, SOME_FAILED, BenchError, of_the_system, unknown
 from lora_bench.run import signals
-from lora_bench.text import clean
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,10 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _console(stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False, markup=False)
 
 
 def _flag(name: str, text: str) -> Any:
@@ -66,15 +60,15 @@ def handle_errors(command: Callable[..., None], interrupted: str = "Interrupted.
         interrupted: What is printed after Ctrl-C.
     """
 
-    @functools.wraps(command)
+    @wraps(command)
     def guarded(*args: Any, **values: Any) -> None:
         note = caches.ensure_cache_home()
         if note:
-            _console(stderr=True).print(Text(note), soft_wrap=True)
+            output.print_line(note, stderr=True)
         try:
             command(*args, **{name: paths.expand_home(value) for name, value in values.items()})
         except KeyboardInterrupt:
-            _console(stderr=True).print(interrupted, soft_wrap=True)
+            output.print_line(interrupted, stderr=True)
             raise typer.Exit(INTERRUPTED) from None
         except BaseException as error:
             user_error = _as_user_error(error)
@@ -99,7 +93,7 @@ def _as_user_error(error: BaseException) -> BenchError | None:
 
 def print_error(error: BenchError) -> None:
     """Print an error on standard error: one line that says what, one line that says how to fix it."""
-    console = _console(stderr=True)
+    console = output.plain_console(stderr=True)
     console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
     console.print(Text(error.hint), soft_wrap=True)
 
@@ -107,10 +101,10 @@ def print_error(error: BenchError) -> None:
 def print_lines(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
     """Decorate a generator command: print each line as soon as it is yielded."""
 
-    @functools.wraps(command)
+    @wraps(command)
     def printing(*args: Any, **values: Any) -> None:
         for line in command(*args, **values):
-            _console().print(Text(clean(line)), soft_wrap=True)
+            output.print_line(line)
 
     return printing
 
@@ -118,7 +112,7 @@ def print_lines(command: Callable[..., Iterator[str]]) -> Callable[..., None]:
 def outlive_output(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command that writes files: it finishes its work even if standard output can no longer be written."""
 
-    @functools.wraps(command)
+    @wraps(command)
     def shielded(*args: Any, **values: Any) -> None:
         with output.optional("the command continues without it."):
             command(*args, **values)
@@ -148,7 +142,7 @@ def root(
 
 
 @app.command()
-@functools.partial(
+@partial(
     handle_errors,
     interrupted="Interrupted. Finished cells are recorded and unfinished ones are saved; the same command resumes.",
 )
@@ -179,7 +173,7 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
     from lora_bench.run import interfaces, runner, tracking
 
     folder = plan.store.results
-    console = _console()
+    console = output.plain_console()
     with output.optional(f"the run continues without it; its results are in {folder}."):
         summary = tables.plan_summary(plan, str(folder), execution.planned_gpus(), execution.save)
         console.print(summary, soft_wrap=True)
@@ -197,16 +191,15 @@ def _run(plan: Plan, selection: Selection, execution: ExecutionOptions, device: 
             cell_records = grid_run.run()
         results = tables.results_table([record for record in cell_records if not record.is_search])
         tables.print_table(console, results, tables.RESULTS_DROPPED)
-        console.print(Text(clean(f"{folder / 'metrics.csv'}")), soft_wrap=True)
+        output.print_line(f"{folder / 'metrics.csv'}")
         unsuccessful = [record for record in cell_records if record.status != "done"]
         for record in unsuccessful:
-            line = f"{record.status}: {record.id} {record.cell.task} {record.reason}"
-            console.print(Text(clean(line)), soft_wrap=True)
+            output.print_line(f"{record.status}: {record.id} {record.cell.task} {record.reason}")
         untrained = tables.untrained_lines(grid_run.plan)
         for line in untrained:
-            console.print(Text(line), soft_wrap=True)
+            output.print_line(line)
     if output.failed():
-        _console(stderr=True).print(Text(tables.run_summary(cell_records, folder)), soft_wrap=True)
+        output.print_line(tables.run_summary(cell_records, folder), stderr=True)
     failed = any(record.is_failure for record in cell_records)
     if failed or untrained or plan.broken or grid_run.store.broken:
         raise typer.Exit(SOME_FAILED)
@@ -225,7 +218,7 @@ def plan(selection: Selection, execution: ExecutionOptions) -> None:
     name = environment.named_device(execution.device)
     pack_size, folder = selection.pack_size(), selection.results_folder()
     plan = plans.make(selection.grid(), folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
-    console = _console()
+    console = output.plain_console()
     summary = tables.plan_summary(plan, str(folder), execution.planned_gpus(), execution.save)
     console.print(summary, soft_wrap=True)
     if plan.grid.is_staged:
@@ -259,7 +252,7 @@ def list_(
     if what not in kinds:
         raise unknown("list", what, kinds)
     build_table, dropped = kinds[what]
-    tables.print_table(_console(), build_table(), dropped)
+    tables.print_table(output.plain_console(), build_table(), dropped)
 
 
 @app.command()
@@ -285,13 +278,13 @@ def show(
 @app.command()
 @handle_errors
 def doctor(
-    results: Annotated[Path, typer.Option(help="The results folder to check.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="The results folder to check.")] = paths.RESULTS,
 ) -> None:
     """Check versions, device, the bundled sample, the Hub and the results folder."""
     from lora_bench.cli import doctor, tables
 
     checks = doctor.run_checks(results)
-    tables.print_table(_console(), doctor.checks_table(checks))
+    tables.print_table(output.plain_console(), doctor.checks_table(checks))
     if any(check.passed is False for check in checks):
         raise typer.Exit(MISSING)
 
@@ -339,16 +332,16 @@ def bench(
     from lora_bench.bench.calibrate import fit_and_store
 
     show.prepare_folder(out)
-    log, console = _console(stderr=True), _console()
     bench_report = suite.run(
         settings,
-        log=lambda text: log.print(Text(clean(text)), soft_wrap=True),
+        log=partial(output.print_line, stderr=True),
         save=lambda unfinished: show.write_report(unfinished, out, settings.name),
     )
-    show.print_report(bench_report, console)
+    show.print_report(bench_report, output.plain_console())
     if calibrate:
-        console.print(Text(fit_and_store(bench_report.as_json(), caches.calibration_file())))
-    console.print(Text(f"{out / settings.name}.json\n{out / settings.name}.md"), soft_wrap=True)
+        output.print_line(fit_and_store(bench_report.as_json(), caches.calibration_file()))
+    output.print_line(f"{out / settings.name}.json")
+    output.print_line(f"{out / settings.name}.md")
     if bench_report.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -371,7 +364,7 @@ def _runs_table(results: Path) -> Table:
 
 def _warn_broken(broken: tuple[tuple[Path, str], ...]) -> None:
     for path, reason in broken:
-        _console(stderr=True).print(Text(clean(f"Left out: {path} ({reason})"), "yellow"), soft_wrap=True)
+        output.print_line(f"Left out: {path} ({reason})", "yellow", stderr=True)
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def _device() -> Check:
 
 
 def _bytecode() -> Check:
-    """Whether libraries stay compiled: compiling torch, transformers and Ray anew triples the time of every start."""
+    """Whether libraries stay compiled: compiling torch, transformers and Ray again triples the time of every start."""
     specs = map(find_spec, ("torch", "transformers"))
     if all(Path(cache_from_source(spec.origin)).is_file() for spec in specs if spec is not None and spec.origin):
         return Check("start-up", True, "libraries are compiled once")

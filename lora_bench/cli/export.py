@@ -16,7 +16,7 @@ from lora_bench.errors import SOME_FAILED, USAGE, BenchError, unknown
 from lora_bench.text import counted
 
 if TYPE_CHECKING:
-    from lora_bench.contracts.suite import Verdict
+    from lora_bench.contracts.suite import ContractResult
     from lora_bench.data import DataSource
     from lora_bench.export.trained import Trained
 
@@ -117,8 +117,7 @@ def _write_evaluations(ids: Sequence[str], results: Path, out: Path) -> str:
         records = list({(record := find_record(results, cell_id)).id: record for cell_id in ids}.values())
     else:
         loaded = read_records(results)
-        for path, reason in loaded.broken:
-            raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
+        loaded.require_sound()
         records = [record for record in loaded.records if not record.is_search]
     return every_eval_ever.write(records, out, int(time.time()))
 
@@ -174,9 +173,9 @@ def check(
 
     broken = 0
     checks = ((method, suite.check, len(suite.CONTRACTS)), (task, suite.check_task, len(suite.TASK_CONTRACTS)))
-    for name, verdicts, count in checks:
+    for name, run, count in checks:
         if name is not None:
-            faults = yield from _verdict_lines(verdicts(name))
+            faults = yield from _result_lines(run(name))
             yield f"{name}: {count - faults} of {counted(count, 'contract')} are kept."
             broken += faults
     if broken:
@@ -198,16 +197,16 @@ def _names_to_check(what: str) -> tuple[str | None, str | None]:
     raise BenchError(error.what, f"{error.hint} A file of your own ends with .py.", error.code)
 
 
-def _verdict_lines(verdicts: Iterable[Verdict]) -> Generator[str, None, int]:
+def _result_lines(results: Iterable[ContractResult]) -> Generator[str, None, int]:
     """Yield lines that say which contracts are kept and how the others are broken; return how many are broken.
 
     A fault that breaks several contracts, as an error of a method does, is written once.
     """
     broken, seen = 0, set[str]()
-    for verdict in verdicts:
-        yield f"{'pass' if verdict.fault is None else 'FAIL'}: {verdict.contract}"
-        if verdict.fault is not None:
+    for result in results:
+        yield f"{'pass' if result.fault is None else 'FAIL'}: {result.contract}"
+        if result.fault is not None:
             broken += 1
-            yield "- the same" if verdict.fault in seen else f"- {verdict.fault}"
-            seen.add(verdict.fault)
+            yield "- the same" if result.fault in seen else f"- {result.fault}"
+            seen.add(result.fault)
     return broken

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import typer
 
 from lora_bench.cli import completion
+from lora_bench.cli.paths import RESULTS
 from lora_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ GRID_PANEL = "Grid (an option that is repeated adds a value to the grid)"
 PATHS_PANEL = "Presets, data and results"
 EXECUTION_PANEL = "Execution (changes no result)"
 
+# The help texts of options that several commands have.
+MODEL_HELP = "Hub id, directory, or `sample`, the bundled one (default: FacebookAI/roberta-base)."
+DATA_DIR_HELP = "Folder of data: <task>/train and <task>/validation as .parquet, .jsonl, .csv or .tsv."
+PACK_HELP = "Cells trained together: auto or a number."
+RETRY_HELP = "Train again the failed, diverged, oom or stale cells (joined by commas, or repeated)."
+
+ENGINES = ("local", "ray")
 ADHOC = "adhoc"  # the config's name where neither a preset nor a config is given
 
 
@@ -106,7 +114,7 @@ class Selection:
     ] = None
     model: Annotated[
         list[str] | None,
-        _grid_option("Hub id, directory, or `sample`, the bundled one (default: FacebookAI/roberta-base)."),
+        _grid_option(MODEL_HELP),
     ] = None
     include: Annotated[
         list[Path] | None,
@@ -126,16 +134,13 @@ class Selection:
     ] = None
     data_dir: Annotated[
         Path | None,
-        _path_option("Folder of data: <task>/train and <task>/validation as .parquet, .jsonl, .csv or .tsv."),
+        _path_option(DATA_DIR_HELP),
     ] = None
     results: Annotated[Path | None, _path_option("Results folder (default: results/<config name>).")] = None
-    pack: Annotated[str, _path_option("Cells trained together: auto or a number.")] = "auto"
+    pack: Annotated[str, _path_option(PACK_HELP)] = "auto"
     retry: Annotated[
         list[str] | None,
-        _path_option(
-            "Train again the failed, diverged, oom or stale cells (joined by commas, or repeated).",
-            autocompletion=completion.retried_states,
-        ),
+        _path_option(RETRY_HELP, autocompletion=completion.retried_states),
     ] = None
 
     def load_config(self) -> Config:
@@ -181,11 +186,15 @@ class Selection:
 
     def results_folder(self) -> Path:
         """Return the results folder."""
-        return self.results or Path("results") / self.load_config().name
+        return self.results or RESULTS / self.load_config().name
 
     def pack_size(self) -> int | None:
         """Return the largest number of cells in a pack; None for as many as fill the device."""
-        return pack_size(self.pack)
+        if self.pack == "auto":
+            return None
+        if not self.pack.isdecimal() or int(self.pack) < 1:
+            raise BenchError(f"--pack '{self.pack}' is not a number of cells.", "Use --pack auto or a number from 1.")
+        return int(self.pack)
 
     def states_to_retry(self) -> tuple[str, ...]:
         """Return the states of recorded cells that are to be trained again."""
@@ -208,7 +217,7 @@ class ExecutionOptions:
         typer.Option(
             help="local: this process, one device. ray: all GPUs of this machine or of a Ray cluster.",
             rich_help_panel=EXECUTION_PANEL,
-            autocompletion=completion.one_of("local", "ray"),
+            autocompletion=completion.one_of(*ENGINES),
         ),
     ] = "local"
     address: Annotated[
@@ -222,7 +231,7 @@ class ExecutionOptions:
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="With --engine ray: the number of GPUs (default: all); `plan` shows how long so many take.",
+            help="With --engine ray: the number of GPUs (default: all); `plan` predicts the time on that many.",
             rich_help_panel=EXECUTION_PANEL,
             show_default=False,
             min=1,
@@ -251,7 +260,7 @@ class ExecutionOptions:
         """Return whether packs run on Ray, and check the trackers.
 
         Args:
-            planning: Whether nothing will run: then --gpus only asks how long so many would take.
+            planning: Whether nothing will run: then --gpus only asks for the time on that many.
 
         Raises:
             BenchError: Exit code 2 for an engine or a tracker that does not exist, or options that the engine does not
@@ -261,7 +270,7 @@ class ExecutionOptions:
             from lora_bench.run.tracking import check_trackers
 
             check_trackers(self.track)
-        if self.engine not in ("local", "ray"):
+        if self.engine not in ENGINES:
             raise BenchError(f"There is no engine '{self.engine}'.", "Use --engine local or ray.")
         needs_ray = self.address is not None or (self.gpus is not None and not planning)
         if self.engine == "local" and needs_ray:
@@ -271,7 +280,7 @@ class ExecutionOptions:
         return self.engine == "ray"
 
     def planned_gpus(self) -> int | None:
-        """Return on how many GPUs Ray is to spread packs, as far as it is known without Ray; None for one process."""
+        """Return how many GPUs a run on Ray will use, as far as this is known without Ray; None for one process."""
         if self.gpus is not None or self.engine != "ray":
             return self.gpus
         from lora_bench.run import environment
@@ -294,15 +303,6 @@ class ExecutionOptions:
         executor = RayExecutor(self.address, self.gpus, self.device)
         executor.launch(most)
         return executor
-
-
-def pack_size(text: str) -> int | None:
-    """Return the number of cells that `--pack` gives; None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise BenchError(f"--pack '{text}' is not a number of cells.", "Use --pack auto or a number from 1.")
-    return int(text)
 
 
 def split(text: str) -> list[str]:

@@ -13,8 +13,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from rich.console import Console
+from rich.text import Text
+
 from lora_bench.errors import DONE, MISSING, BenchError
 from lora_bench.text import clean
+
+
+def plain_console(stderr: bool = False) -> Console:
+    """Return a console on a standard stream; it prints strings as they are, without markup or highlighting."""
+    return Console(stderr=stderr, highlight=False, markup=False)
+
+
+def print_line(text: str, style: str = "", stderr: bool = False) -> None:
+    """Print text that may come from outside as one line, which only a terminal wraps."""
+    plain_console(stderr).print(Text(clean(text), style), soft_wrap=True)
 
 
 class ShieldedStream:

@@ -133,8 +133,7 @@ def _sound_records(results: Path) -> tuple[Record, ...]:
     from lora_bench.records import store
 
     loaded = store.read_records(results)
-    for path, reason in loaded.broken:
-        raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
+    loaded.require_sound()
     if not loaded.records:
         raise BenchError(f"There are no records under '{results}'.", "Give --results the folder of a run.", NOTHING)
     return loaded.records

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lora_bench.cli import paths
+from lora_bench.cli import output, paths
 from lora_bench.cli.export import IncludeOption
 from lora_bench.cli.options import including
 from lora_bench.errors import BenchError
@@ -42,7 +41,7 @@ def report(
     from lora_bench.report import build
     from lora_bench.report.against import compare_folders
 
-    console, errors = (Console(stderr=stderr, highlight=False, markup=False) for stderr in (False, True))
+    console, errors = output.plain_console(), output.plain_console(stderr=True)
     folder = paths.results_folder(results)
     compare = load_comparisons(folder, config)
     if against is not None:
@@ -50,6 +49,6 @@ def report(
             raise BenchError("--against and --vs-paper exclude each other.", "Give one of them.")
         compare_folders(folder, against, out or folder, console, compare.margin)
         return
-    built = build(folder, out or folder, console, errors, vs_paper, compare, kinds=methods.by_kind())
+    built = build(folder, out or folder, console, errors, vs_paper, compare, kinds=methods.by_kind().items())
     if built.code:
         raise typer.Exit(built.code)

@@ -93,7 +93,7 @@ def cost_text(total: Totals, gpus: int | None = None) -> str:
 
     Args:
         total: What all packs take.
-        gpus: How many GPUs the time is asked for, beside that of one device.
+        gpus: The number of GPUs whose time is given as well; None for that of one device alone.
     """
     if not total.packs:
         return ""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from lora_bench.cli import caches, completion, paths
+from lora_bench.cli import caches, completion, output, paths
 from lora_bench.cli.options import (
+    DATA_DIR_HELP,
     EXECUTION_PANEL,
+    MODEL_HELP,
+    PACK_HELP,
     PATHS_PANEL,
+    RETRY_HELP,
     ExecutionOptions,
     Selection,
     including,
     options_of,
-    pack_size,
     split,
 )
 from lora_bench.errors import DONE, SOME_FAILED, BenchError, unknown
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lora_bench.verdict.question import Question
 
 QUESTION_PANEL, SETTINGS_PANEL = "Question", "Settings of all cells"
+_OVER = ("seeds", "seeds+examples")  # as in `compare.Comparisons`, which is not imported for --help
 # The options that --more need not repeat, and those settings that a verdict decides.
 _SETTINGS = frozenset(
     {"task", "targets", "sizes", "seeds", "minutes", "margin", "over", "search_lr", "search_seeds", "head_lr", "epochs"}
@@ -65,13 +68,8 @@ class VerdictOptions:
             "The method that it is compared with, or its file (default: lora).", autocompletion=completion.method_names
         ),
     ] = "lora"
-    model: Annotated[
-        str | None, _option("Hub id, directory, or `sample`, the bundled one (default: FacebookAI/roberta-base).")
-    ] = None
-    data_dir: Annotated[
-        Path | None,
-        _option("Folder of data: <task>/train and <task>/validation as .parquet, .jsonl, .csv or .tsv."),
-    ] = None
+    model: Annotated[str | None, _option(MODEL_HELP)] = None
+    data_dir: Annotated[Path | None, _option(DATA_DIR_HELP)] = None
     task: Annotated[
         list[str] | None,
         _option("Task, repeatable (default: cola, mrpc, stsb, rte).", autocompletion=completion.task_names),
@@ -87,7 +85,7 @@ class VerdictOptions:
         str,
         _option(
             "seeds, or seeds+examples: then the verdict is on other examples of the tasks too (default: seeds).",
-            autocompletion=completion.one_of("seeds", "seeds+examples"),
+            autocompletion=completion.one_of(*_OVER),
         ),
     ] = "seeds"
     more: Annotated[
@@ -130,11 +128,10 @@ class VerdictOptions:
     results: Annotated[
         Path | None, _option("Results folder (default: results/verdict-<METHOD>-<against>).", PATHS_PANEL)
     ] = None
-    pack: Annotated[str, _option("Cells trained together: auto or a number.", PATHS_PANEL)] = "auto"
-    retry: Annotated[
-        list[str] | None,
-        _option("Train again the failed, diverged, oom or stale cells (joined by commas, or repeated).", PATHS_PANEL),
-    ] = None
+    pack: Annotated[str, _option(PACK_HELP, PATHS_PANEL)] = "auto"
+    retry: Annotated[list[str] | None, _option(RETRY_HELP, PATHS_PANEL, autocompletion=completion.retried_states)] = (
+        None
+    )
 
 
 @dataclass
@@ -186,29 +183,26 @@ def _prepare(options: VerdictOptions, execution: VerdictExecution) -> Selection:
     """
     from lora_bench.records import store
     from lora_bench.verdict import folder
-    from lora_bench.verdict.question import FILE
 
     execution.check_engine(planning=options.dry_run)
-    console, errors = (Console(stderr=stderr, highlight=False, markup=False) for stderr in (False, True))
     if options.more and (options.seeds is not None or options.minutes is not None):
         what = "--more adds as many seeds as the first look had: the number must not depend on what was seen."
         raise BenchError(what, "Leave --seeds and --minutes out.")
-    planner, question = _planner(options, execution)
+    question, planner, selection = _parse(options, execution)
     results = planner.results
     if not options.dry_run and not options.more and not folder.is_begun(results):
-        _require_sound(question.subject, options.what, console)
-        _require_sound(question.reference, options.against, console)
+        _require_sound(question.subject, options.what)
+        _require_sound(question.reference, options.against)
     if options.more:
         ready = folder.look_again(question, planner, unchanged=not _gives_settings(options))
     else:
         ready = folder.begin(question, planner, options.seeds, options.minutes)
-    console.print(Text("\n  ".join(map(clean, _cost_lines(ready, planner)))), soft_wrap=True)
+    costs = Text("\n  ".join(map(clean, _cost_lines(ready, planner))))
+    output.plain_console().print(costs, soft_wrap=True)
     if not options.dry_run:
         store.prepare(results)
-        ready.write(results, lambda text: errors.print(Text(clean(text)), soft_wrap=True))
-    return Selection(
-        config=results / FILE, results=results, data_dir=options.data_dir, pack=options.pack, retry=options.retry
-    )
+        ready.write(results, partial(output.print_line, stderr=True))
+    return selection
 
 
 def _report(results: Path) -> int:
@@ -216,17 +210,17 @@ def _report(results: Path) -> int:
     from lora_bench import report as reports
     from lora_bench.grid.config import load_comparisons
 
-    console, errors = (Console(stderr=stderr, highlight=False, markup=False) for stderr in (False, True))
+    console, errors = output.plain_console(), output.plain_console(stderr=True)
     return reports.build(results, results, console, errors, compare=load_comparisons(results), verdict_only=True).code
 
 
-def _planner(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Planner, Question]:
-    """Return what plans configs on the device, and the question."""
+def _parse(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Question, Planner, Selection]:
+    """Return the question, what plans configs for it on the device, and what `run` has to be given to train it."""
     from lora_bench.grid.cells import Sources
     from lora_bench.run import environment
     from lora_bench.run import plan as plans
     from lora_bench.verdict.budget import Planner
-    from lora_bench.verdict.question import config_name
+    from lora_bench.verdict.question import FILE, config_name
 
     including(options.include)
     subject, reference = _load_method(options.what), _load_method(options.against)
@@ -234,19 +228,21 @@ def _planner(options: VerdictOptions, execution: ExecutionOptions) -> tuple[Plan
     sources = Sources(cache(looked_up.model), cache(looked_up.data))
     device = environment.named_device(execution.device)
     question = _question(options, subject, reference, sources, device)
-    results = options.results or Path("results") / config_name(subject, question.reference)
-    retry = tuple(part for text in options.retry or () for part in split(text))
+    results = options.results or paths.RESULTS / config_name(subject, reference)
+    selection = Selection(
+        config=results / FILE, results=results, data_dir=options.data_dir, pack=options.pack, retry=options.retry
+    )
     planner = Planner(
         results,
         sources,
         options.data_dir,
         device,
         execution.planned_gpus(),
-        pack_size(options.pack),
-        retry,
+        selection.pack_size(),
+        selection.states_to_retry(),
         caches.calibration_file(),
     )
-    return planner, question
+    return question, planner, selection
 
 
 def _load_method(what: str) -> str:
@@ -276,8 +272,8 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
     check_numbers(options.sizes, options.margin, options.seeds, options.minutes)
     if reference == subject:
         raise BenchError(f"'{subject}' cannot be compared with itself.", "Give another method to --against.")
-    if options.over not in ("seeds", "seeds+examples"):
-        raise unknown("value of --over", options.over, ("seeds", "seeds+examples"))
+    if options.over not in _OVER:
+        raise unknown("value of --over", options.over, _OVER)
     names = tuple(tasks.get(name).name for name in dict.fromkeys(options.task or TASKS))
     epochs = {name: options.epochs or EPOCHS.get(name, OTHER_EPOCHS) for name in names}
     given = {"head_lr": options.head_lr, "precision": options.precision}
@@ -319,7 +315,7 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
 
 
 def _gives_settings(options: VerdictOptions) -> bool:
-    """Whether a command says anything of the question beside the two methods and the model."""
+    """Whether a command gives any setting of the question besides the two methods and the model."""
     return any(getattr(options, field.name) != field.default for field in fields(options) if field.name in _SETTINGS)
 
 
@@ -344,7 +340,7 @@ def _cost_lines(ready: Ready, planner: Planner) -> Iterator[str]:
     yield from (*ready.notes, *total.guesses)
 
 
-def _require_sound(method: str, what: str, console: Console) -> None:
+def _require_sound(method: str, what: str) -> None:
     """Check a method that is not of this package against the contracts.
 
     Raises:
@@ -356,10 +352,10 @@ def _require_sound(method: str, what: str, console: Console) -> None:
         return
     from lora_bench.contracts import suite
 
-    console.print(Text(clean(f"Checking the contracts of {method} …")), soft_wrap=True)
+    output.print_line(f"Checking the contracts of {method} …")
     broken = [result for result in suite.check(method) if result.fault is not None]
     if broken:
         first = broken[0]
-        kept = f"{len(broken)} of {counted(len(suite.CONTRACTS), 'contract')}"
+        which = f"{len(broken)} of {counted(len(suite.CONTRACTS), 'contract')}"
         hint = f"`lora-bench check {what}` shows all of them."
-        raise BenchError(f"'{method}' breaks {kept}. {first.contract}: {first.fault}", hint)
+        raise BenchError(f"'{method}' breaks {which}. {first.contract}: {first.fault}", hint)

@@ -54,7 +54,7 @@ TASK_CONTRACTS: tuple[TaskContract, ...] = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ContractResult:
     """The result of one contract.
 
     Attributes:
@@ -66,26 +66,26 @@ class Verdict:
     fault: str | None
 
 
-def check(method: str) -> Iterator[Verdict]:
+def check(method: str) -> Iterator[ContractResult]:
     """Check a method against every contract, one after another; whatever the method raises counts as broken."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         bench = Workbench(Path(folder))
         for contract in CONTRACTS:
-            yield _verdict(contract, partial(contract, method, bench))
+            yield _result(contract, partial(contract, method, bench))
 
 
-def check_task(task: str) -> Iterator[Verdict]:
+def check_task(task: str) -> Iterator[ContractResult]:
     """Check a task against every contract, one after another; whatever its metrics raise counts as broken."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         bench = TaskBench(task, Workbench(Path(folder)))
         for contract in TASK_CONTRACTS:
-            yield _verdict(contract, partial(contract, bench))
+            yield _result(contract, partial(contract, bench))
 
 
-def _verdict(contract: Contract | TaskContract, call: Callable[[], None]) -> Verdict:
-    return Verdict((contract.__doc__ or contract.__name__).strip(), _fault(call))
+def _result(contract: Contract | TaskContract, call: Callable[[], None]) -> ContractResult:
+    return ContractResult((contract.__doc__ or contract.__name__).strip(), _fault(call))
 
 
 def _fault(call: Callable[[], None]) -> str | None:

@@ -228,7 +228,7 @@ def eval_result_files(trained: Trained) -> dict[str, str]:
 
 def _metrics(record: Record) -> dict[str, float]:
     """Return the metrics of the epoch whose weights were saved."""
-    epoch = next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
+    epoch = record.selected_epoch
     return {name: value for name, value in epoch.metrics.items() if value is not None} if epoch else {}
 
 

@@ -96,7 +96,7 @@ def _selected(record: Record) -> Epoch | None:
     """Return the epoch whose metrics are the cell's result; None if it has none."""
     if record.status != "done" or record.score is None:
         return None
-    return next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
+    return record.selected_epoch
 
 
 def _base(record: Record) -> str:

@@ -1,6 +1,6 @@
-"""What packs will cost before anything runs: seconds, bytes, and how many cells a pack should have. No torch needed.
+"""Predicts what packs will cost: seconds, bytes, and how many cells a pack should have. No torch needed.
 
-What is counted is in `pack.py` and `demand.py`. Finished cells refine it (`Estimate.refined`).
+`demand.py` and `pack.py` count what a pack asks for. Finished cells correct the prediction (`Estimate.refined`).
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from lora_bench.forecast.schedule import PackTime
 from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.records.schema import Record
 
-# Operations of a step of the optimiser under a rule, and of each projected weight in it; counted as it runs on a CPU.
+# Operations in a step of the optimiser under a rule, and those that each projected weight adds; counted on a CPU.
 RULE_OPERATIONS, PROJECTION_OPERATIONS = 96, 5
-USUAL_FRACTION = 0.98  # of the sequences, by which the engine chooses windows (`encoder/windows.USUAL`)
+USUAL_FRACTION = 0.98  # of the sequences fit into a window, as in the engine (`encoder/windows.USUAL`)
 # The fraction of slots that hold a token: about that of six tasks of GLUE. The many sequences of an evaluation's batch
 # fill windows better than the 32 of a training batch do.
 SLOT_FILL, EVAL_SLOT_FILL = 0.92, 0.97
 # Slots × cells × linear weights of a step beyond which larger packs gain nothing. 85e6 are RoBERTa-base's weights.
 FULL_LOAD = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}
 MAX_CELLS = {"cuda": 512, "cpu": 16}
-UNKNOWN_TOKENS = 40.0  # per sequence, of a task whose mean is not known; chosen
-UNKNOWN_ROWS = 10_000, 1_000  # of training and evaluation where they are not known, for the memory alone; chosen
-HELD_OUT_FRACTION = 0.1  # of the training rows, at most, if the epoch is chosen by them
-# Bytes of a record and its row of metrics.csv, of an epoch and of a prediction in it, and of what describes a saved
-# adapter: from the records of results/minilm.
+# What is assumed of a task of which nothing is known, to predict its memory; both were chosen.
+UNKNOWN_TOKENS = 40.0  # in a sequence
+UNKNOWN_ROWS = 10_000, 1_000  # of training and of evaluation
+HELD_OUT_FRACTION = 0.1  # of the training rows, kept from training where they select the epoch (chosen)
+# Bytes of a record with its row of metrics.csv, of each epoch and each prediction in a record, and of a saved adapter
+# beyond its values: from the records of results/minilm.
 RECORD_BYTES, EPOCH_BYTES, PREDICTION_BYTES, ADAPTER_BYTES = 1900, 150, 4, 2000
 
 Cost = tuple[float | None, float | None]  # seconds and peak bytes, None where they cannot be predicted
@@ -64,8 +65,8 @@ class PackCost(NamedTuple):
 
     Attributes:
         seconds: Its time; None if the device, the model or the length of the data is not known.
-        bytes: The peak of GPU memory, the bases that earlier packs have left there included; None if the model is not
-            known.
+        bytes: The peak of GPU memory, including the bases that earlier packs have left there; None if the model is
+            not known.
         bases: The bases that it leaves in memory for later packs.
     """
 
@@ -79,9 +80,9 @@ class Estimate:
     """Estimates the costs of packs on a device, from its coefficients and from finished cells.
 
     Attributes:
-        coefficients: Those of the device; None if it is not known.
-        time_factor: Measured over computed seconds of finished packs.
-        memory_factor: Measured over computed bytes of finished packs.
+        coefficients: The coefficients of the device; None if the device is not known.
+        time_factor: The ratio of measured to predicted seconds of finished packs.
+        memory_factor: The ratio of measured to predicted bytes of finished packs.
         tokens: The mean tokens of a training sequence by (data, task, max_length), from records.
         rows: The rows of (training, evaluation) by (data, task), from records or files.
     """
@@ -163,7 +164,7 @@ class Estimate:
         return PackCost(seconds, self.memory_factor * demand.bytes(kept), lasting_bases(demand.adapters.bases))
 
     def _seconds(self, cells: Sequence[Cell], demand: Demand, kept: Bases) -> float | None:
-        """Return the time of a pack, given what it asks of the device; None as in `seconds`."""
+        """Return the time of a pack, given what it asks of the device; None where `seconds` returns None."""
         if self.coefficients is None or None in (self.mean_tokens(cells[0]), self._rows(cells[0])):
             return None
         seconds = demand.seconds(self.coefficients, kept) + self._posterior_seconds(cells, demand.geometry)
@@ -219,7 +220,7 @@ class Estimate:
             key = (pack_kind(pack), present)
             cost = known.get(key) or known.setdefault(key, self.cost(pack, model, present))
             costs.append((cost.seconds, cost.bytes))
-            # Only one encoder is in memory: those of the pack before are gone.
+            # Only one encoder is in memory at a time; the bases of another one are gone.
             bases = {(model, precision): present | cost.bases}
         return costs
 

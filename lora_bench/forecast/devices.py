@@ -1,11 +1,13 @@
 """The coefficients of devices: measured ones, and those of other cards, scaled from them. Does not need torch.
 
 `devices.json` holds what was measured, by the name that the device has in records; `lora-bench bench --calibrate` adds
-this machine's. The H200's were fitted to 139 packs. The H100's are the H200's with everything that memory binds 1.14
-times as slow, which was fitted to the four packs that were measured on both (off by 5% at most). `cards.json` holds the
-makers' data sheets: the dense rate in bf16 and the rate in float32 of the cores without tensor units (TFLOP/s), the
-bandwidth (TB/s) and the memory (GB). All but the `unchecked` numbers were compared with pages that quote the sheets.
-The T4 and the V100 have no bf16: products take as long as in float32. Each of the two dies of an MI250 is a device.
+this machine's. The H200's were fitted to 139 packs. The H100's are the H200's, with all that is bound by memory 1.14
+times as slow; this factor was fitted to the four packs that were measured on both (off by 5% at most).
+
+`cards.json` holds the makers' data sheets: the dense rate in bf16 and the rate in float32 of the cores without tensor
+units (TFLOP/s), the bandwidth (TB/s) and the memory (GB). All but the `unchecked` numbers were compared with pages that
+quote the sheets. The T4 and the V100 have no bf16: products take as long as in float32. Each of the two dies of an
+MI250 is a device.
 
 A card that was not measured takes the coefficients of the measured card that is most like it. What is bound by
 operations is scaled by the rate, what is bound by memory by the bandwidth, and what the processor does is left.

@@ -50,7 +50,7 @@ def of(model_type: str) -> Family:
 
 
 def when_trained(family: Family) -> Family:
-    """Return the family as which an encoder runs whose own weights train: the hand-written form is for frozen ones."""
+    """Return the family of an encoder whose own weights train: the hand-written form is for frozen weights only."""
     return _families()["windows"] if family.way == "fused" else family
 
 

@@ -20,21 +20,20 @@ from lora_bench.forecast.geometry import Geometry
 OPERATION_SECONDS = 1e-5
 
 TRAINED_LAYER_KERNELS = 2.5  # kernels of a layer whose weights train, relative to those of a frozen layer
-# The time of a rule's step in that of AdamW's step on all weights, which is a single kernel: measured for LISA and
-# GaLore on an H200 (31 ms for 125 million weights), beside the decompositions.
+# How many times as long a rule's step takes as AdamW's step on all weights, a single kernel: measured for LISA and
+# GaLore on an H200 (31 ms for 125 million weights), without the decompositions.
 RULED_STEP_PASSES = 24
-# Bytes of a trained value, all in float32: always there are the value and AdamW's two moments; of a whole encoder, its
-# weight decay too; under a rule for its weights, the gradient, which values train, and their decay. Beside these are
-# at the end of a step its gradient, once for each factor and once joined; in a rule's step, `RuleDemand.tensors`.
-# Counted in `engine/`, and by following the tensors of a step on a CPU.
-VALUE_BYTES, WHOLE_VALUE_BYTES, RULED_VALUE_BYTES = 12, 4, 10
-GRADIENT_BYTES = 8
+# Bytes of a trained value, counted in `engine/` and by following the tensors of a step on a CPU. All are in float32.
+VALUE_BYTES = 12  # throughout: the value and AdamW's two moments
+WHOLE_VALUE_BYTES = 4  # throughout, where the whole encoder trains: the weight decay of the value
+RULED_VALUE_BYTES = 10  # throughout, under a rule for its weights: the gradient, whether the value trains, its decay
+GRADIENT_BYTES = 8  # at the end of a step: the gradient, once for each factor and once joined
 LIBRARY_BYTES = 2**27  # cuBLAS keeps 64 MiB for the stream of the training, and 64 for the default stream
-# What a process takes on a card beside its tensors: the context of CUDA and the code of kernels (chosen; about as much
-# on cards of the last years).
+# GPU memory of a process besides its tensors: the context of CUDA and the code of kernels (chosen: about what recent
+# cards need).
 CONTEXT_BYTES = 2**29
-# torch hands out a block of memory whole where less than 1 MiB of it would be left: half of that for each of the large
-# tensors that a layer keeps.
+# torch does not split a block of memory if less than 1 MiB would be left over. So each large tensor that a layer keeps
+# wastes half of that, on average.
 TENSORS_OF_LAYER, LARGE_TENSOR_BYTES = 10, 2**20
 MASK_WINDOWS = 8  # windows in whose multiples the trainer allocates dropout masks
 # Several cells on padded rows launch a step's kernels this many times as long as one cell: each layer runs a second
@@ -107,14 +106,14 @@ class Demand:
         - `layer`: launched kernels, in layers.
         - `flop`: operations of the products with frozen weights.
         - `byte`: activations that are read and written.
-        - `adapter_byte`: those that the adapters read and write.
+        - `adapter_byte`: activations that the adapters read and write.
         - `adapter_flop`: operations of the adapters' products.
         - `dress_byte`: activations read and written for gains, stretches and shifts.
         - `operand`: values of A and B.
-        - `remade`: those of them that products with whole weights recompute.
+        - `remade`: values of A and B that products with whole weights recompute.
         - `value`: trained values, with padding.
 
-        Beside these, the set-up of a pack has `setup` (once), `direction` (singular directions of decompositions) and
+        Besides these, the set-up of a pack has `setup` (once), `direction` (singular directions of decompositions) and
         `draw` (random values), and an evaluation has `score` (the metric of each cell).
 
         Args:
@@ -214,7 +213,7 @@ class Demand:
         permanent += 0 if self.rule is None else RULED_VALUE_BYTES * whole
         permanent += self._mask_bytes
         evaluation = min(self.eval_slots * self.cells, windows.EVAL_SLOTS["cuda"]) * self._forward_values
-        # A step holds each operand and its gradient beside the activations, and after these the gradients of values.
+        # A step holds the activations and each operand with its gradient; after these, the gradients of values.
         slots = self.largest_slots * self._padding * self.cells
         training = slots * self._step_values + 2 * adapters.operands
         update = 2 * adapters.operands * self.item_bytes + GRADIENT_BYTES * self.values
@@ -237,7 +236,7 @@ class Demand:
 
     @property
     def _form(self) -> Family:
-        """The family as which the encoder runs: `family`, unless its weights train."""
+        """The family by which the encoder runs: `family`, unless its weights train."""
         return families.when_trained(self.family) if self.trains_backbone else self.family
 
     @property

@@ -1,4 +1,4 @@
-"""How several devices share packs, and how long a run takes on them, which is simulated. No torch.
+"""How several devices share packs, and a simulation of how long a run takes on them. No torch.
 
 The longest packs come first, and some are cut so that all devices end together. A part of a pack takes longer than its
 share of the cells, since the frozen encoder runs for each part.
@@ -20,12 +20,12 @@ MOST_CUTS = 8  # cuts for each device
 LONGEST = 16  # different packs that are tried for each cut, those with the longest parts
 SPLITS = 6  # ways in which a part is tried to be cut in two
 
-# What a run by Ray takes beside its packs, beyond what one process takes (a device's `start`): Ray itself, and that its
-# workers import torch after it has started. Measured on two H100s of one host: 16.4 s of a command passed outside of
-# training, 10.9 s with one process on one of them. Hosts start side by side; several have not been measured.
+# How much longer a run on Ray takes to start and end than one process (a device's `start`): Ray starts first, and only
+# then do its workers import torch. Measured on two H100s of one host: 16.4 s of a command passed outside of training,
+# 10.9 s with one process on one of them. Several hosts start at the same time, but have not been measured.
 RAY_SECONDS = 5.5
-# What the driver takes to write the record and the adapter of a cell, which have to be safe on the disk: measured on a
-# virtual machine with two cores and a slow, busy disk (17 to 21 ms; 2 ms in memory alone).
+# How long the driver takes to write the record and the adapter of a cell and flush them to the disk: measured on a
+# virtual machine with two cores and a slow, busy disk (17 to 21 ms; 2 ms on a disk in memory).
 WRITE_SECONDS = 0.02
 
 Sizes = tuple[int, ...]  # the cells of the parts of a pack
@@ -37,9 +37,9 @@ class PackTime(NamedTuple):
     Attributes:
         cells: Its cells.
         seconds: Its time on a device that has all bases that the pack needs.
-        fixed: Those of the seconds that do not depend on how many cells there are.
-        encoder: What tells its encoder from others; a device holds one at a time.
-        bases: The bases that it needs, each with the seconds that it takes to compute once for an encoder.
+        fixed: The part of `seconds` that does not depend on the number of cells.
+        encoder: What identifies its encoder; a device holds one at a time.
+        bases: The bases that it needs, each with the seconds that computing it takes, once for each encoder.
     """
 
     cells: int
@@ -49,12 +49,12 @@ class PackTime(NamedTuple):
     bases: tuple[tuple[Hashable, float], ...] = ()
 
     def of_part(self, cells: int) -> float:
-        """Return the seconds of a part with so many cells."""
+        """Return the seconds of a part with this many cells."""
         return self.fixed + (self.seconds - self.fixed) * cells / self.cells
 
 
 def even_sizes(cells: int, count: int) -> Sizes:
-    """Return the cells of so many even parts, or of fewer where these would be too small."""
+    """Return the cells of `count` even parts, or of fewer parts if these would be too small."""
     count = max(1, min(count, cells // FEWEST))
     return tuple(end - begin for begin, end in pairwise(cells * index // count for index in range(count + 1)))
 
@@ -138,6 +138,24 @@ def _end(devices: int, parts: Iterable[float]) -> float:
     return max(busy)
 
 
+def training_order(seconds: float, is_search: bool) -> tuple[bool, float]:
+    """Return the key by which several devices train what waits: searches first, then the longest."""
+    return not is_search, -seconds
+
+
+def next_position(encoders: Iterable[Hashable], loaded: Hashable) -> int:
+    """Return the position of what a free device trains next among what waits: the first for the encoder it has loaded.
+
+    Args:
+        encoders: The encoder of each pack or part that waits, in their order.
+        loaded: The encoder that the device has loaded; None if it has none.
+
+    Returns:
+        The position; 0 if nothing is for that encoder.
+    """
+    return next((position for position, encoder in enumerate(encoders) if loaded in (None, encoder)), 0)
+
+
 class StageTimes(NamedTuple):
     """The packs of a stage that are still to train.
 
@@ -159,7 +177,7 @@ class Simulated(NamedTuple):
 
     Attributes:
         seconds: From the command to its end.
-        training: Those in which its devices train, of all devices together.
+        training: The seconds that its devices spend training, summed over them.
     """
 
     seconds: float
@@ -167,16 +185,23 @@ class Simulated(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A part of a pack that waits or trains; the smallest rank comes first."""
+    """A part of a pack that waits or trains.
 
-    rank: tuple[bool, float, int]
+    Attributes:
+        order: Its `training_order`.
+        pack: The pack.
+        cells: How many of the pack's cells it has.
+        stage: The name of the pack's stage.
+    """
+
+    order: tuple[bool, float]
     pack: PackTime
     cells: int
     stage: str
 
 
 class _Waiting:
-    """The parts of packs that can train, and the stages that wait for others."""
+    """The parts of packs that can train, and the stages that wait for others; what `run.queue` is in a real run."""
 
     def __init__(self, stages: Sequence[StageTimes], devices: int, cuts: bool) -> None:
         self._cutter = Cutter(devices) if cuts and devices > 1 else None
@@ -184,15 +209,13 @@ class _Waiting:
         self._later = list(stages)
         self._left: dict[str, int] = {}  # parts of a stage that have not ended
         self._parts: list[_Part] = []
-        self._count = 0
         self._release()
 
     def take(self, encoder: Hashable) -> _Part | None:
         """Return the part that trains next, and remove it: one for this encoder, if there is one."""
         if not self._parts:
             return None
-        fitting = (index for index, part in enumerate(self._parts) if encoder in (None, part.pack.encoder))
-        return self._parts.pop(next(fitting, 0))
+        return self._parts.pop(next_position((part.pack.encoder for part in self._parts), encoder))
 
     def end(self, part: _Part) -> None:
         """Note that the records of a part are written."""
@@ -215,11 +238,11 @@ class _Waiting:
         self._left |= {stage.title: 0 for stage in ready}
         for (stage, pack), parts in zip(pairs, sizes, strict=True):
             for cells in parts:
-                self._count += 1
-                length = pack.of_part(cells) if self._by_length else 0.0
-                self._parts.append(_Part((not stage.is_search, -length, self._count), pack, cells, stage.title))
+                seconds = pack.of_part(cells) if self._by_length else 0.0
+                order = training_order(seconds, stage.is_search)
+                self._parts.append(_Part(order, pack, cells, stage.title))
             self._left[stage.title] += len(parts)
-        self._parts.sort(key=lambda part: part.rank)
+        self._parts.sort(key=lambda part: part.order)  # stable: parts that are alike stay in their order
 
     def _is_ready(self, stage: StageTimes) -> bool:
         later = {other.title for other in self._later}
@@ -259,7 +282,7 @@ def simulate(
     stages: Sequence[StageTimes],
     start: float,
     devices: int = 1,
-    by_ray: bool = False,
+    on_ray: bool = False,
     cuts: bool = True,
     write_seconds: float = WRITE_SECONDS,
 ) -> Simulated:
@@ -267,26 +290,26 @@ def simulate(
 
     The driver gives a device that is free the next part, then writes the records of what the device has trained, one
     pack after another. A stage begins when the records of all stages that it needs are written. A device computes bases
-    before the first pack that needs them. Not followed are the loading of a second encoder, and that a run in stages
-    packs anew what waits when records come.
+    before the first pack that needs them. Two things are left out: loading a second encoder, and that a run in stages
+    regroups the cells that wait whenever records are written.
 
     Args:
         stages: The stages.
-        start: The seconds that one process takes beside its packs: before the first one, between them and at the end.
-        devices: How many there are; several train by Ray.
-        by_ray: Whether one device trains by Ray too.
+        start: The seconds of one process that no pack accounts for: before the first one, between them and at the end.
+        devices: How many there are; several always train on Ray.
+        on_ray: Whether a single device trains on Ray too.
         cuts: Whether packs may be cut: not if the user has set their size.
-        write_seconds: What the driver takes for the record of a cell, by Ray; in one process that is in `start`.
+        write_seconds: How long the driver of a run on Ray takes to write a cell; in one process, `start` covers it.
     """
-    by_ray = by_ray or devices > 1
-    now = start + (RAY_SECONDS if by_ray else 0.0)
+    on_ray = on_ray or devices > 1
+    now = start + (RAY_SECONDS if on_ray else 0.0)
     waiting, running = _Waiting(stages, devices, cuts), _Devices(devices)
     running.give(waiting, now, None)
     while (ended := running.end_next()) is not None:
         end, part = ended
         now = max(now, end)  # the driver may still have been writing
         running.give(waiting, now, part.pack.encoder)
-        if by_ray:
+        if on_ray:
             now += write_seconds * part.cells
         waiting.end(part)
         running.give(waiting, now, part.pack.encoder)

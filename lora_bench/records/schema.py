@@ -267,6 +267,11 @@ class Record(_Part):
         return self.status != "done" and not (self.is_search and self.status == "diverged")
 
     @property
+    def selected_epoch(self) -> Epoch | None:
+        """The epoch of the score; None if there is none."""
+        return next((epoch for epoch in self.epochs if epoch.epoch == self.score_epoch), None)
+
+    @property
     def settings(self) -> tuple[Cell, str | None]:
         """What the seeds of one setting have in common: the cell without its seed, and what it starts from."""
         return self.cell.model_copy(update={"seed": 0, "start": None}), self.protocol.start_settings

@@ -73,7 +73,16 @@ class Loaded:
         """
         if path in self.unreadable:
             return BenchError(f"The record '{path}' may be sound, but {reason}.", READABLE, SOME_FAILED)
-        return BenchError(f"'{path}' is no sound record: {reason}.", hint, SOME_FAILED)
+        return BenchError(f"'{path}' is not a sound record: {reason}.", hint, SOME_FAILED)
+
+    def require_sound(self) -> None:
+        """Refuse a folder in which a record is broken.
+
+        Raises:
+            BenchError: Exit code 1.
+        """
+        for path, reason in self.broken:
+            raise self.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
 
     def refuse_newer(self, ids: Container[str]) -> None:
         """Refuse to replace the record of one of these cells where it was written by a newer version.

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lora_bench.compare import Comparisons
-    from lora_bench.report.figures.encoding import FigureEncoder
     from lora_bench.report.numbers.frame import MethodGroups
     from lora_bench.report.write import ReportFiles
 
@@ -38,7 +37,7 @@ def build(
     vs_paper: bool = False,
     compare: Comparisons | None = None,
     verdict_only: bool = False,
-    kinds: MethodGroups | None = None,
+    kinds: MethodGroups = (),
 ) -> ReportFiles:
     """Write the report on a results folder and print its tables.
 
@@ -53,7 +52,7 @@ def build(
         vs_paper: Whether to compare with the published numbers.
         compare: What is compared; the default comparisons unless given.
         verdict_only: Whether to print the answer and the table of a verdict alone.
-        kinds: The methods of each group, in the order of the groups (`methods.by_kind()`).
+        kinds: The methods of each group, in the order of the groups (`methods.by_kind().items()`).
 
     Returns:
         What was written.
@@ -63,44 +62,32 @@ def build(
     """
     from threadpoolctl import threadpool_limits
 
-    from lora_bench.records.store import count_records
+    from lora_bench.records.store import count_records, read_records
     from lora_bench.report.figures.encoding import figure_encoder
 
     import_module("numpy")  # loads the library whose threads are limited
     # With one thread the order of a sum, and with it the last digit, is the same whatever the environment asks for.
     with threadpool_limits(1), _without_garbage_collection(), figure_encoder(count_records(results)) as encoder:
-        return _build(results, out, console, errors, vs_paper, compare, verdict_only, kinds, encoder)
+        # Imported here, where nothing collects garbage, and while the processes of the encoder start.
+        from lora_bench.report.content import gather
+        from lora_bench.report.formats.render import print_lines
+        from lora_bench.report.write import print_files, print_frontiers, print_report, print_verdict, write
 
-
-def _build(
-    results: Path,
-    out: Path,
-    console: Console,
-    errors: Console | None,
-    vs_paper: bool,
-    compare: Comparisons | None,
-    verdict_only: bool,
-    kinds: MethodGroups | None,
-    encoder: FigureEncoder,
-) -> ReportFiles:
-    from lora_bench.records.store import read_records
-    from lora_bench.report.content import gather
-    from lora_bench.report.formats.render import print_lines
-    from lora_bench.report.write import print_files, print_frontiers, print_report, print_verdict, write
-
-    loaded = read_records(results)
-    gc.freeze()  # importing some libraries runs a collection, which need not look through the records
-    unreadable = [f"Cannot read {path.name}: {reason}" for path, reason in loaded.broken]
-    print_lines(unreadable, errors or _standard_error(), "yellow")
-    if not loaded.records:
-        command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
-        raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
-    content = gather(loaded, vs_paper, compare, kinds)
-    files = write(content, out, encoder)
-    (print_verdict if verdict_only else print_report)(content, console)
-    if verdict_only:
-        print_frontiers(files, console)
-    print_files(files, console)
+        loaded = read_records(results)
+        gc.freeze()  # importing some libraries runs a collection, which need not look through the records
+        unreadable = [f"Cannot read {path.name}: {reason}" for path, reason in loaded.broken]
+        print_lines(unreadable, errors or _standard_error(), "yellow")
+        if not loaded.records:
+            command = f"lora-bench run --preset smoke --results {shlex.quote(str(results))}"
+            raise BenchError(f"No results in '{results}'.", f"Fill it: {command}", NOTHING)
+        content = gather(loaded, vs_paper, compare, kinds)
+        files = write(content, out, encoder)
+        if verdict_only:
+            print_verdict(content, console)
+            print_frontiers(files, console)
+        else:
+            print_report(content, console)
+        print_files(files, console)
     return files
 
 

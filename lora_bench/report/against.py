@@ -21,8 +21,8 @@ from lora_bench.report.formats.render import csv_table, json_report, markdown_ta
 from lora_bench.report.numbers.changes import TaskChanges, all_changes
 from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, NOT_TESTED, UNDECIDED
 from lora_bench.report.numbers.entries import Column, size_text
-from lora_bench.report.numbers.frame import Row
-from lora_bench.report.numbers.matching import METRIC_OF, Match, match, scored
+from lora_bench.report.numbers.frame import Row, final_score
+from lora_bench.report.numbers.matching import METRIC_OF, Match, match
 from lora_bench.report.numbers.tables import (
     DASH,
     ReportTable,
@@ -31,6 +31,7 @@ from lora_bench.report.numbers.tables import (
     difference_interval_text,
     p_text,
     percent,
+    printed_tables,
     signed_percent,
 )
 from lora_bench.report.numbers.wording import column_title, counted_points
@@ -96,9 +97,8 @@ def compare_folders(results: Path, against: Path, out: Path, console: Console, m
         write_atomically(out / name, text.encode())
     print_lines([report.title], console, "bold underline")
     print_lines([*report.answer, ""], console)
-    for table in report.tables:
-        if not table.is_data:
-            print_table(table, console)
+    for table in printed_tables(report.tables):
+        print_table(table, console)
     print_lines([*NOTES, ""], console, "dim")
     print_lines([str(out / PAGE)], console, whole=True)
     return out / PAGE
@@ -108,8 +108,7 @@ def _records(results: Path) -> tuple[Record, ...]:
     from lora_bench.records.store import read_records
 
     loaded = read_records(results)
-    for path, reason in loaded.broken:  # what is missing here would count as missing in the folder
-        raise loaded.refusal(path, reason, "Train its cell again (the same `run`), or move the file away first.")
+    loaded.require_sound()  # a cell that cannot be read would count as missing in the folder
     records = tuple(record for record in loaded.records if not record.is_search)
     if not records:
         raise BenchError(f"There are no results in '{results}'.", "Give two folders that `run` has filled.", NOTHING)
@@ -308,8 +307,8 @@ def _cell_table(matched: Match) -> list[ReportTable]:
         {
             **_cell_row(pair.new),
             "other_id": pair.old.id,
-            "new": scored(pair.new),
-            "old": scored(pair.old),
+            "new": final_score(pair.new),
+            "old": final_score(pair.old),
             "difference": pair.difference,
             "same": pair.is_same,
         }
@@ -349,6 +348,6 @@ def _table(
 def _markdown(report: ChangeReport) -> Iterable[str]:
     yield f"# {escape_markdown(report.title)}\n"
     yield "".join(f"- {escape_markdown(line)}\n" for line in report.answer)
-    yield from (markdown_table(table, 2) for table in report.tables if not table.is_data)
+    yield from (markdown_table(table, 2) for table in printed_tables(report.tables))
     yield "## How to read\n"
     yield "".join(f"- {escape_markdown(line)}\n" for line in NOTES)

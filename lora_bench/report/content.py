@@ -111,7 +111,7 @@ def gather(
     loaded: Loaded,
     vs_paper: bool = False,
     compare: Comparisons | None = None,
-    kinds: MethodGroups | None = None,
+    kinds: MethodGroups = (),
 ) -> Content:
     """Compute the content of the report.
 

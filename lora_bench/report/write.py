@@ -16,7 +16,7 @@ from lora_bench.report.figures.encoding import EncodedFigure, FigureEncoder
 from lora_bench.report.formats.html import html_page
 from lora_bench.report.formats.latex import latex_document, latex_table
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_lines, print_table
-from lora_bench.report.numbers.tables import ReportTable
+from lora_bench.report.numbers.tables import ReportTable, printed_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def print_report(content: Content, console: Console) -> None:
     for section in content.sections:
         print_lines([section.scope.title], console, "bold underline")
         print_lines([*section.protocol, "", *section.answer, ""], console)
-        for table in _printed(section.tables)[:PRINTED_TABLES]:
+        for table in printed_tables(section.tables)[:PRINTED_TABLES]:
             print_table(table, console)
     for table in content.other_tables:
         print_table(table, console)
@@ -97,7 +97,7 @@ def print_verdict(content: Content, console: Console) -> None:
     for section in content.sections:
         print_lines([section.scope.title], console, "bold underline")
         print_lines([*section.answer, ""], console)
-        for table in _printed(section.tables)[:1]:
+        for table in printed_tables(section.tables)[:1]:
             print_table(table, console)
     print_lines([*content.findings, ""] if content.findings else [], console)
 
@@ -171,7 +171,7 @@ def _markdown_section(section: Section, pictures: Sequence[Picture]) -> Iterator
     yield f"## {escape_markdown(section.scope.title)}\n"
     yield _bullets((*section.answer, *section.protocol))
     yield from _markdown_pictures(pictures[:1])
-    printed = _printed(section.tables)
+    printed = printed_tables(section.tables)
     yield from (markdown_table(table) for table in printed if len(table.rows) <= MARKDOWN_ROWS)
     yield from _markdown_pictures(pictures[1:])
 
@@ -180,11 +180,6 @@ def _markdown_pictures(pictures: Iterable[Picture]) -> Iterator[str]:
     for picture in pictures:
         caption = escape_markdown(picture.caption)
         yield f"![{escape_markdown(picture.title)}](figures/{picture.name}.png)\n\n{caption}\n"
-
-
-def _printed(tables: Iterable[ReportTable]) -> list[ReportTable]:
-    """Return the tables that are not only data."""
-    return [table for table in tables if not table.is_data]
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ class TrainingState:
         steps: How many steps its pack has taken.
         steps_taken: How many of them updated the cell: fewer, if it has diverged.
         states: What it trains, and the first and second moments of that.
-        memory: What its method and its optimiser remember between steps beside these, by name (`Trainer.memory`).
+        memory: What else its method and its optimiser remember between steps, by name (`Trainer.memory`).
     """
 
     progress: Progress

@@ -4,7 +4,7 @@ A checkpoint holds all cells of a pack, each under names of its own, so that a c
 folder is written under a temporary name, flushed and renamed. The manifest is sealed and holds the checksum of the
 tensors (`records.seal`): a damaged checkpoint is ignored, and the one before it is used. Two of a pack are kept.
 
-What a process of an older version has written ends with another checksum, so it counts as damaged. No torch.
+Checkpoints of older versions have another kind of checksum, so they count as damaged. No torch.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class StoredCheckpoint(ABC):
         return {**self.manifest.fingerprint, "code": entry.code} | ({"start": entry.start} if entry.start else {})
 
     def unfinished(self, record_times: Mapping[str, int]) -> list[str]:
-        """Return the ids of the cells that have got no record since the checkpoint was written.
+        """Return the ids of the cells that no record was written for since the checkpoint was.
 
         Args:
             record_times: When the records of cells were written, in nanoseconds, by id.
@@ -234,10 +234,10 @@ def newest_by_cell(checkpoints: Iterable[Checkpoint], record_times: Mapping[str,
 
 
 def prune(results: Path, cell_ids: Collection[str], record_times: Mapping[str, int]) -> None:
-    """Remove the checkpoints that are needed no more.
+    """Remove the checkpoints that are no longer needed.
 
-    These are the ones all of whose cells have got a record, and of those whose unfinished cells are all among
-    `cell_ids` all but the newest `KEPT_PER_PACK`.
+    A checkpoint is needed if a cell of it has no record yet. Of the checkpoints whose unfinished cells are all among
+    `cell_ids`, only the newest `KEPT_PER_PACK` are kept.
 
     Args:
         results: The results folder.

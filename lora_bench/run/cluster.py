@@ -5,7 +5,7 @@ one more job waits, whose inputs they prepare: the first of them that is free be
 has trained are written.
 
 A worker that dies, with its machine or alone, is replaced, and its job continues from the last checkpoint, which the
-driver has. A job whose workers die again and again has failed as any other job can.
+driver has. A job whose workers keep dying has failed, like any other job that cannot be trained.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from lora_bench.run.interfaces import Driver, Failure, Job, Setup, View
 # All were chosen.
 POLL = 0.5  # seconds after which a worker says how far it is, even if nothing has happened
 PATIENCE = 2.0  # seconds after which the driver looks at signals, even if no worker says anything
-JOIN_SECONDS = 60.0  # to join a cluster, after which whoever answers at its address is none
-LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, to learn its name
-HEAD_SECONDS = 10.0  # between two looks whether Ray's head process is there
+JOIN_SECONDS = 60.0  # to join a cluster; what answers at its address later than that is not taken for one
+LOOK_SECONDS = 30.0  # for a GPU of the cluster to be free, so that its name can be asked for
+HEAD_SECONDS = 10.0  # between two checks that Ray's head process is still there
 STOP_SECONDS = 60.0  # for workers to save what they train
 MOST_DEATHS = 3  # of workers while they start, or in one job without a checkpoint between, until that is an error
 

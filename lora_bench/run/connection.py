@@ -24,7 +24,7 @@ SETTINGS = {
 # Set while Ray is imported, for this process alone: Ray's handler of fatal signals, SIGTERM among them, is then not
 # installed over ours. It prints a stack trace, and aborts the process three seconds later, saved or not.
 NO_HANDLER = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
-CONNECT_SECONDS = 5.0  # for somebody to answer at a cluster's address (chosen)
+CONNECT_SECONDS = 5.0  # how long to wait for an answer at a cluster's address (chosen)
 
 
 def import_ray() -> Any:

@@ -15,8 +15,8 @@ from lora_bench import __version__
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.provenance import versions_of
 
-# Of a process that trains on a GPU, and of a worker without one, where OMP_NUM_THREADS says nothing else (chosen). A
-# GPU leaves operations on small tensors to the processor. With more threads than free cores, building a pack took 5 to
+# The threads of a process that trains on a GPU, and of a worker on Ray, unless OMP_NUM_THREADS is set (chosen). A GPU
+# leaves operations on small tensors to the processor. With more threads than free cores, building a pack took 5 to
 # 10 times as long (on two busy cores), and a process cannot know how many are free.
 THREADS = 4
 PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetensors")
@@ -24,9 +24,9 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "numpy", "safetenso
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import large libraries in this block: it collects no garbage, which would take a fifth of their time.
+    """Switch off garbage collection while large libraries are imported, which would take a fifth of the time.
 
-    What they have made is never looked at again: it lives as long as the process, and there are a million objects.
+    Afterwards their million objects, which live as long as the process, are exempt from it.
     """
     gc.disable()
     try:
@@ -73,7 +73,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if available else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
-        raise BenchError(f"'{name}' is no device.", "Use --device auto, cpu, cuda or cuda:N.")
+        raise BenchError(f"'{name}' is not a device.", "Use --device auto, cpu, cuda or cuda:N.")
     if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         hint = "Use --device cpu; `lora-bench doctor` says more."
         raise BenchError(f"There is no CUDA device '{name}' here.", hint, MISSING)

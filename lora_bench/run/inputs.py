@@ -24,12 +24,11 @@ from lora_bench.engine.evaluation import Split
 from lora_bench.engine.shortage import shortages
 from lora_bench.errors import MISSING, BenchError
 from lora_bench.forecast import geometry
+from lora_bench.forecast.cost import HELD_OUT_FRACTION
 from lora_bench.records.schema import DataInfo
 from lora_bench.run.interfaces import Options, View
 from lora_bench.run.status import TablesKey, tables_key
 from lora_bench.run.tokenizer import load_tokenizer
-
-HELD_OUT = 0.1  # of the training rows, held out to select the epoch (chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +53,10 @@ class Tokens:
     """A task's tokens in the memory of the host.
 
     Attributes:
-        train: Those of the rows to train on.
-        held_out: Those of the rows of the training split that select the epoch, if any.
-        evaluation: Those of the splits to evaluate on, one after another.
-        parts: The rows of each of these splits.
+        train: The tokens of the rows to train on.
+        held_out: The tokens of the rows of the training split that select the epoch, if any.
+        evaluation: The tokens of the splits to evaluate on, one split after another.
+        parts: The rows of `evaluation` that belong to each split.
         notes: What the user should know of the files.
     """
 
@@ -93,8 +92,8 @@ class Loader:
         self._tables: tuple[TablesKey, Prepared] | None = None
         self._warnings: set[str] = set()
         self._checks = ThreadPoolExecutor(1, "checking the model")
-        self._unchanged: Future[None] | None = None  # whether the files of the model that was loaded last are
-        self._lock = threading.RLock()  # held by what loads: neither tokenizers nor the Hub's settings bear two threads
+        self._unchanged: Future[None] | None = None  # the check that the files of the loaded model have not changed
+        self._lock = threading.RLock()  # held while loading: tokenizers and the Hub's settings are not thread-safe
         self._next: tuple[TablesKey, Tokens] | None = None
 
     def backbone(self, cell: Cell) -> Backbone:
@@ -114,7 +113,7 @@ class Loader:
                 with hub.hub_mode(local_only):
                     backbone = encoders.load(source.location, self.device, cell.precision, trains, local_only)
                 self._tokenizer(cell)  # before the check, which covers its files too
-            # It reads all weights, half a second for each GB: beside the tables, which wait for it.
+            # It reads all weights, half a second for each GB: in a thread, while the tables are prepared.
             self._unchanged = self._checks.submit(source.require_unchanged)
             self._backbone = key, backbone
             geometry.load_geometry.cache_clear()  # the sizes of a model that has just been downloaded are known now
@@ -150,9 +149,9 @@ class Loader:
             self.view.warn(text)
 
     def prefetch(self, cell: Cell) -> None:
-        """Tokenize the rows of a pack that may come next, beside the pack that trains.
+        """Tokenize the rows of a pack that may come next, while another pack trains.
 
-        What goes wrong here goes wrong again when that pack comes.
+        Errors are ignored: they come up again when that pack is loaded.
         """
         key = tables_key(cell)
         with self._lock, suppress(Exception):
@@ -170,7 +169,7 @@ class Loader:
         }
         train, held = tokens.pop("train"), None
         if cell.select == "held-out":
-            train, held = held_out(train, cell.seed, HELD_OUT)
+            train, held = held_out(train, cell.seed, HELD_OUT_FRACTION)
         ends = np.cumsum([len(table) for table in tokens.values()]).tolist()
         parts = {name: slice(end - len(table), end) for (name, table), end in zip(tokens.items(), ends, strict=True)}
         return Tokens(train, held, join(list(tokens.values())), parts, rows.notes)

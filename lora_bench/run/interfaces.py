@@ -59,16 +59,16 @@ class View(Callback):
         return self
 
     def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """Show that something begins that takes a while."""
 
     def done(self, records: Sequence[Record]) -> None:
-        """Cells have ended, and their records are written."""
+        """Show that cells have ended, and their records are written."""
 
     def staged(self, stages: Sequence[StageProgress]) -> None:
-        """What has ended, can train and waits, for a grid in which cells wait for others; each time that it changes."""
+        """Show how far the stages are, for a grid in which cells wait for others; called whenever that changes."""
 
     def warn(self, text: str) -> None:
-        """There is something that the user should know."""
+        """Show the user a warning."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Owner:
 
     Args:
         results: The results folder.
-        warn: Warns the user that the process waits for the end of a lease.
+        warn: Warns the user that the process waits for a lease to end.
 
     Attributes:
         token: What names this owner in files; different for each.
@@ -89,7 +89,7 @@ class Owner:
             self._holder = Holder(
                 token=self.token, host=platform.node(), boot=_boot(), pid=os.getpid(), since=time.time()
             )
-            self.train(())
+            self.note_training(())
         except BaseException:
             self._leave()
             raise
@@ -131,7 +131,7 @@ class Owner:
                 name = holder or "The owner of the results folder"
                 self.warn(f"{name} may have died: waiting up to {seconds:.0f} s for a sign of life.")
         if status.st_size == 0 and time.monotonic() - self._first_seen[1] > RENEW:
-            self._lease.force_break()  # whoever made it was killed before it wrote its name, which takes no time
+            self._lease.force_break()  # its process was killed between creating it and writing its name
         return status.st_mtime_ns != self._first_seen[0]
 
     def _leave(self) -> None:
@@ -155,10 +155,10 @@ class Owner:
             raise self._lost()
 
     def guard(self) -> None:
-        """Check what is known of the lease, which takes no time.
+        """Check whether the lease is already known to be lost. This takes no time, as the disk is not read.
 
         Raises:
-            BenchError: Exit code 3 if it is known to be lost.
+            BenchError: Exit code 3 if it is.
         """
         if self._lease.compromise is not None:
             raise self._lost()
@@ -167,8 +167,8 @@ class Owner:
         what = f"This process was suspended so long that another one took the results folder '{self.results}' over"
         return BenchError(f"{what}.", "Give the same command again when that has ended.", MISSING)
 
-    def train(self, cells: Collection[str]) -> None:
-        """Say which cells are in training now."""
+    def note_training(self, cells: Collection[str]) -> None:
+        """Write down which cells are in training now, for those who look at the folder."""
         self._holder = self._holder.model_copy(update={"cells": tuple(cells)})
         files.write_atomically(self._holder_file, self._holder.model_dump_json().encode())
 

@@ -89,7 +89,7 @@ def train_pack(
 
 
 def _timing(trainer: Trainer, checkpointer: Checkpointer, count: int) -> Timing:
-    """The times of a pack that began with so many cells."""
+    """The times of a pack that began with `count` cells."""
     seconds = checkpointer.seconds
     tokens = int(trainer.table.lengths.sum()) * trainer.epochs
     return Timing(

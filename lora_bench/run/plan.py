@@ -47,8 +47,8 @@ class Plan:
         retry: The states whose cells run again.
         device_name: The name of the device, as records have it.
         device: What is known of the device; None for an unknown one.
-        checked: The ids of cells whose saved adapters were looked for.
-        lost: Those of them that have ended, but what they have trained is not there, and other cells need it.
+        checked: The ids of the cells whose saved adapters were looked for.
+        lost: The ids of cells that have to train again, since their saved adapters are missing and others need them.
     """
 
     grid: Grid
@@ -131,7 +131,7 @@ class Plan:
 
     @cached_property
     def later(self) -> tuple[tuple[Cell, ...], ...]:
-        """The cells that wait for others, in packs as they may come. Of an unknown cell, the rates are the lowest."""
+        """The cells that wait for others, in the packs they may form; with the lowest rate until one is chosen."""
         waiting = dict.fromkeys(
             step.draft.cell if step.cell is None else step.cell
             for step in self.grid.steps
@@ -147,7 +147,7 @@ class Plan:
 
     @cached_property
     def stages(self) -> tuple[StageProgress, ...]:
-        """How far the stages are, in the grid's order; of unknown cells those are left out that a known one may be."""
+        """How far the stages are, in the grid's order. A cell without a rate is left out if a known one may be it."""
         cells: dict[Stage, dict[Cell, str]] = {}
         needs: dict[Stage, dict[Stage, None]] = {}
         stage_of = {step.draft: step.stage for step in self.grid.steps}
@@ -211,7 +211,7 @@ class Plan:
 
     @cached_property
     def needed_cells(self) -> tuple[Cell, ...]:
-        """The cells that others will continue from. Of an unknown cell, the rates are the lowest."""
+        """The cells that others will continue from, with the lowest rate until one is chosen."""
         return tuple(dict.fromkeys(step.draft.cell if step.cell is None else step.cell for step in self._needed))
 
     @cached_property
@@ -389,8 +389,8 @@ def _planned_packs(
 ) -> tuple[tuple[Cell, ...], ...]:
     """The packs of the cells in `todo`.
 
-    First come the packs of the whole grid none of whose cells is done, so that an interrupted pack is the same again.
-    What is left of the others is grouped anew.
+    First come the packs of the whole grid that train as a whole, so that an interrupted pack is the same again. The
+    remaining cells are grouped into packs of their own.
     """
     whole = [pack for pack in packs(cells, limit) if all(cell.id in todo for cell in pack)]
     grouped = {cell.id for pack in whole for cell in pack}

@@ -24,6 +24,7 @@ from lora_bench.records.store import (
     archive_stamp,
     read_archive,
     read_record,
+    record_path,
     record_text,
     set_aside,
     unusable,
@@ -33,7 +34,7 @@ from lora_bench.run import checkpoints
 from lora_bench.run.outcome import Outcome
 
 # metrics.csv is rebuilt at the end of a run, and after a pack unless it was rebuilt less than this many times the
-# seconds ago that rebuilding takes (chosen): so it takes at most 5% of the time however large it is.
+# seconds ago that rebuilding takes (chosen), so that it takes at most 5% of the time, however large it is.
 CSV_COST_FACTOR = 20
 _PACK = re.compile(r"[0-9a-f]+-[0-9]+")  # an owner's token and a number: the names that `publish` is given
 _CELL = re.compile(r"[0-9a-f]{12}")
@@ -73,7 +74,7 @@ class RecordStore:
     def loaded(self) -> Loaded:
         """Return the content of the folder as `read_records` does."""
         records = tuple(self.records[cell_id] for cell_id in sorted(self.records))
-        unreadable = frozenset(self._path(cell_id) for cell_id in self.unreadable)
+        unreadable = frozenset(record_path(self.results, cell_id) for cell_id in self.unreadable)
         return Loaded(records, tuple(sorted(self.broken.items())), unreadable)
 
     def refresh(self) -> None:
@@ -105,11 +106,8 @@ class RecordStore:
             self._read(cell_id)
         self._stamps = {cell_id: stamp for cell_id, stamp in stamps.items() if cell_id in self.records}
 
-    def _path(self, cell_id: str) -> Path:
-        return self.results / "cells" / f"{cell_id}.json"
-
     def _read(self, cell_id: str) -> None:
-        path = self._path(cell_id)
+        path = record_path(self.results, cell_id)
         try:
             self.records[cell_id] = read_record(path)
         except ValueError as error:
@@ -120,7 +118,7 @@ class RecordStore:
                 self.unreadable.add(cell_id)
 
     def begin(self) -> None:
-        """Begin to write: nobody who wrote before can publish from now on. Only the owner of the folder may."""
+        """Start writing; only the owner of the folder may. From now on, no earlier owner can publish."""
         pending = self.results / "pending"
         pending.mkdir(parents=True, exist_ok=True)
         for path in files.leftovers(pending):
@@ -129,7 +127,7 @@ class RecordStore:
         self._staging.mkdir()
 
     def end(self) -> None:
-        """End to write."""
+        """Stop writing, and remove what was staged."""
         if self._staging is not None:
             files.remove(self._staging)
             files.remove_empty(self.results / "pending")
@@ -203,7 +201,7 @@ class RecordStore:
         self._csv_seconds = self._csv_written - start
 
     def sweep(self) -> None:
-        """Remove what killed processes left, and checkpoints that are needed no more."""
+        """Remove what killed processes left, and checkpoints that are no longer needed."""
         folders = [self.results / name for name in ("cells", checkpoints.FOLDER, "adapters")]
         for folder in [*folders, *files.without_links(self.results / "adapters")]:
             for path in files.leftovers(folder):

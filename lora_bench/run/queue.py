@@ -1,4 +1,4 @@
-"""What is to train next: packs that wait, the parts of those that failed, and which cells of them are still to train.
+"""Decides what trains next: a pack that waits or a part of one that failed, without cells that have a record by now.
 
 Where memory runs out, a pack is halved; results do not depend on the pack, so no number changes. After any other error
 three cells of the pack are tried alone: if all of them fail with the same error, the pack is given up; else it is
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from lora_bench.cell import Cell
-from lora_bench.forecast.schedule import Cutter, PackTime, Sizes
+from lora_bench.forecast.schedule import Cutter, PackTime, Sizes, next_position, training_order
 from lora_bench.run.interfaces import Failure
 from lora_bench.run.plan import Plan
 
@@ -44,7 +44,7 @@ class Work:
         cells: The cells.
         halved: How often the pack was cut in two because memory ran out.
         is_probed: Whether single cells of the pack were tried already.
-        probe: What it is tried for.
+        probe: The failed pack of which this is one cell that is tried alone; None for other work.
         cost: Its predicted seconds; where these are unknown, its size.
     """
 
@@ -77,27 +77,26 @@ class Queue:
         self.add(plan)
 
     def busy(self, running: Iterable[Work]) -> set[str]:
-        """Return the ids of cells that are in training, which is `running`, or in a part of a failed pack."""
+        """Return the ids of the cells that are in training (`running`), or that belong to a failed pack."""
         works = [*running, *(work for work in self._waiting if work.is_part)]
         probes = [work.probe.cells for work in works if work.probe is not None]
         return {cell.id for cells in (*(work.cells for work in works), *probes) for cell in cells}
 
     def add(self, plan: Plan) -> None:
-        """Take the packs of a plan, without busy cells, in place of those that wait and are no parts of failed ones."""
+        """Replace the packs that wait by those of a plan without busy cells; parts of failed packs stay."""
         self._known = plan.known
         parts = [work for work in self._waiting if work.is_part]
         works = self._balanced(plan) if self._devices > 1 else [Work(pack) for pack in plan.packs]
         self._waiting = [*parts, *works]
 
     def _balanced(self, plan: Plan) -> list[Work]:
-        """The packs of a plan, the largest first, in parts that keep all devices busy to the end."""
+        """The packs of a plan in parts that keep all devices busy to the end, in the order in which they train."""
         times = plan.times(plan.packs)
         if None in times:
             times = [PackTime(len(pack), float(len(pack) * pack[0].epochs)) for pack in plan.packs]
         packs = [(pack, time) for pack, time in zip(plan.packs, times, strict=True) if time is not None]
         works = self._in_parts(packs) if plan.limit is None else [Work(pack, cost=time.seconds) for pack, time in packs]
-        works = sorted(works, key=lambda work: -work.cost)
-        return sorted(works, key=lambda work: not plan.searches(work.cells))
+        return sorted(works, key=lambda work: training_order(work.cost, plan.searches(work.cells)))
 
     def _in_parts(self, packs: Sequence[tuple[tuple[Cell, ...], PackTime]]) -> list[Work]:
         """The packs in parts that keep all devices busy."""
@@ -119,17 +118,10 @@ class Queue:
         Args:
             last: A cell of what trained before on that device: work for the same encoder comes first.
         """
+        loaded = None if last is None else _encoder(last)
         while self._waiting:
-            encoder = None if last is None else (last.model, last.precision)
-            index = next(
-                (
-                    index
-                    for index, work in enumerate(self._waiting)
-                    if encoder in (None, (work.cells[0].model, work.cells[0].precision))
-                ),
-                0,
-            )
-            work = self._waiting.pop(index)
+            encoders = (_encoder(work.cells[0]) for work in self._waiting)
+            work = self._waiting.pop(next_position(encoders, loaded))
             cells = work.cells if work.probe else self.untrained(work.cells)
             if cells:
                 return replace(work, cells=cells)
@@ -177,6 +169,11 @@ class Queue:
             return left, str(reasons.pop())
         self._split(Work(left, probe.halved, is_probed=True), probe.failure)
         return None
+
+
+def _encoder(cell: Cell) -> tuple[str, str]:
+    """What identifies the encoder of a cell."""
+    return cell.model, cell.precision
 
 
 def _parts(pack: tuple[Cell, ...], time: PackTime, sizes: Sizes) -> list[Work]:

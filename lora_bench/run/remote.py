@@ -45,7 +45,8 @@ _JOB, _OPTIONS = TypeAdapter(Job), TypeAdapter(Options)
 class RemoteWorker:
     """A worker that is called from another process; the `RunContext` of what it trains.
 
-    `warm_up`, `start` and `train` run in one thread, in the order in which they are called; the others run beside them.
+    `warm_up`, `start` and `train` run in one thread, in the order in which they are called; the other methods may run
+    at the same time.
 
     Args:
         threads: How many threads torch may use.
@@ -64,7 +65,7 @@ class RemoteWorker:
         return environment.local_device()
 
     def warm_up(self, device: str) -> None:
-        """Import what trains, before it is known what that will be. What goes wrong, goes wrong again in `start`."""
+        """Import torch and transformers before the setup is known. `start` reports what goes wrong."""
         import_training(device)
 
     def start(self, setup: str) -> list[Event]:

@@ -1,7 +1,7 @@
 """Runs a plan: the driver, which gives packs to an executor and alone writes the results folder.
 
-It owns the folder for as long as it runs (`owner.Owner`). What trains, and where, is the executor's affair; which packs
-come when, and what becomes of those that fail, is the queue's. No torch: what trains is imported with the first pack.
+It owns the folder for as long as it runs (`owner.Owner`). The executor decides where packs train; the queue, in which
+order, and what becomes of packs that fail. No torch: the modules that train are imported with the first pack.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Runner:
         self._jobs = self._published = 0
         self._last: Cell | None = None
         self._cannot_save = False
-        self._lent: set[str] = set()  # cells whose values are kept for others, although the run keeps none
+        self._lent: set[str] = (
+            set()
+        )  # cells whose adapters are kept until others have started from them, despite --no-save
         self._has_news = plan.grid.is_staged  # records that may let other cells train
 
     def run(self) -> list[Record]:
@@ -98,7 +100,7 @@ class Runner:
         self._adopt_trials()
 
     def _adopt_trials(self) -> None:
-        """Make results of the records of cells that were trained for a search alone, and that the grid asks for now."""
+        """Turn cells that were trained for a search into results, where the grid asks for them by now."""
         grid, statuses = self.plan.grid, self.plan.statuses
         adopted = []
         for cell in grid.cells:
@@ -128,7 +130,7 @@ class Runner:
             self.stopper.check()
             self._jobs += 1
             self._running[self._jobs] = work
-            self._owner.train([cell.id for running in self._running.values() for cell in running.cells])
+            self._owner.note_training([cell.id for running in self._running.values() for cell in running.cells])
             self.executor.submit(self._job(self._jobs, work))
 
     def _advance(self) -> None:
@@ -140,7 +142,7 @@ class Runner:
         self.view.staged(self.plan.stages)
 
     def _drop_values(self) -> None:
-        """Remove what cells have trained that was kept for others, which have ended."""
+        """Remove adapters and whole models that were kept for other cells, once these have ended."""
         for cell in self.plan.grid.cells:
             is_kept = cell.id in self.plan.needed or cell.id not in self.plan.ended
             if not is_kept and (methods.of(cell).trains_backbone or cell.id in self._lent):
@@ -181,7 +183,7 @@ class Runner:
         return starts
 
     def check(self) -> None:
-        """Check what is known of the lease of the results folder, which takes no time."""
+        """Check whether the lease of the results folder is already known to be lost; this takes no time."""
         self._owner.guard()
 
     def save(self, manifest: CheckpointManifest, tensors: bytes) -> None:

@@ -25,7 +25,7 @@ class Totals:
         cells: How many cells will train.
         packs: In how many packs.
         stages: The predicted times of the packs for which they can be predicted, by stages.
-        start: The seconds that one process takes beside its packs.
+        start: The seconds of one process that no pack accounts for.
         cuts: Whether packs may be cut for several devices.
         peak: The bytes of a GPU's memory that the process takes with the largest pack, or while it loads the encoder;
             None if they are unknown.
@@ -49,11 +49,11 @@ class Totals:
         return self.packs - sum(len(stage.packs) for stage in self.stages)
 
     def simulated(self, gpus: int | None = None, write_seconds: float = WRITE_SECONDS) -> Simulated | None:
-        """Return what the whole run takes; None if no pack's time can be predicted.
+        """Return how long the whole run takes; None if no pack's time can be predicted.
 
         Args:
-            gpus: On how many GPUs packs train by Ray; None for one process with one device.
-            write_seconds: What the driver takes there for the record of a cell.
+            gpus: The number of GPUs of a run on Ray; None for one process with one device.
+            write_seconds: How long the driver of a run on Ray takes to write a cell.
         """
         if self.unknown == self.packs:
             return None

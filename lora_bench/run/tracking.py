@@ -1,4 +1,4 @@
-"""What is tracked of a run: a view that sends what it sees to trackers, and passes it on.
+"""Sends the series of a run's cells to trackers: a view that passes on what it sees.
 
 Each cell is a run of its own in a tracker: its settings; by step the training loss, the norm of the gradient and the
 learning rate; by epoch the metrics; at the end the score. All of it leaves the trainer through callbacks anyway, so
@@ -205,12 +205,12 @@ class TrackerProcess:
             self._give_up(f"exit code {self._process.wait()}; see {FOLDER}/{LOG}")
 
     def _give_up(self, reason: str) -> None:
-        """Say once that nothing is tracked any more."""
+        """Stop tracking, and say so once."""
         with self._lock:
             if self._has_failed:
                 return
             self._has_failed = True
-        self._warn(clean(f"{self.name} tracks no more ({reason}); training continues."))
+        self._warn(clean(f"{self.name} has stopped tracking ({reason}); training continues."))
 
 
 class Tracking(View):

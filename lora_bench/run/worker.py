@@ -52,7 +52,8 @@ class Training:
     def train(self, job: Job, context: RunContext) -> Iterator[list[Outcome]]:
         """Train a pack.
 
-        Cells with a checkpoint are resumed together with those that had taken as many steps; the others start anew.
+        Cells with a checkpoint are resumed together with those that had taken as many steps; the others start at the
+        first step.
         """
         cells = job.cells
         backbone = self.loader.backbone(cells[0])

@@ -14,10 +14,10 @@ from lora_bench.run.plan import Plan
 from lora_bench.run.totals import totals
 from lora_bench.text import counted
 
-# Seconds that a verdict takes beside its training: the contracts of a method of one's own, and the report (measured: 14
-# and 8 seconds of processor time on the bundled sample; chosen).
-BESIDE = 30.0
-FEWEST, MOST = 5, 400  # seeds that a time is divided into; chosen: below, a task is left out instead
+# Seconds that a verdict takes besides its training (chosen): for the contracts of a user's method, and for the report.
+# On the bundled sample these took 14 and 8 seconds of processor time.
+EXTRA_SECONDS = 30.0
+FEWEST, MOST = 5, 400  # seeds that --minutes may choose (chosen); if fewer fit, a task is left out
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Planner:
         sources: Looks up models and data; the same objects for all configs.
         data: The data folder, if there is one.
         device: The device's name, as records have it.
-        gpus: On how many of them packs train by Ray; None for one process with one of them.
+        gpus: How many of them a run on Ray uses; None for one process with one of them.
         pack_size: The largest number of cells in a pack; None for as many as fill the device.
         retry: The states of recorded cells that are to be trained again.
         measured: The file with the device's own coefficients.
@@ -53,7 +53,7 @@ class Planner:
         """Return how long a plan takes until its report is there; None if that cannot be predicted."""
         total = totals(plan)
         training = None if total.unknown else total.simulated(self.gpus)
-        return None if training is None else training.seconds + BESIDE
+        return None if training is None else training.seconds + EXTRA_SECONDS
 
 
 def fit(

@@ -114,7 +114,7 @@ def begin(question: Question, planner: Planner, seeds: int | None, minutes: floa
         notes.append(f"{counted(len(pairs), 'size')} of {question.sizes}: the methods have no more in common.")
     left_out = [task for task in question.tasks if task not in tasks]
     if left_out:
-        notes.append(f"Left out for want of time: {', '.join(left_out)}.")
+        notes.append(f"Left out to fit into the time: {', '.join(left_out)}.")
     text = config_text(question, pairs, tasks, count)
     config = parse_config(text, FILE)
     plan = planner.plan(config)

@@ -28,14 +28,10 @@ TASKS = ("cola", "mrpc", "stsb", "rte")  # by default: the four small tasks that
 EPOCHS = {"cola": 5, "mrpc": 6, "stsb": 5, "rte": 8, "sst2": 1, "qnli": 1, "qqp": 1, "mnli": 1}
 OTHER_EPOCHS = 5  # of a task that is not named there
 HEAD_LR = 1e-3  # the same for both methods, so that they differ in the adapter alone; chosen, as in results/minilm
-FACTORS = (
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # of a method's default rate, to search; chosen
+FACTORS = (0.5, 1.0, 2.0, 4.0)  # of a method's default rate, to search; chosen
 SEARCH_SEEDS = (100, 101)  # chosen: as many as the search behind results/minilm had
-FEWEST_SEEDS, SEEDS = 3, 20  # the report tests nothing with fewer; the default
+FEWEST_SEEDS = 3  # the report tests nothing with fewer
+SEEDS = 20  # by default; chosen
 
 Plain = Mapping[str, Any]  # of what YAML can hold
 
@@ -227,10 +223,10 @@ def check_numbers(sizes: int, margin: float, seeds: int | None, minutes: float |
     if seeds is not None and seeds < FEWEST_SEEDS:
         raise BenchError(f"--seeds {seeds} are too few to test anything.", f"Give --seeds {FEWEST_SEEDS} or more.")
     if minutes is not None and not 0 < minutes < float("inf"):
-        raise BenchError(f"--minutes {minutes:g} is no time.", "Give a number of minutes, such as --minutes 10.")
+        raise BenchError(f"--minutes {minutes:g} is not a time.", "Give a number of minutes, such as --minutes 10.")
     if not 0 < margin < float("inf"):
         raise BenchError(
-            f"--margin {margin:g} is no margin.", "Give the points below which two methods are equivalent."
+            f"--margin {margin:g} is not a margin.", "Give the points below which two methods are equivalent."
         )
     if not 1 <= sizes <= 5:
         raise BenchError(f"--sizes {sizes} is not possible.", "Give 1 to 5 sizes.")

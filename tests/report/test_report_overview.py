@@ -60,7 +60,7 @@ def experiment() -> list[Record]:
 
 
 def overview(records: Iterable[Record], compare: Comparisons | None = None, grouped: bool = True) -> list[ReportTable]:
-    kinds = methods.by_kind() if grouped else None
+    kinds = methods.by_kind().items() if grouped else ()
     tables = gather(Loaded(tuple(records), ()), compare=compare, kinds=kinds).tables
     return [table for table in tables if table.name.startswith("overview")]
 

@@ -168,7 +168,7 @@ def test_what_trains_is_shown_to_others_and_no_more(results: Path) -> None:
 
 def test_a_dead_owner_is_not_shown_as_running(results: Path) -> None:
     with Owner(results) as dead:
-        dead.train([grid(1).cells[0].id])
+        dead.note_training([grid(1).cells[0].id])
         holder = owner.current(results)
         assert holder is not None
         assert holder.pid == os.getpid()

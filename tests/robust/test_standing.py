@@ -82,7 +82,7 @@ def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> N
     made = grid(1, (1,))
     (cell,) = made.cells
     with Owner(tmp_path) as owner:
-        owner.train([cell.id])
+        owner.note_training([cell.id])
         found = status_of_one(tmp_path)
         assert (found.state, found.reason) == ("running", f"by {current(tmp_path)}")
     entry = checkpoints.CellEntry(

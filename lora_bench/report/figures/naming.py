@@ -21,6 +21,8 @@ _LEADER_FROM = 13.0  # from this distance a thin line joins the name to its poin
 _DIRECTIONS = 12  # around the point, beginning above it
 _PAD = 2.0  # pixels that stay free around a name
 _STEP = 3.0  # pixels between the samples of what is drawn
+_SIZE = 7  # of the letters, in points
+_COLOUR = "#444444"  # of the letters and the lines
 
 
 class Name(NamedTuple):
@@ -49,15 +51,13 @@ class _Box(NamedTuple):
         return np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 2)
 
 
-def write_names(figure: Figure, ax: Axes, names: Sequence[Name], size: float = 7, colour: str = "#444444") -> None:
+def write_names(figure: Figure, ax: Axes, names: Sequence[Name]) -> None:
     """Write names beside their points; one that is further away has a thin line to its point.
 
     Args:
         figure: The figure, which is complete: its layout says where everything is.
         ax: Its axes.
         names: The names; the first one is placed first.
-        size: Of the letters, in points.
-        colour: Of the letters and the lines.
     """
     import numpy as np
 
@@ -67,7 +67,9 @@ def write_names(figure: Figure, ax: Axes, names: Sequence[Name], size: float = 7
     frame, pixels = ax.get_window_extent(), figure.dpi / 72
     for name in names:
         at = ax.transData.transform((name.x, name.y))
-        text = ax.annotate(name.text, (name.x, name.y), (0, 0), textcoords="offset points", fontsize=size, color=colour)
+        text = ax.annotate(
+            name.text, (name.x, name.y), (0, 0), textcoords="offset points", fontsize=_SIZE, color=_COLOUR
+        )
         text.set_in_layout(False)
         extent = _box_of(text)
         candidates = []
@@ -85,7 +87,7 @@ def write_names(figure: Figure, ax: Axes, names: Sequence[Name], size: float = 7
         taken = np.concatenate([taken, box.samples()])
         if distance >= _LEADER_FROM:
             ends = ax.transData.inverted().transform(leader[:2])
-            ax.plot(*ends.T, color=colour, linewidth=0.5, alpha=0.6, zorder=1, scalex=False, scaley=False)
+            ax.plot(*ends.T, color=_COLOUR, linewidth=0.5, alpha=0.6, zorder=1, scalex=False, scaley=False)
             taken = np.concatenate([taken, leader])
 
 

@@ -13,8 +13,8 @@ _WRAPPED_WIDTH = 30
 
 
 def is_right_aligned(table: ReportTable, column: int) -> bool:
-    """Whether a column contains only numbers, apart from its footer."""
-    return all(row[column].numeric for row in table.rows[: len(table.rows) - table.footer_rows])
+    """Whether a column contains only numbers."""
+    return all(row[column].numeric for row in table.rows)
 
 
 def fold_columns(table: ReportTable, width: int) -> list[list[int]]:

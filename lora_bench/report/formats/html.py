@@ -13,7 +13,7 @@ from importlib import resources
 from lora_bench.report.content import Content, Section, environment_values
 from lora_bench.report.formats.explorer import page_data, shared_settings
 from lora_bench.report.formats.folding import is_right_aligned
-from lora_bench.report.numbers.tables import Field, ReportTable
+from lora_bench.report.numbers.tables import Field, ReportTable, printed_tables
 from lora_bench.text import clean
 
 _OPEN_ROWS = 60  # tables are open if they are no longer than this
@@ -45,14 +45,14 @@ def html_page(content: Content) -> str:
 
 def html_fragment(content: Content) -> str:
     """Return the answer and the tables, which are closed, for a notebook: no styles, no scripts."""
-    tables = (table for section in content.sections for table in section.tables if not table.is_data)
+    tables = (table for section in content.sections for table in printed_tables(section.tables))
     shown = "".join(_details(table, is_open=False) for table in tables)
     return f"<p>{escape_html(content.status_line)}</p>{_answer(content)}{shown}"
 
 
 def plain_page(title: str, answer: Iterable[str], tables: Iterable[ReportTable], notes: Iterable[str]) -> str:
     """Return a page without scripts: sentences, the printed tables, and how to read them."""
-    printed = [table for table in tables if not table.is_data]
+    printed = printed_tables(tables)
     parts = {
         "title": escape_html(title),
         "style": _asset("page.css"),
@@ -75,17 +75,15 @@ def html_table(table: ReportTable) -> str:
         f"<th{_alignment(right)}>{'<br>'.join(escape_html(part) for part in head.split(chr(10)))}</th>"
         for head, right in zip(table.heads, right_aligned, strict=True)
     )
-    all_rows = table.rows[: len(table.rows) - table.footer_rows]
-    footer = table.rows[len(all_rows) :]
-    body = all_rows[:_MAX_ROWS]
-    more = f"<p class=note>{len(all_rows) - len(body):,} more rows in tables/.</p>" if len(body) < len(all_rows) else ""
+    body = table.rows[:_MAX_ROWS]
+    left_out = len(table.rows) - len(body)
+    more = f"<p class=note>{left_out:,} more rows in tables/.</p>" if left_out else ""
     lines = [
         f'<div class=wide tabindex=0 role=region aria-label="{escape_html(table.title)}"><table><thead><tr>',
         heads,
         "</tr></thead><tbody>",
     ]
     lines += [*_rows(body, right_aligned), "</tbody>"]
-    lines += ["<tfoot>", *_rows(footer, right_aligned), "</tfoot>"] if footer else []
     notes = "".join(f"<p class=note>{escape_html(note)}</p>" for note in table.notes)
     return "".join([*lines, "</table></div>", more, notes])
 
@@ -127,8 +125,7 @@ def _answer(content: Content) -> str:
 
 
 def _section(section: Section) -> str:
-    printed = [table for table in section.tables if not table.is_data]
-    tables = "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in printed)
+    tables = "".join(_details(table, len(table.rows) <= _OPEN_ROWS) for table in printed_tables(section.tables))
     return f"<section><h3>{escape_html(section.scope.title)}</h3>{tables}</section>"
 
 

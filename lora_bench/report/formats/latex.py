@@ -58,8 +58,6 @@ def _longtable(table: ReportTable, columns: Sequence[int]) -> list[str]:
     # Short headings are aligned to the bottom.
     padded = [[""] * (depth - len(head)) + head for head in heads]
     body = [_line(_field(row[column]) for column in columns) for row in table.rows]
-    if table.footer_rows:
-        body.insert(len(body) - table.footer_rows, r"\midrule")
     return [
         rf"\begin{{longtable}}[l]{{@{{}}{column_types}@{{}}}}",
         r"\toprule",

@@ -24,10 +24,11 @@ MAX_ROWS = 60  # of a table on the terminal
 def print_table(table: ReportTable, console: Console) -> None:
     """Print a table, folded into parts if it is wider than the console.
 
-    Of a long table only the first rows and the footer are printed; the files contain all of it.
+    Of a long table only the first rows are printed; the files contain all of it.
     """
     _print_line(console, table.title, "bold")
-    shortened, left_out = _shorten(table)
+    shortened = replace(table, rows=table.rows[:MAX_ROWS])
+    left_out = len(table.rows) - len(shortened.rows)
     for index, columns in enumerate(fold_columns(shortened, console.width)):
         console.print(*([""] if index else []), _rich_table(shortened, columns, console), sep="\n")
     if left_out:
@@ -98,15 +99,6 @@ def _steady(value: object) -> object:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _shorten(table: ReportTable) -> tuple[ReportTable, int]:
-    """Return the table with at most `MAX_ROWS` rows before its footer, and how many rows were left out."""
-    left_out = len(table.rows) - MAX_ROWS - table.footer_rows
-    if left_out <= 0:
-        return table, 0
-    footer = table.rows[len(table.rows) - table.footer_rows :]
-    return replace(table, rows=table.rows[:MAX_ROWS] + footer), left_out
-
-
 def _print_line(console: Console, line: str, style: str, whole: bool = False) -> None:
     from rich.text import Text
 
@@ -136,9 +128,7 @@ def _rich_table(table: ReportTable, columns: Sequence[int], console: Console) ->
     for column in columns:
         head = Text("\n".join(_printable(part, console) for part in table.heads[column].split("\n")))
         rich_table.add_column(head, justify="right" if is_right_aligned(table, column) else "left", overflow="fold")
-    for index, row in enumerate(table.rows):
-        if table.footer_rows and index == len(table.rows) - table.footer_rows:
-            rich_table.add_section()
+    for row in table.rows:
         fields = (row[column] for column in columns)
         rich_table.add_row(
             *(Text(_printable(field.text, console), style="bold" if field.bold else "") for field in fields)

@@ -34,8 +34,7 @@ def calibration_frame(scope: Scope, tasks: Collection[str]) -> DataFrame:
 
 
 def _scored_calibration(record: Record) -> Mapping[str, float | None]:
-    scored = next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
-    return (scored.calibration if scored is not None else None) or {}
+    return (record.selected_epoch.calibration if record.selected_epoch is not None else None) or {}
 
 
 def _after_calibration(record: Record) -> Mapping[str, float | None]:

@@ -17,8 +17,8 @@ from lora_bench.cell import Cell
 from lora_bench.records.schema import Record
 from lora_bench.report.numbers.comparisons import verdicts
 from lora_bench.report.numbers.entries import size_text
-from lora_bench.report.numbers.frame import ARM, SETTINGS
-from lora_bench.report.numbers.matching import Key, Match, Pair, by_key, cell_order, scored
+from lora_bench.report.numbers.frame import ARM, SETTINGS, final_score
+from lora_bench.report.numbers.matching import Key, Match, Pair, by_key, cell_order
 from lora_bench.report.numbers.statistics import MIN_SEEDS, Contrast, Means, holm_correction, means_of
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _samples(matched: Match, task: str, metric: str) -> list[Sample]:
     for records in matched.records:
         by_setting: dict[Key, dict[int, Record]] = {}
         for (*column, seed, key), record in by_key(records, matched.fields).items():
-            if column == [task, metric] and scored(record) is not None:
+            if column == [task, metric] and final_score(record) is not None:
                 by_setting.setdefault(key, {})[seed] = record
         sides.append(by_setting)
     new, old = sides
@@ -123,7 +123,7 @@ def _samples(matched: Match, task: str, metric: str) -> list[Sample]:
         both = sorted(records_by_seed.keys() & old[key].keys())
         seeds = (both, both) if both else (sorted(records_by_seed), sorted(old[key]))
         scores = [
-            tuple(score for seed in side_seeds if (score := scored(side[key][seed])) is not None)
+            tuple(score for seed in side_seeds if (score := final_score(side[key][seed])) is not None)
             for side, side_seeds in zip(sides, seeds, strict=True)
         ]
         first = min(records_by_seed.values(), key=cell_order)

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from lora_bench.report.numbers.collapsed import collapsed_notes
 from lora_bench.report.numbers.comparisons import (
-    ABOVE,
-    BELOW,
     DECLARED,
     DEFAULT,
     EQUAL,
-    EQUIVALENT,
     SAME_SIZE,
     ScopeStatistics,
+    is_decided,
 )
 from lora_bench.report.numbers.disagreements import family_notes
 from lora_bench.report.numbers.entries import Column
@@ -105,7 +103,7 @@ def _table(statistics: ScopeStatistics, family: DataFrame, name: str, title: str
         ),
         TableColumn("holm", "Holm\np", lambda row: p_text(row["holm"]), numeric=True),
         TableColumn("holm_equivalent", "equivalence\nHolm p", lambda row: p_text(row["holm_equivalent"]), numeric=True),
-        TableColumn("verdict", "verdict", bold=_is_decided),
+        TableColumn("verdict", "verdict", bold=lambda row: is_decided(row["verdict"])),
         *(TableColumn(name) for name in (*SCOPE, "family", *_COMPARISON)),
         *(TableColumn(name) for name in _SIDE),
         *(TableColumn(f"reference_{name}") for name in _SIDE),
@@ -153,7 +151,3 @@ def _reference_text(row: Row) -> str:
 
 def _half_text(row: Row) -> str:
     return DASH if row["seeds_half"] is None else f"±{percent(row['seeds_half'], 2)}"
-
-
-def _is_decided(row: Row) -> bool:
-    return str(row["verdict"]).startswith((ABOVE, BELOW, EQUIVALENT))

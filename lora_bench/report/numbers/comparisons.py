@@ -17,9 +17,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_bench.compare import Arm
-from lora_bench.report.numbers.entries import STATUS_COLUMNS, Column, Scope, choose_entries, seed_scores
+from lora_bench.report.numbers.entries import Column, Scope, choose_entries, seed_scores
 from lora_bench.report.numbers.examples import example_terms
-from lora_bench.report.numbers.frame import ARM, COUNTS
+from lora_bench.report.numbers.frame import ARM, COUNTS, STATUS_COLUMNS
 from lora_bench.report.numbers.looks import levels_of
 from lora_bench.report.numbers.statistics import (
     SIGNIFICANCE,
@@ -204,7 +204,7 @@ class ScopeStatistics:
     def frontier(self) -> DataFrame:
         """For each size class, the chosen setting of each method; with the ranks within the class.
 
-        Columns beside those of the entries: `of`; `size_class`, the logarithm of its middle; `low` and `high`, the
+        Columns besides those of the entries: `of`; `size_class`, the logarithm of its middle; `low` and `high`, the
         interval; `rank_first` and `rank_last`; `best`, whether it may be the best; `methods`, how many there are.
         """
         import pandas as pd
@@ -333,6 +333,11 @@ def verdicts(table: DataFrame) -> list[str]:
     """Say for each comparison what the corrected tests say."""
     rows = zip(table["difference"], table["holm"], table["holm_equivalent"], strict=True)
     return [_verdict(*row) for row in rows]
+
+
+def is_decided(verdict: str) -> bool:
+    """Return whether a verdict says that the sides differ, or that they are equivalent."""
+    return verdict.startswith((ABOVE, BELOW, EQUIVALENT))
 
 
 def _verdict(difference: float, p: float, p_equivalent: float) -> str:

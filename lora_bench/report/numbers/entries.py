@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.compare import Comparisons
-from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, Row, group_ids, rows_of
+from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, STATUS_COLUMNS, Row, group_ids, rows_of
 from lora_bench.report.numbers.statistics import MIN_SEEDS
 from lora_bench.tasks import TASKS
 from lora_bench.text import clean
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 AVERAGE = "average"
 NOT_AVERAGED = ("wnli",)  # the papers leave it out of their averages
 HELD_OUT, SHOWN = "held-out", "shown"  # by which score a setting was chosen
-STATUS_COLUMNS = ("failed", "diverged", "undefined")
 # How many cells give one answer to all rows, and of how many this is known: of those whose records hold predictions.
 ANSWER_COLUMNS = ("one_answer", "with_predictions")
 
@@ -102,14 +101,20 @@ def choose_entries(entries: DataFrame, names: Sequence[str]) -> DataFrame:
     if entries.empty:
         return entries.assign(of=[])
     groups = group_ids(entries, names)
-    ordered = entries.assign(_group=groups, of=entries["tried"].groupby(groups).transform("sum"))
-    ordered = ordered.sort_values(["_group", *_CHOICE], ascending=[True, *[False] * len(_CHOICE)], kind="stable")
-    return ordered.drop_duplicates("_group").drop(columns="_group")
+    grouped = entries.assign(_group=groups, of=entries["tried"].groupby(groups).transform("sum"))
+    return _first_choices(grouped).drop(columns="_group")
 
 
 # What decides between settings, in this order. One with fewer than three scores loses to one with more, so that a
 # lucky seed is not chosen; then the fewest lost seeds, then the score, then the number of seeds.
 _CHOICE = ("_enough", "_kept", "_criterion", "n")
+
+
+def _first_choices(settings: DataFrame) -> DataFrame:
+    """Return the setting that is chosen in each `_group`, in the order of the groups."""
+    order = ["_group", *_CHOICE]
+    ordered = settings.sort_values(order, ascending=[name == "_group" for name in order], kind="stable")
+    return ordered.drop_duplicates("_group")
 
 
 def comparable_scopes(cells: DataFrame, compare: Comparisons | None = None) -> tuple[Scope, ...]:
@@ -194,7 +199,7 @@ def _settings(cells: DataFrame) -> DataFrame:
     return _with_trimmed_means(settings, ordered).reset_index()
 
 
-def _summary(scores: SeriesGroupBy) -> dict[str, Any]:  # type: ignore[type-arg]
+def _summary(scores: SeriesGroupBy[Any, Any]) -> dict[str, Any]:
     return {
         "n": scores.count(),
         "mean": scores.mean(),
@@ -223,7 +228,7 @@ def _with_trimmed_means(settings: DataFrame, cells: DataFrame) -> DataFrame:
 def _entries(settings: DataFrame) -> DataFrame:
     """Return the shown setting of each arm on each task, with a label.
 
-    Columns beside those of `_settings`: `tried`, among how many settings it was chosen; `varying`, in which
+    Columns besides those of `_settings`: `tried`, among how many settings it was chosen; `varying`, in which
     hyperparameters those differ, as text; `hidden_lost`, the seeds without a score of the others; `chosen_by`, held-out
     or shown.
     """
@@ -237,10 +242,7 @@ def _entries(settings: DataFrame) -> DataFrame:
     several = ranked[ranked["tried"] > 1]
     differing = several.groupby("_group")[[*SETTINGS]].nunique(dropna=False) > 1
     varying = {group: tuple(name for name in SETTINGS if row[name]) for group, row in differing.iterrows()}
-    order = ["_group", *_CHOICE]
-    shown = ranked.sort_values(order, ascending=[True, *[False] * len(_CHOICE)], kind="stable").drop_duplicates(
-        "_group"
-    )
+    shown = _first_choices(ranked)
     return (
         shown.assign(
             label=_labels(shown),

@@ -183,8 +183,7 @@ def _evaluated_rows(record: Record) -> str | None:
 
 def _accuracy(record: Record) -> float | None:
     """Return the accuracy of the stored predictions, which are those of the selected epoch."""
-    selected = next((epoch for epoch in record.epochs if epoch.epoch == record.score_epoch), None)
-    return None if selected is None else selected.metrics.get("accuracy")
+    return None if record.selected_epoch is None else record.selected_epoch.metrics.get("accuracy")
 
 
 def _predictions(cells: DataFrame) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -24,8 +24,7 @@ class Named(Protocol):
     name: ClassVar[str]
 
 
-# The methods of each group, in the order of the groups. Any: literals are no `str` as keys of a mapping.
-MethodGroups = Mapping[Any, Iterable[Named]]
+MethodGroups = Collection[tuple[str, Iterable[Named]]]  # groups in their order, each with its name and its methods
 
 # Cells that differ in one of these must not be compared, so they never share a table.
 SCOPE = ("model", "data", "split", "select", "start")
@@ -38,6 +37,7 @@ SETTINGS = (*sorted(set(Cell.model_fields) - _NO_SETTINGS), "start_settings")
 # A regression's values are one answer if their deviation is below this share of their mean (chosen). On STS-B a
 # collapsed cell has up to 0.004, nearly all others have more than 0.3.
 SAME_ANSWER = 0.01
+STATUS_COLUMNS = ("failed", "diverged", "undefined")  # the seeds of a setting without a score
 COUNTS = ("adapter_params", "head_params", "adapter_bytes", "adapter_bytes_fp16")
 
 
@@ -50,7 +50,6 @@ class CellColumn:
         value: Returns its value for a record; None where there is none.
         head: Its heading in printed tables; a line break separates two lines.
         form: The format specification of its numbers in printed tables.
-        words: Whether its values are text even where they are missing.
         dtype: The pandas type of the column.
     """
 
@@ -58,7 +57,6 @@ class CellColumn:
     value: Callable[[Record], object]
     head: str = ""
     form: str = ""
-    words: bool = False
     dtype: str = "object"
 
     def text(self, value: object) -> str:
@@ -77,11 +75,13 @@ def _count(name: str, head: str) -> CellColumn:
 
 def _score(name: str, value: Callable[[Record], float | None]) -> CellColumn:
     """Define a column of scores, in the metric's own units; None for a cell that has no finite score."""
-    return CellColumn(name, lambda record: value(record) if _has_score(record) else None, dtype="float64")
+    return CellColumn(name, lambda record: None if final_score(record) is None else value(record), dtype="float64")
 
 
-def _has_score(record: Record) -> bool:
-    return record.status == "done" and record.score is not None and math.isfinite(record.score)
+def final_score(record: Record) -> float | None:
+    """Return the score of a cell that is done and has a finite one; else None."""
+    has_score = record.status == "done" and record.score is not None and math.isfinite(record.score)
+    return record.score if has_score else None
 
 
 def gives_one_answer(record: Record) -> bool | None:
@@ -137,14 +137,14 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
         CellColumn("id", attrgetter("id"), "id"),
         CellColumn("record", lambda record: record),
         CellColumn("status", attrgetter("status"), "status"),
-        CellColumn("reason", attrgetter("reason"), "reason", words=True),
+        CellColumn("reason", attrgetter("reason"), "reason"),
         CellColumn("metric", attrgetter("metric")),
         CellColumn("split", _split_name),
         CellColumn("start", attrgetter("protocol.start")),
         CellColumn("own_start", attrgetter("protocol.start")),
         CellColumn("start_settings", attrgetter("protocol.start_settings"), "start of"),
         CellColumn("notes", lambda record: "; ".join(record.protocol.notes) or None),
-        _score("score", attrgetter("score")),
+        _score("score", final_score),
         _score("best", attrgetter("best")),
         _score("last", attrgetter("last")),
         _score("held_out", _held_out_score),
@@ -165,7 +165,7 @@ CELL_COLUMNS: Mapping[str, CellColumn] = {
 }
 
 
-def cell_frame(records: Iterable[Record], kinds: MethodGroups | None = None) -> DataFrame:
+def cell_frame(records: Iterable[Record], kinds: MethodGroups = ()) -> DataFrame:
     """Return the records as a frame with the columns of `CELL_COLUMNS` and `kind`, sorted by cell id.
 
     Args:
@@ -179,9 +179,9 @@ def cell_frame(records: Iterable[Record], kinds: MethodGroups | None = None) -> 
         name: pd.Series([column.value(record) for record in ordered], dtype=column.dtype)
         for name, column in CELL_COLUMNS.items()
     }
-    groups = {method.name: kind for kind, methods in (kinds or {}).items() for method in methods}
+    groups = {method.name: kind for kind, methods in kinds for method in methods}
     kind_of = columns["method"].map(groups)
-    columns["kind"] = pd.Series(pd.Categorical(kind_of, categories=[*(kinds or {})], ordered=True))
+    columns["kind"] = pd.Series(pd.Categorical(kind_of, categories=[kind for kind, _ in kinds], ordered=True))
     frame = _tell_heads_apart(_tell_definitions_apart(_shorten_data_names(pd.DataFrame(columns))))
     return _join_starts(frame)
 

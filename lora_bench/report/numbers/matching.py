@@ -8,7 +8,6 @@ different cells, and `facts` names the metrics.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from lora_bench.cell import Cell
 from lora_bench.records.schema import Record
+from lora_bench.report.numbers.frame import final_score
 from lora_bench.tasks import TASKS
 from lora_bench.text import clean
 
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     @property
     def difference(self) -> float | None:
         """The difference of the scores; None if one of them has none."""
-        new, old = scored(self.new), scored(self.old)
+        new, old = final_score(self.new), final_score(self.old)
         return None if new is None or old is None else new - old
 
 
@@ -73,7 +73,7 @@ class Match:
         return tuple(
             pair
             for pair in self.pairs
-            if pair.new.status != pair.old.status or (scored(pair.new) is None) != (scored(pair.old) is None)
+            if pair.new.status != pair.old.status or (final_score(pair.new) is None) != (final_score(pair.old) is None)
         )
 
     @cached_property
@@ -84,12 +84,6 @@ class Match:
         values = {name: (_joined(new.get(name, ())), _joined(old.get(name, ()))) for name in names}
         one_sided = {name for name, sides in values.items() if name.startswith(METRIC_OF) and not all(sides)}
         return {name: sides for name, sides in values.items() if sides[0] != sides[1] and name not in one_sided}
-
-
-def scored(record: Record) -> float | None:
-    """Return the score of a cell that is done and has a finite one; else None."""
-    has_score = record.status == "done" and record.score is not None and math.isfinite(record.score)
-    return record.score if has_score else None
 
 
 def match(new: Iterable[Record], old: Iterable[Record]) -> Match:

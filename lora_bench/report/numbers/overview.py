@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from lora_bench.records.schema import Record
 from lora_bench.report.numbers.calibration import AFTER, MEASURES, calibration_frame
 from lora_bench.report.numbers.collapsed import collapsed_notes
-from lora_bench.report.numbers.comparisons import ABOVE, BELOW, EQUIVALENT, ScopeStatistics
+from lora_bench.report.numbers.comparisons import ScopeStatistics, is_decided
 from lora_bench.report.numbers.entries import AVERAGE, Column, Scope
 from lora_bench.report.numbers.frame import ARM, COUNTS, Row, is_missing, rows_of
-from lora_bench.report.numbers.score_tables import lost_notes, mean_with_lost_as_zero, score_head
+from lora_bench.report.numbers.score_tables import SUMMARY, lost_notes, mean_with_lost_as_zero, score_head
 from lora_bench.report.numbers.tables import (
     DASH,
     ReportTable,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 MAX_SETTINGS = 4  # of a method on one set of targets (chosen): with more, a row per setting is no overview
 _PRINTED = {"ece": "ECE", "nll": "NLL"}
 _SETTING = ("arm", "kind", *ARM, "label", "size", *COUNTS)
-_SUMMARY = ("mean", "std", "median", "n", "seeds", "lost_as_zero", "failed", "diverged", "undefined")
 _RATES = ("lr", "head_lr", "searched", "edges")
 _COMPARED = ("difference", "low", "high", "holm", "verdict")
 _EDGE = "*"
@@ -78,7 +77,7 @@ def _column_data(statistics: ScopeStatistics, column: Column) -> DataFrame:
     compared = default[[*_COMPARED]].add_prefix("against_")
     kinds = scope.cells.drop_duplicates("arm").set_index("arm")["kind"]
     frame = entries.assign(kind=entries["arm"].map(kinds))
-    frame = frame[[*_SETTING, "task", "metric", *_SUMMARY, "low", "high"]].join(rates).join(compared)
+    frame = frame[[*_SETTING, "task", "metric", *SUMMARY, "low", "high"]].join(rates).join(compared)
     return frame.join(_calibration(scope, _tasks_of(scope, column)), on="arm")
 
 
@@ -148,7 +147,7 @@ def _compared_columns(scope: Scope) -> list[TableColumn]:
     head = f"difference\nto {scope.compare.reference}"
     return [
         _of_task(scope.main, head, lambda row: signed_percent(row["against_difference"]), numeric=True),
-        _of_task(scope.main, "verdict", _verdict_text, bold=_is_decided),
+        _of_task(scope.main, "verdict", _verdict_text, bold=lambda row: is_decided(_verdict_text(row))),
     ]
 
 
@@ -192,10 +191,6 @@ def _measure_text(name: str) -> Callable[[Row], str]:
 
 def _verdict_text(row: Row) -> str:
     return str(row["against_verdict"] or DASH)
-
-
-def _is_decided(row: Row) -> bool:
-    return _verdict_text(row).startswith((ABOVE, BELOW, EQUIVALENT))
 
 
 def _notes(scope: Scope, data: DataFrame) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lora_bench.report.numbers.comparisons import ScopeStatistics
 from lora_bench.report.numbers.disagreements import ranking_notes
 from lora_bench.report.numbers.entries import ANSWER_COLUMNS, AVERAGE, Column, Scope
-from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, Row, device_prefix, rows_of
+from lora_bench.report.numbers.frame import ARM, COUNTS, SCOPE, SETTINGS, STATUS_COLUMNS, Row, device_prefix, rows_of
 from lora_bench.report.numbers.tables import (
     ReportTable,
     TableColumn,
@@ -28,19 +28,8 @@ if TYPE_CHECKING:
 
 FRONTIER_ROWS = 4  # of a size class in print
 _IDENTITY = (*ARM, "label", "size")
-_SUMMARY = (
-    "mean",
-    "std",
-    "median",
-    "n",
-    "seeds",
-    "lost_as_zero",
-    "failed",
-    "diverged",
-    "undefined",
-    *COUNTS,
-    "seconds",
-)
+SUMMARY = ("mean", "std", "median", "n", "seeds", "lost_as_zero", *STATUS_COLUMNS)
+_SUMMARY_AND_COSTS = (*SUMMARY, *COUNTS, "seconds")
 
 
 def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
@@ -59,7 +48,7 @@ def frontier_tables(statistics: ScopeStatistics) -> list[ReportTable]:
         _interval_column(),
         TableColumn("rank_first", "rank", _rank_text),
         TableColumn("of", "of", numeric=True),
-        *_data_columns("rank_last", "best", "methods", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
+        *_data_columns("rank_last", "best", "methods", "low", "high", *_IDENTITY, *_SUMMARY_AND_COSTS, "chosen_by"),
     ]
     notes = (
         f"Average of {set_text(scope.averaged)}. about: the middle of a size class, from 1/1.8 to 1.8 times it. "
@@ -107,7 +96,7 @@ def method_table(statistics: ScopeStatistics) -> ReportTable:
         TableColumn("of", "of", numeric=True),
         *(TableColumn("", score_head(column), _getter(f"_{column.task}")) for column in scope.tasks),
         *_cost_columns(scope),
-        *_data_columns("rank_last", "low", "high", *_IDENTITY, *_SUMMARY, "chosen_by"),
+        *_data_columns("rank_last", "low", "high", *_IDENTITY, *_SUMMARY_AND_COSTS, "chosen_by"),
     ]
     notes = (
         f"One setting of each method on each set of targets: {chosen_note(scope)}; of: among how many. Intervals and "
@@ -140,7 +129,7 @@ def best_table(statistics: ScopeStatistics) -> ReportTable:
         TableColumn("of", "of", numeric=True),
         *_cost_columns(scope),
         *_data_columns(
-            *SCOPE, "metric", "rank_last", "best", "low", "high", *_IDENTITY, *_SUMMARY, "held", "chosen_by"
+            *SCOPE, "metric", "rank_last", "best", "low", "high", *_IDENTITY, *_SUMMARY_AND_COSTS, "held", "chosen_by"
         ),
     ]
     notes = (
@@ -167,7 +156,7 @@ def entries_table(statistics: ScopeStatistics) -> ReportTable:
         parts.append(scope.at(column).assign(low=low, high=high))
     frame = pd.concat(parts)
     frame = _with_scope(scope, frame).assign(lost_as_zero=mean_with_lost_as_zero(frame))
-    numbers = (*_SUMMARY, "low", "high", "held", "tried", "chosen_by")
+    numbers = (*_SUMMARY_AND_COSTS, "low", "high", "held", "tried", "chosen_by")
     names = (*SCOPE, "task", "metric", *_IDENTITY, *numbers, *SETTINGS, *ANSWER_COLUMNS)
     return build_table(f"settings {scope.title}", f"All settings: {scope.title}", _data_columns(*names), frame)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_bench.report.numbers.frame import CELL_COLUMNS, Row, is_missing, rows_of
+from lora_bench.report.numbers.frame import CELL_COLUMNS, STATUS_COLUMNS, Row, is_missing, rows_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,7 +47,6 @@ class ReportTable:
         rows: The formatted fields; none for a table that is only data.
         notes: Lines below the table.
         data: The same numbers in full, for CSV and JSON.
-        footer_rows: How many of the last rows summarise those above.
     """
 
     name: str
@@ -57,7 +56,6 @@ class ReportTable:
     rows: tuple[tuple[Field, ...], ...]
     notes: tuple[str, ...]
     data: DataFrame = field(compare=False)
-    footer_rows: int = 0
 
     @property
     def is_data(self) -> bool:
@@ -96,7 +94,6 @@ def build_table(
     frame: DataFrame,
     notes: Iterable[str] = (),
     label_columns: int = 1,
-    footer_rows: int = 0,
 ) -> ReportTable:
     """Return a table with one row per row of a frame."""
     printed = [column for column in columns if column.head]
@@ -109,8 +106,12 @@ def build_table(
         rows=tuple(tuple(column.field(row) for column in printed) for row in rows_of(frame)) if printed else (),
         notes=tuple(notes),
         data=frame[names],
-        footer_rows=footer_rows,
     )
+
+
+def printed_tables(tables: Iterable[ReportTable]) -> list[ReportTable]:
+    """Return the tables that are not only data."""
+    return [table for table in tables if not table.is_data]
 
 
 def missing_score_tables(cells: DataFrame) -> list[ReportTable]:
@@ -120,8 +121,7 @@ def missing_score_tables(cells: DataFrame) -> list[ReportTable]:
     if missing.empty:
         return []
     columns = [cell_column(name, name in MISSING_SCORE_HEADS) for name in MISSING_SCORE_DATA]
-    printed = sorted(columns, key=lambda column: MISSING_SCORE_DATA.index(column.name))
-    return [build_table("unfinished", "Cells without a score", printed, missing)]
+    return [build_table("unfinished", "Cells without a score", columns, missing)]
 
 
 def cell_column(name: str, printed: bool = True) -> TableColumn:
@@ -192,5 +192,4 @@ def summary_text(row: Row, with_median: bool = False) -> str:
 
 def lost_text(row: Row) -> str:
     """Format the number of seeds without a score by status, such as `1 failed, 2 diverged`."""
-    statuses = ("failed", "diverged", "undefined")
-    return ", ".join(f"{row[name]} {name}" for name in statuses if row[name]) or "0"
+    return ", ".join(f"{row[name]} {name}" for name in STATUS_COLUMNS if row[name]) or "0"

@@ -19,6 +19,7 @@ from lora_bench.report.numbers.comparisons import (
     NOT_TESTED,
     UNFINISHED,
     ScopeStatistics,
+    is_decided,
 )
 from lora_bench.report.numbers.entries import AVERAGE, Scope, size_text
 from lora_bench.report.numbers.frame import SCOPE, Row, device_prefix, is_missing, rows_of
@@ -136,7 +137,12 @@ def verdict_tables(statistics: ScopeStatistics) -> list[ReportTable]:
             lambda row: _of_subject(row, p_text(row["holm_equivalent"])),
             numeric=True,
         ),
-        TableColumn("verdict", "verdict", lambda row: _of_subject(row, row["verdict"]), bold=_is_decided),
+        TableColumn(
+            "verdict",
+            "verdict",
+            lambda row: _of_subject(row, row["verdict"]),
+            bold=lambda row: is_decided(row["verdict"]),
+        ),
         *(TableColumn(name) for name in (*SCOPE, "pair", "side", "high", "examples_high", "method", "rank", "a", "b")),
         *(TableColumn(name) for name in ("std", "n", "seeds")),
     ]
@@ -271,7 +277,3 @@ def _three_digits(name: str) -> Callable[[Row], str]:
 
 def _of_subject(row: Row, text: str) -> str:
     return text if row["side"] == "subject" else ""
-
-
-def _is_decided(row: Row) -> bool:
-    return str(row["verdict"]).startswith((ABOVE, BELOW, EQUIVALENT))
