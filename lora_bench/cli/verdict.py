@@ -23,7 +23,7 @@ from lora_bench.cli.options import (
     pack_size,
     split,
 )
-from lora_bench.errors import DONE, SOME_FAILED, BenchError, unknown
+from lora_bench.errors import DONE, SOME_FAILED, BenchError
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
@@ -271,14 +271,22 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
     from lora_bench import methods, tasks
     from lora_bench.grid.config import parse_alternatives, parse_search, parse_set
     from lora_bench.models import DEFAULT_MODEL
-    from lora_bench.verdict.question import EPOCHS, HEAD_LR, OTHER_EPOCHS, SEARCH_SEEDS, TASKS, Question, check_numbers
+    from lora_bench.verdict.question import (
+        EPOCHS,
+        HEAD_LR,
+        OTHER_EPOCHS,
+        SEARCH_SEEDS,
+        TASKS,
+        Question,
+        check_numbers,
+        check_over,
+    )
 
     check_numbers(options.sizes, options.margin, options.seeds, options.minutes)
     if reference == subject:
         raise BenchError(f"'{subject}' cannot be compared with itself.", "Give another method to --against.")
-    if options.over not in ("seeds", "seeds+examples"):
-        raise unknown("value of --over", options.over, ("seeds", "seeds+examples"))
     names = tuple(tasks.get(name).name for name in dict.fromkeys(options.task or TASKS))
+    check_over(options.over, names)
     epochs = {name: options.epochs or EPOCHS.get(name, OTHER_EPOCHS) for name in names}
     given = {"head_lr": options.head_lr, "precision": options.precision}
     settings: dict[str, Any] = {

@@ -15,10 +15,12 @@ from typing import Any
 import yaml
 
 from lora_bench import methods
-from lora_bench.errors import BenchError
+from lora_bench.errors import BenchError, unknown
 from lora_bench.grid.config import Scalar, Values, parse_config
 from lora_bench.grid.search import Search
 from lora_bench.grid.yaml import read_yaml
+from lora_bench.report.numbers.examples import counts_examples
+from lora_bench.tasks import TASKS as DEFINED
 from lora_bench.text import clean, counted
 from lora_bench.verdict.sizes import Pair, Setting
 
@@ -90,12 +92,17 @@ class Question:
             f"tasks {', '.join(self.tasks)}",
             f"targets {self.targets}",
             counted(self.sizes, "size"),
-            f"margin {self.margin:g} over {self.over}",
+            margin_text(self.margin, self.over),
             f"epochs {epochs}",
             settings,
             f"rates {rates} by seeds {', '.join(map(str, self.search_seeds))}",
         ]
         return clean("; ".join(parts))
+
+
+def margin_text(margin: float, over: str) -> str:
+    """Return the part of a description that says what counts as equivalent, and what intervals are over."""
+    return f"margin {margin:g} over {over}"
 
 
 def _method_text(method: str) -> str:
@@ -234,3 +241,20 @@ def check_numbers(sizes: int, margin: float, seeds: int | None, minutes: float |
         )
     if not 1 <= sizes <= 5:
         raise BenchError(f"--sizes {sizes} is not possible.", "Give 1 to 5 sizes.")
+
+
+def check_over(over: str, tasks: Sequence[str]) -> None:
+    """Refuse what an interval cannot be over.
+
+    Args:
+        over: What it is to be over.
+        tasks: The tasks, which are defined.
+
+    Raises:
+        BenchError: Exit code 2.
+    """
+    if over not in ("seeds", "seeds+examples"):
+        raise unknown("value of --over", over, ("seeds", "seeds+examples"))
+    if over != "seeds" and not any(counts_examples(task, DEFINED[task].main_metric) for task in tasks):
+        what = f"--over {over}: what other examples of {', '.join(tasks)} would change is not known."
+        raise BenchError(what, "It is for accuracy and Matthews correlation: leave --over out.")
