@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench import methods
+from lora_bench.cli.verdict import VerdictExecution, VerdictOptions, _planner
 from lora_bench.errors import BenchError
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.grid.cells import expand
@@ -18,7 +19,7 @@ from lora_bench.report.numbers.statistics import half_width
 from lora_bench.run import plan as plans
 from lora_bench.run.owner import Owner
 from lora_bench.testing import make_cell, make_data, make_record
-from lora_bench.verdict.folder import Ready
+from lora_bench.verdict.folder import Ready, begin
 from lora_bench.verdict.precision import ELSEWHERE, HERE, MEASURED, deviations_of
 from lora_bench.verdict.question import FACTORS, add_look, rates_around, seeds_without
 from lora_bench.verdict.sizes import choose_sizes
@@ -187,6 +188,7 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
         (("--against", "full"), "trains no adapter"),
         (("--against", "loora"), "lora"),
         (("--over", "examples"), "seeds+examples"),
+        (("--over", "seeds+examples", "--task", "stsb"), "what other examples of stsb would change is not known"),
         (("--task", "colla"), "cola"),
         (("--set", "lr=1e-3"), "a verdict decides it"),
         (("--set", "alpha=[1,2]"), "a verdict has one value"),
@@ -322,8 +324,7 @@ def test_two_processes_that_begin_at_once_cannot_mix_their_configs() -> None:
 
 
 def test_the_reference_may_be_a_file() -> None:
-    text = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", "rank_of(cell) * (shape.inputs + shape.outputs)\n\n\nRECIPE")
-    Path("mine.py").write_text(text.replace('"broken"', '"mine"'), encoding="utf-8")
+    mine("mine.py")
     with methods.registered():
         planned = lora_bench("verdict", "vera", *TINY, *FAST, "--against", "mine.py", "--dry-run")
     assert planned.code == 0, planned
@@ -343,3 +344,57 @@ compare: {looks: [3]}
     assert config.compare.looks == (3, 6, 9)
     assert config.defaults["seed"] == (0, 1, 2, 3, 5, 6, 7, 8, 9)
     assert config.notes["all"] == ("Trained for look 3 of a verdict, at 9 seeds.",)
+
+
+# ---- what stands in the folder
+
+
+def begun(what: str) -> Path:
+    """Write the config of a verdict that has not trained anything, and return the file."""
+    options = VerdictOptions(what=what, model="sample", task=["cola"], targets="qv", sizes=1)
+    planner, question = _planner(options, VerdictExecution(device="cpu"))
+    planner.results.mkdir(parents=True)
+    begin(question, planner, 3, None).write(planner.results)
+    return planner.results / "verdict.yaml"
+
+
+def mine(path: str, factor: str = "(shape.inputs + shape.outputs)") -> None:
+    """Write the file of a method that keeps the contracts."""
+    text = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", f"rank_of(cell) * {factor}\n\n\nRECIPE")
+    Path(path).write_text(text.replace('"broken"', '"mine"'), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["mine.py", "of; mine.py"])
+def test_another_text_of_the_method_gets_no_look(name: str) -> None:
+    """Whatever the file's name is: the parts of a description are separated by what a name may hold too."""
+    more = ("verdict", name, "--model", "sample", "--more", "--dry-run")
+    mine(name)
+    with methods.registered():
+        begun(name)
+        assert lora_bench(*more).code == 0
+    mine(name, "(shape.outputs + shape.inputs)")
+    with methods.registered():
+        is_clear(lora_bench(*more), 2, "another verdict")
+
+
+@pytest.mark.parametrize(
+    ("written", "edited"),
+    [
+        ("average: [cola]", "average: []"),
+        ("margin: 1.0", "margin: 50"),
+        ("over: seeds", "over: seeds+examples"),
+        ("looks: [3]", "looks: [3, 4]"),
+        ("looks: [3]", "looks: [6]"),
+        ("seed: [0, 1, 2]", "seed: [0, 1]"),
+        ("  looks: [3]\n", ""),
+    ],
+)
+def test_a_config_that_was_edited_gets_no_look(written: str, edited: str) -> None:
+    """What is tested would not be what the verdict says of itself."""
+    file = begun("vera")
+    text = file.read_text(encoding="utf-8")
+    assert text.count(written) >= 1
+    more = ("verdict", "vera", "--model", "sample", "--more", "--dry-run")
+    assert lora_bench(*more).code == 0
+    file.write_text(edited.join(text.rsplit(written, 1)), encoding="utf-8")
+    is_clear(lora_bench(*more), 2, "is not what `lora-bench verdict` wrote")
