@@ -91,6 +91,14 @@ def test_sizes_have_about_as_many_trained_values(
     assert list(map(str, choose_sizes(method, "lora", targets, mpnet, count))) == pairs
 
 
+def test_a_factor_that_is_not_a_match_is_not_written_as_one() -> None:
+    """1.14 is too far apart to match, which `a factor of 1.1` would not show."""
+    sample = load_geometry("sample")
+    assert sample is not None
+    (pair,) = choose_sizes("bitfit", "ia3", "attention+dense", sample, 1)
+    assert str(pair).endswith("1,792 and 2,048 trained values, not matched: a factor of 1.14")
+
+
 def test_every_adapter_has_a_size_next_to_lora(mpnet: Geometry) -> None:
     """Those whose numbers cannot match are compared with the nearest one, and say so."""
     adapters = [name for name, recipe in methods.RECIPES.items() if recipe.adapts and name != "lora"]
@@ -211,6 +219,16 @@ def test_a_method_that_breaks_a_contract_is_not_trained() -> None:
     assert not Path("results").exists()
 
 
+def test_a_fault_that_names_every_weight_is_shortened() -> None:
+    """The error stays on a line or two of a terminal; `check` shows the whole."""
+    long = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", 'int("9" * 99 + "a weight " * 99)\n\n\nRECIPE')
+    Path("long.py").write_text(long, encoding="utf-8")
+    with methods.registered():
+        ended = lora_bench("verdict", "long.py", *TINY, *FAST)
+    is_clear(ended, 2, "lora-bench check long.py")
+    assert max(map(len, ended.errors.splitlines())) < 500
+
+
 # ---- the config
 
 
@@ -285,7 +303,11 @@ def test_what_is_in_the_folder_must_be_of_the_same_verdict() -> None:
     is_clear(other_data, 2, "Give the same --model and --data-dir as then")
 
     (results / "verdict.yaml").unlink()
-    is_clear(lora_bench("verdict", "vera", *TINY, *FAST, "--margin", "2", "--epochs", "2"), 2, "12 cells that are not")
+    is_clear(
+        lora_bench("verdict", "vera", *TINY, *FAST, "--margin", "2", "--epochs", "2"),
+        2,
+        "12 cells of other settings or seeds",
+    )
     assert not (results / "verdict.yaml").exists()
     assert "0 cells to train" in lora_bench("verdict", "vera", *TINY, *FAST, "--dry-run").out
 

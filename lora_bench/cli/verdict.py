@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -370,4 +371,6 @@ def _require_sound(method: str, what: str, console: Console) -> None:
         first = broken[0]
         kept = f"{len(broken)} of {counted(len(suite.CONTRACTS), 'contract')}"
         hint = f"`lora-bench check {what}` shows all of them."
-        raise BenchError(f"'{method}' breaks {kept}. {first.contract}: {first.fault}", hint)
+        # A fault may name every weight of the encoder.
+        fault = textwrap.shorten(f"{first.contract}: {first.fault}", 400, placeholder=" …")
+        raise BenchError(f"'{method}' breaks {kept}. {fault}", hint)

@@ -163,7 +163,7 @@ def _require_nothing_else(plan: Plan) -> None:
     cells = set(plan.grid.cells)
     others = sum(not record.is_search and record.cell not in cells for record in plan.known.values())
     if others:
-        what = f"'{plan.store.results}' holds {counted(others, 'cell')} that are not of this verdict."
+        what = f"'{plan.store.results}' holds {counted(others, 'cell')} of other settings or seeds."
         raise BenchError(what, "Give a new folder (--results): the verdict must not mix them with its own.")
 
 
