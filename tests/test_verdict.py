@@ -177,9 +177,21 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
     assert "about 6 min until" in text
     more, _, _ = seeds_and_tasks("--minutes", "12")
     assert more > 2 * few
+    most, _, text = seeds_and_tasks("--minutes", "1000")
+    assert most == 400
+    assert "--minutes chooses 400 seeds at most" in text
     _, fewer_tasks, text = seeds_and_tasks("--minutes", "2.5")
     assert fewer_tasks < 4
     assert "Left out for want of time: " in text
+
+
+def test_the_minutes_that_are_named_are_enough() -> None:
+    """Rounded up: `0.6 minutes are not enough: they take about 0.6` helps nobody."""
+    command = ("verdict", "xs", *MPNET, "--targets", "qv", "--sizes", "1", "--minutes")
+    few = lora_bench(*command, "0.5")
+    is_clear(few, 2, "Give --minutes ")
+    (needed,) = re.findall(r"Give --minutes ([\d.]+) or more", few.errors)
+    assert " 1 task, " in lora_bench(*command, needed).out
 
 
 @pytest.mark.parametrize(
@@ -260,7 +272,7 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
     assert packs == ["2"] * 6
 
     again = lora_bench("verdict", "vera", *TINY, *FAST)
-    assert "0 cells to train" in again.out
+    assert "0 cells to train on cpu, about 30 s until the page is there" in again.out
     for other in (("--margin", "2"), ("--seeds", "4")):
         is_clear(lora_bench("verdict", "vera", *TINY, *FAST, *other), 2, "--results")
     is_clear(lora_bench("verdict", "xs", *TINY, *FAST, "--results", str(results)), 2, "another verdict")

@@ -16,7 +16,7 @@ from lora_bench.records.store import count_records
 from lora_bench.run.owner import Owner
 from lora_bench.run.plan import Plan
 from lora_bench.text import counted
-from lora_bench.verdict.budget import Planner, fit
+from lora_bench.verdict.budget import MOST, Planner, fit
 from lora_bench.verdict.precision import Deviations, deviations_of
 from lora_bench.verdict.question import FILE, SEEDS, Question, add_look, config_text, margin_text
 from lora_bench.verdict.sizes import Pair, choose_sizes
@@ -115,6 +115,8 @@ def begin(question: Question, planner: Planner, seeds: int | None, minutes: floa
     left_out = [task for task in question.tasks if task not in tasks]
     if left_out:
         notes.append(f"Left out for want of time: {', '.join(left_out)}.")
+    if minutes is not None and count == MOST:
+        notes.append(f"--minutes chooses {counted(MOST, 'seed')} at most; --seeds may be more.")
     text = config_text(question, pairs, tasks, count)
     config = parse_config(text, FILE)
     plan = planner.plan(config)
