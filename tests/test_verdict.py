@@ -13,6 +13,7 @@ from lora_bench.errors import BenchError
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.grid.cells import expand
 from lora_bench.grid.config import load_config, parse_config
+from lora_bench.grid.yaml import read_yaml, write_yaml
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.report.numbers.statistics import half_width
@@ -396,6 +397,43 @@ def mine(path: str, factor: str = "(shape.inputs + shape.outputs)") -> None:
     """Write the file of a method that keeps the contracts."""
     text = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", f"rank_of(cell) * {factor}\n\n\nRECIPE")
     Path(path).write_text(text.replace('"broken"', '"mine"'), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["1e5", "08", "null", "2026-01-01", "-x"])
+def test_a_method_may_have_a_name_that_yaml_reads_otherwise(name: str) -> None:
+    mine("mine.py")
+    Path("mine.py").write_text(Path("mine.py").read_text(encoding="utf-8").replace('"mine"', f'"{name}"'), "utf-8")
+    with methods.registered():
+        config = load_config(begun("mine.py"))
+    assert config.compare.subject == name
+    assert [block["method"] for block in config.blocks] == [(name,), ("lora",)]
+
+
+def test_what_is_written_as_yaml_is_read_as_it_was() -> None:
+    """By the strict reader, for which `1e5` is a number, and which refuses anchors."""
+    texts = [
+        "1e5",
+        "08",
+        "-.5",
+        "null",
+        "no",
+        "1:30",
+        "0x1f",
+        "1_0",
+        "~",
+        "-",
+        ": y",
+        "# z",
+        "*a",
+        "&b",
+        "!t",
+        "é",
+        " ",
+        "",
+    ]
+    shared = [1, 2]
+    value = {"texts": texts, "numbers": [1e-5, 1e22, 0.004, 1, True, None], "one": shared, "other": shared}
+    assert repr(read_yaml(write_yaml(value), "x")[0]) == repr(value)
 
 
 @pytest.mark.parametrize("name", ["mine.py", "of; mine.py"])

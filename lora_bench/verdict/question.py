@@ -12,13 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from lora_bench import methods
 from lora_bench.errors import BenchError, unknown
 from lora_bench.grid.config import Scalar, Values, parse_config
 from lora_bench.grid.search import Search
-from lora_bench.grid.yaml import read_yaml
+from lora_bench.grid.yaml import read_yaml, write_yaml
 from lora_bench.report.numbers.examples import counts_examples
 from lora_bench.tasks import TASKS as DEFINED
 from lora_bench.text import clean, counted
@@ -217,10 +215,8 @@ def _note(look: int, seeds: int) -> str:
 
 
 def _dump(config: Plain) -> str:
-    text: str = yaml.safe_dump(
-        config, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True, stream=None
-    )
-    return f"# Written by `lora-bench verdict`; `lora-bench run --config` trains the same cells.\n{text}"
+    first = "# Written by `lora-bench verdict`; `lora-bench run --config` trains the same cells."
+    return f"{first}\n{write_yaml(config)}"
 
 
 def check_numbers(sizes: int, margin: float, seeds: int | None, minutes: float | None) -> None:
