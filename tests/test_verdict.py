@@ -287,6 +287,11 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
     assert "look 1" in notes[2]
     assert "look 2" in notes[3]
 
+    config_text = (results / "verdict.yaml").read_bytes()
+    (results / "verdict.yaml").unlink()
+    is_clear(lora_bench("verdict", "vera", *TINY, *FAST, "--seeds", "6"), 2, "each look has to count")
+    (results / "verdict.yaml").write_bytes(config_text)
+
     before = (results / "metrics.csv").read_bytes()
     ran = lora_bench("run", "--config", str(results / "verdict.yaml"), "--results", str(results))
     assert "0 to train" in ran.out

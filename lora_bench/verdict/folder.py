@@ -18,7 +18,7 @@ from lora_bench.run.plan import Plan
 from lora_bench.text import counted
 from lora_bench.verdict.budget import MOST, Planner, fit
 from lora_bench.verdict.precision import Deviations, deviations_of
-from lora_bench.verdict.question import FILE, SEEDS, Question, add_look, config_text, margin_text
+from lora_bench.verdict.question import FILE, LOOK_NOTE, SEEDS, Question, add_look, config_text, margin_text
 from lora_bench.verdict.sizes import Pair, choose_sizes
 
 
@@ -121,6 +121,7 @@ def begin(question: Question, planner: Planner, seeds: int | None, minutes: floa
     config = parse_config(text, FILE)
     plan = planner.plan(config)
     _require_nothing_else(plan)
+    _require_no_look(plan, config)
     return Ready(text, config, plan, tuple(notes), before)
 
 
@@ -167,6 +168,15 @@ def _require_nothing_else(plan: Plan) -> None:
     if others:
         what = f"'{plan.store.results}' holds {counted(others, 'cell')} of other settings or seeds."
         raise BenchError(what, "Give a new folder (--results): the verdict must not mix them with its own.")
+
+
+def _require_no_look(plan: Plan, config: Config) -> None:
+    """Refuse a new verdict on cells of another look: without that one's config it would not count as a look."""
+    notes = {note for record in plan.known.values() for note in record.protocol.notes if note.startswith(LOOK_NOTE)}
+    others = sorted(notes.difference(*config.notes.values()))
+    if others:
+        what = f"'{plan.store.results}' holds cells of a verdict whose {FILE} is missing. Their note: {others[0]}"
+        raise BenchError(what, f"Put its {FILE} back, or give another --results: each look has to count.")
 
 
 def _require_same_data(plan: Plan) -> None:

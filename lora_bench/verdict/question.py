@@ -35,6 +35,7 @@ FACTORS = (
     4.0,
 )  # of a method's default rate, to search; chosen
 SEARCH_SEEDS = (100, 101)  # chosen: as many as the search behind results/minilm had
+LOOK_NOTE = "Trained for look"  # with which the notes of a verdict's records begin
 FEWEST_SEEDS, SEEDS = 3, 20  # the report tests nothing with fewer; the default
 
 Plain = Mapping[str, Any]  # of what YAML can hold
@@ -211,7 +212,7 @@ def _arm(question: Question, setting: Setting) -> Plain:
 
 
 def _note(look: int, seeds: int) -> str:
-    return f"Trained for look {look} of a verdict, at {seeds} seeds."
+    return f"{LOOK_NOTE} {look} of a verdict, at {seeds} seeds."
 
 
 def _dump(config: Plain) -> str:
