@@ -149,9 +149,12 @@ def test_a_difference_is_not_called_the_opposite(difference: float, wrong: list[
 
 @pytest.mark.parametrize("difference", [0.01, -0.01])
 def test_a_difference_of_the_margin_is_called_equivalent_in_one_of_twenty_at_most(difference: float) -> None:
-    assert rates(difference, "equivalent")[-1] <= 0.05 + NOISE
-    within = [np.array(["within" in verdict for verdict in verdicts(table)]) for table in comparisons(difference)]
-    assert np.logical_or.reduce(within).mean() <= 0.05 + NOISE
+    """Or certainly less than the margin: both say of the difference what is not true."""
+    less = [
+        np.array([verdict.startswith("equivalent") or "within" in verdict for verdict in verdicts(table)])
+        for table in comparisons(difference)
+    ]
+    assert np.logical_or.reduce(less).mean() <= 0.05 + NOISE
 
 
 def test_equal_methods_are_called_equivalent_after_some_looks() -> None:
