@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 NAME = "compare.yaml"
 _ARM_FIELDS = ("method", "targets", "rank", "a", "b", "init")
 Arm = Mapping[str, str | int | None]
+Over = Literal["seeds", "seeds+examples"]  # what intervals and tests are over
 
 
 def _known_fields(arm: Arm) -> Arm:
@@ -63,5 +64,5 @@ class Comparisons(BaseModel):
     subject: str = "mini"
     reference: str = "lora"
     pairs: tuple[Pair, ...] = ()
-    over: Literal["seeds", "seeds+examples"] = "seeds+examples"
+    over: Over = "seeds+examples"
     looks: Annotated[tuple[Look, ...], AfterValidator(_ascending)] = ()

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from lora_bench import methods
+from lora_bench.cli.verdict import VerdictExecution, VerdictOptions, _parse
 from lora_bench.errors import BenchError
 from lora_bench.forecast.geometry import Geometry, load_geometry
 from lora_bench.grid.cells import expand
 from lora_bench.grid.config import load_config, parse_config
+from lora_bench.grid.yaml import read_yaml, write_yaml
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.report.numbers.statistics import half_width
 from lora_bench.run import plan as plans
 from lora_bench.run.owner import Owner
 from lora_bench.testing import make_cell, make_data, make_record
-from lora_bench.verdict.folder import Ready
+from lora_bench.verdict.folder import Ready, begin
 from lora_bench.verdict.precision import ELSEWHERE, HERE, MEASURED, deviations_of
 from lora_bench.verdict.question import FACTORS, add_look, rates_around, seeds_without
 from lora_bench.verdict.sizes import choose_sizes
@@ -88,6 +90,14 @@ def test_sizes_have_about_as_many_trained_values(
     method: str, targets: str, count: int, pairs: list[str], mpnet: Geometry
 ) -> None:
     assert list(map(str, choose_sizes(method, "lora", targets, mpnet, count))) == pairs
+
+
+def test_a_factor_that_is_not_a_match_is_not_written_as_one() -> None:
+    """1.14 is too far apart to match, which `a factor of 1.1` would not show."""
+    sample = load_geometry("sample")
+    assert sample is not None
+    (pair,) = choose_sizes("bitfit", "ia3", "attention+dense", sample, 1)
+    assert str(pair).endswith("1,792 and 2,048 trained values, not matched: a factor of 1.14")
 
 
 def test_every_adapter_has_a_size_next_to_lora(mpnet: Geometry) -> None:
@@ -168,9 +178,21 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
     assert "about 6 min until" in text
     more, _, _ = seeds_and_tasks("--minutes", "12")
     assert more > 2 * few
+    most, _, text = seeds_and_tasks("--minutes", "1000")
+    assert most == 400
+    assert "--minutes chooses 400 seeds at most" in text
     _, fewer_tasks, text = seeds_and_tasks("--minutes", "2.5")
     assert fewer_tasks < 4
     assert "Left out to fit into the time: " in text
+
+
+def test_the_minutes_that_are_named_are_enough() -> None:
+    """Rounded up: `0.6 minutes are not enough: they take about 0.6` helps nobody."""
+    command = ("verdict", "xs", *MPNET, "--targets", "qv", "--sizes", "1", "--minutes")
+    few = lora_bench(*command, "0.5")
+    is_clear(few, 2, "Give --minutes ")
+    (needed,) = re.findall(r"Give --minutes ([\d.]+) or more", few.errors)
+    assert " 1 task, " in lora_bench(*command, needed).out
 
 
 @pytest.mark.parametrize(
@@ -187,6 +209,7 @@ def test_minutes_choose_the_seeds_and_if_need_be_the_tasks() -> None:
         (("--against", "full"), "trains no adapter"),
         (("--against", "loora"), "lora"),
         (("--over", "examples"), "seeds+examples"),
+        (("--over", "seeds+examples", "--task", "stsb"), "what other examples of stsb would change is not known"),
         (("--task", "colla"), "cola"),
         (("--set", "lr=1e-3"), "a verdict decides it"),
         (("--set", "alpha=[1,2]"), "a verdict has one value"),
@@ -207,6 +230,16 @@ def test_a_method_that_breaks_a_contract_is_not_trained() -> None:
     with methods.registered():
         is_clear(lora_bench("verdict", "broken.py", *TINY, *FAST), 2, "lora-bench check broken.py")
     assert not Path("results").exists()
+
+
+def test_a_fault_that_names_every_weight_is_shortened() -> None:
+    """The error stays on a line or two of a terminal; `check` shows the whole."""
+    long = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", 'int("9" * 99 + "a weight " * 99)\n\n\nRECIPE')
+    Path("long.py").write_text(long, encoding="utf-8")
+    with methods.registered():
+        ended = lora_bench("verdict", "long.py", *TINY, *FAST)
+    is_clear(ended, 2, "lora-bench check long.py")
+    assert max(map(len, ended.errors.splitlines())) < 500
 
 
 # ---- the config
@@ -240,7 +273,7 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
     assert packs == ["2"] * 6
 
     again = lora_bench("verdict", "vera", *TINY, *FAST)
-    assert "0 cells to train" in again.out
+    assert "0 cells to train on cpu, about 30 s until the page is there" in again.out
     for other in (("--margin", "2"), ("--seeds", "4")):
         is_clear(lora_bench("verdict", "vera", *TINY, *FAST, *other), 2, "--results")
     is_clear(lora_bench("verdict", "xs", *TINY, *FAST, "--results", str(results)), 2, "another verdict")
@@ -253,6 +286,11 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
     notes = {record.cell.seed: record.protocol.notes[0] for record in read_records(results).records}
     assert "look 1" in notes[2]
     assert "look 2" in notes[3]
+
+    config_text = (results / "verdict.yaml").read_bytes()
+    (results / "verdict.yaml").unlink()
+    is_clear(lora_bench("verdict", "vera", *TINY, *FAST, "--seeds", "6"), 2, "each look has to count")
+    (results / "verdict.yaml").write_bytes(config_text)
 
     before = (results / "metrics.csv").read_bytes()
     ran = lora_bench("run", "--config", str(results / "verdict.yaml"), "--results", str(results))
@@ -283,7 +321,11 @@ def test_what_is_in_the_folder_must_be_of_the_same_verdict() -> None:
     is_clear(other_data, 2, "Give the same --model and --data-dir as then")
 
     (results / "verdict.yaml").unlink()
-    is_clear(lora_bench("verdict", "vera", *TINY, *FAST, "--margin", "2", "--epochs", "2"), 2, "12 cells that are not")
+    is_clear(
+        lora_bench("verdict", "vera", *TINY, *FAST, "--margin", "2", "--epochs", "2"),
+        2,
+        "12 cells of other settings or seeds",
+    )
     assert not (results / "verdict.yaml").exists()
     assert "0 cells to train" in lora_bench("verdict", "vera", *TINY, *FAST, "--dry-run").out
 
@@ -322,8 +364,7 @@ def test_two_processes_that_begin_at_once_cannot_mix_their_configs() -> None:
 
 
 def test_the_reference_may_be_a_file() -> None:
-    text = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", "rank_of(cell) * (shape.inputs + shape.outputs)\n\n\nRECIPE")
-    Path("mine.py").write_text(text.replace('"broken"', '"mine"'), encoding="utf-8")
+    mine("mine.py")
     with methods.registered():
         planned = lora_bench("verdict", "vera", *TINY, *FAST, "--against", "mine.py", "--dry-run")
     assert planned.code == 0, planned
@@ -343,3 +384,94 @@ compare: {looks: [3]}
     assert config.compare.looks == (3, 6, 9)
     assert config.defaults["seed"] == (0, 1, 2, 3, 5, 6, 7, 8, 9)
     assert config.notes["all"] == ("Trained for look 3 of a verdict, at 9 seeds.",)
+
+
+# ---- what stands in the folder
+
+
+def begun(what: str) -> Path:
+    """Write the config of a verdict that has not trained anything, and return the file."""
+    options = VerdictOptions(what=what, model="sample", task=["cola"], targets="qv", sizes=1)
+    question, planner, _ = _parse(options, VerdictExecution(device="cpu"))
+    planner.results.mkdir(parents=True)
+    begin(question, planner, 3, None).write(planner.results)
+    return planner.results / "verdict.yaml"
+
+
+def mine(path: str, factor: str = "(shape.inputs + shape.outputs)") -> None:
+    """Write the file of a method that keeps the contracts."""
+    text = BROKEN.replace("rank_of(cell)\n\n\nRECIPE", f"rank_of(cell) * {factor}\n\n\nRECIPE")
+    Path(path).write_text(text.replace('"broken"', '"mine"'), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["1e5", "08", "null", "2026-01-01", "-x"])
+def test_a_method_may_have_a_name_that_yaml_reads_otherwise(name: str) -> None:
+    mine("mine.py")
+    Path("mine.py").write_text(Path("mine.py").read_text(encoding="utf-8").replace('"mine"', f'"{name}"'), "utf-8")
+    with methods.registered():
+        config = load_config(begun("mine.py"))
+    assert config.compare.subject == name
+    assert [block["method"] for block in config.blocks] == [(name,), ("lora",)]
+
+
+def test_what_is_written_as_yaml_is_read_as_it_was() -> None:
+    """By the strict reader, for which `1e5` is a number, and which refuses anchors."""
+    texts = [
+        "1e5",
+        "08",
+        "-.5",
+        "null",
+        "no",
+        "1:30",
+        "0x1f",
+        "1_0",
+        "~",
+        "-",
+        ": y",
+        "# z",
+        "*a",
+        "&b",
+        "!t",
+        "é",
+        " ",
+        "",
+    ]
+    shared = [1, 2]
+    value = {"texts": texts, "numbers": [1e-5, 1e22, 0.004, 1, True, None], "one": shared, "other": shared}
+    assert repr(read_yaml(write_yaml(value), "x")[0]) == repr(value)
+
+
+@pytest.mark.parametrize("name", ["mine.py", "of; mine.py"])
+def test_another_text_of_the_method_gets_no_look(name: str) -> None:
+    """Whatever the file's name is: the parts of a description are separated by what a name may hold too."""
+    more = ("verdict", name, "--model", "sample", "--more", "--dry-run")
+    mine(name)
+    with methods.registered():
+        begun(name)
+        assert lora_bench(*more).code == 0
+    mine(name, "(shape.outputs + shape.inputs)")
+    with methods.registered():
+        is_clear(lora_bench(*more), 2, "another verdict")
+
+
+@pytest.mark.parametrize(
+    ("written", "edited"),
+    [
+        ("average: [cola]", "average: []"),
+        ("margin: 1.0", "margin: 50"),
+        ("over: seeds", "over: seeds+examples"),
+        ("looks: [3]", "looks: [3, 4]"),
+        ("looks: [3]", "looks: [6]"),
+        ("seed: [0, 1, 2]", "seed: [0, 1]"),
+        ("  looks: [3]\n", ""),
+    ],
+)
+def test_a_config_that_was_edited_gets_no_look(written: str, edited: str) -> None:
+    """What is tested would not be what the verdict says of itself."""
+    file = begun("vera")
+    text = file.read_text(encoding="utf-8")
+    assert text.count(written) >= 1
+    more = ("verdict", "vera", "--model", "sample", "--more", "--dry-run")
+    assert lora_bench(*more).code == 0
+    file.write_text(edited.join(text.rsplit(written, 1)), encoding="utf-8")
+    is_clear(lora_bench(*more), 2, "is not what `lora-bench verdict` wrote")

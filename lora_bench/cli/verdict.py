@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -25,7 +26,7 @@ from lora_bench.cli.options import (
     options_of,
     split,
 )
-from lora_bench.errors import DONE, SOME_FAILED, BenchError, unknown
+from lora_bench.errors import DONE, SOME_FAILED, BenchError
 from lora_bench.text import clean, counted
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from lora_bench.verdict.question import Question
 
 QUESTION_PANEL, SETTINGS_PANEL = "Question", "Settings of all cells"
-_OVER = ("seeds", "seeds+examples")  # as in `compare.Comparisons`, which is not imported for --help
+_OVER = ("seeds", "seeds+examples")  # as in `compare.Over`, which is not imported for --help
 # The options that --more need not repeat, and those settings that a verdict decides.
 _SETTINGS = frozenset(
     {"task", "targets", "sizes", "seeds", "minutes", "margin", "over", "search_lr", "search_seeds", "head_lr", "epochs"}
@@ -265,29 +266,24 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
         BenchError: Exit code 2 for a value that is not allowed; 3 for a model that is not there.
     """
     from lora_bench import methods, tasks
-    from lora_bench.grid.config import parse_alternatives, parse_search, parse_set
+    from lora_bench.grid.config import parse_alternatives, parse_search
     from lora_bench.models import DEFAULT_MODEL
-    from lora_bench.verdict.question import EPOCHS, HEAD_LR, OTHER_EPOCHS, SEARCH_SEEDS, TASKS, Question, check_numbers
+    from lora_bench.verdict.question import (
+        EPOCHS,
+        OTHER_EPOCHS,
+        SEARCH_SEEDS,
+        TASKS,
+        Question,
+        check_numbers,
+        check_over,
+    )
 
     check_numbers(options.sizes, options.margin, options.seeds, options.minutes)
     if reference == subject:
         raise BenchError(f"'{subject}' cannot be compared with itself.", "Give another method to --against.")
-    if options.over not in _OVER:
-        raise unknown("value of --over", options.over, _OVER)
     names = tuple(tasks.get(name).name for name in dict.fromkeys(options.task or TASKS))
+    check_over(options.over, names)
     epochs = {name: options.epochs or EPOCHS.get(name, OTHER_EPOCHS) for name in names}
-    given = {"head_lr": options.head_lr, "precision": options.precision}
-    settings: dict[str, Any] = {
-        "head_lr": HEAD_LR,
-        "precision": "float32" if device.startswith("cpu") else "bf16",
-    }
-    settings |= {name: parse_alternatives(name, value)[0] for name, value in given.items() if value is not None}
-    for text in options.set_ or ():
-        name, values = parse_set(text)
-        if name in _DECIDED or len(values) > 1:
-            what = f"--set {name}: " + ("a verdict has one value." if name not in _DECIDED else "a verdict decides it.")
-            raise BenchError(what, "Give the option of that name, or leave it out.")
-        settings[name] = values[0]
     rates: tuple[float, ...] | None = None
     search_seeds: tuple[int, ...] = SEARCH_SEEDS
     if options.search_seeds is not None:
@@ -308,10 +304,27 @@ def _question(options: VerdictOptions, subject: str, reference: str, sources: So
         margin=options.margin,
         over=options.over,
         epochs=epochs,
-        settings=settings,
+        settings=_settings(options, device),
         rates=rates,
         search_seeds=search_seeds,
     )
+
+
+def _settings(options: VerdictOptions, device: str) -> dict[str, Any]:
+    """Return the settings that all cells of a verdict share."""
+    from lora_bench.grid.config import parse_alternatives, parse_set
+    from lora_bench.verdict.question import HEAD_LR
+
+    given = {"head_lr": options.head_lr, "precision": options.precision}
+    settings: dict[str, Any] = {"head_lr": HEAD_LR, "precision": "float32" if device.startswith("cpu") else "bf16"}
+    settings |= {name: parse_alternatives(name, value)[0] for name, value in given.items() if value is not None}
+    for text in options.set_ or ():
+        name, values = parse_set(text)
+        if name in _DECIDED or len(values) > 1:
+            what = f"--set {name}: " + ("a verdict has one value." if name not in _DECIDED else "a verdict decides it.")
+            raise BenchError(what, "Give the option of that name, or leave it out.")
+        settings[name] = values[0]
+    return settings
 
 
 def _gives_settings(options: VerdictOptions) -> bool:
@@ -358,4 +371,6 @@ def _require_sound(method: str, what: str) -> None:
         first = broken[0]
         which = f"{len(broken)} of {counted(len(suite.CONTRACTS), 'contract')}"
         hint = f"`lora-bench check {what}` shows all of them."
-        raise BenchError(f"'{method}' breaks {which}. {first.contract}: {first.fault}", hint)
+        # A fault may name every weight of the encoder.
+        fault = textwrap.shorten(f"{first.contract}: {first.fault}", 400, placeholder=" …")
+        raise BenchError(f"'{method}' breaks {which}. {fault}", hint)

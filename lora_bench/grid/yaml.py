@@ -23,6 +23,14 @@ _DIGITS = list("0123456789")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes what either version of YAML reads as something other than a text."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        """Write a list that comes up again once more: the loader refuses anchors."""
+        return True
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses what this module's docstring lists."""
 
@@ -55,7 +63,8 @@ for _kind, _pattern, _first in (
     ("int", r"[-+]?(?:0|[1-9][0-9]{0,30})", [*"-+", *_DIGITS]),
     ("float", r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", [*"-+.", *_DIGITS]),
 ):
-    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
+    for _class in (_Loader, _Dumper):  # the dumper keeps its own rules, which are those of YAML 1.1
+        _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def refuse(problem: str, mark: yaml.Mark) -> None:
@@ -88,6 +97,14 @@ def read_yaml(text: str, origin: str) -> tuple[Any, Lines]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def write_yaml(value: Any) -> str:
+    """Write plain mappings, lists and scalars so that `read_yaml` returns the same, whatever a text looks like."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True, stream=None
+    )
+    return text
 
 
 def decode(content: bytes, origin: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class Planner:
     def seconds(self, plan: Plan) -> float | None:
         """Return how long a plan takes until its report is there; None if that cannot be predicted."""
         total = totals(plan)
+        if not total.packs:
+            return EXTRA_SECONDS
         training = None if total.unknown else total.simulated(self.gpus)
         return None if training is None else training.seconds + EXTRA_SECONDS
 
@@ -86,8 +89,11 @@ def fit(
     chosen = tuple(tasks)
     while (least := seconds(chosen, FEWEST)) > 60 * minutes:
         if len(chosen) == 1:
-            needed = f"{counted(FEWEST, 'seed')} of {chosen[0]} alone take about {least / 60:.1f}"
-            raise BenchError(f"{minutes:g} minutes are not enough: {needed}.", "Give more --minutes, or fewer --sizes.")
+            needed = math.ceil(least / 6) / 10
+            what = (
+                f"{minutes:g} minutes are not enough: {counted(FEWEST, 'seed')} of {chosen[0]} alone take {needed:g}."
+            )
+            raise BenchError(what, f"Give --minutes {needed:g} or more, or fewer --sizes if there are several.")
         costs = {task: seconds((task,), FEWEST) for task in chosen}
         longest = max(chosen, key=lambda task: costs[task])
         chosen = tuple(task for task in chosen if task != longest)

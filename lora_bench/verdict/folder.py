@@ -16,9 +16,9 @@ from lora_bench.records.store import count_records
 from lora_bench.run.owner import Owner
 from lora_bench.run.plan import Plan
 from lora_bench.text import counted
-from lora_bench.verdict.budget import Planner, fit
+from lora_bench.verdict.budget import MOST, Planner, fit
 from lora_bench.verdict.precision import Deviations, deviations_of
-from lora_bench.verdict.question import FILE, SEEDS, Question, add_look, config_text
+from lora_bench.verdict.question import FILE, LOOK_NOTE, SEEDS, Question, add_look, config_text, margin_text
 from lora_bench.verdict.sizes import Pair, choose_sizes
 
 
@@ -115,10 +115,13 @@ def begin(question: Question, planner: Planner, seeds: int | None, minutes: floa
     left_out = [task for task in question.tasks if task not in tasks]
     if left_out:
         notes.append(f"Left out to fit into the time: {', '.join(left_out)}.")
+    if minutes is not None and count == MOST:
+        notes.append(f"--minutes chooses {counted(MOST, 'seed')} at most; --seeds may be more.")
     text = config_text(question, pairs, tasks, count)
     config = parse_config(text, FILE)
     plan = planner.plan(config)
     _require_nothing_else(plan)
+    _require_no_look(plan, config)
     return Ready(text, config, plan, tuple(notes), before)
 
 
@@ -163,8 +166,17 @@ def _require_nothing_else(plan: Plan) -> None:
     cells = set(plan.grid.cells)
     others = sum(not record.is_search and record.cell not in cells for record in plan.known.values())
     if others:
-        what = f"'{plan.store.results}' holds {counted(others, 'cell')} that are not of this verdict."
+        what = f"'{plan.store.results}' holds {counted(others, 'cell')} of other settings or seeds."
         raise BenchError(what, "Give a new folder (--results): the verdict must not mix them with its own.")
+
+
+def _require_no_look(plan: Plan, config: Config) -> None:
+    """Refuse a new verdict on cells of another look: without that one's config it would not count as a look."""
+    notes = {note for record in plan.known.values() for note in record.protocol.notes if note.startswith(LOOK_NOTE)}
+    others = sorted(notes.difference(*config.notes.values()))
+    if others:
+        what = f"'{plan.store.results}' holds cells of a verdict whose {FILE} is missing. Their note: {others[0]}"
+        raise BenchError(what, f"Put its {FILE} back, or give another --results: each look has to count.")
 
 
 def _require_same_data(plan: Plan) -> None:
@@ -195,17 +207,35 @@ def _require_no_blocked(plan: Plan) -> None:
 
 def _require_same(question: Question, config: Config, path: Path, topic_only: bool = False) -> None:
     """Refuse a folder that holds a verdict on another question, or no verdict at all."""
-    if not config.compare.looks:
-        raise BenchError(f"'{path}' is not what `lora-bench verdict` wrote.", "Give another --results.")
-    there, here = config.description.split("; "), question.description.split("; ")
-    compared = 1 if topic_only else max(len(there), len(here))
-    differing = [
-        pair for pair in itertools.zip_longest(there[:compared], here[:compared], fillvalue="–") if len(set(pair)) > 1
-    ]
-    if differing:
-        first, second = ("; ".join(parts) for parts in zip(*differing, strict=True))
-        hint = "Ask the same as then (a method's file is part of it), or give another --results."
-        raise BenchError(f"'{path.parent}' holds another verdict: {first}. This command asks: {second}.", hint)
+    _require_intact(config, path)
+    # A file's name may hold what separates the parts of a description, so the topic is compared as a whole.
+    same_topic = f"{config.description}; ".startswith(f"{question.topic}; ")
+    if config.description == question.description or (topic_only and same_topic):
+        return
+    there, here = config.description, question.topic if topic_only else question.description
+    pairs = itertools.zip_longest(there.split("; "), here.split("; "), fillvalue="–")
+    differing = [(one, other) for one, other in pairs if one != other and not (topic_only and other == "–")]
+    first, second = ("; ".join(parts) for parts in zip(*differing, strict=True))
+    hint = "Ask the same as then (a method's file is part of it), or give another --results."
+    raise BenchError(f"'{path.parent}' holds another verdict: {first}. This command asks: {second}.", hint)
+
+
+def _require_intact(config: Config, path: Path) -> None:
+    """Refuse a config that `lora-bench verdict` cannot have written: what was tested would not be what it says.
+
+    The looks are multiples of the first one, the margin is that of the question, and there are seeds for the last look.
+    """
+    compare, looks = config.compare, config.compare.looks
+    seeds = {len(values) for block in config.merged() if isinstance(values := block.get("seed"), tuple)}
+    is_intact = (
+        bool(looks and compare.average and compare.pairs)
+        and list(looks) == [looks[0] * number for number in range(1, len(looks) + 1)]
+        and seeds == {looks[-1]}
+        and f"; {margin_text(compare.margin, compare.over)}; " in config.description
+    )
+    if not is_intact:
+        hint = "Undo what was changed in it, or give another --results."
+        raise BenchError(f"'{path}' is not what `lora-bench verdict` wrote.", hint)
 
 
 def _pairs(question: Question) -> list[Pair]:

@@ -10,15 +10,16 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import yaml
+from typing import Any, get_args
 
 from lora_bench import methods
-from lora_bench.errors import BenchError
+from lora_bench.compare import Over
+from lora_bench.errors import BenchError, unknown
 from lora_bench.grid.config import Scalar, Values, parse_config
 from lora_bench.grid.search import Search
-from lora_bench.grid.yaml import read_yaml
+from lora_bench.grid.yaml import read_yaml, write_yaml
+from lora_bench.report.numbers.examples import counts_examples
+from lora_bench.tasks import TASKS as DEFINED
 from lora_bench.text import clean, counted
 from lora_bench.verdict.sizes import Pair, Setting
 
@@ -30,6 +31,7 @@ OTHER_EPOCHS = 5  # of a task that is not named there
 HEAD_LR = 1e-3  # the same for both methods, so that they differ in the adapter alone; chosen, as in results/minilm
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # of a method's default rate, to search; chosen
 SEARCH_SEEDS = (100, 101)  # chosen: as many as the search behind results/minilm had
+LOOK_NOTE = "Trained for look"  # with which the notes of a verdict's records begin
 FEWEST_SEEDS = 3  # the report tests nothing with fewer
 SEEDS = 20  # by default; chosen
 
@@ -86,12 +88,17 @@ class Question:
             f"tasks {', '.join(self.tasks)}",
             f"targets {self.targets}",
             counted(self.sizes, "size"),
-            f"margin {self.margin:g} over {self.over}",
+            margin_text(self.margin, self.over),
             f"epochs {epochs}",
             settings,
             f"rates {rates} by seeds {', '.join(map(str, self.search_seeds))}",
         ]
         return clean("; ".join(parts))
+
+
+def margin_text(margin: float, over: str) -> str:
+    """Return the part of a description that says what counts as equivalent, and what intervals are over."""
+    return f"margin {margin:g} over {over}"
 
 
 def _method_text(method: str) -> str:
@@ -202,14 +209,12 @@ def _arm(question: Question, setting: Setting) -> Plain:
 
 
 def _note(look: int, seeds: int) -> str:
-    return f"Trained for look {look} of a verdict, at {seeds} seeds."
+    return f"{LOOK_NOTE} {look} of a verdict, at {seeds} seeds."
 
 
 def _dump(config: Plain) -> str:
-    text: str = yaml.safe_dump(
-        config, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True, stream=None
-    )
-    return f"# Written by `lora-bench verdict`; `lora-bench run --config` trains the same cells.\n{text}"
+    first = "# Written by `lora-bench verdict`; `lora-bench run --config` trains the same cells."
+    return f"{first}\n{write_yaml(config)}"
 
 
 def check_numbers(sizes: int, margin: float, seeds: int | None, minutes: float | None) -> None:
@@ -230,3 +235,21 @@ def check_numbers(sizes: int, margin: float, seeds: int | None, minutes: float |
         )
     if not 1 <= sizes <= 5:
         raise BenchError(f"--sizes {sizes} is not possible.", "Give 1 to 5 sizes.")
+
+
+def check_over(over: str, tasks: Sequence[str]) -> None:
+    """Refuse what an interval cannot be over.
+
+    Args:
+        over: What it is to be over.
+        tasks: The tasks, which are defined.
+
+    Raises:
+        BenchError: Exit code 2.
+    """
+    known = get_args(Over)
+    if over not in known:
+        raise unknown("value of --over", over, known)
+    if over != "seeds" and not any(counts_examples(task, DEFINED[task].main_metric) for task in tasks):
+        what = f"--over {over}: what other examples of {', '.join(tasks)} would change is not known."
+        raise BenchError(what, "It is for accuracy and Matthews correlation: leave --over out.")

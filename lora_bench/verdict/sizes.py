@@ -79,7 +79,7 @@ class Pair:
 
 
 def _factor_text(ratio: float) -> str:
-    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
+    return f"{ratio:.3g}" if ratio < 10 else f"{ratio:,.0f}"  # 1.14 is more than 10%, which 1.1 would not show
 
 
 def choose_sizes(subject: str, reference: str, targets: str, geometry: Geometry, count: int) -> list[Pair]:

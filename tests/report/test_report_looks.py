@@ -68,11 +68,18 @@ DEVIATIONS = np.array([0.0142, 0.0103, 0.0033, 0.0250])
 
 
 def comparisons(
-    difference: float, first: int = SEEDS, looks: int = 6, sizes: int = 1, declared: bool = True, ratio: float = 1
+    difference: float,
+    first: int = SEEDS,
+    looks: int = 6,
+    sizes: int = 1,
+    declared: bool = True,
+    ratio: float = 1,
+    collapsing: float = 0,
 ) -> Iterator[DataFrame]:
     """At each look, a comparison of averages for each repetition; the subject is better by `difference`.
 
-    The subject's deviation is `ratio` times the reference's. Each side has its own variance, as verdicts have.
+    The subject's deviation is `ratio` times the reference's. Each side has its own variance, as verdicts have. Of the
+    subject's seeds a share of `collapsing` loses 20 points.
     Two methods at each of `sizes` sizes; Holm's correction is over the sizes of a repetition, whose rows follow one
     another.
     """
@@ -84,6 +91,8 @@ def comparisons(
         scores += random.normal(0, deviation, shape) / len(DEVIATIONS)
     scores[0] *= ratio
     scores[0] += difference
+    if collapsing:
+        scores[0] -= 0.2 * (random.random(shape[1:]) < collapsing)
     for look in range(1, looks + 1):
         seen = scores[:, :, : first * look]
         levels = levels_of(tuple(accumulate([first] * look)) if declared else ())
@@ -110,7 +119,7 @@ def said(table: DataFrame, word: str) -> NDArray[np.bool_]:
     return ever
 
 
-def rates(difference: float, word: str, **settings: int | bool) -> list[float]:
+def rates(difference: float, word: str, **settings: float) -> list[float]:
     """The share of repetitions in which a word was said at the first look, at the second or before, and so on."""
     by_look = [said(table, word) for table in comparisons(difference, **settings)]  # type: ignore[arg-type]
     return [float(ever.mean()) for ever in accumulate(by_look, np.logical_or)]
@@ -140,9 +149,12 @@ def test_a_difference_is_not_called_the_opposite(difference: float, wrong: list[
 
 @pytest.mark.parametrize("difference", [0.01, -0.01])
 def test_a_difference_of_the_margin_is_called_equivalent_in_one_of_twenty_at_most(difference: float) -> None:
-    assert rates(difference, "equivalent")[-1] <= 0.05 + NOISE
-    within = [np.array(["within" in verdict for verdict in verdicts(table)]) for table in comparisons(difference)]
-    assert np.logical_or.reduce(within).mean() <= 0.05 + NOISE
+    """Or certainly less than the margin: both say of the difference what is not true."""
+    less = [
+        np.array([verdict.startswith("equivalent") or "within" in verdict for verdict in verdicts(table)])
+        for table in comparisons(difference)
+    ]
+    assert np.logical_or.reduce(less).mean() <= 0.05 + NOISE
 
 
 def test_equal_methods_are_called_equivalent_after_some_looks() -> None:
@@ -168,6 +180,18 @@ def test_one_method_may_vary_more_than_the_other(first: int, ratio: float) -> No
     """A new method may be unstable: with one variance for both this would be called a difference in 6 to 8%."""
     by_look = [said(table, "better") | said(table, "worse") for table in comparisons(0, first=first, ratio=ratio)]
     assert np.logical_or.reduce(by_look).mean() <= 0.05 + NOISE
+
+
+def test_collapses_that_no_seed_has_shown_are_not_known() -> None:
+    """What docs/verdict.md warns of: one seed in ten loses 20 points, so that the difference is two points.
+
+    With 20 seeds 0.9^20 = 12% of verdicts see none of them.
+    """
+    few = rates(0, "equivalent", first=5, looks=3, collapsing=0.1)
+    many = rates(0, "equivalent", looks=1, collapsing=0.1)
+    assert few[0] == pytest.approx(0.08, abs=0.01)
+    assert few[-1] == pytest.approx(0.24, abs=0.01)
+    assert many[0] == pytest.approx(0.9**20, abs=0.01)
 
 
 @pytest.mark.parametrize("looks", LOOKS)

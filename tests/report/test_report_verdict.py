@@ -265,6 +265,50 @@ def test_examples_may_take_a_difference_back() -> None:
     assert "with\nexamples" not in verdict_tables(over_both)[0].heads
 
 
+def cola_with_predictions(tasks: tuple[str, ...], over: str) -> list[str]:
+    """The sentences on some of the tasks: better by ten points; predictions are there, for a regression too."""
+    draw = random.Random(1)
+    records = []
+    for task, method, rank, seed in itertools.product(tasks, ("vera", "lora"), (64,), range(6)):
+        score = 0.5 + 0.1 * (method == "vera") + draw.gauss(0, 0.002)
+        names = ("pearson",) if task == "stsb" else ("matthews", "accuracy")
+        epoch = (Epoch(epoch=1, loss=1.0, metrics=dict.fromkeys(names, score)),)
+        predictions = tuple(float(draw.random() < 0.5) for _ in range(40))
+        settings: dict[str, Any] = {"task": task, "method": method, "targets": "qv", "seed": seed}
+        settings["rank"] = rank if method == "vera" else 1
+        one = record(score, curve=epoch, predictions=predictions, **settings)
+        records.append(one.model_copy(update={"metric": names[0]}))
+    return verdict_sentences(computed(iter(records), looks=(6,), over=over, average=tasks))
+
+
+def test_tasks_whose_examples_do_not_count_are_named() -> None:
+    """What other rows of a regression would change is not known, so an interval over examples is without them."""
+    over_seeds = cola_with_predictions(("cola", "stsb"), "seeds")[0]
+    assert "On other examples of the same tasks (those of STS-B do not count): [" in over_seeds
+    assert "On other examples" not in cola_with_predictions(("stsb",), "seeds")[0]
+    over_both = cola_with_predictions(("cola", "stsb"), "seeds+examples")[-1]
+    assert "over seeds and the examples of CoLA; what those of STS-B would change is not known." in over_both
+    assert cola_with_predictions(("cola",), "seeds+examples")[-1].endswith("over seeds and the examples of CoLA.")
+    alone = cola_with_predictions(("stsb",), "seeds+examples")[-1]
+    assert alone.endswith("over seeds alone: what other examples of STS-B would change is not known.")
+
+
+def test_examples_may_take_an_equivalence_back() -> None:
+    """Each side is right on ten rows of forty on which the other one is wrong, with every seed but for one row."""
+    records = []
+    for method, rank in (("vera", 64), ("lora", 1)):
+        for seed in range(10):
+            wrong = range(10) if method == "lora" else range(10, 20)
+            right = [row not in wrong or row == wrong[0] + seed for row in range(40)]
+            score = sum(right) / 40
+            settings: dict[str, Any] = {"task": "rte", "method": method, "rank": rank, "targets": "qv", "seed": seed}
+            epoch = (Epoch(epoch=1, loss=1.0, metrics={"accuracy": score}),)
+            records.append(record(score, curve=epoch, predictions=tuple(map(float, right)), **settings))
+    sentence = verdict_sentences(computed(iter(records)))[0]
+    assert "is equivalent to lora r=1 within 1 point" in sentence
+    assert sentence.endswith("so it may not hold there.")
+
+
 def test_a_report_of_the_folder_begins_with_the_verdict(fill: Fill, console: Console) -> None:
     """The looks stand in the folder's compare.yaml, so that every later report knows them."""
     results = fill(cells(0.03))

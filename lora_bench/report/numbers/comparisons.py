@@ -104,10 +104,14 @@ class ScopeStatistics:
         )
         if self.scope.compare.over == "seeds":
             wide = self.means_over_examples[column.task]
-            interval = wide.compare(first, second, margin)[["low", "high"]]
+            both = wide.compare(first, second, margin)[["low", "high", "p_equivalent"]]
             # Without predictions nothing is known of other examples.
-            known = interval if wide.example_terms is not None else interval * np.nan
-            table = table.assign(examples_low=known["low"], examples_high=known["high"])
+            known = both if wide.example_terms is not None else both * np.nan
+            table = table.assign(
+                examples_low=known["low"],
+                examples_high=known["high"],
+                examples_equivalent=holm_correction(known["p_equivalent"].to_numpy()),
+            )
         return table.assign(verdict=self._verdicts(column, first, second, table))
 
     def _verdicts(self, column: Column, first: IntArray, second: IntArray, table: DataFrame) -> list[str]:

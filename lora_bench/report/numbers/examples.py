@@ -145,11 +145,17 @@ def example_terms(scope: Scope) -> Mapping[str, ExampleTerms | AverageTerms]:
     return by_task
 
 
+def counts_examples(task: str, metric: str) -> bool:
+    """Whether a task's examples can add to the uncertainty of its scores: what they add is known for few metrics."""
+    classes = len(TASKS[task].labels) if task in TASKS else 0
+    return (metric == "accuracy" and classes >= 2) or (metric == "matthews" and classes == 2)
+
+
 def _task_terms(scope: Scope, column: Column) -> ExampleTerms | None:
     """Return the terms of a task; None where the metric or the predictions do not allow them."""
-    classes = len(TASKS[column.task].labels) if column.task in TASKS else 0
-    if column.metric not in ("accuracy", "matthews") or classes < 2 or (column.metric == "matthews" and classes != 2):
+    if not counts_examples(column.task, column.metric):
         return None
+    classes = len(TASKS[column.task].labels)
     cells = scope.cells[(scope.cells["task"] == column.task) & scope.cells["score"].notna()]
     cells = _comparable_cells(cells)
     if cells.empty:

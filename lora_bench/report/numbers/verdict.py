@@ -23,7 +23,7 @@ from lora_bench.report.numbers.comparisons import (
 )
 from lora_bench.report.numbers.entries import AVERAGE, Scope, size_text
 from lora_bench.report.numbers.frame import SCOPE, Row, device_prefix, is_missing, rows_of
-from lora_bench.report.numbers.statistics import MIN_SEEDS
+from lora_bench.report.numbers.statistics import MIN_SEEDS, SIGNIFICANCE
 from lora_bench.report.numbers.tables import (
     DASH,
     ReportTable,
@@ -60,15 +60,37 @@ def verdict_sentences(statistics: ScopeStatistics) -> list[str]:
     if not compare.looks:
         return []
     rows = _rows(statistics)
-    by_pair = {row["pair"]: _sentence(statistics.scope, row) for row in rows}
+    by_pair = {row["pair"]: _sentence(statistics, row) for row in rows}
     without_seeds = _sentences_without_seeds(compare)
     seeds = join_words([str(count) for count in compare.looks])
     return [
         *(by_pair.get(number, sentence) for number, sentence in enumerate(without_seeds, 1)),
         *_collapsed_sentences(statistics, rows),
         f"Look {len(compare.looks)} at this comparison, with {seeds} seeds: the intervals hold for all looks together, "
-        "those that may follow included.",
+        f"those that may follow included.{_examples_text(statistics, rows)}",
     ]
+
+
+def _examples_text(statistics: ScopeStatistics, rows: list[Row]) -> str:
+    """Say whose examples the intervals are over, if they were asked to be over examples and a look has ended."""
+    if statistics.scope.compare.over == "seeds" or all(row["verdict"] == UNFINISHED for row in rows):
+        return ""
+    without = _tasks_without_examples(statistics)
+    with_examples = [task for task in _main_tasks(statistics.scope) if task not in without]
+    if not with_examples:
+        return f" They are over seeds alone: what other examples of {set_text(without)} would change is not known."
+    unknown = f"; what those of {set_text(without)} would change is not known" if without else ""
+    return f" They are over seeds and the examples of {set_text(with_examples)}{unknown}."
+
+
+def _tasks_without_examples(statistics: ScopeStatistics) -> list[str]:
+    """Return the tasks of the main column whose examples add nothing: their metrics or records do not say what."""
+    means = statistics.means_over_examples
+    return [task for task in _main_tasks(statistics.scope) if means[task].example_terms is None]
+
+
+def _main_tasks(scope: Scope) -> tuple[str, ...]:
+    return scope.averaged if scope.main.task == AVERAGE else (scope.main.task,)
 
 
 def _collapsed_sentences(statistics: ScopeStatistics, rows: list[Row]) -> list[str]:
@@ -173,8 +195,9 @@ def _verdict(row: Row) -> str:
     return verdict if verdict.startswith(known) else UNDECIDED
 
 
-def _sentence(scope: Scope, row: Row) -> str:
+def _sentence(statistics: ScopeStatistics, row: Row) -> str:
     """Say what is known at one size."""
+    scope = statistics.scope
     subject, reference = f"{row['size']}{_targets_text(row)}", str(row["reference_size"])
     on = f"({_size_text(row)}) on {main_name(scope)}"
     verdict, margin = row["verdict"], counted_points(scope.compare.margin)
@@ -188,9 +211,10 @@ def _sentence(scope: Scope, row: Row) -> str:
     interval = difference_interval_text(row["low"], row["high"])
     seeds = counted(done, "seed") + _lost_text(row)
     difference = f"{signed_percent(row['difference'])} points {interval} over {seeds}"
+    elsewhere = _other_examples(statistics, row)
     if verdict == EQUIVALENT:
         p = f"equivalence p {p_relation(row['holm_equivalent'])}"
-        return f"{subject} is equivalent to {reference} within {margin} {on}: {difference}, {p}.{_other_examples(row)}"
+        return f"{subject} is equivalent to {reference} within {margin} {on}: {difference}, {p}.{elsewhere}"
     if verdict == UNDECIDED:
         first = f"{subject} against {reference} {on}: {UNDECIDED}. The difference is {difference}"
         # The interval is that of this size alone; what decides is corrected for the number of sizes.
@@ -203,7 +227,7 @@ def _sentence(scope: Scope, row: Row) -> str:
     word = ABOVE if verdict.startswith(ABOVE) else BELOW
     within = f", by certainly less than {margin}" if verdict != word else ""
     p = f"p {p_relation(row['holm'])}"
-    return f"{subject} is {word} than {reference} {on}{within}: {difference}, {p}.{_other_examples(row)}"
+    return f"{subject} is {word} than {reference} {on}{within}: {difference}, {p}.{elsewhere}"
 
 
 def _lost_text(row: Row) -> str:
@@ -232,15 +256,19 @@ def _size_text(row: Row) -> str:
     return texts if ratio <= MATCHED else f"{texts}, not matched"
 
 
-def _other_examples(row: Row) -> str:
-    """Say whether a difference that is certain over seeds is so on other examples too; nothing if it was not asked."""
+def _other_examples(statistics: ScopeStatistics, row: Row) -> str:
+    """Say whether what is certain over seeds is so on other examples too; nothing if it was not asked."""
     low, high = row.get("examples_low"), row.get("examples_high")
     if low is None or high is None or is_missing(low):
         return ""
     interval = difference_interval_text(low, high)
-    holds = low > 0 or high < 0 or row["verdict"] == EQUIVALENT
+    is_equivalent = row["examples_equivalent"] < SIGNIFICANCE
+    holds = is_equivalent if row["verdict"] == EQUIVALENT else low > 0 or high < 0
     certain = "" if holds else ", so it may not hold there"
-    return f" On other examples of the same tasks: {interval}{certain}."
+    # An average has an interval over examples as soon as one of its tasks has.
+    without = _tasks_without_examples(statistics)
+    unknown = f" (those of {set_text(without)} do not count)" if without else ""
+    return f" On other examples of the same tasks{unknown}: {interval}{certain}."
 
 
 def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
@@ -262,8 +290,7 @@ def _sides(statistics: ScopeStatistics, rows: list[Row]) -> DataFrame:
 
 def _calibration(scope: Scope) -> dict[int, dict[str, float]]:
     """Return the calibration of each arm at the scored epochs: the mean over its tasks of the means over seeds."""
-    tasks = scope.averaged if scope.main.task == AVERAGE else (scope.main.task,)
-    frame = calibration_frame(scope, tasks)
+    frame = calibration_frame(scope, _main_tasks(scope))
     by_arm = frame.groupby(["arm", "task"])[[*_CALIBRATION]].mean().groupby("arm").mean()
     values = by_arm[[*_CALIBRATION]].to_numpy().tolist()
     return {
