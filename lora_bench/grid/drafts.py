@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from lora_bench.data.model_source import ModelSource
 
 TASK_SOURCE = "task"  # the data location that stands for the task's own source, which is the Hub for GLUE
-# The fields in which a cell's template may differ from that of the cell that it continues from; the latter is then given
-# the cell's seed. All other fields are equal, so that what one has trained fits the other, and so that both have the
-# same frozen factors, which are drawn from the seed or computed from the model.
+# The fields in which the template of a cell may differ from that of the cell that it continues from. The latter is then
+# given the same seed. All other fields are equal, so that what one has trained fits the other, and so that both have
+# the same frozen factors, which are drawn from the seed or computed from the model.
 _FREE = frozenset(
     {"data", "task", "task_origin", "seed", "start", "select", "lr", "head_lr", "weight_decay", "warmup", "clip"}
     | {"epochs", "batch_size", "max_length"}

@@ -16,7 +16,7 @@ from lora_bench.records.files import naming, opened, sync, write_atomically
 
 NAME = "records.jsonl.gz"
 MAX_EMPTY_LINES = 1000  # in a row (chosen): a file of nothing else would take long to read
-MAX_RECORD_BYTES = 2**26  # chosen: records have less than a hundredth of it
+MAX_RECORD_BYTES = 2**26  # chosen: hardly any record has a hundredth of it
 
 
 def path_of(results: Path) -> Path:
