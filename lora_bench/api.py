@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lora_bench.engine.encoder.backbone import Backbone
 
-OWN = "own"  # the data and the task of a cell that is trained by the user's loop; enters the cell's id
+OWN = "own"  # the data and the task of a cell that the user's own loop trains; a part of the cell's id
 
 
 class Host:
@@ -80,7 +80,7 @@ class AdaptedModel(nn.Module):
             raise BenchError(f"'{cell.method}' adapts nothing: it trains the whole model.", "Train the model as it is.")
         self.model, self.cell = model, cell
         pack = self._create_pack()  # before the model is changed, as it may refuse the cell
-        self._grad = {name: value.requires_grad for name, value in self.encoder.named_parameters()}
+        self._required_grad = {name: value.requires_grad for name, value in self.encoder.named_parameters()}
         self.encoder.requires_grad_(False)
         for value in self._pooler().values():
             value.requires_grad_(True)
@@ -130,7 +130,7 @@ class AdaptedModel(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """Add the adapter to the model's weights, in place, and return the model; this object is then of no use."""
+        """Add the adapter to the model's weights, in place, and return the model; do not use this object afterwards."""
         self._compose()
         linears = {name: module for name, module in self.encoder.named_modules() if isinstance(module, nn.Linear)}
         changes = [(linears[name].weight, delta) for name, delta in self._pack.deltas(0).items()]
@@ -140,7 +140,7 @@ class AdaptedModel(nn.Module):
         for value, delta in changes:
             value.copy_(value.double() + delta.double())
         for name, value in self.encoder.named_parameters():
-            value.requires_grad_(self._grad[name])
+            value.requires_grad_(self._required_grad[name])
         return self.model
 
     @torch.no_grad()
@@ -274,8 +274,8 @@ def get_adapted_model(
 def load_adapted_model(model: PreTrainedModel | nn.Module, folder: str | Path) -> AdaptedModel:
     """Adapt a model in place with a saved adapter.
 
-    The head of a benchmark's cell goes to the model's classification head, which must compute the same. A model without
-    a head takes the adapter alone.
+    The head of a benchmark's cell is loaded into the model's classification head, which must compute the same function.
+    If the model has no head, only the adapter is loaded.
 
     Args:
         model: A model like the one that was adapted.

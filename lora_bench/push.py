@@ -1,9 +1,9 @@
-"""Pushes files to a repository of the Hugging Face Hub, as one commit: all of them arrive, or none.
+"""Pushes files to a repository of the Hugging Face Hub, as one commit: either all of them arrive or none.
 
-A new repository is private unless it is asked to be public. The library for the Hub is imported when it is needed.
+A new repository is private unless the user asks for a public one. The Hub's library is imported only when it is needed.
 
-A dataset's card (README.md) is pushed again and again, while its readers are asked to complete it. It ends with a hash
-of itself, so that one that was edited on the Hub is seen, and kept.
+The card (README.md) of a dataset is written anew for every push, but it also asks its owner to complete it on the Hub.
+So it ends with a hash of itself, which shows whether it was edited there; an edited card is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Kind = Literal["model", "dataset"]
-_OF_THE_HUB = frozenset({".gitattributes"})  # files that the Hub makes
+_HUB_FILES = frozenset({".gitattributes"})  # what the Hub itself adds to a repository
 CARD = "README.md"
 _SEAL = re.compile(r"<!-- lora-bench ([0-9a-f]{16}) -->\s*\Z")
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
@@ -40,13 +40,13 @@ def sealed_card(text: str) -> str:
 
 
 def _is_edited(card: str) -> bool:
-    """Whether a card is not as `sealed_card` has returned it."""
+    """Return whether a card differs from what `sealed_card` returned."""
     seal = _SEAL.search(card)
     return seal is None or _digest(card[: seal.start()]) != seal[1]
 
 
 def _digest(text: str) -> str:
-    """Hash a text, whatever its line ends are."""
+    """Hash a text; its line ends do not count."""
     return hashlib.sha256("\n".join(text.rstrip().splitlines()).encode()).hexdigest()[:16]
 
 
@@ -54,7 +54,7 @@ def check_options(repo: str | None, public: bool, offline: bool = False) -> None
     """Refuse what cannot be pushed to, before anything is computed.
 
     Raises:
-        BenchError: Exit code 2 for a wrong name, without a network, or if nothing is to be pushed and yet `public`.
+        BenchError: Exit code 2 for a wrong name, if the network may not be used, or for `public` without a repository.
     """
     if repo is not None:
         check_name(repo, offline)
@@ -89,9 +89,9 @@ def push(
     kind: Kind,
     message: str,
     public: bool = False,
-    beside: bool = False,
+    allow_other_files: bool = False,
 ) -> str:
-    """Commit files to a repository, which is created if it is not there, and return its address.
+    """Commit files to a repository, and create it if there is none.
 
     Args:
         repo: The repository, `owner/name`.
@@ -99,15 +99,15 @@ def push(
         kind: What the repository is.
         message: The message of the commit.
         public: Whether a new repository is public. One that exists stays as it is.
-        beside: Whether other files may be in the repository, and a card that was edited there is kept. Else it is
-            refused, since what loads a model would find parts of two.
+        allow_other_files: Whether the repository may hold other files; a card that was edited there is then kept.
+            Otherwise such a repository is refused, since a library that loads the model would find parts of two models.
 
     Returns:
-        The address, and whether a card there was kept, in words.
+        The repository's address; where an edited card was kept, a remark that says so follows.
 
     Raises:
         BenchError: Exit code 3 if the Hub refuses or cannot be reached. Nothing has changed then in a repository that
-            was there before.
+            existed before.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants
 
@@ -115,11 +115,11 @@ def push(
     try:
         url = api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
         head, names = _head(api, repo, kind)
-        others = sorted(names - files.keys() - _OF_THE_HUB)
-        if others and not beside:
+        others = sorted(names - files.keys() - _HUB_FILES)
+        if others and not allow_other_files:
             raise _holds_others(repo, others)
-        is_kept = beside and CARD in files and CARD in names and _is_edited(_card(api, repo, kind, head))
-        # Were the branch to move meanwhile, `parent_commit` would have the commit refused.
+        is_kept = allow_other_files and CARD in files and CARD in names and _is_edited(_card(api, repo, kind, head))
+        # With `parent_commit` the Hub refuses the commit if the branch has moved since `_head`.
         operations = [
             CommitOperationAdd(name, content) for name, content in files.items() if not (is_kept and name == CARD)
         ]
@@ -132,7 +132,7 @@ def push(
 
 
 class OtherFilesError(BenchError):
-    """A repository of a model holds files of something else."""
+    """The repository to which a model is pushed already holds other files."""
 
 
 def _holds_others(repo: str, names: Sequence[str]) -> OtherFilesError:
@@ -142,7 +142,7 @@ def _holds_others(repo: str, names: Sequence[str]) -> OtherFilesError:
 
 
 def _head(api: HfApi, repo: str, kind: Kind) -> tuple[str | None, frozenset[str]]:
-    """Return the last commit of the repository and the names of its files."""
+    """Return the last commit of the repository, and the names of its files."""
     info = api.dataset_info(repo, revision="main") if kind == "dataset" else api.model_info(repo, revision="main")
     return info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ())
 

@@ -133,14 +133,14 @@ def test_identities_are_asked_for_once_and_lead_back() -> None:
     )
     for cell in grid.cells:
         assert grid.model_source(cell).name.upper() == cell.model
-        assert grid.data_source(cell).root == Path("sample" if cell.model == "SAMPLE" else "task")
+        assert grid.data[cell.task, cell.data].root == Path("sample" if cell.model == "SAMPLE" else "task")
         assert grid.notes_for(cell) == (("one", "two") if cell.task == "rte" else ("one",))
 
 
 def test_a_data_folder_is_for_every_model() -> None:
     config = Config.model_validate({"name": "t", "defaults": BASE | {"model": ["sample", "x/y"]}})
     grid = expand(config, {}, SOURCES, data=Path("folder"))
-    assert {grid.data_source(cell).root for cell in grid.cells} == {Path("folder")}
+    assert {grid.data[cell.task, cell.data].root for cell in grid.cells} == {Path("folder")}
 
 
 def test_what_is_narrowed_away_is_never_looked_at() -> None:

@@ -90,7 +90,7 @@ def test_other_files_in_a_models_repository_are_refused(hub: FakeHub) -> None:
     with pytest.raises(BenchError, match=r"holds other files already: config\.json"):
         push(REPO, {"adapter_config.json": b"{}"}, "model", "two")
     assert set(hub.repos[f"models/{REPO}"]) == {".gitattributes", "config.json"}
-    push(REPO, {"adapter_config.json": b"{}"}, "model", "three", beside=True)
+    push(REPO, {"adapter_config.json": b"{}"}, "model", "three", allow_other_files=True)
     assert set(hub.repos[f"models/{REPO}"]) == {".gitattributes", "config.json", "adapter_config.json"}
 
 

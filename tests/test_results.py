@@ -14,7 +14,7 @@ from scipy import stats
 
 from lora_bench import methods
 from lora_bench.cell import Cell
-from lora_bench.grid import choose
+from lora_bench.grid import choose, search
 from lora_bench.grid.cells import expand
 from lora_bench.grid.config import Config, load_comparisons, load_config
 from lora_bench.grid.presets import find_preset
@@ -172,7 +172,7 @@ def test_the_rates_are_those_that_the_search_chose() -> None:
         same = (cell.method, cell.targets, cell.task)
         rates = [rate for rate in chosen if (rate.settings.method, rate.settings.targets, rate.task) == same]
         for size in (outer_size, rank_size):
-            nearest = choose.nearest(size(cell), [size(rate.settings) for rate in rates])
+            nearest = search.nearest(size(cell), [size(rate.settings) for rate in rates])
             rates = [rate for rate in rates if size(rate.settings) == nearest]
         assert [rate.lr for rate in rates] == [cell.lr], cell
 

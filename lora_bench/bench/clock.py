@@ -14,10 +14,11 @@ import torch
 from lora_bench.engine.encoder.windows import Ints
 
 ROUNDS = 7  # chosen: odd, so that a median is a round's; a burst of another program's work spoils one or two
-WARM_UP_STEPS = {"cpu": 1, "cuda": 10}
-LEAD_IN = 0.25  # untimed steps before a repeat, for caches that other rows have used since: at most this part of it
-# A repeat is this many blocks of steps, and ends with the block in which its time is over, so that a machine that is
-# suddenly slow does not prolong it. On a GPU each block ends with a synchronisation, so there is only one.
+_WARM_UP_STEPS = {"cpu": 1, "cuda": 10}
+# Each repeat follows untimed steps, since other rows have used the caches: they take at most this fraction of its time.
+LEAD_IN = 0.25
+# A repeat consists of this many blocks of steps. It ends with the block in which its time runs out, so that it takes no
+# longer on a machine that suddenly slows down. On a GPU each block ends with a synchronisation, so there is only one.
 BLOCKS = {"cpu": 10, "cuda": 1}
 
 
@@ -77,6 +78,11 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def warm_up_steps(device: torch.device) -> int:
+    """Return the number of steps after which a peer's steps on the device are as fast as later ones."""
+    return _WARM_UP_STEPS.get(device.type, 5)
+
+
 class Stopwatch:
     """Times training steps: `warm_up()` once, then `repeat()` in each round.
 
@@ -91,7 +97,7 @@ class Stopwatch:
         device: torch.device,
         tokens: Ints,
         cells: int = 1,
-        warm_up_steps: int | None = None,
+        first_lap_steps: int | None = None,
     ) -> None:
         """Create a stopwatch.
 
@@ -101,10 +107,10 @@ class Stopwatch:
             device: The device that runs the steps.
             tokens: `[steps]`, the tokens of each step without padding. There are no more steps than that.
             cells: The number of cells that a step trains.
-            warm_up_steps: The steps of the first lap; by default those of `WARM_UP_STEPS`.
+            first_lap_steps: The steps of the first lap; by default those of `warm_up_steps`.
         """
         self.train, self.device, self.tokens, self.cells = train, device, tokens, cells
-        self.warm_up_steps = warm_up_steps or WARM_UP_STEPS.get(device.type, 5)
+        self.first_lap_steps = first_lap_steps or warm_up_steps(device)
         self.repeat_seconds, self.blocks = seconds / ROUNDS, BLOCKS.get(device.type, 1)
         # With at most half of the steps in repeats, those for warm-up and lead-in do not run out.
         self.max_steps = max(1, len(tokens) // (2 * ROUNDS))
@@ -116,11 +122,11 @@ class Stopwatch:
     def setup_seconds(self) -> float:
         """The seconds that the warm-up took beyond what its steps take later."""
         step_seconds = median(repeat.seconds / repeat.steps for repeat in self.repeats) * self.cells
-        return max(0.0, self._warm_up_seconds - self.warm_up_steps * step_seconds)
+        return max(0.0, self._warm_up_seconds - self.first_lap_steps * step_seconds)
 
     def warm_up(self) -> None:
         """Warm up, and find out how many steps a block and a lead-in take."""
-        self._warm_up_seconds = self._issue(self.warm_up_steps)
+        self._warm_up_seconds = self._issue(self.first_lap_steps)
         block_seconds = self.repeat_seconds / self.blocks
         self.block_steps, is_calibrated = (1 if self.device.type == "cpu" else 3), False
         while not is_calibrated:
@@ -131,14 +137,14 @@ class Stopwatch:
             steps = rate * block_seconds if is_calibrated else min(rate * block_seconds, 4 * self.block_steps)
             self.block_steps = min(self.max_steps, max(1, round(steps)))
         longest = min(self.max_steps, int(LEAD_IN * rate * self.repeat_seconds))
-        self.lead_in_steps = min(WARM_UP_STEPS.get(self.device.type, 5), longest)
+        self.lead_in_steps = min(warm_up_steps(self.device), longest)
 
     def repeat(self) -> None:
-        """Time a repeat, after untimed steps for caches that other rows have used."""
+        """Time a repeat, after a lead-in of untimed steps."""
         if self.lead_in_steps:
             self._issue(self.lead_in_steps)
         begin, seconds = self.steps_issued, 0.0
-        enough = self.repeat_seconds * (1 - 0.5 / self.blocks)  # the end of a block that is nearest to the time
+        enough = self.repeat_seconds * (1 - 0.5 / self.blocks)  # stop at the end of a block that is nearest to the time
         while seconds < enough and self.steps_issued - begin + self.block_steps <= self.max_steps:
             seconds += self._issue(self.block_steps)
         tokens = int(self.tokens[begin : self.steps_issued].sum())

@@ -44,13 +44,15 @@ from lora_bench.bench.workload import (
     has_token_types,
     table_rows,
 )
+from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder import targets as names
 from lora_bench.engine.encoder.windows import Ints
 
 LIBRARIES = ("peft", "accelerate")
-WARMUP, CLIP = 0.06, 1.0
+WARMUP: float = Cell.model_fields["warmup"].default  # as the cells of `packed` have them
+CLIP: float = Cell.model_fields["clip"].default
 PREPARED_BATCHES = 512  # that the loop collates before it starts, and then repeats
 
 

@@ -8,10 +8,9 @@ from statistics import median
 from typing import Any
 
 from lora_bench.bench.clock import Measurement
-from lora_bench.bench.settings import FULL
+from lora_bench.bench.settings import FULL, PEERS
 
 PROCESSES = "processes-"
-RATIOS = ("trainer", "loop", "processes")
 OPTIONAL_KEYS = ("error", "settings", "terms", "ratio_ranges", "apart")  # left out of the file if empty
 
 
@@ -69,7 +68,7 @@ class BenchRow:
     def ratios(self) -> dict[str, float | None]:
         """Return the ratio to each peer."""
         values = (self.ratio_to_trainer, self.ratio_to_loop, self.ratio_to_processes)
-        return dict(zip(RATIOS, values, strict=True))
+        return dict(zip(PEERS, values, strict=True))
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for the JSON file."""
@@ -115,7 +114,7 @@ def with_ratios(rows: Sequence[BenchRow]) -> list[BenchRow]:
     for row in sorted(rows, key=_rate):
         if row.variant != "packed" and row.repeats:
             fastest[*_group(row), row.variant.partition("-")[0]] = row
-    return [_add_ratios(row, {peer: fastest.get((*_group(row), peer)) for peer in RATIOS}) for row in rows]
+    return [_add_ratios(row, {peer: fastest.get((*_group(row), peer)) for peer in PEERS}) for row in rows]
 
 
 def _rate(row: BenchRow) -> float:

@@ -19,7 +19,7 @@ import torch
 
 from lora_bench import tasks
 from lora_bench.bench import peers
-from lora_bench.bench.clock import WARM_UP_STEPS, MemoryMeter, synchronise
+from lora_bench.bench.clock import MemoryMeter, synchronise, warm_up_steps
 from lora_bench.bench.workload import BenchModel, Workload
 from lora_bench.data.tokens import TokenTable
 from lora_bench.engine.encoder.backbone import select
@@ -73,7 +73,7 @@ def main(folder: Path, number: str) -> None:
     select(peer.device)
     memory, start = MemoryMeter(peer.device), time.perf_counter()
     parent = os.getppid()
-    stop_file, warm_up, steps = folder / "stop", WARM_UP_STEPS.get(peer.device.type, 5), 0
+    stop_file, warm_up, steps = folder / "stop", warm_up_steps(peer.device), 0
     warm_up_seconds, stamps = 0.0, list[float]()
 
     def after_step() -> bool:

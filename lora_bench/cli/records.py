@@ -89,7 +89,9 @@ def _push_archive(repo: str, results: Path, archived: Path, records: Sequence[Re
 
     files: dict[str, Path | bytes] = {hub.CARD: hub.sealed_card(results_card(records, repo)).encode()}
     files |= {path.name: path for path in (archived, results / CSV, results / compare.NAME) if path.is_file()}
-    return hub.push(repo, files, "dataset", f"{counted(len(records), 'record')} of lora-bench", public, beside=True)
+    return hub.push(
+        repo, files, "dataset", f"{counted(len(records), 'record')} of lora-bench", public, allow_other_files=True
+    )
 
 
 def print_command(record: Record, include: Sequence[Path] | None) -> None:

@@ -31,7 +31,6 @@ from lora_bench.testing import NO_DROPOUT, WORDS, make_cell, make_model
 PAD, VOCABULARY, HIDDEN, ROWS = 1, 60, 32, 24
 # One task for each number of outputs: regression, two classes, three classes.
 KINDS = tuple({task.num_outputs: name for name, task in reversed(tuple(TASKS.items()))}.values())
-PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 TARGETS = "attention+dense"
 SIZES: dict[str, int | float | str] = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": TARGETS}
 CPU = torch.device("cpu")
@@ -163,6 +162,12 @@ def sparse_names(cell: Cell) -> frozenset[str]:
     return frozenset(factor.name for factor in _factors(cell) if factor.is_sparse)
 
 
+def varies_in_size(method: str) -> bool:
+    """Return whether cells of the method can differ in size within a pack."""
+    recipe = methods.get(method)
+    return bool({"rank", "a", "b"} & recipe.parameters) and not recipe.trains_backbone
+
+
 def _factors(cell: Cell) -> list[Factor]:
     recipe = methods.of(cell)
     return [factor for shape in (Shape(32, 32), Shape(32, 64)) for factor in recipe.factors(cell, shape)]
@@ -180,8 +185,8 @@ def frozen_of(pack: Pack) -> dict[str, Tensor]:
 def plain_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return the encoder as transformers loads it."""
     with backbones.quiet_transformers():
-        model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    return model.eval()  # type: ignore[no-any-return]
+        model: nn.Module = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return model.eval()
 
 
 def plain_classifier(folder: Path, outputs: int, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,8 +7,16 @@ from typing import Any
 import torch
 
 from lora_bench import methods, tasks
-from lora_bench.contracts.kit import Workbench, alike, cell_of, logits_of, require, train, trained_names
-from lora_bench.contracts.training import varies_in_size
+from lora_bench.contracts.kit import (
+    Workbench,
+    alike,
+    cell_of,
+    logits_of,
+    require,
+    train,
+    trained_names,
+    varies_in_size,
+)
 from lora_bench.engine.adapters.group import names_of
 from lora_bench.engine.adapters.pack import Pack
 

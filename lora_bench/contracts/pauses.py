@@ -18,7 +18,7 @@ EPOCHS, PAUSE = 4, 5  # the pause is in the middle of the second epoch of three 
 
 def it_goes_on_after_a_pause(method: str, bench: Workbench) -> None:
     """stopped and resumed within an epoch it ends the same to the bit"""
-    whole, paused, resumed = (trainer_of_rule(method, bench) for _ in range(3))
+    whole, paused, resumed = (trainer_of_method(method, bench) for _ in range(3))
     batches = [rows for epoch in range(1, EPOCHS + 1) for rows in whole.batch_rows(epoch)]
     _train(whole, batches)
     _train(paused, batches[:PAUSE])
@@ -34,8 +34,11 @@ def _train(trainer: Trainer, batches: Sequence[Ints]) -> None:
         trainer.train(batches)
 
 
-def trainer_of_rule(method: str, bench: Workbench) -> Trainer:
-    """Return a trainer of a cell, with one layer at a time and new directions every second step where it has these."""
+def trainer_of_method(method: str, bench: Workbench) -> Trainer:
+    """Return the trainer of a small cell.
+
+    If the method has a weight rule, one layer trains at a time, and layers and directions change every second step.
+    """
     task = tasks.get("cola")
     cell = cell_of(method, precision="float64", warmup=0.0, batch_size=8, epochs=EPOCHS)
     if methods.of(cell).weights(cell) is not None:

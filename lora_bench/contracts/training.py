@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lora_bench import methods, tasks
+from lora_bench import tasks
 from lora_bench.contracts.kit import (
     KINDS,
     ROWS,
@@ -199,9 +199,3 @@ def the_same_seed_gives_the_same(method: str, bench: Workbench) -> None:
     _same_state(first, again.pack.state(0).adapter)
     pairs = zip(first.progress[0].losses, other.progress[0].losses, strict=True)
     require(all(one != two for one, two in pairs), "another seed gave the same losses")
-
-
-def varies_in_size(method: str) -> bool:
-    """Return whether cells of the method can differ in size within a pack."""
-    recipe = methods.get(method)
-    return bool({"rank", "a", "b"} & recipe.parameters) and not recipe.trains_backbone

@@ -6,7 +6,7 @@ import torch
 
 from lora_bench import methods
 from lora_bench.contracts.kit import ContractError, Workbench, cell_of, require
-from lora_bench.contracts.pauses import trainer_of_rule
+from lora_bench.contracts.pauses import trainer_of_method
 from lora_bench.engine.encoder.targets import layer_of
 
 RANK_TOLERANCE = 1e-9  # singular values below this part of the largest are rounding (float64)
@@ -16,7 +16,7 @@ def it_trains_by_its_rule(method: str, bench: Workbench) -> None:
     """in each step no more layers, and no more directions of a weight, change than its rule says"""
     if methods.get(method).weights(cell_of(method)) is None:
         return
-    trainer = trainer_of_rule(method, bench)
+    trainer = trainer_of_method(method, bench)
     whole = trainer.pack.whole
     if whole is None or whole.rule is None:
         raise ContractError("its rule needs `trains_backbone`")

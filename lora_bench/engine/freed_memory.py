@@ -1,9 +1,9 @@
-"""What becomes of memory that tensors on a CPU free: it is kept for the next step.
+"""Keeps memory that tensors on a CPU have freed, for the next step.
 
-glibc gives the end of its heap back to the system as soon as a few megabytes of it are free. A step frees all of its
-activations, and may so give them back and fetch them again page by page, every time: for 8 cells of the bundled
-encoder up to 8,000 page faults, 16 ms beside the 24 ms of a step. Whether it does so depends on what happens to lie at
-the end of the heap, so that one and the same training is at times half as fast.
+glibc returns the end of its heap to the system as soon as a few megabytes of it are free. Each step frees all of its
+activations, so it may return their memory and fetch it again page by page: for 8 cells of the bundled encoder this
+costs up to 8,000 page faults, 16 ms beside the 24 ms of a step. Whether it happens depends on what lies at the end of
+the heap, so the same training sometimes runs at half the speed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from functools import cache
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 2**30  # at the end of the heap (chosen): more than that is given back
-# The largest value that glibc takes, and the one that it would reach by itself in time. It stops to adapt this limit
-# once the other one is set, and larger blocks are always given back when they are freed.
+KEPT_BYTES = 2**30  # at the end of the heap (chosen): anything beyond it is returned to the system
+# The largest value that glibc accepts, and the one that it would reach by itself in time. glibc stops adapting this
+# limit once the other one is set. Larger blocks are always returned to the system when they are freed.
 LARGEST_KEPT_BLOCK = 2**25
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, up to `KEPT_BYTES`, for the whole process; nothing without glibc."""
+    """Let the C library keep what is freed, up to `KEPT_BYTES`, for the whole process; without glibc, do nothing."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

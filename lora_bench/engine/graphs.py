@@ -72,8 +72,8 @@ class StepGraphs:
     It has no reference to the trainer: such a cycle would hold a pack's memory until Python's garbage collector runs.
 
     Args:
-        code_is_ours: Whether a step that cannot be recorded is an error. Where it is not, steps are issued one after
-            another instead: transformers' code may do what a graph cannot hold, as copying from the host's memory.
+        code_is_ours: Whether a step that cannot be recorded is an error. If not, steps are issued one after another
+            instead: transformers' code may do something that a graph cannot hold, such as a copy from the host.
 
     Attributes:
         refusal: Why a step could not be recorded, in a line; None if all could.

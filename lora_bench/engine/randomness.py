@@ -1,7 +1,7 @@
 """Stateless randomness: every draw is a function of its key, never of what was drawn before.
 
 Values come from the raw bits of Philox, a stream that numpy promises not to change, through inverse distribution
-functions. A frozen factor can so be rebuilt from (seed, module, factor) on any machine, years later.
+functions. So a frozen factor can be rebuilt from (seed, module, factor) on any machine, years later.
 """
 
 from __future__ import annotations

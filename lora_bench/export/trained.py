@@ -103,7 +103,7 @@ def load(
 
 
 def _no_adapter(record: Record) -> BenchError:
-    """The error for a cell without a saved adapter: why there is none, and what can be exported."""
+    """Return the error for a cell without a saved adapter: why there is none, and what can be exported."""
     named = f"{record.id} ({record.cell.method})"
     if record.status != "done":
         what = f"{named} has nothing to export, since its training ended as {record.status}: {record.reason}."
@@ -127,14 +127,9 @@ def find_model(cell: Cell, given: Path | None) -> ModelSource:
         raise BenchError(f"The cell was trained over a directory, '{name}'.", "Say where it is: --model DIR.", MISSING)
     source = ModelSource.find(str(given) if given is not None else (SAMPLE if at else cell.model))
     if source.identity != cell.model:
-        hint = (
-            "the directory that it was trained over" if at else "nothing, where no directory has the name of the Hub's"
-        )
-        raise BenchError(
-            f"'{source.name}' is {source.identity}, the cell was trained over {cell.model}.",
-            f"Give --model {hint}.",
-            MISSING,
-        )
+        what = f"'{source.name}' is {source.identity}, the cell was trained over {cell.model}."
+        hint = f"Leave --model out, and call this from a folder without a directory '{cell.model}'."
+        raise BenchError(what, "Give --model the directory that it was trained over." if at else hint, MISSING)
     return source
 
 

@@ -89,10 +89,6 @@ class Grid:
         """Return the cell's model."""
         return self.models[cell.model]
 
-    def data_source(self, cell: Cell) -> DataSource:
-        """Return where the cell's data come from."""
-        return self.data[cell.task, cell.data]
-
     def notes_for(self, cell: Cell) -> tuple[str, ...]:
         """Return what deviates from the paper in this cell."""
         return self.notes[cell.task]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from lora_bench import tasks
 from lora_bench.cell import Cell, Head
 from lora_bench.errors import NOTHING, BenchError
-from lora_bench.grid.search import nearest as nearest
+from lora_bench.grid.search import is_at_edge, nearest
 from lora_bench.records.schema import Record
 
 Rates = tuple[float, ...]  # a value of each setting that is searched
@@ -79,15 +79,13 @@ class ChosenRate:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """The settings whose chosen value is the lowest or highest tried, so that one outside might be better."""
-        chosen = dict(zip(self.searched, self.rates, strict=True))
-        return tuple(
-            name for name, rate in chosen.items() if rate in (self.values_of(name)[0], self.values_of(name)[-1])
-        )
+        """The settings whose chosen value is the lowest or highest tried, so that one beyond it might be better."""
+        chosen = zip(self.searched, self.rates, strict=True)
+        return tuple(name for name, rate in chosen if is_at_edge(self.values_of(name), rate))
 
     @property
     def at_edge(self) -> bool:
-        """Whether there is such a setting."""
+        """Whether the chosen value of a setting is the lowest or highest tried."""
         return bool(self.edges)
 
 

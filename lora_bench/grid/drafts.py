@@ -1,7 +1,7 @@
-"""Drafts: the cells of a grid as far as the config says what they are.
+"""Drafts: the cells of a grid as far as the config alone determines them.
 
-A cell whose rate is searched, and a cell that continues from another one, are known only when other cells have ended
-(`grid.stages`). Their drafts are known at once.
+A cell whose rate is searched, or that continues from another cell, is known only after other cells have ended
+(`grid.stages`). Its draft is known from the start.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from lora_bench.data.model_source import ModelSource
 
 TASK_SOURCE = "task"  # the data location that stands for the task's own source, which is the Hub for GLUE
-# In what cells of a config may differ if one continues from the other; the seed is then the same. All else is the same,
-# so that what one has trained fits the other, and so that their frozen factors are the same, which are drawn from the
-# seed or computed from the model.
+# The fields in which the template of a cell may differ from that of the cell that it continues from. The latter is then
+# given the same seed. All other fields are equal, so that what one has trained fits the other, and so that both have
+# the same frozen factors, which are drawn from the seed or computed from the model.
 _FREE = frozenset(
     {"data", "task", "task_origin", "seed", "start", "select", "lr", "head_lr", "weight_decay", "warmup", "clip"}
     | {"epochs", "batch_size", "max_length"}
@@ -51,7 +51,7 @@ class Sources:
 
 @dataclass(frozen=True, eq=False)
 class RateSearch:
-    """One search: cells of some seeds that are alike but for their rates. There is one object of each search.
+    """One search: cells of some seeds that differ only in their rates. Equal searches of a config are one object.
 
     Attributes:
         axes: The searches by setting, of `lr` or `head_lr` or both.
@@ -68,7 +68,7 @@ class RateSearch:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A cell as far as the config says. There is one object of each draft.
+    """A cell as far as the config determines it. Equal drafts of a config are one object.
 
     Attributes:
         cell: The cell, with the lowest rates where these are searched, and without its start.
@@ -153,7 +153,7 @@ class DraftBuilder:
         return _Template(cell, searches, None if start is None else str(start))
 
     def _draft(self, template: _Template, path: tuple[str, ...] = (), searched: bool = False) -> Draft:
-        """The draft of a template with all that it waits for.
+        """Return the draft of a template, with all that it waits for.
 
         Args:
             template: The cell.
@@ -166,7 +166,7 @@ class DraftBuilder:
             if search is not None and not searched:
                 _check_seeds(template)
             start = self._start(template, path, searched)
-            # One draft for both kinds of use, where nothing is searched.
+            # Where nothing is searched, the grid and a search use the same draft.
             draft = Draft(template.cell, search, start)
             self._drafts[key] = self._interned.setdefault((template.cell, search, start), draft)
         return self._drafts[key]

@@ -63,6 +63,16 @@ def nearest(size: int, searched: Iterable[int | None]) -> int | None:
     return min(sizes, key=lambda other: abs(math.log(other / size)), default=None)
 
 
+def is_at_edge(rates: tuple[float, ...], chosen: float) -> bool:
+    """Return whether the chosen rate is the lowest or the highest of those tried: a rate beyond it might be better.
+
+    Args:
+        rates: The rates that were tried, in ascending order.
+        chosen: One of them.
+    """
+    return chosen in (rates[0], rates[-1])
+
+
 def next_rate(rates: tuple[float, ...], chosen: float) -> float | None:
     """Return the rate to add where the best one is at an edge: it continues the ratio of the two rates there.
 
@@ -70,7 +80,7 @@ def next_rate(rates: tuple[float, ...], chosen: float) -> float | None:
         rates: The rates that were tried, two or more in ascending order.
         chosen: The best of them.
     """
-    if chosen not in (rates[0], rates[-1]):
+    if not is_at_edge(rates, chosen):
         return None
     neighbour = rates[1] if chosen == rates[0] else rates[-2]
     added = float(f"{chosen / neighbour * chosen:.{DIGITS}g}")

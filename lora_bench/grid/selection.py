@@ -25,7 +25,7 @@ MAX_CELLS = 1_000_000
 Overrides = Mapping[str, Sequence[object] | None]
 SingleBlock = dict[str, Alternatives]  # a block of one task and one method
 BlockT = TypeVar("BlockT", dict[str, Values], SingleBlock)
-_PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
+PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})  # the settings that some methods lack
 
 
 def select(config: Config, overrides: Overrides, partly: bool = False) -> list[SingleBlock]:
@@ -91,7 +91,7 @@ def _method(block: SingleBlock) -> str:
 
 def _parameters_lacking(method: str) -> frozenset[str]:
     """The parameters of other methods that this method does not have."""
-    return _PARAMETERS - methods.get(method).parameters
+    return PARAMETERS - methods.get(method).parameters
 
 
 def _names(block: Mapping[str, Values], setting: str, config: Config) -> tuple[str, ...]:

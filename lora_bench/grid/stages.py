@@ -17,13 +17,12 @@ from typing import Literal
 from lora_bench.cell import Cell
 from lora_bench.grid.choose import Rates, best_rates, held_out_metric
 from lora_bench.grid.drafts import Draft, RateSearch
-from lora_bench.grid.search import MAX_EXTENSIONS, next_rate
+from lora_bench.grid.search import MAX_EXTENSIONS, is_at_edge, next_rate
 from lora_bench.records.schema import Record, SearchInfo, TriedRates
 from lora_bench.text import counted
 
 Role = Literal["grid", "trial", "start"]
 Stage = tuple[Literal["search", "grid"], str]  # what the cells of a stage are for, and their task
-
 
 _ENDED = {"failed": "failed", "diverged": "diverged", "oom": "ran out of memory"}
 
@@ -224,9 +223,7 @@ class Resolver:
                     wider[setting] = tuple(sorted((*axes[setting], added)))
                     additions[setting] += 1
             if not wider:
-                edges = tuple(
-                    setting for setting, rate in rates.items() if rate in (axes[setting][0], axes[setting][-1])
-                )
+                edges = tuple(setting for setting, rate in rates.items() if is_at_edge(axes[setting], rate))
                 return Choice("chosen", trials, tried, rates, edges)
             axes |= wider
 

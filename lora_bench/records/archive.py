@@ -15,8 +15,8 @@ from pathlib import Path
 from lora_bench.records.files import naming, opened, sync, write_atomically
 
 NAME = "records.jsonl.gz"
-EMPTY = 1000  # empty lines in a row that are skipped (chosen); a file of nothing else would be read for long
-LARGEST = 2**26  # bytes of a record (chosen); hardly one has a hundredth of it
+MAX_EMPTY_LINES = 1000  # in a row (chosen): a file of nothing else would take long to read
+MAX_RECORD_BYTES = 2**26  # chosen: hardly any record has a hundredth of it
 
 
 def path_of(results: Path) -> Path:
@@ -49,14 +49,14 @@ def lines(results: Path) -> Iterator[bytes]:
                 raise ValueError("the archive is empty")
             file.seek(0)
             empty = 0
-            while line := content.readline(LARGEST + 1):
-                if len(line) > LARGEST:
-                    raise ValueError(f"a line has more than {LARGEST:,} bytes")
+            while line := content.readline(MAX_RECORD_BYTES + 1):
+                if len(line) > MAX_RECORD_BYTES:
+                    raise ValueError(f"a line has more than {MAX_RECORD_BYTES:,} bytes")
                 empty = 0 if line.strip() else empty + 1
                 if not empty:
                     yield line
-                elif empty > EMPTY:
-                    raise ValueError(f"more than {EMPTY:,} lines in a row are empty")
+                elif empty > MAX_EMPTY_LINES:
+                    raise ValueError(f"more than {MAX_EMPTY_LINES:,} lines in a row are empty")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"the archive is damaged ({error})") from None
 

@@ -188,7 +188,7 @@ def read_record(path: Path) -> Record:
         ValueError: It is not a sound record; the message says in one line what is wrong.
     """
     try:
-        content = read_file(path, follow=False, largest=archive.LARGEST)
+        content = read_file(path, follow=False, largest=archive.MAX_RECORD_BYTES)
     except OSError as error:
         if error.errno not in _NO_RECORD:
             raise UnreadableError(error) from None

@@ -1,7 +1,7 @@
-"""What tests of methods, of tasks and of this package are built from: tiny encoders, data, cells, records and runs.
+"""Building blocks for tests of methods, of tasks and of this package: tiny encoders, data, cells, records and runs.
 
-Everything is random but the same every time, needs no network and takes seconds on a CPU. A test of a method of your
-own, from an empty folder:
+Everything is random but the same every time, needs no network and takes seconds on a CPU. A test that trains two
+methods, in an empty folder:
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -18,10 +18,11 @@ own, from an empty folder:
     >>> make_cell("lora-fa", rank=8).method  # settings that a method does not have are left out
     'lora-fa'
 
-A file with a method or a task is included first, as `--include` does: `lora_bench.methods.include(Path("mine.py"))`.
-At the end of a block `with lora_bench.methods.registered():` (or `tasks.registered()`) it is removed again; a recipe or
-a task that a test builds is given there: `with methods.registered(recipe):`. In a test of pytest's, `tmp_path` is the
-folder. `lora-bench check mine.py` tries a method's contracts.
+To test a method or a task of your own, include its file first, as `--include` does:
+`lora_bench.methods.include(Path("mine.py"))`. Within `with lora_bench.methods.registered():` (or `tasks.registered()`)
+it is registered only until the block ends. A recipe or a task that the test itself builds is an argument:
+`with methods.registered(recipe):`. With pytest, `tmp_path` is the folder. `lora-bench check mine.py` tests a method's
+contracts.
 
 Nothing here imports torch or transformers before it is called.
 """

@@ -7,6 +7,7 @@ from typing import Any
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
+from lora_bench.grid.selection import PARAMETERS
 from lora_bench.methods.recipe import Shape
 
 # Different from each other and from the widths of the tiny encoders, so that a swapped dimension shows.
@@ -15,13 +16,13 @@ SHAPES = (Shape(32, 32), Shape(48, 32), Shape(32, 48))  # weights of the tiny en
 
 
 def make_cell(method: str = "lora", **settings: Any) -> Cell:
-    """A small cell of a method.
+    """Return a small cell of a method.
 
     Args:
         method: The name of the method.
-        settings: Fields of `Cell` that replace the defaults. Of a method's parameters (`rank`, `a`, `b`, `alpha`,
-            `init`, `targets`) those that this method does not have are left out, so that one call serves all methods.
-            If the method refuses a size, because it divides something evenly, sizes near it are taken that it accepts.
+        settings: Fields of `Cell` that replace the defaults. Parameters (`rank`, `a`, `b`, `alpha`, `init`, `targets`)
+            that the method does not have are left out, so that one call serves all methods. Where the method refuses
+            a size, because it divides something evenly, a size near it that the method accepts is taken instead.
     """
     recipe = methods.get(method)
     parameters = {name: SIZES.get(name, recipe.defaults.get(name)) for name in recipe.parameters}
@@ -38,13 +39,13 @@ def make_cell(method: str = "lora", **settings: Any) -> Cell:
         "select": "last",
         "precision": "float64",
     }
-    given = {name: value for name, value in settings.items() if name in parameters or name not in {*SIZES, "init"}}
+    given = {name: value for name, value in settings.items() if name in parameters or name not in PARAMETERS}
     cell = Cell(**base | parameters | given, method=method)
     return cell if _is_accepted(cell) else _with_even_sizes(cell)
 
 
 def _is_accepted(cell: Cell) -> bool:
-    """Whether the method does not refuse the cell's sizes."""
+    """Return whether the method accepts the cell's sizes."""
     recipe = methods.of(cell)
     try:
         for shape in SHAPES if recipe.adapts else ():
@@ -55,10 +56,10 @@ def _is_accepted(cell: Cell) -> bool:
 
 
 def _with_even_sizes(cell: Cell) -> Cell:
-    """The cell with other sizes, for a method that divides weights, or weights and rank, evenly.
+    """Return the cell with other sizes, for a method that divides weights, or weights and rank, evenly.
 
-    a and b are rounded down to powers of two, at most 16, which divide all weights of the tiny encoders. The rank is
-    multiplied by a, so that a divides it and cells of other ranks or other a still differ in size.
+    a and b are rounded down to powers of two, at most 16, which divide the sides of all weights of the tiny encoders.
+    The rank is multiplied by a: then a divides it, and cells of different ranks or different a still differ in size.
     """
     sizes = {name: 2 ** min(4, size.bit_length() - 1) for name in ("a", "b") if (size := getattr(cell, name))}
     if cell.rank:

@@ -13,14 +13,14 @@ from lora_bench import tasks
 from lora_bench.data.tokens import TokenTable
 from lora_bench.tasks import Task
 
-# One token a word: 0 to 3 are special, the others are the vocabulary of `make_data` and of the encoders.
+# One token per word: 0 to 3 are special, the others are the vocabulary of `make_data` and of the encoders.
 WORDS = ("<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(63)))
 TRAIN_ROWS, VALIDATION_ROWS = 40, 24  # of each split that `make_data` writes
 SCORES = 6  # a regression's label is one of 0, 1 … 5
 
 
 def make_tokens(lengths: int | Sequence[int], seed: int = 0, task: str = "sst2") -> TokenTable:
-    """Random sequences, whose tokens come from a part of the vocabulary that the label chooses, nine times of ten.
+    """Return random sequences; nine of ten tokens come from a part of the vocabulary that belongs to the label.
 
     Args:
         lengths: The number of tokens of each sequence; a single number is that many sequences of 4 to 23 tokens.
@@ -45,9 +45,9 @@ def make_tokens(lengths: int | Sequence[int], seed: int = 0, task: str = "sst2")
 
 
 def make_data(folder: Path, *names: str) -> Path:
-    """Write a data folder with all splits of the tasks (`sst2` unless named) as JSON lines; the folder.
+    """Write a data folder with all splits of the tasks (by default `sst2`) as JSON lines, and return the folder.
 
-    The words of a row depend on its label, most of them, so that a few epochs learn something.
+    The words of a row depend on its label, so that a few epochs learn something.
     """
     for name in names or ("sst2",):
         task = tasks.get(name)

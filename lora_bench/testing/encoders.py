@@ -72,7 +72,7 @@ FAMILIES = tuple(family for family in _SETTINGS if family not in REFUSED_FAMILIE
 
 
 def make_config(family: str = "roberta", **settings: Any) -> PretrainedConfig:
-    """The config of a tiny encoder.
+    """Return the config of a tiny encoder.
 
     Args:
         family: One of `FAMILIES` or `REFUSED_FAMILIES`, as `model_type` in config.json names it.
@@ -84,7 +84,7 @@ def make_config(family: str = "roberta", **settings: Any) -> PretrainedConfig:
 
 
 def make_encoder(family: str = "roberta", *, seed: int = 11, **settings: Any) -> PreTrainedModel:
-    """A random encoder of two layers, with dropout, whose weights and biases are large enough for adapters to matter.
+    """Return a random encoder of two layers, with dropout; its weights are so large that adapters matter.
 
     Args:
         family: One of `FAMILIES` or `REFUSED_FAMILIES`.
@@ -106,7 +106,7 @@ def make_encoder(family: str = "roberta", *, seed: int = 11, **settings: Any) ->
 def make_model(
     folder: Path, family: str = "roberta", *, seed: int = 11, words: Sequence[str] = WORDS, **settings: Any
 ) -> Path:
-    """Save a random encoder and its tokenizer, of one token a word, as `--model` takes them; the folder.
+    """Save a random encoder and a tokenizer of one token per word, as `--model` takes them, and return the folder.
 
     Args:
         folder: The folder to make.

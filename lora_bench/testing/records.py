@@ -14,7 +14,7 @@ from lora_bench.testing.cells import make_cell
 def make_epochs(
     *values: float | None, metric: str = "accuracy", held_out: Sequence[float | None] = ()
 ) -> tuple[Epoch, ...]:
-    """Epochs with these values of the metric on the validation split, and of the same metric on held-out rows."""
+    """Return epochs with these values of the metric on the validation split, and with those on held-out rows."""
     slices: list[dict[str, float | None] | None] = [{metric: value} for value in held_out] or [None] * len(values)
     return tuple(
         Epoch(epoch=number, loss=1.0, metrics={metric: value}, held_out=held)
@@ -32,7 +32,7 @@ def make_record(
     device: str = "cpu",
     **fields: Any,
 ) -> Record:
-    """A record as a run would have written it.
+    """Return a record as a run would have written it.
 
     Args:
         score: The score, which is the best value too; None where there is none (`status="failed"`).
@@ -41,8 +41,8 @@ def make_record(
         params: How many values train, in the adapter and in the head; None leaves the counts out.
         seconds: The training time; None leaves the timing out.
         device: The device that the record names.
-        fields: Any other field of `Record`, as in `status`, `reason`, `predictions`, `protocol`; it replaces what the
-            arguments above say of it.
+        fields: Any other fields of `Record`, such as `status`, `reason`, `predictions` or `protocol`. They take
+            precedence over the arguments above.
     """
     cell = cell or make_cell()
     task = TASKS.get(cell.task)

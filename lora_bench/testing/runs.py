@@ -59,11 +59,11 @@ class TinyBench:
 
     @classmethod
     def create(cls, folder: Path, *tasks: str, family: str = "roberta") -> TinyBench:
-        """A tiny encoder (`folder/tiny`), rows of the tasks (`folder/rows`), and `folder/results` for the records."""
+        """Make an encoder (`folder/tiny`) and rows of the tasks (`folder/rows`); records go to `folder/results`."""
         return cls(make_model(folder / "tiny", family), make_data(folder / "rows", *tasks), folder / "results")
 
     def grid(self, blocks: Blocks, **defaults: Any) -> Grid:
-        """The blocks of a config as a grid; `defaults` are those of the config."""
+        """Return the grid of a config with these blocks and these `defaults`."""
         base: dict[str, Any] = {
             "model": str(self.model),
             "task": "sst2",
@@ -77,42 +77,42 @@ class TinyBench:
         return expand(config, {}, plans.sources(), self.rows)
 
     def plan(self, blocks: Blocks, limit: int = 16, retry: Sequence[str] = (), **defaults: Any) -> Plan:
-        """What would run, in packs of at most `limit` cells; `retry` as in `--retry`."""
+        """Return what would run, in packs of at most `limit` cells; `retry` as in `--retry`."""
         return plans.make(self.grid(blocks, **defaults), self.results, limit, retry)
 
     def run(self, blocks: Blocks, limit: int = 16, retry: Sequence[str] = (), **defaults: Any) -> list[Record]:
-        """Train the cells of the blocks that have no record yet; the records of all.
+        """Train the cells of the blocks that have no record yet, and return the records of all.
 
         Args:
             blocks: The blocks of a config: settings with a value or a list of values.
             limit: The most cells a pack may have.
-            retry: The states whose cells run again, as in `--retry`.
+            retry: The statuses whose cells run again, as in `--retry`.
             defaults: Settings that all blocks share.
         """
         return self.follow(self.plan(blocks, limit, retry, **defaults), QuietView())
 
     def follow(self, plan: Plan, view: QuietView) -> list[Record]:
-        """Run a plan under a view."""
+        """Run a plan while a view observes it, and return the records."""
         return Runner(plan, Options(self.results, offline=True), view).run()
 
     def csv(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv."""
+        """Return the rows of metrics.csv."""
         with (self.results / "metrics.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
     def files(self) -> dict[str, bytes]:
-        """The content of every file in the results folder."""
+        """Return the content of every file in the results folder, by its path within it."""
         paths = sorted(path for path in self.results.rglob("*") if path.is_file())
         return {str(path.relative_to(self.results)): path.read_bytes() for path in paths}
 
 
 def by_cell(records: Sequence[Record]) -> dict[Cell, Record]:
-    """The records by their cell."""
+    """Return the records by their cell."""
     return {record.cell: record for record in records}
 
 
 def assert_same_numbers(one: Record, other: Record) -> None:
-    """Assert that everything but times is the same in two records of a cell; losses up to rounding."""
+    """Assert that two records of a cell agree in everything but times; losses may differ by rounding."""
     assert [epoch.metrics for epoch in one.epochs] == [epoch.metrics for epoch in other.epochs]
     assert one.predictions == other.predictions
     losses, others = (np.array([epoch.loss for epoch in record.epochs], dtype=float) for record in (one, other))

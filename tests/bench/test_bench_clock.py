@@ -91,7 +91,7 @@ def test_fast_steps_never_exceed_the_order(clock: Clock) -> None:
 
 def test_the_first_lap_may_be_longer(clock: Clock) -> None:
     steps = Steps(clock, 0.1)
-    Stopwatch(steps, 1.0, CPU, np.ones(20_000, dtype=np.int64), warm_up_steps=64).warm_up()
+    Stopwatch(steps, 1.0, CPU, np.ones(20_000, dtype=np.int64), first_lap_steps=64).warm_up()
     assert steps.calls[0] == 64
 
 

@@ -341,7 +341,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def unreachable(kind: str, location: str, error: Exception) -> BenchError:
-    """The error for something that could not be had, with the three ways out."""
+    """The error for a model or tokenizer that could not be loaded, with what the user can do."""
     hint = "Without a network use --preset smoke, or --model DIR and --data-dir DIR."
     if Path(location).is_dir():
         hint = "Give a directory as transformers saves it: config.json, safetensors weights, the tokenizer's files."

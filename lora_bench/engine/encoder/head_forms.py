@@ -2,8 +2,9 @@
 
 All of them compute `output(dropout(activation(dense(dropout(first token)))))` with a square dense layer. They differ in
 the activation, in where dropout is applied and at which rate, in the names of their parts in transformers'
-`...ForSequenceClassification`, and in whether the dense layer is the encoder's pooler, which was pretrained. A type
-whose head has this form is added to a record, or as one; `tests/engine/test_heads.py` compares each with transformers.
+`...ForSequenceClassification`, and in whether the dense layer is the encoder's pooler, which was pretrained. To
+support another type whose head has this form, add it to a record or add a record; `tests/engine/test_heads.py` compares
+each with transformers.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def take_pooler(model: Any, missing: Collection[str]) -> dict[str, Tensor]:
 
 
 class _NoPooler(nn.Module):
-    """In place of a pooler: LayoutLM calls its own without a look at whether there is one."""
+    """Replaces a pooler that was removed: LayoutLM calls its pooler without checking that it has one."""
 
     def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the hidden states."""

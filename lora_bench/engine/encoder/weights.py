@@ -1,6 +1,6 @@
-"""What a model's files hold, before and after transformers loads them: nothing absurd, and nothing unused.
+"""Checks the sizes in a model's files before transformers loads them, and afterwards that every weight was used.
 
-Sizes are checked on the headers of the weights, in which names and shapes stand: a config that asks for ten million
+Sizes are taken from the headers of the weight files, which list names and shapes: a config that asks for ten million
 layers would keep transformers busy for minutes before it fails.
 """
 
@@ -57,7 +57,7 @@ class Stored(NamedTuple):
 def check_files(folder: Path) -> None:
     """Refuse sizes that no model has: of the weights' headers, and of the config against the weights.
 
-    What is merely broken is left to transformers, which says so at once.
+    Files that are merely broken are left to transformers, which fails on them without delay.
 
     Raises:
         BenchError: Exit code 3.
@@ -168,7 +168,7 @@ def check_loaded(location: str, model: object, info: Mapping[str, Any]) -> PreTr
 
 
 def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
-    """Those of the weights that were not used which are neither heads nor poolers nor what can be computed."""
+    """The unused weights, other than those of heads and poolers and those that can be computed."""
     prefix, buffers = f"{model.base_model_prefix}.", {name for name, _ in model.named_buffers()}
     parts = {name for name, _ in model.named_children()}
     heads = _heads(model, unexpected) - parts if unexpected else set()
@@ -183,8 +183,8 @@ def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
 def _heads(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
     """The names of the parts that transformers' own models of this type have beside the encoder.
 
-    Those of the weights that were not used are among them where one of these models ignores them by a pattern, as
-    DeBERTa's for masked tokens does with the head of replaced ones.
+    They include unused weights that one of these models ignores by a pattern, as DeBERTa's model for masked tokens
+    ignores the head for replaced tokens.
     """
     module, heads = sys.modules[type(model).__module__], set[str]()
     for name in getattr(module, "__all__", ()):
@@ -201,8 +201,11 @@ def _heads(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
 
 
 def _with_either_head(config: Any) -> list[Any]:
-    """The config, and for DeBERTa the other setting of `legacy`: its published files have the head of one, and say
-    nothing in their config, by which transformers builds the other."""
+    """The config, and for DeBERTa also a copy with the other setting of `legacy`.
+
+    Its published files have the head of one setting, but their config does not say so, and transformers builds the
+    head of the other.
+    """
     if not isinstance(getattr(config, "legacy", None), bool):
         return [config]
     other = copy.deepcopy(config)

@@ -1,7 +1,7 @@
 """Batches as windows: whole sequences packed without padding into rows of W tokens.
 
 A batch lies in memory as `S = n · W` slots. Each sequence fills consecutive slots of one window; a slot that no
-sequence fills has segment -1 and attends only to other such slots, so it touches no number. The layout depends on the
+sequence fills has segment -1 and attends only to other such slots, so it affects no result. The layout depends on the
 batch alone, never on the cells that train on it.
 """
 
