@@ -168,3 +168,10 @@ def test_the_fingerprint_needs_no_torch_and_little_time() -> None:
 def test_the_code_of_posteriors_counts_for_methods_that_have_one(method: str) -> None:
     assert {"engine.posterior", "engine.fisher"} <= provenance.modules_behind(method)
     assert "engine.posterior" not in provenance.modules_behind("lora")
+
+
+def test_all_of_the_engine_counts_but_what_saves_adapters_and_sizes_packs() -> None:
+    paths = (path.relative_to(provenance.ROOT).with_suffix("") for path in (provenance.ROOT / "engine").rglob("*.py"))
+    modules = {".".join(path.parts) for path in paths if path.name != "__init__"}
+    counted = set().union(*map(provenance.modules_behind, methods.RECIPES))
+    assert modules - counted == {"engine.adapters.saved", "engine.memory"}

@@ -47,9 +47,8 @@ class Runner:
         self._jobs = self._published = 0
         self._last: Cell | None = None
         self._cannot_save = False
-        self._lent: set[str] = (
-            set()
-        )  # cells whose adapters are kept until others have started from them, despite --no-save
+        # Cells whose adapters are kept, despite --no-save, until others have started from them.
+        self._lent: set[str] = set()
         self._has_news = plan.grid.is_staged  # records that may let other cells train
 
     def run(self) -> list[Record]:

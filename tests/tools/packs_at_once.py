@@ -1,11 +1,11 @@
-"""Whether several small packs train faster at a time than one after another, on one GPU.
+"""Whether several small packs train faster at the same time than one after another, on one GPU.
 
     python -m tests.tools.packs_at_once --model DIR --data-dir DIR --task mrpc --targets attention+dense --cells 2
 
 A step of a small pack is thousands of short kernels, each too small to fill the GPU. Here each pack has a thread, an
 encoder and a CUDA stream of its own, so that kernels of different packs may overlap. The steps are recorded as CUDA
-graphs, one pack after another, before anything is timed: a recording bears no other thread that allocates. `run` trains
-one pack at a time; this program measures what it would gain.
+graphs, one pack after another, before anything is timed: no other thread may allocate memory while a graph is recorded.
+`run` trains one pack at a time; this program measures what it would gain.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -67,25 +68,22 @@ def make_trainer(work: Workload, backbone: Backbone, options: argparse.Namespace
 def measure(work: Workload, location: str, count: int, options: argparse.Namespace) -> float:
     """Return the steps · cells a second of so many packs at a time."""
     device = torch.device(environment.choose_device(options.device))
-    packs = []
-    for _ in range(count):
-        trainer = make_trainer(work, encoders.load(location, device, work.precision), options)
-        packs.append(TrainedPack(trainer, work))
-        trainer.pack.__enter__()
-        trainer.prepare()
-        packs[-1].train(WARM_UP_STEPS[device.type])
-    begun = [pack.steps for pack in packs]
-    start = time.perf_counter()
-    threads = [threading.Thread(target=pack.train_until, args=(start + options.seconds,)) for pack in packs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - start
-    steps = sum(pack.steps - before for pack, before in zip(packs, begun, strict=True))
-    for pack in packs:
-        pack.trainer.pack.__exit__(None, None, None)
-    return float(steps * options.cells / seconds)
+    warm_up, packs = WARM_UP_STEPS[device.type], list[TrainedPack]()
+    with ExitStack() as attached:
+        for _ in range(count):
+            trainer = make_trainer(work, encoders.load(location, device, work.precision), options)
+            packs.append(TrainedPack(trainer, work))
+            attached.enter_context(trainer.pack)
+            trainer.prepare()
+            packs[-1].train(warm_up)
+        start = time.perf_counter()
+        threads = [threading.Thread(target=pack.train_until, args=(start + options.seconds,)) for pack in packs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - start
+    return float(sum(pack.steps - warm_up for pack in packs) * options.cells / seconds)
 
 
 def read_options() -> argparse.Namespace:
