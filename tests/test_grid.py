@@ -251,6 +251,13 @@ def test_packs_are_of_even_sizes_and_full_fine_tuning_stands_alone() -> None:
     assert sorted(sizes) == [1] * 4 + [3] * 4 + [4] * 2
 
 
+@pytest.mark.parametrize(("size", "limited", "near"), [(4, [4] * 3, [4] * 3), (5, [4] * 3, [6, 6]), (9, [6, 6], [12])])
+def test_a_size_that_is_no_limit_may_be_exceeded(size: int, limited: list[int], near: list[int]) -> None:
+    cells = made(BASE | {"method": "lora", "rank": [*range(1, 13)]}).cells
+    assert [len(pack) for pack in packs(cells, lambda _: size)] == limited
+    assert [len(pack) for pack in packs(cells, lambda _: size, is_limit=False)] == near
+
+
 def test_a_cell_twice_is_packed_once() -> None:
     (cell,) = made().cells
     assert packs([cell, cell], lambda _: 8) == [(cell,)]

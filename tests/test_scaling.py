@@ -93,3 +93,11 @@ def test_records_are_compared_and_written_once_more(tmp_path: Path) -> None:
     assert count_differing(later, records) == 0
     assert 0 < write_seconds(results, tmp_path / "written") < 10
     assert not (tmp_path / "written").exists()
+
+
+def test_the_committed_table_is_that_of_the_committed_rows() -> None:
+    bench = Path(__file__).parents[1] / "results" / "bench"
+    rows = json.loads((bench / "scaling.json").read_text(encoding="utf-8"))["rows"]
+    assert table(rows) in (bench / "README.md").read_text(encoding="utf-8")
+    assert {row["gpus"] for row in rows if not row["simulated"]} == {1, 4}
+    assert all(row["differing"] == row["failed"] == 0 for row in rows if not row["simulated"])

@@ -130,7 +130,7 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: Path | 
     return Grid(config.name, resolver.steps(), builder.models, builder.data_sources, notes, resolver)
 
 
-def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cell, ...]]:
+def packs(cells: Iterable[Cell], size: Callable[[Cell], int], is_limit: bool = True) -> list[tuple[Cell, ...]]:
     """Return the cells in packs of even sizes, whose cells share their batches.
 
     Within a pack, cells are sorted by rank. These have packs of their own:
@@ -143,7 +143,9 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
 
     Args:
         cells: The cells; duplicates are dropped.
-        limit: Returns the largest size of a pack for a cell in it.
+        size: Returns the size of a full pack for a cell in it.
+        is_limit: Whether no pack may be larger. Otherwise sizes are those nearest to it: a pack may have up to half as
+            many cells more, which takes less time than two half-full packs.
     """
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in dict.fromkeys(cells):
@@ -152,10 +154,10 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
         groups.setdefault(cell.shares_batches() + kind, []).append(cell)
     result = []
     for group in groups.values():
-        largest = limit(min(group, key=lambda cell: cell.id))
-        for part in _split_unlike(group, largest * MIN_FILL):
+        full = size(min(group, key=lambda cell: cell.id))
+        for part in _split_unlike(group, full * MIN_FILL):
             part.sort(key=lambda cell: (cell.rank or 0, cell.method, cell.targets or "", cell.id))
-            count = math.ceil(len(part) / largest)
+            count = math.ceil(len(part) / full) if is_limit else max(1, round(len(part) / full))
             bounds = [round(index * len(part) / count) for index in range(count + 1)]
             result += [tuple(part[start:end]) for start, end in itertools.pairwise(bounds)]
     return result

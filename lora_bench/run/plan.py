@@ -43,7 +43,7 @@ class Plan:
         broken: The files that are not sound records, and what is wrong with them.
         estimate: What predicts seconds and memory.
         limit: The most cells that the user allows in a pack; None for as many as fill the device.
-        pack_limit: Returns the largest size of a pack for a cell in it.
+        pack_size: Returns the size of a full pack for a cell in it.
         retry: The states whose cells run again.
         device_name: The name of the device, as records have it.
         device: What is known of the device; None for an unknown one.
@@ -59,7 +59,7 @@ class Plan:
     broken: tuple[tuple[Path, str], ...]
     estimate: Estimate
     limit: int | None
-    pack_limit: Callable[[Cell], int]
+    pack_size: Callable[[Cell], int]
     retry: frozenset[str]
     device_name: str
     device: Device | None
@@ -141,7 +141,8 @@ class Plan:
         return tuple(
             packs(
                 [cell for cell in waiting if cell not in known or self.grid.step_of[cell.id].state == "waiting"],
-                self.pack_limit,
+                self.pack_size,
+                self.limit is not None,
             )
         )
 
@@ -263,7 +264,7 @@ class Plan:
             for cell_id, status in plan.statuses.items()
             if status.will_run and steps[cell_id].state == "ready" and cell_id not in plan.ended and cell_id not in busy
         }
-        planned = _planned_packs(plan.grid.cells, todo, self.pack_limit)
+        planned = _planned_packs(plan.grid.cells, todo, self.pack_size, self.limit is not None)
         return replace(plan, packs=tuple(sorted(planned, key=lambda pack: not plan.searches(pack))))
 
     def searches(self, pack: Sequence[Cell]) -> bool:
@@ -374,25 +375,25 @@ def make(
     estimate = Estimate(None if known_device is None else known_device.coefficients, rows=sample_rows(grid))
     kind = "cpu" if device.startswith("cpu") else "cuda"
 
-    def pack_limit(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
+    def pack_size(cell: Cell) -> int:  # by the estimate that is not refined: packs do not change as records come
         return limit or estimate.cells_per_pack(cell, kind, grid.model_source(cell).name)
 
     names = {identity: source.name for identity, source in grid.models.items()}
     refined = estimate.refined(known.values(), device, names)
     return Plan(
-        grid, (), {}, store, known, loaded.broken, refined, limit, pack_limit, retried, device, known_device
+        grid, (), {}, store, known, loaded.broken, refined, limit, pack_size, retried, device, known_device
     ).advanced()
 
 
 def _planned_packs(
-    cells: Sequence[Cell], todo: Collection[str], limit: Callable[[Cell], int]
+    cells: Sequence[Cell], todo: Collection[str], size: Callable[[Cell], int], is_limit: bool
 ) -> tuple[tuple[Cell, ...], ...]:
     """The packs of the cells in `todo`.
 
     First come the packs of the whole grid that train as a whole, so that an interrupted pack is the same again. The
     remaining cells are grouped into packs of their own.
     """
-    whole = [pack for pack in packs(cells, limit) if all(cell.id in todo for cell in pack)]
+    whole = [pack for pack in packs(cells, size, is_limit) if all(cell.id in todo for cell in pack)]
     grouped = {cell.id for pack in whole for cell in pack}
     rest = [cell for cell in cells if cell.id in todo and cell.id not in grouped]
-    return (*whole, *packs(rest, limit))
+    return (*whole, *packs(rest, size, is_limit))
