@@ -34,7 +34,7 @@ FOLDERS = sorted(path.parent.name for path in RESULTS.glob(f"*/{archive.NAME}"))
 AVERAGED = ("cola", "sst2", "mrpc", "stsb")
 SOURCES = fake_sources(lambda location: location, lambda location, task: location)
 VERDICTS = ("mini-against-lora", "vera-against-lora")
-REPORTED = ("base", "minilm", *VERDICTS)
+REPORTED = ("base", "methods", "minilm", *VERDICTS)
 AGAIN = "base-again"  # some cells of base, each trained again alone
 CONFIGURED = [name for name in FOLDERS if name != AGAIN]
 LONGER = "base-x3"  # five settings of base with three times the epochs
@@ -246,7 +246,7 @@ def checks() -> str:
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_there_are_at_most_twelve_figures(name: str) -> None:
-    stem = "all-minilm-l6-v2" if name == "minilm" else "all-mpnet-base-v2"
+    stem = "all-minilm-l6-v2" if name in ("methods", "minilm") else "all-mpnet-base-v2"
     names = sorted(path.stem for path in (RESULTS / name / "figures").glob("*.png"))
     assert names == sorted(picture.name for picture, _ in all_figures(report(name).sections[0].statistics, stem))
     assert len(names) <= 12
