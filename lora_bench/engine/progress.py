@@ -1,4 +1,4 @@
-"""What is known of a cell while it trains."""
+"""The progress of a cell while it trains: its losses and metrics so far, and its best epoch."""
 
 from __future__ import annotations
 
