@@ -19,9 +19,11 @@ from lora_bench.errors import MISSING, BenchError, one_line
 
 PACKABLE = "RoBERTa, BERT, XLM-R, ELECTRA, MPNet, DistilBERT, ModernBERT, DeBERTa and most other encoders can"
 SHORT = 40  # tokens; what is tried in training need not be long
-LENGTHS = (5, 23, 11, 256, 1, 3, 64)
+LENGTHS = (5, 23, 11, 256, 1, 3, 64)  # chosen: one token and many, in an order that packing into windows changes
 LONG = 2  # sequences that are padded by themselves, to keep the padding of the others short
 PADDED = {2: (0,), 17: (1, 2, 9, 16), 40: (0, 7, 39)}  # lengths of further sequences, and where they hold padding ids
+# The largest difference of hidden states, relative to the largest value of the sequence (chosen): rounding in float32
+# is far below it, and the effect of a wrong position or mask far above.
 TOLERANCE = 1e-4
 # What the code of a model raises that cannot be run in some way.
 MODEL_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
@@ -59,6 +61,7 @@ def _texts(config: Any) -> Iterator[Ids]:
     size, pad = int(config.vocab_size), padding(config)
 
     def ordinary(length: int) -> Ids:
+        # In steps of a prime, so that ids differ and are spread over the vocabulary. None of them is that of padding.
         ids = ((7919 * np.arange(length) + 13 * length) % size).astype(np.int32)
         return np.where(ids == pad, (pad + 1) % size, ids).astype(np.int32)
 

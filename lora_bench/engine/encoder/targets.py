@@ -16,6 +16,7 @@ QV = QUERY | VALUE
 KV = KEY | VALUE
 ATTENTION = QUERY | KEY | VALUE | JOINED
 SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})  # names within a layer
+# The layer, up to the first number in the name, and the rest.
 LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
 
