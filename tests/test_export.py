@@ -279,7 +279,7 @@ def test_wishes_that_cannot_be(words: tuple[str, ...], code: int, said: str, ben
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_there_is_told(bench: TinyBench, tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(bench: TinyBench, tmp_path: Path) -> None:
     name = record_of(bench, "lora").id
     out = tmp_path / "out"
     assert export(bench, out, "ffff", "--to", "peft")[0] == 4

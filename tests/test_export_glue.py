@@ -244,7 +244,7 @@ def test_a_test_split_written_by_pandas_is_refused(tmp_path: Path) -> None:
         ('{"sentence": "a", "idx": true}\n', "its index is not 0 to 0"),
     ],
 )
-def test_a_bad_test_split_is_told(content: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_test_split_is_reported(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2/test.jsonl").write_text(content)
     sst2 = TASKS["sst2"]

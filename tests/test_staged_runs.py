@@ -167,11 +167,11 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_cells(tmp_path: Path,
     def noted(cells: Sequence[Cell]) -> None:
         packs.append(tuple(cell.id for cell in cells))
 
-    plan = plans.make(staged(), tmp_path / "peace", 5)
+    plan = plans.make(staged(), tmp_path / "uninterrupted", 5)
     expected = Runner(
-        plan, Options(tmp_path / "peace"), QuietView(), executor=LocalExecutor(Scoring(plan, on_cells=noted))
+        plan, Options(tmp_path / "uninterrupted"), QuietView(), executor=LocalExecutor(Scoring(plan, on_cells=noted))
     ).run()
-    in_peace, draw = list(packs), random.Random(seed)
+    uninterrupted, draw = list(packs), random.Random(seed)
     packs.clear()
     for _ in range(100):
         left = draw.randrange(1, 6)
@@ -190,7 +190,7 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_cells(tmp_path: Path,
             break
         except KeyboardInterrupt:
             continue
-    assert packs == in_peace
+    assert packs == uninterrupted
     assert plain(records) == plain(expected)
 
 

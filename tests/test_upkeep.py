@@ -237,7 +237,7 @@ def test_a_file_counts_before_the_archive(folder: Callable[..., Path]) -> None:
     assert store.records[one.id] == one
 
 
-def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) -> None:
+def test_a_damaged_archive_is_reported_at_every_length(folder: Callable[..., Path]) -> None:
     results = folder(record(1e-3, 0.6), record(2e-3, 0.7))
     invoke("archive", "--results", results)
     path = archive.path_of(results)
@@ -257,6 +257,6 @@ def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) 
     assert path.read_bytes() == content[:-9]
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     for command in ("choose", "archive"):
         assert invoke(command, "--results", tmp_path)[0] == NOTHING

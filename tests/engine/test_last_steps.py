@@ -56,8 +56,8 @@ def test_a_cell_that_is_resumed_before_it_diverges_has_all_of_its_last_steps(
     """In the middle of the fourth of five epochs of twenty steps, stopped ten steps before; the rest trains on."""
     settings: dict[str, Any] = {"precision": "float32", "batch_size": 2, "epochs": 5}
     monkeypatch.setattr(Trainer, "_gradients", not_finite_at(72, 4, loss))
-    peace = TinyBench(bench.model, bench.rows, tmp_path / "peace")
-    expected = peace.run(BLOCKS, **settings)
+    uninterrupted = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted")
+    expected = uninterrupted.run(BLOCKS, **settings)
     stopped(bench, BLOCKS, 4, 2, **settings)
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)
@@ -80,7 +80,7 @@ def test_a_cell_that_is_resumed_after_it_diverged_keeps_the_steps_up_to_then(
     """Stopped in the same epoch after the step that was not finite, when nothing is marked yet."""
     settings: dict[str, Any] = {"precision": "float32", "batch_size": 2, "epochs": 3}
     monkeypatch.setattr(Trainer, "_gradients", not_finite_at(23, 4, float("nan")))
-    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(BLOCKS, **settings)
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted").run(BLOCKS, **settings)
     stopped(bench, BLOCKS, 2, 9, **settings)
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)

@@ -95,7 +95,7 @@ def sites(
             inside = (
                 owner or scope.removesuffix(".") if isinstance(node, ast.FunctionDef) and field == "body" else owner
             )
-            silent = (mute or field == "annotation" or _is_told(node)) and not _is_checked(child)
+            silent = (mute or field == "annotation" or _is_message(node)) and not _is_checked(child)
             if not silent:
                 yield node, child, _placing(node, field, at, value), inside
             within = f"{scope}{child.name}." if isinstance(child, ast.FunctionDef | ast.ClassDef) else scope
@@ -116,7 +116,7 @@ def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def _is_told(node: ast.AST) -> bool:
+def _is_message(node: ast.AST) -> bool:
     is_message = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", ".warn"))
     return is_message or isinstance(node, ast.Raise)
 
