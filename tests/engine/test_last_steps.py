@@ -12,28 +12,10 @@ import torch
 
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.store import read_records
-from lora_bench.testing import Blocks, TinyBench, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, TinyBench, by_cell
 from tests.engine.test_resume import equal, stopped
 
 BLOCKS: Blocks = ({"method": "head"}, {"method": "lora", "rank": [4, 2]})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The encoder."""
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
-    """An empty results folder over the encoder and the data."""
-    return TinyBench(model, rows, tmp_path / "results")
 
 
 def not_finite_at(step: int, rank: int, loss: float) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
 from lora_bench.run.worker import Training
-from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_model
 
 MIXED: Blocks = (
     {"method": "head"},
@@ -40,24 +40,6 @@ MIXED: Blocks = (
     {"method": "laplace-lora", "rank": 2},
 )
 STEPS = 5  # an epoch
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The encoder."""
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
-    """An empty results folder over the encoder and the data."""
-    return TinyBench(model, rows, tmp_path / "results")
 
 
 class Asking(QuietView):
@@ -146,11 +128,11 @@ def test_methods_that_train_the_encoder_go_on_too(block: dict[str, Any], bench: 
     assert equal(bench.run(blocks, **settings), expected)
 
 
-def test_a_models_own_head_goes_on_too(rows: Path, tmp_path: Path) -> None:
+def test_a_models_own_head_goes_on_too(tiny_rows: Path, tmp_path: Path) -> None:
     """Beside cells with the benchmark's head, which are another pack; records and metrics.csv say which is which."""
     blocks: Blocks = ({"method": ["head", "lora"], "rank": 2, "head": [None, "model"]},)
-    bench = TinyBench(make_model(tmp_path / "bert", "bert"), rows, tmp_path / "results")
-    uninterrupted = TinyBench(bench.model, rows, tmp_path / "uninterrupted")
+    bench = TinyBench(make_model(tmp_path / "bert", "bert"), tiny_rows, tmp_path / "results")
+    uninterrupted = TinyBench(bench.model, tiny_rows, tmp_path / "uninterrupted")
     expected = uninterrupted.run(blocks, precision="float32")
     stopped(bench, blocks, 2, 2, precision="float32")
     assert {status.state for status in bench.plan(blocks, precision="float32").statuses.values()} == {

@@ -236,6 +236,7 @@ def test_a_line_is_the_chosen_setting_with_its_interval() -> None:
     panel = rank_panels(computed, "attention")[1]
     entries = computed.scope.at(panel.column)
     low, high = computed.intervals(panel.column)
+    assert [rank for rank, *_ in panel.lines["mini"]] == [4, 8]
     for rank, mean, below, above in panel.lines["mini"]:
         index = next(i for i, row in enumerate(rows_of(entries)) if (row["rank"], row["a"]) == (rank, 16))
         assert (mean, below, above) == pytest.approx((entries["mean"].iloc[index], low[index], high[index]))

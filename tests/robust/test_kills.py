@@ -1,4 +1,4 @@
-"""Killed at random instants and at named points, a grid ends as an uninterrupted one: the short form of `tests.tools.kills`."""
+"""Killed at random instants and at named points, a grid ends as if never killed: `tests.tools.kills`, in short."""
 
 from __future__ import annotations
 
