@@ -1,4 +1,4 @@
-"""Factories of records (`record` for one, `small` for a few, `grid` for an experiment), and what reports make of them."""
+"""Factories of records (`record` for one, `small` for a few, `grid` for an experiment), and the tables of reports."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What mutation testing changes of a module, one thing at a time: see `mutants.py`.
+"""The mutations of a module that mutation testing tries, one at a time: see `mutants.py`.
 
-A comparison, `and` and `or`, `not`, arithmetic; a number, a text, a truth value; a condition, to always and to never; a
-statement that is left out; a value that is returned, to None; `break` and `continue`. In annotations only what is
-called (`Field(gt=0)`). Not: imports, docstrings, decorators, f-strings, what errors and warnings say (that they do is).
+A mutant replaces one operator (of a comparison, of arithmetic, `and`, `or`), removes a `not`, changes a number, a text
+or a truth value, makes a condition always true or always false, leaves out a statement, returns None, or exchanges
+`break` and `continue`. In annotations only calls are changed (`Field(gt=0)`). Imports, docstrings, decorators,
+f-strings and the texts of errors and warnings stay; that an error is raised does not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+# What each operator is replaced by.
 TURNED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
