@@ -24,7 +24,7 @@ from lora_bench.run.status import CellStatus
 from lora_bench.testing import QuietView, make_epochs, make_record
 from lora_bench.testing.data import make_data
 from lora_bench.testing.encoders import make_model
-from tests.robust.robust_kit import is_clear, lora_bench
+from tests.robust.robust_kit import assert_clear_error, lora_bench
 from tests.robust.stub_worker import StubWorker
 
 # ---- without training
@@ -413,5 +413,5 @@ def test_what_cannot_be_is_refused_before_anything_trains(
     ended = lora_bench(
         command, "--config", str(path), "--model", "sample", "--results", str(tmp_path / "out"), *options
     )
-    is_clear(ended, 2, words)
+    assert_clear_error(ended, 2, words)
     assert not (tmp_path / "out").exists()
