@@ -176,7 +176,7 @@ def held(root: Path, task: str) -> list[list[str]]:
     return [[json.loads(line)[column] for line in lines] for column in tasks.get(task).columns]
 
 
-def same_answers(logits: np.ndarray, labels: Any, said: str, record: Record) -> None:
+def assert_same_answers(logits: np.ndarray, labels: Any, said: str, record: Record) -> None:
     """The logits' answers are the record's predictions, and the labels have the task's names."""
     task = tasks.of(record.cell)
     if task.is_regression:
@@ -203,7 +203,7 @@ def test_the_cards_snippet_gives_the_records_predictions(
     record = record_of(bench, task)
     folder = export(bench, record, form, tmp_path / "out")
     code = snippet(folder).replace("THIS_FOLDER", str(folder)).replace("BASE_MODEL", str(bench.model))
-    same_answers(*answers(code, held(root, task), tmp_path), record)
+    assert_same_answers(*answers(code, held(root, task), tmp_path), record)
 
 
 def test_a_model_of_the_hub_is_named_and_found(root: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_model_of_the_hub_is_named_and_found(root: Path, tmp_path: Path) -> No
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "acme/tiny"
     code = snippet(folder).replace("THIS_FOLDER", str(folder))
-    same_answers(*answers(code, held(root, "rte"), tmp_path, env), record)
+    assert_same_answers(*answers(code, held(root, "rte"), tmp_path, env), record)
     (call,) = re.findall(r"`(AutoPeft\S+\(.*?\))`", card)
     auto = f"""from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer

@@ -55,7 +55,7 @@ class Failing:
         return self.seen >= self.number
 
 
-def sound(results: Path) -> None:
+def assert_sound(results: Path) -> None:
     """Whatever is there is whole: each record with its adapter, each row a record's."""
     loaded = read_records(results)
     assert loaded.broken == ()
@@ -92,7 +92,7 @@ def fails(number: int, error: int, for_good: bool, results: Path, made: Grid, ex
         except BenchError as raised:
             assert raised.code == MISSING
             assert len(str(raised).splitlines()) == 2
-    sound(results)
+    assert_sound(results)
     assert len(runner(results, made).run()) == 2
     assert contents(results) == expected
     return fault.came
