@@ -73,7 +73,7 @@ def evaluated_rows(logits: Tensor, labels: Tensor) -> Tensor:
 def reduce_rows(
     pack: Pack, table: Table, reduce: Callable[[Tensor, Tensor], Tensor], should_pause: Callable[[], bool]
 ) -> NDArray[np.float64]:
-    """What `reduce` makes of all rows, `[values, K, rows]` in the table's order.
+    """Apply `reduce` to the logits of all rows; `[values, K, rows]` in the table's order.
 
     Args:
         pack: The cells.

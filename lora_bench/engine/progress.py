@@ -21,9 +21,9 @@ def _no_steps() -> NDArray[np.float64]:
 
 @dataclass
 class Progress:
-    """What is known of one cell so far.
+    """The progress of one cell.
 
-    A cell that diverges is recorded to the end of that epoch, whatever pack it is in.
+    A cell that diverges is recorded to the end of that epoch, so that its record does not depend on its pack.
 
     Attributes:
         cell: The cell.

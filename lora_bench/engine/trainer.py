@@ -52,12 +52,12 @@ class Trainer:
         table: The rows to train on.
         evaluate: The rows to evaluate on after each epoch.
         held_out: Rows of the training split that select the best epoch, if any.
-        starts: What cells have trained that cells of the pack continue from, by id (`Cell.start`).
+        starts: The states of the cells from which cells of the pack continue, by id (`Cell.start`).
 
     Attributes:
         steps: How many steps have been taken.
         epoch: How many epochs have been evaluated.
-        progress: What is known of each cell so far, in the pack's order.
+        progress: The progress of each cell, in the pack's order.
     """
 
     def __init__(

@@ -12,10 +12,10 @@ set to zero, so that N (r / n + (1 - r / n) (1 - t)³) of all N are left, with t
 Components may grow again between these steps; those that are zero after the last of them stay zero. No epoch before the
 last of these steps is selected.
 
-Read: peft's code (AdaLoraModel, whose ranks at the start and in the end are 12 and 8 by default, and which is told the
-numbers of steps) and the authors' scripts for GLUE, not the paper. Their scripts choose the steps for each task, on
-average the fractions of the training above; γ is theirs (0.1 for most tasks; peft has 0.5), as is alpha. Deviation: n
-is always ⌈1.5 r⌉. n (in + out + 1) values are counted, those that train.
+Read: peft's code (AdaLoraModel, whose ranks at the start and in the end are 12 and 8 by default, and which takes the
+numbers of steps as arguments) and the authors' scripts for GLUE, not the paper. Their scripts choose the steps for each
+task, on average the fractions of the training above; γ is theirs (0.1 for most tasks; peft has 0.5), as is alpha.
+Deviation: n is always ⌈1.5 r⌉. n (in + out + 1) values are counted, those that train.
 """
 
 from __future__ import annotations

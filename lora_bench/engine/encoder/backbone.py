@@ -90,7 +90,7 @@ class Backbone:
         self.sites: tuple[Site, ...] = ()
         self.fused: Encoder | None = None
         self.padded: PaddedEncoder | None = None
-        self._called: set[str] | None = None  # the linears that the forward calls as modules, if that was looked at
+        self._called: set[str] | None = None  # the linears that the forward calls as modules; None if not checked
         self.model = self._prepare(model)
         self.autocast = mixed
         if mixed:

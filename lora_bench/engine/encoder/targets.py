@@ -38,11 +38,11 @@ def is_attention_input(name: str) -> bool:
 
 
 def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
-    """The linears that `targets` stands for.
+    """The linears that `targets` names.
 
     Args:
         names: The model's linears, in its order.
-        targets: What `--targets` says.
+        targets: The value of `--targets`: names of sets, or endings of names, joined by commas.
 
     Returns:
         The matching names, in the model's order.

@@ -125,7 +125,7 @@ def _described_values(folder: Path, modules: int) -> int:
     """The number of values of the model that the config describes, without memory for them.
 
     Raises:
-        BenchError: Exit code 3 if it has more than so many modules.
+        BenchError: Exit code 3 if it has more than `modules` modules.
     """
     present = 0
 
@@ -184,7 +184,7 @@ def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
 
 
 def _heads(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
-    """The names of the parts that transformers' own models of this type have beside the encoder.
+    """The names of the parts that transformers' own models of this type have besides the encoder.
 
     They include unused weights that one of these models ignores by a pattern, as DeBERTa's model for masked tokens
     ignores the head for replaced tokens.
