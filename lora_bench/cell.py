@@ -31,7 +31,36 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 class Cell(BaseModel):
-    """One training run. Parameters that the method does not have (rank for `head`, a and b for `lora`) are None."""
+    """One training run. Parameters that the method does not have (rank for `head`, a and b for `lora`) are None.
+
+    Attributes:
+        model: The encoder: its id on the Hub, or the name of a directory and a hash of its content (`models.identity`).
+        data: The rows: the dataset and its revision on the Hub, or a hash of the files (`DataSource.identity`).
+        task: The name of the task.
+        method: The name of the method.
+        rank: r, the rank of the method's update or of its factors.
+        a: A further size, whose meaning is the method's.
+        b: As `a`.
+        alpha: The update is scaled by alpha / rank, unless the method says otherwise.
+        init: How the method's factors start, where it offers a choice.
+        targets: The adapted weights, as `--targets` names them (`engine.encoder.targets`).
+        seed: Decides what is drawn: factors and head at the start, the order of the rows, dropout, held-out rows.
+        lr: The peak of the learning rate's schedule.
+        head_lr: The same for the head; None for `lr`.
+        weight_decay: That of AdamW.
+        warmup: The fraction of the steps in which the learning rate rises from 0, before it falls to 0; both linear.
+        clip: The norm to which the gradient of all values of the cell is clipped; 0 for no clipping.
+        epochs: Passes over the training rows.
+        batch_size: Rows of a step.
+        max_length: To how many tokens rows are truncated, special tokens counted.
+        select: Which epoch is saved and scored: the best on the evaluation split, the last, or the best on a part of
+            the training rows that is held out.
+        precision: The type of the frozen weights and of the encoder's products.
+        origin: For a method from outside of this package, the name of its file and a hash of the content.
+        task_origin: The same for a task that is not one of GLUE's.
+        head: The classification head: "model" for that of the model's type, None for RoBERTa's on every model.
+        start: The id of the cell of another task that this one continues from.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,10 +85,10 @@ class Cell(BaseModel):
     max_length: Annotated[int, Field(ge=4, le=2**16)] = 128
     select: Select = "best"
     precision: Precision = "float32"
-    origin: Name | None = None  # for a method from outside of this package: its file and a hash of the content
-    task_origin: Name | None = None  # the same for a task that is not GLUE's
-    head: Head | None = None  # "model": the classification head of the model's type; None: RoBERTa's, on every model
-    start: CellId | None = None  # the id of the cell of another task that it continues from
+    origin: Name | None = None
+    task_origin: Name | None = None
+    head: Head | None = None
+    start: CellId | None = None
 
     @cached_property
     def id(self) -> str:

@@ -196,7 +196,7 @@ MARKS += [
 ]
 
 
-def config_or_error(text: str) -> None:
+def assert_config_or_error(text: str) -> None:
     try:
         assert isinstance(parse_config(text, "-"), Config)
     except BenchError as error:
@@ -205,13 +205,13 @@ def config_or_error(text: str) -> None:
 
 @given(st.text() | st.lists(st.sampled_from(MARKS), max_size=25).map("".join))
 def test_any_text_gives_a_config_or_a_clear_error(text: str) -> None:
-    config_or_error(text)
+    assert_config_or_error(text)
 
 
 @given(st.dictionaries(KEYS, TREES, max_size=4))
 def test_any_tree_gives_a_config_or_a_clear_error(tree: dict[str, object]) -> None:
-    config_or_error(yaml.safe_dump({"name": "x", **tree}))
-    config_or_error(yaml.safe_dump({"name": "x", "defaults": tree}))
+    assert_config_or_error(yaml.safe_dump({"name": "x", **tree}))
+    assert_config_or_error(yaml.safe_dump({"name": "x", "defaults": tree}))
 
 
 # ---- --set

@@ -9,15 +9,16 @@ from typing import Any
 
 import jsonschema
 import pytest
-from typer.testing import CliRunner
 
-from lora_bench.cli.app import app
 from lora_bench.errors import DONE, NOTHING, USAGE
 from lora_bench.export.every_eval_ever import evaluation, path_of, write
 from lora_bench.records.schema import Record, SearchInfo
 from lora_bench.records.store import write_record
 from lora_bench.tasks import TASKS
 from lora_bench.testing import make_cell, make_epochs, make_record
+from tests.cli_kit import invoke
+
+EXPORT = ("export", "--to", "eee")
 
 NOW = 1_800_000_000
 
@@ -83,11 +84,6 @@ def test_text_from_outside_harms_neither_names_nor_json(schema: Any) -> None:
     assert path == path_of(record) != path_of(record_of("sst2", "files:x"))
 
 
-def invoke(*words: object) -> tuple[int, str]:
-    ended = CliRunner().invoke(app, ["export", "--to", "eee", *map(str, words)])
-    return ended.exit_code, ended.output
-
-
 def test_a_folder_or_some_cells(tmp_path: Path) -> None:
     results = tmp_path / "results"
     done = [record_of("sst2", seed=seed) for seed in range(3)]
@@ -95,15 +91,15 @@ def test_a_folder_or_some_cells(tmp_path: Path) -> None:
     trial = record_of("sst2", seed=100).model_copy(update={"search": SearchInfo(role="trial")})
     for record in (*done, failed, trial):
         write_record(results, record)
-    code, output = invoke("--results", results, "--out", tmp_path / "all")
+    code, output = invoke(*EXPORT, "--results", results, "--out", tmp_path / "all")
     assert code == DONE and "3 evaluations as Every Eval Ever 0.3.0; 1 without a score are left out" in output
     files = {path.relative_to(tmp_path / "all") for path in (tmp_path / "all").rglob("*.json")}
     assert files == {path_of(record) for record in done}
-    code, output = invoke(done[0].id, "--results", results, "--out", tmp_path / "one")
+    code, output = invoke(*EXPORT, done[0].id, "--results", results, "--out", tmp_path / "one")
     assert code == DONE and len(list((tmp_path / "one").rglob("*.json"))) == 1, output
-    code, output = invoke(failed.id, "--results", results, "--out", tmp_path / "none")
+    code, output = invoke(*EXPORT, failed.id, "--results", results, "--out", tmp_path / "none")
     assert code == NOTHING and "None of these cells has a score" in output and not (tmp_path / "none").exists()
-    code, output = invoke("--results", results, "--out", tmp_path / "all")
+    code, output = invoke(*EXPORT, "--results", results, "--out", tmp_path / "all")
     assert code == USAGE and "exists and is not an empty folder" in output
-    ended = CliRunner().invoke(app, ["export", "--to", "peft", "--out", str(tmp_path / "x")])
-    assert ended.exit_code == USAGE and "needs the id of a cell" in ended.output
+    code, output = invoke("export", "--to", "peft", "--out", tmp_path / "x")
+    assert code == USAGE and "needs the id of a cell" in output

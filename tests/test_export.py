@@ -15,10 +15,8 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from typer.testing import CliRunner
 
 from lora_bench import methods, tasks
-from lora_bench.cli.app import app
 from lora_bench.data.sources import Rows
 from lora_bench.data.tokens import tokenize
 from lora_bench.engine.adapters import saved
@@ -29,6 +27,7 @@ from lora_bench.export import trained as trains
 from lora_bench.records.schema import Record
 from lora_bench.records.store import write_record
 from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_cell, make_data, make_model, make_record
+from tests.cli_kit import export, invoke
 
 SIZES = {"rank": 4, "a": 7, "b": 6, "alpha": 8.0, "targets": "attention+dense"}
 PACKED = [name for name, recipe in methods.RECIPES.items() if not recipe.trains_backbone]
@@ -76,13 +75,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     made.run(blocks, limit=32, precision="float32", lr=2e-2)
     made.run([block for block in blocks if block["method"] == "lora"], precision="float32", lr=2e-2, seed=[1, 2])
     return made
-
-
-def export(bench: TinyBench, out: Path, *words: str) -> tuple[int, str]:
-    """`lora-bench export …` over the bench; its exit code and what it says."""
-    given = ["--out", str(out), "--results", str(bench.results), "--device", "cpu", "--offline"]
-    ended = CliRunner().invoke(app, ["export", *words, *given, "--model", str(bench.model)])
-    return ended.exit_code, ended.output
 
 
 def record_of(bench: TinyBench, method: str) -> Record:
@@ -248,10 +240,10 @@ def test_the_card_is_one_and_its_command_makes_the_cell(bench: TinyBench, tmp_pa
     assert "over 3 seeds" in card.text and "95% interval" in card.text
     command = next(line for line in card.text.splitlines() if line.startswith("lora-bench run "))
     words = shlex.split(command.replace("MODEL_DIR", str(bench.model)).replace("DATA_DIR", str(bench.rows)))
-    planned = CliRunner().invoke(app, ["plan", *words[2:], "--results", str(bench.results)])
-    assert planned.exit_code == 0, planned.output
-    assert "1 cell" in planned.output
-    assert "0 to train" in planned.output
+    code, planned = invoke("plan", *words[2:], "--results", bench.results)
+    assert code == 0, planned
+    assert "1 cell" in planned
+    assert "0 to train" in planned
 
 
 def test_the_licence_is_the_base_models_own(bench: TinyBench, tmp_path: Path) -> None:
@@ -279,7 +271,7 @@ def test_wishes_that_cannot_be(words: tuple[str, ...], code: int, said: str, ben
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_there_is_told(bench: TinyBench, tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported(bench: TinyBench, tmp_path: Path) -> None:
     name = record_of(bench, "lora").id
     out = tmp_path / "out"
     assert export(bench, out, "ffff", "--to", "peft")[0] == 4
@@ -287,10 +279,9 @@ def test_what_is_not_there_is_told(bench: TinyBench, tmp_path: Path) -> None:
     (out / "mine").write_text("mine")
     assert export(bench, out, name, "--to", "peft")[0] == 2
     assert [path.name for path in out.iterdir()] == ["mine"]
-    given = ["--out", str(tmp_path / "new"), "--results", str(bench.results)]
-    ended = CliRunner().invoke(app, ["export", name, "--to", "peft", *given])
-    assert ended.exit_code == 3
-    assert "--model DIR" in ended.output
+    code, said = invoke("export", name, "--to", "peft", "--out", tmp_path / "new", "--results", bench.results)
+    assert code == 3
+    assert "--model DIR" in said
     other = make_model(tmp_path / "other", vocab_size=70)
     with pytest.raises(BenchError, match="was trained over tiny@"):
         trains.load(name, bench.results, other, offline=True)

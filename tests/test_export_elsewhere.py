@@ -17,13 +17,12 @@ import transformers as hf
 import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
-from typer.testing import CliRunner
 
 from lora_bench import tasks
-from lora_bench.cli.app import app
 from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records
 from lora_bench.testing import TinyBench, make_data, make_model
+from tests import cli_kit
 
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TASKS = ("rte", "stsb")
@@ -146,9 +145,8 @@ def record_of(bench: TinyBench, task: str, method: str = "mini") -> Record:
 
 def export(bench: TinyBench, record: Record, form: str, out: Path) -> Path:
     """The cell exported to a new folder."""
-    given = ["--results", str(bench.results), "--model", str(bench.model), "--device", "cpu", "--offline"]
-    ended = CliRunner().invoke(app, ["export", record.id, "--to", form, "--out", str(out), *given])
-    assert ended.exit_code == 0, ended.output
+    code, said = cli_kit.export(bench, out, record.id, "--to", form)
+    assert code == 0, said
     return out
 
 
@@ -178,7 +176,7 @@ def held(root: Path, task: str) -> list[list[str]]:
     return [[json.loads(line)[column] for line in lines] for column in tasks.get(task).columns]
 
 
-def same_answers(logits: np.ndarray, labels: Any, said: str, record: Record) -> None:
+def assert_same_answers(logits: np.ndarray, labels: Any, said: str, record: Record) -> None:
     """The logits' answers are the record's predictions, and the labels have the task's names."""
     task = tasks.of(record.cell)
     if task.is_regression:
@@ -205,7 +203,7 @@ def test_the_cards_snippet_gives_the_records_predictions(
     record = record_of(bench, task)
     folder = export(bench, record, form, tmp_path / "out")
     code = snippet(folder).replace("THIS_FOLDER", str(folder)).replace("BASE_MODEL", str(bench.model))
-    same_answers(*answers(code, held(root, task), tmp_path), record)
+    assert_same_answers(*answers(code, held(root, task), tmp_path), record)
 
 
 def test_a_model_of_the_hub_is_named_and_found(root: Path, tmp_path: Path) -> None:
@@ -244,7 +242,7 @@ def test_a_model_of_the_hub_is_named_and_found(root: Path, tmp_path: Path) -> No
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "acme/tiny"
     code = snippet(folder).replace("THIS_FOLDER", str(folder))
-    same_answers(*answers(code, held(root, "rte"), tmp_path, env), record)
+    assert_same_answers(*answers(code, held(root, "rte"), tmp_path, env), record)
     (call,) = re.findall(r"`(AutoPeft\S+\(.*?\))`", card)
     auto = f"""from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
@@ -280,16 +278,16 @@ def test_a_folder_is_never_named_as_a_model_of_the_hub(
 
 def test_a_folder_named_sample_is_asked_for(sample: TinyBench, tmp_path: Path) -> None:
     """It is not the bundled encoder, which needs no `--model`."""
-    given = ["--out", str(tmp_path / "out"), "--results", str(sample.results), "--offline", "--device", "cpu"]
-    ended = CliRunner().invoke(app, ["export", record_of(sample, "rte").id, "--to", "peft", *given])
-    assert (ended.exit_code, "--model DIR" in ended.output) == (3, True), ended.output
+    given = ("--out", tmp_path / "out", "--results", sample.results, "--offline", "--device", "cpu")
+    code, said = cli_kit.invoke("export", record_of(sample, "rte").id, "--to", "peft", *given)
+    assert (code, "--model DIR" in said) == (3, True), said
 
 
 def test_the_bundled_encoder_is_said_to_be_it(root: Path, tmp_path: Path) -> None:
     bench = TinyBench(root / "none", root / "rows", root / "results-bundled")
     (record,) = bench.run([{"method": "lora", "rank": 2, "task": "rte"}], model="sample", epochs=1, precision="float32")
-    given = ["--results", str(bench.results), "--device", "cpu", "--offline", "--out", str(tmp_path / "out")]
-    assert CliRunner().invoke(app, ["export", record.id, "--to", "peft", *given]).exit_code == 0
+    given = ("--results", bench.results, "--device", "cpu", "--offline", "--out", tmp_path / "out")
+    assert cli_kit.invoke("export", record.id, "--to", "peft", *given)[0] == 0
     card = (tmp_path / "out/README.md").read_text()
     assert f"`{record.cell.model}`, which comes with lora-bench" in card
     assert "lora-bench run --model sample" in card

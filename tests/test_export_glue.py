@@ -13,17 +13,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from lora_bench import tasks
-from lora_bench.cli.app import app
 from lora_bench.data import DataSource
 from lora_bench.errors import BenchError
 from lora_bench.export import glue, unlabelled
 from lora_bench.records.schema import Record
+from lora_bench.records.store import read_records
 from lora_bench.tasks import TASKS
 from lora_bench.tasks.glue import DIAGNOSTIC
 from lora_bench.testing import TinyBench
+from tests import cli_kit
 
 NAMES = ("rte", "stsb", "mnli", "wnli")
 OFFICIAL = {  # rows, by the lines of a published submission
@@ -54,17 +54,13 @@ def hide(lines: list[str], path: Path) -> None:
 
 def record_of(bench: TinyBench, task: str) -> Record:
     """The cell of a task."""
-    from lora_bench.records.store import read_records
-
     return next(record for record in read_records(bench.results).records if record.cell.task == task)
 
 
 def export(bench: TinyBench, out: Path, names: tuple[str, ...], *words: str) -> tuple[int, str]:
     """`lora-bench export --to glue` for the cells of these tasks."""
     ids = [record_of(bench, name).id for name in names]
-    given = ["--results", str(bench.results), "--model", str(bench.model), "--device", "cpu", "--offline"]
-    ended = CliRunner().invoke(app, ["export", *ids, "--to", "glue", "--out", str(out), *given, *words])
-    return ended.exit_code, ended.output
+    return cli_kit.export(bench, out, *ids, "--to", "glue", *words)
 
 
 def answers(archive: Path) -> dict[str, list[str]]:
@@ -244,7 +240,7 @@ def test_a_test_split_written_by_pandas_is_refused(tmp_path: Path) -> None:
         ('{"sentence": "a", "idx": true}\n', "its index is not 0 to 0"),
     ],
 )
-def test_a_bad_test_split_is_told(content: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_test_split_is_reported(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2/test.jsonl").write_text(content)
     sst2 = TASKS["sst2"]

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
-from typer.testing import CliRunner
 
 from lora_bench import load_adapted_model
-from lora_bench.cli.app import app
 from lora_bench.errors import BenchError
 from lora_bench.export import trained
 from lora_bench.records.schema import Record
 from lora_bench.testing import VALIDATION_ROWS, TinyBench, make_data, make_model
+from tests import cli_kit
 
 TYPES = (
     "roberta", "bert", "xlm-roberta", "camembert", "electra", "mpnet", "distilbert", "deberta", "deberta-v2", "albert",
@@ -54,9 +53,7 @@ np.savez(asked["out"], **logits)
 
 def export(bench: TinyBench, record: Record, form: str, out: Path) -> tuple[int, str]:
     """`lora-bench export`; its exit code and what it says."""
-    given = ["--results", str(bench.results), "--model", str(bench.model), "--device", "cpu", "--offline"]
-    ended = CliRunner().invoke(app, ["export", record.id, "--to", form, "--out", str(out), *given])
-    return ended.exit_code, ended.output
+    return cli_kit.export(bench, out, record.id, "--to", form)
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +176,12 @@ def test_a_type_without_a_known_head(tmp_path: Path, rows: Path) -> None:
     (record,) = bench.run([{"method": "head"}], task="rte", epochs=1)
     code, said = export(bench, record, "merged", tmp_path / "out")
     assert (code, "another head" in said, "head=model" in said) == (2, True, False), said
-    words = ["run", "--model", str(bench.model), "--data-dir", str(rows), "--task", "rte", "--method", "head"]
-    given = ["--set", "head=model", "--results", str(tmp_path / "new"), "--device", "cpu", "--offline"]
-    ended = CliRunner().invoke(app, [*words, *given])
-    assert ended.exit_code == 3, ended.output
-    assert "the classification head of 'modernbert' cannot be trained here" in ended.output
-    assert "Leave `head` unset" in ended.output
+    words = ("run", "--model", bench.model, "--data-dir", rows, "--task", "rte", "--method", "head")
+    given = ("--set", "head=model", "--results", tmp_path / "new", "--device", "cpu", "--offline")
+    code, said = cli_kit.invoke(*words, *given)
+    assert code == 3, said
+    assert "the classification head of 'modernbert' cannot be trained here" in said
+    assert "Leave `head` unset" in said
 
 
 @pytest.mark.parametrize("kind", ["bert", "electra", "distilbert", "deberta"])

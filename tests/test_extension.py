@@ -135,7 +135,7 @@ def test_list_names_it(mine: Path) -> None:
             "import Factor", "import Factor, Recipe") + "", "abstract"),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_told_in_a_line(text: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_in_a_line(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(BenchError, match=said) as error:
@@ -167,7 +167,7 @@ def test_a_bad_file_is_told_in_a_line(text: str, said: str, tmp_path: Path) -> N
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("words", [("list", "methods", "--include"), ("check",)])
-def test_a_file_that_exits_or_says_nonsense_is_told_with_its_line(
+def test_a_file_that_exits_or_says_nonsense_is_reported_with_its_line(
     words: tuple[str, ...], text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a name relative to the working directory, as users give it."""
@@ -182,7 +182,7 @@ def test_a_file_that_exits_or_says_nonsense_is_told_with_its_line(
 
 
 @pytest.mark.parametrize("fault", ["1 / 0", "exit()", "[].pop()"])
-def test_a_method_that_fails_while_a_grid_is_planned_is_told_with_its_line(
+def test_a_method_that_fails_while_a_grid_is_planned_is_reported_with_its_line(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -228,7 +228,7 @@ def test_a_method_that_answers_nonsense_is_named_with_what_it_returned(
 
 
 @pytest.mark.parametrize("answer", ["exit()", "1 / 0"])
-def test_a_formula_that_fails_is_told_before_anything_trains(
+def test_a_formula_that_fails_is_reported_before_anything_trains(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -334,7 +334,7 @@ def test_a_hint_of_check_names_no_option_that_it_lacks(
     assert (code, said.splitlines()[-1]) == (2, hint)
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_what_is_no_file_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path / "none.py", tmp_path, tmp_path / "notes.txt"):
         if path.suffix == ".txt":
             path.write_text("notes")

@@ -23,7 +23,7 @@ from lora_bench.run import plan as plans
 from lora_bench.run.totals import totals
 from lora_bench.testing.data import make_data
 from lora_bench.testing.encoders import make_model
-from tests.robust.robust_kit import is_clear, lora_bench
+from tests.robust.robust_kit import assert_clear_error, lora_bench
 
 ROOT = Path(__file__).parents[1]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -65,7 +65,7 @@ def test_the_paper_on_cards_of_all_kinds() -> None:
 def test_a_head_that_cannot_be_trained_is_refused_as_by_run() -> None:
     options = ("--task", "rte", "--method", "lora", "--set", "head=model", "--device", "H100", "--model")
     refused = lora_bench("plan", *options, "answerdotai/ModernBERT-base")
-    is_clear(refused, MISSING, "head=model: the classification head of 'modernbert' cannot be trained here.")
+    assert_clear_error(refused, MISSING, "head=model: the classification head of 'modernbert' cannot be trained here.")
     assert lora_bench("plan", *options, "FacebookAI/roberta-base").code == DONE
 
 
@@ -102,10 +102,12 @@ def test_several_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lora_bench.run.environment.count_gpus", lambda: 8)  # those of this machine, if nothing is said
     assert first_line(*options, "--engine", "ray") == line
     assert "GPU" not in first_line(*options)
-    is_clear(lora_bench("plan", *options, "--engine", "cloud"), 2, "no engine 'cloud'")
-    is_clear(lora_bench("plan", *options, "--address", "auto"), 2, "--address")
-    is_clear(lora_bench("run", *options, "--gpus", "8"), 2, "--gpus")
-    is_clear(lora_bench("plan", "--preset", "paper", "--device", "cpu", "--gpus", "8"), 2, "exclude each other")
+    assert_clear_error(lora_bench("plan", *options, "--engine", "cloud"), 2, "no engine 'cloud'")
+    assert_clear_error(lora_bench("plan", *options, "--address", "auto"), 2, "--address")
+    assert_clear_error(lora_bench("run", *options, "--gpus", "8"), 2, "--gpus")
+    assert_clear_error(
+        lora_bench("plan", "--preset", "paper", "--device", "cpu", "--gpus", "8"), 2, "exclude each other"
+    )
 
 
 @pytest.mark.parametrize(

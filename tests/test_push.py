@@ -10,9 +10,7 @@ import huggingface_hub.constants
 import pytest
 import yaml
 from huggingface_hub import parse_eval_result_entries
-from typer.testing import CliRunner
 
-from lora_bench.cli.app import app
 from lora_bench.errors import DONE, MISSING, USAGE, BenchError
 from lora_bench.export import card
 from lora_bench.export import trained as trains
@@ -21,6 +19,7 @@ from lora_bench.records import archive
 from lora_bench.records.store import read_records, write_record
 from lora_bench.tasks.glue import HUB_REVISION
 from lora_bench.testing import TinyBench, make_cell, make_record
+from tests.cli_kit import invoke
 from tests.fake_hub import FakeHub, serving
 
 REPO = "me/adapter"
@@ -43,11 +42,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> TinyBench:
     bench = TinyBench.create(tmp_path_factory.mktemp("bench"), "sst2")
     bench.run([{"method": "lora", "rank": 2, "targets": "qv"}], epochs=1, precision="float32")
     return bench
-
-
-def invoke(*words: object) -> tuple[int, str]:
-    ended = CliRunner().invoke(app, [str(word) for word in words])
-    return ended.exit_code, ended.output
 
 
 def export(bench: TinyBench, out: Path, *words: str) -> tuple[int, str]:

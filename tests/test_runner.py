@@ -20,7 +20,7 @@ from lora_bench.errors import MISSING, BenchError
 from lora_bench.records.store import read_records
 from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
-from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_model
 
 HEAD = 32 * 32 + 32 + 2 * 32 + 2
 MODULES = 2 * 3  # layers, and query, key and value in each
@@ -30,24 +30,6 @@ MIXED: Blocks = (
     {"method": "mini", "rank": [2, 4], "a": 8, "b": 6},
     {"method": "xs", "rank": 3},
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The encoder."""
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
-    """An empty results folder over the encoder and the data."""
-    return TinyBench(model, rows, tmp_path / "results")
 
 
 def test_a_grid_becomes_records_a_table_and_adapters(bench: TinyBench) -> None:

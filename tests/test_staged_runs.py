@@ -24,7 +24,7 @@ from lora_bench.run.status import CellStatus
 from lora_bench.testing import QuietView, make_epochs, make_record
 from lora_bench.testing.data import make_data
 from lora_bench.testing.encoders import make_model
-from tests.robust.robust_kit import is_clear, lora_bench
+from tests.robust.robust_kit import assert_clear_error, lora_bench
 from tests.robust.stub_worker import StubWorker
 
 # ---- without training
@@ -167,11 +167,11 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_cells(tmp_path: Path,
     def noted(cells: Sequence[Cell]) -> None:
         packs.append(tuple(cell.id for cell in cells))
 
-    plan = plans.make(staged(), tmp_path / "peace", 5)
+    plan = plans.make(staged(), tmp_path / "uninterrupted", 5)
     expected = Runner(
-        plan, Options(tmp_path / "peace"), QuietView(), executor=LocalExecutor(Scoring(plan, on_cells=noted))
+        plan, Options(tmp_path / "uninterrupted"), QuietView(), executor=LocalExecutor(Scoring(plan, on_cells=noted))
     ).run()
-    in_peace, draw = list(packs), random.Random(seed)
+    uninterrupted, draw = list(packs), random.Random(seed)
     packs.clear()
     for _ in range(100):
         left = draw.randrange(1, 6)
@@ -190,7 +190,7 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_cells(tmp_path: Path,
             break
         except KeyboardInterrupt:
             continue
-    assert packs == in_peace
+    assert packs == uninterrupted
     assert plain(records) == plain(expected)
 
 
@@ -413,5 +413,5 @@ def test_what_cannot_be_is_refused_before_anything_trains(
     ended = lora_bench(
         command, "--config", str(path), "--model", "sample", "--results", str(tmp_path / "out"), *options
     )
-    is_clear(ended, 2, words)
+    assert_clear_error(ended, 2, words)
     assert not (tmp_path / "out").exists()

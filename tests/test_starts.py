@@ -119,6 +119,7 @@ def test_a_start_is_worth_something(trained: TinyBench) -> None:
     bench = another(trained, trained.results.parent / "without")
     alone = {r.cell.method: r for r in bench.run(ALL, **SETTINGS | {"start": None})}
     continued = {r.cell.method: r for r in read_records(trained.results).records if r.cell.start is not None}
+    assert continued.keys() == alone.keys()
     for method, record in continued.items():
         assert record.epochs[0].loss != alone[method].epochs[0].loss, method
 

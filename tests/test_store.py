@@ -141,7 +141,7 @@ WAYS: dict[str, Callable[[dict[str, Any]], bytes]] = {
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_spoiled_file_is_told_of_and_the_others_are_read(tmp_path: Path, how: str) -> None:
+def test_a_spoiled_file_is_reported_and_the_others_are_read(tmp_path: Path, how: str) -> None:
     good, bad = record(), record(cell={"seed": 4})
     write_record(tmp_path, good)
     write_record(tmp_path, bad)
@@ -155,7 +155,7 @@ def test_a_spoiled_file_is_told_of_and_the_others_are_read(tmp_path: Path, how: 
     assert "\n" not in why
 
 
-def test_a_record_under_another_name_is_told_of(tmp_path: Path) -> None:
+def test_a_record_under_another_name_is_reported(tmp_path: Path) -> None:
     one = record()
     write_record(tmp_path, one)
     record_path(tmp_path, one.id).rename(tmp_path / "cells" / "copy.json")
@@ -164,7 +164,7 @@ def test_a_record_under_another_name_is_told_of(tmp_path: Path) -> None:
     assert [reason for _, reason in loaded.broken] == ["its id is not its file's name"]
 
 
-def test_a_folder_in_the_place_of_a_record_is_told_of(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_record_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cells" / "folder.json").mkdir(parents=True)
     (tmp_path / "cells" / "gone.json").symlink_to(tmp_path / "nothing")
     assert len(read_records(tmp_path).broken) == 2

@@ -99,7 +99,7 @@ def test_what_ends_the_line_of_a_record_does_not_matter(tmp_path: Path, end: byt
 
 
 @pytest.mark.parametrize("end", [b"", b"x\n", b"\x0b", b",\n"])
-def test_a_line_that_does_not_end_or_ends_otherwise_is_told_in_words(tmp_path: Path, end: bytes) -> None:
+def test_a_line_that_does_not_end_or_ends_otherwise_is_reported_in_words(tmp_path: Path, end: bytes) -> None:
     one = record()
     write_record(tmp_path, one)
     path = record_path(tmp_path, one.id)
@@ -108,7 +108,7 @@ def test_a_line_that_does_not_end_or_ends_otherwise_is_told_in_words(tmp_path: P
         read_record(path)
 
 
-def test_what_a_record_lacks_is_told_in_words(tmp_path: Path) -> None:
+def test_what_a_record_lacks_is_reported_in_words(tmp_path: Path) -> None:
     path = rewritten(tmp_path)
     content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("crc32", "metric")}
     path.write_bytes(seal(json.dumps(content)))
@@ -148,14 +148,14 @@ def test_the_folders_are_made_and_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "folder"), [("metrics.csv", True), ("cells", False), ("adapters", False)])
-def test_a_place_that_is_taken_is_told_before_anything_is_written(tmp_path: Path, name: str, folder: bool) -> None:
+def test_a_place_that_is_taken_is_reported_before_anything_is_written(tmp_path: Path, name: str, folder: bool) -> None:
     (tmp_path / name).mkdir() if folder else (tmp_path / name).touch()
     with pytest.raises(BenchError, match=rf"The results folder '{tmp_path}' cannot be used: ") as caught:
         prepare(tmp_path)
     assert caught.value.code == MISSING
 
 
-def test_a_folder_that_cannot_be_written_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders are there, the disk is not."""
     prepare(tmp_path)
 
@@ -322,7 +322,7 @@ def test_a_link_that_leads_nowhere_makes_room(tmp_path: Path) -> None:
     assert not path.is_symlink()
 
 
-def test_a_record_larger_than_any_is_told_of_and_not_read(tmp_path: Path) -> None:
+def test_a_record_larger_than_any_is_reported_and_not_read(tmp_path: Path) -> None:
     """Of 64 MiB and a byte, or 1 TB: a sparse file takes no room on the disk, but its bytes would in memory."""
     sound = record()
     write_record(tmp_path, sound)
@@ -337,7 +337,7 @@ def test_a_record_larger_than_any_is_told_of_and_not_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("filling", [b"\0", b"\n", b"{}\n"])
-def test_an_archive_that_unpacks_to_more_than_memory_is_told_of(tmp_path: Path, filling: bytes) -> None:
+def test_an_archive_that_unpacks_to_more_than_memory_is_reported(tmp_path: Path, filling: bytes) -> None:
     """What comes before is kept, and what follows is not unpacked."""
     sound = record()
     packed = gzip.compress(record_text(sound)) + gzip.compress(filling * (2**28 // len(filling)), 1)

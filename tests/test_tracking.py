@@ -100,11 +100,6 @@ LOGGER_TYPE_TO_CLASS = {"wandb": Tracker, "trackio": Other}
 """
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> TinyBench:
-    return TinyBench.create(tmp_path, "sst2")
-
-
 def train(bench: TinyBench, *names: str) -> tuple[list[Record], list[str]]:
     """Two cells of two epochs, with these trackers: the records and the warnings."""
     plan, view = bench.plan([{"method": "lora", "rank": [1, 2], "targets": "qv"}]), QuietView()

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from lora_bench.cell import Cell
-from lora_bench.cli.app import app
 from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
 from lora_bench.grid import choose
 from lora_bench.records import archive
@@ -18,6 +16,7 @@ from lora_bench.records.schema import Record, SearchInfo, Status
 from lora_bench.records.store import read_records, record_path, write_record
 from lora_bench.run.publish import RecordStore
 from lora_bench.testing import make_epochs, make_record
+from tests.cli_kit import invoke
 
 
 def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "done", **cell: Any) -> Record:
@@ -26,11 +25,6 @@ def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "d
     searched = Cell.model_validate(settings | {"seed": seed, "lr": lr, "select": "held-out"} | cell)
     epochs = make_epochs(0.9, 0.5, held_out=() if held_out is None else (held_out - 0.1, held_out))
     return make_record(None, cell=searched, epochs=epochs, status=status)
-
-
-def invoke(*arguments: object) -> tuple[int, str]:
-    ended = CliRunner().invoke(app, [str(each) for each in arguments])
-    return ended.exit_code, ended.output
 
 
 @pytest.fixture
@@ -237,7 +231,7 @@ def test_a_file_counts_before_the_archive(folder: Callable[..., Path]) -> None:
     assert store.records[one.id] == one
 
 
-def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) -> None:
+def test_a_damaged_archive_is_reported_at_every_length(folder: Callable[..., Path]) -> None:
     results = folder(record(1e-3, 0.6), record(2e-3, 0.7))
     invoke("archive", "--results", results)
     path = archive.path_of(results)
@@ -257,6 +251,6 @@ def test_a_damaged_archive_is_told_at_every_length(folder: Callable[..., Path]) 
     assert path.read_bytes() == content[:-9]
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     for command in ("choose", "archive"):
         assert invoke(command, "--results", tmp_path)[0] == NOTHING

@@ -24,7 +24,7 @@ from lora_bench.verdict.folder import Ready, begin
 from lora_bench.verdict.precision import ELSEWHERE, HERE, MEASURED, deviations_of
 from lora_bench.verdict.question import FACTORS, add_look, rates_around, seeds_without
 from lora_bench.verdict.sizes import choose_sizes
-from tests.robust.robust_kit import is_clear, lora_bench
+from tests.robust.robust_kit import assert_clear_error, lora_bench
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--model", "sample", "--task", "cola", "--task", "wnli", "--targets", "qv", "--sizes", "1", "--seeds", "3")
@@ -190,7 +190,7 @@ def test_the_minutes_that_are_named_are_enough() -> None:
     """Rounded up: `0.6 minutes are not enough: they take about 0.6` helps nobody."""
     command = ("verdict", "xs", *MPNET, "--targets", "qv", "--sizes", "1", "--minutes")
     few = lora_bench(*command, "0.5")
-    is_clear(few, 2, "Give --minutes ")
+    assert_clear_error(few, 2, "Give --minutes ")
     (needed,) = re.findall(r"Give --minutes ([\d.]+) or more", few.errors)
     assert " 1 task, " in lora_bench(*command, needed).out
 
@@ -222,13 +222,13 @@ def test_the_minutes_that_are_named_are_enough() -> None:
 )
 def test_what_cannot_be_asked_ends_in_two_lines(options: tuple[str, ...], words: str) -> None:
     code = 3 if "--model" in options else 2
-    is_clear(lora_bench("verdict", "xs", *MPNET, *options), code, words)
+    assert_clear_error(lora_bench("verdict", "xs", *MPNET, *options), code, words)
 
 
 def test_a_method_that_breaks_a_contract_is_not_trained() -> None:
     Path("broken.py").write_text(BROKEN, encoding="utf-8")
     with methods.registered():
-        is_clear(lora_bench("verdict", "broken.py", *TINY, *FAST), 2, "lora-bench check broken.py")
+        assert_clear_error(lora_bench("verdict", "broken.py", *TINY, *FAST), 2, "lora-bench check broken.py")
     assert not Path("results").exists()
 
 
@@ -238,7 +238,7 @@ def test_a_fault_that_names_every_weight_is_shortened() -> None:
     Path("long.py").write_text(long, encoding="utf-8")
     with methods.registered():
         ended = lora_bench("verdict", "long.py", *TINY, *FAST)
-    is_clear(ended, 2, "lora-bench check long.py")
+    assert_clear_error(ended, 2, "lora-bench check long.py")
     assert max(map(len, ended.errors.splitlines())) < 500
 
 
@@ -275,8 +275,8 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
     again = lora_bench("verdict", "vera", *TINY, *FAST)
     assert "0 cells to train on cpu, about 30 s until the page is there" in again.out
     for other in (("--margin", "2"), ("--seeds", "4")):
-        is_clear(lora_bench("verdict", "vera", *TINY, *FAST, *other), 2, "--results")
-    is_clear(lora_bench("verdict", "xs", *TINY, *FAST, "--results", str(results)), 2, "another verdict")
+        assert_clear_error(lora_bench("verdict", "vera", *TINY, *FAST, *other), 2, "--results")
+    assert_clear_error(lora_bench("verdict", "xs", *TINY, *FAST, "--results", str(results)), 2, "another verdict")
 
     more = lora_bench("verdict", "vera", "--model", "sample", "--more")
     assert more.code == 0, more
@@ -289,7 +289,7 @@ def test_the_whole_command_on_the_bundled_sample() -> None:
 
     config_text = (results / "verdict.yaml").read_bytes()
     (results / "verdict.yaml").unlink()
-    is_clear(lora_bench("verdict", "vera", *TINY, *FAST, "--seeds", "6"), 2, "each look has to count")
+    assert_clear_error(lora_bench("verdict", "vera", *TINY, *FAST, "--seeds", "6"), 2, "each look has to count")
     (results / "verdict.yaml").write_bytes(config_text)
 
     before = (results / "metrics.csv").read_bytes()
@@ -318,10 +318,10 @@ def test_what_is_in_the_folder_must_be_of_the_same_verdict() -> None:
 
     folder = make_data(Path("data"), "cola", "wnli")
     other_data = lora_bench("verdict", "vera", "--model", "sample", "--more", "--data-dir", str(folder))
-    is_clear(other_data, 2, "Give the same --model and --data-dir as then")
+    assert_clear_error(other_data, 2, "Give the same --model and --data-dir as then")
 
     (results / "verdict.yaml").unlink()
-    is_clear(
+    assert_clear_error(
         lora_bench("verdict", "vera", *TINY, *FAST, "--margin", "2", "--epochs", "2"),
         2,
         "12 cells of other settings or seeds",
@@ -345,7 +345,7 @@ def test_a_look_that_cannot_end_gets_no_seeds() -> None:
     ended = lora_bench("verdict", "vera", *TINY, *rates)
     assert ended.code == 1, ended
     assert "vera r=64 on qv against lora r=1: not finished" in ended.out
-    is_clear(lora_bench("verdict", "vera", "--model", "sample", "--more"), 2, "--retry failed,diverged,oom")
+    assert_clear_error(lora_bench("verdict", "vera", "--model", "sample", "--more"), 2, "--retry failed,diverged,oom")
     assert load_config(Path("results/verdict-vera-lora/verdict.yaml")).compare.looks == (3,)
 
 
@@ -451,7 +451,7 @@ def test_another_text_of_the_method_gets_no_look(name: str) -> None:
         assert lora_bench(*more).code == 0
     mine(name, "(shape.outputs + shape.inputs)")
     with methods.registered():
-        is_clear(lora_bench(*more), 2, "another verdict")
+        assert_clear_error(lora_bench(*more), 2, "another verdict")
 
 
 @pytest.mark.parametrize(
@@ -474,4 +474,4 @@ def test_a_config_that_was_edited_gets_no_look(written: str, edited: str) -> Non
     more = ("verdict", "vera", "--model", "sample", "--more", "--dry-run")
     assert lora_bench(*more).code == 0
     file.write_text(edited.join(text.rsplit(written, 1)), encoding="utf-8")
-    is_clear(lora_bench(*more), 2, "is not what `lora-bench verdict` wrote")
+    assert_clear_error(lora_bench(*more), 2, "is not what `lora-bench verdict` wrote")

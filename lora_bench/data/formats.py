@@ -24,10 +24,10 @@ INDEX = ("idx", "index", "id")  # the column of row numbers: on the Hub, in GLUE
 UNQUOTED = "Write parquet, jsonl, csv, or a tsv without quotes (quoting=csv.QUOTE_NONE), as GLUE's are."
 _CSV_HINT = 'Put texts with commas, quotes or line breaks between quotes ("), and double the quotes in them.'
 _MIN_BATCH, _MAX_BATCH = 64, 256  # rows that are unpacked at once (chosen)
-# From how many texts in quotes on a tsv counts as quoted (chosen; see `_first_quoted`).
+# How many texts must be in quotes for a tsv to count as quoted (chosen; `_first_quoted` has the three rules).
 _MANY_QUOTED = 8
 _QUOTED_SHARE = 0.05  # of all texts; in GLUE at most 0.02, and ten times as many texts have quotes elsewhere
-_QUOTED_WITH_COMMA = 3  # if these are exactly the texts with a comma
+_QUOTED_WITH_COMMA = 3  # if they are exactly the texts with a comma
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ def read_parquet(content: bytes, where: str, task: Task, labelled: bool) -> Raw:
 
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         layout = _layout(file.schema_arrow.names, task, labelled, where)
-        # The sizes of row groups only: asking for the size of a column aborts the process if the file is damaged.
+        # Sizes are taken from row groups: asking for that of a column aborts the process if the file is damaged.
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         packed = sum(group.total_byte_size for group in groups)
         _check_size(where, file.metadata.num_rows, packed)

@@ -50,7 +50,7 @@ class Rows:
 
 
 def candidates(root: Path, task: Task, split: str) -> list[Path]:
-    """Return the files that may contain a split, in the order of trial. The third name is that of the Hub."""
+    """Return the files that may contain a split, in the order in which they are tried. The third name is the Hub's."""
     names = [f"{split}.parquet", f"{split}.jsonl", f"{split}-00000-of-00001.parquet"]
     names += [f"{split}.tsv"] if task.tsv is None else [tsv_file(split), f"{split}.tsv"]
     return [folder / name for folder in _folders(root, task) for name in [*names, f"{split}.csv"]]

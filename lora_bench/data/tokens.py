@@ -1,7 +1,8 @@
 """Tokenizes rows into a flat table of tokens.
 
-A table of tokens contains the sequences of a split one after another, without padding, and their offsets, so that a
-batch is a gather. It may be cached in a file: 32 bytes of SHA-256, then an .npz. A file with a wrong hash is replaced.
+A table of tokens contains the sequences of a split one after another, without padding, and their offsets, so that one
+indexing operation gathers a batch. It may be cached in a file: 32 bytes of SHA-256, then an .npz. A file with a wrong
+hash is replaced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an evaluation makes of logits: predictions, the task's metrics and the calibration of each cell."""
+"""Evaluation: from logits to predictions, the task's metrics and the calibration of each cell."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def decide(logits: Tensor) -> Tensor:
 
 
 def evaluated_rows(logits: Tensor, labels: Tensor) -> Tensor:
-    """All that scores need of each row, `[1, K, B]` for a regression, else `[1 + ROW_VALUES, K, B]`.
+    """All that scores need of each row, in float64: `[1, K, B]` for a regression, else `[1 + ROW_VALUES, K, B]`.
 
     The predictions come first, then the values of `engine.calibration.row_values`.
     """
@@ -73,7 +73,7 @@ def evaluated_rows(logits: Tensor, labels: Tensor) -> Tensor:
 def reduce_rows(
     pack: Pack, table: Table, reduce: Callable[[Tensor, Tensor], Tensor], should_pause: Callable[[], bool]
 ) -> NDArray[np.float64]:
-    """What `reduce` makes of all rows, `[values, K, rows]` in the table's order.
+    """Apply `reduce` to the logits of all rows; `[values, K, rows]` in the table's order.
 
     Args:
         pack: The cells.
@@ -93,7 +93,7 @@ def reduce_rows(
         if should_pause():
             raise PausedError
     values = np.empty((*parts[0][1].shape[:2], len(table)))
-    for rows, part in parts:  # only now, since the copy waits for the device
+    for rows, part in parts:  # after all batches are issued, since each copy waits for the device
         values[:, :, rows] = part.cpu().numpy()
     return values
 

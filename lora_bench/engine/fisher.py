@@ -53,7 +53,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Uncertain:
-    """A matrix in one forward and some backward passes over a batch.
+    """What one batch gives for a matrix of the posterior, from a forward and some backward passes.
 
     Attributes:
         inputs: a of each token, `[tokens, in]`.
@@ -71,9 +71,9 @@ class Gaussian:
     """The posterior of one cell.
 
     Attributes:
-        bases: The eigenvectors of both Kronecker factors of each matrix, `[out, out]` and `[in, in]`.
-        values: The eigenvalues of its information, `[out, in]`.
-        precision: λ, that of the prior.
+        bases: For each matrix the eigenvectors of its two Kronecker factors, `[out, out]` and `[in, in]`.
+        values: For each matrix the eigenvalues of its information, `[out, in]`.
+        precision: λ, the precision of the prior.
     """
 
     bases: list[tuple[Tensor, Tensor]]
@@ -82,7 +82,7 @@ class Gaussian:
 
 
 class Linearised:
-    """One cell, through transformers' own code, with the inputs and gradients of its uncertain matrices.
+    """One cell, run through transformers' own code, with the inputs and gradients of the posterior's matrices recorded.
 
     Args:
         pack: A pack of one.
@@ -96,7 +96,7 @@ class Linearised:
         self._outputs: dict[str, Tensor] = {}
 
     def parameters(self) -> list[Tensor]:
-        """The uncertain matrices as they are."""
+        """The trained values of the posterior's matrices, in the order of `passes`."""
         if self.over == "output-layer":
             parts = self.pack.heads.parts(self.pack.heads.block.matrix.detach())
             return [parts["out_proj.weight"][0], parts["out_proj.bias"][0].mT]
@@ -117,7 +117,7 @@ class Linearised:
         """
         pack, count = self.pack, len(batch.rows)
         pack.compose()
-        # Without operands, as the hooks have those of the one cell: on padded rows it would run inside vmap otherwise.
+        # Operands are not passed, since the hooks have those of the one cell: with them, padded rows would use vmap.
         with torch.set_grad_enabled(self.over == "factors"):
             hidden = pack.backbone.encode(batch, 1, rows=batch.first)
         features = pack.heads.features(pack.heads.block.matrix, hidden, None)
@@ -156,7 +156,7 @@ class Linearised:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Have the inputs and outputs of the adapted weights recorded."""
+        """Record the inputs and outputs of the adapted weights during the block."""
         linears = self.pack.backbone.linears()
         names = [n for g in self.pack.bank.groups for n in g.modules] if self.over == "factors" else []
         with self.pack:
@@ -190,6 +190,7 @@ def fit(pack: Pack, over: str, table: Table) -> Gaussian:
         over: See `rules.FisherPosterior`.
         table: The rows.
     """
+    # For each matrix the two sums of the module's docstring, over all batches: of g gᵀ and of a aᵀ.
     model = Linearised(pack, over)
     totals: list[list[Tensor]] = []
     with model.hooked():
@@ -207,7 +208,10 @@ def fit(pack: Pack, over: str, table: Table) -> Gaussian:
 
 
 def _class_terms(logits: Tensor) -> list[Tensor]:
-    """For each class the sum over the rows of √p · -log p, with √p constant: the exact Fisher information's terms."""
+    """For each class the sum over the rows of √p · -log p, with √p constant.
+
+    The outer products of their gradients, summed over the classes, are the exact Fisher information.
+    """
     log_p = logits.log_softmax(-1)
     weighted = -(log_p.detach() / 2).exp() * log_p
     return list(weighted.sum(0))
@@ -219,11 +223,11 @@ def _gram(values: Tensor) -> Tensor:
 
 
 def prior_precision(values: Tensor, square: float) -> float:
-    """λ with about the largest marginal likelihood: `PRIOR_STEPS` of Adam on log λ, from λ = 1.
+    """The λ that about maximises the marginal likelihood: `PRIOR_STEPS` steps of Adam on log λ, from λ = 1.
 
     Args:
-        values: The eigenvalues of the information of all matrices.
-        square: The square of the norm of all of them.
+        values: The eigenvalues of the information of all matrices, `[n]`.
+        square: The sum of the squares of all values of the matrices, ‖θ‖².
     """
     log_precision = torch.zeros((), dtype=torch.float64, device=values.device, requires_grad=True)
     optimiser = torch.optim.Adam([log_precision], lr=PRIOR_RATE)

@@ -22,9 +22,9 @@ from lora_bench.engine.encoder.windows import Batch, Form
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.shortage import is_shortage
 
-MIN_STEPS = 50  # chosen: a shape that comes so often is worth its recording
-# A pack is small up to so many slots × cells × linear weights per step. 85e6 are the linear weights of a base-sized
-# encoder (12 layers of 768); the number of slots is chosen.
+MIN_STEPS = 50  # from so many steps on, recording a shape takes less time than it saves (chosen)
+# Graphs are recorded for packs with at most this product of slots, cells and linear weights in a step. 85e6 are the
+# linear weights of a base-sized encoder (12 layers of 768); the other factor, slots × cells, is chosen.
 MAX_WORK = 2**15 * 85e6
 
 DeviceStep = Callable[[Batch, Masks], Tensor]

@@ -1,4 +1,4 @@
-"""How many outliers each layer of the encoder has, by which layers are drawn (`rules.LayerDraws`).
+"""The share of outliers of each layer of the encoder, by which layers are drawn (`rules.LayerDraws`).
 
 The measure is that of OWL (arXiv 2310.05175, luuyin/OWL `prune_all.py`): of the values `|W[i, j]| · ‖x[j]‖₂` of all
 linear weights of a layer, the share above a multiple of their mean; x[j] are the j-th inputs of all tokens of a sample.

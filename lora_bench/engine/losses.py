@@ -12,7 +12,7 @@ def batch_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     Args:
         logits: `[K, B, outputs]`. One output means regression, by squared error; more mean cross-entropy.
         labels: `[B]`, shared by all cells.
-        weights: What each row counts, `[B]`: 1 / rows, and 0 for the empty places of a padded batch.
+        weights: The weight of each row's loss, `[B]`: 1 / rows, and 0 for the empty entries of a padded batch.
 
     Returns:
         The losses, `[K]`.

@@ -106,7 +106,7 @@ class Masks:
     def draw(self, generator: torch.Generator, windows: int, rows: int) -> Masks:
         """Fill the masks of the first `windows` windows and `rows` sequences from the random stream.
 
-        `draw_mask` goes on from where the stream is then.
+        `draw_mask` continues the stream after them.
         """
         self._stream = generator
         self._encoder.draw(generator, windows)

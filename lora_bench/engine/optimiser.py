@@ -49,7 +49,7 @@ class PackedAdamW:
         active: Whether the loss and the gradient of each cell have been finite so far, `[K]`. A cell that is not
             active keeps its values.
         steps_taken: How many updates each cell has taken, `[K]`.
-        first, second: Adam's moments of each block.
+        first, second: Adam's moments of each block, with the shape of its matrix.
         count: How many steps have been taken, `[1]`. It is on the device, so that a CUDA graph can count.
         is_recordable: Whether a step does the same whatever its number, so that a CUDA graph can hold it.
     """
@@ -102,11 +102,14 @@ class PackedAdamW:
         return torch.ones_like(norms) if self.clips is None else (self.clips / (norms + CLIP_EPSILON)).clamp(max=1)
 
     def memory(self) -> dict[str, Tensor]:
-        """What the next step depends on beside values, moments and counts, by name, on the CPU; for packs of one."""
+        """What the next step depends on besides values, moments and counts, by name, on the CPU.
+
+        Nothing here; `RuledAdamW`, whose packs have one cell, returns its bases and counts.
+        """
         return {}
 
     def load_memory(self, memory: Mapping[str, Tensor]) -> None:
-        """Overwrite it with what `memory` has returned."""
+        """Restore what `memory` has returned."""
 
     def norms(self, gradients: Sequence[Tensor]) -> Tensor:
         """The 2-norm of the gradient of all that each cell trains, `[K]`."""
@@ -119,6 +122,7 @@ class PackedAdamW:
     def _update(
         block: Block, gradient: Tensor, moments: tuple[Tensor, Tensor], by_row: ByRow, corrections: Tensor
     ) -> None:
+        # One step of AdamW in place; a row that is not active keeps its values. `kernels.optimiser` does the same.
         if uses_kernels(block.matrix):
             from lora_bench.engine.kernels import optimiser
 

@@ -41,7 +41,7 @@ class PosteriorScores:
 
 
 def evaluate(trainer: Trainer, progress: Progress) -> PosteriorScores | None:
-    """Fit the posterior of a cell that has ended, and score it; None where there is none.
+    """Fit the posterior of a cell that has ended, and score it; None for a cell without one.
 
     Args:
         trainer: The trainer of its pack.

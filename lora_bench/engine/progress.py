@@ -1,4 +1,4 @@
-"""What is known of a cell while it trains."""
+"""The progress of a cell while it trains: its losses and metrics so far, and its best epoch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def _no_steps() -> NDArray[np.float64]:
 
 @dataclass
 class Progress:
-    """What is known of one cell so far.
+    """The progress of one cell.
 
-    A cell that diverges is recorded to the end of that epoch, whatever pack it is in.
+    A cell that diverges is recorded to the end of that epoch, so that its record does not depend on its pack.
 
     Attributes:
         cell: The cell.

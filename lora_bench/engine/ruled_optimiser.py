@@ -1,8 +1,8 @@
 """AdamW for whole encoders whose weights train by a rule: projected gradients, or some layers at a time.
 
-A pack of one. Moments of a projected gradient lie at the beginning of the weight's own stretch of the moments'
-matrices, so that they take no more memory than those of full fine-tuning, and no less; checkpoints hold them as any
-other moments. The head trains as in every pack.
+A pack of one. The moments of a projected gradient lie at the beginning of the range of columns that its weight has in
+the matrices of moments. So they take as much memory as those of full fine-tuning, and checkpoints hold them as they
+hold any other moments. The head trains as in every pack.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from lora_bench.engine.encoder.windows import Batch
 from lora_bench.engine.optimiser import BETA1, BETA2, CLIP_EPSILON, PackedAdamW
 from lora_bench.methods.rules import LayerDraws
 
-NO_SHARE = 1e-9  # of a layer without outliers: it is drawn when no other is left (chosen; the weights then are alike)
+# The share that a layer without outliers counts as: far below any real one, so that it is drawn only when no other is
+# left (chosen; its logarithm must be finite).
+NO_SHARE = 1e-9
 
 
 class _Entries(NamedTuple):
@@ -35,8 +37,9 @@ class _Entries(NamedTuple):
 
     Attributes:
         trained: Whether it belongs to a parameter that trains.
-        updated: Whether Adam's moments at this place are updated: of a projected weight, those in its directions.
-        decay: The weight decay.
+        updated: Whether Adam's moments of this entry are updated. A projected weight has moments of its projected
+            gradient alone, in the first of its entries.
+        decay: The weight decay; 0 where it does not apply.
     """
 
     trained: Tensor
@@ -55,8 +58,10 @@ class RuledAdamW(PackedAdamW):
         shares: Returns the share of outliers of each layer above a threshold.
 
     Attributes:
-        bases: P of each projected weight, as rows `[rank, in]` or columns `[out, rank]`.
-        taken: How many steps each parameter has trained, which Adam's bias corrections and the gap count.
+        bases: P of each projected weight by its name, as rows `[rank, in]` or columns `[out, rank]`.
+        taken: In how many steps each parameter has trained: Adam's bias corrections and the gap count these.
+        layers: The names of the encoder's layers, in its order.
+        weights_of_layers: The logarithm of the weight with which each layer is drawn, `[layers]`.
     """
 
     is_recordable = False
@@ -81,9 +86,9 @@ class RuledAdamW(PackedAdamW):
         self.weights_of_layers = _log_weights(self.rule.layers, self.layers, shares)
 
     def active_layers(self, step: int) -> frozenset[str]:
-        """The layers that train at a step (from 0): a function of the seed and the interval.
+        """The layers that train at a step (from 0): a function of the seed and the number of the interval.
 
-        The largest of log weight + Gumbel noise are drawn, which is drawing one after another without replacement.
+        They are drawn without replacement by the Gumbel top-k trick: those with the largest log weight + Gumbel noise.
         """
         draws = self.rule.layers
         if draws is None:
@@ -123,7 +128,7 @@ class RuledAdamW(PackedAdamW):
         return self.rule.projection is not None and self.rule.projection.is_factor
 
     def _renew_bases(self, gradients: Mapping[str, Tensor], step: int) -> bool:
-        """Compute P of each weight for which it is due at a step (from 0); whether there was one."""
+        """Compute P of each weight for which that is due at a step (from 0); return whether there was any."""
         projection = self.rule.projection
         if projection is None:
             return False
@@ -143,7 +148,7 @@ class RuledAdamW(PackedAdamW):
         return bool(due)
 
     def _project(self, name: str, gradient: Tensor) -> Tensor:
-        """The gradient that Adam sees of a projected weight."""
+        """The projection of a weight's gradient, for Adam: `G Pᵀ` or `Pᵀ G`, for a factor that of B."""
         basis, (out, inputs) = self.bases[name], gradient.shape
         low = gradient @ basis.mT if out >= inputs else basis.mT @ gradient
         return low * self.rule.projection.scale if self._is_factor and self.rule.projection else low
@@ -154,13 +159,13 @@ class RuledAdamW(PackedAdamW):
         return (out, len(self.bases[name])) if out >= inputs else (self.bases[name].shape[1], inputs)
 
     def _slots(self, matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Where a tensor of the matrix's shape holds what projected weights have in their directions, as views."""
+        """The entries for projected gradients in a tensor of the matrix's shape, by weight, as views."""
         values = self.whole.weights(matrix)
         shapes = {name: self._low_shape(name) for name in names if name in self.bases}
         return {name: values[name].flatten()[: math.prod(shape)].view(shape) for name, shape in shapes.items()}
 
     def _entries_of(self, names: Sequence[str]) -> _Entries:
-        """What a step on these parameters does to each entry of the matrix; kept while they are the same."""
+        """What a step on these parameters does to each entry of the matrix; cached until other parameters train."""
         key = tuple(names)
         if self._entries is None or self._entries[0] != key:
             trained = torch.zeros_like(self.blocks[0].matrix, dtype=torch.bool)
@@ -189,6 +194,7 @@ class RuledAdamW(PackedAdamW):
         first.lerp_(gradient, torch.where(entries.updated, 1 - BETA1, torch.zeros_like(first)))
         second.mul_(torch.where(entries.updated, BETA2, torch.ones_like(second)))
         second.addcmul_(gradient, gradient, value=1 - BETA2)  # zero where nothing is updated
+        # If `is_early`, Adam divides by (√v + ε) / √c, with the bias correction c, instead of √(v / c) + ε.
         root = (second / corrections[1]).sqrt_()
         root += self.rule.epsilon / corrections[1].sqrt() if self.rule.is_early else self.rule.epsilon
         change = torch.where(entries.updated, first / corrections[0] / root, 0)
@@ -197,11 +203,11 @@ class RuledAdamW(PackedAdamW):
             by_name[name].copy_(self._back(name, low))
         (lr,) = self.lr_multipliers[step] * self.blocks[0].lrs
         matrix.sub_(lr * change)
-        if self.weight_decay:
+        if self.weight_decay:  # after the step, as in GaLoreAdamW
             matrix.sub_(lr * entries.decay * matrix)
 
     def _by_entry(self, values: Sequence[float]) -> Tensor:
-        """`[1, values]`, from one number for each parameter; most have the same, so runs of them are filled."""
+        """`[1, values]` from one number a parameter. Neighbours mostly have the same one: each run is one fill."""
         filled, start = torch.empty_like(self.blocks[0].matrix), 0
         for value, run in itertools.groupby(zip(values, self.whole.sizes, strict=True), itemgetter(0)):
             end = start + sum(size for _, size in run)
@@ -210,7 +216,7 @@ class RuledAdamW(PackedAdamW):
         return filled
 
     def _back(self, name: str, low: Tensor) -> Tensor:
-        """The change of a projected weight from that in its directions."""
+        """Project a change back to the shape of the weight."""
         basis, (out, inputs) = self.bases[name], self.whole.shapes[name]
         scale = 1.0 if self.rule.projection is None else self.rule.projection.scale
         return (low @ basis if out >= inputs else basis @ low) * scale
@@ -223,17 +229,17 @@ class RuledAdamW(PackedAdamW):
         self._update(block, gradient, (self.first[1], self.second[1]), by_row, as_tensor)
 
     def _head_steps(self, step: int) -> int:
-        """The head's steps with this one: all so far, less those that only gave a P."""
+        """How many steps the head has taken with this one: all batches so far but those that only gave a P."""
         projection = self.rule.projection
         return step + 1 - (step // projection.gap + 1 if projection is not None and projection.is_factor else 0)
 
     def memory(self) -> dict[str, Tensor]:
-        """P of each weight, and the steps that each parameter has trained."""
+        """P of each weight (`basis.<name>`), and the number of steps in which each parameter has trained (`taken`)."""
         bases = {f"basis.{name}": value.cpu() for name, value in self.bases.items()}
         return {**bases, "taken": torch.tensor([self.taken[name] for name in self.whole.shapes])}
 
     def load_memory(self, memory: Mapping[str, Tensor]) -> None:
-        """Go on with these."""
+        """Restore what `memory` has returned."""
         matrix, self._entries = self.blocks[0].matrix, None
         self.taken = dict(zip(self.whole.shapes, memory["taken"].tolist(), strict=True))
         self.bases = {
@@ -247,7 +253,7 @@ def optimiser_of(pack: Pack, total_steps: int, batches: Callable[[], Iterable[Ba
     Args:
         pack: The pack, at its start.
         total_steps: The number of steps of the whole training.
-        batches: Returns the batches of the first epoch, of which the first rows are looked at where a rule needs it.
+        batches: Returns the batches of the first epoch: rules that draw layers by their outliers measure the first.
     """
     whole = pack.whole
     if whole is None or whole.rule is None:

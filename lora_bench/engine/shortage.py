@@ -1,4 +1,4 @@
-"""What a device or a host has too little of: memory, threads, free devices; and the two lines that say so."""
+"""Shortages of a device or a host (memory, threads, free devices), and the errors that report them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from lora_bench.errors import MISSING, BenchError
 
+# Words in the messages of torch, CUDA, the C++ runtime and Python, in lower case.
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "_status_alloc_failed")
 NO_THREAD = ("start new thread", "pthread_create", "threadpoolbuilderror", "resource temporarily unavailable")
 BUSY = ("busy or unavailable",)
@@ -21,7 +22,7 @@ def is_memory(error: BaseException) -> bool:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error was caused by a shortage: it says nothing of the model that was run."""
+    """Whether an error was caused by a shortage, and so has nothing to do with the model that was run."""
     return any(_shortage(link, "") is not None for link in _chain(error))
 
 
@@ -32,7 +33,7 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 @contextmanager
 def shortages(doing: str) -> Iterator[None]:
-    """Turn a shortage in the block, or an error that was caused by one, into an error that says so.
+    """Turn an error in the block that is a shortage, or was caused by one, into a BenchError that names it.
 
     Args:
         doing: What the block does, as the end of "Memory ran out while …".
@@ -57,7 +58,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _shortage(error: BaseException, doing: str) -> BenchError | None:
-    """The shortage that an error tells of, in the user's terms; None if it tells of none."""
+    """The shortage that an error reports, in the user's terms; None if it reports none."""
     if is_memory(error):
         return BenchError(f"Memory ran out while {doing}.", "Free some, or choose another device (--device).", MISSING)
     if _says(error, NO_THREAD):

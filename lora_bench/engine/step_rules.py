@@ -1,7 +1,8 @@
-"""What methods add to a training step beside the update of AdamW: penalties, and rank schedules (`TrainingRules`).
+"""What methods add to a training step besides the update of AdamW: penalties, and rank schedules (`TrainingRules`).
 
 All of it is a function of the cell's own factors and of its own step, so that a cell's result does not depend on its
-pack. What differs between steps is a table on the device, which a CUDA graph reads by the optimiser's count.
+pack. Settings that differ between steps are tables on the device, whose row a CUDA graph selects by the optimiser's
+count.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class StepRules:
         return {}
 
     def load_memory(self, position: int, memory: Mapping[str, Tensor]) -> None:
-        """Overwrite what the rules of a cell remember with what `memory` has returned."""
+        """Restore what `memory` has returned for a cell."""
         for schedule in self._schedules.values():
             if position in schedule.group.positions and schedule.group.recipe.memory:
                 views = schedule.views(position - schedule.group.offset)
@@ -90,6 +91,10 @@ class Penalty:
     Args:
         group: The group.
         steps: All steps of the training.
+
+    Attributes:
+        real: See `TrainingRules.penalty`, by family.
+        weights: The weight of the penalty, `[steps, cells]`.
     """
 
     def __init__(self, group: Group, steps: Sequence[Step]) -> None:
@@ -99,7 +104,7 @@ class Penalty:
     def values(self, row: Tensor) -> Tensor:
         """The penalty of each of the group's cells, `[cells]`, with its weight in this row `[1]` of the table."""
         recipe, factors = self.group.recipe, self.group.factors(self.group.block.matrix)
-        # Each family is summed for itself, and in the group's order, which does not depend on the pack.
+        # One sum for each family, in the group's order: the order of a cell's terms does not depend on the pack.
         total = torch.stack([recipe.penalty(factors[f], self.real[f]).sum(1) for f in self.group.families]).sum(0)
         weight = self.weights.index_select(0, row)[0]
         return weight * total / (len(self.group.modules) if recipe.penalty_mean else 1)
@@ -123,6 +128,11 @@ class RankSchedule:
         steps: All steps of the training.
 
     Attributes:
+        real: 1 for the components of each cell and 0 for padding, `[cells, modules, n]` by family.
+        sizes: The number of components of each family, with padding.
+        padding: Which of the components of all families are padding, `[cells, components]`.
+        cuts: How many components are set to zero, `[steps, cells]`.
+        remembers: Whether the memory is updated, `[steps, cells]`.
         memory: What the method remembers between steps, `[cells, values]`; without values if it remembers nothing.
     """
 

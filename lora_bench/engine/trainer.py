@@ -52,12 +52,12 @@ class Trainer:
         table: The rows to train on.
         evaluate: The rows to evaluate on after each epoch.
         held_out: Rows of the training split that select the best epoch, if any.
-        starts: What cells have trained that cells of the pack continue from, by id (`Cell.start`).
+        starts: The states of the cells from which cells of the pack continue, by id (`Cell.start`).
 
     Attributes:
         steps: How many steps have been taken.
         epoch: How many epochs have been evaluated.
-        progress: What is known of each cell so far, in the pack's order.
+        progress: The progress of each cell, in the pack's order.
     """
 
     def __init__(
@@ -211,16 +211,16 @@ class Trainer:
             return torch.stack(values)
 
     def memory(self, position: int) -> dict[str, Tensor]:
-        """What a cell's next step depends on beside values, moments and counts, by name; empty for most methods."""
+        """What a cell's next step depends on besides values, moments and counts, by name; empty for most methods."""
         return self.rules.memory(position) | self.optimiser.memory()
 
     def load_memory(self, position: int, memory: Mapping[str, Tensor]) -> None:
-        """Overwrite it with what `memory` has returned."""
+        """Restore what `memory` has returned."""
         self.rules.load_memory(position, memory)
         self.optimiser.load_memory(memory)
 
     def probe_memory(self) -> None:
-        """Take a step on the largest batch of the first epoch that updates nothing, to see how much memory it takes."""
+        """Run forward and backward on the largest batch of the first epoch, without an update, to measure memory."""
         largest = max(self.batch_rows(1), key=lambda rows: self.table.layout(rows).form.slots)
         (batch,) = self.table.batches([largest])
         with self.pack, self._on_stream():
@@ -254,9 +254,9 @@ class Trainer:
         return values if self.optimiser.is_recordable else self._update(values, self._kept_gradients)
 
     def _device_step(self, batch: Batch, masks: Masks) -> Tensor:
-        """The part of a step that a CUDA graph can record: everything but drawing masks.
+        """The part of a step that a CUDA graph can record: all but the drawing of masks.
 
-        Without the update, if the optimiser's step cannot be recorded: then the gradients are kept for it.
+        If the optimiser's step cannot be recorded, the update is left out, and the gradients are kept for it.
         """
         losses, gradients = self._gradients(batch, masks)
         if self.optimiser.is_recordable:
@@ -359,7 +359,7 @@ class Trainer:
             callback.on_epoch_evaluated(metrics)
 
     def _meets_budget(self, cell: Cell) -> bool:
-        """Whether the cell is as small after this step as its method states: an epoch before is not to be selected."""
+        """Whether the cell has its final size after the last step: an epoch that ends before must not be selected."""
         return methods.of(cell).meets_budget(cell, self.last_step)
 
     @cached_property

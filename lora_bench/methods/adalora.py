@@ -1,19 +1,21 @@
 """AdaLoRA (Zhang et al., arXiv 2303.10512): LoRA in the form of an SVD, whose rank is distributed over the weights.
 
-The update is `s · B diag(c) A` with n = ⌈1.5 r⌉ components a weight and s = alpha / (n + 1e-5), also after some are
-gone. `A: [n, in]` and `B: [out, n]` start from N(0, 0.02²), `c: [n, 1]` at zero; all train, with the penalty γ = 0.1
-times the mean of ‖A Aᵀ - I‖ and ‖Bᵀ B - I‖ (Frobenius norms, not squared) over the weights. After each step the
-sensitivity |w · g| of every value w, with g its clipped gradient from before the step, and the distance from its
-average are averaged over steps (β = 0.85). The product of the two averages is a value's importance; a component's is
-that of c and the means of those of its row of A and its column of B. From 15% of the training on, at each thousandth of
-it, the c of the least important components are set to zero, so that N (r / n + (1 - r / n) (1 - t)³) of all N are left,
-with t from 0 to 1 at half of the training. Components may grow again between these steps; those that are zero after the
-last of them stay zero. No epoch before the last of these steps is selected.
+The update is `s · B diag(c) A` with n = ⌈1.5 r⌉ components a weight and s = alpha / (n + 1e-5), which stays when
+components are pruned. `A: [n, in]` and `B: [out, n]` start from N(0, 0.02²), `c: [n, 1]` at zero; all train, with the
+penalty γ = 0.1 times the mean of ‖A Aᵀ - I‖ and ‖Bᵀ B - I‖ (Frobenius norms, not squared) over the weights.
 
-Read: peft's code (AdaLoraModel, 12 → 8), to which the numbers of steps are given here, and the authors' scripts for
-GLUE, not the paper. Their scripts choose the steps for each task, on average the parts of the training above; γ is
-theirs (0.1 for most tasks; peft has 0.5), as is alpha. Deviation: n is always ⌈1.5 r⌉. n (in + out + 1) values are
-counted, those that train.
+After each step two exponential moving averages (β = 0.85) are updated for every value w: of its sensitivity |w · g|,
+with g the clipped gradient of the step, and of its uncertainty, the distance of the sensitivity from its average. The
+product of the two is the value's importance. A component's is that of its c, plus the means of those of its row of A
+and its column of B. From 15% of the training on, at each thousandth of it, the c of the least important components are
+set to zero, so that N (r / n + (1 - r / n) (1 - t)³) of all N are left, with t from 0 to 1 at half of the training.
+Components may grow again between these steps; those that are zero after the last of them stay zero. No epoch before the
+last of these steps is selected.
+
+Read: peft's code (AdaLoraModel, whose ranks at the start and in the end are 12 and 8 by default, and which takes the
+numbers of steps as arguments) and the authors' scripts for GLUE, not the paper. Their scripts choose the steps for each
+task, on average the fractions of the training above; γ is theirs (0.1 for most tasks; peft has 0.5), as is alpha.
+Deviation: n is always ⌈1.5 r⌉. n (in + out + 1) values are counted, those that train.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ if TYPE_CHECKING:
 
     from lora_bench.cell import Cell
 
-START, END = 0.15, 0.5  # the parts of the training before and after the pruning
+START, END = 0.15, 0.5  # the fractions of the training before and after the pruning
 INTERVALS = 1000  # of the whole training
 BETA = 0.85
 PENALTY = 0.1
 
 
 class AdaLora(Gated):
-    """Trains more components than the rank, and ends the least important ones."""
+    """Trains more components than the rank, and prunes the least important ones."""
 
     name = "adalora"
     title = "AdaLoRA"
@@ -80,7 +82,7 @@ class AdaLora(Gated):
     def remember(
         self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
     ) -> Mapping[str, Tensor]:
-        """Average the sensitivities, and their distances from the average."""
+        """Update the moving averages of the sensitivities and of their uncertainties."""
         updated: dict[str, Tensor] = {}
         for name in "AcB":
             sensitivity = (factors[name] * gradients[name]).abs()
@@ -99,7 +101,10 @@ class AdaLora(Gated):
         return c[..., 0] + a.mean(-1) + b.mean(-2)
 
     def cut(self, cell: Cell, step: Step, components: int) -> int:
-        """Return what the budget leaves out; after the pruning the last number, for the same scores."""
+        """Return the number of components beyond the budget; from the end of the pruning on it stays the same.
+
+        The scores do not change then either (`remembers`), so the same components stay zero.
+        """
         now, first, last = step.number - 1, int(START * step.total), _last(step.total)  # peft counts steps from 0
         target = components // self.components(cell) * rank_of(cell)
         if now >= last:

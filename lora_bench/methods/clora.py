@@ -7,8 +7,8 @@ weight. k is the parameter `a`. Values: r (in + out). U and V are functions of t
 Read: the authors' code (github sutakori/CLoRA, 802cda8: clora.py, for peft) and the abstract; the paper is said to
 print the penalty without the half. Deviation: k = 96 by default. Their README has 512 for Llama models, whose weights
 have 4,096 inputs; an eighth of RoBERTa-base's 768 is 96. With k of at least the inputs the penalty is ‖A‖² / 2, plain
-weight decay. The penalty is a sum over weights, whatever the batch: beside a mean loss it weighs more with more
-weights.
+weight decay. The penalty is a sum over the adapted weights, and the loss a mean over the batch: with more weights the
+penalty counts for more.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class DeLora(Lora):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """Normalise the rows of A and the columns of B; A gets the norms of W's columns, B the size."""
+        """Normalise the rows of A and the columns of B; scale A by the norms of W's columns, and B by the size λ."""
         a, b = factors["A"], factors["B"]
         a = a / a.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
         b = b / b.norm(dim=-2, keepdim=True).clamp(min=SMALLEST_NORM)

@@ -1,11 +1,11 @@
 """DoRA with dynamic rank distribution (Mao et al., arXiv 2405.17357); `dora` is another method, of decomposed weights.
 
-The update is `s · B diag(c) A` with r₀ = ⌈1.5 r⌉ components a weight and s = alpha / r₀, also after some are gone.
-`A: [r₀, in]` and `B: [out, r₀]` start from U(±√(6 / in)) and U(±√(6 / r₀)), `c: [r₀, 1]` at zero; all train. After each
-step a component's score is `‖cᵢ bᵢ aᵢᵀ‖ / (‖B diag(c) A‖ + 1e-8)`, averaged over steps (β = 0.9, from zero). Of T
-steps, p counts those after the first 15%, and P = ⌊0.35 T⌋: each 100 steps, and at p = P, the c of the lowest scores
-are set to zero, `N (r₀ - r) / r₀ · (p / P)³` of all N components of the model and at least one. They may grow again
-until p = P; those of that step stay zero. Until then the loss has the penalty 0.1 times the mean, over weights,
+The update is `s · B diag(c) A` with r₀ = ⌈1.5 r⌉ components a weight and s = alpha / r₀, which stays when some are
+pruned. `A: [r₀, in]` and `B: [out, r₀]` start from U(±√(6 / in)) and U(±√(6 / r₀)), `c: [r₀, 1]` at zero; all train.
+After each step a component's score is `‖cᵢ bᵢ aᵢᵀ‖ / (‖B diag(c) A‖ + 1e-8)`, averaged over steps (β = 0.9, from zero).
+Of T steps, p counts those after the first 15%, and P = ⌊0.35 T⌋: each 100 steps, and at p = P, the c of the lowest
+scores are set to zero, `N (r₀ - r) / r₀ · (p / P)³` of all N components of the model and at least one. They may grow
+again until p = P; those of that step stay zero. Until then the loss has the penalty 0.1 times the mean, over weights,
 components and {A, B}, of the variance of aᵢ over the inputs and of bᵢ over the outputs. An epoch before p = P is never
 selected.
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lora_bench.cell import Cell
 
-START, END = 0.15, 0.5  # the parts of the training before and after the pruning
+START, END = 0.15, 0.5  # the fractions of the training before and after the pruning
 INTERVAL = 100
 BETA, EPSILON = 0.9, 1e-8
 PENALTY = 0.1
@@ -75,7 +75,7 @@ class DoraDyn(Gated):
     def remember(
         self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
     ) -> Mapping[str, Tensor]:
-        """Average the components' share of the update."""
+        """Update the moving averages of the components' shares of the update."""
         a, b = factors["c"] * factors["A"], factors["B"]
         shares = a.norm(dim=-1) * b.norm(dim=-2)
         # ‖B A‖² is the sum of the entries of BᵀB ∘ A Aᵀ; rounding may make it negative.
@@ -84,7 +84,7 @@ class DoraDyn(Gated):
         return {"score": BETA * memory["score"] + (1 - BETA) * share}
 
     def remembers(self, cell: Cell, step: Step) -> bool:
-        """Return whether the pruning has not ended before."""
+        """Return whether the pruning goes on, or ends with this step."""
         now, last = _progress(step)
         return now <= last
 
@@ -93,7 +93,10 @@ class DoraDyn(Gated):
         return memory["score"][..., 0]
 
     def cut(self, cell: Cell, step: Step, components: int) -> int:
-        """Return a number that grows with the cube of the time; after the pruning the last one, for the same scores."""
+        """Return a number that grows with the cube of the time; from the end of the pruning on it stays the same.
+
+        The scores do not change then either (`remembers`), so the same components stay zero.
+        """
         now, last = _progress(step)
         if now < 0 or (now < last and now % INTERVAL):
             return 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Gated(Recipe):
-    """Trains `A: [n, in]`, `c: [n, 1]` and `B: [out, n]` for n components a weight, some of which a schedule ends."""
+    """Trains `A: [n, in]`, `c: [n, 1]` and `B: [out, n]` for n components a weight, some of which a schedule prunes."""
 
     gate = "c"
 
@@ -27,7 +27,7 @@ class Gated(Recipe):
         return Update(factors["c"] * factors["A"], factors["B"])
 
     def scale(self, cell: Cell) -> float:
-        """Return alpha / n, which stays when components have gone."""
+        """Return alpha / n, which stays when components are pruned."""
         if cell.alpha is None:
             raise ValueError(f"{self.name} needs alpha")
         return cell.alpha / self.components(cell)

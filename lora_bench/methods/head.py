@@ -1,6 +1,4 @@
-"""Head only: the control row. The head alone has more parameters than most adapters, so its effect must be
-seen alone.
-"""
+"""Head only, the control row: the head has more parameters than most adapters, so its effect must be seen alone."""
 
 from __future__ import annotations
 

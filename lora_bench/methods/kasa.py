@@ -1,10 +1,10 @@
-"""KaSA (Wang et al., arXiv 2412.06071): LoRA in the form of an SVD, over a weight without its least singular parts.
+"""KaSA (Wang et al., arXiv 2412.06071): LoRA in the form of an SVD, over a weight without its smallest singular values.
 
-`ΔW = s · B diag(c) A - W_r` with s = alpha / r, where W_r is what W has of its r smallest singular values: frozen, and
-computed from W again whenever it is needed. `A: [r, in]` starts Kaiming-uniform (a = √5), `B: [out, r]` at zero, and
-`c: [r, 1]` from N(0, 1); all train, with the penalty `Σ (β Σ c² + γ (‖A Aᵀ - I‖ + ‖Bᵀ B - I‖))` over the weights, in
-Frobenius norms, with β = 1e-4 and γ = 1e-3. The model without training is not the pretrained one: it lacks W_r. Values:
-r (in + out + 1).
+`ΔW = s · B diag(c) A - W_r` with s = alpha / r, where W_r is the part of W that belongs to its r smallest singular
+values: frozen, and computed from W again whenever it is needed. `A: [r, in]` starts Kaiming-uniform (a = √5),
+`B: [out, r]` at zero, and `c: [r, 1]` from N(0, 1); all train, with the penalty
+`Σ (β Σ c² + γ (‖A Aᵀ - I‖ + ‖Bᵀ B - I‖))` over the weights, in Frobenius norms, with β = 1e-4 and γ = 1e-3. The model
+without training is not the pretrained one: it lacks W_r. Values: r (in + out + 1).
 
 Read: peft's code (the variant `kasa_config` of LoRA, whose users add its penalty to their loss), not the paper nor the
 authors' code, which divides the penalty by the number of weights and has other Gram matrices (in × in), with β and γ
@@ -28,7 +28,7 @@ SIZE, ORTHONORMAL = 1e-4, 1e-3  # β and γ
 
 
 class KaSa(Recipe):
-    """Trains an update with singular values of its own where W has its smallest."""
+    """Replaces the smallest singular values of W by a trained update in the form of an SVD."""
 
     name = "kasa"
     title = "KaSA"
@@ -39,7 +39,7 @@ class KaSa(Recipe):
     starts_as_base = False
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """Return `A: [r, in]`, `c: [r, 1]`, `B: [out, r]`, and the frozen sides of -W_r over s."""
+        """Return `A: [r, in]`, `c: [r, 1]`, `B: [out, r]`, and the two frozen factors of -W_r / s."""
         rank = rank_of(cell)
         lost = Basis("minor-svd", "input", -1 / self.scale(cell)), Basis("minor-vectors", "output")
         return (
@@ -51,8 +51,9 @@ class KaSa(Recipe):
         )
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """Scale the rows of A by c, and place what W loses beside it."""
+        """Scale the rows of A by c, and append the factors of -W_r: A is `[2 r, in]`, B `[out, 2 r]`."""
         a, b, side = factors["A"], factors["B"], factors["A_lost"]
+        # A concatenation: recipes do not import torch.
         joined_a = a.new_empty((*side.shape[:-2], 2 * side.shape[-2], side.shape[-1]))
         joined_b = joined_a.new_empty((*b.shape[:-1], 2 * b.shape[-1]))
         return Update(

@@ -1,9 +1,9 @@
 """LISA (Pan et al. 2024, arXiv 2403.17919): full fine-tuning of a few layers at a time, drawn at random.
 
 Read: the authors' code (OptimalScale/LMFlow f3597db), not the paper's text. Every `b` steps, `a` layers are drawn
-uniformly without replacement; they train in all their parameters until the next draw, the embeddings and the head at
-every step. A layer that does not train keeps its moments, and Adam's bias correction counts its own steps. Defaults 2
-and 20 are the code's. Draws are a function of the seed and the interval.
+uniformly without replacement. All parameters of these layers train until the next draw, the embeddings and the head at
+every step. A layer that does not train keeps its moments, and Adam's bias correction counts the layer's own steps.
+Defaults 2 and 20 are the code's. Draws are a function of the seed and the number of the interval.
 
 Deviations: no GLUE setting was found; the default rate is that of `full`. Gradients of layers that do not train are
 computed and left unused, so time and memory are those of full fine-tuning.

@@ -2,7 +2,7 @@
 
 Read: the authors' code (sebulo/LoQT 375b41a) and GLUE scripts, not the paper's text. Every linear weight of the layers
 is `W + (alpha / rank) B P`: P is the leading singular directions, `rank` of them, of the gradient of W on one batch,
-frozen; B starts at zero and trains. After `b` batches B is merged into W, and P is found again; that batch makes no
+frozen; B starts at zero and trains. After `b` batches B is merged into W, and P is recomputed; that batch makes no
 step, and Adam's moments stay. The biases of these weights train, everything else of the encoder is frozen. Defaults:
 rank 32 and alpha 64 (the scripts' factor of 2, which they do not divide by the rank), gaps of 2,400 batches (static, as
 in the GLUE scripts), rate 1e-4.

@@ -1,4 +1,4 @@
-"""LoRA-Mini (Singh et al., arXiv 2411.15804): each factor is split in two, the outer parts stay frozen.
+"""LoRA-Mini (Singh et al., arXiv 2411.15804): each factor is split into two, of which the outer one stays frozen.
 
 `A = A_train A_aux`, `B = B_aux B_train`; only `A_train: [r, a]` and `B_train: [b, r]` train, r (a + b) values whatever
 the weight's size. The update's rank is at most min(r, a, b).

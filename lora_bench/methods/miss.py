@@ -32,7 +32,7 @@ class Miss(Recipe):
     default_lr = 1e-3
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """`A: [r, in]` frozen, which folds the inputs, and `D: [out, r]` trained."""
+        """Return `A: [r, in]`, frozen, which folds the inputs, and `D: [out, r]`, trained."""
         rank = rank_of(cell)
         if rank > shape.inputs:
             what = f"A fold of {shape.inputs} inputs has no {rank} parts."

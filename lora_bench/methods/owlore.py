@@ -2,9 +2,9 @@
 
 Read: the authors' code (pixeli99/OwLore e415973 `finetuner.py`, and luuyin/OWL's `prune_all.py` for the measure), not
 the paper's text. Every `b` steps, `a` layers are drawn without replacement, each in proportion to the share of its
-`|W[i, j]| · ‖x[j]‖` above 13 times their mean; their linear weights train by GaLore with rank `rank`, a gap of 100 of
-the weight's own steps and scale 1, all else of them, the embeddings and the head by Adam at every step that they are
-active. Defaults 5 layers, 50 steps and rank 256 are the code's.
+`|W[i, j]| · ‖x[j]‖` above 13 times their mean. Until the next draw the linear weights of these layers train by GaLore
+with rank `rank`, scale 1 and a gap of 100 of the weight's own steps, their other parameters by Adam; the embeddings and
+the head train at every step. Defaults 5 layers, 50 steps and rank 256 are the code's.
 
 Deviations: the shares are measured on the cell's own model and first 128 training rows, since the authors' file holds
 those of Llama-2 (13 is from its name, and their code opens a file of another name); a layer without outliers is drawn
@@ -25,7 +25,7 @@ EPSILON = 1e-6  # the default of GaLoreAdamW
 
 
 class OwLore(Unadapted):
-    """Trains layers with many outliers more often, by gradients of low rank."""
+    """Trains layers with many outliers more often, by low-rank gradients."""
 
     name = "owlore"
     title = "OwLore"

@@ -64,12 +64,15 @@ class Orthonormal:
 
 @dataclass(frozen=True)
 class Fold:
-    """Start with 1 where column j equals row i modulo the number of rows, 0 elsewhere: each row sums such inputs."""
+    """Start with 1 where j ≡ i modulo the number of rows, for row i and column j, and 0 elsewhere.
+
+    So each row sums the inputs of one residue class.
+    """
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Start with 1 where the column is in the row's slice, 0 elsewhere: equal slices of columns, one for each row."""
+    """Start with 1 where the column is in the row's slice and 0 elsewhere. Rows have equal, consecutive slices."""
 
 
 @dataclass(frozen=True)
@@ -116,22 +119,24 @@ Decomposition = Literal[
 
 @dataclass(frozen=True)
 class Basis:
-    """Start from a decomposition of the pretrained weight W, times `gain`: the leading directions, as many as fit.
+    """Start from a decomposition of the pretrained weight W, times `gain`.
 
-    On the input side a direction is a row (`[count, in]`), on the output side a column (`[out, count]`). With
-    `Wᵀ = U S Vᵀ`, largest singular values first, and `W = Q R`:
+    On the input side the factor is `[count, in]` and a direction is a row, on the output side it is `[out, count]` and
+    a direction is a column. With `Wᵀ = U S Vᵀ`, the largest singular values first, and `W = Q R`:
 
-    | decomposition      | input       | output                                                     |
-    |--------------------|-------------|------------------------------------------------------------|
-    | `svd`              | `(U S)ᵀ`    | `V`                                                        |
-    | `balanced-svd`     | `(U √S)ᵀ`   | `V √S`                                                     |
-    | `singular-vectors` | `Uᵀ`        | `V`                                                        |
-    | `minor-svd`        | of `(U S)ᵀ` | last of `V`, and last rows: the smallest singular values   |
-    | `minor-vectors`    | last of Uᵀ  | last of `V`: the smallest singular values' directions      |
-    | `qr`               | rows of `R` | columns of `Q`                                             |
-    | `joint-svd`        | –           | left singular vectors of the layer's joined [Wq, Wk, Wv]   |
-    | `row-norms`        | –           | the norms of W's rows, one column                          |
-    | `column-norms`     | of W, 1 row | –                                                          |
+    | decomposition      | input: rows           | output: columns                                            |
+    |--------------------|-----------------------|------------------------------------------------------------|
+    | `svd`              | first of `(U S)ᵀ`     | first of `V`                                               |
+    | `balanced-svd`     | first of `(U √S)ᵀ`    | first of `V √S`                                            |
+    | `singular-vectors` | first of `Uᵀ`         | first of `V`                                               |
+    | `minor-svd`        | last of `(U S)ᵀ`      | last of `V`                                                |
+    | `minor-vectors`    | last of `Uᵀ`          | last of `V`                                                |
+    | `qr`               | first of `R`          | first of `Q`                                               |
+    | `joint-svd`        | –                     | first left singular vectors of the layer's [Wq, Wk, Wv]    |
+    | `row-norms`        | –                     | one: the norms of W's rows                                 |
+    | `column-norms`     | one: norms of columns | –                                                          |
+
+    The engine fixes the signs of singular vectors, and refuses a count that is larger than the number of directions.
     """
 
     decomposition: Decomposition
@@ -155,10 +160,11 @@ class FirstStep:
 
 @dataclass(frozen=True)
 class Assigned:
-    """Entries of the trained factor `to` `[1, d]`, which all weights share, over the root of how often each is used.
+    """Consist of entries of the factor `to` `[1, d]`, which trains and which all weights share.
 
-    Which entry of `to` an entry takes is drawn from the seed, so that over all weights of a cell each entry of `to` is
-    used equally often, or once more. Such a factor does not train itself: its values follow those of `to`.
+    Each entry is one of `to`, divided by the square root of the number of times that one is used. Which one is drawn
+    from the seed, so that over all weights of a cell each entry of `to` is used equally often, or once more. Such a
+    factor does not train itself: its values follow those of `to`.
     """
 
     to: str
@@ -193,7 +199,7 @@ class Factor:
         start: How it starts.
         trainable: Whether it trains.
         rate: What the cell's learning rate is multiplied by; the same for all cells of a method.
-        shared: Whether all weights share it for which it has one size. It is drawn as a function of seed, size and
+        shared: Whether all weights for which it has the same size share it. It is drawn as a function of seed, size and
             factor. If it trains, it is one matrix, counted and saved once, and the weights' gradients are summed.
         decays: Whether weight decay applies; the same for all cells of a method.
         is_sparse: Whether only some of its values get a gradient at a time, so that others may never move.
@@ -230,7 +236,7 @@ class Update(NamedTuple):
     shift: Tensor | None = None
 
 
-# What methods change, in the order of lists.
+# What methods change, in the order in which lists show it.
 Kind = Literal[
     "low-rank pairs",
     "inside frozen factors",
@@ -288,11 +294,13 @@ class Recipe(TrainingRules, ABC):
         """Return how many values train for a weight of this shape alone, by the published formula."""
 
     def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
-        """Return how many values weights train together, by the published formula; counted once for a cell.
+        """Return how many values train in the factors that weights share, by the published formula.
+
+        They are counted once for a cell, beside `trainable` for each weight.
 
         Args:
             cell: The cell.
-            shapes: The shapes of the weights that it adapts, each once.
+            shapes: The different shapes of the weights that it adapts.
         """
         return 0
 
@@ -313,19 +321,19 @@ class Recipe(TrainingRules, ABC):
         return (cell.rank or 0) * (2 if self.subtracts_start else 1)
 
     def layout(self, cell: Cell) -> object:
-        """Return what cells must have in common, besides method and targets, to be stacked and padded to one size."""
+        """Return a hashable key: cells of one method and targets are stacked, zero-padded, if their keys are equal."""
         return None
 
     def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
-        """Return what a saved adapter holds of a factor, by kind; `{"": value}` is the factor as it is."""
+        """Return the parts of a factor that a saved adapter holds, by name; `{"": value}` is the factor as it is."""
         return {"": value}
 
     def restore(self, cell: Cell, name: str, parts: Mapping[str, Tensor]) -> Tensor:
-        """Return the factor of which `compact` has returned these parts, for the same update."""
+        """Return a factor that gives the same update as the one of which `compact` returned these parts."""
         return parts[""]
 
     def compact_bytes(self, cell: Cell, shape: Shape) -> int:
-        """Return how many bytes a saved adapter holds of a weight, without what weights share, in float32."""
+        """Return the bytes of one weight in a saved float32 adapter, without the factors that weights share."""
         return 4 * self.trainable(cell, shape)
 
     @property

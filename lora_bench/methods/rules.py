@@ -1,6 +1,6 @@
-"""What a recipe may state beside its factors and its update (`TrainingRules`).
+"""What a recipe may state besides its factors and its update (`TrainingRules`).
 
-That is how training differs from AdamW on the loss, how the encoder's own weights train, and what is uncertain
+That is how training differs from AdamW on the loss, how the encoder's own weights train, and which posterior is fitted
 afterwards. Nothing here imports torch.
 """
 
@@ -32,19 +32,20 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Projection:
-    """The gradient of each linear weight of the layers is projected on leading singular directions of its own.
+    """The gradient of each linear weight of the layers is projected on its own leading singular vectors, as in GaLore.
 
-    With `G: [out, in]`, P is the first `rank` right singular vectors of G if out >= in, else the left ones; Adam runs
-    on `G Pᵀ` or `Pᵀ G`, and what it gives is taken back by P, times `scale`. Moments stay as they are at a new P.
+    With the gradient `G: [out, in]`, P is the first `rank` right singular vectors of G, as rows, if out >= in, else the
+    left ones, as columns. Adam runs on `G Pᵀ` or `Pᵀ G`; its step is projected back by P and multiplied by `scale`.
+    Adam's moments are kept when P is recomputed.
 
     Attributes:
         rank: The number of directions; all of them where the weight has fewer.
-        scale: What the change is multiplied by.
-        gap: P is computed again after so many steps in which the weight trains.
-        is_factor: Whether this stands for a trained factor B of `W + scale · B P`, with P frozen and B merged into W
-            and back at zero at each new P. Then Adam sees the gradient of B, which is also what clipping measures, a
-            batch that gives a new P makes no step, weight decay does not apply, and of the rest of the encoder the
-            biases of these weights alone train.
+        scale: What the change of the weight is multiplied by.
+        gap: P is recomputed after this many steps in which the weight trains; for a factor, after this many batches.
+        is_factor: Whether this stands for a trained factor B of `W + scale · B P`, with P frozen. When P is recomputed,
+            B is merged into W and starts at zero again. Then Adam sees the gradient of B, which is also what clipping
+            measures; a batch from which P is recomputed makes no step; weight decay does not apply; and of the rest of
+            the encoder only the biases of these weights train.
     """
 
     rank: int
@@ -55,13 +56,14 @@ class Projection:
 
 @dataclass(frozen=True)
 class LayerDraws:
-    """Only some layers train at a time, drawn anew at intervals; what is in no layer always trains.
+    """Only some layers train at a time, drawn anew at intervals; parameters outside the layers always train.
 
     Attributes:
-        count: How many layers.
-        interval: For how many steps.
-        outliers: If given, a layer is drawn in proportion to how many of its `|W[i, j]| · ‖x[j]‖` are this many times
-            larger than their mean in the layer, with x the inputs of each weight; else all layers are alike.
+        count: How many layers train at a time.
+        interval: How many steps they train until the next draw.
+        outliers: A threshold. Each layer is then drawn with a probability in proportion to its share of outliers: those
+            of its `|W[i, j]| · ‖x[j]‖`, with x the inputs of each weight, that are more than this many times their mean
+            in the layer. None: all layers are equally likely.
     """
 
     count: int
@@ -71,13 +73,13 @@ class LayerDraws:
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How the encoder's weights train, where it is not by the cell's AdamW on all of them.
+    """How the encoder's weights train, where not all of them train by the cell's AdamW.
 
     Attributes:
-        projection: What is done to gradients.
-        layers: Which layers train.
-        epsilon: Adam's; the head has that of the cells' optimiser.
-        is_early: Whether epsilon is added to the root of the second moment before its bias is corrected.
+        projection: How gradients are projected; None if they are not.
+        layers: Which layers train; None for all.
+        epsilon: Adam's epsilon for the encoder; the head has that of all other cells, 1e-8.
+        is_early: Whether epsilon is added to the root of the second moment before the correction of its bias.
     """
 
     projection: Projection | None = None
@@ -94,8 +96,8 @@ class FisherPosterior:
     precision has the largest marginal likelihood.
 
     Attributes:
-        over: Which matrices are uncertain: A and B of every adapted weight, which must be the trained factors
-            themselves, or weight and bias of the output layer of the head.
+        over: The matrices that the posterior is over: A and B of every adapted weight, which must be the trained
+            factors themselves, or weight and bias of the head's output layer.
     """
 
     over: Literal["factors", "output-layer"]
@@ -103,10 +105,10 @@ class FisherPosterior:
 
 @dataclass(frozen=True)
 class SampledPosterior:
-    """Probabilities are the mean of those of some draws of the `Noise` factors, each the same for all rows.
+    """Probabilities are averaged over draws of the `Noise` factors. A draw is the same for all rows.
 
     Attributes:
-        draws: How many draws.
+        draws: The number of draws.
     """
 
     draws: int
@@ -118,20 +120,21 @@ Posterior = FisherPosterior | SampledPosterior
 class TrainingRules:
     """The part of a recipe on training. By default all factors train by AdamW on the loss, and the encoder is frozen.
 
-    A penalty is a number for each weight and cell: a part of the loss, or descended by a plain gradient step of its
-    own. A rank schedule sets entries of one factor, the gate, to zero after steps of the optimiser: by a function of
-    the gate alone (`shrink`), or, as many as `cut` says, those with the lowest `scores` of what it remembers of the
-    steps before.
+    A penalty is a number for each weight and cell. It is added to the loss, or minimised by gradient steps of its own
+    (`penalty_steps`). A rank schedule sets entries of one factor, the gate, to zero after steps of the optimiser:
+    either by a function of the gate alone (`shrink`), or the `cut` entries with the lowest `scores`, which are computed
+    from what the schedule remembers of earlier steps (`remember`).
 
     Attributes:
         penalty_mean: Whether a cell's penalty is the mean over its weights, not the sum.
-        penalty_steps: Whether the penalty is no part of the loss, but descended by a plain gradient step of its own
-            after each of the optimiser's. Its rate is `penalty_weight` times the schedule of the learning rate.
-        gate: The factor `[rank, 1]` whose entries a rank schedule sets to zero; "" without one.
-        memory: What the schedule remembers between steps, by name, each with the unshared trained factor whose sizes
-            it has; zero before the first step.
-        posterior: What is uncertain after the training of a classification; probabilities are then averaged over it.
-            None for a method that trains a point.
+        penalty_steps: Whether the penalty is not added to the loss, but minimised by a plain gradient step of its own
+            after each step of the optimiser, with the rate `penalty_weight` times the multiplier of the learning rate's
+            schedule.
+        gate: The name of the factor `[rank, 1]` whose entries a rank schedule sets to zero; "" without one.
+        memory: What the schedule remembers between steps: for each name the trained factor, not a shared one, that has
+            the same shape. All of it is zero before the first step.
+        posterior: The posterior that is fitted after the training of a classification, and over which its probabilities
+            are averaged. None for a method that trains point estimates.
     """
 
     penalty_mean: ClassVar[bool] = False
@@ -141,11 +144,12 @@ class TrainingRules:
     posterior: ClassVar[Posterior | None] = None
 
     def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
-        """Return the penalty of each weight, `[cells, modules]`; times `penalty_weight`.
+        """Return the penalty of each weight before it is multiplied by `penalty_weight`, `[cells, modules]`.
 
         Args:
             factors: The factors by name, `[cells, modules, rows, cols]`, zero where smaller cells are padded.
-            real: For trained factors 1 where they have values and 0 where they are padded, `[cells, 1, rows, cols]`.
+            real: Masks of the trained factors by name: 1 where they have values and 0 where they are padded,
+                `[cells, 1, rows, cols]`.
         """
         raise NotImplementedError
 
@@ -160,7 +164,7 @@ class TrainingRules:
 
     @property
     def beyond_the_loss(self) -> str | None:
-        """What training does that a loop around the loss would leave out, in words; None for most methods."""
+        """What a training loop that minimises the loss alone would leave out, in words; None for most methods."""
         if self.has_penalty:
             return "has a penalty"
         if self.gate:
@@ -174,17 +178,17 @@ class TrainingRules:
     def remember(
         self, factors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
     ) -> Mapping[str, Tensor]:
-        """Return the memory after a step.
+        """Return the memory after a step, by name.
 
         Args:
             factors: The factors after the step.
-            gradients: The clipped gradients of the trained ones, from before it.
-            memory: The memory before.
+            gradients: The clipped gradients of the trained factors, by which the step was taken.
+            memory: The memory before the step.
         """
         return memory
 
     def remembers(self, cell: Cell, step: Step) -> bool:
-        """Return whether a step is remembered."""
+        """Return whether the memory is updated after a step."""
         return True
 
     def scores(self, memory: Mapping[str, Tensor]) -> Tensor:
@@ -192,17 +196,17 @@ class TrainingRules:
         raise NotImplementedError
 
     def cut(self, cell: Cell, step: Step, components: int) -> int:
-        """Return how many entries of the gates are set to zero after a step, by their scores.
+        """Return how many entries of the cell's gates are set to zero after a step: those with the lowest scores.
 
         Args:
             cell: The cell.
             step: The step.
-            components: The entries of all gates of the cell.
+            components: The number of entries of all gates of the cell.
         """
         return 0
 
     def meets_budget(self, cell: Cell, step: Step) -> bool:
-        """Return whether the cell is as small after this step as it is in the end; else its epoch is not selected."""
+        """Return whether the cell has its final size after this step; an epoch that ends before is never selected."""
         return True
 
     def weights(self, cell: Cell) -> WeightRule | None:

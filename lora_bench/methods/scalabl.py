@@ -4,8 +4,9 @@
 standard normal a weight and step. Read: the authors' code (SRI-CSL/BayesAdapt 3843000), not the paper's text. Start: V
 and σ from the singular value decomposition of a fresh linear layer, ρ from U(0.05 / √2, 0.05), B zero. After each step
 of AdamW comes one of plain gradient descent on the divergence `Σ log ρ + (1 + (σ - 1e-8)²) / (2 ρ²) - ½`, summed over
-the weights, with rate 0.2 π: π = 2^i / (2^(M + 1) - 1) for i = step mod M + 1, M = ⌊100 N^(π/8) / batch⌋ for N training
-rows. This is the divergence of the code, KL(prior ‖ posterior), where the evidence bound has the roles exchanged.
+the weights, with rate 0.2 w, times the multiplier of the schedule: w = 2^i / (2^(M + 1) - 1) with i = 1, 2, …, M, 1, …
+from step to step, and M = ⌊100 N^(π/8) / batch⌋, with the number π, for N training rows. This is the divergence of the
+code, KL(prior ‖ posterior), where the evidence bound has the roles exchanged.
 Probabilities are the mean of 10 draws; the record has the calibration of the point (ε = 0) and of the mean.
 
 The divergence makes the noise large: alone, over 1,440 steps with N = 7,695, batches of 32 and r = 4, it takes ρ from
@@ -64,7 +65,7 @@ class ScalaBL(Recipe):
         return Update(scales * factors["V"], factors["B"])
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
-        """r (in + out) + 2 r."""
+        """Return r (in + out) + 2 r."""
         return rank_of(cell) * (shape.inputs + shape.outputs + 2)
 
     def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
@@ -74,7 +75,7 @@ class ScalaBL(Recipe):
         return (by_scale * real["log_spread"]).sum((-2, -1))
 
     def penalty_weight(self, cell: Cell, step: Step) -> float:
-        """Return 0.2 π, which doubles from step to step of a cycle of M."""
+        """Return 0.2 w, which doubles from step to step of a cycle of M."""
         cycle = max(1, int(100 * step.rows ** (math.pi / 8) / cell.batch_size))
         share: float = 2.0 ** ((step.number - 1) % cycle - cycle) / (1 - 2.0 ** (-cycle - 1))
         return RATE * share

@@ -7,8 +7,8 @@ gradients are summed over the weights that share them. Values: r + out for each 
 Read: the abstract and summaries, not the paper nor its code (in NVIDIA's NeMo, where we could not find it). The form is
 that of the summaries, and agrees with the count in VB-LoRA's paper (arXiv 2405.15179: 43,000 values on queries and
 values of RoBERTa-base, r = 16). Where the summaries are silent the choice is ours: how the factors start, the scale,
-and that weights share A if they have equally many inputs, B if they have equally many outputs; with queries and values
-alone, the setting of that count, that is one pair.
+and that weights share A if they have equally many inputs, B if they have equally many outputs. With queries and values
+alone, the setting of that count, there is one pair.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TiedLora(Recipe):
         return rank_of(cell) + shape.outputs
 
     def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
-        """Return r times the inputs, and the outputs, that the weights have; each number of them once."""
+        """Return r (in + out), where each different number of inputs, and of outputs, is counted once."""
         return rank_of(cell) * (sum({shape.inputs for shape in shapes}) + sum({shape.outputs for shape in shapes}))
 
 

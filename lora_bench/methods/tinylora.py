@@ -1,11 +1,11 @@
-"""TinyLoRA (arXiv 2602.04118): LoRA-XS whose r × r matrix is a mix of a fixed random matrices; only the mix trains.
+"""TinyLoRA (arXiv 2602.04118): LoRA-XS whose r × r matrix is a mix of frozen random matrices; only the mix trains.
 
-With `W = V S Uᵀ` cut to r: `A = (U √S)ᵀ: [r, in]`, `B = V √S R: [out, r]`, `R = Σᵢ v[i] P[i]`, `v: [1, a]` from zero,
-P random and frozen, from N(0, 1 / r): a values a weight. a is the number of trained values (peft's u), 64 as in peft;
-r is 2, as peft says that the paper recommends. There is no alpha. As in peft's `TinyLoraConfig`; the paper itself was
-not read, and peft says that it leaves the distribution of P open. Deviations: P is drawn from the cell's seed and
-the weight's name, not from a seed of its own and the weight's number; no vector is shared by several weights
-(`weight_tying`).
+With `W = V S Uᵀ` cut to r: `A = (U √S)ᵀ: [r, in]`, `B = V √S R: [out, r]`, `R = Σᵢ v[i] P[i]`, `v: [1, a]` from zero, P
+random and frozen, from N(0, 1 / r). The parameter `a` is the number of matrices, and of values that a weight trains
+(peft's u): 64 as in peft. r is 2, as peft says that the paper recommends. There is no alpha. As in peft's
+`TinyLoraConfig`; the paper itself was not read, and peft says that it leaves the distribution of P open. Deviations: P
+is drawn from the cell's seed and the weight's name, not from a seed of its own and the weight's number; no vector is
+shared by several weights (`weight_tying`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 θ `[1, d]`, from U(±0.02), is shared by all weights. Each entry of all `A: [r, in]` and `B: [out, r]` is an entry of θ,
 drawn at random from the seed so that all are used equally often, or once more, over the whole model, and divided by the
-root of how often it is used: a projection of θ that keeps lengths. The update is `B A`, without alpha / r, and not zero
-at the start. d is the parameter `a`. Values that train, and that are saved: d, whatever the model and the rank.
+square root of the number of its uses: an isometric projection of θ. The update is `B A`, without alpha / r, and not
+zero at the start. d is the parameter `a`. Values that train, and that are saved: d, whatever the model and the rank.
 
 Read: peft's code (UniLoraConfig) and the authors' settings for RoBERTa-base (r = 4, d = 23,040, rate 5e-3), not the
 paper. Deviation: the assignment is drawn from the cell's seed (peft: from a seed of its own), and which entries are

@@ -91,11 +91,11 @@ class VbLora(Recipe):
         return count * length
 
     def layout(self, cell: Cell) -> object:
-        """Return r, h and b: vectors that pad a bank would be chosen, and the pieces that pad a rank are not zero."""
+        """Return r, h and b: padding of the bank could be among the chosen vectors, and that of a rank is not zero."""
         return self.sizes(cell)
 
     def compact(self, cell: Cell, name: str, value: Tensor) -> Mapping[str, Tensor]:
-        """Return of logits the largest ones and their numbers."""
+        """Return, for logits, the `CHOSEN` largest of each piece and the numbers of their vectors."""
         if name not in LOGITS:
             return {"": value}
         _, count, _ = self.sizes(cell)
@@ -121,7 +121,7 @@ class VbLora(Recipe):
 def _mixed(logits: Tensor, bank: Tensor) -> Tensor:
     """The pieces `[cells, modules, n, m, b]` of logits `[cells, modules, n, m, h]`.
 
-    As a product with the whole bank: the gradient of selected rows would be added up in no fixed order on a GPU.
+    They are a product with the whole bank, since on a GPU the gradients of gathered rows are summed in no fixed order.
     """
     largest, index = logits.topk(CHOSEN)
     weights = logits.new_zeros(logits.shape).scatter(-1, index, largest.softmax(-1))

@@ -4,9 +4,9 @@ Sources: tasks and metrics are from Wang et al. 2019 (arXiv 1804.07461); names o
 numbers of rows from `nyu-mll/glue` on the Hub; numbers of test rows from published submissions; names of submission
 files and of their labels from several public exporters.
 
-Mean lengths were counted on the train splits, QNLI's on a tenth of it. QQP's and MNLI's are computed from the bytes of
-their train splits as the Hub's dataset card has them (119.9 and 170.0 a row without labels) and from the tokens a byte
-of the other pairs (0.20 to 0.23); their spread is chosen.
+Mean lengths were counted on the train splits, QNLI's on a tenth of its train split. QQP's and MNLI's are estimated from
+the sizes of their train splits on the Hub's dataset card (119.9 and 170.0 bytes a row without labels) and the tokens
+per byte of the other tasks with pairs (0.20 to 0.23); their spread is chosen.
 """
 
 from __future__ import annotations

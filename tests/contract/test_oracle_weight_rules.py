@@ -231,7 +231,7 @@ def active_by(trainer: Trainer) -> Callable[[int], set[str | None]]:
     return lambda step: set(optimiser.active_layers(step))
 
 
-def require_equal(trainer: Trainer, loop: Loop) -> None:
+def assert_equal(trainer: Trainer, loop: Loop) -> None:
     """Ours trains, then losses and all values agree."""
     (progress,) = trainer.run()
     assert len(progress.losses) == len(loop.losses) == 20
@@ -247,7 +247,7 @@ def test_galore(ours: Callable[..., Trainer], calm_folder: Path) -> None:
     trainer = ours("galore", rank=3, alpha=6.0, b=4)
     loop = Loop(trainer, calm_folder)
     encoder_loop(loop, 3, 2.0, 4, active_by(trainer), 1e-6, True)
-    require_equal(trainer, loop)
+    assert_equal(trainer, loop)
 
 
 def test_lisa(ours: Callable[..., Trainer], calm_folder: Path) -> None:
@@ -258,7 +258,7 @@ def test_lisa(ours: Callable[..., Trainer], calm_folder: Path) -> None:
     assert all(drawn[step] == drawn[step - step % 3] for step in range(20))
     loop = Loop(trainer, calm_folder)
     encoder_loop(loop, 0, 1.0, 1, active, 1e-8, False)
-    require_equal(trainer, loop)
+    assert_equal(trainer, loop)
 
 
 def test_owlore(ours: Callable[..., Trainer], calm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,14 +266,14 @@ def test_owlore(ours: Callable[..., Trainer], calm_folder: Path, monkeypatch: py
     trainer = ours("owlore", rank=3, a=1, b=2)
     loop = Loop(trainer, calm_folder)
     encoder_loop(loop, 3, 1.0, 3, active_by(trainer), 1e-6, True)
-    require_equal(trainer, loop)
+    assert_equal(trainer, loop)
 
 
 def test_loqt(ours: Callable[..., Trainer], calm_folder: Path) -> None:
     trainer = ours("loqt", rank=3, alpha=6.0, b=7)
     loop = Loop(trainer, calm_folder)
     loqt_loop(loop, 3, 2.0, 7)
-    require_equal(trainer, loop)
+    assert_equal(trainer, loop)
 
 
 def test_layers_are_drawn_by_the_measure_of_owl(calm_folder: Path) -> None:

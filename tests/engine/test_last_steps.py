@@ -12,28 +12,10 @@ import torch
 
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.store import read_records
-from lora_bench.testing import Blocks, TinyBench, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, TinyBench, by_cell
 from tests.engine.test_resume import equal, stopped
 
 BLOCKS: Blocks = ({"method": "head"}, {"method": "lora", "rank": [4, 2]})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The encoder."""
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
-    """An empty results folder over the encoder and the data."""
-    return TinyBench(model, rows, tmp_path / "results")
 
 
 def not_finite_at(step: int, rank: int, loss: float) -> Callable[..., Any]:
@@ -56,8 +38,8 @@ def test_a_cell_that_is_resumed_before_it_diverges_has_all_of_its_last_steps(
     """In the middle of the fourth of five epochs of twenty steps, stopped ten steps before; the rest trains on."""
     settings: dict[str, Any] = {"precision": "float32", "batch_size": 2, "epochs": 5}
     monkeypatch.setattr(Trainer, "_gradients", not_finite_at(72, 4, loss))
-    peace = TinyBench(bench.model, bench.rows, tmp_path / "peace")
-    expected = peace.run(BLOCKS, **settings)
+    uninterrupted = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted")
+    expected = uninterrupted.run(BLOCKS, **settings)
     stopped(bench, BLOCKS, 4, 2, **settings)
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)
@@ -80,7 +62,7 @@ def test_a_cell_that_is_resumed_after_it_diverged_keeps_the_steps_up_to_then(
     """Stopped in the same epoch after the step that was not finite, when nothing is marked yet."""
     settings: dict[str, Any] = {"precision": "float32", "batch_size": 2, "epochs": 3}
     monkeypatch.setattr(Trainer, "_gradients", not_finite_at(23, 4, float("nan")))
-    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(BLOCKS, **settings)
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted").run(BLOCKS, **settings)
     stopped(bench, BLOCKS, 2, 9, **settings)
     found = bench.run(BLOCKS, **settings)
     assert equal(found, expected)

@@ -74,7 +74,7 @@ def alone(exact: Backbone) -> Found:
     return {one: trained([one], exact)[one] for one in mixed()}
 
 
-def agree(one: Found, other: Found) -> None:
+def assert_agree(one: Found, other: Found) -> None:
     """The cells of `one` have in `other` the same values, and the same loss and gradient norm at every step."""
     weight = {each: difference(values(one[each]), values(other[each])) for each in one}
     loss = {each: float(np.abs(losses(one)[each] - losses(other)[each]).max()) for each in one}
@@ -99,7 +99,7 @@ def test_a_pack_of_sixteen_is_sixteen_packs_of_one(packed: Found, alone: Found) 
     assert len(packed) >= 16
     assert {each.method for each in packed} >= {"mini", "lora", "xs", "cora", "cora-init", "head"}
     assert {len(progress.losses) for progress in packed.values()} == {12}
-    agree(packed, alone)
+    assert_agree(packed, alone)
 
 
 def test_the_metrics_and_predictions_are_the_same(packed: Found, alone: Found) -> None:
@@ -112,11 +112,11 @@ def test_order_does_not_matter(exact: Backbone, packed: Found) -> None:
     shuffled = mixed()
     np.random.default_rng(5).shuffle(shuffled)
     assert shuffled != mixed()
-    agree(trained(shuffled, exact), packed)
+    assert_agree(trained(shuffled, exact), packed)
 
 
 def test_company_does_not_matter(exact: Backbone, packed: Found) -> None:
-    agree(trained([mixed()[i] for i in (13, 2, 8, 14, 6)], exact), packed)
+    assert_agree(trained([mixed()[i] for i in (13, 2, 8, 14, 6)], exact), packed)
 
 
 def test_the_adapters_have_moved_and_count(exact: Backbone, packed: Found) -> None:
@@ -157,7 +157,7 @@ def test_dropout_is_on(exact: Backbone) -> None:
 
 def test_regression_obeys_the_law_too(exact: Backbone) -> None:
     cells = [make_cell(method, task="stsb", **settings) for method, settings in MIXED[::4]]
-    agree(trained(cells, exact), {one: trained([one], exact)[one] for one in cells})
+    assert_agree(trained(cells, exact), {one: trained([one], exact)[one] for one in cells})
 
 
 def test_in_float32_the_predictions_are_the_same_up_to_one() -> None:

@@ -16,7 +16,6 @@ from lora_bench.testing import (
     QuietView,
     TinyBench,
     assert_same_numbers,
-    by_cell,
     make_data,
     make_model,
 )
@@ -25,21 +24,15 @@ TASKS = ("sst2", "stsb", "mnli", "cola", "mrpc")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder."""
     return make_model(tmp_path_factory.mktemp("model") / "tiny", max_position_embeddings=40)
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder."""
     return make_data(tmp_path_factory.mktemp("data"), *TASKS)
-
-
-@pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
-    """An empty results folder over the encoder and the data."""
-    return TinyBench(model, rows, tmp_path / "results")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -152,11 +145,11 @@ def test_a_tokenizer_of_another_model_is_refused(bench: TinyBench, tmp_path: Pat
     assert error.value.code == MISSING
 
 
-def test_sequences_longer_than_the_model_takes_are_refused(model: Path, tmp_path: Path) -> None:
+def test_sequences_longer_than_the_model_takes_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     rows = make_data(tmp_path / "data")
     path = rows / "sst2" / "train.jsonl"
     path.write_text(path.read_text() + '{"sentence": "' + "w1 " * 50 + '", "label": 0}\n')
-    bench = TinyBench(model, rows, tmp_path / "results")
+    bench = TinyBench(tiny_model, rows, tmp_path / "results")
     with pytest.raises(BenchError, match="--max-length 38") as error:
         bench.run([{"method": "head"}], max_length=64)
     assert error.value.code == USAGE
@@ -167,4 +160,4 @@ def test_the_view_is_told_of_every_cell(bench: TinyBench) -> None:
     view = QuietView()
     records = bench.follow(bench.plan([{"method": ["head", "lora"], "seed": [0, 1]}]), view)
     assert view.packs == 2
-    assert sorted(view.ended) == sorted(by_cell(records)[cell].id for cell in by_cell(records))
+    assert sorted(view.ended) == sorted(record.id for record in records)

@@ -1,4 +1,4 @@
-"""A pack that is stopped goes on as if it had not been: bit by bit as it was, by the pack law in other company."""
+"""A pack that is stopped goes on as if it had not been: bit by bit as the same pack, by the pack law in another one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lora_bench.run.interfaces import Options
 from lora_bench.run.runner import Runner
 from lora_bench.run.signals import Stopper
 from lora_bench.run.worker import Training
-from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_data, make_model
+from lora_bench.testing import Blocks, QuietView, TinyBench, assert_same_numbers, by_cell, make_model
 
 MIXED: Blocks = (
     {"method": "head"},
@@ -40,24 +40,6 @@ MIXED: Blocks = (
     {"method": "laplace-lora", "rank": 2},
 )
 STEPS = 5  # an epoch
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The encoder."""
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def bench(model: Path, rows: Path, tmp_path: Path) -> TinyBench:
-    """An empty results folder over the encoder and the data."""
-    return TinyBench(model, rows, tmp_path / "results")
 
 
 class Asking(QuietView):
@@ -105,8 +87,8 @@ def equal(one: list[Record], other: list[Record]) -> bool:
 def test_a_stopped_pack_goes_on_bit_by_bit(bench: TinyBench, tmp_path: Path, select: str) -> None:
     """Stopped in the middle of epochs and at their ends, again and again, until it is done."""
     settings: dict[str, Any] = {"precision": "float32", "epochs": 3, "select": select}
-    peace = TinyBench(bench.model, bench.rows, tmp_path / "peace")
-    expected = peace.run(MIXED, **settings)
+    uninterrupted = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted")
+    expected = uninterrupted.run(MIXED, **settings)
     for at in ((1, 2), (1, STEPS), (2, 1), (3, 3), (3, STEPS)) if select == "best" else ((1, STEPS), (3, 3)):
         view = stopped(bench, MIXED, *at, **settings)
         assert view.steps[-1] == at
@@ -114,12 +96,12 @@ def test_a_stopped_pack_goes_on_bit_by_bit(bench: TinyBench, tmp_path: Path, sel
         found = {status.state for status in bench.plan(MIXED, **settings).statuses.values()}
         assert found == {"interrupted"}
     assert equal(bench.run(MIXED, **settings), expected)
-    assert adapters(bench) == adapters(peace)
+    assert adapters(bench) == adapters(uninterrupted)
     assert not (bench.results / "states").exists()
 
 
 def test_in_other_company_the_pack_law_holds(bench: TinyBench, tmp_path: Path) -> None:
-    expected = by_cell(TinyBench(bench.model, bench.rows, tmp_path / "peace").run(MIXED, epochs=3))
+    expected = by_cell(TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted").run(MIXED, epochs=3))
     stopped(bench, MIXED, 2, 3, epochs=3)
     found = bench.run(MIXED, limit=2, epochs=3)
     assert {record.timing.pack_size for record in found if record.timing} == {1, 2}
@@ -141,24 +123,24 @@ def test_in_other_company_the_pack_law_holds(bench: TinyBench, tmp_path: Path) -
 def test_methods_that_train_the_encoder_go_on_too(block: dict[str, Any], bench: TinyBench, tmp_path: Path) -> None:
     blocks: Blocks = (block,)
     settings: dict[str, Any] = {"precision": "float32", "lr": 1e-3}
-    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(blocks, **settings)
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted").run(blocks, **settings)
     stopped(bench, blocks, 2, 2, **settings)
     assert equal(bench.run(blocks, **settings), expected)
 
 
-def test_a_models_own_head_goes_on_too(rows: Path, tmp_path: Path) -> None:
+def test_a_models_own_head_goes_on_too(tiny_rows: Path, tmp_path: Path) -> None:
     """Beside cells with the benchmark's head, which are another pack; records and metrics.csv say which is which."""
     blocks: Blocks = ({"method": ["head", "lora"], "rank": 2, "head": [None, "model"]},)
-    bench = TinyBench(make_model(tmp_path / "bert", "bert"), rows, tmp_path / "results")
-    peace = TinyBench(bench.model, rows, tmp_path / "peace")
-    expected = peace.run(blocks, precision="float32")
+    bench = TinyBench(make_model(tmp_path / "bert", "bert"), tiny_rows, tmp_path / "results")
+    uninterrupted = TinyBench(bench.model, tiny_rows, tmp_path / "uninterrupted")
+    expected = uninterrupted.run(blocks, precision="float32")
     stopped(bench, blocks, 2, 2, precision="float32")
     assert {status.state for status in bench.plan(blocks, precision="float32").statuses.values()} == {
         "interrupted", "planned",
     }  # fmt: skip
     found = bench.run(blocks, precision="float32")
     assert equal(found, expected)
-    assert adapters(bench) == adapters(peace)
+    assert adapters(bench) == adapters(uninterrupted)
     assert [record.timing.pack_size for record in found if record.timing] == [2] * 4
     assert sorted(row["head"] for row in bench.csv()) == ["", "", "model", "model"]
     assert len({(record.cell.method, record.epochs[0].loss) for record in found}) == 4
@@ -176,7 +158,7 @@ def test_two_generations_are_kept_and_a_broken_one_falls_back(
     bench: TinyBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"precision": "float32", "epochs": 3}
-    expected = TinyBench(bench.model, bench.rows, tmp_path / "peace").run(MIXED[:2], **settings)
+    expected = TinyBench(bench.model, bench.rows, tmp_path / "uninterrupted").run(MIXED[:2], **settings)
     newest, before = saved(bench, monkeypatch)
     assert int(newest.name[-9:]) == 2 * STEPS + 4
     assert int(before.name[-9:]) == 2 * STEPS

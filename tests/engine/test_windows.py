@@ -62,7 +62,7 @@ def test_first_fit_wastes_less_than_half(lengths: list[int]) -> None:
     assert windows == 1 or ordered[0] + ordered[1] > width
 
 
-def check(batch: Batch, source: TokenTable, group: Sequence[int]) -> None:
+def assert_holds(batch: Batch, source: TokenTable, group: Sequence[int]) -> None:
     """The batch holds the sequences of the group, each as it is in the table, and padding in between."""
     assert batch.rows.tolist() == list(group)
     assert len(batch.ids) % batch.width == 0
@@ -94,7 +94,7 @@ def test_a_batch_gives_back_the_tables_rows(lengths: list[int], size: int, types
     assert len(batches) == len(groups)
     for batch, group in zip(batches, groups, strict=True):
         assert (batch.types is None) == (not types)
-        check(batch, source, group.tolist())
+        assert_holds(batch, source, group.tolist())
 
 
 def test_the_layout_depends_on_the_batch_alone() -> None:

@@ -1,4 +1,4 @@
-"""Factories of records: `record` for one, `small` for a few, `grid` for a whole experiment."""
+"""Factories of records (`record` for one, `small` for a few, `grid` for an experiment), and the tables of reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from lora_bench.cell import Cell
+from lora_bench.compare import Comparisons
 from lora_bench.records.schema import Epoch, Protocol, Record, Status
+from lora_bench.records.store import Loaded
+from lora_bench.report.content import gather
+from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
+from lora_bench.report.numbers.entries import comparable_scopes
+from lora_bench.report.numbers.frame import cell_frame
+from lora_bench.report.numbers.tables import ReportTable
 from lora_bench.testing import make_record
 
 Fill = Callable[[Iterable[Record]], Path]
@@ -118,6 +125,27 @@ def _points() -> Iterator[tuple[str, int | None, int | None, int | None, float, 
         yield "xs", rank, None, None, 0.03 * bits - 0.005, 48 * rank * rank
     yield "head", None, None, None, -0.06, 0
     yield "full", None, None, None, 0.035, 124_055_040
+
+
+def all_statistics(records: Iterable[Record], **compare: Any) -> list[ScopeStatistics]:
+    """The statistics of each scope of the records; `compare` are settings of `Comparisons`."""
+    return [scope_statistics(scope) for scope in comparable_scopes(cell_frame(records), Comparisons(**compare))]
+
+
+def statistics(records: Iterable[Record], **compare: Any) -> ScopeStatistics:
+    """The statistics of the first scope."""
+    return all_statistics(records, **compare)[0]
+
+
+def tables(records: Iterable[Record]) -> tuple[ReportTable, ...]:
+    """The tables of a report of these records."""
+    return gather(Loaded(tuple(records), ())).tables
+
+
+def texts(table: ReportTable, head: str) -> list[str]:
+    """The texts of a column."""
+    column = table.heads.index(head)
+    return [row[column].text for row in table.rows]
 
 
 def shown(console: Console) -> str:

@@ -14,7 +14,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_bench.compare import Comparisons
 from lora_bench.methods import RECIPES
 from lora_bench.records.schema import Record
 from lora_bench.report.figures import heat_maps, learning_curves
@@ -22,15 +21,9 @@ from lora_bench.report.figures.catalogue import all_figures
 from lora_bench.report.figures.drawing import PANELS_PER_PAGE, encode_figure, method_styles, paginate
 from lora_bench.report.figures.frontier import frontier_caption, frontier_figures
 from lora_bench.report.figures.rank_plots import MAX_METHODS, figure2_panels, rank_figures, rank_panels
-from lora_bench.report.numbers.comparisons import ScopeStatistics, scope_statistics
-from lora_bench.report.numbers.entries import comparable_scopes
-from lora_bench.report.numbers.frame import cell_frame, rows_of
+from lora_bench.report.numbers.frame import rows_of
 from lora_bench.testing import make_epochs
-from tests.report.report_factory import grid, record, small
-
-
-def statistics(records: list[Record]) -> ScopeStatistics:
-    return scope_statistics(comparable_scopes(cell_frame(records), Comparisons())[0])
+from tests.report.report_factory import grid, record, small, statistics
 
 
 def rank_figure(records: list[Record], title: str = "tiny") -> Figure:
@@ -236,6 +229,7 @@ def test_a_line_is_the_chosen_setting_with_its_interval() -> None:
     panel = rank_panels(computed, "attention")[1]
     entries = computed.scope.at(panel.column)
     low, high = computed.intervals(panel.column)
+    assert [rank for rank, *_ in panel.lines["mini"]] == [4, 8]
     for rank, mean, below, above in panel.lines["mini"]:
         index = next(i for i, row in enumerate(rows_of(entries)) if (row["rank"], row["a"]) == (rank, 16))
         assert (mean, below, above) == pytest.approx((entries["mean"].iloc[index], low[index], high[index]))

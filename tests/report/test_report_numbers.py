@@ -26,7 +26,7 @@ from lora_bench.report.numbers.score_tables import (
 )
 from lora_bench.report.numbers.tables import ReportTable, missing_score_tables, percent, summary_text
 from lora_bench.testing import make_epochs
-from tests.report.report_factory import grid, record, small
+from tests.report.report_factory import grid, record, small, texts
 
 
 def scopes(records: Iterable[Record], **compare: Any) -> tuple[Scope, ...]:
@@ -44,11 +44,6 @@ def entry(records: Iterable[Record], task: str = "sst2", **settings: Any) -> dic
     rows = [row for row in rows_of(frame) if row["task"] == task and row.items() >= settings.items()]
     assert len(rows) == 1
     return dict(rows[0])
-
-
-def texts(table: ReportTable, head: str) -> list[str]:
-    column = table.heads.index(head)
-    return [row[column].text for row in table.rows]
 
 
 def test_a_row_a_record_by_id() -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from lora_bench.records.schema import Record
-from lora_bench.records.store import Loaded
-from lora_bench.report.content import gather
 from lora_bench.report.formats.render import MAX_ROWS, print_table
 from lora_bench.report.numbers.comparisons import scope_statistics
 from lora_bench.report.numbers.entries import comparable_scopes
 from lora_bench.report.numbers.frame import cell_frame
 from lora_bench.report.numbers.score_tables import method_table, rank_tables
-from lora_bench.report.numbers.tables import ReportTable, missing_score_tables
-from tests.report.report_factory import grid, record, shown
+from lora_bench.report.numbers.tables import missing_score_tables
+from tests.report.report_factory import grid, record, shown, tables
 
 AT_80 = """
 Each method's chosen setting: tiny
@@ -118,10 +116,6 @@ def rows() -> Iterator[Record]:
                 if task == "sst2":
                     yield record(score - 0.01, task=task, rank=rank, seed=seed, a=128)
         yield record(0.8, task="stsb", method="head", seed=seed)
-
-
-def tables(records: Iterable[Record]) -> tuple[ReportTable, ...]:
-    return gather(Loaded(tuple(records), ())).tables
 
 
 @pytest.mark.parametrize(("width", "wanted"), [(80, AT_80), (120, AT_120)])

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lora_bench.records.schema import Record
 from lora_bench.records.store import Loaded
 from lora_bench.report.content import gather
 from lora_bench.report.escaping import ascii_only, escape_markdown, file_stems, slug
@@ -24,7 +23,7 @@ from lora_bench.report.formats.latex import escape_latex, latex_document, latex_
 from lora_bench.report.formats.render import csv_table, json_report, markdown_table, print_table
 from lora_bench.report.numbers.tables import ReportTable
 from lora_bench.text import clean, sheet
-from tests.report.report_factory import record, shown
+from tests.report.report_factory import record, shown, tables
 
 EVIL = (
     "=1+1 | `x` [bold]b[/bold] [/] <script>alert(1)</script> \x1b[31mred\x1b]0;title\x07\n# head \u202e**x** $y$ "
@@ -34,10 +33,6 @@ EVIL = (
 
 def evil_tables() -> tuple[ReportTable, ...]:
     return tables([record(None, status="failed", reason=EVIL, model=EVIL), record(0.5, seed=1, model=EVIL)])
-
-
-def tables(records: list[Record]) -> tuple[ReportTable, ...]:
-    return gather(Loaded(tuple(records), ())).tables
 
 
 @pytest.mark.parametrize(

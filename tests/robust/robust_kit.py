@@ -46,8 +46,8 @@ def run(*arguments: str, command: str = "run", **places: str) -> Ended:
     return lora_bench(command, *LORA, *given, *offline, *arguments)
 
 
-def is_clear(ended: Ended, code: int, words: str) -> None:
-    """The command ended with this exit code, in two lines: what is wrong, which has these words, and how to fix it."""
+def assert_clear_error(ended: Ended, code: int, words: str) -> None:
+    """Assert that a command ended with this exit code and two lines: what is wrong, with these words, and the fix."""
     lines = ended.errors.strip().splitlines()
     assert (ended.code, len(lines)) == (code, 2), ended
     assert lines[0].startswith("Error: "), lines

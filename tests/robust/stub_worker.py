@@ -139,7 +139,7 @@ def worker_of(running: Runner) -> StubWorker:
     return running.executor.worker
 
 
-def waited(for_path: Path, seconds: float = 60.0) -> None:
+def wait_for_file(for_path: Path, seconds: float = 60.0) -> None:
     """Wait until a file is there."""
     end = time.monotonic() + seconds
     while not for_path.exists():

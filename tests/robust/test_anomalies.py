@@ -55,7 +55,7 @@ class Failing:
         return self.seen >= self.number
 
 
-def sound(results: Path) -> None:
+def assert_sound(results: Path) -> None:
     """Whatever is there is whole: each record with its adapter, each row a record's."""
     loaded = read_records(results)
     assert loaded.broken == ()
@@ -92,7 +92,7 @@ def fails(number: int, error: int, for_good: bool, results: Path, made: Grid, ex
         except BenchError as raised:
             assert raised.code == MISSING
             assert len(str(raised).splitlines()) == 2
-    sound(results)
+    assert_sound(results)
     assert len(runner(results, made).run()) == 2
     assert contents(results) == expected
     return fault.came
@@ -100,8 +100,8 @@ def fails(number: int, error: int, for_good: bool, results: Path, made: Grid, ex
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
 def test_every_operation_fails_in_turn(tmp_path: Path, made: Grid, for_good: bool) -> None:
-    runner(tmp_path / "peace", made).run()
-    expected = contents(tmp_path / "peace")
+    runner(tmp_path / "uninterrupted", made).run()
+    expected = contents(tmp_path / "uninterrupted")
     for number in itertools.count(1):
         errors = ERRORS if THOROUGH else (ERRORS[number % len(ERRORS)],)
         came = [fails(number, error, for_good, tmp_path / f"{number}-{error}", made, expected) for error in errors]

@@ -16,7 +16,7 @@ from lora_bench.records.schema import Record
 from lora_bench.records.store import read_records, record_path, write_record
 from lora_bench.run.owner import Owner
 from lora_bench.run.publish import RecordStore
-from tests.robust.robust_kit import is_clear, lora_bench, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, tree
 from tests.robust.stub_worker import child, grid, runner, worker_of
 
 ARCHIVE = ("archive", "--results", "results")
@@ -26,7 +26,7 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(results: Path) -
     runner(results, grid(1)).run()
     with Owner(results):
         before = tree(results)
-        is_clear(lora_bench(*ARCHIVE), MISSING, f"is in use by process {os.getpid()} on")
+        assert_clear_error(lora_bench(*ARCHIVE), MISSING, f"is in use by process {os.getpid()} on")
         assert tree(results) == before
     assert lora_bench(*ARCHIVE).code == DONE
     assert list((results / "cells").iterdir()) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench.errors import MISSING, USAGE
-from tests.robust.robust_kit import is_clear, lora_bench, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, tree
 
 GRID = "defaults: {task: sst2, method: head}\n"
 MANY = ", ".join(map(str, range(1100)))
@@ -66,7 +66,7 @@ def test_a_bad_config_is_two_lines(how: str, workplace: Path) -> None:
     content, words = CONFIGS[how]
     Path("bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     before = tree(workplace)
-    is_clear(lora_bench("run", "--config", "bad.yaml"), USAGE, words)
+    assert_clear_error(lora_bench("run", "--config", "bad.yaml"), USAGE, words)
     assert tree(workplace) == before
 
 
@@ -80,7 +80,7 @@ def test_a_bad_config_is_two_lines(how: str, workplace: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_config_that_is_no_file(path: str, words: str) -> None:
-    is_clear(lora_bench("plan", "--config", path), USAGE, words)
+    assert_clear_error(lora_bench("plan", "--config", path), USAGE, words)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_bench.errors import DONE, MISSING, USAGE
-from tests.robust.robust_kit import is_clear, make_rows, run, tree
+from tests.robust.robust_kit import assert_clear_error, make_rows, run, tree
 
 Write = Callable[[Path], object]
 
@@ -152,7 +152,7 @@ def test_bad_rows_are_two_lines(how: str, workplace: Path) -> None:
     write, words = BAD[how]
     folder_with(write, "train")
     before = tree(workplace / "data")
-    is_clear(run(data_dir="data"), MISSING, words)
+    assert_clear_error(run(data_dir="data"), MISSING, words)
     assert tree(workplace / "data") == before
     assert list((workplace / "results" / "cells").iterdir() if (workplace / "results").exists() else []) == []
 
@@ -175,7 +175,7 @@ def test_rows_left_out_are_said(workplace: Path) -> None:
 def test_what_cannot_be_data_is_refused_before_anything_is_read(command: str) -> None:
     for write, words in (BAD["a git-lfs pointer"], (holes(5 * 2**30), "train.jsonl: 5.0 GiB; a split may have 1 GiB")):
         folder_with(write, "train")
-        is_clear(run(command=command, data_dir="data"), MISSING, words)
+        assert_clear_error(run(command=command, data_dir="data"), MISSING, words)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -201,4 +201,4 @@ def test_a_score_that_never_changes_has_no_correlation_and_is_recorded(workplace
 
 def test_a_single_row_cannot_be_held_out() -> None:
     folder_with(ODD["one row"], "train")
-    is_clear(run("--set", "select=held-out", data_dir="data"), USAGE, "one row cannot be divided")
+    assert_clear_error(run("--set", "select=held-out", data_dir="data"), USAGE, "one row cannot be divided")

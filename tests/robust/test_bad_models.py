@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lora_bench.errors import DONE, MISSING
-from tests.robust.robust_kit import is_clear, lora_bench, make_model, rewrite_json, run
+from tests.robust.robust_kit import assert_clear_error, lora_bench, make_model, rewrite_json, run
 
 Change = Callable[[Path], object]
 Weights = dict[str, NDArray[np.float32]]
@@ -193,7 +193,7 @@ BAD: dict[str, tuple[Change, str]] = {
 def test_a_bad_model_is_two_lines(how: str, workplace: Path) -> None:
     change, words = BAD[how]
     change(make_model(workplace / "bad"))
-    is_clear(run(model="bad"), MISSING, words)
+    assert_clear_error(run(model="bad"), MISSING, words)
     assert not (workplace / "pwned").exists()
     assert list((workplace / "results" / "cells").iterdir() if (workplace / "results").exists() else []) == []
 
@@ -215,7 +215,7 @@ def test_absurd_sizes_are_refused_early(how: str, workplace: Path) -> None:
     change, words = ABSURD[how]
     change(make_model(workplace / "bad"))
     begin = time.monotonic()
-    is_clear(run(model="bad"), MISSING, words)
+    assert_clear_error(run(model="bad"), MISSING, words)
     assert time.monotonic() - begin < 5
 
 
@@ -223,7 +223,7 @@ def test_absurd_sizes_are_refused_early(how: str, workplace: Path) -> None:
 def test_a_git_lfs_pointer_is_named_by_bench(name: str, workplace: Path) -> None:
     """Which asks for no identity first."""
     content(name, POINTER)(make_model(workplace / "bad"))
-    is_clear(lora_bench("bench", "--quick", "--model", "bad"), MISSING, f"{name}' is a git-lfs pointer")
+    assert_clear_error(lora_bench("bench", "--quick", "--model", "bad"), MISSING, f"{name}' is a git-lfs pointer")
 
 
 def test_a_plan_needs_no_sound_config(workplace: Path) -> None:

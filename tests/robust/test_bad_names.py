@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_bench.errors import DONE, MISSING, NOTHING, USAGE
-from tests.robust.robust_kit import is_clear, lora_bench, run, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, run, tree
 
 LONG = "x" * 300
 ESCAPES = "\x1b[31m\x1b]0;title\x07[/red]\r\n\u202e"
@@ -65,7 +65,7 @@ NAMES: dict[str, tuple[list[str], int, str]] = {
 def test_a_bad_name_is_two_lines_and_writes_nothing(how: str, workplace: Path) -> None:
     arguments, code, words = NAMES[how]
     before = tree(workplace)
-    is_clear(run(*arguments), code, words)
+    assert_clear_error(run(*arguments), code, words)
     assert tree(workplace) == before
 
 
@@ -93,7 +93,7 @@ def test_a_results_folder_may_lie_anywhere(workplace: Path) -> None:
 @pytest.mark.parametrize("targets", ["../..", "x" * 300, ESCAPES, "=cmd()", "größe"])
 def test_targets_that_match_nothing_are_refused(targets: str, workplace: Path) -> None:
     """Only the model knows its weights: it is loaded, then the run ends, and no cell has a record."""
-    is_clear(run("--targets", "qv", "--targets", targets), USAGE, "matches no weight of this model")
+    assert_clear_error(run("--targets", "qv", "--targets", targets), USAGE, "matches no weight of this model")
     assert not list(workplace.glob("results/cells/*"))
 
 
@@ -101,4 +101,4 @@ def test_targets_that_match_nothing_are_refused(targets: str, workplace: Path) -
 @pytest.mark.parametrize(("results", "code"), [(LONG, MISSING), ("model/config.json", MISSING), ("none", NOTHING)])
 def test_commands_that_read_results_say_what_is_wrong(command: str, results: str, code: int) -> None:
     what = {"report": [], "show": ["abc"], "list": ["runs"]}[command]
-    is_clear(lora_bench(command, *what, "--results", results), code, results[:20])
+    assert_clear_error(lora_bench(command, *what, "--results", results), code, results[:20])

@@ -14,7 +14,7 @@ import pytest
 from lora_bench.cell import Cell
 from lora_bench.errors import DONE, MISSING, NOTHING, SOME_FAILED
 from lora_bench.records.store import read_record
-from tests.robust.robust_kit import is_clear, lora_bench, only_record, put_record, run, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, only_record, put_record, run, tree
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def test_a_record_of_a_newer_version_stops_the_run_and_stays(results: Path) -> N
     path = put_record(results, record_of(results) | {"schema_version": 2, "something_new": [1]})
     before = tree(results)
     for command in ("run", "plan"):
-        is_clear(run(command=command), MISSING, "was written by a newer lora-bench (schema 2)")
+        assert_clear_error(run(command=command), MISSING, "was written by a newer lora-bench (schema 2)")
     assert tree(results) == before
     assert run("--seed", "5").code == SOME_FAILED, "another cell trains; the record is told of"
     assert path.read_bytes() == before[f"cells/{path.name}"]
@@ -144,7 +144,7 @@ def test_a_place_that_is_taken_stops_the_run_before_it_trains(name: str, make: s
         "link to itself": lambda: place.symlink_to(place),
     }
     obstacles[make]()
-    is_clear(run(), MISSING, "The results folder 'results' cannot be used")
+    assert_clear_error(run(), MISSING, "The results folder 'results' cannot be used")
     assert not list((workplace / "results").rglob("*.json"))
 
 
@@ -199,4 +199,4 @@ def test_a_broken_calibration_is_two_lines(workplace: Path, monkeypatch: pytest.
     path.parent.mkdir(parents=True)
     for content in (b"", b"[]", b'{"cpu": {"float32": {}}}', b"\xff", b'{"cpu": {"float32": {"layer": 1e999}}}'):
         path.write_bytes(content)
-        is_clear(run(command="plan"), MISSING, "is not what `bench --calibrate` wrote")
+        assert_clear_error(run(command="plan"), MISSING, "is not what `bench --calibrate` wrote")

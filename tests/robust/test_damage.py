@@ -208,7 +208,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, shared: Path) ->
         assert caught.value.code == MISSING
 
 
-def test_the_size_of_a_large_adapter_is_told_without_writing_it() -> None:
+def test_the_size_of_a_large_adapter_is_reported_without_writing_it() -> None:
     """As safetensors lays it out: a header, whose numbers are longer, and the values."""
     values, parts = 2**27 + 4, 8
     state = State({f"x{at}.A": torch.empty(1).expand(values // 4 // parts + 1) for at in range(parts)}, {})
@@ -217,7 +217,7 @@ def test_the_size_of_a_large_adapter_is_told_without_writing_it() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, None])
-def test_the_size_of_a_file_is_told_for_any_type(kind: torch.dtype | None) -> None:
+def test_the_size_of_a_file_is_reported_for_any_type(kind: torch.dtype | None) -> None:
     values = {"x.A": torch.ones(3, 50), "x.B": torch.ones(70)}
     written = {name: value.to(kind or torch.float32) for name, value in values.items()}
     assert saved.stored_bytes(values, kind) == len(safetensors.torch.save(written))

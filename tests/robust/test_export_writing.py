@@ -15,7 +15,7 @@ import pytest
 
 from lora_bench.errors import BenchError
 from lora_bench.export.writing import complete_folder
-from tests.robust.robust_kit import is_clear, lora_bench, make_rows, only_record, run, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, make_rows, only_record, run, tree
 
 FULL = """
 import json, resource, sys
@@ -116,7 +116,7 @@ def test_a_flush_that_fails_names_the_folder(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", failing)
-    is_clear(
+    assert_clear_error(
         lora_bench("export", *words, "--to", form, "--out", str(place / "out")), 3,
         f"'{place / 'out'}' cannot be written: Input/output error.",
     )  # fmt: skip
@@ -150,4 +150,6 @@ def test_a_link_to_an_empty_folder_is_filled(place: Path) -> None:
 def test_a_folder_where_none_can_be_made_is_named(words: list[str], place: Path) -> None:
     (place / "file").write_text("")
     out = place / "file" / "out"
-    is_clear(lora_bench("export", *words, "--to", "peft", "--out", str(out)), 3, f"'{out}' cannot be written: ")
+    assert_clear_error(
+        lora_bench("export", *words, "--to", "peft", "--out", str(out)), 3, f"'{out}' cannot be written: "
+    )

@@ -44,7 +44,7 @@ def failing(results: Path, error: Exception, **options: Any) -> Callable[[], lis
         (RuntimeError("x" * 600), "RuntimeError: " + "x" * 486),
     ],
 )
-def test_a_failure_is_told_in_one_line_of_the_record(results: Path, error: Exception, reason: str) -> None:
+def test_a_failure_is_reported_in_one_line_of_the_record(results: Path, error: Exception, reason: str) -> None:
     failing(results, error)()
     assert statuses(results) == {1: "failed", 2: "failed"}
     assert reasons(results) == [reason]

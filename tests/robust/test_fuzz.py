@@ -101,7 +101,7 @@ def spliced(draw: st.DrawFn, content: bytes) -> bytes:
     return content[:start] + draw(st.binary(max_size=8)) + content[end:]
 
 
-def config_or_error(read: Callable[[], object]) -> None:
+def assert_config_or_error(read: Callable[[], object]) -> None:
     """A config or a setting, or two lines of exit code 2."""
     try:
         assert read() is not None
@@ -114,28 +114,28 @@ def config_or_error(read: Callable[[], object]) -> None:
 @fuzz
 @given(LINES | st.text(max_size=60))
 def test_fuzzed_config_texts(text: str) -> None:
-    config_or_error(lambda: parse_config(text, "-"))
-    config_or_error(lambda: parse_config(f"name: x\n{text}", "-"))
+    assert_config_or_error(lambda: parse_config(text, "-"))
+    assert_config_or_error(lambda: parse_config(f"name: x\n{text}", "-"))
 
 
 @fuzz
 @given(content=st.binary(max_size=60) | LINES.map(lambda text: text.encode(errors="surrogatepass")))
 def test_fuzzed_config_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.yaml").write_bytes(b"name: x\n" + content)
-    config_or_error(lambda: load_config(tmp_path / "x.yaml"))
+    assert_config_or_error(lambda: load_config(tmp_path / "x.yaml"))
 
 
 @fuzz
 @given(st.dictionaries(KEYS, TREES, max_size=4))
 def test_fuzzed_config_trees(tree: dict[str, object]) -> None:
-    config_or_error(lambda: parse_config(yaml.safe_dump({"name": "x", **tree}), "-"))
-    config_or_error(lambda: parse_config(json.dumps({"name": "x", "defaults": tree}), "-"))
+    assert_config_or_error(lambda: parse_config(yaml.safe_dump({"name": "x", **tree}), "-"))
+    assert_config_or_error(lambda: parse_config(json.dumps({"name": "x", "defaults": tree}), "-"))
 
 
 @fuzz
 @given(st.sampled_from([*Cell.model_fields, "x"]), LINES | TEXTS)
 def test_fuzzed_set_options(key: str, value: str) -> None:
-    config_or_error(lambda: parse_set(f"{key}={value}"))
+    assert_config_or_error(lambda: parse_set(f"{key}={value}"))
 
 
 @fuzz
@@ -156,7 +156,7 @@ def test_fuzzed_yaml_is_what_safe_yaml_reads(text: str) -> None:
     assert all(0 < line <= text.count("\n") + 1 for line in lines.values())
 
 
-def record_or_error(path: Path, content: bytes) -> None:
+def assert_record_or_error(path: Path, content: bytes) -> None:
     """A record that can be written again and has a row, or an error of one line."""
     path.write_bytes(content)
     try:
@@ -174,13 +174,13 @@ def record_or_error(path: Path, content: bytes) -> None:
 @given(content=edited(RECORD), sealed=st.booleans())
 def test_fuzzed_records(tmp_path: Path, content: dict[str, Any], sealed: bool) -> None:
     text = json.dumps(content)
-    record_or_error(tmp_path / f"{CELL.id}.json", seal(text) if sealed else text.encode())
+    assert_record_or_error(tmp_path / f"{CELL.id}.json", seal(text) if sealed else text.encode())
 
 
 @fuzz
 @given(content=st.binary(max_size=40) | spliced(seal(json.dumps(RECORD))) | spliced(json.dumps(RECORD).encode()))
 def test_fuzzed_record_files(tmp_path: Path, content: bytes) -> None:
-    record_or_error(tmp_path / f"{CELL.id}.json", content)
+    assert_record_or_error(tmp_path / f"{CELL.id}.json", content)
 
 
 @fuzz

@@ -1,4 +1,4 @@
-"""Killed at random instants and at named points, a grid ends as in peace: the short form of `tests.tools.kills`."""
+"""Killed at random instants and at named points, a grid ends as if never killed: `tests.tools.kills`, in short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("options", [["--kills", "14", "--every", "8"], ["--stages", "--kills", "6", "--every", "60"]])
-def test_killed_grids_end_as_in_peace(options: list[str]) -> None:
+def test_killed_grids_end_as_uninterrupted_ones(options: list[str]) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "tests.tools.kills", *options]
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)

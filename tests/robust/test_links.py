@@ -15,7 +15,7 @@ from lora_bench.errors import DONE, MISSING, SOME_FAILED, USAGE, BenchError
 from lora_bench.records import files, store
 from lora_bench.records.store import read_records, record_path
 from lora_bench.run import checkpoints, owner
-from tests.robust.robust_kit import is_clear, lora_bench, run, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, run, tree
 from tests.robust.stub_worker import grid, runner, save_checkpoint, worker_of
 
 
@@ -72,7 +72,7 @@ def test_a_folder_of_ours_that_is_a_link_is_refused(workplace: Path, name: str) 
     ended = run("--seed", "1")
     assert (ended.code, f"Error: 'results/{name}' is a link" in ended.errors) == (MISSING, True), ended
     if name != "cells":  # the records are there
-        is_clear(lora_bench("archive", "--results", "results"), MISSING, f"'results/{name}' is a link")
+        assert_clear_error(lora_bench("archive", "--results", "results"), MISSING, f"'results/{name}' is a link")
     assert tree(theirs) == before
 
 
@@ -144,14 +144,14 @@ def fifo(path: Path) -> Path:
 def test_a_pipe_is_not_waited_for(workplace: Path, words: tuple[str, ...], code: int, said: str) -> None:
     fifo(workplace / "pipe")
     fifo(workplace / "pipe.py")
-    is_clear(lora_bench(*words), code, said)
+    assert_clear_error(lora_bench(*words), code, said)
 
 
 @pytest.mark.timeout(60)
 def test_a_pipe_in_the_place_of_a_calibration_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     fifo(workplace / "cache" / "lora-bench" / "devices.json")
-    is_clear(run(command="plan"), MISSING, "is not what `bench --calibrate` wrote")
+    assert_clear_error(run(command="plan"), MISSING, "is not what `bench --calibrate` wrote")
 
 
 @pytest.mark.timeout(60)
@@ -184,7 +184,7 @@ def test_an_error_of_the_system_names_its_file_and_what_helps(
 ) -> None:
     refusing(monkeypatch, number, operation)
     ended = run()
-    is_clear(ended, MISSING, said)
+    assert_clear_error(ended, MISSING, said)
     assert os.strerror(number) in ended.errors
     assert hint in ended.errors
     assert ".tmp" not in ended.errors
@@ -274,7 +274,7 @@ def test_who_needs_a_record_that_cannot_be_read_is_told_to_make_it_readable(
     unreadable(path)
     words = {"show": (path.stem,), "export": (path.stem, "--to", "peft", "--out", "out")}.get(command, ())
     ended = lora_bench(command, *words, "--results", "results")
-    is_clear(ended, SOME_FAILED, f"{path.name}' may be sound, but it cannot be read: Input/output error.")
+    assert_clear_error(ended, SOME_FAILED, f"{path.name}' may be sound, but it cannot be read: Input/output error.")
     assert "Make the file readable" in ended.errors
     assert "Train" not in ended.errors
 

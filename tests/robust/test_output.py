@@ -43,7 +43,7 @@ def first_line_of(cwd: Path, *words: str) -> tuple[int, str, str]:
     return running.returncode, line, errors
 
 
-def all_done(results: Path) -> None:
+def assert_all_done(results: Path) -> None:
     """Both cells have a record, and metrics.csv has them."""
     assert [record.status for record in read_records(results).records] == ["done", "done"]
     assert (results / "metrics.csv").read_text().count("\n") == 3
@@ -57,7 +57,7 @@ def test_a_run_into_a_pipe_that_is_closed_goes_on_and_says_so(tmp_path: Path) ->
         "Standard output cannot be written (Broken pipe): the run continues without it; its results are in out."
     )
     assert said[1:] == ["The run has ended: 2 cells (2 done), in out/metrics.csv"]
-    all_done(tmp_path / "out")
+    assert_all_done(tmp_path / "out")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -72,7 +72,7 @@ def test_a_run_onto_a_full_disk_ends_well(tmp_path: Path, errors: str) -> None:
     if errors == "read":
         assert "(No space left on device): the run continues without it" in said
         assert "Traceback" not in said
-    all_done(tmp_path / "out")
+    assert_all_done(tmp_path / "out")
 
 
 def _close() -> None:
@@ -125,7 +125,7 @@ def test_a_terminal_that_goes_away_does_not_stop_a_run_that_outlives_it(tmp_path
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 0, errors
     assert "(Input/output error): the run continues without it" in errors
-    all_done(tmp_path / "out")
+    assert_all_done(tmp_path / "out")
 
 
 def test_cells_with_the_models_own_head_are_marked() -> None:

@@ -22,7 +22,7 @@ from lora_bench.run.owner import Owner
 from lora_bench.run.publish import RecordStore
 from lora_bench.run.runner import Runner
 from lora_bench.testing import QuietView
-from tests.robust.robust_kit import is_clear, lora_bench, tree
+from tests.robust.robust_kit import assert_clear_error, lora_bench, tree
 from tests.robust.stub_worker import QUIET, NoRun, StubWorker, grid, left, runner, worker_of
 
 
@@ -55,7 +55,7 @@ def test_a_second_command_is_refused_before_it_plans_or_starts_an_engine(results
     with Owner(results):
         before = tree(results)
         ended = lora_bench("run", "--preset", "smoke", "--results", str(results), "--engine", engine)
-        is_clear(ended, MISSING, f"is in use by process {os.getpid()} on")
+        assert_clear_error(ended, MISSING, f"is in use by process {os.getpid()} on")
         assert ended.out == ""
         assert "starting Ray" not in {thread.name for thread in threading.enumerate()}
         assert tree(results) == before

@@ -94,7 +94,7 @@ def test_a_cell_in_training_is_running_and_then_interrupted(tmp_path: Path) -> N
     assert status_of_one(tmp_path).reason.startswith("saved, but begins again: torch 0.1, now ")
 
 
-def test_a_damaged_record_is_told_of_and_trained_again(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported_and_trained_again(tmp_path: Path) -> None:
     runner(tmp_path, grid(1, (1,))).run()
     (path,) = (tmp_path / "cells").iterdir()
     path.write_bytes(path.read_bytes()[:-9])

@@ -1,4 +1,4 @@
-"""Kill a grid at random instants and at every named point, run it again: the results must be those of a run in peace.
+"""Kill a grid at random instants and at every named point, and run it again: the results must be as if never killed.
 
     python -m tests.tools.kills --kills 200            (in CI: --kills 20)
     python -m tests.tools.kills --kills 200 --sample   on the bundled encoder and data, as the smoke preset has them
@@ -56,7 +56,7 @@ STAGED: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Inputs:
     """An encoder and a folder of rows; `staged`: the other of the two grids."""
 
     model: str
@@ -115,9 +115,9 @@ def _kind(path: Path) -> str:
     return "/".join([*parts, suffix])
 
 
-def train(place: Place, results: Path) -> None:
+def train(inputs: Inputs, results: Path) -> None:
     """Run the grid to its end in this process."""
-    plan = plans.make(place.grid(), results, 16)
+    plan = plans.make(inputs.grid(), results, 16)
     options, view = Options(results, offline=True), QuietView()
     Runner(plan, options, view, executor=LocalExecutor(WORKER(plan.setup(options), view))).run()
 
@@ -135,9 +135,9 @@ class Shared(Training):
 WORKER = Shared
 
 
-def warm(place: Place, results: Path) -> None:
+def warm(inputs: Inputs, results: Path) -> None:
     """Load what all runs need, once."""
-    plan = plans.make(place.grid(), results, 16)
+    plan = plans.make(inputs.grid(), results, 16)
     made = Training(plan.setup(Options(results, offline=True)), QuietView())
     made.prepare(plan.packs[0])
     Shared.kept = made.loader._backbone, made.loader._tables
@@ -163,20 +163,20 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_at_random(place: Place, results: Path, after: float) -> bool:
+def killed_at_random(inputs: Inputs, results: Path, after: float) -> bool:
     """Whether the kill came before the end."""
-    child = fork(lambda: train(place, results))
+    child = fork(lambda: train(inputs, results))
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
     return ended(child) == -signal.SIGKILL
 
 
-def killed_at(place: Place, results: Path, dies: Callable[[str], bool]) -> bool:
+def killed_at(inputs: Inputs, results: Path, dies: Callable[[str], bool]) -> bool:
     """Whether the process came to where it dies."""
 
     def body() -> None:
         files.os = Dying(dies)  # type: ignore[attr-defined, assignment]
-        train(place, results)
+        train(inputs, results)
 
     return ended(fork(body)) == -signal.SIGKILL
 
@@ -198,7 +198,7 @@ def outcome(results: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def points(place: Place, results: Path) -> list[str]:
+def points(inputs: Inputs, results: Path) -> list[str]:
     """The named points of a run, in the order in which they come."""
     log = results.with_suffix(".points")
 
@@ -207,28 +207,28 @@ def points(place: Place, results: Path) -> list[str]:
             file.write(name + "\n")
         return False
 
-    killed_at(place, results, noted)
+    killed_at(inputs, results, noted)
     return list(dict.fromkeys(log.read_text().splitlines()))
 
 
-def trials(place: Place, root: Path, kills: int, every: int, peace: float) -> Iterator[tuple[str, Path, int]]:
+def trials(inputs: Inputs, root: Path, kills: int, every: int, duration: float) -> Iterator[tuple[str, Path, int]]:
     """What is done to each results folder: its name, the folder, how many kills it has seen when it is done."""
     draw, done, number = random.Random(7), 0, 0
     while done < kills:
         number += 1
         results, own = root / f"random-{number}", 0
         for _ in range(min(3, kills - done)):
-            own += killed_at_random(place, results, draw.uniform(0, peace))
+            own += killed_at_random(inputs, results, draw.uniform(0, duration))
         done += own
         yield f"random {number}", results, own
-    for name in points(place, root / "traced")[::every]:
+    for name in points(inputs, root / "traced")[::every]:
         results = root / f"point-{name.replace(' ', '-').replace('/', '-')}"
-        died = killed_at(place, results, lambda found, name=name: found == name)  # type: ignore[misc]
+        died = killed_at(inputs, results, lambda found, name=name: found == name)  # type: ignore[misc]
         yield f"before {name}", results, int(died)
 
 
 def main() -> int:
-    """Every trial against the run in peace; 0 if all are equal."""
+    """Compare every trial with an uninterrupted run; 0 if all are equal."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--sample", action="store_true")
@@ -239,23 +239,24 @@ def main() -> int:
     checkpointing.EPOCH_INTERVAL = checkpointing.COST_FACTOR = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        place = Place("sample", None, wanted.stages)
+        inputs = Inputs("sample", None, wanted.stages)
         if not wanted.sample:
             rows = make_data(root / "rows", "sst2", "rte")
-            place = Place(str(make_model(root / "tiny")), str(rows), wanted.stages)
-        warm(place, root / "none")
+            inputs = Inputs(str(make_model(root / "tiny")), str(rows), wanted.stages)
+        warm(inputs, root / "none")
         began = time.perf_counter()
-        assert ended(fork(lambda: train(place, root / "peace"))) == 0
-        peace = time.perf_counter() - began
-        expected, wrong, counts = outcome(root / "peace"), [], [0, 0]
-        for name, results, kills in trials(place, root, wanted.kills, wanted.every, peace):
-            code = ended(fork(lambda results=results: train(place, results)))  # type: ignore[misc]
+        assert ended(fork(lambda: train(inputs, root / "uninterrupted"))) == 0
+        duration = time.perf_counter() - began
+        expected, wrong, counts = outcome(root / "uninterrupted"), [], [0, 0]
+        for name, results, kills in trials(inputs, root, wanted.kills, wanted.every, duration):
+            code = ended(fork(lambda results=results: train(inputs, results)))  # type: ignore[misc]
             same = code == 0 and outcome(results) == expected
             counts = [counts[0] + kills, counts[1] + (kills if same else 0)]
             wrong += [] if same else [name]
-            print(f"{name}: {kills} kills, exit {code}, {'as' if same else 'NOT as'} in peace", flush=True)
+            comparison = "equal to" if same else "DIFFERENT from"
+            print(f"{name}: {kills} kills, exit {code}, {comparison} the uninterrupted run", flush=True)
         total = time.perf_counter() - began
-    print(f"{counts[1]} of {counts[0]} kills came to the same end; a run takes {peace:.1f} s, all {total:.0f} s")
+    print(f"{counts[1]} of {counts[0]} kills came to the same end; a run takes {duration:.1f} s, all {total:.0f} s")
     return 1 if wrong else 0
 
 

@@ -3,12 +3,13 @@
     python -m tests.tools.mutants store seal            (modules of the table below; exit 1 where under 85% are killed)
     python -m tests.tools.mutants runner --lines 80 95  only what these lines say
 
-What is changed is said in `mutation.py`. Of the libraries for this mutmut 3.8 was tried: it leaves class bodies and
-properties alone, of which `cell` consists, and fails where tests start processes of their own.
+`mutation.py` lists the changes. The library mutmut 3.8 was tried instead: it does not mutate class bodies and
+properties, of which `cell` consists, and fails where tests start processes of their own.
 
-The module is written, changed, into a copy of the tree, and the tests run there in a fork of a process that has the
-libraries loaded: those that call the changed function, those whose fixtures do, and those of files in which none does
-(they call it in processes of their own); all of the module's where what runs at import has changed.
+Each mutant is written into a copy of the tree, and tests run there in a fork of a process that has the libraries
+loaded. These are the tests that call the changed function, those whose fixtures do, and all tests of files in which no
+test does, since they may call it in processes of their own. If code that runs at import has changed, all of the
+module's tests run.
 """
 
 from __future__ import annotations

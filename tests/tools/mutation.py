@@ -1,8 +1,9 @@
-"""What mutation testing changes of a module, one thing at a time: see `mutants.py`.
+"""The mutations of a module that mutation testing tries, one at a time: see `mutants.py`.
 
-A comparison, `and` and `or`, `not`, arithmetic; a number, a text, a truth value; a condition, to always and to never; a
-statement that is left out; a value that is returned, to None; `break` and `continue`. In annotations only what is
-called (`Field(gt=0)`). Not: imports, docstrings, decorators, f-strings, what errors and warnings say (that they do is).
+A mutant replaces one operator (of a comparison, of arithmetic, `and`, `or`), removes a `not`, changes a number, a text
+or a truth value, makes a condition always true or always false, leaves out a statement, returns None, or exchanges
+`break` and `continue`. In annotations only calls are changed (`Field(gt=0)`). Imports, docstrings, decorators,
+f-strings and the texts of errors and warnings stay; that an error is raised does not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+# What each operator is replaced by.
 TURNED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -95,7 +97,7 @@ def sites(
             inside = (
                 owner or scope.removesuffix(".") if isinstance(node, ast.FunctionDef) and field == "body" else owner
             )
-            silent = (mute or field == "annotation" or _is_told(node)) and not _is_checked(child)
+            silent = (mute or field == "annotation" or _is_message(node)) and not _is_checked(child)
             if not silent:
                 yield node, child, _placing(node, field, at, value), inside
             within = f"{scope}{child.name}." if isinstance(child, ast.FunctionDef | ast.ClassDef) else scope
@@ -116,7 +118,7 @@ def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def _is_told(node: ast.AST) -> bool:
+def _is_message(node: ast.AST) -> bool:
     is_message = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", ".warn"))
     return is_message or isinstance(node, ast.Raise)
 

@@ -20,7 +20,7 @@ from lora_bench.errors import INTERRUPTED, BenchError
 from lora_bench.records.store import read_records
 from lora_bench.run import owner
 from lora_bench.run.signals import ONE_REQUEST, Stopper
-from tests.robust.stub_worker import child, grid, runner, waited, worker_of
+from tests.robust.stub_worker import child, grid, runner, wait_for_file, worker_of
 
 PROCESSES, SEEDS, RANKS = 16, 25, (1, 2, 3, 4)
 
@@ -54,7 +54,7 @@ def crowd(results: Path) -> dict[str, Any]:
     logs.mkdir()
 
     def work(name: str) -> None:
-        waited(results.with_name("go"))
+        wait_for_file(results.with_name("go"))
         running = runner(results, made, name, lambda cells: time.sleep(0.1))
         try:
             running.run()
@@ -82,7 +82,7 @@ def paused(results: Path) -> dict[str, Any]:
 
     def pausing(cells: Sequence[Cell]) -> None:
         started.touch()
-        waited(go_on)
+        wait_for_file(go_on)
 
     def work() -> None:
         try:
@@ -99,7 +99,7 @@ def paused(results: Path) -> dict[str, Any]:
         return ""
 
     first = child(work)
-    waited(started)
+    wait_for_file(started)
     early = refusal()
     os.kill(first, signal.SIGSTOP)
     os.waitpid(first, os.WUNTRACED)
@@ -130,7 +130,7 @@ def dead(results: Path) -> dict[str, Any]:
         time.sleep(60)
 
     first = child(runner(results, made, "first", hanging).run)
-    waited(started)
+    wait_for_file(started)
     os.kill(first, signal.SIGKILL)
     code = code_of(first)
     began = time.monotonic()
@@ -145,7 +145,7 @@ def signalled(results: Path) -> dict[str, Any]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             own = results / name / str(number)
             process = child(lambda own=own, held=held, count=count: _answering(own, held, count))  # type: ignore[misc]
-            waited(own / "started")
+            wait_for_file(own / "started")
             os.kill(process, number)
             if count == 2:
                 time.sleep(ONE_REQUEST + 0.2)  # sooner it would be the same request

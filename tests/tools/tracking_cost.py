@@ -1,11 +1,11 @@
 """How much a tracker slows a pack: `python -m tests.tools.tracking_cost [CELLS] [EPOCHS]`.
 
 One pack trains on the bundled sample under TensorBoard, and the process of the trackers is stopped (SIGSTOP) in every
-second epoch: what it could not write then, it writes in the next one. So whatever else the machine does is in both
-halves, and the tracker's work for two epochs in one of them: what a run loses is half of what that epoch does. The wall
-time of an epoch, and the processor time of the thread that trains, are compared pair by pair: the median of how much
-longer two neighbouring epochs take than two without the tracker, with the 95% interval that their order gives, whatever
-their distribution. What that thread does to send the values is in both halves; it is timed by itself.
+second epoch; what it could not write then, it writes in the next one. So the tracker's work for two epochs falls into
+every other epoch, and whatever else the machine does into all of them: a run loses half of the difference between two
+neighbouring epochs. Wall time and the processor time of the training thread are compared pair by pair; printed are the
+median of the pairs and a distribution-free 95% interval from their order statistics. Sending the values happens in the
+training thread in all epochs, so it is timed by itself.
 """
 
 from __future__ import annotations

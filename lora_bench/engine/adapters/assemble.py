@@ -32,10 +32,11 @@ class Assemble(torch.autograd.Function):
         Args:
             ctx: Autograd's context.
             size: The size of the result, five axes.
-            order: The axis of `[cells, products, linears, p, q]` that each axis of the result is.
+            order: For each axis of the result, which of `[cells, products, linears, p, q]` it is; products come before
+                linears.
             dtype: The type of the result.
             offsets: The position of each part's first cell.
-            scales: Of each part its cells' scales `[cells]`; None if all are 1.
+            scales: The scales of each part's cells, `[cells]`; None if all are 1.
             parts: `[cells, modules, p, q]` with modules = products · linears, and p and q at most those of the result.
         """
         cell_axis = order.index(0)

@@ -43,10 +43,13 @@ class AssignedFactor:
 class Assignment:
     """Which entry of the shared factor each entry of the others is.
 
-    The entries of a cell, weight by weight in the model's order, get the numbers of a permutation, which is drawn from
-    the seed. Number n stands for entry n modulo d of the shared factor, so that each is used equally often, or once
-    more. All copies of an entry have places of their own in a table, and one more place is zero, for padding: no two
-    gradients are added up at one place, which would be in no fixed order on a GPU, and sums over copies are in order.
+    All entries of a cell's factors, weight by weight in the model's order, are numbered by a random permutation, which
+    is drawn from the seed. Number n stands for entry n modulo d of the shared factor, so that each of its entries is
+    used equally often, or once more.
+
+    The factors are gathered from a table of as many copies of the shared factor as its most used entry has uses, and a
+    zero for padding. So each place but that of the zero is read once. If several entries were read from one place, the
+    backward pass would sum their gradients on a GPU in no fixed order; the gradients of the copies are summed in order.
 
     Args:
         source: The shared factor as each cell has it, `[1, d]`.
@@ -54,6 +57,11 @@ class Assignment:
         cells: The cells.
         order: The weights in the model's order.
         like: A tensor of the device and type.
+
+    Attributes:
+        copies: The number of copies of the shared factor in the table.
+        index: The place in the table of each entry of all factors, with padding, `[cells, entries]`.
+        norms: What each entry of the shared factor is multiplied by, 1 / √uses, and 0 if it is not used, `[cells, d]`.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class Bank:
     def _low_rank(
         self, family: Family, parts: Sequence[tuple[Group, Operands]], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """A and B of a family for all cells, padded to one rank; the scale goes into B."""
+        """A and B of a family for all cells, zero-padded to the largest rank; B is multiplied by each cell's scale."""
         parts = [(group, part) for group, part in parts if part.A.shape[2]]
         rank = max((part.A.shape[2] for _, part in parts), default=0)
         products, linears = len(family.products), len(family.products[0])

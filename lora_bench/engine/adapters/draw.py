@@ -1,4 +1,4 @@
-"""The first values of factors."""
+"""The initial values of factors."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from lora_bench.methods.recipe import (
 
 
 def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
-    """A factor's first value, `[rows, cols]` in float64 on the CPU.
+    """A factor's initial values, `[rows, cols]` in float64 on the CPU.
 
-    A function of the cell's seed, the module and the factor's name; of a shared factor, the seed, its size and name.
+    They are a function of the cell's seed, the module and the factor's name; those of a shared factor, of the seed, its
+    size and its name.
     """
     key = (seed, f"{factor.rows}x{factor.cols}" if factor.shared else module, factor.name)
     match factor.start:
-        case Zeros() | FirstStep() | Noise() | Assigned():  # all but zeros get their values later
+        case Zeros() | FirstStep() | Noise() | Assigned():  # the last three get their values later
             return torch.zeros(factor.rows, factor.cols, dtype=torch.float64)
         case Constant(value):
             return torch.full((factor.rows, factor.cols), value, dtype=torch.float64)
@@ -63,7 +64,7 @@ def draw(factor: Factor, seed: int, module: str, backbone: Backbone) -> Tensor:
 
 
 def draw_stack(versions: Sequence[Factor], cells: Sequence[Cell], modules: Sequence[str], backbone: Backbone) -> Tensor:
-    """The first values of one factor for all cells and modules, zero-padded to the largest.
+    """The initial values of one factor for all cells and modules, zero-padded to the largest.
 
     Args:
         versions: The factor as each cell has it.
@@ -79,7 +80,8 @@ def draw_stack(versions: Sequence[Factor], cells: Sequence[Cell], modules: Seque
     drawn_modules = modules[:1] if versions[0].shared else modules
     same_for_all = isinstance(versions[0].start, Basis) and not versions[0].trainable and len(set(versions)) == 1
     drawn_cells = cells[:1] if same_for_all else cells
-    rows_of: dict[tuple[Factor, int], list[int]] = {}  # cells with one factor and seed share one draw
+    # Cells with an equal factor and seed share one draw. The lists differ in length if one cell stands for all.
+    rows_of: dict[tuple[Factor, int], list[int]] = {}
     for row, (cell, factor) in enumerate(zip(drawn_cells, versions, strict=False)):
         rows_of.setdefault((factor, cell.seed), []).append(row)
     values = torch.zeros(len(drawn_cells), len(drawn_modules), rows, cols, dtype=backbone.exact)

@@ -36,7 +36,7 @@ def starts_from_first_step(group: Group) -> bool:
 
 
 def initialise(pack: Pack, batch: Batch, steps: int) -> None:
-    """Write the first values of all factors that start from the first step.
+    """Write the initial values of all factors that start from the first step.
 
     Args:
         pack: The pack, before its first step.

@@ -71,14 +71,15 @@ class Group:
 
     Attributes:
         families: For each family with a target of the group, the weights of it that the group adapts.
-        indices: For each of these families the `index` of `bank._expand`.
+        indices: For each of these families, where the group has each of its weights: see `_index_in_group`.
         trained: The trained factors in the order of the matrix's columns.
         frozen: The frozen factors `[cells, modules, rows, cols]`, by family and name.
         assigned: The factors that consist of a trained factor's entries, if there are any.
         noise: Those of the frozen factors that are drawn anew for every step.
         scales: The scale of each cell's update, `[cells]`.
-        row_norms: By family, for methods that train the norms of rows.
+        row_norms: The norms of the rows of adapted weights by family, for methods that train them.
         block: What trains.
+        unbiased: The adapted weights without a bias: their outputs cannot be shifted.
         start: The update at the start, for methods that subtract it; else None.
     """
 
@@ -165,9 +166,10 @@ class Group:
         return next(stack for stack in self.trained if stack.name == factor.start.to)
 
     def _require_equal_ties(self) -> None:
-        """Refuse cells of which some, but not all, have one size of a shared factor for two shapes of weights.
+        """Refuse a group in which a factor has one size for two shapes of weights in some of the cells but not in all.
 
-        Such a factor would be one or several, depending on the pack. The recipe's `layout` can keep the cells apart.
+        If the factor is shared and trains, it would be one matrix for both shapes in such a cell by itself, but two
+        in this pack, and results must not depend on the pack. The recipe's `layout` can keep such cells apart.
         """
         for row in range(len(self.cells)):
             sizes = {
@@ -241,7 +243,7 @@ class Group:
         return {family: self._operands(family, self.recipe.update(by_name)) for family, by_name in factors}
 
     def _operands(self, family: Family, update: Update) -> Operands:
-        """The recipe's update in the encoder's form: A and B always, gain and stretch less 1."""
+        """The recipe's update in the encoder's form: A and B of rank 0 where it has none, gain and stretch minus 1."""
         like, count = self.scales, (len(self.cells), len(self.families[family]))
         a = like.new_zeros(*count, 0, family.shape.inputs) if update.A is None else update.A
         b = like.new_zeros(*count, family.shape.outputs, 0) if update.B is None else update.B
@@ -296,7 +298,7 @@ class Group:
 
 
 def names_of(factor: Factor, modules: Sequence[str]) -> Sequence[str]:
-    """Under which names a saved adapter holds a factor of these weights: theirs, or one for what they all train."""
+    """The names under which a saved adapter holds a factor: those of its weights, or one if they share and train it."""
     return [f"shared.{factor.rows}x{factor.cols}"] if factor.trainable and factor.shared else modules
 
 

@@ -70,7 +70,15 @@ class Pack:
         backbone: The encoder.
         outputs: The outputs of the classification heads.
         hooked: Whether the encoder is to run through transformers' own code even if it has a hand-written form, so that
-            hooks see what its weights read and give.
+            hooks see the inputs and outputs of its weights.
+
+    Attributes:
+        bank: The adapters of all cells.
+        heads: The classification heads of all cells.
+        whole: The encoder's parameters, if the cell trains them; else None.
+        updates: The operands of all adapted weights by family, as `compose` computed them last; see `Bank.updates`.
+        by_module: The same by the weight's name, for the hooks; empty where the encoder is `fused`.
+        weights: The trained parameters of the encoder by name; None if it is frozen.
     """
 
     def __init__(self, cells: Sequence[Cell], backbone: Backbone, outputs: int, hooked: bool = False) -> None:

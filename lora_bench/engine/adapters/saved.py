@@ -34,7 +34,7 @@ def stored_bytes(values: Mapping[str, Tensor], dtype: torch.dtype | None = None)
     """
     if not values:
         return 0
-    # Numbers of vectors and the like stay as they are.
+    # Integers, such as the numbers of VB-LoRA's vectors, keep their type.
     cast = {name: value.to(dtype) if dtype and value.is_floating_point() else value for name, value in values.items()}
     size = sum(value.numel() * value.element_size() for value in cast.values())
     if size > 2**27:  # instead of a copy of a large file: its values, and the header of a file without values

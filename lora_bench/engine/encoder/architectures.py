@@ -92,7 +92,7 @@ ATTEND_WITHIN_WINDOWS: Mapping[str, Callable[[Any, ForwardContext], None]] = Map
 
 
 def of(model: Any) -> Architecture | None:
-    """The record of a model: that of its type, else the one whose names its layers have; None if there is none."""
+    """The record of a model: the one of its type, else the first whose names occur in its layers; None without one."""
     for architecture in ARCHITECTURES:
         if model.config.model_type in architecture.model_types:
             return architecture

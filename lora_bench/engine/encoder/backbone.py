@@ -42,8 +42,8 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bflo
 class Backbone:
     """An encoder on a device, frozen.
 
-    `dtype` is the type of the frozen weights; `precision` the cell's word for it. With `precision="bf16"` the frozen
-    weights are bfloat16; weights that are to be trained (`full`) stay float32 and run under autocast.
+    With `precision="bf16"` the frozen weights are bfloat16; weights that are to be trained (`full`) stay float32 and
+    run under autocast.
 
     Args:
         model: The encoder.
@@ -51,6 +51,17 @@ class Backbone:
         precision: `float64`, `float32` or `bf16`.
         trains: Whether its weights are to be trained.
         pooler: The `weight` and `bias` of its pretrained pooler, from which some heads start; empty where it has none.
+
+    Attributes:
+        dtype: The type of the encoder's weights.
+        exact: The type of what trains, of losses and of the decompositions of weights: float32, or float64.
+        step: The forward pass in progress, which the model's modules read.
+        bases: Decompositions of weights by name and kind, which `adapters.bases` caches here.
+        padding_idx: See `_padding_idx`.
+        position_base: The position of a sequence's first token in the model's table.
+        sites: The dropouts of a forward pass on windows, in their order.
+        fused: The hand-written form of the encoder; None if it has none.
+        padded: The encoder on padded rows, if it runs in no other way; else None.
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class Backbone:
         self.sites: tuple[Site, ...] = ()
         self.fused: Encoder | None = None
         self.padded: PaddedEncoder | None = None
-        self._called: set[str] | None = None  # the linears that the forward calls as modules, if that was looked at
+        self._called: set[str] | None = None  # the linears that the forward calls as modules; None if not checked
         self.model = self._prepare(model)
         self.autocast = mixed
         if mixed:
@@ -171,14 +182,14 @@ class Backbone:
         return Masks(self.sites, form.width, form.windows, dropouts, form.rows, self.device)
 
     def families(self, wanted: Collection[str]) -> list[Family]:
-        """These weights as the encoder handles them together."""
+        """These weights, grouped into families that the encoder computes together."""
         if self.fused is None:
             return by_shape(self.linears(), wanted)
         return by_product(self.linears(), wanted, self.fused.module_names)
 
     @property
     def hidden_size(self) -> int:
-        """d."""
+        """The number of features of hidden states, d."""
         return int(self.config.hidden_size)
 
     @property
@@ -209,10 +220,11 @@ class Backbone:
             cells: K.
             masks: The dropout masks while training.
             weights: Replaces parameters of the model by name.
-            training: The model is in training without masks: its dropouts are being found.
+            training: Whether the model is in training mode without masks, while its dropouts are recorded.
             rows: The slots whose states are returned, all by default.
-            operands: The adapters by weight, for hooks that `use` gives those of one cell; on padded rows alone.
-            use: See `operands`.
+            operands: The adapters of all cells by weight. On padded rows they are passed to `use` cell by cell; on
+                windows they are not read, as the hooks have them already.
+            use: Called with the operands of one cell before that cell's forward.
         """
         self.model.train(training or masks is not None)
         mixed = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
@@ -241,7 +253,7 @@ class Backbone:
         updates: Mapping[Family, Operands] | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """The same through `fused`, with adapters, for the slots `rows` alone if given: `[cells, rows, d]`."""
+        """As `encode`, through the hand-written form: `updates` are the adapters by family."""
         if self.fused is None:
             raise RuntimeError("this encoder has no fused form")
         self.step.begin(batch.segments, batch.width, masks)
@@ -257,7 +269,7 @@ class Backbone:
         return "token_type_ids" in self._accepted and getattr(self.config, "type_vocab_size", 0) > 1
 
     def _check(self, reference: list[Tensor]) -> None:
-        """Refuse a model whose windowed forward is not its padded one."""
+        """Refuse a model that gives other hidden states in the present way than by its own padded forward."""
         try:
             batch = self.probe()
             with torch.no_grad():

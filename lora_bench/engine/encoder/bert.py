@@ -105,7 +105,7 @@ class Layer:
         if up_saved is not None:
             saved["ffn_up"] = up_saved
         branch = apply("ffn_down", activation)
-        del activation  # the widest tensor of a layer, which the norm has no need of
+        del activation  # the widest tensor of a layer; freed before the norm allocates
         out, ffn_norm = ops.add_norm(branch, hidden, ffn_mask, self.norms[1])
         return out, LayerSaved(
             inputs=inputs,
@@ -138,7 +138,7 @@ class Layer:
 
         The steps of `forward` in reverse. A residual connection sends the gradient of its sum two ways: as
         `residual_grad` past the branch, and through the branch. The branch's last product adds its input gradient to
-        `residual_grad` in place. Without dropout both are one tensor: by then the branch has no more need of it.
+        `residual_grad` in place. Without dropout both are one tensor, which the branch does not read any more by then.
 
         Args:
             grad: The gradient of the layer's output.

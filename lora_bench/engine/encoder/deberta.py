@@ -5,6 +5,8 @@ the distance i − j, and one table of embeddings of buckets for all layers, pro
 
     score(i, j) = (qᵢ · kⱼ + qᵢ · key(δ(i, j)) + kⱼ · query(δ(i, j))) / √(D · terms)
 
+as transformers computes it; the paper has δ(j, i) in the last term.
+
 The products with the table are computed once for each distance within a window, `[W, 2W - 1]`, and then shifted row by
 row into `[W, W]`, which takes no gather. transformers' code computes them for all rows of the table, gathers, and calls
 no attention function that could be replaced, so three of its methods are.
@@ -163,7 +165,8 @@ def _project(module: Any, projection: Projection, rows: Tensor, index: Tensor) -
 def _shift(rows: Tensor) -> Tensor:
     """Move row r of `[…, W, 2W - 1]` to the left by W - 1 - r, and keep W columns.
 
-    In memory the result's rows lie 2W - 2 values apart, so it is a view.
+    Entry (r, c) of the result is entry (r, c + W - 1 - r) of `rows`, so its rows begin 2W - 2 values apart in memory:
+    it is a view of the flattened rows.
     """
     width = rows.shape[-2]
     if width == 1:

@@ -34,9 +34,9 @@ class HeadForm:
         model_types: Their `model_type` in config.json.
         dense: The dense layer in transformers' classifier. If it is the pooler, its name within the encoder.
         output: The output layer in transformers' classifier.
-        output_dropout: The config's settings for the dropout before the output layer: the first that is set has the
-            rate.
-        input_dropout: The same for the dropout before the dense layer; none of them means that there is none.
+        output_dropout: The names of the config's settings for the rate of the dropout before the output layer; the
+            first that is set counts.
+        input_dropout: The same for the dropout before the dense layer; empty if the head has none there.
         activation: The name of the activation in transformers.
         activation_setting: The config's setting that names another activation; None where there is none.
         pooler: Whether the dense layer is the encoder's pooler. It starts from the pretrained one, as in transformers.

@@ -114,7 +114,7 @@ class PaddedEncoder:
 def of_slots(hidden: Tensor, batch: Batch, slots: Tensor) -> Tensor:
     """The hidden states `[K, slots, d]` of some slots, among those of padded rows, `[K, B, L, d]`.
 
-    Those of an empty slot are of any token.
+    The states of empty slots are arbitrary.
     """
     sequences = batch.segments[slots].clamp(min=0)
     columns = (slots - batch.first[sequences]).clamp(0, hidden.shape[2] - 1)
@@ -224,7 +224,7 @@ def _drawn_masks(masks: Masks, batch: Batch) -> Masks:
 
 
 def _device_state(device: torch.device) -> Tensor:
-    """The state of the random numbers that a GPU draws by itself; nothing on a CPU."""
+    """The state of a GPU's own random number generator; an empty tensor on a CPU."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.zeros(0)
 
 

@@ -1,4 +1,4 @@
-"""Probe sequences: what an encoder computes of them by itself, padded, is what it must compute on our paths.
+"""Probe sequences, on which each way to run an encoder is compared with the model's own padded forward.
 
 They hold the cases in which two implementations can differ: ids of padding within a text, all special ids that the
 config names, both ends of the vocabulary, one token and many, and pairs.
@@ -18,12 +18,14 @@ from transformers import PreTrainedModel
 from lora_bench.errors import MISSING, BenchError, one_line
 
 PACKABLE = "RoBERTa, BERT, XLM-R, ELECTRA, MPNet, DistilBERT, ModernBERT, DeBERTa and most other encoders can"
-SHORT = 40  # tokens; what is tried in training need not be long
-LENGTHS = (5, 23, 11, 256, 1, 3, 64)
+SHORT = 40  # tokens of the longest sequence in trials of training (chosen, to keep them fast)
+LENGTHS = (5, 23, 11, 256, 1, 3, 64)  # chosen: one token and many, in an order that packing into windows changes
 LONG = 2  # sequences that are padded by themselves, to keep the padding of the others short
 PADDED = {2: (0,), 17: (1, 2, 9, 16), 40: (0, 7, 39)}  # lengths of further sequences, and where they hold padding ids
+# The largest difference of hidden states, relative to the largest value of the sequence (chosen): rounding in float32
+# is far below it, and the effect of a wrong position or mask far above.
 TOLERANCE = 1e-4
-# What the code of a model raises that cannot be run in some way.
+# The exceptions that a model's code raises where it cannot be run in some way.
 MODEL_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
 
 Ids = NDArray[np.int32]
@@ -59,6 +61,7 @@ def _texts(config: Any) -> Iterator[Ids]:
     size, pad = int(config.vocab_size), padding(config)
 
     def ordinary(length: int) -> Ids:
+        # In steps of a prime, so that ids differ and are spread over the vocabulary. None of them is that of padding.
         ids = ((7919 * np.arange(length) + 13 * length) % size).astype(np.int32)
         return np.where(ids == pad, (pad + 1) % size, ids).astype(np.int32)
 

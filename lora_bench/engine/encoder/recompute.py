@@ -28,9 +28,9 @@ from torch.utils import _pytree as pytree
 from lora_bench.engine.encoder.attention import override
 from lora_bench.engine.masks import DropoutMask, Masks
 
-Fields = Mapping[str, Mapping[str, Tensor]]  # of adapters: the operands of a weight by name, by the weight's name
+Fields = Mapping[str, Mapping[str, Tensor]]  # adapters: for each weight by name, its operands by name
 Tensors = tuple[Tensor, ...]
-# Of a layer's arguments: what no call can change.
+# Types of arguments that a call of a layer cannot change.
 PLAIN = (Tensor, type(None), bool, int, float, complex, str, torch.dtype, torch.device)
 
 
@@ -149,7 +149,9 @@ class _Layer:
         masks: See `Forward`.
         inputs: The structure of its arguments and adapters.
         constants: For each leaf of that structure, its value in a tuple; None for a tensor.
-        drawn: The dropout masks of the first run, in their order.
+        outputs: The structure of what it returns.
+        output_constants: The same for the leaves of `outputs`.
+        drawn: The dropout masks of the first run, in their order; None before it.
     """
 
     call: Callable[..., Any]

@@ -16,6 +16,7 @@ QV = QUERY | VALUE
 KV = KEY | VALUE
 ATTENTION = QUERY | KEY | VALUE | JOINED
 SECOND_FEED_FORWARD = frozenset({"output.dense", "ffn.lin2", "mlp.Wo"})  # names within a layer
+# The layer, up to the first number in the name, and the rest.
 LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 
 
@@ -37,11 +38,11 @@ def is_attention_input(name: str) -> bool:
 
 
 def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
-    """The linears that `targets` stands for.
+    """The linears that `targets` names.
 
     Args:
         names: The model's linears, in its order.
-        targets: What `--targets` says.
+        targets: The value of `--targets`: names of sets, or endings of names, joined by commas.
 
     Returns:
         The matching names, in the model's order.

@@ -26,9 +26,10 @@ from lora_bench.errors import MISSING, BenchError
 from lora_bench.model_files import CONFIG, covered
 from lora_bench.records.files import read_file
 
-HEADER = 2**22  # bytes; a tensor takes about 100
-TENSORS = 20_000
-LABELS = 2**20
+# Limits, far beyond any encoder (chosen).
+HEADER = 2**22  # bytes of a safetensors header, in which a tensor takes about 100
+TENSORS = 20_000  # of all files; BERT-large has 391
+LABELS = 2**20  # that a config names: transformers makes two dictionaries of them
 # Fields that count what transformers repeats, by the names of its families; `_described_values` stops all else.
 COUNTS = (
     "num_hidden_layers",
@@ -70,6 +71,8 @@ def check_files(folder: Path) -> None:
         if value > most:
             what = f"'{folder}': config.json says {name} = {value:,}, the weights are {stored.tensors:,} tensors."
             raise BenchError(what, FIT, MISSING)
+    # Chosen with room: a module with weights has a tensor at least, but containers, dropouts and activations have none,
+    # and files may leave out a pooler and weights that can be computed.
     values = _described_values(folder, 1000 + 8 * stored.tensors)
     if values > 2 * stored.values:
         what = f"'{folder}': config.json describes {values:,} weights, its files hold {stored.values:,}."
@@ -122,7 +125,7 @@ def _described_values(folder: Path, modules: int) -> int:
     """The number of values of the model that the config describes, without memory for them.
 
     Raises:
-        BenchError: Exit code 3 if it has more than so many modules.
+        BenchError: Exit code 3 if it has more than `modules` modules.
     """
     present = 0
 
@@ -181,7 +184,7 @@ def _unused(model: PreTrainedModel, unexpected: list[str]) -> Iterator[str]:
 
 
 def _heads(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
-    """The names of the parts that transformers' own models of this type have beside the encoder.
+    """The names of the parts that transformers' own models of this type have besides the encoder.
 
     They include unused weights that one of these models ignores by a pattern, as DeBERTa's model for masked tokens
     ignores the head for replaced tokens.

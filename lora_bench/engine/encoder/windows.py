@@ -20,12 +20,14 @@ from torch import Tensor
 from lora_bench.data.windows import window_size
 
 Ints = NDArray[np.int64]
-CHUNK = 512
-USUAL = 0.98  # of all sequences: so about half of all batches of 32 have none that is longer
+CHUNK = 512  # batches whose indices are copied to the device at once (chosen)
+# Windows are usually made for this quantile of the lengths (chosen): about half of all batches of 32 have no longer
+# sequence, as 0.98³² = 0.52.
+USUAL = 0.98
 
 
 def first_fit(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
-    """The slot where each sequence starts, and the number of windows, by first fit in falling order of length."""
+    """The slot where each sequence starts, and the number of windows: first-fit decreasing bin packing."""
     free: list[int] = []
     starts = [0] * len(lengths)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -49,11 +51,11 @@ class Batch:
     slots: Tensor  # [3 or 4, S]: ids, positions (see `positions`), segments (or -1), types
     first: Tensor  # [B], the slot of each sequence's first token
     labels: Tensor  # [B]
-    weights: Tensor  # [B], what each loss counts: 1 / rows, 0 for an empty entry
+    weights: Tensor  # [B], the weight of each row's loss: 1 / rows, 0 for an empty entry
     rows: Ints  # the rows of the table (on the host)
     width: int
     windows: int
-    tokens: int
+    tokens: int  # of all sequences
     longest: int  # tokens of the longest sequence
 
     @property
@@ -137,10 +139,22 @@ class Tokens(Protocol):
 
 
 class Table:
-    """A task's tokens on a device: one flat array and offsets; a batch is a gather.
+    """A task's tokens on a device: one flat array and offsets, from which one indexing operation gathers a batch.
 
-    `padding_idx` is the id that the model's positions do not count, None where they count every id
-    (`Backbone.table` knows it).
+    Args:
+        table: The tokens.
+        device: The device.
+        padding_idx: The id that the model's positions do not count; None where they count every id
+            (`Backbone.padding_idx`).
+
+    Attributes:
+        flat: Token ids and token types, `[2, T + 1]`; the last token fills empty slots.
+        typed: Whether the tokenizer has token types.
+        labels: `[N]`.
+        offsets: Where each sequence begins in `flat`, and where the last one ends, `[N + 1]`, on the host.
+        lengths: The tokens of each sequence, `[N]`, on the host.
+        positions: The position of each token, `[T]`, on the host; see `positions_of`.
+        usual: The width of most windows.
     """
 
     def __init__(self, table: Tokens, device: torch.device, *, padding_idx: int | None) -> None:
@@ -251,7 +265,7 @@ class Table:
         """How many of the rows, in this order, need at most `budget` slots; at least one."""
         count = max(1, int(np.searchsorted(np.cumsum(self.lengths[rows]), budget, "right")))
         while count > 1 and self.layout(rows[:count]).form.slots > budget:
-            count = count * 31 // 32
+            count = count * 31 // 32  # at least one less
         return count
 
 

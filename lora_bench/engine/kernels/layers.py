@@ -139,7 +139,7 @@ def _softmax_weights(
 ):
     """`softmax(scale · Q Kᵀ + T)` over the slots of the query's segment, `[M, W]` in float32.
 
-    T is the bias by distance: `distance_zero` points to that of distance 0, those of other distances lie beside it. A
+    T is the bias by distance: `distance_zero` points to that of distance 0, with those of -1 before and 1 after it. A
     row of 2 L - 1 floats serves all programs of a head, so reading it by distance costs little; `[W, W]` biases would
     be as large as the keys and values.
 

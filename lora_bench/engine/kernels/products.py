@@ -27,7 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lora_bench.engine.kernels.tiles import Tiles, multiprocessors
 
-# Sizes that differ between batches and packs: a kernel is not compiled again for their divisors.
+# Sizes that differ between batches and packs: Triton would compile a kernel again where one is 1 or divisible by 16.
 SIZES = ["cells", "slots", "depth", "columns", "rank", "size", "adapters"]
 BACKWARD_SIZES = ["cells", "slots", "depth", "columns", "ranks"]
 
