@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from lora_bench import plugins
 from lora_bench.cell import Cell
 from lora_bench.errors import MISSING, BenchError, unknown
-from lora_bench.methods.recipe import Kind, Recipe
+from lora_bench.methods.recipe import PARAMETERS, Kind, Recipe
 from lora_bench.methods.return_values import check_returns
 from lora_bench.methods.rules import Posterior
 from lora_bench.plugins import Plugin
@@ -134,7 +134,6 @@ def registered(*recipes: Recipe) -> Iterator[None]:
         yield
 
 
-_PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a word", lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,100}", value) is not None),
     "title": ("a text", lambda value: isinstance(value, str)),
@@ -145,8 +144,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: type(value) in (int, float) and 0 < value < math.inf,
     ),
     "parameters": (
-        f"a frozenset of {', '.join(sorted(_PARAMETERS))}",
-        lambda value: isinstance(value, set | frozenset) and value <= _PARAMETERS,
+        f"a frozenset of {', '.join(sorted(PARAMETERS))}",
+        lambda value: isinstance(value, set | frozenset) and value <= PARAMETERS,
     ),
     "defaults": (
         "a mapping of parameters to values",

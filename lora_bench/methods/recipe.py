@@ -250,6 +250,9 @@ Kind = Literal[
 ]
 
 
+PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})  # the fields of a cell that some methods lack
+
+
 class Recipe(TrainingRules, ABC):
     """A method. There is one instance of each method, without state. `TrainingRules` has what few methods need.
 
