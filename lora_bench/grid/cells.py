@@ -149,7 +149,7 @@ def packs(cells: Iterable[Cell], limit: Callable[[Cell], int]) -> list[tuple[Cel
     for cell in dict.fromkeys(cells):
         recipe = methods.of(cell)
         kind = (cell.id,) if recipe.trains_backbone else (recipe.full_width,)
-        groups.setdefault(cell.shares_batches() + kind, []).append(cell)
+        groups.setdefault(cell.batch_settings() + kind, []).append(cell)
     result = []
     for group in groups.values():
         largest = limit(min(group, key=lambda cell: cell.id))
