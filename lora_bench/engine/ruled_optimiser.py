@@ -29,7 +29,7 @@ from lora_bench.methods.rules import LayerDraws
 
 # The share that a layer without outliers counts as: far below any real one, so that it is drawn only when no other is
 # left (chosen; its logarithm must be finite).
-NO_SHARE = 1e-9
+SMALLEST_SHARE = 1e-9
 
 
 class _Entries(NamedTuple):
@@ -200,7 +200,7 @@ class RuledAdamW(PackedAdamW):
         change = torch.where(entries.updated, first / corrections[0] / root, 0)
         by_name = self.whole.weights(change)
         for name, low in self._slots(change, names).items():
-            by_name[name].copy_(self._back(name, low))
+            by_name[name].copy_(self._project_back(name, low))
         (lr,) = self.lr_multipliers[step] * self.blocks[0].lrs
         matrix.sub_(lr * change)
         if self.weight_decay:  # after the step, as in GaLoreAdamW
@@ -215,7 +215,7 @@ class RuledAdamW(PackedAdamW):
             start = end
         return filled
 
-    def _back(self, name: str, low: Tensor) -> Tensor:
+    def _project_back(self, name: str, low: Tensor) -> Tensor:
         """Project a change back to the shape of the weight."""
         basis, (out, inputs) = self.bases[name], self.whole.shapes[name]
         scale = 1.0 if self.rule.projection is None else self.rule.projection.scale
@@ -272,4 +272,4 @@ def _log_weights(
     if draws is None or draws.outliers is None:
         return np.zeros(len(layers))
     by_layer = shares(draws.outliers)
-    return np.log([max(by_layer.get(layer, 0.0), NO_SHARE) for layer in layers])
+    return np.log([max(by_layer.get(layer, 0.0), SMALLEST_SHARE) for layer in layers])
