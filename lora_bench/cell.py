@@ -111,7 +111,7 @@ class Cell(BaseModel):
         """The head's learning rate: its own, or the adapter's."""
         return self.lr if self.head_lr is None else self.head_lr
 
-    def shares_batches(self) -> tuple[object, ...]:
+    def batch_settings(self) -> tuple[object, ...]:
         """Return the settings that cells of one pack have in common: they see the same batches and dropout masks."""
         held_out = self.select == "held-out"
         return (

@@ -13,19 +13,78 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.abc import ExecutionLoader
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any
+from types import FrameType, MappingProxyType, ModuleType
+from typing import Any, Generic, TypeVar
 
-from lora_bench.errors import BenchError, described, stop_within
+from lora_bench.errors import MISSING, BenchError, described, stop_within, unknown
 from lora_bench.records.files import read_file
 from lora_bench.text import clean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The methods or the tasks of this process by name: those of this package, and those of users.
+
+    Args:
+        noun: What messages call an entry, such as `method`.
+
+    Attributes:
+        entries: The entries, read-only.
+        broken: For each entry of an installed package that cannot be loaded, the message; read-only.
+    """
+
+    def __init__(self, noun: str) -> None:
+        self._noun = noun
+        self._entries: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
+        self._broken: dict[str, str] = {}
+        self.entries: Mapping[str, T] = MappingProxyType(self._entries)
+        self.broken: Mapping[str, str] = MappingProxyType(self._broken)
+
+    def get(self, name: str) -> T:
+        """Return the entry of a name.
+
+        Raises:
+            BenchError: Exit code 2 if there is none, with the most similar name; 3 if its package cannot be loaded.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        if name in self._broken:
+            hint = "Correct its package, or uninstall it."
+            raise BenchError(f"The {self._noun} '{name}' cannot be loaded: {self._broken[name]}.", hint, MISSING)
+        error = unknown(self._noun, name, self._entries)
+        raise BenchError(error.what, f"{error.hint} A {self._noun} of your own: --include FILE.")
+
+    def origin(self, name: str) -> str | None:
+        """Return the origin of an entry, `<file>@<12 hex of its SHA-256>`; None for entries of this package."""
+        return self._origins.get(name)
+
+    def of_origin(self, origin: str) -> T | None:
+        """Return the entry of an origin; None if there is none."""
+        return next((self._entries[name] for name, other in self._origins.items() if other == origin), None)
+
+    def put(self, name: str, entry: T, origin: str | None = None) -> None:
+        """Add an entry, or replace the one of that name; without an origin it has none."""
+        self._entries[name] = entry
+        self._origins.pop(name, None)
+        if origin is not None:
+            self._origins[name] = origin
+
+    def restored(self) -> AbstractContextManager[None]:
+        """Restore the present content at the end of the block."""
+        return restored(self._entries, self._origins, self._broken)
+
+    def note_failure(self, name: str) -> AbstractContextManager[None]:
+        """Catch any exception of the block, and list it in `broken` under this name."""
+        return note_failure(name, self._broken)
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,10 @@ APART = {"model", "data", "task", "seed", "batch_size", "epochs", "max_length", 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field != "select"])
 def test_which_settings_keep_cells_out_of_one_pack(field: str) -> None:
-    apart = cell(**{field: OTHER_VALUES[field]}).shares_batches() != cell().shares_batches()
+    apart = cell(**{field: OTHER_VALUES[field]}).batch_settings() != cell().batch_settings()
     assert apart == (field in APART)
 
 
 def test_only_a_held_out_slice_changes_the_batches() -> None:
-    assert cell(select="last").shares_batches() == cell(select="best").shares_batches()
-    assert cell(select="held-out").shares_batches() != cell(select="best").shares_batches()
+    assert cell(select="last").batch_settings() == cell(select="best").batch_settings()
+    assert cell(select="held-out").batch_settings() != cell(select="best").batch_settings()

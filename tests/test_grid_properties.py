@@ -134,7 +134,7 @@ def test_packs_are_a_partition_that_shares_batches(config: Any, size: int, is_li
     found = packs(cells, lambda _: size, is_limit)
     assert Counter(itertools.chain.from_iterable(found)) == Counter(cells)
     for pack in found:
-        assert len({cell.shares_batches() for cell in pack}) == 1
+        assert len({cell.batch_settings() for cell in pack}) == 1
         assert len(pack) == 1 or not any(methods.of(cell).trains_backbone for cell in pack)
         assert 1 <= len(pack) <= (size if is_limit else 1.5 * size)
 

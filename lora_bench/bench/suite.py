@@ -30,7 +30,7 @@ from lora_bench.cell import Cell
 from lora_bench.data import hub
 from lora_bench.engine.encoder import backbone as encoders
 from lora_bench.engine.encoder import targets as names
-from lora_bench.engine.encoder.backbone import Backbone, select
+from lora_bench.engine.encoder.backbone import Backbone, prepare_device
 from lora_bench.engine.shortage import is_memory
 from lora_bench.errors import MISSING, BenchError, described
 from lora_bench.provenance import versions_of
@@ -88,7 +88,7 @@ class Suite:
     ) -> None:
         self.settings, self.scratch, self.log, self.save = settings, scratch, log, save
         self.device = torch.device(environment.choose_device(settings.device))
-        select(self.device)
+        prepare_device(self.device)
         self.precision = settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
         self.model = workload.prepare_model(settings, scratch)
         self.rows: dict[int, BenchRow] = {}  # what is measured, by its number in the report

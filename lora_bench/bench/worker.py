@@ -22,7 +22,7 @@ from lora_bench.bench import peers
 from lora_bench.bench.clock import MemoryMeter, synchronise, warm_up_steps
 from lora_bench.bench.workload import BenchModel, Workload
 from lora_bench.data.tokens import TokenTable
-from lora_bench.engine.encoder.backbone import select
+from lora_bench.engine.encoder.backbone import prepare_device
 
 
 def write_job(folder: Path, peer: peers.Peer, workers: int) -> None:
@@ -70,7 +70,7 @@ def read_job(folder: Path) -> tuple[peers.Peer, int]:
 def main(folder: Path, number: str) -> None:
     """Train; write `ready-NUMBER` after the warm-up and `done-NUMBER.json` at the end."""
     peer, workers = read_job(folder)
-    select(peer.device)
+    prepare_device(peer.device)
     memory, start = MemoryMeter(peer.device), time.perf_counter()
     parent = os.getppid()
     stop_file, warm_up, steps = folder / "stop", warm_up_steps(peer.device), 0

@@ -12,8 +12,17 @@ from lora_bench import methods, tasks
 from lora_bench.cell import Cell
 from lora_bench.contracts.kit import KINDS, TARGETS, Workbench, alike, cell_of, logits_of, require
 from lora_bench.engine.adapters.pack import Pack, State
-from lora_bench.grid.selection import PARAMETERS
-from lora_bench.methods.recipe import Assigned, Fresh, LogUniform, Normal, Orthonormal, Recipe, Shape, Uniform
+from lora_bench.methods.recipe import (
+    PARAMETERS,
+    Assigned,
+    Fresh,
+    LogUniform,
+    Normal,
+    Orthonormal,
+    Recipe,
+    Shape,
+    Uniform,
+)
 from lora_bench.methods.return_values import fault
 from lora_bench.methods.rules import Step
 

@@ -285,7 +285,7 @@ def _check_uneven(
     if _is_from_quoted(task) and len(uneven) <= max(2, total // 1000) and all(len(row) < width for _, row in uneven):
         return (f"{where}: {len(uneven):,} of {total:,} rows have too few fields and are left out, as on the Hub.",)
     line, fields = uneven[0]
-    what = f"{where}, line {line}: {len(fields)} field{'' if len(fields) == 1 else 's'}, not {width}"
+    what = f"{where}, line {line}: {counted(len(fields), 'field')}, not {width}"
     if len(uneven) > 1:
         what += f"; so it is in {len(uneven):,} of {total:,} rows"
     if _doubt(uneven) is not None:

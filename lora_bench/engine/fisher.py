@@ -52,7 +52,7 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
-class Uncertain:
+class MatrixPass:
     """What one batch gives for a matrix of the posterior, from a forward and some backward passes.
 
     Attributes:
@@ -108,7 +108,7 @@ class Linearised:
             for name in ("A", "B")
         ]
 
-    def passes(self, batch: Batch, sums: Callable[[Tensor], list[Tensor]]) -> tuple[Tensor, list[Uncertain]]:
+    def passes(self, batch: Batch, sums: Callable[[Tensor], list[Tensor]]) -> tuple[Tensor, list[MatrixPass]]:
         """The logits `[rows, classes]` of a batch, and each matrix with the gradients of some sums over its rows.
 
         Args:
@@ -131,27 +131,27 @@ class Linearised:
             rows = TokenRows(torch.arange(count, device=logits.device), count)
             inputs = features[0, :count].detach()
             return logits.detach(), [
-                Uncertain(inputs, stacked[0], rows),
-                Uncertain(torch.ones_like(inputs[:, :1]), stacked[0], rows),
+                MatrixPass(inputs, stacked[0], rows),
+                MatrixPass(torch.ones_like(inputs[:, :1]), stacked[0], rows),
             ]
-        return logits.detach(), self._factors(batch, dict(zip(names, stacked, strict=True)))
+        return logits.detach(), self._factor_passes(batch, dict(zip(names, stacked, strict=True)))
 
-    def _factors(self, batch: Batch, gradients: dict[str, Tensor]) -> list[Uncertain]:
+    def _factor_passes(self, batch: Batch, gradients: dict[str, Tensor]) -> list[MatrixPass]:
         """A and B of each weight: `y = W x + s B (A x)`, so A's outputs have the gradient s Bᵀ g, and B's have s g."""
         (group,) = self.pack.bank.groups
-        scale, matrices = float(group.scales[0]), list[Uncertain]()
-        layouts: dict[bool, tuple[Tensor, TokenRows]] = {}  # which positions hold tokens, of windows and of padded rows
+        scale, matrices = float(group.scales[0]), list[MatrixPass]()
+        layouts: dict[tuple[int, ...], tuple[Tensor, TokenRows]] = {}  # by the positions: which of them hold tokens
         for family, factors in group.factors(group.block.matrix.detach()).items():
             for index, name in enumerate(group.families[family]):
                 x, grad = self._inputs[name].detach(), gradients[name] * scale
-                is_padded = x.shape[:-1] != (1, len(batch.segments))
-                if is_padded not in layouts:
-                    ids = _rows_of_padded(x, batch) if is_padded else batch.segments
-                    layouts[is_padded] = ids >= 0, TokenRows(ids[ids >= 0], len(batch.rows))
-                used, rows = layouts[is_padded]
-                x, grad = x.flatten(0, -2).to(self.exact)[used], grad.flatten(1, -2).to(self.exact)[:, used]
+                positions = tuple(x.shape[:-1])
+                if positions not in layouts:
+                    ids = batch.sequences_at(positions)
+                    layouts[positions] = ids >= 0, TokenRows(ids[ids >= 0], len(batch.rows))
+                is_token, rows = layouts[positions]
+                x, grad = x.flatten(0, -2).to(self.exact)[is_token], grad.flatten(1, -2).to(self.exact)[:, is_token]
                 a, b = factors["A"][0, index], factors["B"][0, index]
-                matrices += [Uncertain(x, grad @ b, rows), Uncertain(x @ a.mT, grad, rows)]
+                matrices += [MatrixPass(x, grad @ b, rows), MatrixPass(x @ a.mT, grad, rows)]
         return matrices
 
     @contextmanager
@@ -173,13 +173,6 @@ class Linearised:
             self._inputs[name], self._outputs[name] = inputs[0], output
 
         return record
-
-
-def _rows_of_padded(x: Tensor, batch: Batch) -> Tensor:
-    """The row of each token of padded rows `[rows, longest, in]`, -1 for padding."""
-    lengths = torch.bincount(batch.segments[batch.segments >= 0], minlength=x.shape[0])
-    rows, columns = torch.arange(x.shape[0], device=x.device)[:, None], torch.arange(x.shape[1], device=x.device)
-    return torch.where(columns < lengths[: x.shape[0], None], rows, -1).flatten()
 
 
 def fit(pack: Pack, over: str, table: Table) -> Gaussian:
@@ -262,7 +255,7 @@ def probabilities(pack: Pack, over: str, posterior: Gaussian, table: Table) -> T
     return result
 
 
-def _covariance(matrix: Uncertain, basis: tuple[Tensor, Tensor], precision: Tensor) -> Tensor:
+def _covariance(matrix: MatrixPass, basis: tuple[Tensor, Tensor], precision: Tensor) -> Tensor:
     """What a matrix adds to the covariance of each row's logits, J Σ Jᵀ, `[rows, classes, classes]`.
 
     J of a row and class is `Σ g aᵀ` over the row's tokens; in the eigenbasis Σ is diagonal.

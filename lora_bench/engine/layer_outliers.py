@@ -33,8 +33,8 @@ def shares(backbone: Backbone, batches: Iterable[Batch], threshold: float) -> di
     def record(name: str, batch: Batch) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
-            present = _tokens(x, batch)
-            squares[name] += x.flatten(0, -2)[present].float().square().sum(0)
+            is_token = batch.sequences_at(tuple(x.shape[:-1])) >= 0
+            squares[name] += x.flatten(0, -2)[is_token].float().square().sum(0)
 
         return add
 
@@ -51,11 +51,3 @@ def shares(backbone: Backbone, batches: Iterable[Batch], threshold: float) -> di
         by_layer.setdefault(str(layer_of(name)), []).append(values.flatten())
     measured = {layer: torch.cat(parts) for layer, parts in by_layer.items()}
     return {layer: float((values > threshold * values.mean()).double().mean()) for layer, values in measured.items()}
-
-
-def _tokens(x: Tensor, batch: Batch) -> Tensor:
-    """Which of the flattened positions of `x` hold a token: on windows `[1, S, d]`, on padded rows `[B, L, d]`."""
-    if x.shape[:-1] == (1, len(batch.segments)):
-        return batch.segments >= 0
-    lengths = torch.bincount(batch.segments[batch.segments >= 0], minlength=x.shape[0])
-    return (torch.arange(x.shape[1], device=x.device) < lengths[: x.shape[0], None]).flatten()

@@ -29,7 +29,7 @@ from lora_bench.methods.rules import LayerDraws
 
 # The share that a layer without outliers counts as: far below any real one, so that it is drawn only when no other is
 # left (chosen; its logarithm must be finite).
-NO_SHARE = 1e-9
+SMALLEST_SHARE = 1e-9
 
 
 class _Entries(NamedTuple):
@@ -59,7 +59,7 @@ class RuledAdamW(PackedAdamW):
 
     Attributes:
         bases: P of each projected weight by its name, as rows `[rank, in]` or columns `[out, rank]`.
-        taken: In how many steps each parameter has trained: Adam's bias corrections and the gap count these.
+        steps_trained: In how many steps each parameter has trained: Adam's bias corrections and the gap count these.
         layers: The names of the encoder's layers, in its order.
         weights_of_layers: The logarithm of the weight with which each layer is drawn, `[layers]`.
     """
@@ -80,7 +80,7 @@ class RuledAdamW(PackedAdamW):
         self.whole, self.rule, self.seed = whole, whole.rule, cells[0].seed
         self.weight_decay, self.clip = cells[0].weight_decay, cells[0].clip
         self.bases: dict[str, Tensor] = {}
-        self.taken = dict.fromkeys(whole.shapes, 0)
+        self.steps_trained = dict.fromkeys(whole.shapes, 0)
         self.layers = list(dict.fromkeys(layer for name in whole.shapes if (layer := layer_of(name))))
         self._entries: tuple[tuple[str, ...], _Entries] | None = None
         self.weights_of_layers = _log_weights(self.rule.layers, self.layers, shares)
@@ -133,7 +133,7 @@ class RuledAdamW(PackedAdamW):
         if projection is None:
             return False
         # For a factor, batches that give a P count as well, though they make no step.
-        counts = dict.fromkeys(gradients, step) if projection.is_factor else self.taken
+        counts = dict.fromkeys(gradients, step) if projection.is_factor else self.steps_trained
         due = [
             name
             for name in gradients
@@ -187,8 +187,8 @@ class RuledAdamW(PackedAdamW):
         All of them at once, as one kernel for each parameter and operation would take longer than the rest of the step.
         """
         for name in names:
-            self.taken[name] += 1
-        counts = [max(self.taken[name], 1) for name in self.whole.shapes]
+            self.steps_trained[name] += 1
+        counts = [max(self.steps_trained[name], 1) for name in self.whole.shapes]
         corrections = [self._by_entry([1 - beta**count for count in counts]) for beta in (BETA1, BETA2)]
         first, second, matrix = self.first[0], self.second[0], self.blocks[0].matrix.detach()
         first.lerp_(gradient, torch.where(entries.updated, 1 - BETA1, torch.zeros_like(first)))
@@ -200,7 +200,7 @@ class RuledAdamW(PackedAdamW):
         change = torch.where(entries.updated, first / corrections[0] / root, 0)
         by_name = self.whole.weights(change)
         for name, low in self._slots(change, names).items():
-            by_name[name].copy_(self._back(name, low))
+            by_name[name].copy_(self._project_back(name, low))
         (lr,) = self.lr_multipliers[step] * self.blocks[0].lrs
         matrix.sub_(lr * change)
         if self.weight_decay:  # after the step, as in GaLoreAdamW
@@ -215,7 +215,7 @@ class RuledAdamW(PackedAdamW):
             start = end
         return filled
 
-    def _back(self, name: str, low: Tensor) -> Tensor:
+    def _project_back(self, name: str, low: Tensor) -> Tensor:
         """Project a change back to the shape of the weight."""
         basis, (out, inputs) = self.bases[name], self.whole.shapes[name]
         scale = 1.0 if self.rule.projection is None else self.rule.projection.scale
@@ -236,12 +236,12 @@ class RuledAdamW(PackedAdamW):
     def memory(self) -> dict[str, Tensor]:
         """P of each weight (`basis.<name>`), and the number of steps in which each parameter has trained (`taken`)."""
         bases = {f"basis.{name}": value.cpu() for name, value in self.bases.items()}
-        return {**bases, "taken": torch.tensor([self.taken[name] for name in self.whole.shapes])}
+        return {**bases, "taken": torch.tensor([self.steps_trained[name] for name in self.whole.shapes])}
 
     def load_memory(self, memory: Mapping[str, Tensor]) -> None:
         """Restore what `memory` has returned."""
         matrix, self._entries = self.blocks[0].matrix, None
-        self.taken = dict(zip(self.whole.shapes, memory["taken"].tolist(), strict=True))
+        self.steps_trained = dict(zip(self.whole.shapes, memory["taken"].tolist(), strict=True))
         self.bases = {
             name.removeprefix("basis."): value.to(matrix) for name, value in memory.items() if name != "taken"
         }
@@ -272,4 +272,4 @@ def _log_weights(
     if draws is None or draws.outliers is None:
         return np.zeros(len(layers))
     by_layer = shares(draws.outliers)
-    return np.log([max(by_layer.get(layer, 0.0), NO_SHARE) for layer in layers])
+    return np.log([max(by_layer.get(layer, 0.0), SMALLEST_SHARE) for layer in layers])

@@ -122,7 +122,7 @@ def check(model: PreTrainedModel, pack: Pack) -> float:
     backbone = pack.backbone
     with pack:
         pack.compose()
-        ours = pack.logits(backbone.probe())[0].cpu().double()
+        ours = pack.logits(backbone.probe_batch())[0].cpu().double()
     tokens = probe.tokens(backbone.config, backbone.longest, backbone.takes_types)
     theirs = model(**probe.inputs(tokens, probe.padding(backbone.config)), return_dict=True).logits.double()
     difference = float((ours - theirs).abs().max())

@@ -151,7 +151,7 @@ def packs(cells: Iterable[Cell], size: Callable[[Cell], int], is_limit: bool = T
     for cell in dict.fromkeys(cells):
         recipe = methods.of(cell)
         kind = (cell.id,) if recipe.trains_backbone else (recipe.full_width,)
-        groups.setdefault(cell.shares_batches() + kind, []).append(cell)
+        groups.setdefault(cell.batch_settings() + kind, []).append(cell)
     result = []
     for group in groups.values():
         full = size(min(group, key=lambda cell: cell.id))

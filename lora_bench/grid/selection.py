@@ -18,6 +18,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
 from lora_bench.grid.config import DEFAULT, SETTINGS, Alternatives, Config, Values, parse_alternatives
 from lora_bench.grid.search import Search
+from lora_bench.methods.recipe import PARAMETERS
 from lora_bench.models import DEFAULT_MODEL
 
 MAX_CELLS = 1_000_000
@@ -25,7 +26,6 @@ MAX_CELLS = 1_000_000
 Overrides = Mapping[str, Sequence[object] | None]
 SingleBlock = dict[str, Alternatives]  # a block of one task and one method
 BlockT = TypeVar("BlockT", dict[str, Values], SingleBlock)
-PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})  # the settings that some methods lack
 
 
 def select(config: Config, overrides: Overrides, partly: bool = False) -> list[SingleBlock]:

@@ -18,27 +18,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from lora_bench import plugins
 from lora_bench.cell import Cell
-from lora_bench.errors import MISSING, BenchError, unknown
-from lora_bench.methods.recipe import Kind, Recipe
+from lora_bench.errors import BenchError
+from lora_bench.methods.recipe import PARAMETERS, Kind, Recipe
 from lora_bench.methods.return_values import check_returns
 from lora_bench.methods.rules import Posterior
-from lora_bench.plugins import Plugin
+from lora_bench.plugins import Plugin, Registry
 
 GROUP = "lora_bench.methods"
 
-_recipes: dict[str, Recipe] = {}
-_origins: dict[str, str] = {}
-_broken: dict[str, str] = {}
+_registry = Registry[Recipe]("method")
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes)
-BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # methods of packages that cannot be loaded: the messages
+RECIPES: Mapping[str, Recipe] = _registry.entries
+BROKEN: Mapping[str, str] = _registry.broken
 
 
 def get(name: str) -> Recipe:
@@ -47,19 +44,13 @@ def get(name: str) -> Recipe:
     Raises:
         BenchError: Exit code 2 if there is none, with the most similar name; 3 if its package cannot be loaded.
     """
-    if name in _recipes:
-        return _recipes[name]
-    if name in _broken:
-        hint = "Correct its package, or uninstall it."
-        raise BenchError(f"The method '{name}' cannot be loaded: {_broken[name]}.", hint, MISSING)
-    error = unknown("method", name, _recipes)
-    raise BenchError(error.what, f"{error.hint} A method of your own: --include FILE.")
+    return _registry.get(name)
 
 
 def by_kind() -> dict[Kind, list[Recipe]]:
     """Return the recipes by what they change, in the order of `Kind`; kinds without a method are left out."""
     kinds: dict[Kind, list[Recipe]] = {kind: [] for kind in get_args(Kind)}
-    for recipe in _recipes.values():
+    for recipe in RECIPES.values():
         kinds[recipe.kind].append(recipe)
     return {kind: recipes for kind, recipes in kinds.items() if recipes}
 
@@ -71,7 +62,7 @@ def of(cell: Cell) -> Recipe:
 
 def origin(name: str) -> str | None:
     """Return the origin of a method, `<file>@<12 hex of its SHA-256>`; None for methods of this package."""
-    return _origins.get(name)
+    return _registry.origin(name)
 
 
 def include(path: Path) -> Recipe:
@@ -99,9 +90,9 @@ def add_from(plugin: Plugin) -> Recipe | None:
     if not isinstance(recipe, Recipe):
         what = f"The RECIPE of '{plugin.path}' is not a Recipe."
         raise BenchError(what, "End the file with `RECIPE = YourMethod()`, a Recipe.")
-    known = next((name for name, other in _origins.items() if other == plugin.origin), None)
+    known = _registry.of_origin(plugin.origin)
     if known is not None:
-        return _recipes[known]
+        return known
     _add(recipe, plugin.origin, str(plugin.path))
     return recipe
 
@@ -109,11 +100,10 @@ def add_from(plugin: Plugin) -> Recipe | None:
 def _add(recipe: Recipe, origin: str | None, where: str) -> None:
     """Check a recipe and add it; `where` is what messages call its file."""
     _require_complete(recipe, where)
-    if recipe.name in _recipes:
+    if recipe.name in RECIPES:
         raise BenchError(f"'{where}' defines '{recipe.name}', which exists already.", "Give it another name.")
-    _recipes[recipe.name] = recipe
+    _registry.put(recipe.name, recipe, origin)
     if origin is not None:
-        _origins[recipe.name] = origin
         check_returns(recipe, lambda function: f"'{where}', line {_line_of(recipe, function)}")
 
 
@@ -127,14 +117,12 @@ def registered(*recipes: Recipe) -> Iterator[None]:
         recipes: The recipes. They are not checked as those of `include` are, so that contracts can be tried on
             incomplete ones, and they have no origin. One with the name of another method replaces it.
     """
-    with plugins.restored(_recipes, _origins, _broken):
+    with _registry.restored():
         for recipe in recipes:
-            _recipes[recipe.name] = recipe
-            _origins.pop(recipe.name, None)
+            _registry.put(recipe.name, recipe)
         yield
 
 
-_PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a word", lambda value: isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,100}", value) is not None),
     "title": ("a text", lambda value: isinstance(value, str)),
@@ -145,8 +133,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: type(value) in (int, float) and 0 < value < math.inf,
     ),
     "parameters": (
-        f"a frozenset of {', '.join(sorted(_PARAMETERS))}",
-        lambda value: isinstance(value, set | frozenset) and value <= _PARAMETERS,
+        f"a frozenset of {', '.join(sorted(PARAMETERS))}",
+        lambda value: isinstance(value, set | frozenset) and value <= PARAMETERS,
     ),
     "defaults": (
         "a mapping of parameters to values",
@@ -233,7 +221,7 @@ def _discover() -> None:
 def add_installed(points: Iterable[EntryPoint]) -> None:
     """Add the recipes of installed packages. Those that cannot be loaded are listed in `BROKEN`."""
     for point in points:
-        with plugins.note_failure(point.name, _broken):
+        with _registry.note_failure(point.name):
             loaded = plugins.load_point(point)
             recipe = getattr(loaded, "RECIPE", loaded)
             if not isinstance(recipe, Recipe):

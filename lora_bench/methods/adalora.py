@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.methods.gated import Gated
 from lora_bench.methods.orthonormality import distance_from_orthonormal
-from lora_bench.methods.recipe import Factor, Normal, Shape, Zeros, rank_of
+from lora_bench.methods.recipe import Factor, Normal, Shape, Zeros, alpha_of, rank_of
 from lora_bench.methods.rules import Step
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ class AdaLora(Gated):
 
     def scale(self, cell: Cell) -> float:
         """Return alpha / (n + 1e-5)."""
-        if cell.alpha is None:
-            raise ValueError(f"{self.name} needs alpha")
-        return cell.alpha / (self.components(cell) + 1e-5)
+        return alpha_of(cell) / (self.components(cell) + 1e-5)
 
     def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
         """Return the mean of the two distances from orthonormal rows and columns."""

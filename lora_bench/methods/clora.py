@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import Factor, Orthonormal, Recipe, Shape
+from lora_bench.methods.recipe import Factor, Orthonormal, Recipe, Shape, a_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +36,10 @@ class CLora(Lora):
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """Return LoRA's factors, and `V: [in, k]` and `U: [out, k]`, frozen."""
-        if cell.a is None:
-            raise ValueError(f"{self.name} needs a")
-        frozen = [("V", shape.inputs), ("U", shape.outputs)]
+        count, frozen = a_of(cell), [("V", shape.inputs), ("U", shape.outputs)]
         return (
             *super().factors(cell, shape),
-            *(Factor(n, size, cell.a, Orthonormal(max(size, cell.a) ** -0.5), trainable=False) for n, size in frozen),
+            *(Factor(n, size, count, Orthonormal(max(size, count) ** -0.5), trainable=False) for n, size in frozen),
         )
 
     def penalty(self, factors: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.methods.lora import Lora
-from lora_bench.methods.recipe import Basis, Constant, Factor, Recipe, Shape, Update, rank_of
+from lora_bench.methods.recipe import Basis, Constant, Factor, Recipe, Shape, Update, alpha_of, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +36,9 @@ class DeLora(Lora):
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """Return LoRA's factors, `size: [1, 1]` (λ), and the norms `columns: [1, in]` of W's columns, frozen."""
-        if cell.alpha is None:
-            raise ValueError(f"{self.name} needs alpha")
         return (
             *super().factors(cell, shape),
-            Factor("size", 1, 1, Constant(cell.alpha)),
+            Factor("size", 1, 1, Constant(alpha_of(cell))),
             Factor("columns", 1, shape.inputs, Basis("column-norms", "input"), trainable=False),
         )
 

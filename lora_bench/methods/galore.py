@@ -18,8 +18,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.recipe import Unadapted, rank_of
+from lora_bench.methods.recipe import b_of, rank_of
 from lora_bench.methods.rules import Projection, WeightRule
+from lora_bench.methods.unadapted import Unadapted
 
 EPSILON = 1e-6  # the default of the authors' GaLoreAdamW
 
@@ -38,8 +39,8 @@ class GaLore(Unadapted):
 
     def weights(self, cell: Cell) -> WeightRule:
         """Return the projection, for all layers."""
-        gap = cell.b or 1
-        return WeightRule(Projection(rank_of(cell), self.scale(cell), gap), epsilon=EPSILON, is_early=True)
+        projection = Projection(rank_of(cell), self.scale(cell), b_of(cell))
+        return WeightRule(projection, epsilon=EPSILON, is_early=True)
 
 
 RECIPE = GaLore()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lora_bench.methods.recipe import Recipe, Shape, Update, rank_of
+from lora_bench.methods.recipe import Recipe, Shape, Update, alpha_of, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +28,7 @@ class Gated(Recipe):
 
     def scale(self, cell: Cell) -> float:
         """Return alpha / n, which stays when components are pruned."""
-        if cell.alpha is None:
-            raise ValueError(f"{self.name} needs alpha")
-        return cell.alpha / self.components(cell)
+        return alpha_of(cell) / self.components(cell)
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """Return n (in + out + 1)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_bench.methods.recipe import Unadapted
+from lora_bench.methods.unadapted import Unadapted
 
 
 class Head(Unadapted):

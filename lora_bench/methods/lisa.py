@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.recipe import Unadapted
+from lora_bench.methods.recipe import a_of, b_of
 from lora_bench.methods.rules import LayerDraws, WeightRule
+from lora_bench.methods.unadapted import Unadapted
 
 
 class Lisa(Unadapted):
@@ -32,7 +33,7 @@ class Lisa(Unadapted):
 
     def weights(self, cell: Cell) -> WeightRule:
         """Return the draws, all layers alike."""
-        return WeightRule(layers=LayerDraws(cell.a or 1, cell.b or 1))
+        return WeightRule(layers=LayerDraws(a_of(cell), b_of(cell)))
 
 
 RECIPE = Lisa()

@@ -20,8 +20,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.recipe import Unadapted, rank_of
+from lora_bench.methods.recipe import b_of, rank_of
 from lora_bench.methods.rules import Projection, WeightRule
+from lora_bench.methods.unadapted import Unadapted
 
 
 class LoQT(Unadapted):
@@ -38,7 +39,7 @@ class LoQT(Unadapted):
 
     def weights(self, cell: Cell) -> WeightRule:
         """Return the projection that stands for the factor."""
-        return WeightRule(Projection(rank_of(cell), self.scale(cell), cell.b or 1, is_factor=True))
+        return WeightRule(Projection(rank_of(cell), self.scale(cell), b_of(cell), is_factor=True))
 
 
 RECIPE = LoQT()

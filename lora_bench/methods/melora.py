@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Blocks, Factor, Recipe, Shape, Uniform, Update, Zeros, blocks_of, rank_of
+from lora_bench.methods.recipe import Blocks, Factor, Recipe, Shape, Uniform, Update, Zeros, a_of, blocks_of, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class MeLora(Recipe):
 
     def update_rank(self, cell: Cell) -> int:
         """Return n · r."""
-        return rank_of(cell) * (cell.a or 1)
+        return rank_of(cell) * a_of(cell)
 
     def width(self, cell: Cell, shape: Shape) -> int:
         """Return n · r."""

@@ -19,7 +19,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Factor, Kind, Normal, Recipe, Shape, Start, Uniform, Update, Zeros, rank_of
+from lora_bench.methods.recipe import (
+    Factor,
+    Kind,
+    Normal,
+    Recipe,
+    Shape,
+    Start,
+    Uniform,
+    Update,
+    Zeros,
+    a_of,
+    b_of,
+    rank_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +71,7 @@ class Mini(Recipe):
 
     def sizes(self, cell: Cell) -> tuple[int, int, int]:
         """Return rank, a and b."""
-        if cell.a is None or cell.b is None:
-            raise ValueError(f"{self.name} needs a and b")
-        return rank_of(cell), cell.a, cell.b
+        return rank_of(cell), a_of(cell), b_of(cell)
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
         """Compose A = A_train A_aux and B = B_aux B_train."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from lora_bench.cell import Cell
-from lora_bench.methods.recipe import Unadapted, rank_of
+from lora_bench.methods.recipe import a_of, b_of, rank_of
 from lora_bench.methods.rules import LayerDraws, Projection, WeightRule
+from lora_bench.methods.unadapted import Unadapted
 
 OUTLIERS, GAP, SCALE = 13.0, 100, 1.0
 EPSILON = 1e-6  # the default of GaLoreAdamW
@@ -38,7 +39,7 @@ class OwLore(Unadapted):
 
     def weights(self, cell: Cell) -> WeightRule:
         """Return the projection and the draws."""
-        draws = LayerDraws(cell.a or 1, cell.b or 1, OUTLIERS)
+        draws = LayerDraws(a_of(cell), b_of(cell), OUTLIERS)
         return WeightRule(Projection(rank_of(cell), SCALE, GAP), draws, epsilon=EPSILON, is_early=True)
 
 

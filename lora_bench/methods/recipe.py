@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from lora_bench.errors import BenchError
 from lora_bench.methods.rules import TrainingRules
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_bench.cell import Cell
+
+
+T = TypeVar("T")
 
 
 class Shape(NamedTuple):
@@ -250,6 +253,9 @@ Kind = Literal[
 ]
 
 
+PARAMETERS = frozenset({"rank", "a", "b", "alpha", "init", "targets"})  # the fields of a cell that some methods lack
+
+
 class Recipe(TrainingRules, ABC):
     """A method. There is one instance of each method, without state. `TrainingRules` has what few methods need.
 
@@ -342,11 +348,30 @@ class Recipe(TrainingRules, ABC):
         return "targets" in self.parameters
 
 
+def _given(cell: Cell, name: str, value: T | None) -> T:
+    if value is None:
+        raise ValueError(f"{cell.method} needs {name}")
+    return value
+
+
 def rank_of(cell: Cell) -> int:
     """Return the rank of a cell whose method has one."""
-    if cell.rank is None:
-        raise ValueError(f"{cell.method} needs a rank")
-    return cell.rank
+    return _given(cell, "rank", cell.rank)
+
+
+def a_of(cell: Cell) -> int:
+    """Return the parameter a of a cell whose method has it."""
+    return _given(cell, "a", cell.a)
+
+
+def b_of(cell: Cell) -> int:
+    """Return the parameter b of a cell whose method has it."""
+    return _given(cell, "b", cell.b)
+
+
+def alpha_of(cell: Cell) -> float:
+    """Return the alpha of a cell whose method has one."""
+    return _given(cell, "alpha", cell.alpha)
 
 
 def blocks_of(cell: Cell, *sizes: int) -> int:
@@ -355,29 +380,9 @@ def blocks_of(cell: Cell, *sizes: int) -> int:
     Raises:
         BenchError: Exit code 2 if it does not divide one of them.
     """
-    if cell.a is None:
-        raise ValueError(f"{cell.method} needs a")
+    count = a_of(cell)
     for size in sizes:
-        if size % cell.a:
-            what = f"'{cell.method}' needs {cell.a} equal parts (a), which {size} cannot be divided into."
+        if size % count:
+            what = f"'{cell.method}' needs {count} equal parts (a), which {size} cannot be divided into."
             raise BenchError(what, "Use an --a that divides the rank and the weights' sides, such as 2.")
-    return cell.a
-
-
-class Unadapted(Recipe):
-    """A method that leaves the linear layers as they are: `head` and `full`."""
-
-    parameters = frozenset()
-    defaults: ClassVar[Mapping[str, int | float | str]] = {}
-
-    def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
-        """Return no factors."""
-        return ()
-
-    def update(self, factors: Mapping[str, Tensor]) -> Update:
-        """Raise TypeError: there is no update."""
-        raise TypeError(f"{self.name} adapts no weight")
-
-    def trainable(self, cell: Cell, shape: Shape) -> int:
-        """Return 0: there is no adapter."""
-        return 0
+    return count

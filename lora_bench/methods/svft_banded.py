@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import Shape, Update
+from lora_bench.methods.recipe import Shape, Update, b_of
 from lora_bench.methods.svft import Svft
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SvftBanded(Svft):
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """Return n (2b + 1) − b (b + 1), with n the smaller of in and out."""
-        size, band = min(shape), cell.b or 0
+        size, band = min(shape), b_of(cell)
         if band >= size:
             raise BenchError(f"{band} diagonals are more than a matrix of {size} has.", f"Use --b {size - 1} or less.")
         return size * (2 * band + 1) - band * (band + 1)

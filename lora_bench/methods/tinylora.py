@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Shape, Update, Zeros, rank_of
+from lora_bench.methods.recipe import Basis, Factor, Normal, Recipe, Shape, Update, Zeros, a_of, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +50,7 @@ class TinyLora(Recipe):
 
     def trainable(self, cell: Cell, shape: Shape) -> int:
         """Return the number of matrices, a."""
-        if cell.a is None:
-            raise ValueError("tinylora needs a")
-        return cell.a
+        return a_of(cell)
 
     def layout(self, cell: Cell) -> object:
         """Return a: it determines the order of P's rows."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_bench.methods.recipe import Assigned, Factor, Recipe, Shape, Uniform, Update, rank_of
+from lora_bench.methods.recipe import Assigned, Factor, Recipe, Shape, Uniform, Update, a_of, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,11 +37,9 @@ class UniLora(Recipe):
 
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """Return `theta: [1, d]`, shared, and `A: [r, in]` and `B: [out, r]`, which consist of its entries."""
-        if cell.a is None:
-            raise ValueError(f"{self.name} needs a")
         rank, entries = rank_of(cell), Assigned("theta")
         return (
-            Factor("theta", 1, cell.a, Uniform(0.02), shared=True),
+            Factor("theta", 1, a_of(cell), Uniform(0.02), shared=True),
             Factor("A", rank, shape.inputs, entries, trainable=False),
             Factor("B", shape.outputs, rank, entries, trainable=False),
         )
@@ -60,7 +58,7 @@ class UniLora(Recipe):
 
     def once(self, cell: Cell, shapes: Collection[Shape]) -> int:
         """Return d."""
-        return cell.a or 0
+        return a_of(cell)
 
 
 RECIPE = UniLora()

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.errors import BenchError
-from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Uniform, Update, rank_of
+from lora_bench.methods.recipe import Factor, Normal, Recipe, Shape, Uniform, Update, a_of, b_of, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,13 +62,12 @@ class VbLora(Recipe):
 
     def sizes(self, cell: Cell) -> tuple[int, int, int]:
         """Return r, h and b."""
-        if cell.a is None or cell.b is None:
-            raise ValueError(f"{self.name} needs a and b")
-        if cell.a < CHOSEN:
+        count = a_of(cell)
+        if count < CHOSEN:
             raise BenchError(
-                f"'{self.name}' mixes {CHOSEN} vectors of {cell.a} (a).", f"Use an --a of {CHOSEN} or more."
+                f"'{self.name}' mixes {CHOSEN} vectors of {count} (a).", f"Use an --a of {CHOSEN} or more."
             )
-        return rank_of(cell), cell.a, cell.b
+        return rank_of(cell), count, b_of(cell)
 
     def update(self, factors: Mapping[str, Tensor]) -> Update:
         """Mix the pieces, and put them together."""

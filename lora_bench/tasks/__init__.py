@@ -73,7 +73,7 @@ def add_from(plugin: Plugin) -> Task | None:
 def add_installed(points: Iterable[EntryPoint]) -> None:
     """Add the tasks of installed packages. Those that cannot be loaded are listed in `BROKEN`."""
     for point in points:
-        with plugins.note_failure(point.name, task._broken):
+        with task.registry.note_failure(point.name):
             loaded = plugins.load_point(point)
             definition = getattr(loaded, "TASK", loaded)
             if not isinstance(definition, Task):
@@ -93,11 +93,10 @@ def registered(*definitions: Task) -> Iterator[None]:
             `Files` are relative to their `root`, or to the working directory. One with the name of another task
             replaces it.
     """
-    with plugins.restored(task._tasks, task._origins, task._broken):
+    with task.registry.restored():
         for definition in definitions:
-            task._origins.pop(definition.name, None)
             root = getattr(definition.source, "root", None) or Path.cwd()
-            task.add(_with_root(definition, root))
+            task.registry.put(definition.name, _with_root(definition, root))
         yield
 
 
@@ -123,10 +122,10 @@ def _add(definition: Task, origin: str, where: str, file: Path) -> Task:
         return present
     if present is not None:
         raise BenchError(f"'{where}' defines '{added.name}', which exists already.", "Give it another name.")
-    task.add(added, origin)
+    task.registry.put(added.name, added, origin)
     return added
 
 
 for record in glue.RECORDS:
-    task.add(record)
+    task.registry.put(record.name, record)
 add_installed(plugins.points(GROUP))

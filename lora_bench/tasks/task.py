@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lora_bench.cell import Cell
-from lora_bench.errors import MISSING, BenchError, unknown
+from lora_bench.plugins import Registry
 
 # A user's metric. Its arguments are arrays of predictions [N] (class numbers, or values for a regression) and of labels
 # [N]; it returns a number from -1 to 1.
@@ -199,24 +198,10 @@ def metric_of_split(name: str) -> tuple[str, str]:
     return metric, f"validation_{suffix}"
 
 
-_tasks: dict[str, Task] = {}
-_origins: dict[str, str] = {}
-_broken: dict[str, str] = {}
+registry = Registry[Task]("task")
 
-TASKS: Mapping[str, Task] = MappingProxyType(_tasks)
-BROKEN: Mapping[str, str] = MappingProxyType(_broken)  # tasks of packages that cannot be loaded: the messages
-
-
-def add(task: Task, origin: str | None = None) -> None:
-    """Add a task to the registry.
-
-    Args:
-        task: The task.
-        origin: The file that defines it and the file's hash, `<file>@<12 hex>`; None for GLUE's.
-    """
-    _tasks[task.name] = task
-    if origin is not None:
-        _origins[task.name] = origin
+TASKS: Mapping[str, Task] = registry.entries
+BROKEN: Mapping[str, str] = registry.broken
 
 
 def get(name: str) -> Task:
@@ -225,13 +210,7 @@ def get(name: str) -> Task:
     Raises:
         BenchError: Exit code 2 if there is none, with the most similar name; 3 if its package cannot be loaded.
     """
-    if name in _tasks:
-        return _tasks[name]
-    if name in _broken:
-        hint = "Correct its package, or uninstall it."
-        raise BenchError(f"The task '{name}' cannot be loaded: {_broken[name]}.", hint, MISSING)
-    error = unknown("task", name, _tasks)
-    raise BenchError(error.what, f"{error.hint} A task of your own: --include FILE.")
+    return registry.get(name)
 
 
 def of(cell: Cell) -> Task:
@@ -241,4 +220,4 @@ def of(cell: Cell) -> Task:
 
 def origin(name: str) -> str | None:
     """Return the origin of a task, `<file>@<12 hex of its SHA-256>`; None for GLUE's."""
-    return _origins.get(name)
+    return registry.origin(name)

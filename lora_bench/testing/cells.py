@@ -7,8 +7,7 @@ from typing import Any
 from lora_bench import methods
 from lora_bench.cell import Cell
 from lora_bench.errors import BenchError
-from lora_bench.grid.selection import PARAMETERS
-from lora_bench.methods.recipe import Shape
+from lora_bench.methods.recipe import PARAMETERS, Shape
 
 # Different from each other and from the widths of the tiny encoders, so that a swapped dimension shows.
 SIZES: dict[str, int | float | str] = {"rank": 4, "a": 9, "b": 6, "alpha": 8.0, "targets": "attention"}

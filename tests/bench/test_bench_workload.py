@@ -62,7 +62,7 @@ def test_cells_of_a_pack_all_differ_and_share_batches(mix: str) -> None:
     made = workload.make_cells(work(), "qv", mix, 64, 768)
     assert len(set(made)) == 64
     assert len({cell.id for cell in made}) == 64
-    assert len({cell.shares_batches() for cell in made}) == 1
+    assert len({cell.batch_settings() for cell in made}) == 1
     assert {cell.targets for cell in made} == {"qv"}
 
 
@@ -78,7 +78,7 @@ def test_full_is_one_cell_that_has_nothing_of_an_adapter() -> None:
     """The method's own learning rate; it shares everything else with the others."""
     (cell,) = workload.make_cells(work(), "all", "full", 1, 64)
     assert (cell.method, cell.lr, cell.targets, cell.rank, cell.alpha) == ("full", 2e-5, None, None, None)
-    assert cell.shares_batches() == workload.make_cells(work(), "qv", "lora", 1, 64)[0].shares_batches()
+    assert cell.batch_settings() == workload.make_cells(work(), "qv", "lora", 1, 64)[0].batch_settings()
 
 
 def test_tokens_of_a_sequence() -> None:

@@ -101,7 +101,7 @@ def test_the_logits_are_those_of_transformers(kind: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
     with pack:
         pack.compose()
-        whole = pack.logits(on.probe())[0]
+        whole = pack.logits(on.probe_batch())[0]
     tokens = probe.tokens(on.config, on.longest, on.takes_types)
     theirs = model(**probe.inputs(tokens, probe.padding(on.config))).logits
     torch.testing.assert_close(whole, theirs, rtol=0, atol=1e-4 if kind in ROTATED else 1e-10)
@@ -144,7 +144,7 @@ def test_dropout_has_the_rates_and_positions_of_transformers(kind: str) -> None:
     inputs = probe_inputs(pack.backbone)
     rows = len(inputs["input_ids"])
     first = model.base_model(**inputs).last_hidden_state[:, 0]
-    masks = pack.masks(pack.backbone.probe().shape).draw(torch.Generator().manual_seed(1), 1, rows)
+    masks = pack.masks(pack.backbone.probe_batch().shape).draw(torch.Generator().manual_seed(1), 1, rows)
     ours = pack.heads.logits(pack.heads.block.matrix, first[None], masks)[0]
     undropped = pack.heads.logits(pack.heads.block.matrix, first[None], None)[0]
     mode = GivenMasks(masks, rows)

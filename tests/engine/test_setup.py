@@ -17,11 +17,11 @@ from lora_bench.engine.adapters.bases import basis, svd
 from lora_bench.engine.adapters.draw import draw_stack
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.backbone import Backbone
-from lora_bench.engine.encoder.targets import resolve
+from lora_bench.engine.encoder.targets import SETS, resolve
 from lora_bench.engine.step_rules import RankSchedule
 from lora_bench.forecast import families
 from lora_bench.forecast.demand import PASSES, count_adapters
-from lora_bench.forecast.geometry import Geometry, load_geometry
+from lora_bench.forecast.geometry import TARGET_SETS, Geometry, load_geometry
 from lora_bench.methods.recipe import Shape, Zeros
 from lora_bench.methods.rules import Step
 from lora_bench.testing import make_cell
@@ -29,6 +29,10 @@ from lora_bench.testing.encoders import FAMILIES, make_encoder
 from tests.engine.engine_factory import backbone
 
 METHODS = ("lora", "mini", "mini-orth", "mini-shared", "tinylora", "vera", "xs", "pissa", "cora", "dora")
+
+
+def test_the_forecast_knows_the_engines_sets_of_targets() -> None:
+    assert tuple(SETS) == TARGET_SETS
 
 
 @pytest.mark.parametrize("method", METHODS)

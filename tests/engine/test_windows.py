@@ -106,6 +106,13 @@ def test_the_layout_depends_on_the_batch_alone() -> None:
         assert torch.equal(getattr(alone, name), getattr(after, name))
 
 
+def test_positions_on_windows_and_on_padded_rows_have_the_same_sequences() -> None:
+    (batch,) = table(made([3, 1, 2])).batches([np.array([0, 1, 2])], lambda form: form._replace(rows=4))
+    assert batch.sequences_at((1, 32)).tolist() == batch.segments.tolist()
+    assert sorted(batch.segments[batch.segments >= 0].tolist()) == [0, 0, 0, 1, 2, 2]
+    assert batch.sequences_at((4, 3)).view(4, 3).tolist() == [[0, 0, 0], [1, -1, -1], [2, 2, -1], [-1, -1, -1]]
+
+
 @given(LENGTHS, st.integers(0, 200))
 def test_what_is_evaluated_is_every_row_once(lengths: list[int], budget: int) -> None:
     one = Table(made(lengths), CPU, padding_idx=None)

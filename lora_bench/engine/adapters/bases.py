@@ -39,14 +39,14 @@ def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Sid
         return norms
     if decomposition == "qr":
         q, r = _decomposition(backbone, name, "qr")
-        require(rank, q.shape[1], name)
+        require_directions(rank, q.shape[1], name)
         return r[:rank] if side == "input" else q[:, :rank]
     if decomposition == "joint-svd":
         (vectors,) = _decomposition(backbone, name, "joint")
-        require(rank, vectors.shape[1], name)
+        require_directions(rank, vectors.shape[1], name)
         return vectors[:, :rank]
     left, values, right = _decomposition(backbone, name, "svd")
-    require(rank, left.shape[1], name)
+    require_directions(rank, left.shape[1], name)
     chosen = slice(len(values) - rank, None) if decomposition in ("minor-vectors", "minor-svd") else slice(rank)
     left, values, right = left[:, chosen], values[chosen], right[:, chosen]
     if decomposition == "balanced-svd":
@@ -56,7 +56,7 @@ def basis(backbone: Backbone, name: str, decomposition: Decomposition, side: Sid
     return (left * values).mT if decomposition in ("svd", "minor-svd") else left.mT
 
 
-def require(rank: int, available: int, name: str) -> None:
+def require_directions(rank: int, available: int, name: str) -> None:
     """Refuse more directions than a weight has.
 
     Raises:

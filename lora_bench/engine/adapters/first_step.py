@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_bench.engine.adapters.bases import require, svd
+from lora_bench.engine.adapters.bases import require_directions, svd
 from lora_bench.engine.adapters.group import Group
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.windows import Batch
@@ -78,7 +78,7 @@ def _write(group: Group, row: int, directions: Mapping[str, Direction], lr: floa
 
 def _value(factor: Factor, start: FirstStep, direction: Direction, lr: float, module: str) -> Tensor:
     count = factor.rows if start.part == "input" else factor.cols
-    require(count, len(direction.values), module)
+    require_directions(count, len(direction.values), module)
     if start.part == "core":
         return torch.diag(lr * direction.values[:count])
     return direction.right[:, :count].mT if start.part == "input" else direction.left[:, :count]

@@ -55,7 +55,7 @@ class Backbone:
     Attributes:
         dtype: The type of the encoder's weights.
         exact: The type of what trains, of losses and of the decompositions of weights: float32, or float64.
-        step: The forward pass in progress, which the model's modules read.
+        context: The forward pass in progress, which the model's modules read.
         bases: Decompositions of weights by name and kind, which `adapters.bases` caches here.
         padding_idx: See `_padding_idx`.
         position_base: The position of a sequence's first token in the model's table.
@@ -78,11 +78,11 @@ class Backbone:
         self.dtype = torch.float32 if mixed else DTYPES[precision]
         self.exact = torch.promote_types(DTYPES[precision], torch.float32)
         self.device = device
-        select(device)
+        prepare_device(device)
         self.config = model.config
         self.config.return_dict = True  # what is read is an output's field, whatever the config asks for
         self.config.output_attentions = self.config.output_hidden_states = False  # a step would keep them
-        self.step = ForwardContext()
+        self.context = ForwardContext()
         self.bases: dict[tuple[str, str], tuple[Tensor, ...]] = {}
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         self.padding_idx = _padding_idx(model)
@@ -108,14 +108,15 @@ class Backbone:
         except BenchError:
             self._run_padded(model, reference)
         module.to(self.dtype)
-        self.fused = self.fused and Encoder.from_model(model, self.step)  # its joined weights are the model's own again
+        if self.fused is not None:  # `to` may give the modules new weights, which are joined again
+            self.fused = Encoder.from_model(model, self.context)
         return model
 
     @torch.no_grad()
     def _check_autocast(self) -> None:
         """Refuse a model whose code does not run under autocast, as DeBERTa's with talking heads."""
         try:
-            self.encode(self.probe(), 1)
+            self.encode(self.probe_batch(), 1)
         except probe.MODEL_ERRORS as error:
             if is_shortage(error):
                 raise
@@ -126,13 +127,13 @@ class Backbone:
         attention.register()
         with quiet_transformers():
             model.set_attn_implementation(attention.NAME)
-        attention.attach(model, self.step)
+        attention.attach(model, self.context)
         prepare = architectures.ATTEND_WITHIN_WINDOWS.get(model.config.model_type)
         if prepare is not None:
-            prepare(model, self.step)
+            prepare(model, self.context)
         self._check(reference)
         self.sites = self._find_sites()
-        self.fused = Encoder.from_model(model, self.step)
+        self.fused = Encoder.from_model(model, self.context)
         if self.fused is not None:
             self._check(reference)
 
@@ -162,16 +163,16 @@ class Backbone:
     @torch.no_grad()
     def _find_sites(self) -> tuple[Site, ...]:
         """The dropouts of a step in the order in which they come."""
-        self.step.recorded_sites = []
-        self.encode(self.probe(), 1, training=True)
-        sites, self.step.recorded_sites = tuple(self.step.recorded_sites), None
+        self.context.recorded_sites = []
+        self.encode(self.probe_batch(), 1, training=True)
+        sites, self.context.recorded_sites = tuple(self.context.recorded_sites), None
         return sites
 
     def table(self, tokens: Tokens) -> Table:
         """A task's tokens on the device, with the positions that this model gives them."""
         return Table(tokens, self.device, padding_idx=self.padding_idx)
 
-    def probe(self) -> Batch:
+    def probe_batch(self) -> Batch:
         """The probe sequences on windows."""
         tokens = probe.tokens(self.config, self.longest, self.takes_types)
         return next(self.table(tokens).batches([np.arange(len(tokens.labels))]))
@@ -233,7 +234,7 @@ class Backbone:
                 states = self.padded.encode(batch, cells, masks, operands or {}, use, weights)
             slots = torch.arange(batch.slots.shape[1], device=self.device) if rows is None else rows
             return padded.of_slots(states, batch, slots)
-        self.step.begin(batch.segments, batch.width, masks)
+        self.context.begin(batch.segments, batch.width, masks)
         inputs: dict[str, Any] = {
             "input_ids": batch.ids.expand(cells, -1),
             "position_ids": (batch.positions + self.position_base).expand(cells, -1),
@@ -256,7 +257,7 @@ class Backbone:
         """As `encode`, through the hand-written form: `updates` are the adapters by family."""
         if self.fused is None:
             raise RuntimeError("this encoder has no fused form")
-        self.step.begin(batch.segments, batch.width, masks)
+        self.context.begin(batch.segments, batch.width, masks)
         # Of the model's modules only these run here. To set the mode of all takes a twentieth of a small step.
         self.fused.model.embeddings.train(masks is not None)
         types = batch.types if self.takes_types else None
@@ -271,7 +272,7 @@ class Backbone:
     def _check(self, reference: list[Tensor]) -> None:
         """Refuse a model that gives other hidden states in the present way than by its own padded forward."""
         try:
-            batch = self.probe()
+            batch = self.probe_batch()
             with torch.no_grad():
                 hidden = (self.encode if self.fused is None else self.encode_fused)(batch, 2)[1].float()
             worst = max(
@@ -290,7 +291,7 @@ class Backbone:
         return "on windows" if self.padded is None else "on padded rows"
 
 
-def select(device: torch.device) -> None:
+def prepare_device(device: torch.device) -> None:
     """Prepare the process for a device.
 
     A numbered GPU becomes the current one: Triton, and libraries that take no device, use that. On a CPU the memory of

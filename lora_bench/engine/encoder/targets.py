@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from lora_bench.errors import BenchError, nearest
 
@@ -37,6 +37,16 @@ def is_attention_input(name: str) -> bool:
     return name.rsplit(".", 1)[-1] in ATTENTION
 
 
+# The sets that `--targets` can name, as a condition on the name of a linear of a layer.
+SETS: Mapping[str, Callable[[str], bool]] = {
+    "attention": is_attention_input,
+    "attention+dense": lambda _: True,
+    "qv": lambda name: name.rsplit(".", 1)[-1] in QV,
+    "kv+ffn": lambda name: name.rsplit(".", 1)[-1] in KV or within_layer(name) in SECOND_FEED_FORWARD,
+    "ffn-output": lambda name: within_layer(name) in SECOND_FEED_FORWARD,
+}
+
+
 def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
     """The linears that `targets` names.
 
@@ -51,27 +61,18 @@ def resolve(names: Iterable[str], targets: str) -> tuple[str, ...]:
         BenchError: A part of `targets` matches no linear of a layer. The hint names the candidates.
     """
     layer_linears = [name for name in names if within_layer(name)]
-    endings = [part.strip() for part in targets.split(",")]
-    chosen = [name for name in layer_linears if any(_matches(name, ending) for ending in endings)]
-    unmatched = [ending for ending in endings if not any(_matches(name, ending) for name in layer_linears)]
+    parts = [part.strip() for part in targets.split(",")]
+    chosen = [name for name in layer_linears if any(_matches(name, part) for part in parts)]
+    unmatched = [part for part in parts if not any(_matches(name, part) for name in layer_linears)]
     if unmatched or not chosen:
         short = {within_layer(name) or name for name in layer_linears}
-        sets = {"attention", "attention+dense", "qv", "kv+ffn", "ffn-output"}
-        candidates = short | {name.rsplit(".", 1)[-1] for name in short} | sets
+        candidates = short | {name.rsplit(".", 1)[-1] for name in short} | SETS.keys()
         wrong = unmatched[0] if unmatched else targets
         raise BenchError(f"--targets '{wrong}' matches no weight of this model.", nearest(wrong, candidates - {wrong}))
     return tuple(chosen)
 
 
-def _matches(name: str, ending: str) -> bool:
-    if ending == "attention+dense":
-        return True
-    if ending == "attention":
-        return is_attention_input(name)
-    if ending == "qv":
-        return name.rsplit(".", 1)[-1] in QV
-    if ending == "kv+ffn":
-        return name.rsplit(".", 1)[-1] in KV or within_layer(name) in SECOND_FEED_FORWARD
-    if ending == "ffn-output":
-        return within_layer(name) in SECOND_FEED_FORWARD
-    return name == ending or name.endswith(f".{ending}")
+def _matches(name: str, part: str) -> bool:
+    """Whether a part of `targets`, a set or an ending, covers a linear of a layer."""
+    is_in_set = SETS.get(part)
+    return name == part or name.endswith(f".{part}") if is_in_set is None else is_in_set(name)

@@ -303,7 +303,7 @@ def _end(tensor: Tensor | None, tiles: Tiles) -> TensorDescriptor | None:
 def _grid(out: Tensor, tiles: Tiles) -> tuple[int]:
     cells, slots, columns = out.shape
     count = cells * triton.cdiv(slots, tiles.rows) * (columns // tiles.columns)
-    return (min(count, multiprocessors(out.device) * tiles.programs) if tiles.programs else count,)
+    return (min(count, multiprocessors(out.device) * tiles.programs),)
 
 
 def _launch(tiles: Tiles) -> dict[str, Any]:
