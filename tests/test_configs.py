@@ -83,8 +83,8 @@ def test_the_count_of_paper_follows_from_its_definition() -> None:
         many = {key: len(value) if isinstance(value, list) else 1 for key, value in given_here.items()}
         for method in np.atleast_1d(given_here["method"]):
             count += math.prod(many.get(key, 1) for key in methods.get(method).parameters | {"task", "seed"})
-    steps = [step for step in shipped("paper").steps if step.role == "grid"]
-    assert len(steps) == count == 8 * 5 * (1 + 1 + 2 * 5 * 16 + 2 * 5 + 2 * 5 + 5 + 5)
+    entries = [entry for entry in shipped("paper").entries if entry.role == "grid"]
+    assert len(entries) == count == 8 * 5 * (1 + 1 + 2 * 5 * 16 + 2 * 5 + 2 * 5 + 5 + 5)
 
 
 def test_smoke_needs_no_network() -> None:
@@ -141,7 +141,7 @@ def test_methods_has_every_method_at_the_size_that_it_declares() -> None:
     assert geometry is not None
     trials = shipped("methods").cells
     assert {cell.method for cell in trials} == set(methods.RECIPES)
-    assert len(shipped("methods").steps) == 3 * (len(methods.RECIPES) + 1) * (3 * 2 + 5)  # Uni-LoRA has two sizes
+    assert len(shipped("methods").entries) == 3 * (len(methods.RECIPES) + 1) * (3 * 2 + 5)  # Uni-LoRA has two sizes
     for cell in trials:
         if not methods.of(cell).adapts or cell.method in GIVEN_SIZES or cell.a == 23040:
             continue

@@ -141,10 +141,10 @@ def test_the_cells_are_those_that_the_searches_lead_to(name: str) -> None:
     data = {record.cell.task: record.cell.data for record in records.values()}
     (model,) = {record.cell.model for record in records.values()}
     sources = fake_sources(lambda location: model, lambda location, task: data[task])
-    steps = expand(config_of(name), {}, sources).given(records).resolver.steps()
-    cells = {step.cell.id: step.cell for step in steps if step.cell is not None}
+    entries = expand(config_of(name), {}, sources).given(records).resolver.entries()
+    cells = {entry.cell.id: entry.cell for entry in entries if entry.cell is not None}
     assert records.keys() <= cells.keys()
-    missing = [step for step in steps if step.cell is None or step.cell.id not in records]
+    missing = [entry for entry in entries if entry.cell is None or entry.cell.id not in records]
     assert bool(missing) == (name == UNFINISHED)
 
 

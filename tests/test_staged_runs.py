@@ -132,7 +132,7 @@ def plain(records: Sequence[Record]) -> dict[str, Record]:
 def test_a_staged_grid_runs_to_its_end_and_each_cell_once(tmp_path: Path) -> None:
     runner, records, worker = run(tmp_path)
     assert len(worker.trained) == len(set(worker.trained)) == len(records)
-    assert {step.state for step in runner.plan.grid.steps} <= {"ready", "blocked"}
+    assert {entry.state for entry in runner.plan.grid.entries} <= {"ready", "blocked"}
     again = plans.make(staged(), tmp_path, 5)
     assert again.todo == ()
     assert {record.id for record in again.recorded} == {record.id for record in records}
@@ -233,7 +233,7 @@ def test_retrying_a_search_chooses_again(tmp_path: Path) -> None:
     assert diverged
     plan = plans.make(staged(), tmp_path, 5, ["diverged"])
     assert {cell.id for cell in plan.todo} & {record.id for record in diverged}
-    assert any(step.state == "waiting" for step in plan.grid.steps)
+    assert any(entry.state == "waiting" for entry in plan.grid.entries)
     worker = Scoring(plan)
     Runner(plan, Options(tmp_path), QuietView(), executor=LocalExecutor(worker)).run()
     assert {record.id for record in diverged} <= set(worker.trained)

@@ -13,7 +13,7 @@ from lora_bench.cell import Cell
 from lora_bench.errors import USAGE, BenchError
 from lora_bench.grid.cells import Grid, expand
 from lora_bench.grid.config import Config, parse_config
-from lora_bench.grid.stages import Step
+from lora_bench.grid.stages import Entry
 from lora_bench.records.schema import Record
 from lora_bench.testing import make_epochs, make_record
 from tests.fake_sources import fake_sources
@@ -39,9 +39,9 @@ def ended(cell: Cell, score: float | None) -> Record:
 def ready(staged: Grid, records: dict[str, Record]) -> list[Cell]:
     """The cells that can train."""
     return [
-        step.cell
-        for step in staged.step_of.values()
-        if step.state == "ready" and step.cell is not None and step.cell.id not in records
+        entry.cell
+        for entry in staged.entry_of.values()
+        if entry.state == "ready" and entry.cell is not None and entry.cell.id not in records
     ]
 
 
@@ -59,8 +59,8 @@ def by_rate(scores: dict[float, float | None]) -> Score:
     return lambda cell: scores.get(cell.lr, 0.0)
 
 
-def rates(steps: Iterable[Step], role: str = "grid") -> list[tuple[int, float]]:
-    return [(step.cell.seed, step.cell.lr) for step in steps if step.role == role and step.cell is not None]
+def rates(entries: Iterable[Entry], role: str = "grid") -> list[tuple[int, float]]:
+    return [(entry.cell.seed, entry.cell.lr) for entry in entries if entry.role == role and entry.cell is not None]
 
 
 # ---- searched rates
@@ -68,25 +68,27 @@ def rates(steps: Iterable[Step], role: str = "grid") -> list[tuple[int, float]]:
 
 def test_the_search_comes_first_and_the_grid_takes_its_best_rate() -> None:
     staged = grid()
-    assert rates(staged.steps) == []
-    assert rates(staged.steps, "trial") == [(seed, lr) for lr in (1e-4, 3e-4, 1e-3) for seed in (100, 101)]
+    assert rates(staged.entries) == []
+    assert rates(staged.entries, "trial") == [(seed, lr) for lr in (1e-4, 3e-4, 1e-3) for seed in (100, 101)]
     assert {cell.select for cell in staged.cells} == {"held-out"}
     staged, records = finished(staged, by_rate({1e-4: 0.5, 3e-4: 0.7, 1e-3: 0.6}))
-    assert rates(staged.steps) == [(0, 3e-4), (1, 3e-4)]
+    assert rates(staged.entries) == [(0, 3e-4), (1, 3e-4)]
     assert len(records) == 8
-    assert all(step.cell.select == "best" for step in staged.steps if step.role == "grid" and step.cell)
+    assert all(entry.cell.select == "best" for entry in staged.entries if entry.role == "grid" and entry.cell)
 
 
 def test_the_id_of_a_chosen_cell_is_that_of_the_same_cell_with_a_given_rate() -> None:
     staged, _ = finished(grid(), by_rate({3e-4: 1.0}))
     given = grid(defaults=BASE | {"lr": 3e-4})
-    assert {step.cell.id for step in staged.steps if step.role == "grid" and step.cell} == {c.id for c in given.cells}
+    assert {entry.cell.id for entry in staged.entries if entry.role == "grid" and entry.cell} == {
+        c.id for c in given.cells
+    }
 
 
 def test_a_waiting_cell_says_for_what() -> None:
     staged = grid()
-    waiting = [step for step in staged.steps if step.state == "waiting"]
-    assert [step.reason for step in waiting] == ["6 of 6 cells that search its rate"] * 2
+    waiting = [entry for entry in staged.entries if entry.state == "waiting"]
+    assert [entry.reason for entry in waiting] == ["6 of 6 cells that search its rate"] * 2
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_a_waiting_cell_says_for_what() -> None:
 )
 def test_the_best_mean_of_held_out_scores_is_chosen(scores: dict[float, float | None], chosen: float) -> None:
     staged, _ = finished(grid(), by_rate(scores))
-    assert {lr for _, lr in rates(staged.steps)} == {chosen}
+    assert {lr for _, lr in rates(staged.entries)} == {chosen}
 
 
 def test_one_failed_seed_outweighs_the_others() -> None:
@@ -107,13 +109,13 @@ def test_one_failed_seed_outweighs_the_others() -> None:
         return None if (cell.lr, cell.seed) == (1e-3, 101) else cell.lr
 
     staged, _ = finished(grid(), score)
-    assert {lr for _, lr in rates(staged.steps)} == {3e-4}
+    assert {lr for _, lr in rates(staged.entries)} == {3e-4}
 
 
 def test_where_every_rate_failed_the_grid_is_blocked() -> None:
     staged, records = finished(grid(), by_rate(dict.fromkeys((1e-4, 3e-4, 1e-3))))
-    assert rates(staged.steps) == []
-    assert {step.reason for step in staged.steps if step.state == "blocked"} == {
+    assert rates(staged.entries) == []
+    assert {entry.reason for entry in staged.entries if entry.state == "blocked"} == {
         "the search of its rate: a cell failed at every rate"
     }
     assert len(records) == 6
@@ -135,11 +137,11 @@ def test_a_best_rate_at_an_edge_adds_the_next_one(best: float, tried: list[float
         return 1 - abs(cell.lr - best) / (cell.lr + best)
 
     staged, records = finished(grid(defaults=BASE | {"lr": SEARCH | {"extend": True}}), score)
-    assert {lr for _, lr in rates(staged.steps)} == {best}
-    assert sorted({lr for _, lr in rates(staged.steps, "trial")}) == tried
-    for step in staged.steps:
-        if step.role == "grid" and step.cell is not None:
-            info = records[step.cell.id].search
+    assert {lr for _, lr in rates(staged.entries)} == {best}
+    assert sorted({lr for _, lr in rates(staged.entries, "trial")}) == tried
+    for entry in staged.entries:
+        if entry.role == "grid" and entry.cell is not None:
+            info = records[entry.cell.id].search
             assert info is not None
             assert [rate.lr for rate in info.tried] == tried
             assert info.edges == edges
@@ -163,7 +165,7 @@ def test_settings_and_tasks_are_searched_apart() -> None:
         return cell.lr if (cell.rank, cell.task) == (8, "qnli") else -cell.lr
 
     staged, records = finished(staged, score)
-    chosen = {(s.cell.rank, s.cell.task, s.cell.lr) for s in staged.steps if s.role == "grid" and s.cell}
+    chosen = {(s.cell.rank, s.cell.task, s.cell.lr) for s in staged.entries if s.role == "grid" and s.cell}
     assert chosen == {(4, "rte", 1e-4), (8, "rte", 1e-4), (4, "qnli", 1e-4), (8, "qnli", 1e-3)}
     assert len(records) == 4 * 3 * 2 + 4 * 2
 
@@ -177,12 +179,12 @@ def test_shared_settings_are_searched_at_the_values_that_are_named() -> None:
     )
     staged, records = finished(staged, lambda cell: cell.lr * (1 if (cell.rank or 0) > 10 else -1))
     trials = {
-        (s.cell.method, s.cell.rank, s.cell.a, s.cell.targets) for s in staged.steps if s.role == "trial" and s.cell
+        (s.cell.method, s.cell.rank, s.cell.a, s.cell.targets) for s in staged.entries if s.role == "trial" and s.cell
     }
     assert trials == {(m, r, a, "attention") for m, a in (("mini", 64), ("lora", None)) for r in (4, 32)}
-    chosen = {(s.cell.rank, s.cell.lr) for s in staged.steps if s.role == "grid" and s.cell}
+    chosen = {(s.cell.rank, s.cell.lr) for s in staged.entries if s.role == "grid" and s.cell}
     assert chosen == {(4, 1e-4), (8, 1e-4), (16, 1e-3), (32, 1e-3)}
-    at = {(s.cell.rank, s.cell.a): records[s.cell.id].search for s in staged.steps if s.role == "grid" and s.cell}
+    at = {(s.cell.rank, s.cell.a): records[s.cell.id].search for s in staged.entries if s.role == "grid" and s.cell}
     assert {size: info.at for size, info in at.items() if info} == {
         **{(rank, a): {} for rank in (4, 32) for a in (None, 64)},
     } | {
@@ -199,7 +201,7 @@ def test_shared_settings_are_searched_at_the_values_that_are_named() -> None:
 def test_the_heads_rate_is_searched_with_the_adapters() -> None:
     both = {"lr": SEARCH, "head_lr": SEARCH | {"search": [1e-3, 2e-3]}}
     staged, records = finished(grid(defaults=BASE | both), lambda cell: cell.lr - (cell.head_lr or 0))
-    assert {(s.cell.lr, s.cell.head_lr) for s in staged.steps if s.role == "grid" and s.cell} == {(1e-3, 1e-3)}
+    assert {(s.cell.lr, s.cell.head_lr) for s in staged.entries if s.role == "grid" and s.cell} == {(1e-3, 1e-3)}
     assert len(records) == 3 * 2 * 2 + 2
 
 
@@ -216,7 +218,7 @@ def test_a_searched_seed_is_not_one_of_the_grid() -> None:
 
 def test_a_given_rate_replaces_a_search() -> None:
     staged = grid(lr=[5e-4])
-    assert rates(staged.steps) == [(0, 5e-4), (1, 5e-4)]
+    assert rates(staged.entries) == [(0, 5e-4), (1, 5e-4)]
     assert not staged.is_staged
 
 
@@ -249,7 +251,10 @@ def test_only_rates_are_searched() -> None:
 
 def test_a_search_for_one_task_only() -> None:
     staged = grid(defaults=BASE | {"task": ["rte", "cola"], "lr": {"rte": SEARCH, "default": 2e-3}})
-    assert {(step.cell.task, step.role) for step in staged.steps if step.cell} == {("rte", "trial"), ("cola", "grid")}
+    assert {(entry.cell.task, entry.role) for entry in staged.entries if entry.cell} == {
+        ("rte", "trial"),
+        ("cola", "grid"),
+    }
 
 
 # ---- starts
@@ -280,8 +285,8 @@ def test_an_earlier_cell_that_failed_blocks_what_continues_from_it_and_nothing_e
     staged, records = finished(
         grid(defaults=START), lambda cell: None if (cell.task, cell.seed) == ("mnli", 0) else 0.5
     )
-    blocked = [step for step in staged.steps if step.state == "blocked"]
-    assert [(step.cell.task, step.cell.seed) for step in blocked if step.cell] == [("rte", 0)]
+    blocked = [entry for entry in staged.entries if entry.state == "blocked"]
+    assert [(entry.cell.task, entry.cell.seed) for entry in blocked if entry.cell] == [("rte", 0)]
     assert re.fullmatch("the mnli cell [0-9a-f]{12}, from which it would continue, diverged", blocked[0].reason)
     assert len(records) == 3
 
@@ -363,7 +368,7 @@ def test_a_search_whose_trials_cannot_start_is_blocked() -> None:
         grid(defaults=START | {"lr": {"rte": SEARCH, "default": 1e-3}}),
         lambda cell: None if cell.task == "mnli" and cell.seed >= 100 else 0.5,
     )
-    blocked = {(step.role, step.cell is None) for step in staged.steps if step.state == "blocked"}
+    blocked = {(entry.role, entry.cell is None) for entry in staged.entries if entry.state == "blocked"}
     assert blocked == {("trial", False), ("grid", True)}
     assert {record.cell.task for record in records.values()} == {"mnli"}
 
@@ -383,6 +388,6 @@ def test_the_order_in_which_cells_end_changes_nothing(seed: int) -> None:
     # Found again from the records alone, whatever is left to do.
     some = dict(random.Random(seed).sample(sorted(records.items()), len(records) // 2))
     resumed = staged.given(some)
-    for step in resumed.step_of.values():
-        assert step.cell in one.cells
+    for entry in resumed.entry_of.values():
+        assert entry.cell in one.cells
     assert staged.given(records).cells == one.cells

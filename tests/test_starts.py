@@ -216,8 +216,8 @@ def test_a_failed_start_blocks_only_what_continues_from_it(trained: TinyBench, t
     assert {key: record.status for key, record in ended.items()} == {
         ("lora", "mnli"): "diverged", ("head", "mnli"): "done", ("head", "rte"): "done",
     }  # fmt: skip
-    blocked = [step for step in runner.plan.grid.steps if step.state == "blocked"]
-    assert [step.reason for step in blocked] == [
+    blocked = [entry for entry in runner.plan.grid.entries if entry.state == "blocked"]
+    assert [entry.reason for entry in blocked] == [
         f"the mnli cell {ended['lora', 'mnli'].id}, from which it would continue, diverged"
     ]
     plan = bench.plan(blocks, **SETTINGS)

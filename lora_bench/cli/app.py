@@ -159,7 +159,7 @@ def run(selection: Selection, execution: ExecutionOptions) -> None:
     from lora_bench.run import plan as plans
 
     owner.refuse_if_in_use(folder)
-    with closing(execution.executor(len(grid.steps))) as executor:
+    with closing(execution.executor(len(grid.entries))) as executor:
         device, name = executor.find_device()
         plan = plans.make(grid, folder, pack_size, selection.states_to_retry(), name, caches.calibration_file())
         _run(plan, selection, execution, device, executor)

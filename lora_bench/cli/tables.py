@@ -76,8 +76,8 @@ def plan_summary(plan: Plan, results: str, gpus: int | None = None, saves: bool 
         later = sum(map(len, plan.later))
         waiting = f"{len(plan.todo):,} can train now, {later:,} when cells that they need have ended"
         lines.append(waiting + (f"; {blocked:,} blocked" if blocked else ""))
-    task_titles = ", ".join(dict.fromkeys(tasks.of(step.draft.cell).title for step in plan.grid.steps))
-    method_names = ", ".join(dict.fromkeys(step.draft.cell.method for step in plan.grid.steps))
+    task_titles = ", ".join(dict.fromkeys(tasks.of(entry.draft.cell).title for entry in plan.grid.entries))
+    method_names = ", ".join(dict.fromkeys(entry.draft.cell.method for entry in plan.grid.entries))
     lines += [f"tasks {task_titles}; methods {method_names}", f"results in {results}"]
     lines += [*_precision_hint(plan, device), *total.guesses]
     return Text("\n  ".join(map(clean, lines)))
@@ -213,7 +213,7 @@ def stages_table(plan: Plan) -> Table:
     """Return the stages of a grid in which cells wait for others: their cells, their cost, and what waits for what."""
     numbers = ("cells", "ended", "ready", "waiting", "blocked", "packs", "time")
     caption = "a search whose best rate is the lowest or the highest adds cells, at most twice"
-    has_search = any(step.role == "trial" for step in plan.grid.steps)
+    has_search = any(entry.role == "trial" for entry in plan.grid.entries)
     columns = ("stage", *numbers, "waits for")
     table = _new_table("Stages", columns, right=numbers, caption=caption if has_search else None)
     for stage in plan.stages:
@@ -228,9 +228,9 @@ def stages_table(plan: Plan) -> Table:
 def untrained_lines(plan: Plan) -> list[str]:
     """Return which cells could not train after a run, since others have failed or not ended; a line for each reason."""
     counts = Counter(
-        (step.state, stage_title(step.stage), step.reason)
-        for step in plan.grid.steps
-        if step.state != "ready" and not (step.cell is not None and step.cell.id in plan.ended)
+        (entry.state, stage_title(entry.stage), entry.reason)
+        for entry in plan.grid.entries
+        if entry.state != "ready" and not (entry.cell is not None and entry.cell.id in plan.ended)
     )
     return [
         clean(f"{state}: {counted(count, 'cell')} of {title} ({reason})")

@@ -17,7 +17,7 @@ from lora_bench.grid.drafts import TASK_SOURCE as TASK_SOURCE
 from lora_bench.grid.drafts import DraftBuilder
 from lora_bench.grid.drafts import Sources as Sources
 from lora_bench.grid.selection import Overrides as Overrides
-from lora_bench.grid.stages import Resolver, Step
+from lora_bench.grid.stages import Entry, Resolver
 from lora_bench.methods.recipe import Shape
 from lora_bench.records.schema import Record
 
@@ -34,43 +34,43 @@ class Grid:
 
     Attributes:
         name: The name of the config.
-        steps: What is known of the cells of the grid and of all that they need; see `grid.stages`.
+        entries: What is known of the cells of the grid and of all that they need; see `grid.stages`.
         models: The models by their identity, as cells name them.
         data: The data sources by task and identity, as cells name them.
         notes: What deviates from the paper, by task.
-        resolver: What decides the steps.
+        resolver: What decides the entries.
     """
 
     name: str
-    steps: tuple[Step, ...]
+    entries: tuple[Entry, ...]
     models: Mapping[str, ModelSource]
     data: Mapping[tuple[str, str], DataSource]
     notes: Mapping[str, tuple[str, ...]]
     resolver: Resolver
 
     @cached_property
-    def step_of(self) -> dict[str, Step]:
-        """The steps with a known cell, by the cell's id, in the config's order; a cell comes after what it waits for.
+    def entry_of(self) -> dict[str, Entry]:
+        """The entries with a known cell, by the cell's id, in the config's order; a cell comes after what it waits for.
 
-        Of several steps with one cell the first of the grid counts, else the first of a search.
+        Of several entries with one cell the first of the grid counts, else the first of a search.
         """
-        steps: dict[str, Step] = {}
+        entries: dict[str, Entry] = {}
         for role in ("grid", "trial", "start"):
-            for step in self.steps:
-                if step.cell is not None and step.role == role:
-                    steps.setdefault(step.cell.id, step)
-        order = dict.fromkeys(step.cell.id for step in self.steps if step.cell is not None)
-        return {cell_id: steps[cell_id] for cell_id in order}
+            for entry in self.entries:
+                if entry.cell is not None and entry.role == role:
+                    entries.setdefault(entry.cell.id, entry)
+        order = dict.fromkeys(entry.cell.id for entry in self.entries if entry.cell is not None)
+        return {cell_id: entries[cell_id] for cell_id in order}
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The cells that are known, each once."""
-        return tuple(step.cell for step in self.step_of.values() if step.cell is not None)
+        return tuple(entry.cell for entry in self.entry_of.values() if entry.cell is not None)
 
     @property
     def is_staged(self) -> bool:
         """Whether some of its cells wait for others."""
-        return any(step.needs for step in self.steps)
+        return any(entry.needs for entry in self.entries)
 
     def given(self, ended: Mapping[str, Record], lost: Collection[str] = ()) -> Grid:
         """Return the grid as far as records decide it.
@@ -83,7 +83,7 @@ class Grid:
         if not self.is_staged:
             return self
         resolver = Resolver(self.resolver.drafts, ended, lost, self.resolver)
-        return replace(self, steps=resolver.steps(), resolver=resolver)
+        return replace(self, entries=resolver.entries(), resolver=resolver)
 
     def model_source(self, cell: Cell) -> ModelSource:
         """Return the cell's model."""
@@ -95,16 +95,16 @@ class Grid:
 
     def with_stages(self, record: Record) -> Record:
         """Return a record of one of the cells with what it starts from, and with the search for its rates."""
-        step = self.step_of[record.id]
+        entry = self.entry_of[record.id]
         changes: dict[str, object] = {}
-        if step.draft.start is not None:
+        if entry.draft.start is not None:
             start = {
-                "start": step.draft.start.cell.task,
-                "start_settings": self.resolver.settings_id(step.draft.start),
-                "start_trained": self.resolver.trained_with(step.draft.start),
+                "start": entry.draft.start.cell.task,
+                "start_settings": self.resolver.settings_id(entry.draft.start),
+                "start_trained": self.resolver.trained_with(entry.draft.start),
             }
             changes["protocol"] = record.protocol.model_copy(update=start)
-        search = self.resolver.search_info(step)
+        search = self.resolver.search_info(entry)
         if search is not None:
             changes["search"] = search
         return record.model_copy(update=changes) if changes else record
@@ -127,7 +127,7 @@ def expand(config: Config, overrides: Overrides, sources: Sources, data: Path | 
     builder = DraftBuilder(config, overrides, sources, data)
     resolver = Resolver(builder.build(), {})
     notes = {task: config.notes_for(task) for task, _ in builder.data_sources}
-    return Grid(config.name, resolver.steps(), builder.models, builder.data_sources, notes, resolver)
+    return Grid(config.name, resolver.entries(), builder.models, builder.data_sources, notes, resolver)
 
 
 def packs(cells: Iterable[Cell], size: Callable[[Cell], int], is_limit: bool = True) -> list[tuple[Cell, ...]]:

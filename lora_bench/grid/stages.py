@@ -28,8 +28,8 @@ _ENDED = {"failed": "failed", "diverged": "diverged", "oom": "ran out of memory"
 
 
 @dataclass(frozen=True)
-class Step:
-    """A draft, as far as the records decide it.
+class Entry:
+    """An entry of a grid: a draft, as far as the records decide it.
 
     Attributes:
         draft: The draft.
@@ -100,9 +100,9 @@ class Resolver:
         self._choices: dict[RateSearch, Choice] = {
             search: choice for search, choice in earlier.items() if choice.state == "chosen"
         }
-        self._steps: dict[Draft, Step] = {}
+        self._entries: dict[Draft, Entry] = {}
 
-    def steps(self) -> tuple[Step, ...]:
+    def entries(self) -> tuple[Entry, ...]:
         """Return all drafts of the grid and all that they need, each once and after what it needs."""
         order: dict[tuple[Draft, bool], None] = {}
         for draft in self.drafts:
@@ -110,8 +110,8 @@ class Resolver:
         in_grid = {draft for draft, for_search in order if not for_search}
         drafts = dict.fromkeys(draft for draft, _ in order)
         roles = {draft: self._role(draft, draft in in_grid) for draft in drafts}
-        steps = ((self._step(draft), role) for draft, role in roles.items())
-        return tuple(step if step.role == role else replace(step, role=role) for step, role in steps)
+        entries = ((self._entry(draft), role) for draft, role in roles.items())
+        return tuple(entry if entry.role == role else replace(entry, role=role) for entry, role in entries)
 
     def _visit(self, draft: Draft, for_search: bool, order: dict[tuple[Draft, bool], None]) -> None:
         """Add a draft after all that it needs."""
@@ -129,45 +129,45 @@ class Resolver:
             return "grid"
         return "trial" if draft in self._searched else "start"
 
-    def _step(self, draft: Draft) -> Step:
-        if draft not in self._steps:
-            self._steps[draft] = self._decide(draft)
-        return self._steps[draft]
+    def _entry(self, draft: Draft) -> Entry:
+        if draft not in self._entries:
+            self._entries[draft] = self._decide(draft)
+        return self._entries[draft]
 
-    def _decide(self, draft: Draft) -> Step:
+    def _decide(self, draft: Draft) -> Entry:
         changes: dict[str, float | str] = {}
         needs = () if draft.search is None else self.choice(draft.search).trials
         needs = needs if draft.start is None else (*needs, draft.start)
         if draft.search is not None:
             choice = self.choice(draft.search)
             if choice.state != "chosen":
-                return Step(draft, choice.state, reason=choice.reason, needs=needs)
+                return Entry(draft, choice.state, reason=choice.reason, needs=needs)
             changes |= choice.rates
         if draft.start is None:
-            return Step(draft, "ready", draft.cell.model_copy(update=changes) if changes else draft.cell, needs=needs)
-        start = self._step(draft.start)
+            return Entry(draft, "ready", draft.cell.model_copy(update=changes) if changes else draft.cell, needs=needs)
+        start = self._entry(draft.start)
         if start.cell is None:
-            return Step(draft, start.state, reason=start.reason, needs=needs)
+            return Entry(draft, start.state, reason=start.reason, needs=needs)
         cell = draft.cell.model_copy(update={**changes, "start": start.cell.id})
         named = f"{start.cell.task} cell {start.cell.id}"
         record = None if start.cell.id in self._lost else self._ended.get(start.cell.id)
         if record is None:
             if start.state == "blocked":
-                return Step(draft, "blocked", cell, start.reason, needs=needs)
-            return Step(draft, "waiting", cell, f"the {start.cell.task} cell from which it continues", needs=needs)
+                return Entry(draft, "blocked", cell, start.reason, needs=needs)
+            return Entry(draft, "waiting", cell, f"the {start.cell.task} cell from which it continues", needs=needs)
         if record.status != "done":
-            return Step(
+            return Entry(
                 draft,
                 "blocked",
                 cell,
                 f"the {named}, from which it would continue, {_ENDED[record.status]}",
                 needs=needs,
             )
-        return Step(draft, "ready", cell, needs=needs)
+        return Entry(draft, "ready", cell, needs=needs)
 
     def settings_id(self, draft: Draft) -> str:
         """Return a hash of a cell's settings that is the same for all seeds; an empty text if the cell is unknown."""
-        cell = self._step(draft).cell
+        cell = self._entry(draft).cell
         if cell is None:
             return ""
         start = None if draft.start is None else self.settings_id(draft.start)
@@ -175,16 +175,16 @@ class Resolver:
 
     def trained_with(self, draft: Draft) -> str | None:
         """Return what a cell that has ended was trained with; None if it has not."""
-        cell = self._step(draft).cell
+        cell = self._entry(draft).cell
         record = None if cell is None else self._ended.get(cell.id)
         return None if record is None else record.trained_with
 
-    def search_info(self, step: Step) -> SearchInfo | None:
+    def search_info(self, entry: Entry) -> SearchInfo | None:
         """Return what the record of a cell keeps of the search for its rates; None if there was none."""
-        draft = step.draft
-        if step.role == "grid" and draft.search is None:
+        draft = entry.draft
+        if entry.role == "grid" and draft.search is None:
             return None
-        role: Literal["chosen", "trial", "start"] = "chosen" if step.role == "grid" else step.role
+        role: Literal["chosen", "trial", "start"] = "chosen" if entry.role == "grid" else entry.role
         if draft.search is None:
             return SearchInfo(role=role, settings=self._searched.get(draft, ()))
         choice, settings = self.choice(draft.search), tuple(draft.search.axes)
@@ -240,10 +240,10 @@ class Resolver:
 
     def _metric(self, trial: Draft) -> float | None:
         """The held-out metric of a cell of a search; -inf if it failed or never can train, None before it has ended."""
-        step = self._step(trial)
-        record = None if step.cell is None else self._ended.get(step.cell.id)
+        entry = self._entry(trial)
+        record = None if entry.cell is None else self._ended.get(entry.cell.id)
         if record is None:
-            return -math.inf if step.state == "blocked" else None
+            return -math.inf if entry.state == "blocked" else None
         return held_out_metric(record)
 
 

@@ -23,7 +23,7 @@ def require_heads(grid: Grid) -> None:
     Raises:
         BenchError: Exit code 3.
     """
-    cells = dict.fromkeys(step.draft.cell for step in grid.steps if step.draft.cell.head is not None)
+    cells = dict.fromkeys(entry.draft.cell for entry in grid.entries if entry.draft.cell.head is not None)
     for model in dict.fromkeys(grid.model_source(cell).name for cell in cells):
         geometry = load_geometry(model)
         if geometry is not None and geometry.model_type and geometry.model_type not in HEAD_TYPES:

@@ -15,7 +15,7 @@ from lora_bench.forecast.cost import Cost, Estimate
 from lora_bench.forecast.devices import Device, find_device
 from lora_bench.forecast.schedule import PackTime, StageTimes
 from lora_bench.grid.cells import TASK_SOURCE, Grid, Sources, packs
-from lora_bench.grid.stages import Stage, Step
+from lora_bench.grid.stages import Entry, Stage
 from lora_bench.models import SAMPLE
 from lora_bench.records.adapters import read_of_cell
 from lora_bench.records.schema import Record
@@ -117,7 +117,7 @@ class Plan:
     @cached_property
     def is_settled(self) -> bool:
         """Whether no cell waits for another: what will train is known."""
-        return all(step.state != "waiting" for step in self.grid.steps)
+        return all(entry.state != "waiting" for entry in self.grid.entries)
 
     @cached_property
     def ended(self) -> dict[str, Record]:
@@ -133,14 +133,14 @@ class Plan:
     def later(self) -> tuple[tuple[Cell, ...], ...]:
         """The cells that wait for others, in the packs they may form; with the lowest rate until one is chosen."""
         waiting = dict.fromkeys(
-            step.draft.cell if step.cell is None else step.cell
-            for step in self.grid.steps
-            if step.state == "waiting" and not self._has_ended(step)
+            entry.draft.cell if entry.cell is None else entry.cell
+            for entry in self.grid.entries
+            if entry.state == "waiting" and not self._has_ended(entry)
         )
         known = set(self.grid.cells)
         return tuple(
             packs(
-                [cell for cell in waiting if cell not in known or self.grid.step_of[cell.id].state == "waiting"],
+                [cell for cell in waiting if cell not in known or self.grid.entry_of[cell.id].state == "waiting"],
                 self.pack_size,
                 self.limit is not None,
             )
@@ -151,16 +151,16 @@ class Plan:
         """How far the stages are, in the grid's order. A cell without a rate is left out if a known one may be it."""
         cells: dict[Stage, dict[Cell, str]] = {}
         needs: dict[Stage, dict[Stage, None]] = {}
-        stage_of = {step.draft: step.stage for step in self.grid.steps}
+        stage_of = {entry.draft: entry.stage for entry in self.grid.entries}
         known = set(self.grid.cells)
-        for step in self.grid.steps:
-            cell = step.draft.cell if step.cell is None else step.cell
-            if step.cell is None and cell in known:
+        for entry in self.grid.entries:
+            cell = entry.draft.cell if entry.cell is None else entry.cell
+            if entry.cell is None and cell in known:
                 continue
-            states = cells.setdefault(step.stage, {})
-            states[cell] = "ended" if cell.id in self.ended else step.state
-            others = dict.fromkeys(stage_of[draft] for draft in step.needs if stage_of[draft] != step.stage)
-            needs.setdefault(step.stage, {}).update(others)
+            states = cells.setdefault(entry.stage, {})
+            states[cell] = "ended" if cell.id in self.ended else entry.state
+            others = dict.fromkeys(stage_of[draft] for draft in entry.needs if stage_of[draft] != entry.stage)
+            needs.setdefault(entry.stage, {}).update(others)
         return tuple(
             StageProgress(
                 title=stage_title(stage),
@@ -187,7 +187,7 @@ class Plan:
         for pack, time in zip(packs, self.times(packs), strict=True):
             if time is not None:
                 times.setdefault(self._titles[pack[0]], []).append(time)
-        searches = {stage_title(step.stage) for step in self.grid.steps if step.stage[0] == "search"}
+        searches = {stage_title(entry.stage) for entry in self.grid.entries if entry.stage[0] == "search"}
         return tuple(
             StageTimes(stage.title, times.get(stage.title, ()), stage.needs, stage.title in searches)
             for stage in self.stages
@@ -196,8 +196,10 @@ class Plan:
     @cached_property
     def _titles(self) -> dict[Cell, str]:
         """The title of the stage of each cell."""
-        titles = {step.draft.cell: stage_title(step.stage) for step in self.grid.steps}
-        known = {step.cell: stage_title(step.stage) for step in self.grid.step_of.values() if step.cell is not None}
+        titles = {entry.draft.cell: stage_title(entry.stage) for entry in self.grid.entries}
+        known = {
+            entry.cell: stage_title(entry.stage) for entry in self.grid.entry_of.values() if entry.cell is not None
+        }
         return titles | known
 
     @cached_property
@@ -208,40 +210,40 @@ class Plan:
     @cached_property
     def needed(self) -> frozenset[str]:
         """The ids of the cells that others, which have not ended and are not blocked, continue or may continue from."""
-        return frozenset(step.cell.id for step in self._needed if step.cell is not None)
+        return frozenset(entry.cell.id for entry in self._needed if entry.cell is not None)
 
     @cached_property
     def needed_cells(self) -> tuple[Cell, ...]:
         """The cells that others will continue from, with the lowest rate until one is chosen."""
-        return tuple(dict.fromkeys(step.draft.cell if step.cell is None else step.cell for step in self._needed))
+        return tuple(dict.fromkeys(entry.draft.cell if entry.cell is None else entry.cell for entry in self._needed))
 
     @cached_property
-    def _needed(self) -> list[Step]:
-        """The steps that others continue or may continue from.
+    def _needed(self) -> list[Entry]:
+        """The entries that others continue or may continue from.
 
         Where the rate of such a cell is still being searched, it may become each cell of the search with its seed.
         """
         starts = {
-            step.draft.start
-            for step in self.grid.steps
-            if step.draft.start is not None and step.state != "blocked" and not self._has_ended(step)
+            entry.draft.start
+            for entry in self.grid.entries
+            if entry.draft.start is not None and entry.state != "blocked" and not self._has_ended(entry)
         }
-        for step in self.grid.steps:  # a search that has not chosen may add cells
-            if step.draft.search is not None and step.cell is None and step.state == "waiting":
-                starts.update(step.draft.search.starts)
-        step_of = {step.draft: step for step in self.grid.steps}
-        needed = [step_of[start] for start in starts]
+        for entry in self.grid.entries:  # a search that has not chosen may add cells
+            if entry.draft.search is not None and entry.cell is None and entry.state == "waiting":
+                starts.update(entry.draft.search.starts)
+        entry_of = {entry.draft: entry for entry in self.grid.entries}
+        needed = [entry_of[start] for start in starts]
         needed += [
-            step_of[trial]
+            entry_of[trial]
             for start in starts
-            if start.search is not None and step_of[start].cell is None
-            for trial in step_of[start].needs
+            if start.search is not None and entry_of[start].cell is None
+            for trial in entry_of[start].needs
             if trial.cell.seed == start.cell.seed and trial.cell.task == start.cell.task
         ]
         return needed
 
-    def _has_ended(self, step: Step) -> bool:
-        return step.cell is not None and step.cell.id in self.ended
+    def _has_ended(self, entry: Entry) -> bool:
+        return entry.cell is not None and entry.cell.id in self.ended
 
     def advanced(self, busy: Collection[str] = ()) -> Plan:
         """Return the plan as the records are now: cells that waited may be able to train.
@@ -258,18 +260,21 @@ class Plan:
             known = {**plan.known, **{cell_id: plan.store.records[cell_id] for cell_id in missing}}
             lost = plan.lost.union(missing)
             plan = replace(plan, statuses={**plan.statuses, **again}, known=known, lost=lost)._resolved()
-        steps = plan.grid.step_of
+        entries = plan.grid.entry_of
         todo = {
             cell_id
             for cell_id, status in plan.statuses.items()
-            if status.will_run and steps[cell_id].state == "ready" and cell_id not in plan.ended and cell_id not in busy
+            if status.will_run
+            and entries[cell_id].state == "ready"
+            and cell_id not in plan.ended
+            and cell_id not in busy
         }
         planned = _planned_packs(plan.grid.cells, todo, self.pack_size, self.limit is not None)
         return replace(plan, packs=tuple(sorted(planned, key=lambda pack: not plan.searches(pack))))
 
     def searches(self, pack: Sequence[Cell]) -> bool:
         """Whether a pack searches a rate: such packs come first, so that cells of several searches can share packs."""
-        return self.grid.step_of[pack[0].id].stage[0] == "search"
+        return self.grid.entry_of[pack[0].id].stage[0] == "search"
 
     def _resolved(self) -> Plan:
         """This plan with the grid as the records decide it, and with the statuses of all cells that are known now."""
@@ -285,16 +290,16 @@ class Plan:
 
     def _with_statuses(self) -> Plan:
         """This plan with the statuses of all cells that are known now."""
-        steps = self.grid.step_of
+        entries = self.grid.entry_of
         statuses = {cell_id: status for cell_id, status in self.statuses.items() if status.state not in HELD_UP}
         new = [cell for cell in self.grid.cells if cell.id not in statuses]
         if not new:
             return self
         self.store.loaded().refuse_newer({cell.id for cell in new})
         for cell_id, status in cell_statuses(new, self.store, self.retry).items():
-            state, is_recorded = steps[cell_id].state, cell_id in self.store.records
+            state, is_recorded = entries[cell_id].state, cell_id in self.store.records
             if state != "ready" and not is_recorded and status.state != "unreadable":
-                status = CellStatus(state, steps[cell_id].reason, will_run=state == "waiting")
+                status = CellStatus(state, entries[cell_id].reason, will_run=state == "waiting")
             statuses[cell_id] = status
         return replace(self, statuses=statuses)
 

@@ -104,7 +104,7 @@ class Runner:
         adopted = []
         for cell in grid.cells:
             record = self.store.records.get(cell.id)
-            if record is None or not record.is_search or grid.step_of[cell.id].role != "grid":
+            if record is None or not record.is_search or grid.entry_of[cell.id].role != "grid":
                 continue
             if statuses[cell.id].state != "stale":  # a new file would make its data the newest there are
                 result = record.model_copy(update={"search": None})

@@ -196,7 +196,7 @@ def _require_same_data(plan: Plan) -> None:
 
 def _require_no_blocked(plan: Plan) -> None:
     """Refuse to add seeds to a look that cannot end, since cells that others need have failed."""
-    blocked = [step for step in plan.grid.steps if step.state == "blocked"]
+    blocked = [entry for entry in plan.grid.entries if entry.state == "blocked"]
     if blocked:
         what = f"The last look cannot end: {counted(len(blocked), 'cell')} cannot be trained ({blocked[0].reason})."
         hint = (
