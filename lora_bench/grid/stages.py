@@ -50,6 +50,11 @@ class Entry:
     needs: tuple[Draft, ...] = ()
 
     @property
+    def likely_cell(self) -> Cell:
+        """The cell; while it is not known the draft's, which has the lowest of its rates."""
+        return self.draft.cell if self.cell is None else self.cell
+
+    @property
     def stage(self) -> Stage:
         """The stage that it belongs to."""
         return "grid" if self.role == "grid" else "search", self.draft.cell.task

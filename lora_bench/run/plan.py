@@ -133,9 +133,7 @@ class Plan:
     def later(self) -> tuple[tuple[Cell, ...], ...]:
         """The cells that wait for others, in the packs they may form; with the lowest rate until one is chosen."""
         waiting = dict.fromkeys(
-            entry.draft.cell if entry.cell is None else entry.cell
-            for entry in self.grid.entries
-            if entry.state == "waiting" and not self._has_ended(entry)
+            entry.likely_cell for entry in self.grid.entries if entry.state == "waiting" and not self._has_ended(entry)
         )
         known = set(self.grid.cells)
         return tuple(
@@ -154,7 +152,7 @@ class Plan:
         stage_of = {entry.draft: entry.stage for entry in self.grid.entries}
         known = set(self.grid.cells)
         for entry in self.grid.entries:
-            cell = entry.draft.cell if entry.cell is None else entry.cell
+            cell = entry.likely_cell
             if entry.cell is None and cell in known:
                 continue
             states = cells.setdefault(entry.stage, {})
@@ -215,7 +213,7 @@ class Plan:
     @cached_property
     def needed_cells(self) -> tuple[Cell, ...]:
         """The cells that others will continue from, with the lowest rate until one is chosen."""
-        return tuple(dict.fromkeys(entry.draft.cell if entry.cell is None else entry.cell for entry in self._needed))
+        return tuple(dict.fromkeys(entry.likely_cell for entry in self._needed))
 
     @cached_property
     def _needed(self) -> list[Entry]:
@@ -260,14 +258,11 @@ class Plan:
             known = {**plan.known, **{cell_id: plan.store.records[cell_id] for cell_id in missing}}
             lost = plan.lost.union(missing)
             plan = replace(plan, statuses={**plan.statuses, **again}, known=known, lost=lost)._resolved()
-        entries = plan.grid.entry_of
+        entries, taken = plan.grid.entry_of, {*plan.ended, *busy}
         todo = {
             cell_id
             for cell_id, status in plan.statuses.items()
-            if status.will_run
-            and entries[cell_id].state == "ready"
-            and cell_id not in plan.ended
-            and cell_id not in busy
+            if status.will_run and entries[cell_id].state == "ready" and cell_id not in taken
         }
         planned = _planned_packs(plan.grid.cells, todo, self.pack_size, self.limit is not None)
         return replace(plan, packs=tuple(sorted(planned, key=lambda pack: not plan.searches(pack))))
