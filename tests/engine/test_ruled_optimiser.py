@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,24 @@ def test_layers_are_drawn_in_proportion_to_their_outliers(
     monkeypatch.setattr(layer_outliers, "shares", lambda *_: dict(zip(names, (share, 0.04), strict=True)))
     counts = Counter(drawn(made_of(bench, "owlore")))
     assert counts[names[0]] / counts.total() == pytest.approx(share / (share + 0.04), abs=0.03)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_more_layers_are_drawn_one_after_another_without_replacement(count: int, bench: Workbench) -> None:
+    """How often each is among the drawn ones, against the sum over all orders."""
+    shares = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
+    optimiser = optimiser_of(made_of(bench, "owlore"))
+    optimiser.layers, optimiser.weights_of_layers = list(shares), np.log(list(shares.values()))
+    optimiser.rule = replace(optimiser.rule, layers=LayerDraws(count, 1))
+    expected = dict.fromkeys(shares, 0.0)
+    for order in itertools.permutations(shares, count):
+        chance, left = 1.0, 1.0
+        for layer in order:
+            chance, left = chance * shares[layer] / left, left - shares[layer]
+        for layer in order:
+            expected[layer] += chance
+    found = Counter(layer for number in range(4000) for layer in optimiser.active_layers(number))
+    assert {layer: found[layer] / 4000 for layer in shares} == pytest.approx(expected, abs=0.03)
 
 
 def test_a_layer_without_outliers_is_drawn_only_when_no_other_is_left(
