@@ -12,14 +12,15 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.contracts.kit import Workbench, table_of
+from lora_bench.contracts.kit import Workbench, cell_of, table_of, train
 from lora_bench.engine import fisher, posterior
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.trainer import Trainer
 from lora_bench.methods import RECIPES
 from lora_bench.methods.rules import FisherPosterior
-from lora_bench.testing import make_cell, make_tokens
+from lora_bench.tasks import get
+from lora_bench.testing import FAMILIES, make_cell, make_tokens
 from tests.engine.engine_factory import backbone, table, trainer
 
 METHODS = tuple(name for name, recipe in RECIPES.items() if recipe.posterior)
@@ -96,6 +97,34 @@ def test_padding_is_no_part_of_it(method: str, family: str, tmp_path: Path, monk
     (one, together), (other, alone) = found
     assert one == pytest.approx(other, rel=1e-9)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "albert"])
+def test_the_jacobian_is_that_of_autograd(family: str, tmp_path: Path) -> None:
+    """Of the logits of one row by A and B of every weight of a kind that can be uncertain."""
+    bench = Workbench(tmp_path, family)
+    targets = {"deberta-v2": "value_proj,dense", "deberta": "attention"}.get(family, "attention+dense")
+    run = train([cell_of("laplace-lora", precision="float64", targets=targets)], bench.load("float64"), get("cola"))
+    pack = Pack([run.cell], bench.load("float64"), 2, hooked=True)
+    pack.load(0, run.pack.state(0))
+    (group,), model = pack.bank.groups, fisher.Linearised(pack, "factors")
+    with model.hooked():
+        (batch,) = table_of(pack.backbone, run.task).batches([np.array([5])])
+        _, matrices = model.passes(batch, lambda logits: list(logits.sum(0)))
+        ours = [torch.einsum("cto,ti->coi", matrix.gradients, matrix.inputs) for matrix in matrices]
+        pack.compose()
+        logits = pack.logits(batch)[0, 0]
+        exact = [torch.autograd.grad(one, [group.block.matrix], retain_graph=True)[0] for one in logits]
+    by_class = [group.factors(gradient) for gradient in exact]
+    expected = [
+        torch.stack([factors[family_of][name][0, index] for factors in by_class])
+        for family_of, modules in group.families.items()
+        for index in range(len(modules))
+        for name in "AB"
+    ]
+    assert len(ours) == len(expected)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9 * float(other.abs().max()))
 
 
 def test_draws_that_do_not_fit_in_memory_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

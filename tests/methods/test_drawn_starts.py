@@ -31,7 +31,7 @@ class Spread:
 
 def kaiming(inputs: int, _: int, __: int) -> float:
     """`nn.Linear`'s, and Kaiming-uniform with a = √5."""
-    return inputs**-0.5
+    return 1 / math.sqrt(inputs)
 
 
 def normal(std: float) -> Spread:
