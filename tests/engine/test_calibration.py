@@ -17,12 +17,13 @@ from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
-from lora_bench.engine.calibration import BINS, calibration, row_values
+from lora_bench.engine.calibration import calibration, row_values
 from lora_bench.records.schema import Record
 from lora_bench.records.store import COLUMNS, metrics_frame
 from lora_bench.testing import TinyBench, make_cell, make_epochs, make_record, make_tokens
 from tests.engine.engine_factory import backbone, table, trainer
 
+BINS = 15  # as the documentation says
 Floats = NDArray[np.float64]
 
 
@@ -53,6 +54,18 @@ def test_they_are_scikit_learns_and_a_loops(seed: int, classes: int, rows: int, 
     logits, labels = random.normal(size=(3, rows, classes)) * size, random.integers(0, classes, rows)
     for cell, values in zip(logits, ours(torch.from_numpy(logits), torch.from_numpy(labels)), strict=True):
         assert values == pytest.approx(plain(cell, labels), rel=1e-9, abs=1e-12)
+
+
+def test_certain_and_tied_rows() -> None:
+    """Probabilities of exactly 0 and 1, for which scikit-learn's NLL stops at -log of a small number; equal logits."""
+    certain = torch.tensor([[[1000.0, 0.0], [0.0, 1000.0], [1000.0, 0.0], [1e5, -1e5]]])
+    (found,) = ours(certain, torch.tensor([0, 1, 1, 0]))
+    assert found == {"nll": 250.0, "ece": 0.25, "brier": 0.5}
+    single = torch.tensor([[[3e38, -3e38]]])  # float32
+    (wrong,) = ours(single, torch.tensor([1]))
+    assert wrong == pytest.approx({"nll": 6e38, "ece": 1.0, "brier": 2.0})
+    (tied,) = ours(torch.full((1, 4, 3), 7.0), torch.tensor([0, 1, 2, 0]))  # the first of equal classes is predicted
+    assert tied == pytest.approx({"nll": np.log(3), "ece": 1 / 2 - 1 / 3, "brier": 2 / 3})
 
 
 def test_edges_belong_to_the_bin_below() -> None:
