@@ -11,6 +11,7 @@ import pytest
 from lora_bench.cell import Cell
 from lora_bench.errors import NOTHING, SOME_FAILED, BenchError
 from lora_bench.grid import choose
+from lora_bench.grid.choose import held_out_metric
 from lora_bench.records import archive
 from lora_bench.records.schema import Record, SearchInfo, Status
 from lora_bench.records.store import read_records, record_path, write_record
@@ -24,7 +25,7 @@ def record(lr: float, held_out: float | None, seed: int = 0, status: Status = "d
     settings = {"model": "m", "data": "d", "task": "rte", "method": "lora", "rank": 4, "targets": "qv"}
     searched = Cell.model_validate(settings | {"seed": seed, "lr": lr, "select": "held-out"} | cell)
     epochs = make_epochs(0.9, 0.5, held_out=() if held_out is None else (held_out - 0.1, held_out))
-    return make_record(None, cell=searched, epochs=epochs, status=status)
+    return make_record(None, cell=searched, epochs=epochs, status=status, score_epoch=2)
 
 
 @pytest.fixture
@@ -254,3 +255,11 @@ def test_a_damaged_archive_is_reported_at_every_length(folder: Callable[..., Pat
 def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     for command in ("choose", "archive"):
         assert invoke(command, "--results", tmp_path)[0] == NOTHING
+
+
+def test_an_epoch_that_the_cell_could_not_select_chooses_no_rate() -> None:
+    """A rank schedule selects none before its budget is met: what it had with more components does not count."""
+    early, late = record(1e-3, 0.7), record(2e-3, 0.6)
+    assert [held_out_metric(each) for each in (early, late)] == [0.7, 0.6]
+    over_budget = late.model_copy(update={"epochs": make_epochs(0.9, 0.5, held_out=(0.8, 0.6))})
+    assert held_out_metric(over_budget) == 0.6

@@ -6,7 +6,8 @@ probability (the exact Fisher information, not that of the labels). The posterio
 eigenbasis of both factors it is diagonal, so neither H nor an inverse is ever formed.
 
 Everything is computed for one cell through transformers' own code, with hooks on the adapted weights, so it cannot
-depend on the pack that the cell was trained in.
+depend on the pack that the cell was trained in. A weight that the encoder reads more than once in a pass (ALBERT's), or
+that maps anything but tokens (DeBERTa's table of distances), is refused: both have gradients that this leaves out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from lora_bench.engine import randomness
 from lora_bench.engine.adapters.pack import Pack
 from lora_bench.engine.encoder.windows import Batch, Table, slices
+from lora_bench.errors import BenchError
 
 # All as in the reference implementation, which the docstrings of the methods name.
 PRIOR_STEPS, PRIOR_RATE, DRAWS = 1000, 0.1, 100_000
@@ -94,6 +96,7 @@ class Linearised:
         self.exact = pack.backbone.exact
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
+        self._is_forward = False
 
     def parameters(self) -> list[Tensor]:
         """The trained values of the posterior's matrices, in the order of `passes`."""
@@ -117,9 +120,11 @@ class Linearised:
         """
         pack, count = self.pack, len(batch.rows)
         pack.compose()
+        self._inputs, self._outputs, self._is_forward = {}, {}, True
         # Operands are not passed, since the hooks have those of the one cell: with them, padded rows would use vmap.
         with torch.set_grad_enabled(self.over == "factors"):
             hidden = pack.backbone.encode(batch, 1, rows=batch.first)
+        self._is_forward = False
         features = pack.heads.features(pack.heads.block.matrix, hidden, None)
         logits = pack.heads.logits(pack.heads.block.matrix, hidden, None)[0, :count]
         names = list(self._outputs)
@@ -147,6 +152,8 @@ class Linearised:
                 positions = tuple(x.shape[:-1])
                 if positions not in layouts:
                     ids = batch.sequences_at(positions)
+                    if ids is None:
+                        raise _refusal(name, "maps more than tokens")
                     layouts[positions] = ids >= 0, TokenRows(ids[ids >= 0], len(batch.rows))
                 is_token, rows = layouts[positions]
                 x, grad = x.flatten(0, -2).to(self.exact)[is_token], grad.flatten(1, -2).to(self.exact)[:, is_token]
@@ -170,9 +177,35 @@ class Linearised:
 
     def _record(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not self._is_forward:  # a layer that is computed again in the backward pass
+                return
+            if name in self._inputs:
+                raise _refusal(name, "is read more than once in a pass")
             self._inputs[name], self._outputs[name] = inputs[0], output
 
         return record
+
+
+def _refusal(name: str, why: str) -> BenchError:
+    what = f"A posterior over A and B is not possible here: {name} {why}."
+    return BenchError(what, "Use other --targets, or a method with a posterior over the head alone.")
+
+
+def require_possible(pack: Pack, table: Table) -> None:
+    """Refuse a posterior over the factors of weights that the encoder reads twice, or not for tokens alone.
+
+    Args:
+        pack: A pack of one, `hooked`.
+        table: Any rows.
+
+    Raises:
+        BenchError: Exit code 2.
+    """
+    model = Linearised(pack, "factors")
+    with model.hooked():
+        # Of two rows, so that padded rows have another shape than a table that all rows share.
+        (batch,) = table.batches([np.arange(min(2, len(table)))])
+        model.passes(batch, lambda logits: [logits.sum()])
 
 
 def fit(pack: Pack, over: str, table: Table) -> Gaussian:

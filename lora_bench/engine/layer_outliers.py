@@ -33,8 +33,9 @@ def shares(backbone: Backbone, batches: Iterable[Batch], threshold: float) -> di
     def record(name: str, batch: Batch) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
-            is_token = batch.sequences_at(tuple(x.shape[:-1])) >= 0
-            squares[name] += x.flatten(0, -2)[is_token].float().square().sum(0)
+            sequences = batch.sequences_at(tuple(x.shape[:-1]))
+            if sequences is not None:
+                squares[name] += x.flatten(0, -2)[sequences >= 0].float().square().sum(0)
 
         return add
 
@@ -47,6 +48,8 @@ def shares(backbone: Backbone, batches: Iterable[Batch], threshold: float) -> di
                 handle.remove()
     by_layer: dict[str, list[Tensor]] = {}
     for name, linear in linears.items():
+        if not squares[name].any():  # it maps no token
+            continue
         values = linear.weight.float().abs() * squares[name].sqrt()
         by_layer.setdefault(str(layer_of(name)), []).append(values.flatten())
     measured = {layer: torch.cat(parts) for layer, parts in by_layer.items()}

@@ -62,6 +62,22 @@ def evaluate(trainer: Trainer, progress: Progress) -> PosteriorScores | None:
     return PosteriorScores(scores, held_out, precision, time.monotonic() - begun)
 
 
+def require_possible(trainer: Trainer) -> None:
+    """Refuse cells whose posterior would be wrong for the weights that they adapt; before they train.
+
+    Raises:
+        BenchError: Exit code 2.
+    """
+    if trainer.task.is_regression:
+        return
+    seen: set[str | None] = set()
+    for cell in trainer.pack.cells:
+        if methods.of(cell).posterior == FisherPosterior("factors") and cell.targets not in seen:
+            seen.add(cell.targets)
+            pack = Pack([cell], trainer.pack.backbone, trainer.task.num_outputs, hooked=True)
+            fisher.require_possible(pack, trainer.table)
+
+
 def predictor(pack: Pack, table: Table) -> tuple[Predict, float | None]:
     """A function that gives a cell's averaged probabilities for a table, `[rows, classes]`, and the prior's precision.
 

@@ -113,8 +113,8 @@ class AdaLora(Gated):
         return components - int((components - target) * left**3 + target)
 
     def meets_budget(self, cell: Cell, step: Step) -> bool:
-        """Return whether the last components have been cut."""
-        return step.number - 1 >= _last(step.total)
+        """Return whether the last components have been cut, or the training was too short to cut any."""
+        return step.number - 1 >= _last(step.total) or step.number == step.total
 
 
 def _last(steps: int) -> int:

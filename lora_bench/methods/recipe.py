@@ -384,5 +384,5 @@ def blocks_of(cell: Cell, *sizes: int) -> int:
     for size in sizes:
         if size % count:
             what = f"'{cell.method}' needs {count} equal parts (a), which {size} cannot be divided into."
-            raise BenchError(what, "Use an --a that divides the rank and the weights' sides, such as 2.")
+            raise BenchError(what, f"Use an --a that divides {size}; 1 always does.")
     return count

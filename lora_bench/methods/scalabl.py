@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from lora_bench.cell import Cell
+from lora_bench.errors import BenchError
 from lora_bench.methods.recipe import Factor, Fresh, LogUniform, Noise, Recipe, Shape, Update, Zeros, rank_of
 from lora_bench.methods.rules import SampledPosterior, Step
 
@@ -51,6 +52,9 @@ class ScalaBL(Recipe):
     def factors(self, cell: Cell, shape: Shape) -> tuple[Factor, ...]:
         """Return V, B, the scales' means and deviations, and the noise."""
         rank = rank_of(cell)
+        if rank > shape.inputs:
+            what = f"'{self.name}' takes {rank} directions of {shape.inputs} inputs."
+            raise BenchError(what, f"Use --rank {shape.inputs} or less.")
         return (
             Factor("V", rank, shape.inputs, Fresh("directions", shape.inputs)),
             Factor("B", shape.outputs, rank, Zeros()),

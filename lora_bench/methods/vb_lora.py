@@ -17,6 +17,7 @@ follows; here both logits are stored, so that what is loaded is the same to the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -51,7 +52,7 @@ class VbLora(Recipe):
         for size in shape:
             if size % length:
                 what = f"'{self.name}' needs pieces of {length} values (b), into which {size} cannot be divided."
-                raise BenchError(what, "Use a --b that divides the weights' sides, such as 64.")
+                raise BenchError(what, f"Use a --b that divides the weights' sides, such as {math.gcd(*shape)}.")
         pieces = shape.inputs // length, shape.outputs // length
         start = Normal(0.1)
         return (
@@ -99,7 +100,8 @@ class VbLora(Recipe):
             return {"": value}
         _, count, _ = self.sizes(cell)
         largest, index = value.unflatten(-1, (-1, count)).topk(CHOSEN)
-        return {"index": index.byte() if count <= 256 else index.short(), "value": largest.contiguous()}
+        small = index.byte() if count <= 256 else index.short() if count <= 2**15 else index.int()
+        return {"index": small, "value": largest.contiguous()}
 
     def restore(self, cell: Cell, name: str, parts: Mapping[str, Tensor]) -> Tensor:
         """Return logits of which all but the stored ones are far below."""
@@ -114,7 +116,7 @@ class VbLora(Recipe):
         """Return the bytes of two logits and two numbers for each piece."""
         rank, count, length = self.sizes(cell)
         pieces = rank * (shape.inputs + shape.outputs) // length
-        return CHOSEN * pieces * (5 if count <= 256 else 6)
+        return CHOSEN * pieces * (5 if count <= 256 else 6 if count <= 2**15 else 8)
 
 
 def _mixed(logits: Tensor, bank: Tensor) -> Tensor:

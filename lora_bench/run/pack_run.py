@@ -69,6 +69,7 @@ def train_pack(
     """
     view.stage("building the adapters")
     trainer = build(cells)
+    posterior.require_possible(trainer)
     checkpointer.began -= checkpointing.resume(trainer, saved)
     checkpointer.context.stopper.hold()
     ended: list[EndedCell] = []

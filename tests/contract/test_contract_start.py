@@ -104,12 +104,27 @@ def test_more_diagonals_than_a_matrix_has_are_refused(load: Load) -> None:
         ("gralora", {"a": 3}, "3 equal parts .* 16"),
         ("gralora", {"a": 4, "rank": 6}, "4 equal parts .* 6"),
         ("miss", {"rank": 33}, "32 inputs has no 33 parts"),
+        ("scalabl", {"rank": 33}, "33 directions of 32 inputs"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(method: str, sizes: dict[str, int], message: str, load: Load) -> None:
     with pytest.raises(BenchError, match=message) as refused:
         Pack([cell_of(method).model_copy(update=sizes)], load("float32"), 2)
     assert refused.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "hint"),
+    [
+        ("melora", {"a": 3}, "divides 32"),
+        ("gralora", {"a": 2, "rank": 3}, "divides 3;"),
+        ("vb-lora", {"b": 5}, "as 32"),
+    ],
+)
+def test_the_hint_is_one_that_works(method: str, sizes: dict[str, int], hint: str, load: Load) -> None:
+    with pytest.raises(BenchError) as refused:
+        Pack([cell_of(method).model_copy(update=sizes)], load("float32"), 2)
+    assert hint in refused.value.hint
 
 
 def test_cells_of_such_a_method_have_sizes_that_divide() -> None:

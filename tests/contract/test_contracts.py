@@ -19,6 +19,7 @@ from lora_bench.contracts.kit import ContractError, Workbench, cell_of
 from lora_bench.contracts.suite import CONTRACTS, Contract
 from lora_bench.engine.adapters.group import names_of
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.errors import BenchError
 from lora_bench.methods.dora_dyn import DoraDyn
 from lora_bench.methods.galore import GaLore
 from lora_bench.methods.gralora import GraLora
@@ -48,7 +49,11 @@ def test_the_contracts_hold_on_encoders_that_are_not_fused(
     backbone = bench.load("float32")
     assert (backbone.fused is None, backbone.padded is not None) == (True, padded)
     for contract in CONTRACTS:
-        contract(method, bench)
+        if (method, family) == ("laplace-lora", "deberta-v2") and contract.__module__ == posteriors.__name__:
+            with pytest.raises(BenchError, match="read more than once"):  # its posterior is refused
+                contract(method, bench)
+        else:
+            contract(method, bench)
 
 
 @pytest.mark.parametrize("method", ADAPTING)

@@ -12,11 +12,12 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
 
 from lora_bench.cell import Cell
-from lora_bench.contracts.kit import Workbench, cell_of, table_of, train
+from lora_bench.contracts.kit import Workbench, cell_of, table_of, train, trainer_of
 from lora_bench.engine import fisher, posterior
 from lora_bench.engine.adapters.pack import Pack, State
 from lora_bench.engine.encoder.windows import Table
 from lora_bench.engine.trainer import Trainer
+from lora_bench.errors import BenchError
 from lora_bench.methods import RECIPES
 from lora_bench.methods.rules import FisherPosterior
 from lora_bench.tasks import get
@@ -97,6 +98,26 @@ def test_padding_is_no_part_of_it(method: str, family: str, tmp_path: Path, monk
     (one, together), (other, alone) = found
     assert one == pytest.approx(other, rel=1e-9)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "why"),
+    [
+        ("deberta-v2", "attention", "key_proj is read more than once"),
+        ("albert", "attention+dense", "query is read more than once"),
+        ("deberta", "attention+dense", "pos_proj maps more than tokens"),
+    ],
+)
+def test_weights_that_map_more_than_each_token_once_are_refused_before_training(
+    family: str, targets: str, why: str, tmp_path: Path
+) -> None:
+    bench = Workbench(tmp_path, family)
+    cells = {method: cell_of(method, targets=targets) for method in METHODS}
+    made = trainer_of(Pack([cells.pop("laplace-lora")], bench.load("float32"), 2), get("cola"))
+    with pytest.raises(BenchError, match=why):
+        posterior.require_possible(made)
+    for cell in cells.values():  # over the head's output layer, or sampled: any weight will do
+        posterior.require_possible(trainer_of(Pack([cell], bench.load("float32"), 2), get("cola")))
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "albert"])

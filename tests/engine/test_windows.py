@@ -108,9 +108,13 @@ def test_the_layout_depends_on_the_batch_alone() -> None:
 
 def test_positions_on_windows_and_on_padded_rows_have_the_same_sequences() -> None:
     (batch,) = table(made([3, 1, 2])).batches([np.array([0, 1, 2])], lambda form: form._replace(rows=4))
-    assert batch.sequences_at((1, 32)).tolist() == batch.segments.tolist()
+    on_windows, on_padded_rows = batch.sequences_at((1, 32)), batch.sequences_at((4, 3))
+    assert on_windows is not None
+    assert on_windows.tolist() == batch.segments.tolist()
     assert sorted(batch.segments[batch.segments >= 0].tolist()) == [0, 0, 0, 1, 2, 2]
-    assert batch.sequences_at((4, 3)).view(4, 3).tolist() == [[0, 0, 0], [1, -1, -1], [2, 2, -1], [-1, -1, -1]]
+    assert on_padded_rows is not None
+    assert on_padded_rows.view(4, 3).tolist() == [[0, 0, 0], [1, -1, -1], [2, 2, -1], [-1, -1, -1]]
+    assert batch.sequences_at((1, 512)) is None
 
 
 @given(LENGTHS, st.integers(0, 200))

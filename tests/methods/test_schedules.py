@@ -15,6 +15,7 @@ from lora_bench import tasks
 from lora_bench.callbacks import Callback, EpochMetrics
 from lora_bench.contracts.kit import Workbench, cell_of, trainer_of
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.methods import RECIPES
 from lora_bench.methods.adalora import RECIPE as ADALORA
 from lora_bench.methods.dora_dyn import RECIPE as DORA_DYN
 from lora_bench.methods.rules import Step
@@ -121,6 +122,13 @@ def test_soras_gate_with_the_published_threshold() -> None:
     expected = torch.tensor([0, 0, 0, 0, 0, 3.1e-4, -3.1e-4, 1 - 3e-4, -1 + 3e-4], dtype=torch.float64)
     torch.testing.assert_close(SORA.shrink(gate), expected, rtol=0, atol=1e-15)
     assert SORA.penalty_weight(cell_of("sora"), Step(1, 1, 1)) == 10.0
+
+
+@pytest.mark.parametrize("method", [name for name, recipe in RECIPES.items() if recipe.gate])
+def test_a_training_of_one_step_has_an_epoch_that_can_be_selected(method: str, bench: Workbench) -> None:
+    cell = cell_of(method, precision="float64", epochs=1, batch_size=24)
+    (progress,) = trainer_of(Pack([cell], bench.load("float64"), 2), tasks.get("cola")).run()
+    assert len(progress.losses) == progress.selected == 1
 
 
 @pytest.mark.parametrize(("method", "epochs", "first"), [("adalora", 5, 3), ("adalora", 4, 3), ("dora-dyn", 5, 3)])

@@ -14,7 +14,7 @@ from lora_bench.tasks import get
 
 @pytest.mark.parametrize("count", [2, 255, 256, 257, 400])
 def test_a_bank_of_any_size_comes_back(count: int, bench: Workbench) -> None:
-    cell = cell_of("vb-lora", rank=2, a=count, b=16, epochs=1, targets="attention+dense")
+    cell = cell_of("vb-lora", rank=1, a=count, b=16, epochs=1, targets="attention+dense")
     run = train([cell], bench.load("float32"), get("cola"))
     folder = bench.new_folder()
     saved.save(folder, run.cell, run.task.num_outputs, run.pack.state(0))
@@ -36,3 +36,13 @@ def test_the_numbers_are_those_of_the_two_largest_logits() -> None:
     assert torch.equal(restored.topk(2).values, torch.tensor([[2.0, 1.0], [4.0, 3.0]]))
     assert restored.topk(2).indices.tolist() == [[299, 7], [256, 255]]
     assert RECIPE.compact_bytes(cell, Shape(16, 32)) == 2 * 3 * (4 + 2)
+
+
+def test_numbers_that_two_bytes_do_not_hold() -> None:
+    cell = cell_of("vb-lora", rank=1, a=2**15 + 9, b=16)
+    logits = torch.zeros(1, 2**15 + 9)
+    logits[0, -1], logits[0, 5] = 2.0, 1.0
+    parts = RECIPE.compact(cell, "A_logits", logits)
+    assert parts["index"].tolist() == [[[2**15 + 8, 5]]]
+    assert RECIPE.restore(cell, "A_logits", parts).argmax() == 2**15 + 8
+    assert RECIPE.compact_bytes(cell, Shape(16, 32)) == 2 * 3 * (4 + 4)

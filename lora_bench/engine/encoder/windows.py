@@ -83,14 +83,19 @@ class Batch:
         """How large the batch is, empty windows and entries counted."""
         return Form(self.width, self.slots.shape[1] // self.width, len(self.first))
 
-    def sequences_at(self, positions: tuple[int, ...]) -> Tensor:
+    def sequences_at(self, positions: tuple[int, ...]) -> Tensor | None:
         """The sequence at each position of what a layer reads, flattened; -1 where there is no token.
 
         Args:
             positions: The axes before the features: `(1, S)` on windows, `(B, L)` on padded rows.
+
+        Returns:
+            None for other axes: what the layer reads there are not tokens, but such as DeBERTa's table of distances.
         """
         if positions == (1, len(self.segments)):
             return self.segments
+        if positions != (len(self.first), self.longest):
+            return None
         lengths = torch.bincount(self.segments[self.segments >= 0], minlength=positions[0])[: positions[0], None]
         sequences, columns = (torch.arange(size, device=self.segments.device) for size in positions)
         return torch.where(columns < lengths, sequences[:, None], -1).flatten()
