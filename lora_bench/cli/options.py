@@ -69,14 +69,14 @@ class Selection:
     a: Annotated[
         list[int] | None,
         _grid_option(
-            "LoRA-Mini: inner input size (default: 64); ΔW has rank min(r, a, b). TinyLoRA: trained values.",
+            "LoRA-Mini: inner input size (default: 64); ΔW has rank min(r, a, b). Others: docs/methods.md.",
             "--a",
             "-a",
         ),
     ] = None
     b: Annotated[
         list[int] | None,
-        _grid_option("LoRA-Mini: inner output size (default: 64). SVFT: side diagonals.", "--b", "-b"),
+        _grid_option("LoRA-Mini: inner output size (default: 64). Others: docs/methods.md.", "--b", "-b"),
     ] = None
     targets: Annotated[
         list[str] | None,
