@@ -132,11 +132,8 @@ class Plan:
     @cached_property
     def later(self) -> tuple[tuple[Cell, ...], ...]:
         """The cells that wait for others, in the packs they may form; with the lowest rate until one is chosen."""
-        waiting = dict.fromkeys(
-            entry.provisional_cell
-            for entry in self.grid.entries
-            if entry.state == "waiting" and not self._has_ended(entry)
-        )
+        entries = (entry for entry in self.grid.entries if entry.state == "waiting" and not self._has_ended(entry))
+        waiting = dict.fromkeys(entry.provisional_cell for entry in entries)
         known = set(self.grid.cells)
         return tuple(
             packs(
