@@ -153,7 +153,7 @@ class Linearised:
                 if positions not in layouts:
                     ids = batch.sequences_at(positions)
                     if ids is None:
-                        raise _refusal(name, "maps more than tokens")
+                        raise _refusal(name, "is not applied to tokens")
                     layouts[positions] = ids >= 0, TokenRows(ids[ids >= 0], len(batch.rows))
                 is_token, rows = layouts[positions]
                 x, grad = x.flatten(0, -2).to(self.exact)[is_token], grad.flatten(1, -2).to(self.exact)[:, is_token]
