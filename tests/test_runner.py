@@ -217,3 +217,12 @@ def test_a_model_that_is_not_there_ends_the_run(bench: TinyBench, tmp_path: Path
         bench.follow(plan, QuietView())
     assert error.value.code == MISSING
     assert bench.csv() == []
+
+
+def test_cells_that_can_have_no_posterior_fail_while_the_others_train_as_one_pack(tmp_path: Path) -> None:
+    bench = TinyBench.create(tmp_path, "sst2", family="albert")
+    records = bench.run([{"method": ["lora", "laplace-lora"], "rank": [1, 2, 3, 4], "targets": "attention"}])
+    trained = [record for record in records if record.cell.method == "lora"]
+    refused = [record for record in records if record.cell.method == "laplace-lora"]
+    assert all("query is read more than once" in str(record.reason) for record in refused)
+    assert [record.timing.pack_size for record in trained if record.timing is not None] == [4] * 4

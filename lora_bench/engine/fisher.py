@@ -153,7 +153,7 @@ class Linearised:
                 if positions not in layouts:
                     ids = batch.sequences_at(positions)
                     if ids is None:
-                        raise _refusal(name, "maps more than tokens")
+                        raise _refusal(name, "is not applied to tokens")
                     layouts[positions] = ids >= 0, TokenRows(ids[ids >= 0], len(batch.rows))
                 is_token, rows = layouts[positions]
                 x, grad = x.flatten(0, -2).to(self.exact)[is_token], grad.flatten(1, -2).to(self.exact)[:, is_token]
@@ -191,21 +191,24 @@ def _refusal(name: str, why: str) -> BenchError:
     return BenchError(what, "Use other --targets, or a method with a posterior over the head alone.")
 
 
-def require_possible(pack: Pack, table: Table) -> None:
-    """Refuse a posterior over the factors of weights that the encoder reads twice, or not for tokens alone.
+def refusal(pack: Pack, table: Table) -> BenchError | None:
+    """Return why a cell can have no posterior over its factors; None if it can.
+
+    Weights that the encoder reads twice in a pass are refused, and those that map more than tokens.
 
     Args:
         pack: A pack of one, `hooked`.
         table: Any rows.
-
-    Raises:
-        BenchError: Exit code 2.
     """
     model = Linearised(pack, "factors")
-    with model.hooked():
-        # Of two rows, so that padded rows have another shape than a table that all rows share.
-        (batch,) = table.batches([np.arange(min(2, len(table)))])
-        model.passes(batch, lambda logits: [logits.sum()])
+    # Of two rows, so that padded rows have another shape than a table that all rows share.
+    (batch,) = table.batches([np.arange(min(2, len(table)))])
+    try:
+        with model.hooked():
+            model.passes(batch, lambda logits: [logits.sum()])
+    except BenchError as error:
+        return error.with_traceback(None)  # which would keep the tensors of the pass
+    return None
 
 
 def fit(pack: Pack, over: str, table: Table) -> Gaussian:

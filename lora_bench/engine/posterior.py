@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lora_bench import methods
+from lora_bench import methods, tasks
+from lora_bench.cell import Cell
 from lora_bench.engine import fisher
 from lora_bench.engine.adapters.pack import Pack
+from lora_bench.engine.encoder.backbone import Backbone
 from lora_bench.engine.encoder.windows import Table, slices
 from lora_bench.engine.evaluation import Scores, Split, evaluated_rows, score_cells
 from lora_bench.engine.progress import Progress
 from lora_bench.engine.trainer import Trainer
+from lora_bench.errors import BenchError
 from lora_bench.methods.rules import FisherPosterior, SampledPosterior
 from lora_bench.tasks.metrics import task_metric
 
@@ -62,20 +65,27 @@ def evaluate(trainer: Trainer, progress: Progress) -> PosteriorScores | None:
     return PosteriorScores(scores, held_out, precision, time.monotonic() - begun)
 
 
-def require_possible(trainer: Trainer) -> None:
-    """Refuse cells whose posterior would be wrong for the weights that they adapt; before they train.
+def refusals(cells: Iterable[Cell], backbone: Backbone, table: Table) -> dict[str, BenchError]:
+    """Return, by the id of the cell, why cells cannot train: their posterior would be wrong for the weights they adapt.
 
-    Raises:
-        BenchError: Exit code 2.
+    Args:
+        cells: Cells of one task.
+        backbone: Their encoder.
+        table: Any rows of the task.
     """
-    if trainer.task.is_regression:
-        return
-    seen: set[str | None] = set()
-    for cell in trainer.pack.cells:
-        if methods.of(cell).posterior == FisherPosterior("factors") and cell.targets not in seen:
-            seen.add(cell.targets)
-            pack = Pack([cell], trainer.pack.backbone, trainer.task.num_outputs, hooked=True)
-            fisher.require_possible(pack, trainer.table)
+    by_targets: dict[str | None, BenchError | None] = {}
+    refused: dict[str, BenchError] = {}
+    for cell in cells:
+        task = tasks.of(cell)
+        if methods.of(cell).posterior != FisherPosterior("factors") or task.is_regression:
+            continue
+        if cell.targets not in by_targets:
+            pack = Pack([cell], backbone, task.num_outputs, hooked=True)
+            by_targets[cell.targets] = fisher.refusal(pack, table)
+        error = by_targets[cell.targets]
+        if error is not None:
+            refused[cell.id] = error
+    return refused
 
 
 def predictor(pack: Pack, table: Table) -> tuple[Predict, float | None]:

@@ -40,7 +40,7 @@ USUAL_FRACTION = 0.98  # of the sequences fit into a window, as in the engine (`
 SLOT_FILL, EVAL_SLOT_FILL = 0.92, 0.97
 # Slots × cells × linear weights of a step beyond which larger packs gain nothing. 85e6 are RoBERTa-base's weights.
 FULL_LOAD = {"cuda": 2**15 * 85e6, "cpu": 2**13 * 85e6}
-MAX_CELLS = {"cuda": 512, "cpu": 16}
+MAX_CELLS = {"cuda": 512, "cpu": 16}  # of a full pack, however small the encoder (chosen); see `grid.cells.packs`
 # What is assumed of a task of which nothing is known, to predict its memory; both were chosen.
 UNKNOWN_TOKENS = 40.0  # in a sequence
 UNKNOWN_ROWS = 10_000, 1_000  # of training and of evaluation

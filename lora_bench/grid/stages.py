@@ -50,7 +50,7 @@ class Entry:
     needs: tuple[Draft, ...] = ()
 
     @property
-    def likely_cell(self) -> Cell:
+    def provisional_cell(self) -> Cell:
         """The cell; while it is not known the draft's, which has the lowest of its rates."""
         return self.draft.cell if self.cell is None else self.cell
 

@@ -69,7 +69,6 @@ def train_pack(
     """
     view.stage("building the adapters")
     trainer = build(cells)
-    posterior.require_possible(trainer)
     checkpointer.began -= checkpointing.resume(trainer, saved)
     checkpointer.context.stopper.hold()
     ended: list[EndedCell] = []

@@ -132,9 +132,8 @@ class Plan:
     @cached_property
     def later(self) -> tuple[tuple[Cell, ...], ...]:
         """The cells that wait for others, in the packs they may form; with the lowest rate until one is chosen."""
-        waiting = dict.fromkeys(
-            entry.likely_cell for entry in self.grid.entries if entry.state == "waiting" and not self._has_ended(entry)
-        )
+        entries = (entry for entry in self.grid.entries if entry.state == "waiting" and not self._has_ended(entry))
+        waiting = dict.fromkeys(entry.provisional_cell for entry in entries)
         known = set(self.grid.cells)
         return tuple(
             packs(
@@ -152,7 +151,7 @@ class Plan:
         stage_of = {entry.draft: entry.stage for entry in self.grid.entries}
         known = set(self.grid.cells)
         for entry in self.grid.entries:
-            cell = entry.likely_cell
+            cell = entry.provisional_cell
             if entry.cell is None and cell in known:
                 continue
             states = cells.setdefault(entry.stage, {})
@@ -213,7 +212,7 @@ class Plan:
     @cached_property
     def needed_cells(self) -> tuple[Cell, ...]:
         """The cells that others will continue from, with the lowest rate until one is chosen."""
-        return tuple(dict.fromkeys(entry.likely_cell for entry in self._needed))
+        return tuple(dict.fromkeys(entry.provisional_cell for entry in self._needed))
 
     @cached_property
     def _needed(self) -> list[Entry]:

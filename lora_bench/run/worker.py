@@ -9,6 +9,7 @@ import torch
 
 from lora_bench import methods, provenance, tasks
 from lora_bench.cell import Cell
+from lora_bench.engine import posterior
 from lora_bench.engine.adapters import saved
 from lora_bench.engine.encoder import head_forms
 from lora_bench.engine.encoder.targets import resolve
@@ -54,10 +55,14 @@ class Training:
 
         Cells with a checkpoint are resumed together with those that had taken as many steps; the others start at the
         first step.
+
+        Raises:
+            BenchError: Exit code 2 if some cells cannot have the posterior of their method, when all others have ended.
         """
-        cells = job.cells
-        backbone = self.loader.backbone(cells[0])
-        prepared = self.loader.tables(cells[0], backbone)
+        backbone = self.loader.backbone(job.cells[0])
+        prepared = self.loader.tables(job.cells[0], backbone)
+        refused = posterior.refusals(job.cells, backbone, prepared.train)
+        cells = [cell for cell in job.cells if cell.id not in refused]
         fingerprint = self._fingerprint(prepared.info)
         checkpoints = checkpointing.find(job, fingerprint)
         continuing = {cell.start: cell for cell in cells}
@@ -75,6 +80,8 @@ class Training:
                 warn_once = self.loader.warn_once
                 ended, timing = train_pack(part, build, checkpoints, checkpointer, self.view, warn_once)
                 yield [self._outcome(cell, job, prepared.info, timing) for cell in ended]
+        for error in refused.values():
+            raise error
 
     def is_memory(self, error: BaseException) -> bool:
         """Whether an error says that memory ran out."""
