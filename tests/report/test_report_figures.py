@@ -20,7 +20,13 @@ from lora_bench.report.figures import heat_maps, learning_curves
 from lora_bench.report.figures.catalogue import all_figures
 from lora_bench.report.figures.drawing import PANELS_PER_PAGE, encode_figure, method_styles, paginate
 from lora_bench.report.figures.frontier import frontier_caption, frontier_figures
-from lora_bench.report.figures.rank_plots import MAX_METHODS, figure2_panels, rank_figures, rank_panels
+from lora_bench.report.figures.rank_plots import (
+    MAX_METHODS,
+    compare_ranks,
+    figure2_panels,
+    rank_figures,
+    rank_panels,
+)
 from lora_bench.report.numbers.frame import rows_of
 from lora_bench.testing import make_epochs
 from tests.report.report_factory import grid, record, small, statistics
@@ -329,6 +335,16 @@ def test_figure_2_averages_over_the_same_a_and_b_at_each_rank() -> None:
     (panel,) = figure2_panels(statistics(records), "attention")
     assert [point[1] for point in panel.lines["mean over (a, b)"]] == pytest.approx([0.8, 0.8])
     assert "a = b = 24" in panel.lines
+
+
+def test_scores_by_rank_are_drawn_where_half_of_the_methods_have_several_ranks() -> None:
+    """Not of a grid with one setting of each method, of which one happens to have two."""
+    ranked = [record(0.5 + rank / 100, method="lora", rank=rank) for rank in (4, 8)]
+    single = [record(0.5, method=method, rank=4) for method in ("xs", "cora")]
+    for records, drawn in ((ranked, True), ([*ranked, single[0]], True), ([*ranked, *single], False), (single, False)):
+        figures = [picture.title for picture, _ in all_figures(statistics(records), "tiny")]
+        assert ("Score by rank, attention" in figures) == drawn
+    assert not compare_ranks([])
 
 
 # ---- heat maps and learning curves

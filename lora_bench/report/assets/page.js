@@ -135,6 +135,7 @@
 
   function drawRank() {
     const chart = currentChart();
+    if ($("by-rank").hidden) return;
     const panel = chart.ranks[$("targets").value];
     const lines = panel ? panel.lines : {};
     const ranks = [...new Set(Object.values(lines).flat().map((p) => p[0]))].sort((one, other) => one - other);
@@ -285,6 +286,7 @@
     $("extra").replaceChildren(new Option("none", ""), ...others.sort().map((name) => new Option(name, name)));
     if (others.includes(before)) $("extra").value = before;
     const targets = $("targets").value;
+    $("by-rank").hidden = !Object.keys(chart.ranks).length;
     fill($("targets"), Object.keys(chart.ranks));
     if (targets in chart.ranks) $("targets").value = targets;
   }

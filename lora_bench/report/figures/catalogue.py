@@ -55,7 +55,8 @@ def _figures_by_kind(statistics: ScopeStatistics) -> Iterator[tuple[str, str, st
     for targets in rank_plots.target_sets(statistics):
         ranked = rank_plots.rank_panels(statistics, targets)
         title = f"Score by rank, {targets}"
-        figures = rank_plots.rank_figures([f"{scope.title}: {title}"], ranked) if _has_several_ranks(ranked) else []
+        heading = [f"{scope.title}: {title}"]
+        figures = rank_plots.rank_figures(heading, ranked) if rank_plots.compare_ranks(ranked) else []
         yield title, _rank_caption(scope, title, targets, ranked), f"accuracy_vs_rank-{slug(targets)}", figures
     heat = heat_entries(statistics)
     heat_caption = (
@@ -82,10 +83,6 @@ def _rank_caption(scope: Scope, title: str, targets: str, panels: list[rank_plot
         f"{title}, on {scope.title}: {_tasks_text(panels)}; of {join_words(labels)} at each rank the setting chosen "
         f"{choice_text(scope)}, means over {_seeds_text(drawn)} seeds.{bands}"
     )
-
-
-def _has_several_ranks(panels: list[rank_plots.RankPanel]) -> bool:
-    return any(len(points) > 1 for panel in panels for points in panel.lines.values())
 
 
 def _tasks_text(panels: list[rank_plots.RankPanel]) -> str:

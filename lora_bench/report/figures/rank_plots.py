@@ -70,6 +70,13 @@ def rank_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]:
     return [panel for panel in panels if panel.lines]
 
 
+def compare_ranks(panels: Sequence[RankPanel]) -> bool:
+    """Return whether at least half of the methods in panels have several ranks; the others are single points."""
+    labels = {label for panel in panels for label in panel.lines}
+    several = {label for panel in panels for label, points in panel.lines.items() if len(points) > 1}
+    return bool(labels) and 2 * len(several) >= len(labels)
+
+
 def figure2_panels(statistics: ScopeStatistics, targets: str) -> list[RankPanel]:
     """Return the panels of *Figure 2* on a set of targets; none unless the method has several (a, b) at every rank."""
     scope = statistics.scope

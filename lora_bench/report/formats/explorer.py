@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_bench.report.content import Content
-from lora_bench.report.figures.rank_plots import RankPanel, rank_panels, target_sets
+from lora_bench.report.figures.rank_plots import RankPanel, compare_ranks, rank_panels, target_sets
 from lora_bench.report.numbers.comparisons import ScopeStatistics
 from lora_bench.report.numbers.entries import Column
 from lora_bench.report.numbers.frame import COUNTS, SCOPE, SETTINGS, Row, device_prefix, group_ids, is_missing, rows_of
@@ -112,8 +112,9 @@ def _charts(statistics: ScopeStatistics, numbers: Mapping[int, int]) -> list[dic
     shown = scope.cells[scope.cells["entry"] >= 0]
     setting_of_entry = {entry: int(numbers[cell]) for entry, cell in zip(shown["entry"], shown.index, strict=True)}
     panels = {
-        targets: {panel.column: panel for panel in rank_panels(statistics, targets)}
+        targets: {panel.column: panel for panel in ranked}
         for targets in target_sets(statistics)
+        if compare_ranks(ranked := rank_panels(statistics, targets))
     }
     columns = [scope.main, *(column for column in scope.columns if column != scope.main)]
     return [
