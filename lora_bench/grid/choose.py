@@ -90,21 +90,17 @@ class ChosenRate:
 
 
 def held_out_metric(record: Record) -> float:
-    """Return the held-out metric of the epoch that it selected; -inf for a cell that is not done.
-
-    That is the best of all epochs, but for a rank schedule, which selects none before its budget is met.
+    """Return the held-out metric that a cell is judged by (`Record.best_held_out`); -inf if it is not done.
 
     Raises:
         BenchError: Exit code 4 if the cell was trained without a held-out slice.
     """
     if record.status != "done":
         return -math.inf
-    held_out = {epoch.epoch: epoch.held_out[record.metric] for epoch in record.epochs if epoch.held_out is not None}
-    if not held_out:
+    if all(epoch.held_out is None for epoch in record.epochs):
         raise BenchError("These records have no held-out metric.", "Run the search with `select: held-out`.", NOTHING)
-    if record.cell.select == "held-out" and record.score_epoch in held_out:
-        held_out = {record.score_epoch: held_out[record.score_epoch]}
-    return max((value for value in held_out.values() if value is not None), default=-math.inf)
+    best = record.best_held_out
+    return -math.inf if best is None else best[0]
 
 
 def best_rates(metrics: Mapping[Rates, Sequence[float]]) -> Rates | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from html import escape
+from operator import itemgetter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -270,6 +271,19 @@ class Record(_Part):
     def selected_epoch(self) -> Epoch | None:
         """The epoch of the score; None if there is none."""
         return next((epoch for epoch in self.epochs if epoch.epoch == self.score_epoch), None)
+
+    @property
+    def best_held_out(self) -> tuple[float, Epoch] | None:
+        """The held-out value by which rates and settings are chosen, with its epoch; None if nothing is held out.
+
+        Of the selected epoch if held-out rows have selected it: a rank schedule selects none before its budget is met.
+        Otherwise of the first epoch with the best value.
+        """
+        values = [
+            (value, epoch) for epoch in self.epochs if (value := (epoch.held_out or {}).get(self.metric)) is not None
+        ]
+        selected = [pair for pair in values if pair[1].epoch == self.score_epoch and self.cell.select == "held-out"]
+        return max(selected or values, key=itemgetter(0), default=None)
 
     @property
     def settings(self) -> tuple[Cell, str | None]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import operator
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +225,7 @@ def trials(inputs: Inputs, root: Path, kills: int, every: int, duration: float) 
         yield f"random {number}", results, own
     for name in points(inputs, root / "traced")[::every]:
         results = root / f"point-{name.replace(' ', '-').replace('/', '-')}"
-        died = killed_at(inputs, results, lambda found, name=name: found == name)  # type: ignore[misc]
+        died = killed_at(inputs, results, partial(operator.eq, name))
         yield f"before {name}", results, int(died)
 
 
@@ -249,7 +251,7 @@ def main() -> int:
         duration = time.perf_counter() - began
         expected, wrong, counts = outcome(root / "uninterrupted"), [], [0, 0]
         for name, results, kills in trials(inputs, root, wanted.kills, wanted.every, duration):
-            code = ended(fork(lambda results=results: train(inputs, results)))  # type: ignore[misc]
+            code = ended(fork(partial(train, inputs, results)))
             same = code == 0 and outcome(results) == expected
             counts = [counts[0] + kills, counts[1] + (kills if same else 0)]
             wrong += [] if same else [name]

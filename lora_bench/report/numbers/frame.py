@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_bench.cell import Cell
-from lora_bench.records.schema import Epoch, Record
+from lora_bench.records.schema import Record
 from lora_bench.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -103,27 +103,15 @@ def gives_one_answer(record: Record) -> bool | None:
 
 
 def _held_out_score(record: Record) -> float | None:
-    """Return the reported metric at the first epoch with the best held-out value; None without a held-out slice."""
-    candidates = _held_out_values(record)
-    return max(candidates, key=itemgetter(0))[1].metrics.get(record.metric) if candidates else None
+    """Return the reported metric at the epoch of `Record.best_held_out`; None without a held-out slice."""
+    best = record.best_held_out
+    return None if best is None else best[1].metrics.get(record.metric)
 
 
 def _held_out_metric(record: Record) -> float | None:
-    """Return the best held-out value of the main metric, by which settings are chosen; None if nothing is held out."""
-    return max((value for value, _ in _held_out_values(record)), default=None)
-
-
-def _held_out_values(record: Record) -> list[tuple[float, Epoch]]:
-    """Return the held-out values of the epochs that may be chosen.
-
-    That is the selected one alone if the held-out rows selected it: the best, but for a rank schedule, which selects
-    none before its budget is met.
-    """
-    values = [
-        (value, epoch) for epoch in record.epochs if (value := (epoch.held_out or {}).get(record.metric)) is not None
-    ]
-    selected = [pair for pair in values if pair[1].epoch == record.score_epoch]
-    return selected if selected and record.cell.select == "held-out" else values
+    """Return the held-out value of the main metric, by which settings are chosen; None if nothing is held out."""
+    best = record.best_held_out
+    return None if best is None else best[0]
 
 
 def _split_name(record: Record) -> str:
