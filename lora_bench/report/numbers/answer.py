@@ -7,6 +7,8 @@ both, on what evidence, and what was not tested.
 
 from __future__ import annotations
 
+import math
+
 from lora_bench.report.numbers.collapsed import collapsed_tasks
 from lora_bench.report.numbers.comparison_tables import with_sides
 from lora_bench.report.numbers.comparisons import (
@@ -72,8 +74,9 @@ def _best_sentence(statistics: ScopeStatistics) -> str:
     possible, behind = ([_scored(row) for row in ordered if row["best"] is best] for best in (True, False))
     middle = 10.0**size
     sentences = [
-        f"At about {class_text(middle)} trained values ({class_text(middle / 10**0.25)} to "
-        f"{class_text(middle * 10**0.25)}) the best mean of {counted(len(members), 'method')} on "
+        # The limits are exact: rounded, they would seem to include settings that are just outside.
+        f"At about {class_text(middle)} trained values ({math.ceil(middle / 10**0.25):,} to "
+        f"{math.floor(middle * 10**0.25):,}) the best mean of {counted(len(members), 'method')} on "
         f"{main_name(statistics.scope)} is that of {_setting(top)}, {percent(top['mean'])} "
         f"{score_interval_text(top['low'], top['high'])}.",
         f"Others that may be the best: {_listed(possible)}." if possible else "No other one may be the best.",
