@@ -1,4 +1,4 @@
-"""CUDA graphs of whole training steps, for packs so small that launching kernels takes longer than running them.
+"""CUDA graphs of whole training steps, for packs so small that launching kernels may take longer than running them.
 
 A step of a given batch shape is recorded the second time that it comes, and replayed from then on: the batch and its
 dropout masks are copied to the memory that the graph reads. Batches of rare shapes are padded to the next larger
@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_bench.engine.device_memory import has_room_for_graphs
 from lora_bench.engine.encoder.windows import Batch, Form
 from lora_bench.engine.masks import Masks
 from lora_bench.engine.shortage import is_shortage
 
 MIN_STEPS = 50  # from so many steps on, recording a shape takes less time than it saves (chosen)
 # Graphs are recorded for packs with at most this product of slots, cells and linear weights in a step. 85e6 are the
-# linear weights of a base-sized encoder (12 layers of 768); the other factor, slots × cells, is chosen.
-MAX_WORK = 2**15 * 85e6
+# linear weights of a base-sized encoder (12 layers of 768). The other factor, slots × cells, is chosen: a step of that
+# size takes some 75 ms of an H100, and to launch its kernels takes 70 ms where many methods share a slow processor.
+MAX_WORK = 2**16 * 85e6
 
 DeviceStep = Callable[[Batch, Masks], Tensor]
 
@@ -112,7 +114,7 @@ class StepGraphs:
         """
         form = batch.shape
         # The first step of a shape is not recorded: it compiles kernels and allocates workspaces.
-        if form in self.forms and form in self._seen:
+        if form in self.forms and form in self._seen and self._has_room(batch.slots.device):
             try:
                 if form not in self._recorded:
                     self._recorded[form] = self._record(batch, device_step, masks_for(form))
@@ -126,6 +128,12 @@ class StepGraphs:
         masks = masks_for(form)
         draw_masks(masks)
         return device_step(batch, masks)
+
+    def _has_room(self, device: torch.device) -> bool:
+        """Whether there is memory for graphs; asked once, since all graphs share what the first one takes."""
+        if not self._recorded and not has_room_for_graphs(device):
+            self.forms = []
+        return bool(self.forms)
 
     def _record(self, batch: Batch, device_step: DeviceStep, masks: Masks) -> RecordedStep:
         """Record a step over copies of the batch's tensors. Nothing is computed until the graph is replayed."""

@@ -7,27 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lora_bench.cell import Cell
+from lora_bench.engine.device_memory import forget_peak, free_bytes
 from lora_bench.engine.trainer import Trainer
 
 SAMPLES = (2, 6)  # cells of the two packs that are measured (chosen)
 SHARE = 0.85  # of the free memory (chosen): the allocator cannot use every byte
-
-
-def free_bytes(device: torch.device) -> int:
-    """What a new pack may use: the device's free memory, and what the allocator has reserved but does not use."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + unused
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """The most memory that tensors have taken since the last `forget_peak`; None on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def forget_peak(device: torch.device) -> None:
-    """Start to measure the peak anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def cells_that_fit(cells: Sequence[Cell], make: Callable[[Sequence[Cell]], Trainer], device: torch.device) -> int:

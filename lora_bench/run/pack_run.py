@@ -9,8 +9,8 @@ from lora_bench.callbacks import Callback
 from lora_bench.cell import Cell
 from lora_bench.engine import posterior
 from lora_bench.engine.adapters.pack import Pack, State
+from lora_bench.engine.device_memory import peak_bytes
 from lora_bench.engine.encoder.backbone import Backbone
-from lora_bench.engine.memory import peak_bytes
 from lora_bench.engine.trainer import Trainer
 from lora_bench.records.schema import Timing
 from lora_bench.run import checkpointing, recording

@@ -11,9 +11,10 @@ from lora_bench import methods, provenance, tasks
 from lora_bench.cell import Cell
 from lora_bench.engine import posterior
 from lora_bench.engine.adapters import saved
+from lora_bench.engine.device_memory import forget_peak, free_bytes
 from lora_bench.engine.encoder import head_forms
 from lora_bench.engine.encoder.targets import resolve
-from lora_bench.engine.memory import SAMPLES, cells_that_fit, forget_peak, free_bytes
+from lora_bench.engine.memory import SAMPLES, cells_that_fit
 from lora_bench.engine.shortage import is_memory
 from lora_bench.records.schema import DataInfo, Timing
 from lora_bench.run import checkpointing, environment, recording

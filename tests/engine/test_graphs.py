@@ -18,6 +18,20 @@ from lora_bench.testing import QuietView, TinyBench, make_tokens
 from tests.engine.engine_factory import backbone, table
 
 COPIES = RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
+HELD, STEP = 70, 1000  # bytes
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with memory for graphs."""
+    fill(10 * STEP, monkeypatch)
+
+
+def fill(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave so much memory free on a GPU that holds `HELD` between steps, and `STEP` more in one."""
+    readings = {"mem_get_info": (free, 0), "memory_reserved": HELD, "memory_allocated": HELD}
+    for name, value in {**readings, "max_memory_allocated": HELD + STEP}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
 
 
 def steps(code_is_ours: bool, error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str | None]:
@@ -68,3 +82,13 @@ def test_a_fault_of_ours_and_a_shortage_are_errors(
 ) -> None:
     with pytest.raises(RuntimeError, match=str(error)):
         steps(code_is_ours, error, monkeypatch)
+
+
+@pytest.mark.parametrize(("free", "records"), [(2 * STEP, True), (2 * STEP - 1, False)])
+def test_steps_are_recorded_only_where_a_second_one_fits(
+    free: int, records: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else recording would run out of memory, and a pack that fits would be halved."""
+    fill(free, monkeypatch)
+    outcome = steps(False, COPIES, monkeypatch)
+    assert outcome == (3, str(COPIES) if records else None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lora_bench.cell import Cell
-from lora_bench.engine import memory
+from lora_bench.engine import device_memory, memory
 from lora_bench.engine.trainer import Trainer
 from lora_bench.testing import make_cell
 from tests.engine.engine_factory import CPU, backbone, trainer
@@ -54,8 +54,8 @@ def test_a_probe_trains_nothing() -> None:
 
 
 def test_a_processor_has_no_peak() -> None:
-    memory.forget_peak(CPU)
-    assert memory.peak_bytes(CPU) is None
+    device_memory.forget_peak(CPU)
+    assert device_memory.peak_bytes(CPU) is None
 
 
 def test_what_a_done_pack_took_is_free_at_once() -> None:
