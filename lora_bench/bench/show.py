@@ -20,7 +20,9 @@ from lora_bench.records.files import write_atomically
 
 NONE = "–"
 UNEVEN_SPREAD = 0.2
-TERMINAL_HEADS = ("variant", "mix", "cells", "rate", "×trainer", "×loop", "×proc.", "peak", "GiB")
+# What repeats from call to call stands first: the share of the card's peak, and the ratio to several processes.
+SHOWN_PEERS = ("processes", "trainer", "loop")
+TERMINAL_HEADS = ("variant", "mix", "cells", "rate", "peak", "×proc.", "×trainer", "×loop", "GiB")
 MARKDOWN_HEADS = (
     "task",
     "targets",
@@ -29,12 +31,12 @@ MARKDOWN_HEADS = (
     "cells",
     "steps·cells/s",
     "spread",
+    "of peak",
+    "× processes",
     "× trainer",
     "× loop",
-    "× processes",
     "tokens/s",
     "TFLOP/s",
-    "of peak",
     "memory GiB",
     "set-up s",
 )
@@ -151,8 +153,8 @@ def _table(title: str, rows: Sequence[BenchRow]) -> Table:
 
 
 def _terminal_fields(row: BenchRow) -> list[str]:
-    ratios = map(_three_digits, row.ratios().values())
-    return [row.variant, row.mix, _cells(row), _rate(row), *ratios, _utilisation(row), _memory(row)]
+    ratios = [_three_digits(row.ratios()[peer]) for peer in SHOWN_PEERS]
+    return [row.variant, row.mix, _cells(row), _rate(row), _utilisation(row), *ratios, _memory(row)]
 
 
 def _markdown_fields(row: BenchRow) -> list[str]:
@@ -164,10 +166,10 @@ def _markdown_fields(row: BenchRow) -> list[str]:
         _cells(row),
         _rate(row),
         _percent(row.spread),
-        *(_ratio_and_range(ratio, row.ratio_ranges.get(peer)) for peer, ratio in row.ratios().items()),
+        _utilisation(row),
+        *(_ratio_and_range(row.ratios()[peer], row.ratio_ranges.get(peer)) for peer in SHOWN_PEERS),
         _number(row.tokens_per_second, ",.0f"),
         _number(row.tflops, ".3g"),
-        _utilisation(row),
         _memory(row),
         _number(row.setup_seconds, ".1f"),
     ]

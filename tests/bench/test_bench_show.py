@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -56,6 +57,22 @@ def test_the_page_has_a_line_for_each_row_and_a_cell_for_each_column() -> None:
     lines = [line for line in show.markdown_page(large()).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(large().rows)
     assert {line.count("|") for line in lines} == {len(show.MARKDOWN_HEADS) + 1}
+
+
+def test_each_ratio_stands_below_the_name_of_its_peer() -> None:
+    """A row with another value in every column, as a page's line and as a line of the terminal's table."""
+    packed = replace(
+        row("packed", 100.0), utilisation=0.25, ratio_to_trainer=11.0, ratio_to_loop=22.0, ratio_to_processes=33.0
+    )
+    expected = {"of peak": "25.0%", "× processes": "33.0", "× trainer": "11.0", "× loop": "22.0"}
+    (line,) = (line for line in show.markdown_page(report(packed)).splitlines() if "packed" in line)
+    fields = dict(zip(show.MARKDOWN_HEADS, line.strip("| ").split(" | "), strict=True))
+    assert {name: fields[name] for name in expected} == expected
+    lines = [line.split() for line in shown(report(packed)).splitlines()]
+    heads, values = (next(line for line in lines if line[:1] == [first]) for first in ("variant", "packed"))
+    expected = {"peak": "25.0%", "×proc.": "33.0", "×trainer": "11.0", "×loop": "22.0"}
+    fields = dict(zip(heads, values, strict=True))
+    assert {name: fields[name] for name in expected} == expected
 
 
 def test_the_files(tmp_path: Path) -> None:
