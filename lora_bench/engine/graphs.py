@@ -25,8 +25,8 @@ from lora_bench.engine.shortage import is_shortage
 
 MIN_STEPS = 50  # from so many steps on, recording a shape takes less time than it saves (chosen)
 # Graphs are recorded for packs with at most this product of slots, cells and linear weights in a step. 85e6 are the
-# linear weights of a base-sized encoder (12 layers of 768). The other factor, slots × cells, is chosen: a step of that
-# size takes some 75 ms of an H100, and to launch its kernels takes 70 ms where many methods share a slow processor.
+# linear weights of a base-sized encoder (12 layers of 768). The other factor, slots × cells, is chosen: with 57,000 of
+# them and four methods a step took 71 ms on an H100, and a slow processor 69 ms to launch its kernels.
 MAX_WORK = 2**16 * 85e6
 
 DeviceStep = Callable[[Batch, Masks], Tensor]
@@ -130,7 +130,7 @@ class StepGraphs:
         return device_step(batch, masks)
 
     def _has_room(self, device: torch.device) -> bool:
-        """Whether there is memory for graphs; asked once, since all graphs share what the first one takes."""
+        """Whether there is memory for graphs. The first one decides: all others share what it takes."""
         if not self._recorded and not has_room_for_graphs(device):
             self.forms = []
         return bool(self.forms)
